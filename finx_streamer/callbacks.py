@@ -1,0 +1,132 @@
+"""The user's callbacks: who is registered for what, and how one is called."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import attrs
+
+from .errors import CallbackError, ConfigurationError, FinxStreamerError
+from .messages import Notice, Tick
+from .session import State
+from .stats import Counters
+
+logger = logging.getLogger("finx_streamer")
+
+Callback = Callable[..., Any]
+EVENTS = ("tick", "error", "notice", "state")
+
+
+@attrs.frozen
+class Event:
+    """What travels beside the ticks: an error, a notice, or a change of state (`symbol` names whose)."""
+
+    payload: FinxStreamerError | Notice | State
+    symbol: str | None = None
+
+
+@attrs.frozen
+class _Registered:
+    callback: Callback
+    pair: str | None
+
+
+class Callbacks:
+    """A registry that may be changed from any thread while another one calls what is in it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._by_event: dict[str, tuple[_Registered, ...]] = dict.fromkeys(EVENTS, ())
+        self._by_pair: dict[str, tuple[Callback, ...]] = {}
+
+    def add(self, event: str, callback: Callback, pair: str | None = None) -> None:
+        """Raises `ConfigurationError` for what can't be called."""
+        if not callable(callback):
+            raise ConfigurationError(f"on_{event}: {type(callback).__name__} is not callable; expected a function")
+        with self._lock:
+            self._by_event[event] = (*self._by_event[event], _Registered(callback, pair))
+            self._by_pair = {}
+
+    def remove(self, callback: Callback) -> None:
+        """Undo every registration of it. Raises `ConfigurationError` where there is none."""
+        with self._lock:
+            # By equality and not identity: a bound method is a new object at each access.
+            kept = {event: tuple(r for r in rs if r.callback != callback) for event, rs in self._by_event.items()}
+            if kept == self._by_event:
+                raise ConfigurationError(f"remove_callback: {callback!r} is not registered")
+            self._by_event = kept
+            self._by_pair = {}
+
+    def of(self, event: str) -> tuple[Callback, ...]:
+        return tuple(registered.callback for registered in self._by_event[event])
+
+    def for_tick(self, pair: str) -> tuple[Callback, ...]:
+        """The tick callbacks for a pair, in order of registration."""
+        cache = self._by_pair
+        found = cache.get(pair)
+        if found is None:
+            found = cache[pair] = tuple(r.callback for r in self._by_event["tick"] if r.pair in (None, pair))
+        return found
+
+
+class Caller:
+    """Calls callbacks one at a time, and turns what they raise into errors. Owned by the callback side."""
+
+    def __init__(self, callbacks: Callbacks, counters: Mapping[str, Counters]) -> None:
+        #: Set from any thread: from then on no call begins.
+        self.abandoned = False
+        self._callbacks = callbacks
+        self._counters = counters
+
+    def tick(self, tick: Tick) -> None:
+        for callback in self._callbacks.for_tick(tick["pair"]):
+            if self.abandoned:
+                return
+            try:
+                callback(tick)
+            except Exception as cause:
+                self._failed(callback, tick, cause, tick["pair"])
+
+    def event(self, event: Event) -> None:
+        payload = event.payload
+        if isinstance(payload, FinxStreamerError):
+            self.error(payload)
+        elif isinstance(payload, Notice):
+            self._call_all("notice", payload.symbol, payload)
+        else:
+            self._call_all("state", event.symbol, event.symbol, payload)
+
+    def error(self, error: FinxStreamerError) -> None:
+        """Hand an error to `on_error`; to the log where nobody is registered."""
+        callbacks = self._callbacks.of("error")
+        if not callbacks:
+            # The traceback is of the user's own callback: it shows him where to look.
+            logger.error("%s", error, exc_info=error.__cause__ if isinstance(error, CallbackError) else None)
+        for callback in callbacks:
+            if self.abandoned:
+                return
+            try:
+                callback(error)
+            except Exception:
+                # Not handed to on_error again: that would go round for ever.
+                logger.exception("on_error callback %r raised while it handled: %s", callback, error)
+
+    def _call_all(self, event: str, symbol: str | None, *arguments: object) -> None:
+        for callback in self._callbacks.of(event):
+            if self.abandoned:
+                return
+            try:
+                callback(*arguments)
+            except Exception as cause:
+                self._failed(callback, arguments[-1], cause, symbol)
+
+    def _failed(self, callback: Callback, argument: object, cause: Exception, symbol: str | None) -> None:
+        counters = self._counters.get(symbol or "")
+        if counters:
+            counters.callback_errors += 1
+        error = CallbackError(callback, argument, symbol=symbol)
+        error.__cause__ = cause
+        self.error(error)

@@ -1,0 +1,293 @@
+"""From the network side to the user's callbacks: through a bounded queue and a thread of its own, or inline.
+
+The network thread calls `room`, `put_ticks`, `put_event` and, once, `finish`. Where `room` was 0 it stops reading,
+says so with `want_room`, and is called back (`on_room`) when it is worth going on.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from .callbacks import Caller, Event
+from .errors import SlowConsumer, TicksDropped
+from .iteration import Iterations
+from .messages import Tick
+from .queues import TickQueue
+from .stats import Counters
+
+#: A queue is nearly full above this share, and has recovered below that one.
+HIGH, LOW = 0.8, 0.25
+#: Reading goes on when the queue has fallen to this share.
+RESUME = 0.5
+#: Seconds over which a queue that does not recover counts as one that stays nearly full.
+SLOW_AFTER = 1.0
+#: Seconds between two reports of dropped ticks of one pair.
+DROP_REPORT_INTERVAL = 1.0
+
+#: Called when the last callback has returned, with what a callback raised to end everything, if one did.
+OnEnd = Callable[[BaseException | None], None]
+
+
+class Outlet(Protocol):
+    """The callback side, as the network side and the listener see it."""
+
+    @property
+    def peak(self) -> int: ...
+
+    def start(self) -> None: ...
+
+    def room(self) -> int:
+        """How many ticks may be put; 0: stop reading."""
+
+    def want_room(self) -> None:
+        """Call back when there is room again."""
+
+    def put_ticks(self, ticks: list[Tick]) -> None:
+        """Ticks of one stream, in order."""
+
+    def put_event(self, event: Event) -> None: ...
+
+    def finish(self) -> None:
+        """Nothing more will be put."""
+
+    def abandon(self) -> None:
+        """Begin no further call. From any thread."""
+
+    def depth(self) -> int: ...
+
+    def depth_of(self, pair: str) -> int: ...
+
+    def runs_here(self) -> bool:
+        """Whether the calling thread is the one that runs callbacks."""
+
+
+class InlineOutlet:
+    """Callbacks run on the network thread. Only a `for tick in listener` may make it wait for room."""
+
+    peak = 0
+
+    def __init__(self, caller: Caller, iterations: Iterations, on_end: OnEnd) -> None:
+        self._caller = caller
+        self._on_end = on_end
+        self._thread: int | None = None
+        self.room = iterations.room
+        self.want_room = iterations.want_room
+
+    def start(self) -> None:
+        """There is no thread to start."""
+
+    def put_ticks(self, ticks: list[Tick]) -> None:
+        self._thread = threading.get_ident()
+        call = self._caller.tick
+        for tick in ticks:
+            call(tick)
+
+    def put_event(self, event: Event) -> None:
+        self._thread = threading.get_ident()
+        self._caller.event(event)
+
+    def finish(self) -> None:
+        self._on_end(None)
+
+    def abandon(self) -> None:
+        self._caller.abandoned = True
+
+    def depth(self) -> int:
+        return 0
+
+    def depth_of(self, pair: str) -> int:
+        return 0
+
+    def runs_here(self) -> bool:
+        return threading.get_ident() == self._thread
+
+
+class ThreadOutlet:
+    """Callbacks run on a thread of their own, which sleeps while the queue is empty."""
+
+    def __init__(
+        self,
+        caller: Caller,
+        queue: TickQueue,
+        size: int,
+        counters: Mapping[str, Counters],
+        on_room: Callable[[], None],
+        on_end: OnEnd,
+        name: str,
+    ) -> None:
+        self.peak = 0
+        self.room = queue.room
+        self.depth = queue.depth
+        self.depth_of = queue.depth_of
+        self._caller = caller
+        self._queue = queue
+        self._size = size
+        self._counters = counters
+        self._on_room = on_room
+        self._on_end = on_end
+        self._wake = threading.Event()
+        self._finished = False
+        #: How many entries were ever put.
+        self._put = 0
+        # Something besides the queue needs a look: one flag, so that a tick pays for one check.
+        self._aside = False
+        self._room_wanted = False
+        self._dropped = _Dropped()
+        self._slow = _SlowWatch(size)
+        self._urgent: deque[Event] = deque()
+        self._thread = threading.Thread(target=self._main, name=name, daemon=True)
+
+    # The network side's calls.
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def want_room(self) -> None:
+        self._room_wanted = self._aside = True
+        self._wake.set()
+
+    def put_ticks(self, ticks: list[Tick]) -> None:
+        dropped = self._queue.put_ticks(ticks)
+        if dropped:
+            for pair, count in dropped.items():
+                if counters := self._counters.get(pair):
+                    counters.dropped += count
+            self._dropped.add(dropped)
+            self._aside = True
+        self._put += len(ticks)
+        depth = self._queue.depth()
+        self.peak = max(self.peak, depth)
+        if counters := self._counters.get(ticks[0]["pair"]):
+            counters.count_waiting(len(ticks), self._put, self._put - depth)
+        if self._slow.is_told(depth, time.monotonic()):
+            self._urgent.append(Event(SlowConsumer(depth, self._size)))
+            self._aside = True
+        if not self._wake.is_set():
+            self._wake.set()
+
+    def put_event(self, event: Event) -> None:
+        if not self._caller.abandoned:
+            self._put += 1
+            self._queue.put_event(event)
+            self._wake.set()
+
+    def finish(self) -> None:
+        self._finished = True
+        self._wake.set()
+
+    def abandon(self) -> None:
+        self._caller.abandoned = True
+        self._wake.set()
+
+    def runs_here(self) -> bool:
+        return threading.current_thread() is self._thread
+
+    # The callback thread.
+
+    def _main(self) -> None:
+        crash: BaseException | None = None
+        try:
+            self._deliver()
+        except BaseException as error:
+            # SystemExit, KeyboardInterrupt: the callback wants everything to end. join() raises it.
+            crash = error
+            self._caller.abandoned = True
+        self._queue.clear()
+        self._on_end(crash)
+
+    def _deliver(self) -> None:
+        take, caller, wake = self._queue.take, self._caller, self._wake
+        while not caller.abandoned:
+            if self._aside:
+                self._look_aside()
+            entry = take()
+            if entry is None:
+                wake.clear()
+                entry = take()  # what was put before the clear set no wake
+                if entry is None and not self._aside:
+                    if self._finished and not self._queue.depth():
+                        self._report_dropped(everything=True)
+                        return
+                    wake.wait(self._dropped.due_in(time.monotonic()))
+                    self._aside = self._aside or bool(self._dropped)
+            if entry is None:
+                continue
+            if type(entry) is dict:
+                caller.tick(entry)
+            else:
+                caller.event(entry)  # type: ignore[arg-type]
+
+    def _look_aside(self) -> None:
+        self._aside = False
+        while self._urgent:
+            self._caller.event(self._urgent.popleft())
+        self._report_dropped()
+        if self._room_wanted:
+            if self._queue.depth() <= self._size * RESUME:
+                self._room_wanted = False
+                self._on_room()
+            else:
+                self._aside = True
+        if self._dropped and self._queue.depth():
+            self._aside = True
+
+    def _report_dropped(self, everything: bool = False) -> None:
+        for pair, count in self._dropped.due(time.monotonic(), everything):
+            self._caller.error(TicksDropped(count, symbol=pair))
+
+
+class _Dropped:
+    """How many ticks of each pair were dropped since it was last reported, and when the next report is due."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: dict[str, int] = {}
+        self._reported: dict[str, float] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._counts)
+
+    def add(self, dropped: Mapping[str, int]) -> None:
+        with self._lock:
+            for pair, count in dropped.items():
+                self._counts[pair] = self._counts.get(pair, 0) + count
+
+    def due(self, now: float, everything: bool) -> list[tuple[str, int]]:
+        if not self._counts:
+            return []
+        with self._lock:
+            ripe = [pair for pair in self._counts if everything or now >= self._due_at(pair)]
+            self._reported.update(dict.fromkeys(ripe, now))
+            return [(pair, self._counts.pop(pair)) for pair in ripe]
+
+    def due_in(self, now: float) -> float | None:
+        """Seconds until the next report; None while there is nothing to report."""
+        with self._lock:
+            return max(0.0, min(map(self._due_at, self._counts)) - now) if self._counts else None
+
+    def _due_at(self, pair: str) -> float:
+        return self._reported.get(pair, -DROP_REPORT_INTERVAL) + DROP_REPORT_INTERVAL
+
+
+class _SlowWatch:
+    """Tells once when a queue stays nearly full, and again only after it had recovered."""
+
+    def __init__(self, size: int) -> None:
+        self._high, self._low = size * HIGH, size * LOW
+        self._since: float | None = None
+        self._told = False
+
+    def is_told(self, depth: int, now: float) -> bool:
+        if depth <= self._low:
+            self._since, self._told = None, False
+        elif self._since is None:
+            if depth > self._high:
+                self._since = now
+        elif not self._told and now - self._since >= SLOW_AFTER:
+            self._told = True
+            return True
+        return False

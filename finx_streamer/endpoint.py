@@ -1,0 +1,128 @@
+"""Where the server is. `Endpoint` is the only place that ever joins a key into a URL."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import ClassVar
+from urllib.parse import SplitResult, quote, urlsplit
+
+import attrs
+
+from .errors import ConfigurationError
+from .keys import Secret, redact
+from .symbols import Option, Symbol
+
+__all__ = ["Endpoint", "redact"]
+
+_DEFAULT_PORTS = {"ws": 80, "wss": 443}
+
+
+@attrs.frozen
+class Endpoint:
+    """A server's base URL and the path prefix of its streams.
+
+    `url` is `wss://host[:port][/path]` (or `ws://`). `prefix` is `streaming` (source: S); the vendor's later name is
+    `streamer` (source: D). Raises `ConfigurationError` for a URL that can't be one.
+    """
+
+    PRODUCTION: ClassVar[Endpoint]
+    BETA: ClassVar[Endpoint]
+
+    url: str = attrs.field()
+    prefix: str = "streaming"
+
+    def __attrs_post_init__(self) -> None:
+        _check_prefix(self.prefix)
+        object.__setattr__(self, "url", _normalised(self.url))
+
+    @classmethod
+    def of(cls, given: object) -> Endpoint:
+        """An endpoint from what a user gives: "production", "beta", a base URL, or an `Endpoint`."""
+        if isinstance(given, Endpoint):
+            return given
+        if not isinstance(given, str):
+            raise ConfigurationError(f"endpoint: expected a str or an Endpoint, not {type(given).__name__}")
+        named = {"production": cls.PRODUCTION, "beta": cls.BETA}.get(given)
+        if named is None and "://" not in given:
+            raise ConfigurationError(
+                f"endpoint: {redact(given)!r} is unknown; expected 'production', 'beta' or a URL such as 'wss://ws.finx.io/'"
+            )
+        return named or cls(given)
+
+    @property
+    def secure(self) -> bool:
+        return self.url.startswith("wss:")
+
+    @property
+    def host(self) -> str:
+        return urlsplit(self.url).hostname or ""
+
+    @property
+    def port(self) -> int:
+        parts = urlsplit(self.url)
+        return parts.port or _DEFAULT_PORTS[parts.scheme]
+
+    @property
+    def is_loopback(self) -> bool:
+        host = self.host
+        if host == "localhost" or host.endswith(".localhost"):
+            return True
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return False
+
+    def check_secrecy(self, allow_insecure: bool) -> None:
+        """Refuse to send the key in clear over a network (source: O). Raises `ConfigurationError`."""
+        if not (self.secure or self.is_loopback or allow_insecure):
+            raise ConfigurationError(
+                f"endpoint: {self.url!r} would send the API key in clear text; use wss://, or pass "
+                "allow_insecure=True if every hop to that host is yours"
+            )
+
+    def stream_url(self, symbol: Symbol, key: Secret) -> str:
+        """The URL of a stream (source: S). It holds the key: it goes to the transport, and nowhere else."""
+        kind = f"{self.prefix}/greeks" if isinstance(symbol, Option) else self.prefix
+        return f"{self.url}{kind}/{quote(key.reveal(), safe='')}/{symbol}"
+
+
+def _normalised(url: str) -> str:
+    if not isinstance(url, str):
+        raise ConfigurationError(f"endpoint: expected a URL as str, not {type(url).__name__}")
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 (raises for a port that is none)
+    except ValueError as cause:
+        raise ConfigurationError(f"endpoint: {redact(url)!r} is not a URL: {cause}") from None
+    _check_parts(parts, url)
+    netloc = parts.netloc.lower()
+    path = parts.path.rstrip("/")
+    return f"{parts.scheme}://{netloc}{path}/"
+
+
+def _check_parts(parts: SplitResult, url: str) -> None:
+    if parts.username is not None or parts.password is not None:
+        # The value is not shown: it holds a password.
+        raise ConfigurationError("endpoint: a URL with a user name or password in it is not supported")
+    if parts.scheme not in _DEFAULT_PORTS:
+        hint = {"http": "; use ws://", "https": "; use wss://"}.get(parts.scheme, "")
+        raise ConfigurationError(f"endpoint: {redact(url)!r} has scheme {parts.scheme!r}; expected wss or ws{hint}")
+    if not parts.hostname:
+        raise ConfigurationError(f"endpoint: {redact(url)!r} names no host")
+    if parts.query or parts.fragment:
+        raise ConfigurationError(
+            f"endpoint: {parts.scheme}://{parts.netloc} has a query or fragment; expected a base URL"
+        )
+    if not url.isascii() or any(c.isspace() or ord(c) < 0x20 for c in url):
+        raise ConfigurationError(f"endpoint: {redact(url)!r} has white space, control or non-ASCII characters")
+
+
+def _check_prefix(prefix: object) -> None:
+    if not isinstance(prefix, str) or not prefix.replace("-", "").replace("_", "").isalnum():
+        raise ConfigurationError(
+            f"endpoint: prefix {prefix!r} is not one path segment such as 'streaming' or 'streamer'"
+        )
+
+
+Endpoint.PRODUCTION = Endpoint("wss://ws.finx.io/")
+Endpoint.BETA = Endpoint("wss://beta.finx.io/")

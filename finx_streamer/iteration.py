@@ -1,0 +1,107 @@
+"""`for tick in listener`: ticks handed from the callback side to the thread that iterates, in bounded memory."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from .messages import Tick
+from .queues import NO_BOUND
+
+
+class TickBuffer:
+    """One iteration's ticks. It is a tick callback; with `wait` it makes the caller wait while it is full."""
+
+    def __init__(self, size: int, wait: bool, on_room: Callable[[], None]) -> None:
+        self.thread = threading.get_ident()
+        self._size = size
+        self._wait = wait
+        self._on_room = on_room
+        self._ticks: deque[Tick] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._ended = False
+
+    def __call__(self, tick: Tick) -> None:
+        with self._changed:
+            while self._wait and len(self._ticks) >= self._size and not self._closed:
+                self._changed.wait()
+            if not self._closed:
+                self._ticks.append(tick)
+                self._changed.notify_all()
+
+    def room(self) -> int:
+        return NO_BOUND if self._closed else max(0, self._size - len(self._ticks))
+
+    def take(self) -> Tick | None:
+        """The next tick, waiting for it; None when there will be none."""
+        with self._changed:
+            while not self._ticks and not self._closed and not self._ended:
+                self._changed.wait()
+            if self._closed or not self._ticks:
+                return None
+            tick = self._ticks.popleft()
+            self._changed.notify_all()
+        if not self._wait and len(self._ticks) == self._size // 2:
+            self._on_room()
+        return tick
+
+    def end(self) -> None:
+        """Nothing more will come: what is here is still given out."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Nobody wants more: what is here is dropped, and whoever waits is let go."""
+        with self._changed:
+            self._closed = True
+            self._ticks.clear()
+            self._changed.notify_all()
+        self._on_room()
+
+
+class Iterations:
+    """All iterations over one listener."""
+
+    def __init__(self, size: int, wait: bool, on_room: Callable[[], None]) -> None:
+        self._size = size
+        self._wait = wait
+        self._on_room = on_room
+        self._buffers: tuple[TickBuffer, ...] = ()
+        self._lock = threading.Lock()
+
+    def open(self) -> TickBuffer:
+        buffer = TickBuffer(self._size, self._wait, self._on_room)
+        with self._lock:
+            self._buffers = (*self._buffers, buffer)
+        return buffer
+
+    def close(self, buffer: TickBuffer) -> None:
+        with self._lock:
+            self._buffers = tuple(other for other in self._buffers if other is not buffer)
+        buffer.close()
+
+    def room(self) -> int:
+        """How many more ticks every iteration can take."""
+        return min((buffer.room() for buffer in self._buffers), default=NO_BOUND)
+
+    def want_room(self) -> None:
+        """An iteration that takes calls back; here only a chance that was missed meanwhile is made good."""
+        if self.room():
+            self._on_room()
+
+    def end(self) -> None:
+        for buffer in self._buffers:
+            buffer.end()
+
+    def close_all(self) -> None:
+        for buffer in self._buffers:
+            buffer.close()
+
+    def close_own(self) -> None:
+        """Close the iterations of the calling thread, which can't take while it does something else."""
+        for buffer in self._buffers:
+            if buffer.thread == threading.get_ident():
+                buffer.close()

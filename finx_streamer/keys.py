@@ -1,0 +1,151 @@
+"""The API key: asked for at every attempt, and kept out of everything that anybody might read.
+
+FinX takes the key in the URL's path, so it is bound to pass through objects that print themselves. Three things keep
+it in: `Secret` never prints it; every key that was ever asked for is remembered here, and `redact` takes it out of
+text; and a filter on the logger of `websocket-client` redacts what that library logs, its trace output included.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import threading
+from collections.abc import Callable
+from urllib.parse import quote
+
+import attrs
+
+from .errors import AuthenticationError, ConfigurationError, ConnectionFailed
+
+#: Where the key is looked for when none is given. Source: D.
+ENVIRONMENT_VARIABLE = "FINX_API_KEY"
+MASK = "***"
+
+_MISSING = f"no API key: pass api_key= or set the environment variable {ENVIRONMENT_VARIABLE}"
+_ALLOWED = re.compile(r"[!-~]+")
+_REMEMBERED = 1_024
+
+
+class Secret:
+    """A key that does not show itself: only `reveal` gives it away."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._value == other._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+    def __repr__(self) -> str:
+        return f"Secret({MASK})"
+
+
+@attrs.frozen
+class KeySource:
+    """Where keys come from: a str, a callable that returns one, or (None) the environment, read at every attempt."""
+
+    _given: Secret | Callable[[], str | None] | None = attrs.field(repr=False)
+
+    @classmethod
+    def of(cls, api_key: object) -> KeySource:
+        """Check what the user gave. Raises `ConfigurationError`, which never shows a key."""
+        if api_key is None or (callable(api_key) and not isinstance(api_key, type)):
+            return cls(api_key)
+        if not isinstance(api_key, str):
+            raise ConfigurationError(f"api_key: expected a str, a callable or None, not {type(api_key).__name__}")
+        if fault := _fault(api_key):
+            raise ConfigurationError(f"api_key: {fault}")
+        return cls(Secret(api_key))
+
+    @property
+    def can_change(self) -> bool:
+        """Whether asking again could give another key."""
+        return not isinstance(self._given, Secret)
+
+    def ask(self) -> Secret:
+        """The key of this moment. May block, if the user's callable does.
+
+        Raises `AuthenticationError` where there is no usable key, and `ConnectionFailed`, with the cause, where the
+        callable raised: a vault that is out of reach may be back at the next attempt.
+        """
+        if isinstance(self._given, Secret):
+            return _remember(self._given)
+        if self._given is None:
+            key: object = os.environ.get(ENVIRONMENT_VARIABLE)
+            missing = _MISSING
+        else:
+            missing = "the api_key callable returned no key"
+            try:
+                key = self._given()
+            except Exception as cause:
+                raise ConnectionFailed(f"the api_key callable raised {type(cause).__name__}") from cause
+        if not key:
+            raise AuthenticationError(missing, permanent=True)
+        if not isinstance(key, str):
+            raise AuthenticationError(f"the API key is a {type(key).__name__}, not a str", permanent=True)
+        if fault := _fault(key):
+            raise AuthenticationError(f"the API key is unusable: {fault}", permanent=True)
+        return _remember(Secret(key))
+
+
+def redact(text: str) -> str:
+    """The text without any API key that this process has used."""
+    return _registry.pattern.sub(MASK, text) if _registry.pattern else text
+
+
+class _Registry:
+    """The keys in use, newest last, and one pattern that finds them in any of their spellings."""
+
+    def __init__(self) -> None:
+        self.pattern: re.Pattern[str] | None = None
+        self._keys: dict[str, None] = {}
+        self._lock = threading.Lock()
+
+    def add(self, key: str) -> None:
+        with self._lock:
+            if key in self._keys:
+                return
+            self._keys[key] = None
+            while len(self._keys) > _REMEMBERED:
+                del self._keys[next(iter(self._keys))]
+            spellings = {spelling for key in self._keys for spelling in _spellings(key)}
+            longest_first = sorted(spellings, key=len, reverse=True)
+            self.pattern = re.compile("|".join(map(re.escape, longest_first)), re.IGNORECASE)
+        websocket_log = logging.getLogger("websocket")
+        if _redact_record not in websocket_log.filters:
+            websocket_log.addFilter(_redact_record)
+
+
+_registry = _Registry()
+
+
+def _remember(key: Secret) -> Secret:
+    _registry.add(key.reveal())
+    return key
+
+
+def _spellings(key: str) -> set[str]:
+    return {key, quote(key, safe=""), json.dumps(key)[1:-1], repr(key)[1:-1]}
+
+
+def _redact_record(record: logging.LogRecord) -> bool:
+    record.msg, record.args = redact(record.getMessage()), ()
+    return True
+
+
+def _fault(key: str) -> str | None:
+    """What is wrong with a key, without showing it."""
+    if not key:
+        return "empty; expected a key as FinX issued it, or None to read " + ENVIRONMENT_VARIABLE
+    if not _ALLOWED.fullmatch(key):
+        return "it has white space, control or non-ASCII characters; expected printable ASCII"
+    return None

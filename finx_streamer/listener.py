@@ -1,0 +1,556 @@
+"""`StreamListener`: checks what the user gives, and wires the parts together. It holds no logic of its own."""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import logging
+import math
+import os
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Any, TypeVar, overload
+
+import attrs
+
+from .callbacks import Callback, Callbacks, Caller
+from .dispatch import InlineOutlet, Outlet, ThreadOutlet
+from .endpoint import Endpoint
+from .errors import ConfigurationError, FinxStreamerError
+from .iteration import Iterations
+from .keys import KeySource
+from .messages import Decoder, Tick
+from .network import Network, Stream
+from .queues import QUEUES
+from .reconnect import ReconnectPolicy
+from .session import Session, State, Timing
+from .stats import Counters, ListenerStats, StreamStats, add_up
+from .symbols import Pair, Symbol, parse_symbol
+from .transport import Target
+
+logger = logging.getLogger("finx_streamer")
+
+_names = itertools.count(1)
+_C = TypeVar("_C", bound=Callback)
+#: How long `stop` waits where an exception is on its way out of a `with` block, e.g. after Ctrl-C.
+_HASTY = 0.5
+
+
+def _context_factory(given: ssl.SSLContext | None) -> Callable[[], ssl.SSLContext]:
+    """The user's TLS context, or one that verifies, made at its first use: loading certificates takes 20 ms."""
+    if given is not None:
+        return lambda: given
+    lock = threading.Lock()
+    made: list[ssl.SSLContext] = []
+
+    def context() -> ssl.SSLContext:
+        with lock:
+            if not made:
+                made.append(ssl.create_default_context())
+            return made[0]
+
+    return context
+
+
+class _Run:
+    """One life of a listener, from `start` to its end: the threads and what they share."""
+
+    def __init__(self, settings: _Settings, callbacks: Callbacks, symbols: Iterable[Symbol]) -> None:
+        self.pid = os.getpid()
+        self.ended = threading.Event()
+        #: What ended it, if it was not `stop`.
+        self.error: BaseException | None = None
+        #: Whether the user has been told of it: by `on_error`, or by what raised it.
+        self.error_told = False
+        self.stopping = False
+        self.streams: dict[str, Stream] = {}
+        self.counters: dict[str, Counters] = {}
+        self._settings = settings
+        self.iterations = Iterations(settings.queue_size, settings.dispatch == "thread", self._resume_reading)
+        self.outlet = self._make_outlet(Caller(callbacks, self.counters))
+        self.network = Network(self.outlet, settings.exchanges, settings.name, self._network_ended)
+        for symbol in symbols:
+            self.add(symbol)
+
+    def _make_outlet(self, caller: Caller) -> Outlet:
+        size, name = self._settings.queue_size, f"{self._settings.name}-callbacks"
+        if self._settings.dispatch == "inline":
+            return InlineOutlet(caller, self.iterations, self._callbacks_ended)
+        queue = QUEUES[self._settings.overflow](size)
+        return ThreadOutlet(caller, queue, size, self.counters, self._resume_reading, self._callbacks_ended, name)
+
+    def _resume_reading(self) -> None:
+        self.network.resume_reading()
+
+    def start(self) -> None:
+        _live.add(self)
+        self.outlet.start()
+        self.network.start()
+
+    def abandon(self) -> None:
+        """End at once: no further call begins. Waits for nothing."""
+        self.stopping = True
+        self.outlet.abandon()
+        self.iterations.close_all()
+        self.network.stop()
+
+    def add(self, symbol: Symbol) -> None:
+        settings, name = self._settings, str(symbol)
+        timing = settings.timing
+        stream = Stream(
+            name,
+            Session(name, settings.reconnect, timing, key_can_change=settings.keys.can_change),
+            Decoder(name, name if isinstance(symbol, Pair) else None, settings.parse_price),
+            Counters(),
+            Target(settings.endpoint, symbol, settings.keys, timing.connect_timeout, settings.context),
+        )
+        self.streams = {**self.streams, name: stream}
+        self.counters[name] = stream.counters
+        self.network.add(stream)
+
+    def remove(self, name: str) -> None:
+        self.streams = {other: stream for other, stream in self.streams.items() if other != name}
+        self.network.remove(name)
+
+    def stop(self, timeout: float, drain: bool) -> bool:
+        """Whether it ended in time."""
+        self.stopping = True
+        here = self.outlet.runs_here()
+        self.iterations.close_own()
+        if here or not drain:
+            self.outlet.abandon()
+            self.iterations.close_all()
+        self.network.stop()
+        if here:
+            return True
+        ended = self.ended.wait(timeout)
+        if not ended:
+            self.outlet.abandon()
+            self.iterations.close_all()
+            logger.warning("stop: a callback still runs after %g s; no further one will be called", timeout)
+        return ended
+
+    @property
+    def state(self) -> State:
+        if self.error is not None:
+            return State.FAILED
+        if self.stopping or self.ended.is_set():
+            return State.STOPPED
+        states = {stream.session.state for stream in self.streams.values()}
+        for state in (State.FAILED, State.RECONNECTING, State.CONNECTING, State.IDLE):
+            if state in states:
+                return State.CONNECTING if state is State.IDLE else state
+        return State.STREAMING if states else State.IDLE
+
+    def stats(self) -> ListenerStats:
+        streams = {name: self._stream_stats(stream) for name, stream in self.streams.items()}
+        return add_up(self.state, streams, self.outlet.depth(), self.outlet.peak)
+
+    def _stream_stats(self, stream: Stream) -> StreamStats:
+        session = stream.session
+        return stream.counters.snapshot(session.state, session.reconnects, self.outlet.depth_of(stream.symbol))
+
+    def _network_ended(self, outcome: BaseException | None) -> None:
+        if outcome is not None and self.error is None:
+            self.error = outcome
+            if not isinstance(outcome, FinxStreamerError):
+                logger.error("the network side ended with %s", type(outcome).__name__, exc_info=outcome)
+        self.outlet.finish()
+
+    def _callbacks_ended(self, crash: BaseException | None) -> None:
+        if crash is not None and self.error is None:
+            self.error = crash
+        self.network.stop()
+        self.network.join(1.0)
+        self.iterations.end()
+        _live.discard(self)
+        self.ended.set()
+
+
+@attrs.frozen
+class _Settings:
+    """What the constructor was given, checked."""
+
+    keys: KeySource = attrs.field(repr=False)
+    endpoint: Endpoint
+    exchanges: frozenset[str] | None
+    parse_price: Callable[[str], Any]
+    dispatch: str
+    queue_size: int
+    overflow: str
+    reconnect: ReconnectPolicy | None
+    timing: Timing
+    context: Callable[[], ssl.SSLContext] = attrs.field(repr=False)
+    name: str
+
+
+class StreamListener:
+    """Live ticks of one or more pairs, handed to your callbacks.
+
+        listener = StreamListener("BTC:USDC", on_tick=print)
+        listener.start()
+        listener.join()
+
+    `symbols` are pairs such as "BTC:USDC". Arguments that are wrong raise `ConfigurationError` at once.
+
+    - `api_key`: a str; a callable that returns one and is asked at every connection attempt; or None for the
+      environment variable FINX_API_KEY, read at every attempt. Keys rotate every 24 hours (D).
+    - `endpoint`: "production", "beta", a base URL, or an `Endpoint`. `ws://` beyond loopback needs `allow_insecure`.
+    - `on_tick(tick)`, `on_error(error)`, `on_notice(notice)`, `on_state(symbol, state)`: callbacks, called one at a
+      time, in order. See `Tick`, `errors`, `Notice`, `State`. With no `on_error`, errors go to the log.
+    - `exchanges`: keep only these exchanges' ticks (the server can't filter, S).
+    - `parse_price`: makes the price out of the wire's decimal string: `float`, `decimal.Decimal`, `str`, your own.
+    - `dispatch`: "thread" runs callbacks on a thread of their own, "inline" on the network thread: less latency, for
+      callbacks that are known to be quick.
+    - `queue_size`, `overflow`: how many ticks may wait for callbacks, and what happens beyond: "block" stops reading
+      until there is room, "drop_oldest" and "latest" (one tick a pair) drop, and say so (`TicksDropped`).
+    - `reconnect`: a `ReconnectPolicy`; None for one connection and no retry.
+    - `connect_timeout`: seconds for one attempt, all in all. `ping_interval` (None: no pings) and `ping_timeout`:
+      seconds within which a dead connection is found. `stale_after`: seconds without a message after which a
+      `StaleStream` is reported. `keep_alive`: seconds between FinX's keepAlive messages (D: 270 keeps a stream open).
+    - `ssl_context`: instead of the default one, which verifies certificates.
+    - `name`: of the threads, and in `repr`.
+    """
+
+    def __init__(
+        self,
+        *symbols: str | Symbol,
+        api_key: str | Callable[[], str | None] | None = None,
+        endpoint: str | Endpoint = "production",
+        on_tick: Callback | None = None,
+        on_error: Callback | None = None,
+        on_notice: Callback | None = None,
+        on_state: Callback | None = None,
+        exchanges: Iterable[str] | None = None,
+        parse_price: Callable[[str], Any] = float,
+        dispatch: str = "thread",
+        queue_size: int = 65_536,
+        overflow: str = "block",
+        reconnect: ReconnectPolicy | None = ReconnectPolicy(),  # noqa: B008 (frozen)
+        connect_timeout: float = 10.0,
+        ping_interval: float | None = 20.0,
+        ping_timeout: float = 10.0,
+        stale_after: float | None = None,
+        keep_alive: float | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        allow_insecure: bool = False,
+        name: str | None = None,
+        **not_yet: Any,
+    ) -> None:
+        _refuse_unknown(not_yet)
+        self._symbols = {str(symbol): symbol for symbol in map(parse_symbol, symbols)}
+        where = Endpoint.of(endpoint)
+        where.check_secrecy(allow_insecure)
+        timing = Timing(
+            _seconds("connect_timeout", connect_timeout),
+            _seconds_or_none("ping_interval", ping_interval),
+            _seconds("ping_timeout", ping_timeout),
+            _seconds_or_none("stale_after", stale_after),
+            _seconds_or_none("keep_alive", keep_alive),
+        )
+        self._settings = _Settings(
+            keys=KeySource.of(api_key),
+            endpoint=where,
+            exchanges=_checked_exchanges(exchanges),
+            parse_price=_instance("parse_price", parse_price, "a callable such as float or decimal.Decimal", callable),
+            dispatch=_one_of("dispatch", dispatch, ("thread", "inline")),
+            queue_size=_positive_int("queue_size", queue_size),
+            overflow=_one_of("overflow", overflow, tuple(QUEUES)),
+            reconnect=_instance("reconnect", reconnect, "a ReconnectPolicy or None", _is_policy),
+            timing=timing,
+            context=_context_factory(_instance("ssl_context", ssl_context, "an ssl.SSLContext or None", _is_context)),
+            name=_instance("name", name, "a str or None", _is_name) or f"finx-streamer-{next(_names)}",
+        )
+        self._callbacks = Callbacks()
+        self._lock = threading.RLock()
+        self._run: _Run | None = None
+        given = {"tick": on_tick, "error": on_error, "notice": on_notice, "state": on_state}
+        for event, callback in given.items():
+            if callback is not None:
+                self._callbacks.add(event, callback)
+
+    # Callbacks.
+
+    @overload
+    def on_tick(self, callback: _C, /, *, pair: str | Pair | None = None) -> _C: ...
+    @overload
+    def on_tick(self, callback: None = None, /, *, pair: str | Pair) -> Callable[[_C], _C]: ...
+    def on_tick(self, callback: Any = None, /, *, pair: str | Pair | None = None) -> Any:
+        """Register a callback for ticks: as a decorator, or `@listener.on_tick(pair="BTC:USDC")` for one pair's."""
+        if pair is None:
+            return self._register("tick", callback)
+        wanted = parse_symbol(pair)
+        if not isinstance(wanted, Pair):
+            raise ConfigurationError(f"on_tick: pair={str(wanted)!r} is no pair; expected BASE:QUOTE")
+
+        def register(callback: _C) -> _C:
+            return self._register("tick", callback, str(wanted))
+
+        return register if callback is None else register(callback)
+
+    def on_error(self, callback: _C, /) -> _C:
+        """Register a callback for errors: it gets a `FinxStreamerError`. Returns the callback."""
+        return self._register("error", callback)
+
+    def on_notice(self, callback: _C, /) -> _C:
+        """Register a callback for the server's other messages: it gets a `Notice`. Returns the callback."""
+        return self._register("notice", callback)
+
+    def on_state(self, callback: _C, /) -> _C:
+        """Register a callback for changes of state: it gets the symbol and a `State`. Returns the callback."""
+        return self._register("state", callback)
+
+    def remove_callback(self, callback: Callback) -> None:
+        """Undo the registration of a callback. Raises `ConfigurationError` if it is not registered."""
+        self._callbacks.remove(callback)
+
+    # Life.
+
+    def start(self) -> StreamListener:
+        """Connect, in the background; returns at once. Does nothing while running; after an end it starts afresh."""
+        with self._lock:
+            self._check_process()
+            if self._run is None or self._run.ended.is_set():
+                self._new_run().start()
+            elif self._run.stopping:
+                raise ConfigurationError("start: the listener is still stopping; join() it first")
+        return self
+
+    def stop(self, timeout: float = 5.0, drain: bool = True) -> bool:
+        """End the listener. Idempotent, bounded, and legal at any time from any thread, callbacks included.
+
+        With `drain`, ticks that were received are delivered first, as far as `timeout` seconds allow; without, and
+        when called in a callback or in the body of a `for tick in listener`, they are discarded. Once it has returned
+        no further callback is called. Returns False where a callback was still running after `timeout`.
+        """
+        _seconds("timeout", timeout, zero=True)
+        run = self._run
+        if run is None or run.ended.is_set() or run.pid != os.getpid():
+            return True
+        return run.stop(timeout, drain)
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait until the listener has ended, and raise the error that ended it, if one did.
+
+        Returns False if it still runs after `timeout` seconds. Ctrl-C interrupts it. Raises `ConfigurationError` in a
+        callback, where it would wait for itself.
+        """
+        if timeout is not None:
+            _seconds("timeout", timeout, zero=True)
+        run = self._run
+        if run is None:
+            return True
+        if run.outlet.runs_here() and not run.ended.is_set():
+            raise ConfigurationError(
+                "join() in a callback would wait for itself; call stop() there, and join() outside"
+            )
+        self._check_process()
+        if not run.ended.wait(timeout):
+            return False
+        self._raise_error(run)
+        return True
+
+    def __enter__(self) -> StreamListener:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop; and raise the error that ended the listener, unless it was already raised, or given to `on_error`."""
+        if kind is not None:
+            self.stop(_HASTY, drain=False)
+            return
+        self.stop()
+        run = self._run
+        if run is not None and not run.error_told and not self._callbacks.of("error"):
+            self._raise_error(run)
+
+    def __iter__(self) -> Iterator[Tick]:
+        """Ticks, as they come. Starts the listener if need be, and then stops it when the loop is left; ends with it,
+        and raises as `join` does."""
+        with self._lock:
+            own = self._run is None or self._run.ended.is_set()
+            run = self._new_run() if own or self._run is None else self._run
+            buffer = run.iterations.open()
+            self._callbacks.add("tick", buffer)
+            if own:
+                run.start()
+        patience = 5.0
+        try:
+            while (tick := buffer.take()) is not None:
+                yield tick
+            run.ended.wait(patience)
+            self._raise_error(run)
+        except (KeyboardInterrupt, SystemExit):
+            patience = _HASTY
+            raise
+        finally:
+            self._callbacks.remove(buffer)
+            run.iterations.close(buffer)
+            if own:
+                run.stop(patience, drain=False)
+
+    # Streams.
+
+    def add(self, *symbols: str | Symbol) -> None:
+        """Listen to more symbols, from now on. Those that are there already are left as they are."""
+        new = {str(symbol): symbol for symbol in map(parse_symbol, symbols)}
+        with self._lock:
+            for name, symbol in new.items():
+                if name not in self._symbols:
+                    self._symbols = {**self._symbols, name: symbol}
+                    if self._run is not None:
+                        self._run.add(symbol)
+
+    def remove(self, *symbols: str | Symbol) -> None:
+        """Listen to these no more. Ticks that were received may still be delivered.
+
+        Raises `ConfigurationError` for a symbol that is not there; nothing is removed then.
+        """
+        names = [str(parse_symbol(symbol)) for symbol in symbols]
+        with self._lock:
+            for name in names:
+                if name not in self._symbols:
+                    raise ConfigurationError(f"remove: {name!r} is not listened to; there are {sorted(self._symbols)}")
+            self._symbols = {name: symbol for name, symbol in self._symbols.items() if name not in names}
+            for name in names:
+                if self._run is not None:
+                    self._run.remove(name)
+
+    # What is known.
+
+    @property
+    def name(self) -> str:
+        return self._settings.name
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """What is listened to."""
+        return tuple(self._symbols)
+
+    @property
+    def state(self) -> State:
+        """The state of the whole: the least settled state of its streams, or how it ended."""
+        return self._run.state if self._run is not None else State.IDLE
+
+    @property
+    def stats(self) -> ListenerStats:
+        """A snapshot of all counters."""
+        if self._run is not None:
+            return self._run.stats()
+        return add_up(State.IDLE, {name: StreamStats(state=State.IDLE) for name in self._symbols}, 0, 0)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(self.symbols[:5]) + (", …" if len(self._symbols) > 5 else "")
+        return (
+            f"<StreamListener {self.name} {self.state.value}: {shown or 'no symbols'} at {self._settings.endpoint.url}>"
+        )
+
+    def _register(self, event: str, callback: _C, pair: str | None = None) -> _C:
+        self._callbacks.add(event, callback, pair)
+        return callback
+
+    def _new_run(self) -> _Run:
+        self._check_process()
+        self._run = _Run(self._settings, self._callbacks, self._symbols.values())
+        return self._run
+
+    def _check_process(self) -> None:
+        if self._run is not None and self._run.pid != os.getpid():
+            raise ConfigurationError(
+                "this listener was started before a fork, and its threads are not in this process; make a new one here"
+            )
+
+    @staticmethod
+    def _raise_error(run: _Run) -> None:
+        if run.error is not None:
+            run.error_told = True
+            raise run.error
+
+
+# Listeners that run, to be stopped when the interpreter exits: a daemon thread that is frozen in mid-call is no end.
+_live: set[_Run] = set()
+
+
+def _stop_all_at_exit() -> None:
+    runs = [run for run in tuple(_live) if run.pid == os.getpid()]
+    for run in runs:
+        run.abandon()
+    patience_ends = time.monotonic() + _HASTY
+    for run in runs:
+        run.ended.wait(max(0.0, patience_ends - time.monotonic()))
+
+
+atexit.register(_stop_all_at_exit)
+
+
+_NOT_YET = ("on_greeks", "on_gap", "backfill", "proxy")
+
+
+def _refuse_unknown(arguments: dict[str, Any]) -> None:
+    for name in arguments:
+        if name in _NOT_YET:
+            raise ConfigurationError(f"{name}: not available in this version of finx_streamer")
+        raise TypeError(f"StreamListener() got an unexpected keyword argument {name!r}")
+
+
+def _seconds(name: str, value: Any, zero: bool = False) -> float:
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or value < 0 or (value == 0 and not zero):
+        raise ConfigurationError(f"{name}: {value!r} is not allowed; expected seconds, {'>= 0' if zero else '> 0'}")
+    return float(value)
+
+
+def _seconds_or_none(name: str, value: Any) -> float | None:
+    return None if value is None else _seconds(name, value)
+
+
+def _positive_int(name: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigurationError(f"{name}: {value!r} is not allowed; expected an int >= 1")
+    return value
+
+
+def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise ConfigurationError(f"{name}: {value!r} is not allowed; expected one of {', '.join(map(repr, allowed))}")
+    return str(value)
+
+
+def _instance(name: str, value: Any, expected: str, check: Callable[[Any], bool]) -> Any:
+    if not check(value):
+        raise ConfigurationError(f"{name}: {value!r} is not allowed; expected {expected}")
+    return value
+
+
+def _is_policy(value: Any) -> bool:
+    return value is None or isinstance(value, ReconnectPolicy)
+
+
+def _is_context(value: Any) -> bool:
+    return value is None or isinstance(value, ssl.SSLContext)
+
+
+def _is_name(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and bool(value))
+
+
+def _checked_exchanges(exchanges: Any) -> frozenset[str] | None:
+    if exchanges is None:
+        return None
+    if isinstance(exchanges, str):
+        raise ConfigurationError(f"exchanges: {exchanges!r} is one str; expected several, as in [{exchanges!r}]")
+    try:
+        names = frozenset(exchanges)
+    except TypeError:
+        raise ConfigurationError(
+            f"exchanges: {exchanges!r} is not allowed; expected names such as ['BINANCE']"
+        ) from None
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise ConfigurationError(
+            f"exchanges: {exchanges!r} is not allowed; expected at least one name such as 'BINANCE'"
+        )
+    return names

@@ -1,0 +1,213 @@
+"""Text in, one typed message out (a tick, a notice, a server error), or exactly one `DecodeError`.
+
+Nothing here knows of sockets, keys or threads. The wire's two tick forms (S: enveloped; D: flat, with `UTCDate`) give
+the same dict. `msgspec` reads the JSON where it is installed, the standard library where it is not, with the same
+results.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, NoReturn, TypedDict
+
+import attrs
+
+from .errors import DecodeError, ServerError, cut
+
+try:
+    import msgspec
+except ImportError:
+    msgspec = None  # type: ignore[assignment]
+
+
+class Tick(TypedDict):
+    """One trade. A plain dict; `pair`, `date`, `time` and `exchange` are the wire's own text.
+
+    `price` is what `parse_price` made of the wire's decimal string (float by default); `timestamp` is `date` and
+    `time` as an aware datetime in UTC, cut to microseconds; `received_ns` is `time.time_ns()` when the bytes were
+    read; `backfilled` says whether the tick was fetched from history. Source: S for the first five fields.
+    """
+
+    pair: str
+    date: str
+    time: str
+    exchange: str
+    price: Any
+    timestamp: datetime
+    received_ns: int
+    backfilled: bool
+
+
+@attrs.frozen
+class Notice:
+    """A message that is no tick and reports no error, e.g. `{"keepAlive": true}`. Source: O."""
+
+    symbol: str
+    message: dict[str, Any]
+    received_ns: int
+
+
+Message = Tick | Notice | ServerError
+
+_TICK_FIELDS = frozenset({"pair", "date", "time", "exchange", "price", "UTCDate", "unixDate"})
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_TIME = re.compile(r"[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]*)?Z?")
+_PRICE = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
+class _NotATick(Exception):
+    """What is wrong with something that has to be a tick."""
+
+
+@attrs.define
+class Decoder:
+    """Reads the messages of one stream. `pair` is None for a stream that carries no ticks."""
+
+    symbol: str
+    pair: str | None
+    parse_price: Callable[[str], Any] = float
+
+    def decode(self, payload: bytes, received_ns: int) -> Message:
+        """One message. `payload` is UTF-8 text. Raises `DecodeError`, which carries the payload, and nothing else."""
+        try:
+            message = loads(payload)
+        except (ValueError, RecursionError) as cause:
+            self._refuse(f"not JSON ({cause})", payload)
+        if type(message) is not dict:
+            self._refuse(f"expected a JSON object, not {_json_type(message)}", payload)
+        raw = _tick_part(message)
+        if raw is None or self.pair is None:
+            return self._other(message, received_ns)
+        try:
+            return self._tick(raw, received_ns)
+        except _NotATick as fault:
+            self._refuse(str(fault), payload, fault.__cause__)
+
+    def binary(self, payload: bytes) -> DecodeError:
+        """The error for a binary message: FinX sends text alone."""
+        return DecodeError("a binary message; expected text", cut(payload), symbol=self.symbol)
+
+    def _tick(self, raw: Any, received_ns: int) -> Tick:
+        if type(raw) is not dict:
+            raise _NotATick(f"resultData is {_json_type(raw)}; expected an object")
+        pair = _text(raw, "pair")
+        if pair != self.pair:
+            raise _NotATick(f"a tick of {pair[:70]!r} on the stream of {self.pair}")
+        date, time = _date_and_time(raw)
+        return {
+            "pair": pair,
+            "date": date,
+            "time": time,
+            "exchange": _text(raw, "exchange"),
+            "price": self._price(_text(raw, "price")),
+            "timestamp": _timestamp(date, time),
+            "received_ns": received_ns,
+            "backfilled": False,
+        }
+
+    def _price(self, text: str) -> Any:
+        if not _PRICE.fullmatch(text):
+            raise _NotATick(f"price {text[:70]!r} is not a decimal number")
+        try:
+            price = self.parse_price(text)
+        except Exception as cause:
+            raise _NotATick(f"parse_price refused {text[:70]!r} ({type(cause).__name__}: {cause})") from cause
+        if type(price) is float and not math.isfinite(price):
+            raise _NotATick(f"price {text[:70]!r} is beyond the range of a float")
+        return price
+
+    def _other(self, message: dict[str, Any], received_ns: int) -> Notice | ServerError:
+        reported = message.get("error") or message.get("errors")
+        if not reported and message.get("results") == "error":
+            reported = message.get("resultData") or "error"
+        if reported:
+            return ServerError(
+                reported if isinstance(reported, str) else json.dumps(reported), message, symbol=self.symbol
+            )
+        return Notice(self.symbol, message, received_ns)
+
+    def _refuse(self, reason: str, payload: bytes, cause: BaseException | None = None) -> NoReturn:
+        text = payload.decode("utf-8", "replace")
+        raise DecodeError(reason, cut(text), symbol=self.symbol) from cause
+
+
+def _tick_part(message: dict[str, Any]) -> Any:
+    """The part of a message that has to be a tick; None where the message is something else."""
+    if message.get("results") == "streaming" and "resultData" in message:
+        return message["resultData"]
+    # Two fields of a tick make it a tick: with one missing it is a broken tick, and not some unknown notice.
+    if len(_TICK_FIELDS & message.keys()) >= 2 and "error" not in message:
+        return message
+    return None
+
+
+def _text(raw: dict[str, Any], field: str) -> str:
+    try:
+        value = raw[field]
+    except KeyError:
+        raise _NotATick(f"field {field!r} is missing") from None
+    if type(value) is not str:
+        raise _NotATick(f"field {field!r} is {_json_type(value)}; expected a string")
+    return value
+
+
+def _date_and_time(raw: dict[str, Any]) -> tuple[str, str]:
+    if "UTCDate" not in raw or "date" in raw:
+        return _text(raw, "date"), _text(raw, "time")
+    if type(raw.get("unixDate", 0)) not in (int, float):
+        raise _NotATick(f"field 'unixDate' is {_json_type(raw['unixDate'])}; expected a number")
+    date, separator, time = _text(raw, "UTCDate").partition("T")
+    if not separator:
+        raise _NotATick(f"UTCDate {raw['UTCDate'][:70]!r} is not a date and time")
+    return date, time
+
+
+def _timestamp(date: str, time: str) -> datetime:
+    if not _DATE.fullmatch(date):
+        raise _NotATick(f"date {date[:70]!r} is not YYYY-MM-DD")
+    if not _TIME.fullmatch(time):
+        raise _NotATick(f"time {time[:70]!r} is not HH:MM:SS.fffZ")
+    try:
+        return datetime.fromisoformat(f"{date}T{time.rstrip('Z')}").replace(tzinfo=UTC)
+    except ValueError as cause:
+        raise _NotATick(f"{date} {time[:70]} is not a date and time ({cause})") from None
+
+
+def _json_type(value: object) -> str:
+    if value is None:
+        return "null"
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
+    return names.get(type(value), type(value).__name__)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError("number out of range")
+    return value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+_stdlib_decode = json.JSONDecoder(parse_float=_finite, parse_constant=_no_constant).decode
+
+
+def loads_stdlib(payload: bytes) -> Any:
+    """JSON by the standard library, held to RFC 8259: no NaN, no infinity, no half of a surrogate pair."""
+    value = _stdlib_decode(payload.decode("utf-8"))
+    if b"\\u" in payload:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    return value
+
+
+def _loader() -> Callable[[bytes], Any]:
+    return loads_stdlib if msgspec is None else msgspec.json.Decoder().decode
+
+
+loads = _loader()

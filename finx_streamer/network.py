@@ -1,0 +1,482 @@
+"""The network side: one thread that owns all sockets and sessions of a listener, and never runs user code.
+
+(With `dispatch="inline"` the user lent it this thread for his callbacks.) It waits in one selector, with one heap of
+deadlines, and is woken through a socket pair. Handshakes, which block, run in a small pool and hand over what they
+opened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import logging
+import selectors
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+import attrs
+
+from .callbacks import Event
+from .dispatch import Outlet
+from .endpoint import redact
+from .errors import AuthenticationError, ConnectionFailed, DecodeError
+from .keys import Secret
+from .messages import Decoder, Message, Tick
+from .session import Action, Announce, Connect, Disconnect, End, Report, SendKeepAlive, SendPing, Session
+from .stats import Counters
+from .transport import Attempt, Binary, Connection, Target, open_connection, translate
+
+logger = logging.getLogger("finx_streamer")
+
+#: How many handshakes run side by side. More would not be quicker, and would look like an attack to the server.
+SIDE_BY_SIDE = 8
+#: An attempt that was given up may hang in name resolution, which nothing interrupts. Others take its place, up to here.
+MOST_WORKERS = 4 * SIDE_BY_SIDE
+#: How long the end waits for a worker that was cancelled.
+_WORKER_PATIENCE = 0.2
+_NEVER = float("inf")
+
+
+@attrs.define(eq=False)
+class Stream:
+    """One symbol: its session, what it reads with, and the connection it has at the moment."""
+
+    symbol: str
+    session: Session
+    decoder: Decoder
+    counters: Counters
+    target: Target
+    connection: Connection | None = None
+    attempt: Attempt | None = None
+    refused_key: Secret | None = attrs.field(default=None, repr=False)
+    #: Reading is suspended for want of room.
+    paused: bool = False
+    #: What the selector watches of the connection.
+    watched: int = 0
+    #: The earliest deadline of this stream that stands in the heap.
+    queued: float = _NEVER
+
+
+class Network:
+    """See the module. `start`, `post`, `add`, `remove`, `stop` and `join` are for any thread; the rest is its own."""
+
+    def __init__(
+        self,
+        outlet: Outlet,
+        exchanges: frozenset[str] | None,
+        name: str,
+        on_end: Callable[[BaseException | None], None],
+    ) -> None:
+        self._outlet = outlet
+        self._exchanges = exchanges
+        self._on_end = on_end
+        self._name = name
+        self._streams: dict[str, Stream] = {}
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._selector = selectors.DefaultSelector()
+        self._waker, self._woken = socket.socketpair()
+        self._waker.setblocking(False)
+        self._woken.setblocking(False)
+        self._selector.register(self._woken, selectors.EVENT_READ)
+        self._heap: list[tuple[float, int, Stream]] = []
+        self._order = itertools.count(1)
+        self._paused: list[Stream] = []
+        self._ready: deque[Stream] = deque()
+        self._workers: set[threading.Thread] = set()
+        self._shaking = 0
+        self._failure: ConnectionFailed | None = None
+        self._ending = False
+        self._closed = False
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._main, name=f"{name}-network", daemon=True)
+
+    # From any thread.
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def post(self, command: Callable[[], None]) -> bool:
+        """Have the network thread do something soon. False, and nothing is done, once it has ended."""
+        with self._lock:
+            if self._closed:
+                return False
+            self._inbox.append(command)
+            with contextlib.suppress(BlockingIOError):
+                self._waker.send(b"\0")
+            return True
+
+    def add(self, stream: Stream) -> None:
+        self.post(lambda: self._add(stream))
+
+    def remove(self, symbol: str) -> None:
+        self.post(lambda: self._remove(symbol))
+
+    def resume_reading(self) -> None:
+        """There is room again."""
+        self.post(self._resume)
+
+    def stop(self) -> None:
+        self.post(self._end_all)
+
+    def join(self, timeout: float | None = None) -> None:
+        if threading.current_thread() is not self._thread:
+            self._thread.join(timeout)
+
+    # The loop.
+
+    def _main(self) -> None:
+        outcome: BaseException | None = None
+        try:
+            while not self._ending:
+                self._wait()
+            outcome = self._failure
+        except BaseException as crash:
+            outcome = crash
+        finally:
+            self._close()
+        self._on_end(outcome)
+
+    def _wait(self) -> None:
+        timeout = None if not self._heap else max(0.0, self._heap[0][0] - time.monotonic())
+        # What can be read is read before any deadline is looked at: after a pause of the process the answer to a ping
+        # lies there, and the peer is not to blame.
+        for key, mask in self._selector.select(timeout):
+            stream = key.data
+            if stream is None:
+                self._run_inbox()
+            elif stream.connection is None or stream.connection.wire.socket is not key.fileobj:
+                continue  # it was closed by what was handled just before
+            else:
+                if mask & selectors.EVENT_WRITE:
+                    self._on_writable(stream)
+                if mask & selectors.EVENT_READ and not stream.paused:
+                    self._on_readable(stream)
+        now = time.monotonic()
+        while self._heap and self._heap[0][0] <= now and not self._ending:
+            _, _, stream = heapq.heappop(self._heap)
+            stream.queued = _NEVER
+            self._do(stream, stream.session.wake(now))
+
+    def _run_inbox(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._woken.recv(4_096)
+        for _ in range(len(self._inbox)):
+            if not self._ending:
+                self._inbox.popleft()()
+
+    def _end_all(self) -> None:
+        self._ending = True
+        now = time.monotonic()
+        for stream in list(self._streams.values()):
+            self._do(stream, stream.session.stop(now))
+
+    def _close(self) -> None:
+        with self._lock:
+            self._closed = True
+        for stream in self._streams.values():
+            self._disconnect(stream)
+        for command in self._inbox:
+            if isinstance(command, _HandOver):
+                command.discard()
+        self._inbox.clear()
+        self._selector.close()
+        self._waker.close()
+        self._woken.close()
+        # They were cancelled and end at once, but for one that hangs in name resolution: that one is a daemon.
+        for worker in list(self._workers):
+            worker.join(_WORKER_PATIENCE)
+
+    # Sessions.
+
+    def _add(self, stream: Stream) -> None:
+        self._streams[stream.symbol] = stream
+        self._do(stream, stream.session.start(time.monotonic()))
+
+    def _remove(self, symbol: str) -> None:
+        stream = self._streams.get(symbol)
+        if stream is not None:
+            self._do(stream, stream.session.stop(time.monotonic()))
+            del self._streams[symbol]
+
+    def _do(self, stream: Stream, actions: list[Action]) -> None:
+        """Carry out what a session asks for."""
+        for action in actions:
+            match action:
+                case Connect():
+                    stream.attempt = Attempt(stream.refused_key if action.after_refusal else None)
+                    self._ready.append(stream)
+                    self._launch()
+                case Disconnect():
+                    self._disconnect(stream)
+                case SendPing():
+                    self._send(stream, Connection.send_ping)
+                case SendKeepAlive():
+                    self._send(stream, Connection.send_keep_alive)
+                case Announce():
+                    logger.debug("%s: %s", stream.symbol, action.state.value)
+                    self._outlet.put_event(Event(action.state, stream.symbol))
+                case Report():
+                    self._outlet.put_event(Event(action.error, stream.symbol))
+                case End():
+                    self._end(action.error)
+        self._schedule(stream)
+
+    def _schedule(self, stream: Stream) -> None:
+        deadline = stream.session.deadline
+        if deadline < stream.queued:
+            stream.queued = deadline
+            heapq.heappush(self._heap, (deadline, next(self._order), stream))
+
+    def _end(self, error: ConnectionFailed | None) -> None:
+        """A session that ends with an error ends them all: what can't be mended must not go unnoticed."""
+        if error is not None and not self._ending:
+            self._failure = error
+            self._end_all()
+
+    # Connections come and go.
+
+    def _launch(self) -> None:
+        """Begin the handshakes that wait, as far as there are places."""
+        while self._ready and self._shaking < SIDE_BY_SIDE:
+            stream = self._ready.popleft()
+            if len(self._workers) >= MOST_WORKERS:
+                stream.attempt = None
+                stuck = ConnectionFailed(f"{MOST_WORKERS} earlier attempts still hang in name resolution")
+                self._do(stream, stream.session.lost(stuck, time.monotonic()))
+                continue
+            self._shaking += 1
+            stream.session.begun(time.monotonic())
+            self._schedule(stream)
+            name = f"{self._name}-handshake-{next(self._order)}"
+            worker = threading.Thread(target=self._shake_hands, args=(stream, stream.attempt), name=name, daemon=True)
+            self._workers.add(worker)
+            try:
+                worker.start()
+            except RuntimeError as cause:
+                # No thread to be had: the system's limit, or the interpreter is going down.
+                self._workers.discard(worker)
+                self._shaking -= 1
+                stream.attempt = None
+                self._do(stream, stream.session.lost(ConnectionFailed(str(cause)), time.monotonic()))
+
+    def _shake_hands(self, stream: Stream, attempt: Attempt) -> None:
+        """In a worker thread."""
+        outcome: Connection | ConnectionFailed
+        try:
+            outcome = open_connection(stream.target, attempt)
+        except ConnectionFailed as error:
+            outcome = error
+        hand_over = _HandOver(self._take_over, threading.current_thread(), stream, attempt, outcome)
+        if not self.post(hand_over):
+            hand_over.discard()
+
+    def _take_over(self, hand_over: _HandOver) -> None:
+        self._workers.discard(hand_over.worker)
+        stream, attempt, outcome = hand_over.stream, hand_over.attempt, hand_over.outcome
+        if stream.attempt is not attempt:
+            hand_over.discard()
+            self._launch()
+            return
+        stream.attempt = None
+        self._shaking -= 1
+        now = time.monotonic()
+        if isinstance(outcome, ConnectionFailed):
+            stream.refused_key = attempt.key if isinstance(outcome, AuthenticationError) else None
+            self._do(stream, stream.session.lost(outcome, now))
+        else:
+            stream.connection = outcome
+            stream.counters.connected_at = time.time()
+            self._do(stream, stream.session.opened(now))
+            self._watch(stream)
+            # The first frames may have come together with the answer to the handshake.
+            self._deliver(stream)
+        self._launch()
+
+    def _disconnect(self, stream: Stream) -> None:
+        """Close the connection, or give up the attempt; whichever there is."""
+        if stream.attempt is not None:
+            if stream in self._ready:
+                self._ready.remove(stream)
+            else:
+                stream.attempt.cancel()
+                self._shaking -= 1
+            stream.attempt = None
+        connection, stream.connection = stream.connection, None
+        if connection is not None:
+            self._unwatch(stream, connection)
+            connection.say_goodbye()
+            connection.dispose()
+            stream.counters.connected_at = None
+            stream.paused = False
+
+    def _lost(self, stream: Stream, error: ConnectionFailed) -> None:
+        if isinstance(error, AuthenticationError) and stream.connection is not None:
+            stream.refused_key = stream.connection.key
+        self._disconnect(stream)
+        self._do(stream, stream.session.lost(error, time.monotonic()))
+
+    # Reading and writing.
+
+    def _on_readable(self, stream: Stream) -> None:
+        connection = stream.connection
+        if connection is None:
+            return
+        if self._outlet.room() <= 0:
+            self._pause(stream)
+            return
+        try:
+            size = connection.wire.fill()
+        except (OSError, EOFError) as cause:
+            self._lost(stream, translate(cause))
+            return
+        stream.counters.bytes += size
+        messages = stream.counters.messages
+        now = time.monotonic()
+        self._deliver(stream)
+        stream.session.received(now, stream.counters.messages > messages)
+
+    def _deliver(self, stream: Stream) -> None:
+        """Hand on what has been read, as far as there is room; the rest waits, unread and undecoded."""
+        connection = stream.connection
+        if connection is None:
+            return
+        room = self._outlet.room()
+        messages = connection.messages(room) if room > 0 else []
+        if messages:
+            stream.counters.messages += len(messages)
+            if stream.session.delivers:
+                self._hand_on(stream, messages, connection.wire.received_ns)
+        if connection is not stream.connection:
+            return
+        if connection.ended is not None:
+            self._lost(stream, connection.ended)
+        elif len(messages) >= room:
+            self._pause(stream)
+        else:
+            self._watch(stream)
+
+    def _hand_on(self, stream: Stream, messages: list[bytes | Binary], received_ns: int) -> None:
+        ticks: list[Tick] = []
+        for payload in messages:
+            message = self._decoded(stream, payload, received_ns)
+            if type(message) is dict:
+                if self._exchanges is None or message["exchange"] in self._exchanges:
+                    ticks.append(message)
+                continue
+            ticks = self._put_ticks(stream, ticks)
+            self._outlet.put_event(Event(message, stream.symbol))  # type: ignore[arg-type]
+        self._put_ticks(stream, ticks)
+
+    def _put_ticks(self, stream: Stream, ticks: list[Tick]) -> list[Tick]:
+        if ticks:
+            stream.counters.count_ticks(ticks, time.monotonic())
+            self._outlet.put_ticks(ticks)
+        return []
+
+    def _decoded(self, stream: Stream, payload: bytes | Binary, received_ns: int) -> Message | DecodeError:
+        decoder = stream.decoder
+        if isinstance(payload, Binary):
+            stream.counters.decode_errors += 1
+            return decoder.binary(payload.payload)
+        try:
+            message = decoder.decode(payload, received_ns)
+            if type(message) is dict:
+                return message
+            # A server may quote the request, and with it the key.
+            return decoder.decode(redact(payload.decode()).encode(), received_ns)
+        except DecodeError:
+            stream.counters.decode_errors += 1
+            try:
+                return decoder.decode(redact(payload.decode()).encode(), received_ns)
+            except DecodeError as error:
+                return error
+
+    def _on_writable(self, stream: Stream) -> None:
+        if stream.connection is None:
+            return
+        try:
+            stream.connection.wire.flush()
+        except OSError as cause:
+            self._lost(stream, translate(cause))
+        else:
+            self._watch(stream)
+
+    def _send(self, stream: Stream, send: Callable[[Connection], None]) -> None:
+        if stream.connection is None:
+            return
+        try:
+            send(stream.connection)
+        except (OSError, EOFError) as cause:
+            self._lost(stream, translate(cause))
+        else:
+            self._watch(stream)
+
+    def _pause(self, stream: Stream) -> None:
+        """Stop reading: the peer feels it, and nobody waits."""
+        if not stream.paused:
+            stream.paused = True
+            stream.session.hold(time.monotonic())
+            self._paused.append(stream)
+            self._watch(stream)
+        self._outlet.want_room()
+
+    def _resume(self) -> None:
+        paused, self._paused = self._paused, []
+        for stream in paused:
+            if not stream.paused or stream.connection is None:
+                continue
+            stream.paused = False
+            stream.session.release(time.monotonic())
+            self._deliver(stream)
+            if not stream.paused:
+                # What TLS has read ahead wakes no selector.
+                self._on_readable(stream)
+            self._schedule(stream)
+
+    def _watch(self, stream: Stream) -> None:
+        """Have the selector watch for what is wanted of the connection now."""
+        connection = stream.connection
+        if connection is None:
+            return
+        wanted = (0 if stream.paused else selectors.EVENT_READ) | (
+            selectors.EVENT_WRITE if connection.wire.unsent else 0
+        )
+        if wanted == stream.watched:
+            return
+        sock = connection.wire.socket
+        if not stream.watched:
+            self._selector.register(sock, wanted, stream)
+        elif not wanted:
+            self._selector.unregister(sock)
+        else:
+            self._selector.modify(sock, wanted, stream)
+        stream.watched = wanted
+
+    def _unwatch(self, stream: Stream, connection: Connection) -> None:
+        if stream.watched:
+            self._selector.unregister(connection.wire.socket)
+            stream.watched = 0
+
+
+@attrs.frozen(eq=False)
+class _HandOver:
+    """What a worker has to say, as a command for the network thread."""
+
+    take: Callable[[_HandOver], None]
+    worker: threading.Thread
+    stream: Stream
+    attempt: Attempt
+    outcome: Connection | ConnectionFailed
+
+    def __call__(self) -> None:
+        self.take(self)
+
+    def discard(self) -> None:
+        """Nobody wants the connection any more."""
+        if isinstance(self.outcome, Connection):
+            self.outcome.say_goodbye()
+            self.outcome.dispose()

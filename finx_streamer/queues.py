@@ -1,0 +1,205 @@
+"""The bounded queue between the network side and the callback side, in three overflow policies.
+
+One thread puts, one takes. Entries are ticks (plain dicts) and `Event`s, and leave in the order in which they came;
+under `latest` a pair's newest tick takes the place of its older one. Ticks alone are ever dropped, never events.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Protocol
+
+from .callbacks import Event
+from .messages import Tick
+
+Entry = Tick | Event
+NO_BOUND = 1 << 30
+
+
+class TickQueue(Protocol):
+    """What the dispatch needs of a queue. All but `take` is for the thread that puts."""
+
+    def put_ticks(self, ticks: list[Tick]) -> dict[str, int]:
+        """Append ticks of one pair; how many were dropped for it, a pair."""
+
+    def put_event(self, event: Event) -> None:
+        """Append an event, whatever the bound."""
+
+    def take(self) -> Entry | None:
+        """The oldest entry; None where there is none."""
+
+    def room(self) -> int:
+        """How many more ticks may be put before reading has to stop."""
+
+    def clear(self) -> None:
+        """Forget everything."""
+
+    def depth(self) -> int:
+        """How many entries wait."""
+
+    def depth_of(self, pair: str) -> int:
+        """How many ticks of the pair wait."""
+
+
+class BlockQueue:
+    """Nothing is dropped: with no room left, the network side stops reading. Needs no lock: `deque` is atomic."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._entries: deque[Entry] = deque()
+
+    def put_ticks(self, ticks: list[Tick]) -> dict[str, int]:
+        self._entries.extend(ticks)
+        return {}
+
+    def put_event(self, event: Event) -> None:
+        self._entries.append(event)
+
+    def take(self) -> Entry | None:
+        try:
+            return self._entries.popleft()
+        except IndexError:
+            return None
+
+    def room(self) -> int:
+        return self._size - len(self._entries)
+
+    def clear(self) -> None:
+        self._entries.clear()
+
+    def depth(self) -> int:
+        return len(self._entries)
+
+    def depth_of(self, pair: str) -> int:
+        return _count(self._entries, pair)
+
+
+class DropOldestQueue:
+    """With no room left, the oldest ticks make place for the newest."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._entries: deque[Entry] = deque()
+        self._events = 0
+        self._lock = threading.Lock()
+
+    def put_ticks(self, ticks: list[Tick]) -> dict[str, int]:
+        with self._lock:
+            self._entries.extend(ticks)
+            excess = len(self._entries) - self._events - self._size
+            return self._drop(excess) if excess > 0 else {}
+
+    def put_event(self, event: Event) -> None:
+        with self._lock:
+            self._events += 1
+            self._entries.append(event)
+
+    def take(self) -> Entry | None:
+        with self._lock:
+            if not self._entries:
+                return None
+            entry = self._entries.popleft()
+            self._events -= isinstance(entry, Event)
+            return entry
+
+    def room(self) -> int:
+        return NO_BOUND if self._events < self._size else 0
+
+    def clear(self) -> None:
+        with self._lock:
+            self._entries.clear()
+            self._events = 0
+
+    def depth(self) -> int:
+        return len(self._entries)
+
+    def depth_of(self, pair: str) -> int:
+        with self._lock:
+            return _count(self._entries, pair)
+
+    def _drop(self, excess: int) -> dict[str, int]:
+        dropped: Counter[str] = Counter()
+        kept: list[Entry] = []
+        while excess:
+            entry = self._entries.popleft()
+            if isinstance(entry, Event):
+                kept.append(entry)
+            else:
+                dropped[entry["pair"]] += 1
+                excess -= 1
+        self._entries.extendleft(reversed(kept))
+        return dropped
+
+
+class LatestQueue:
+    """One tick a pair: the newest takes the place of the one that waits."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._entries: deque[list[Tick] | Event] = deque()
+        self._waiting: dict[str, list[Tick]] = {}
+        self._events = 0
+        self._lock = threading.Lock()
+
+    def put_ticks(self, ticks: list[Tick]) -> dict[str, int]:
+        newest, pair = ticks[-1], ticks[-1]["pair"]
+        dropped = len(ticks) - 1
+        with self._lock:
+            slot = self._waiting.get(pair)
+            if slot is None:
+                slot = self._waiting[pair] = [newest]
+                self._entries.append(slot)
+            else:
+                dropped += 1
+                slot[0] = newest
+        return {pair: dropped} if dropped else {}
+
+    def put_event(self, event: Event) -> None:
+        with self._lock:
+            self._events += 1
+            self._entries.append(event)
+            # What comes after the event must not overtake it in an older tick's place.
+            self._waiting.clear()
+
+    def take(self) -> Entry | None:
+        with self._lock:
+            if not self._entries:
+                return None
+            entry = self._entries.popleft()
+            if isinstance(entry, Event):
+                self._events -= 1
+                return entry
+            tick = entry[0]
+            if self._waiting.get(tick["pair"]) is entry:
+                del self._waiting[tick["pair"]]
+            return tick
+
+    def room(self) -> int:
+        return NO_BOUND if self._events < self._size else 0
+
+    def clear(self) -> None:
+        with self._lock:
+            self._entries.clear()
+            self._waiting.clear()
+            self._events = 0
+
+    def depth(self) -> int:
+        return len(self._entries)
+
+    def depth_of(self, pair: str) -> int:
+        with self._lock:
+            return sum(1 for entry in self._entries if not isinstance(entry, Event) and entry[0]["pair"] == pair)
+
+
+QUEUES: dict[str, Callable[[int], TickQueue]] = {
+    "block": BlockQueue,
+    "drop_oldest": DropOldestQueue,
+    "latest": LatestQueue,
+}
+
+
+def _count(entries: deque[Entry], pair: str) -> int:
+    # A copy, made in one step: the other side goes on meanwhile.
+    return sum(1 for entry in entries.copy() if not isinstance(entry, Event) and entry["pair"] == pair)

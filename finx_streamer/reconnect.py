@@ -1,0 +1,78 @@
+"""When to connect again, and when not to."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+
+import attrs
+
+from .errors import ConfigurationError, ConnectionFailed
+
+#: A Retry-After longer than this is taken as this: a mistyped header must not silence a stream for years.
+LONGEST_RETRY_AFTER = 86_400.0
+
+
+def _number(name: str, value: object, low: float, strict: bool = False) -> None:
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or value < low or (strict and value == low):  # type: ignore[operator]
+        raise ConfigurationError(
+            f"{name}: {value!r} is not allowed; expected a number {'>' if strict else '>='} {low:g}"
+        )
+
+
+@attrs.frozen
+class ReconnectPolicy:
+    """How long to wait before connection attempts: exponential backoff with full jitter.
+
+    The nth wait is drawn evenly from 0 to `min(maximum, initial * factor ** n)` seconds (`jitter=False`: exactly
+    that). `attempts` bounds the connection attempts in a row, the first one included (None: no bound). A connection
+    that lasted `reset_after` seconds starts the policy afresh. A server's Retry-After wins over the drawn wait.
+    """
+
+    initial: float = 0.5
+    factor: float = 2.0
+    maximum: float = 30.0
+    jitter: bool = True
+    attempts: int | None = None
+    reset_after: float = 60.0
+
+    def __attrs_post_init__(self) -> None:
+        _number("initial", self.initial, 0.0)
+        _number("factor", self.factor, 1.0)
+        _number("maximum", self.maximum, 0.0)
+        _number("reset_after", self.reset_after, 0.0)
+        if self.attempts is not None and (
+            isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or self.attempts < 1
+        ):
+            raise ConfigurationError(
+                f"attempts: {self.attempts!r} is not allowed; expected an int >= 1, or None for no bound"
+            )
+
+    def delays(self, rng: random.Random | None = None) -> Iterator[float]:
+        """The waits in seconds, one after another, without end."""
+        draw = (rng or random.Random()).uniform
+        ceiling = self.initial
+        while True:
+            capped = min(self.maximum, ceiling)
+            yield draw(0.0, capped) if self.jitter else capped
+            # Never past the maximum, so that it can't grow to infinity over a long outage.
+            ceiling = capped * self.factor
+
+
+def is_fatal(error: ConnectionFailed) -> bool:
+    """Whether trying again can't mend it: a bad key, an unknown stream, a handshake that can't succeed.
+
+    Source: the refusals of protocol.md, O. HTTP: 401, 403, 404 and every other answer that is neither a switch of
+    protocols nor "later" (408, 425, 429, 5xx) is fatal. Close codes: 1008 alone is. What has neither (refused, reset,
+    timeout, DNS, a lost connection) is retried, unless the error is marked permanent (a refused certificate).
+    """
+    if error.permanent or error.close_code == 1008:
+        return True
+    return error.status is not None and error.status < 500 and error.status not in (408, 425, 429)
+
+
+def retry_delay(error: ConnectionFailed, drawn: float) -> float:
+    """How long to wait after this error: what the server asked for, or else what the policy drew."""
+    return drawn if error.retry_after is None else min(error.retry_after, LONGEST_RETRY_AFTER)

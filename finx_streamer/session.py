@@ -1,0 +1,298 @@
+"""The state machine of one stream: no socket, no clock, no thread. Time is an argument, in monotonic seconds.
+
+It is fed with what happened and answers with what to do, as a list of actions:
+
+    IDLE ──start──> CONNECTING ──opened──> STREAMING <──────────opened───────┐
+                        │                      │                             │
+                        └──────────lost────────┴───lost───> RECONNECTING ────┘
+                                                            (waits, then connects)
+    any of them ──stop──> STOPPED
+    any of them ──lost for good, or attempts used up──> FAILED
+"""
+
+from __future__ import annotations
+
+import enum
+import random
+from collections.abc import Iterator
+
+import attrs
+
+from .errors import AuthenticationError, ConnectionFailed, StaleStream
+from .reconnect import ReconnectPolicy, is_fatal, retry_delay
+
+
+class State(enum.Enum):
+    """Where a stream, or a whole listener, is. STOPPED and FAILED are ends."""
+
+    IDLE = "idle"
+    CONNECTING = "connecting"
+    STREAMING = "streaming"
+    RECONNECTING = "reconnecting"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+    @property
+    def ended(self) -> bool:
+        return self in (State.STOPPED, State.FAILED)
+
+
+class Link(enum.Enum):
+    """What a session has of the network at this moment."""
+
+    NONE = "none"
+    HANDSHAKE = "handshake"
+    OPEN = "open"
+
+
+@attrs.frozen
+class Timing:
+    """The bounds of a session, in seconds; None turns one off."""
+
+    connect_timeout: float = 10.0
+    ping_interval: float | None = 20.0
+    ping_timeout: float = 10.0
+    stale_after: float | None = None
+    keep_alive: float | None = None
+
+
+@attrs.frozen
+class Connect:
+    """Open a connection. `after_refusal`: the last key was refused, so only another one is worth trying."""
+
+    after_refusal: bool = False
+
+
+@attrs.frozen
+class Disconnect:
+    """Give up the connection or the handshake there is."""
+
+
+@attrs.frozen
+class SendPing:
+    """Send a ping."""
+
+
+@attrs.frozen
+class SendKeepAlive:
+    """Send FinX's keepAlive message."""
+
+
+@attrs.frozen
+class Announce:
+    """Tell the user the new state."""
+
+    state: State
+
+
+@attrs.frozen
+class Report:
+    """Tell the user of an error."""
+
+    error: ConnectionFailed | StaleStream
+
+
+@attrs.frozen
+class End:
+    """The session is over: with the error that ended it, or None where it was stopped."""
+
+    error: ConnectionFailed | None
+
+
+Action = Connect | Disconnect | SendPing | SendKeepAlive | Announce | Report | End
+_NEVER = float("inf")
+
+
+class Session:
+    """See the module. Each method that takes `now` returns the actions to carry out, in order."""
+
+    def __init__(
+        self,
+        symbol: str,
+        policy: ReconnectPolicy | None,
+        timing: Timing,
+        *,
+        key_can_change: bool = False,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.symbol = symbol
+        self.state = State.IDLE
+        self.link = Link.NONE
+        self.attempt = 0
+        self.reconnects = 0
+        self._policy = policy
+        self._timing = timing
+        self._key_can_change = key_can_change
+        self._rng = rng
+        self._delays = self._fresh_delays()
+        self._after_refusal = False
+        self._was_open = False
+        self._held = False
+        self._opened_at = 0.0
+        self._last_bytes = 0.0
+        self._last_message = 0.0
+        self._ping_sent: float | None = None
+        self._connect_by = self._connect_at = self._ping_at = self._stale_at = self._keep_alive_at = _NEVER
+
+    @property
+    def delivers(self) -> bool:
+        """Whether messages that arrive now are for the user."""
+        return self.state is State.STREAMING
+
+    @property
+    def deadline(self) -> float:
+        """When `wake` is due, if nothing happens before; infinity for never."""
+        if self.link is Link.HANDSHAKE:
+            return self._connect_by
+        if self.link is Link.NONE:
+            return self._connect_at
+        return min(self._ping_at, self._pong_by, self._stale_at, self._keep_alive_at)
+
+    def start(self, now: float) -> list[Action]:
+        if self.state is not State.IDLE:
+            return []
+        return [*self._enter(State.CONNECTING), *self._connect()]
+
+    def begun(self, now: float) -> None:
+        """The handshake that was asked for begins: it may have had to wait for its turn."""
+        if self.link is Link.HANDSHAKE:
+            self._connect_by = now + self._timing.connect_timeout
+
+    def opened(self, now: float) -> list[Action]:
+        """The handshake succeeded."""
+        if self.link is not Link.HANDSHAKE:
+            return [Disconnect()]
+        timing = self._timing
+        self.link = Link.OPEN
+        self._held = False
+        self._after_refusal = False
+        self._ping_sent = None
+        self._opened_at = self._last_bytes = self._last_message = now
+        self._ping_at = now + (timing.ping_interval or _NEVER)
+        self._stale_at = now + (timing.stale_after or _NEVER)
+        self._keep_alive_at = now + (timing.keep_alive or _NEVER)
+        self.reconnects += self._was_open
+        self._was_open = True
+        return self._enter(State.STREAMING)
+
+    def received(self, now: float, messages: bool) -> None:
+        """Bytes arrived; `messages` says whether there was a message among them. Any byte shows that the peer lives."""
+        self._last_bytes = now
+        if messages:
+            self._last_message = now
+            self._stale_at = now + (self._timing.stale_after or _NEVER)
+
+    def hold(self, now: float) -> None:
+        """Reading stopped for want of room: an answer may lie unread, so no answer is missed meanwhile."""
+        self._held = True
+
+    def release(self, now: float) -> None:
+        """Reading goes on; what was due is due anew."""
+        if not self._held:
+            return
+        self._held = False
+        self._last_message = now
+        self._stale_at = now + (self._timing.stale_after or _NEVER)
+        if self._answer_owed:
+            self._ping_sent = now
+
+    def lost(self, error: ConnectionFailed, now: float) -> list[Action]:
+        """The attempt failed, or the connection was lost."""
+        if self.link is Link.NONE:
+            return []
+        self._settle_backoff(now)
+        self.link = Link.NONE
+        error.symbol = self.symbol
+        error.attempt = self.attempt
+        if not self._may_retry(error):
+            self._connect_at = _NEVER
+            return [Report(error), *self._enter(State.FAILED), End(error)]
+        self._after_refusal = isinstance(error, AuthenticationError)
+        error.will_retry = True
+        error.retry_in = retry_delay(error, next(self._delays))
+        self._connect_at = now + error.retry_in
+        return [Report(error), *self._enter(State.RECONNECTING)]
+
+    def wake(self, now: float) -> list[Action]:
+        """Do what is due. Harmless when nothing is."""
+        if self.state.ended or self.state is State.IDLE:
+            return []
+        if self.link is Link.HANDSHAKE:
+            if now < self._connect_by:
+                return []
+            seconds = self._timing.connect_timeout
+            return [Disconnect(), *self.lost(ConnectionFailed(f"no connection within {seconds:g} s"), now)]
+        if self.link is Link.NONE:
+            return self._connect() if now >= self._connect_at else []
+        if now >= self._pong_by:
+            seconds = self._timing.ping_timeout
+            return [Disconnect(), *self.lost(ConnectionFailed(f"no answer to a ping within {seconds:g} s"), now)]
+        return self._due_while_open(now)
+
+    def stop(self, now: float) -> list[Action]:
+        """End for good. Nothing is delivered from here on."""
+        if self.state.ended:
+            return []
+        link, self.link = self.link, Link.NONE
+        self._connect_at = _NEVER
+        farewell: list[Action] = [Disconnect()] if link is not Link.NONE else []
+        return [*farewell, *self._enter(State.STOPPED), End(None)]
+
+    @property
+    def _pong_by(self) -> float:
+        """When the connection counts as dead; infinity while no answer is owed, or while it may lie unread."""
+        if self._ping_sent is None or self._held or not self._answer_owed:
+            return _NEVER
+        return self._ping_sent + self._timing.ping_timeout
+
+    @property
+    def _answer_owed(self) -> bool:
+        return self._ping_sent is not None and self._last_bytes <= self._ping_sent
+
+    def _due_while_open(self, now: float) -> list[Action]:
+        actions: list[Action] = []
+        if now >= self._ping_at:
+            # An unanswered ping keeps its own deadline: a short interval must not put it off for ever.
+            if not self._answer_owed:
+                self._ping_sent = now
+            self._ping_at = now + (self._timing.ping_interval or _NEVER)
+            actions.append(SendPing())
+        if now >= self._keep_alive_at:
+            self._keep_alive_at = now + (self._timing.keep_alive or _NEVER)
+            actions.append(SendKeepAlive())
+        if now >= self._stale_at:
+            # Once a silence: the next message sets it again.
+            self._stale_at = _NEVER
+            if not self._held:
+                actions.append(Report(StaleStream(now - self._last_message, symbol=self.symbol)))
+        return actions
+
+    def _connect(self) -> list[Action]:
+        self.attempt += 1
+        self.link = Link.HANDSHAKE
+        self._connect_at = self._connect_by = _NEVER
+        return [Connect(after_refusal=self._after_refusal)]
+
+    def _may_retry(self, error: ConnectionFailed) -> bool:
+        if self._policy is None:
+            return False
+        another_key = isinstance(error, AuthenticationError) and self._key_can_change and not error.permanent
+        if is_fatal(error) and not another_key:
+            return False
+        return self._policy.attempts is None or self.attempt < self._policy.attempts
+
+    def _settle_backoff(self, now: float) -> None:
+        """Start the policy afresh after a connection that was stable."""
+        if self._policy and self.link is Link.OPEN and now - self._opened_at >= self._policy.reset_after:
+            self.attempt = 0
+            self._delays = self._fresh_delays()
+
+    def _fresh_delays(self) -> Iterator[float]:
+        return self._policy.delays(self._rng) if self._policy else iter(())
+
+    def _enter(self, state: State) -> list[Action]:
+        """The only place that sets the state."""
+        if state is self.state:
+            return []
+        self.state = state
+        return [Announce(state)]

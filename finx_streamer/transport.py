@@ -1,0 +1,572 @@
+"""One websocket connection. The only module that imports `websocket`.
+
+A handshake blocks, so `open_connection` runs in a worker thread: it resolves, connects, shakes hands (TLS, then HTTP)
+and returns a `Connection`, all within one deadline and open to `Attempt.cancel` from another thread. From then on
+nothing blocks: the network thread calls `fill` when the socket is readable, `messages` for what is complete, `flush`
+when it is writable.
+
+`Wire` is what the library believes to be its socket. During the handshake it waits, up to the deadline; afterwards it
+gives out buffered bytes, and raises `_NeedMore` where the library would have blocked inside a frame. The library's
+frame buffer can be resumed after that, so half a frame costs nothing but memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import email.utils
+import http.client
+import io
+import json
+import logging
+import math
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import websocket
+from websocket import ABNF, WebSocketApp
+
+from ._version import __version__
+from .endpoint import Endpoint, redact
+from .errors import AuthenticationError, ConnectionFailed, ProtocolError, RateLimited, StreamNotFound
+from .keys import KeySource, Secret
+from .symbols import Symbol
+
+logger = logging.getLogger("finx_streamer")
+
+#: Larger reads make malloc map and unmap memory at every call.
+READ_SIZE = 65_536
+MAX_HEADER = 65_536
+MAX_MESSAGE = 16 * 1024 * 1024
+#: A peer that makes us answer but does not read has to be given up at some point.
+MAX_UNSENT = 1024 * 1024
+#: How much of a refusal's body is shown.
+_BODY_SHOWN = 200
+
+
+class _NeedMore(Exception):
+    """The bytes received so far end within a frame."""
+
+
+class _Refused(Exception):
+    """The server answered the handshake with something else than a switch of protocols."""
+
+    def __init__(self, status: int, phrase: str, headers: http.client.HTTPMessage, body: str) -> None:
+        super().__init__(status)
+        self.status, self.phrase, self.headers, self.body = status, phrase, headers, body
+
+
+@attrs.frozen
+class Target:
+    """All that a connection needs, the key left out: that is asked for when the attempt begins."""
+
+    endpoint: Endpoint
+    symbol: Symbol
+    keys: KeySource
+    connect_timeout: float
+    ssl_context: Callable[[], ssl.SSLContext]
+
+
+class Attempt:
+    """A handshake under way. `cancel` may be called from any thread, at any time."""
+
+    def __init__(self, refused_key: Secret | None = None) -> None:
+        #: A key that is not worth another try.
+        self.refused_key = refused_key
+        #: The key that was used, once it is known.
+        self.key: Secret | None = None
+        self._deadline = math.inf
+        self._lock = threading.Lock()
+        self._cancelled = False
+        self._socket: socket.socket | None = None
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled
+
+    def begin(self, timeout: float) -> None:
+        """The time runs from here."""
+        self._deadline = time.monotonic() + timeout
+
+    def cancel(self) -> None:
+        with self._lock:
+            self._cancelled = True
+            if self._socket is not None:
+                # Wakes a thread that is blocked on it; closing would not.
+                # (The plain socket's way: that of a TLS socket would take its state from under that thread.)
+                with contextlib.suppress(OSError):
+                    socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+    def remaining(self) -> float:
+        """Seconds left; raises when there are none, or when nobody wants the connection any more."""
+        left = self._deadline - time.monotonic()
+        if self._cancelled or left <= 0:
+            raise TimeoutError("timed out")
+        return left
+
+    def watch(self, sock: socket.socket) -> None:
+        """Make `sock` the one that `cancel` interrupts."""
+        with self._lock:
+            self._socket = sock
+        self.remaining()
+
+
+class Wire:
+    """The library's socket: blocking up to a deadline at first, a pair of buffers after `go_live`."""
+
+    def __init__(self, sock: socket.socket, attempt: Attempt) -> None:
+        self.socket = sock
+        self.received_ns = 0
+        self.bytes_received = 0
+        self._attempt: Attempt | None = attempt
+        self._in = bytearray()
+        self._at = 0
+        self._out = bytearray()
+        self._header_seen = False
+
+    # What the library calls. It asks for a timeout of 0 to find out that there is nothing to wait for.
+
+    _closed = False
+
+    def gettimeout(self) -> float:
+        return 0.0
+
+    def settimeout(self, timeout: float | None) -> None:
+        """Deadlines are ours."""
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    def shutdown(self, how: int) -> None:
+        """The connection is closed by its owner, who may still have to flush."""
+
+    def close(self) -> None:
+        """The connection is closed by its owner, who may still have to flush."""
+
+    def recv(self, size: int) -> bytes:
+        if self._at == len(self._in):
+            if self._attempt is None:
+                raise _NeedMore
+            self._wait_for_response()
+        end = min(self._at + size, len(self._in))
+        data = bytes(self._in[self._at : end])
+        self._at = end
+        if self._at == len(self._in):
+            self._in.clear()
+            self._at = 0
+        return data
+
+    def send(self, data: bytes) -> int:
+        if self._attempt is not None:
+            self.socket.settimeout(self._attempt.remaining())
+            self.socket.sendall(data)
+        else:
+            self._out += data
+            self.flush()
+        return len(data)
+
+    # What the handshake and the network thread call.
+
+    def go_live(self) -> None:
+        """From here on nothing blocks."""
+        self._attempt = None
+        self.socket.setblocking(False)
+
+    @property
+    def unsent(self) -> bool:
+        return bool(self._out)
+
+    def fill(self) -> int:
+        """Read what has arrived, up to about `READ_SIZE`; the number of bytes. Raises OSError; EOFError at the end."""
+        total = 0
+        del self._in[: self._at]
+        self._at = 0
+        while True:
+            try:
+                data = self.socket.recv(READ_SIZE)
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                break
+            if not data:
+                if total:
+                    break
+                raise EOFError
+            self._in += data
+            total += len(data)
+            # The selector can't see what TLS has read ahead.
+            if total >= READ_SIZE or not (isinstance(self.socket, ssl.SSLSocket) and self.socket.pending()):
+                break
+        self.received_ns = time.time_ns()
+        self.bytes_received += total
+        return total
+
+    def flush(self) -> None:
+        """Send what can be sent without waiting. Raises OSError."""
+        while self._out:
+            try:
+                sent = self.socket.send(self._out)
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                break
+            del self._out[:sent]
+        if len(self._out) > MAX_UNSENT:
+            raise OSError("the peer does not read what it asks for")
+
+    def _wait_for_response(self) -> None:
+        """The server's answer to the handshake, whole: read byte by byte it would cost a system call each."""
+        if self._header_seen:
+            raise EOFError
+        while b"\r\n\r\n" not in self._in:
+            assert self._attempt is not None
+            if len(self._in) > MAX_HEADER:
+                raise ProtocolError(
+                    f"the answer to the handshake has a header of over {MAX_HEADER} bytes", permanent=True
+                )
+            self.socket.settimeout(self._attempt.remaining())
+            data = self.socket.recv(4_096)
+            if not data:
+                raise EOFError
+            self._in += data
+            if not b"HTTP/".startswith(self._in[:5]):
+                raise ProtocolError("the server does not speak HTTP, and so no websocket", permanent=True)
+        self._header_seen = True
+        _check_status(bytes(self._in))
+
+
+class _Doorstep:
+    """The library's dispatcher: takes note of how to read a frame, and leaves the waiting to the network thread."""
+
+    def __init__(self) -> None:
+        self.read_frame: Callable[[], bool] | None = None
+
+    def read(self, sock: Wire, read_callback: Callable[[], bool], check_callback: Callable[[], bool]) -> None:
+        sock.go_live()
+        self.read_frame = read_callback
+
+    def send(self, sock: Wire, data: bytes) -> int:
+        return sock.send(data)
+
+
+@attrs.frozen
+class Binary:
+    """A binary message, which FinX does not send."""
+
+    payload: bytes
+
+
+class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
+    """A `WebSocketApp` whose frames are read when the network thread says so."""
+
+    def __init__(self, url: str, wire: Wire, key: Secret) -> None:
+        super().__init__(
+            url,
+            header={"User-Agent": f"finx-streamer/{__version__}"},
+            socket=wire,  # type: ignore[arg-type]
+            on_data=_on_data,
+            on_error=_on_error,
+            on_close=_on_close,
+        )
+        self.wire = wire
+        self.key = key
+        self.failure: BaseException | None = None
+        #: How the connection ended, once its end has been read.
+        self.ended: ConnectionFailed | None = None
+        self._doorstep = _Doorstep()
+        self._received: list[bytes | Binary] = []
+
+    def create_dispatcher(
+        self, ping_timeout: object, dispatcher: Any = None, is_ssl: bool = False, handleDisconnect: object = None
+    ) -> Any:
+        return dispatcher
+
+    def shake_hands(self) -> None:
+        """The HTTP part of the handshake. Raises whatever went wrong."""
+        self.run_forever(dispatcher=self._doorstep, skip_utf8_validation=True, suppress_origin=True)
+        # The URL has served its purpose; what does not hold the key can't show it.
+        self.url = redact(self.url)
+        if self._doorstep.read_frame is None:
+            raise self.failure or EOFError()
+
+    def messages(self, limit: int) -> list[bytes | Binary]:
+        """Up to `limit` messages of what has been read, in order. Sets `ended` where the stream's end is among them."""
+        read_frame = self._doorstep.read_frame
+        assert read_frame is not None
+        received: list[bytes | Binary] = []
+        self._received = received
+        try:
+            while len(received) < limit and self.ended is None:
+                if not read_frame() and self.ended is None:
+                    self.ended = closed(None, None)
+        except _NeedMore:
+            self._check_size()
+        except websocket.WebSocketException as fault:
+            self.fail(ProtocolError(f"the server broke the websocket protocol: {redact(str(fault))}"), 1002)
+        except OSError as fault:
+            self.ended = translate(fault)
+        return received
+
+    def fail(self, error: ConnectionFailed, code: int) -> None:
+        """End the connection for a fault of the peer's, and tell it so."""
+        self.ended = error
+        self.say_goodbye(code)
+
+    def say_goodbye(self, code: int = 1000) -> None:
+        """Send a close frame, as far as that goes without waiting."""
+        with contextlib.suppress(Exception):
+            if self.sock is not None and self.sock.connected:
+                self.sock.send_close(code)
+
+    def send_ping(self) -> None:
+        """Raises OSError where the connection is lost."""
+        if self.sock is not None:
+            self.sock.ping()
+
+    def send_keep_alive(self) -> None:
+        """FinX's own keepAlive (source: D). Raises OSError where the connection is lost."""
+        if self.sock is not None:
+            self.sock.send_text(json.dumps({"APIKey": self.key.reveal(), "functionName": "keepAlive"}))
+
+    def dispose(self) -> None:
+        """Close the socket at once, and let go of what refers back to here."""
+        sock = self.wire.socket
+        with contextlib.suppress(OSError):
+            self.wire.flush()
+        if isinstance(sock, ssl.SSLSocket):
+            # Tells the peer that nothing was cut off; it does not wait for the answer.
+            with contextlib.suppress(OSError, ValueError):
+                sock.unwrap()
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_WR)
+        sock.close()
+        self.sock = None
+        self._doorstep.read_frame = None
+
+    def _check_size(self) -> None:
+        """Refuse a message before it takes more memory than any message should."""
+        if self.sock is None:
+            return
+        announced = self.sock.frame_buffer.length or 0
+        begun = self.sock.cont_frame.cont_data
+        if announced + (len(begun[1]) if begun else 0) > MAX_MESSAGE:
+            self.fail(ProtocolError(f"a message of over {MAX_MESSAGE} bytes"), 1009)
+
+    def take_data(self, payload: bytes, opcode: int) -> None:
+        """One whole message, from the library."""
+        if opcode == ABNF.OPCODE_BINARY:
+            self._received.append(Binary(payload))
+            return
+        if not payload.isascii():
+            try:
+                payload.decode("utf-8")
+            except UnicodeDecodeError:
+                self.fail(ProtocolError("a text message that is not UTF-8"), 1007)
+                return
+        self._received.append(payload)
+
+    def take_close(self, code: int | None, reason: str | None) -> None:
+        """The end of the connection, from the library."""
+        if self._doorstep.read_frame is not None and self.ended is None:
+            self.ended = closed(code, reason)
+
+
+# The library's callbacks. Bound methods would make a reference cycle, and keep a dead connection until a collection.
+
+
+def _on_data(connection: Any, payload: bytes, opcode: int, _final: bool) -> None:
+    connection.take_data(payload, opcode)
+
+
+def _on_error(connection: Any, error: BaseException) -> None:
+    connection.failure = error
+
+
+def _on_close(connection: Any, code: int | None, reason: str | None) -> None:
+    connection.take_close(code, reason)
+
+
+def open_connection(target: Target, attempt: Attempt) -> Connection:
+    """Connect and shake hands, within the attempt's deadline. Raises `ConnectionFailed`, with no key in it."""
+    attempt.begin(target.connect_timeout)
+    try:
+        return _open(target, attempt)
+    except ConnectionFailed as error:
+        error.__context__ = None
+        raise error.with_traceback(None) from error.__cause__
+    except Exception as cause:
+        failure = translate(cause, f"{target.endpoint.host}:{target.endpoint.port}")
+    # Outside of the handler, for the library's exception holds frames whose locals hold the URL.
+    raise failure
+
+
+def _open(target: Target, attempt: Attempt) -> Connection:
+    key = attempt.key = target.keys.ask()
+    if key == attempt.refused_key:
+        raise AuthenticationError("the API key was refused, and there is no other", permanent=True)
+    sock = _connect(target, attempt)
+    try:
+        connection = Connection(target.endpoint.stream_url(target.symbol, key), Wire(sock, attempt), key)
+        try:
+            connection.shake_hands()
+        except _Refused as refusal:
+            raise _refusal(refusal, key, target.keys) from None
+        return connection
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _connect(target: Target, attempt: Attempt) -> socket.socket:
+    """A socket to the first of the host's addresses that answers; TLS is done."""
+    endpoint = target.endpoint
+    attempt.remaining()
+    addresses = socket.getaddrinfo(endpoint.host, endpoint.port, 0, socket.SOCK_STREAM)
+    failure = OSError("the host has no address")
+    for untried, (family, kind, protocol, _, address) in zip(range(len(addresses), 0, -1), addresses, strict=True):
+        sock = socket.socket(family, kind, protocol)
+        try:
+            attempt.watch(sock)
+            # One address that swallows everything must not use up the time of the others.
+            sock.settimeout(attempt.remaining() / untried)
+            sock.connect(address)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError as error:
+            sock.close()
+            failure = error
+            continue
+        return _secured(sock, target, attempt) if endpoint.secure else sock
+    raise failure
+
+
+def _secured(sock: socket.socket, target: Target, attempt: Attempt) -> ssl.SSLSocket:
+    try:
+        context = target.ssl_context()
+        secured = context.wrap_socket(sock, server_hostname=target.endpoint.host, do_handshake_on_connect=False)
+    except BaseException:
+        sock.close()
+        raise
+    try:
+        attempt.watch(secured)
+        secured.settimeout(attempt.remaining())
+        secured.do_handshake()
+    except BaseException:
+        secured.close()
+        raise
+    return secured
+
+
+def _check_status(response: bytes) -> None:
+    """Let a switch of protocols pass; raise `_Refused` for any other answer, redirects included."""
+    head, _, body = response.partition(b"\r\n\r\n")
+    status_line, _, headers = head.partition(b"\r\n")
+    words = status_line.decode("latin-1").split(None, 2)
+    if len(words) < 2 or not words[1].isdecimal():
+        raise ProtocolError(f"the server's status line is {redact(repr(status_line[:80]))}", permanent=True)
+    status = int(words[1])
+    if status == 101:
+        return
+    try:
+        parsed = http.client.parse_headers(io.BytesIO(headers + b"\r\n\r\n"))
+    except http.client.HTTPException:
+        parsed = http.client.HTTPMessage()
+    raise _Refused(status, words[2] if len(words) > 2 else "", parsed, body[:_BODY_SHOWN].decode("utf-8", "replace"))
+
+
+def _refusal(refused: _Refused, key: Secret, keys: KeySource) -> ConnectionFailed:
+    """The typed error for an HTTP answer. Source: the refusals of protocol.md, O."""
+    status = refused.status
+    answer = f"the server answered {status} {redact(refused.phrase)}".rstrip()
+    if refused.body.strip():
+        answer += f", {redact(refused.body.strip())!r}"
+    wait = _retry_after(refused.headers) if status == 429 or status >= 500 else None
+    if status in (401, 403):
+        unchanged = not keys.can_change or keys.ask() == key
+        return AuthenticationError(f"the API key was refused: {answer}", status=status, permanent=unchanged)
+    if status == 404:
+        return StreamNotFound(f"no such stream: {answer}", status=status)
+    if status == 429:
+        return RateLimited(f"too many requests: {answer}", status=status, retry_after=wait)
+    if 300 <= status < 400:
+        where = redact(refused.headers.get("Location", "nowhere"))
+        return ConnectionFailed(
+            f"{answer}: a redirect to {where!r} is not followed; set endpoint= to it", status=status
+        )
+    if status < 300:
+        return ProtocolError(f"{answer}: it is no websocket server at this address", status=status, permanent=True)
+    return ConnectionFailed(answer, status=status, retry_after=wait)
+
+
+def _retry_after(headers: http.client.HTTPMessage) -> float | None:
+    """Retry-After in seconds, from either of its forms; None where it is absent or neither."""
+    value = (headers.get("Retry-After") or "").strip()
+    if value.isdecimal() and len(value) < 12:
+        return float(value)
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
+        moment = email.utils.parsedate_to_datetime(value).timestamp()
+        with contextlib.suppress(ValueError, TypeError):
+            # The server's own clock, where it tells it: ours may differ.
+            return max(0.0, moment - email.utils.parsedate_to_datetime(headers.get("Date", "")).timestamp())
+        return max(0.0, math.ceil(moment - time.time()))
+    return None
+
+
+_CLOSE_CODES = {
+    1000: ", normally",
+    1001: ", going away",
+    1011: ", server error",
+    1012: ", restart",
+    1013: ", try again later",
+}
+
+
+def closed(code: int | None, reason: str | None) -> ConnectionFailed:
+    """The typed error for a close frame. Source: the close codes of protocol.md, O."""
+    said = f": {redact(reason)!r}" if reason else ""
+    if code == 1008:
+        return AuthenticationError(f"closed by the server for policy, e.g. a revoked key (1008){said}", close_code=code)
+    if code is None:
+        return ConnectionFailed(f"closed by the server without a code{said}")
+    meaning = _CLOSE_CODES.get(code, "")
+    return ConnectionFailed(f"closed by the server ({code}{meaning}){said}", close_code=code)
+
+
+def translate(cause: BaseException, where: str = "the server") -> ConnectionFailed:
+    """The typed error for an exception of the library's or the system's, with a cause reduced to its text."""
+    if isinstance(cause, ConnectionFailed):
+        return cause
+    error = _translated(cause, where)
+    error.__cause__ = _without_frames(cause)
+    return error
+
+
+def _translated(cause: BaseException, where: str) -> ConnectionFailed:
+    text = redact(str(cause))
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return ConnectionFailed(f"the certificate of {where} is refused: {cause.verify_message}", permanent=True)
+    if isinstance(cause, EOFError | ssl.SSLEOFError | websocket.WebSocketConnectionClosedException):
+        return ConnectionFailed(f"{where} closed the connection without a close frame")
+    if isinstance(cause, TimeoutError | websocket.WebSocketTimeoutException):
+        return ConnectionFailed(f"{where} did not answer in time")
+    if isinstance(cause, ssl.SSLError):
+        return ConnectionFailed(f"TLS with {where} failed: {cause.reason or text}", permanent=True)
+    if isinstance(cause, socket.gaierror | UnicodeError):
+        return ConnectionFailed(f"the name of {where} can't be resolved: {text}")
+    if isinstance(cause, OSError):
+        return ConnectionFailed(f"{where}: {(cause.strerror or text or type(cause).__name__).lower()}")
+    if isinstance(cause, websocket.WebSocketException):
+        return ProtocolError(f"{where} does not complete the websocket handshake: {text}", permanent=True)
+    logger.error("unexpected %s while connecting to %s: %s", type(cause).__name__, where, text)
+    return ConnectionFailed(f"{where}: {type(cause).__name__}: {text}")
+
+
+def _without_frames(cause: BaseException) -> BaseException | None:
+    """A copy of an OSError without the frames that it passed, whose locals hold the key; None for anything else."""
+    if not isinstance(cause, OSError):
+        return None
+    copy = type(cause).__new__(type(cause), *cause.args)
+    copy.args = tuple(redact(arg) if isinstance(arg, str) else arg for arg in cause.args)
+    for name in ("reason", "verify_code", "verify_message"):
+        if hasattr(cause, name):
+            setattr(copy, name, getattr(cause, name))
+    return copy
