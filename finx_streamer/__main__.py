@@ -8,6 +8,8 @@ import sys
 def main() -> None:
     """Run the command line, or say in one line what is missing for it."""
     try:
+        import rich  # noqa: F401 (the table needs it: better known now than when it is drawn)
+
         from .cli import app
     except ModuleNotFoundError as missing:
         if not missing.name or missing.name.partition(".")[0] == __package__:
@@ -17,6 +19,9 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(2)
+    except KeyboardInterrupt:
+        # Too early for a summary.
+        sys.exit(130)
     app(prog_name="finx-streamer")
 
 

@@ -112,6 +112,7 @@ class Caller:
                 callback(error)
             except Exception:
                 # Not handed to on_error again: that would go round for ever.
+                self._count(error.symbol)
                 logger.exception("on_error callback %r raised while it handled: %s", callback, error)
 
     def _call_all(self, event: str, symbol: str | None, *arguments: object) -> None:
@@ -124,9 +125,12 @@ class Caller:
                 self._failed(callback, arguments[-1], cause, symbol)
 
     def _failed(self, callback: Callback, argument: object, cause: Exception, symbol: str | None) -> None:
-        counters = self._counters.get(symbol or "")
-        if counters:
-            counters.callback_errors += 1
+        self._count(symbol)
         error = CallbackError(callback, argument, symbol=symbol)
         error.__cause__ = cause
         self.error(error)
+
+    def _count(self, symbol: str | None) -> None:
+        counters = self._counters.get(symbol or "")
+        if counters:
+            counters.callback_errors += 1

@@ -213,7 +213,8 @@ class ThreadOutlet:
                         self._report_dropped(everything=True)
                         return
                     wake.wait(self._dropped.due_in(time.monotonic()))
-                    self._aside = self._aside or bool(self._dropped)
+                    if self._dropped:  # never write what was read before: the other side may have set it since
+                        self._aside = True
             if entry is None:
                 continue
             if type(entry) is dict:

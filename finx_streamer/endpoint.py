@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from typing import ClassVar
 from urllib.parse import SplitResult, quote, urlsplit
 
@@ -15,6 +16,7 @@ from .symbols import Option, Symbol
 __all__ = ["Endpoint", "redact"]
 
 _DEFAULT_PORTS = {"ws": 80, "wss": 443}
+_PREFIX = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @attrs.frozen
@@ -76,7 +78,7 @@ class Endpoint:
         """Refuse to send the key in clear over a network (source: O). Raises `ConfigurationError`."""
         if not (self.secure or self.is_loopback or allow_insecure):
             raise ConfigurationError(
-                f"endpoint: {self.url!r} would send the API key in clear text; use wss://, or pass "
+                f"endpoint: {redact(self.url)!r} would send the API key in clear text; use wss://, or pass "
                 "allow_insecure=True if every hop to that host is yours"
             )
 
@@ -91,7 +93,8 @@ def _normalised(url: str) -> str:
         raise ConfigurationError(f"endpoint: expected a URL as str, not {type(url).__name__}")
     try:
         parts = urlsplit(url)
-        parts.port  # noqa: B018 (raises for a port that is none)
+        if parts.port == 0:  # which raises for a port that is none
+            raise ValueError("port 0 is no port to connect to")
     except ValueError as cause:
         raise ConfigurationError(f"endpoint: {redact(url)!r} is not a URL: {cause}") from None
     _check_parts(parts, url)
@@ -118,9 +121,10 @@ def _check_parts(parts: SplitResult, url: str) -> None:
 
 
 def _check_prefix(prefix: object) -> None:
-    if not isinstance(prefix, str) or not prefix.replace("-", "").replace("_", "").isalnum():
+    if not isinstance(prefix, str) or not _PREFIX.fullmatch(prefix):
         raise ConfigurationError(
-            f"endpoint: prefix {prefix!r} is not one path segment such as 'streaming' or 'streamer'"
+            f"endpoint: prefix {redact(repr(prefix))} is not one path segment such as 'streaming' or 'streamer'; "
+            "expected letters, digits, - and _"
         )
 
 

@@ -24,6 +24,8 @@ class TickBuffer:
         self._ended = False
 
     def __call__(self, tick: Tick) -> None:
+        if self._closed:
+            return
         with self._changed:
             while self._wait and len(self._ticks) >= self._size and not self._closed:
                 self._changed.wait()
@@ -54,10 +56,9 @@ class TickBuffer:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Nobody wants more: what is here is dropped, and whoever waits is let go."""
+        """Nobody wants more, and whoever waits is let go. A signal handler may call this in the midst of `take`."""
+        self._closed = True
         with self._changed:
-            self._closed = True
-            self._ticks.clear()
             self._changed.notify_all()
         self._on_room()
 
@@ -70,12 +71,15 @@ class Iterations:
         self._wait = wait
         self._on_room = on_room
         self._buffers: tuple[TickBuffer, ...] = ()
+        self._ended = False
         self._lock = threading.Lock()
 
     def open(self) -> TickBuffer:
         buffer = TickBuffer(self._size, self._wait, self._on_room)
         with self._lock:
             self._buffers = (*self._buffers, buffer)
+            if self._ended:
+                buffer.end()
         return buffer
 
     def close(self, buffer: TickBuffer) -> None:
@@ -93,8 +97,11 @@ class Iterations:
             self._on_room()
 
     def end(self) -> None:
-        for buffer in self._buffers:
-            buffer.end()
+        """Nothing more will come, not to those either that are opened from now on."""
+        with self._lock:
+            self._ended = True
+            for buffer in self._buffers:
+                buffer.end()
 
     def close_all(self) -> None:
         for buffer in self._buffers:

@@ -7,13 +7,12 @@ text; and a filter on the logger of `websocket-client` redacts what that library
 
 from __future__ import annotations
 
-import json
+import itertools
 import logging
 import os
 import re
 import threading
 from collections.abc import Callable
-from urllib.parse import quote
 
 import attrs
 
@@ -64,7 +63,7 @@ class KeySource:
             raise ConfigurationError(f"api_key: expected a str, a callable or None, not {type(api_key).__name__}")
         if fault := _fault(api_key):
             raise ConfigurationError(f"api_key: {fault}")
-        return cls(Secret(api_key))
+        return cls(_remember(Secret(api_key)))
 
     @property
     def can_change(self) -> bool:
@@ -99,30 +98,31 @@ class KeySource:
 
 def redact(text: str) -> str:
     """The text without any API key that this process has used."""
-    return _registry.pattern.sub(MASK, text) if _registry.pattern else text
+    for pattern in _registry.patterns:
+        text = pattern.sub(MASK, text)
+    return text
 
 
 class _Registry:
-    """The keys in use, newest last, and one pattern that finds them in any of their spellings."""
+    """The keys in use, and for each a pattern that finds it in any of its spellings."""
 
     def __init__(self) -> None:
-        self.pattern: re.Pattern[str] | None = None
-        self._keys: dict[str, None] = {}
+        #: Longest key first: a key may be a part of another one. Replaced as a whole, so that readers need no lock.
+        self.patterns: tuple[re.Pattern[str], ...] = ()
+        #: The latest used last.
+        self._keys: dict[str, re.Pattern[str]] = {}
         self._lock = threading.Lock()
 
     def add(self, key: str) -> None:
         with self._lock:
-            if key in self._keys:
+            known = self._keys.pop(key, None)
+            self._keys[key] = known or _pattern(key)
+            if known:
                 return
-            self._keys[key] = None
             while len(self._keys) > _REMEMBERED:
                 del self._keys[next(iter(self._keys))]
-            spellings = {spelling for key in self._keys for spelling in _spellings(key)}
-            longest_first = sorted(spellings, key=len, reverse=True)
-            self.pattern = re.compile("|".join(map(re.escape, longest_first)), re.IGNORECASE)
-        websocket_log = logging.getLogger("websocket")
-        if _redact_record not in websocket_log.filters:
-            websocket_log.addFilter(_redact_record)
+            self.patterns = tuple(self._keys[key] for key in sorted(self._keys, key=len, reverse=True))
+        logging.getLogger("websocket").addFilter(_redact_record)  # which adds it once
 
 
 _registry = _Registry()
@@ -133,12 +133,27 @@ def _remember(key: Secret) -> Secret:
     return key
 
 
-def _spellings(key: str) -> set[str]:
-    return {key, quote(key, safe=""), json.dumps(key)[1:-1], repr(key)[1:-1]}
+def _pattern(key: str) -> re.Pattern[str]:
+    """Finds the key where any of its characters is spelled in another way: percent-encoded (once or more often),
+    escaped as JSON, Python or a shell may do, or in the other case."""
+    return re.compile("".join(_token(character, len(list(run))) for character, run in itertools.groupby(key)), re.I)
+
+
+def _token(character: str, count: int) -> str:
+    code = f"{ord(character):02x}"
+    if character == "\\":
+        # However many: each escaping doubles them.
+        return rf"(?:\\u005c|%(?:25)*{code}|\\){{1,64}}+"
+    # Escapes before the character itself, which may be the first one of its own escape. The bounds keep the time for
+    # a text of backslashes in proportion to its length.
+    return rf"(?:%(?:25)*{code}|\\{{0,8}}+(?:u00{code}|{re.escape(character)})){{{count}}}"
 
 
 def _redact_record(record: logging.LogRecord) -> bool:
     record.msg, record.args = redact(record.getMessage()), ()
+    if record.exc_info:
+        record.exc_text = redact(record.exc_text or logging.Formatter().formatException(record.exc_info))
+        record.exc_info = None
     return True
 
 

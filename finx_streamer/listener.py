@@ -87,8 +87,9 @@ class _Run:
 
     def start(self) -> None:
         _live.add(self)
-        self.outlet.start()
+        # In this order, for the callback side ends by waiting for the network side.
         self.network.start()
+        self.outlet.start()
 
     def abandon(self) -> None:
         """End at once: no further call begins. Waits for nothing."""
@@ -343,10 +344,7 @@ class StreamListener:
         run = self._run
         if run is None:
             return True
-        if run.outlet.runs_here() and not run.ended.is_set():
-            raise ConfigurationError(
-                "join() in a callback would wait for itself; call stop() there, and join() outside"
-            )
+        self._check_not_in_callback("join()")
         self._check_process()
         if not run.ended.wait(timeout):
             return False
@@ -372,6 +370,7 @@ class StreamListener:
         """Ticks, as they come. Starts the listener if need be, and then stops it when the loop is left; ends with it,
         and raises as `join` does."""
         with self._lock:
+            self._check_not_in_callback("iteration")
             own = self._run is None or self._run.ended.is_set()
             run = self._new_run() if own or self._run is None else self._run
             buffer = run.iterations.open()
@@ -462,6 +461,13 @@ class StreamListener:
         if self._run is not None and self._run.pid != os.getpid():
             raise ConfigurationError(
                 "this listener was started before a fork, and its threads are not in this process; make a new one here"
+            )
+
+    def _check_not_in_callback(self, what: str) -> None:
+        run = self._run
+        if run is not None and run.outlet.runs_here() and not run.ended.is_set():
+            raise ConfigurationError(
+                f"{what} in a callback would wait for itself; call stop() there, and do the rest outside"
             )
 
     @staticmethod

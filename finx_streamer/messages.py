@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any, NoReturn, TypedDict
 
@@ -55,8 +55,13 @@ Message = Tick | Notice | ServerError
 
 _TICK_FIELDS = frozenset({"pair", "date", "time", "exchange", "price", "UTCDate", "unixDate"})
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
-_TIME = re.compile(r"[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]*)?Z?")
-_PRICE = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_TIME = re.compile(r"[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?Z?")
+#: Only one way to match each text: a megabyte of digits must not be tried in every division.
+_PRICE = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
+#: How deep a message may be nested. Any limit would do, but Python's own is not at the same depth for all readers.
+MAX_DEPTH = 100
+#: How many digits an integer may have; a sign counts as one. It is what `msgspec` allows.
+_MAX_DIGITS = 4_300
 
 
 class _NotATick(Exception):
@@ -79,6 +84,9 @@ class Decoder:
             self._refuse(f"not JSON ({cause})", payload)
         if type(message) is not dict:
             self._refuse(f"expected a JSON object, not {_json_type(message)}", payload)
+        # A level takes two bytes: what is shorter needs no look.
+        if len(payload) > 2 * MAX_DEPTH and _too_deep(message):
+            self._refuse(f"nested more than {MAX_DEPTH} deep", payload)
         raw = _tick_part(message)
         if raw is None or self.pair is None:
             return self._other(message, received_ns)
@@ -140,7 +148,7 @@ def _tick_part(message: dict[str, Any]) -> Any:
     if message.get("results") == "streaming" and "resultData" in message:
         return message["resultData"]
     # Two fields of a tick make it a tick: with one missing it is a broken tick, and not some unknown notice.
-    if len(_TICK_FIELDS & message.keys()) >= 2 and "error" not in message:
+    if len(_TICK_FIELDS & message.keys()) >= 2 and not message.get("error"):
         return message
     return None
 
@@ -184,6 +192,20 @@ def _json_type(value: object) -> str:
     return names.get(type(value), type(value).__name__)
 
 
+def _too_deep(message: dict[str, Any]) -> bool:
+    """Level by level, so that the depth costs no stack."""
+    level: list[Any] = [message]
+    for _ in range(MAX_DEPTH):
+        level = [inner for outer in level for inner in _items(outer) if type(inner) in (dict, list)]
+        if not level:
+            return False
+    return True
+
+
+def _items(container: Any) -> Iterable[Any]:
+    return container.values() if type(container) is dict else container
+
+
 def _finite(text: str) -> float:
     value = float(text)
     if math.isinf(value):
@@ -195,14 +217,23 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-_stdlib_decode = json.JSONDecoder(parse_float=_finite, parse_constant=_no_constant).decode
+def _bounded(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError("number out of range")
+    return int(text)
+
+
+_stdlib_decode = json.JSONDecoder(parse_float=_finite, parse_int=_bounded, parse_constant=_no_constant).decode
+#: An escape that is none or both halves of a surrogate pair.
+_ESCAPE = re.compile(rb"\\(?:[^u]|u(?![dD][89a-fA-F])....|u[dD][89abAB]..\\u[dD][c-fC-F]..)", re.DOTALL)
 
 
 def loads_stdlib(payload: bytes) -> Any:
     """JSON by the standard library, held to RFC 8259: no NaN, no infinity, no half of a surrogate pair."""
     value = _stdlib_decode(payload.decode("utf-8"))
-    if b"\\u" in payload:
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    # In the text and not in the value: a key that comes twice takes its first value's place.
+    if b"\\u" in payload and b"\\" in _ESCAPE.sub(b"", payload):
+        raise ValueError("half of a surrogate pair")
     return value
 
 

@@ -34,10 +34,12 @@ logger = logging.getLogger("finx_streamer")
 
 #: How many handshakes run side by side. More would not be quicker, and would look like an attack to the server.
 SIDE_BY_SIDE = 8
-#: An attempt that was given up may hang in name resolution, which nothing interrupts. Others take its place, up to here.
+#: An attempt that was given up may hang in name resolution, which nothing interrupts. Others take its place, to here.
 MOST_WORKERS = 4 * SIDE_BY_SIDE
-#: How long the end waits for a worker that was cancelled.
+#: How long the end waits for the workers that were cancelled, all in all.
 _WORKER_PATIENCE = 0.2
+#: A deadline may lie further ahead than a selector can wait.
+_LONGEST_WAIT = 3_600.0
 _NEVER = float("inf")
 
 
@@ -91,7 +93,8 @@ class Network:
         self._failure: ConnectionFailed | None = None
         self._ending = False
         self._closed = False
-        self._lock = threading.Lock()
+        # Reentrant, for a signal handler that stops the listener while its thread is in `post`.
+        self._lock = threading.RLock()
         self._thread = threading.Thread(target=self._main, name=f"{name}-network", daemon=True)
 
     # From any thread.
@@ -136,12 +139,13 @@ class Network:
             outcome = self._failure
         except BaseException as crash:
             outcome = crash
-        finally:
+        try:
             self._close()
-        self._on_end(outcome)
+        finally:
+            self._on_end(outcome)
 
     def _wait(self) -> None:
-        timeout = None if not self._heap else max(0.0, self._heap[0][0] - time.monotonic())
+        timeout = None if not self._heap else min(max(0.0, self._heap[0][0] - time.monotonic()), _LONGEST_WAIT)
         # What can be read is read before any deadline is looked at: after a pause of the process the answer to a ping
         # lies there, and the peer is not to blame.
         for key, mask in self._selector.select(timeout):
@@ -157,9 +161,11 @@ class Network:
                     self._on_readable(stream)
         now = time.monotonic()
         while self._heap and self._heap[0][0] <= now and not self._ending:
-            _, _, stream = heapq.heappop(self._heap)
-            stream.queued = _NEVER
-            self._do(stream, stream.session.wake(now))
+            deadline, _, stream = heapq.heappop(self._heap)
+            # An entry that an earlier one has overtaken is spent: waking for it would queue the next deadline twice.
+            if deadline == stream.queued:
+                stream.queued = _NEVER
+                self._do(stream, stream.session.wake(now))
 
     def _run_inbox(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -187,8 +193,9 @@ class Network:
         self._waker.close()
         self._woken.close()
         # They were cancelled and end at once, but for one that hangs in name resolution: that one is a daemon.
+        patience_ends = time.monotonic() + _WORKER_PATIENCE
         for worker in list(self._workers):
-            worker.join(_WORKER_PATIENCE)
+            worker.join(max(0.0, patience_ends - time.monotonic()))
 
     # Sessions.
 
@@ -212,6 +219,7 @@ class Network:
                     self._launch()
                 case Disconnect():
                     self._disconnect(stream)
+                    self._launch()
                 case SendPing():
                     self._send(stream, Connection.send_ping)
                 case SendKeepAlive():
@@ -241,7 +249,7 @@ class Network:
 
     def _launch(self) -> None:
         """Begin the handshakes that wait, as far as there are places."""
-        while self._ready and self._shaking < SIDE_BY_SIDE:
+        while self._ready and self._shaking < SIDE_BY_SIDE and not self._ending:
             stream = self._ready.popleft()
             if len(self._workers) >= MOST_WORKERS:
                 stream.attempt = None
@@ -270,6 +278,9 @@ class Network:
             outcome = open_connection(stream.target, attempt)
         except ConnectionFailed as error:
             outcome = error
+        except BaseException as crash:
+            # SystemExit in the user's key callable: the thread may end, but its place must be given back.
+            outcome = translate(crash)
         hand_over = _HandOver(self._take_over, threading.current_thread(), stream, attempt, outcome)
         if not self.post(hand_over):
             hand_over.discard()
@@ -290,10 +301,12 @@ class Network:
         else:
             stream.connection = outcome
             stream.counters.connected_at = time.time()
+            stream.counters.bytes += outcome.wire.bytes_received
             self._do(stream, stream.session.opened(now))
             self._watch(stream)
             # The first frames may have come together with the answer to the handshake.
             self._deliver(stream)
+            self._read_ahead(stream)
         self._launch()
 
     def _disconnect(self, stream: Stream) -> None:
@@ -333,11 +346,14 @@ class Network:
         except (OSError, EOFError) as cause:
             self._lost(stream, translate(cause))
             return
+        if not size:
+            return  # half a TLS record
         stream.counters.bytes += size
         messages = stream.counters.messages
         now = time.monotonic()
         self._deliver(stream)
         stream.session.received(now, stream.counters.messages > messages)
+        self._schedule(stream)
 
     def _deliver(self, stream: Stream) -> None:
         """Hand on what has been read, as far as there is room; the rest waits, unread and undecoded."""
@@ -432,10 +448,13 @@ class Network:
             stream.paused = False
             stream.session.release(time.monotonic())
             self._deliver(stream)
-            if not stream.paused:
-                # What TLS has read ahead wakes no selector.
-                self._on_readable(stream)
+            self._read_ahead(stream)
             self._schedule(stream)
+
+    def _read_ahead(self, stream: Stream) -> None:
+        """Read once without being told to: what TLS has read ahead wakes no selector."""
+        if not stream.paused:
+            self._on_readable(stream)
 
     def _watch(self, stream: Stream) -> None:
         """Have the selector watch for what is wanted of the connection now."""

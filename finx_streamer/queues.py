@@ -19,10 +19,14 @@ NO_BOUND = 1 << 30
 
 
 class TickQueue(Protocol):
-    """What the dispatch needs of a queue. All but `take` is for the thread that puts."""
+    """What the dispatch needs of a queue.
+
+    `put_ticks`, `put_event` and `room` are for the thread that puts, `take` and `clear` for the one that takes, `depth`
+    and `depth_of` for any.
+    """
 
     def put_ticks(self, ticks: list[Tick]) -> dict[str, int]:
-        """Append ticks of one pair; how many were dropped for it, a pair."""
+        """Append ticks of one pair, at least one. Returns how many were dropped for it, a pair."""
 
     def put_event(self, event: Event) -> None:
         """Append an event, whatever the bound."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import random
+import reprlib
+import sys
 from collections.abc import Iterator
 
 import attrs
@@ -14,12 +15,10 @@ from .errors import ConfigurationError, ConnectionFailed
 LONGEST_RETRY_AFTER = 86_400.0
 
 
-def _number(name: str, value: object, low: float, strict: bool = False) -> None:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not good or value < low or (strict and value == low):  # type: ignore[operator]
-        raise ConfigurationError(
-            f"{name}: {value!r} is not allowed; expected a number {'>' if strict else '>='} {low:g}"
-        )
+def _number(name: str, value: object, low: float) -> None:
+    good = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= sys.float_info.max
+    if not good:
+        raise ConfigurationError(f"{name}: {reprlib.repr(value)} is not allowed; expected a number >= {low:g}")
 
 
 @attrs.frozen
@@ -74,5 +73,8 @@ def is_fatal(error: ConnectionFailed) -> bool:
 
 
 def retry_delay(error: ConnectionFailed, drawn: float) -> float:
-    """How long to wait after this error: what the server asked for, or else what the policy drew."""
-    return drawn if error.retry_after is None else min(error.retry_after, LONGEST_RETRY_AFTER)
+    """How long to wait after this error: what the server asked for, or else what the policy drew.
+
+    A Retry-After of 0, or a date that has passed, asks for no wait: taken at its word it would be a reconnect storm.
+    """
+    return min(error.retry_after, LONGEST_RETRY_AFTER) if error.retry_after else drawn

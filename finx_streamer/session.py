@@ -129,7 +129,6 @@ class Session:
         self._was_open = False
         self._held = False
         self._opened_at = 0.0
-        self._last_bytes = 0.0
         self._last_message = 0.0
         self._ping_sent: float | None = None
         self._connect_by = self._connect_at = self._ping_at = self._stale_at = self._keep_alive_at = _NEVER
@@ -146,7 +145,7 @@ class Session:
             return self._connect_by
         if self.link is Link.NONE:
             return self._connect_at
-        return min(self._ping_at, self._pong_by, self._stale_at, self._keep_alive_at)
+        return min(self._ping_at, self._pong_by, self._stale_by, self._keep_alive_at)
 
     def start(self, now: float) -> list[Action]:
         if self.state is not State.IDLE:
@@ -167,7 +166,7 @@ class Session:
         self._held = False
         self._after_refusal = False
         self._ping_sent = None
-        self._opened_at = self._last_bytes = self._last_message = now
+        self._opened_at = self._last_message = now
         self._ping_at = now + (timing.ping_interval or _NEVER)
         self._stale_at = now + (timing.stale_after or _NEVER)
         self._keep_alive_at = now + (timing.keep_alive or _NEVER)
@@ -177,7 +176,8 @@ class Session:
 
     def received(self, now: float, messages: bool) -> None:
         """Bytes arrived; `messages` says whether there was a message among them. Any byte shows that the peer lives."""
-        self._last_bytes = now
+        # Not by comparing times: a clock of 16 ms gives a ping and its answer the same one.
+        self._ping_sent = None
         if messages:
             self._last_message = now
             self._stale_at = now + (self._timing.stale_after or _NEVER)
@@ -191,9 +191,10 @@ class Session:
         if not self._held:
             return
         self._held = False
-        self._last_message = now
-        self._stale_at = now + (self._timing.stale_after or _NEVER)
-        if self._answer_owed:
+        if self._stale_at < _NEVER:
+            self._last_message = now
+            self._stale_at = now + (self._timing.stale_after or _NEVER)
+        if self._ping_sent is not None:
             self._ping_sent = now
 
     def lost(self, error: ConnectionFailed, now: float) -> list[Action]:
@@ -241,30 +242,30 @@ class Session:
     @property
     def _pong_by(self) -> float:
         """When the connection counts as dead; infinity while no answer is owed, or while it may lie unread."""
-        if self._ping_sent is None or self._held or not self._answer_owed:
+        if self._ping_sent is None or self._held:
             return _NEVER
         return self._ping_sent + self._timing.ping_timeout
 
     @property
-    def _answer_owed(self) -> bool:
-        return self._ping_sent is not None and self._last_bytes <= self._ping_sent
+    def _stale_by(self) -> float:
+        """When the stream counts as stale; infinity once it was reported, or while a message may lie unread."""
+        return _NEVER if self._held else self._stale_at
 
     def _due_while_open(self, now: float) -> list[Action]:
         actions: list[Action] = []
         if now >= self._ping_at:
             # An unanswered ping keeps its own deadline: a short interval must not put it off for ever.
-            if not self._answer_owed:
+            if self._ping_sent is None:
                 self._ping_sent = now
             self._ping_at = now + (self._timing.ping_interval or _NEVER)
             actions.append(SendPing())
         if now >= self._keep_alive_at:
             self._keep_alive_at = now + (self._timing.keep_alive or _NEVER)
             actions.append(SendKeepAlive())
-        if now >= self._stale_at:
+        if now >= self._stale_by:
             # Once a silence: the next message sets it again.
             self._stale_at = _NEVER
-            if not self._held:
-                actions.append(Report(StaleStream(now - self._last_message, symbol=self.symbol)))
+            actions.append(Report(StaleStream(now - self._last_message, symbol=self.symbol)))
         return actions
 
     def _connect(self) -> list[Action]:

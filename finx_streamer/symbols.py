@@ -12,7 +12,7 @@ from .errors import ConfigurationError
 MONTH_LETTERS = "FGHJKMNQUVXZ"
 
 _PAIR = re.compile(r"([A-Z0-9]{1,32}):([A-Z0-9]{1,32})")
-_OPTION = re.compile(rf"([A-Z0-9]{{1,32}}?)([{MONTH_LETTERS}])([0-9])([0-9]{{4}})([0-9]{{2}})")
+_OPTION = re.compile(rf"([A-Z0-9]{{1,32}})([{MONTH_LETTERS}])([0-9])([0-9]{{4}})([0-9]{{2}})")
 _SHOWN = 60
 
 
@@ -77,7 +77,8 @@ Symbol = Pair | Option
 def parse_symbol(text: object) -> Symbol:
     """A `Pair` where there is a colon, an `Option` where there is none. Raises `ConfigurationError`."""
     if isinstance(text, Pair | Option):
-        return text
+        # Read again, for nothing checks what its parts were made of.
+        text = str(text)
     if not isinstance(text, str):
         raise ConfigurationError(f"a symbol is a str such as 'BTC:USDC', not {type(text).__name__}")
     if ":" in text:

@@ -204,11 +204,15 @@ class Wire:
         return total
 
     def flush(self) -> None:
-        """Send what can be sent without waiting. Raises OSError."""
+        """Send what can be sent without waiting. Raises OSError where the peer has left too much of it unread."""
         while self._out:
             try:
                 sent = self.socket.send(self._out)
             except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                break
+            except OSError:
+                # The peer takes no more, but what it said before is still to be read, and the end of it all behind.
+                self._out.clear()
                 break
             del self._out[:sent]
         if len(self._out) > MAX_UNSENT:
@@ -232,6 +236,9 @@ class Wire:
             if not b"HTTP/".startswith(self._in[:5]):
                 raise ProtocolError("the server does not speak HTTP, and so no websocket", permanent=True)
         self._header_seen = True
+        # Frames may lie behind the answer already.
+        self.received_ns = time.time_ns()
+        self.bytes_received = len(self._in)
         _check_status(bytes(self._in))
 
 
@@ -424,7 +431,12 @@ def _connect(target: Target, attempt: Attempt) -> socket.socket:
     addresses = socket.getaddrinfo(endpoint.host, endpoint.port, 0, socket.SOCK_STREAM)
     failure = OSError("the host has no address")
     for untried, (family, kind, protocol, _, address) in zip(range(len(addresses), 0, -1), addresses, strict=True):
-        sock = socket.socket(family, kind, protocol)
+        try:
+            # This alone fails where the system has no IPv6 and the name has addresses of both kinds.
+            sock = socket.socket(family, kind, protocol)
+        except OSError as error:
+            failure = error
+            continue
         try:
             attempt.watch(sock)
             # One address that swallows everything must not use up the time of the others.

@@ -1,0 +1,20 @@
+"""How Sphinx builds the documentation: `make docs`."""
+
+from finx_streamer._version import __version__
+
+project = "finx-streamer"
+author = "FinX streamer contributors"
+copyright = "2026 The finx-streamer authors"
+release = version = __version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]
+myst_heading_anchors = 3
+exclude_patterns = ["_build"]
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_default_options = {"members": True, "show-inheritance": True}
+
+html_theme = "furo"
+html_title = f"finx-streamer {release}"

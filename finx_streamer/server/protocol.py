@@ -1,0 +1,201 @@
+"""The wire protocol as the server speaks it: text in, text out. No socket, clock or thread in it.
+
+The sources of what is spoken: S is the seed document, D was documented later by the vendor, O is our own choice.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import re
+import struct
+from collections.abc import Callable, Collection, Mapping
+from http import HTTPStatus
+from typing import Any, Literal
+from urllib.parse import unquote
+
+import attrs
+
+from ..errors import ConfigurationError
+from ..symbols import Option, Pair
+from .ticks import Tick, epoch
+
+#: Source: S for `streaming`, D for `streamer`.
+PREFIXES = ("streaming", "streamer")
+#: The longest path that is looked at, in characters. Source: O.
+PATH_LIMIT = 2_048
+#: Source: S, until the vendor releases the stream.
+GREEKS_PLACEHOLDER = '{"feature":"scheduled for future release"}'
+#: Source: D.
+KEEP_ALIVE = '{"keepAlive":true}'
+
+Form = Literal["enveloped", "flat"]
+#: Answers a function call: the request in, anything that JSON can say out.
+Function = Callable[[Mapping[str, Any]], object]
+
+_compact = json.JSONEncoder(separators=(",", ":")).encode
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
+_TEXT, _BINARY = 0x81, 0x82
+
+#: What every connection answers. Source: D.
+BASIC_FUNCTIONS: Mapping[str, Function] = {
+    "keepAlive": lambda request: {"keepAlive": True},
+    "authenticate": lambda request: {"isAuth": True},
+}
+
+
+class Kind(enum.Enum):
+    """What a connection is for."""
+
+    TICKS = "ticks"
+    GREEKS = "greeks"
+    FUNCTIONS = "functions"
+
+
+@attrs.frozen
+class Route:
+    """What a path asks for. `symbol` is not yet checked, and empty for functions."""
+
+    kind: Kind
+    key: str = attrs.field(repr=False)
+    symbol: str = ""
+
+
+class Refused(Exception):
+    """A handshake is refused with this HTTP status. The text goes to the client and never holds a key."""
+
+    def __init__(self, status: int, text: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(status, text)
+        self.status = status
+        self.text = text
+        self.headers = dict(headers or {})
+
+    @property
+    def body(self) -> str:
+        """The response's body, a JSON object. Source: O."""
+        return error_text(self.text)
+
+
+def parse_path(path: str) -> Route:
+    """Read a request's path: `streaming/[key]/[pair]`, `streaming/greeks/[key]/[option]` (S), `streamer/[key]` (D).
+
+    Segments may be percent-encoded; a query is ignored. Raises `Refused`: 414 if it is too long, 404 if it has
+    another shape.
+    """
+    if len(path) > PATH_LIMIT:
+        raise Refused(HTTPStatus.REQUEST_URI_TOO_LONG, f"the path is longer than {PATH_LIMIT} characters")
+    # Split before decoding: a key may hold an encoded slash.
+    match [_decoded(part) for part in path.partition("?")[0].split("/")]:
+        case ["", "streaming" | "streamer", key, symbol]:
+            return Route(Kind.TICKS, key, symbol)
+        case ["", "streaming" | "streamer", "greeks", key, symbol]:
+            return Route(Kind.GREEKS, key, symbol)
+        case ["", "streamer", key]:
+            return Route(Kind.FUNCTIONS, key)
+    raise Refused(
+        HTTPStatus.NOT_FOUND,
+        "no such path; expected streaming/[API key]/[pair] or streaming/greeks/[API key]/[option]",
+    )
+
+
+def check_symbol(route: Route, pairs: Collection[str]) -> None:
+    """Raise `Refused` (404) unless the route's symbol is well formed and, if a pair, one of `pairs`."""
+    try:
+        if route.kind is Kind.TICKS:
+            Pair.parse(route.symbol)
+        elif route.kind is Kind.GREEKS:
+            Option.parse(route.symbol)
+    except ConfigurationError as error:
+        raise Refused(HTTPStatus.NOT_FOUND, str(error)) from None
+    if route.kind is Kind.TICKS and route.symbol not in pairs:
+        raise Refused(HTTPStatus.NOT_FOUND, f"unknown pair {route.symbol}")
+
+
+def encoder(form: Form) -> Callable[[Tick], str]:
+    """The function that turns a tick into its message. Raises `ConfigurationError` for an unknown form."""
+    if form == "enveloped":
+        return enveloped
+    if form == "flat":
+        return flat
+    raise ConfigurationError(f"form is {form!r}; expected 'enveloped' or 'flat'")
+
+
+def enveloped(tick: Tick) -> str:
+    """A tick's message with its envelope. Source: S."""
+    return _compact({"results": "streaming", "resultData": tick})
+
+
+def flat(tick: Tick) -> str:
+    """A tick's message in the vendor's later form: no envelope, `unixDate` in whole seconds. Source: D."""
+    return _compact(
+        {
+            "pair": tick["pair"],
+            "unixDate": int(epoch(tick) // 1),
+            "UTCDate": f"{tick['date']}T{tick['time']}",
+            "exchange": tick["exchange"],
+            "price": tick["price"],
+        }
+    )
+
+
+def frame(message: str | bytes) -> bytes:
+    """A whole message as one unmasked websocket frame, text or binary: the same bytes for every client. RFC 6455."""
+    payload = message.encode() if isinstance(message, str) else message
+    head = _TEXT if isinstance(message, str) else _BINARY
+    size = len(payload)
+    if size < 126:
+        return struct.pack("!BB", head, size) + payload
+    if size < 65_536:
+        return struct.pack("!BBH", head, 126, size) + payload
+    return struct.pack("!BBQ", head, 127, size) + payload
+
+
+def answer(
+    message: str | bytes, key: str, accepts: Callable[[str], bool], functions: Mapping[str, Function]
+) -> str | None:
+    """What to say to a client's message, if anything. Source: D for the functions, O for the errors.
+
+    `key` is the one in the connection's path: no answer ever repeats it. A JSON object without `functionName` is
+    ignored, since the vendor's own client sends such objects and takes the next tick for the answer.
+    """
+    try:
+        request = json.loads(message) if isinstance(message, str) else None
+    except (ValueError, RecursionError):
+        return error_text("not JSON")
+    if not isinstance(request, dict):
+        return error_text("a message is a text frame with a JSON object")
+    if "functionName" not in request:
+        return None
+    offered = request.get("APIKey")
+    if not isinstance(offered, str) or not accepts(offered):
+        return error_text("APIKey is missing or not accepted")
+    return _called(request, functions, {key, offered})
+
+
+def error_text(text: str) -> str:
+    """A message that reports an error. Source: O."""
+    return _compact({"error": text})
+
+
+def _called(request: Mapping[str, Any], functions: Mapping[str, Function], secrets: Collection[str]) -> str:
+    name = request["functionName"]
+    if isinstance(name, str) and name in functions:
+        return _compact(functions[name](request))
+    return error_text(f"function {_shown(name, secrets)} is not available on this connection")
+
+
+def _shown(name: object, secrets: Collection[str]) -> str:
+    """A function's name for an error: only if it looks like one and holds nothing of a key."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        return "of that name"
+    # A short key is in many a name by chance, and no secret.
+    if any(secret == name or (len(secret) >= 8 and secret in name) for secret in secrets):
+        return "of that name"
+    return repr(name)
+
+
+def _decoded(segment: str) -> str:
+    try:
+        return unquote(segment, errors="strict")
+    except UnicodeDecodeError:
+        raise Refused(HTTPStatus.NOT_FOUND, "the path is not percent-encoded UTF-8") from None

@@ -1,0 +1,241 @@
+"""The server within its thread: who is let in, what is answered, and what is done to those who are connected."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import socket
+import ssl
+from collections.abc import Callable
+from concurrent.futures import Future
+from http import HTTPStatus
+from typing import cast
+
+import attrs
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+
+from .connection import CHUNK, Connection, Limits
+from .faults import Refusals
+from .hub import Hub
+from .keys import KeyRing
+from .player import play
+from .protocol import (
+    BASIC_FUNCTIONS,
+    GREEKS_PLACEHOLDER,
+    KEEP_ALIVE,
+    Form,
+    Kind,
+    Refused,
+    Route,
+    answer,
+    check_symbol,
+    encoder,
+    parse_path,
+)
+from .source import Source
+from .stats import Counters
+
+log = logging.getLogger("finx_streamer.server")
+# websockets logs request lines at DEBUG, and a request line holds the API key. It gets no chance to.
+_wire_log = logging.getLogger("finx_streamer.server.wire")
+_wire_log.setLevel(logging.WARNING)
+
+#: The longest message that a client may send, in bytes. Source: O. More is answered with close code 1009.
+MESSAGE_LIMIT = 16_384
+GOING_AWAY = 1001
+
+
+@attrs.frozen
+class Settings:
+    """What a server is told once. Times in seconds."""
+
+    source: Source
+    limits: Limits
+    form: Form
+    ssl_context: ssl.SSLContext | None
+    max_connections: int
+    idle_limit: float | None
+    open_timeout: float
+    ping_interval: float | None
+    ping_timeout: float | None
+
+
+class Service:
+    """One run of the server. Everything here is called in the server's thread, `__init__` excepted."""
+
+    def __init__(
+        self, settings: Settings, keys: KeyRing, refusals: Refusals, counters: Counters, notify: Callable[[], None]
+    ) -> None:
+        self.hub = Hub(counters, encoder(settings.form), notify, settings.max_connections)
+        self.loop: asyncio.AbstractEventLoop
+        self.started = False
+        self.finished = False
+        #: What ended the source, if it was an error.
+        self.error: BaseException | None = None
+        self._settings = settings
+        self._keys = keys
+        self._refusals = refusals
+        self._counters = counters
+        self._notify = notify
+        self._resumed = asyncio.Event()
+        self._stopping = asyncio.Event()
+
+    async def run(self, listener: socket.socket, ready: Future[None]) -> None:
+        """Serve until `stop()`; `ready` is told when clients can connect."""
+        self.loop = asyncio.get_running_loop()
+        server = await self._serve(listener)
+        player = self.loop.create_task(self._play())
+        try:
+            ready.set_result(None)
+            await self._stopping.wait()
+        finally:
+            player.cancel()
+            await self._close(server)
+
+    def stop(self) -> None:
+        """Let `run()` come to its end, with a close frame for everybody."""
+        self._stopping.set()
+
+    def having(self, symbol: str | None) -> list[Connection]:
+        """The connections, or those of one symbol's streams."""
+        return [
+            each
+            for each in self.hub.connections
+            if symbol is None or (each.route is not None and each.route.symbol == symbol)
+        ]
+
+    def with_key(self, key: str) -> list[Connection]:
+        """The connections that were made with this key."""
+        return [each for each in self.hub.connections if each.route is not None and each.route.key == key]
+
+    def resume(self) -> int:
+        """Thaw the silent connections and answer the stalled handshakes. Returns how many were silent."""
+        silent = [each for each in self.hub.connections if each.silent]
+        for connection in silent:
+            connection.thaw()
+        self._resumed.set()
+        self._resumed.clear()
+        self.hub.has_room()
+        return len(silent)
+
+    async def _serve(self, listener: socket.socket) -> Server:
+        settings = self._settings
+        return await serve(
+            self._handle,
+            sock=listener,
+            ssl=settings.ssl_context,
+            process_request=self._admit,
+            compression=None,
+            open_timeout=settings.open_timeout,
+            ping_interval=settings.ping_interval,
+            ping_timeout=settings.ping_timeout,
+            close_timeout=settings.limits.close_timeout,
+            max_size=MESSAGE_LIMIT,
+            write_limit=CHUNK,
+            logger=_wire_log,
+            server_header="finx-streamer",
+            create_connection=cast(
+                type[ServerConnection], functools.partial(Connection, limits=settings.limits, watcher=self.hub)
+            ),
+        )
+
+    async def _play(self) -> None:
+        try:
+            await play(self._settings.source, self.hub, self._begin)
+        except Exception as error:
+            log.exception("the market source failed")
+            self.error = error
+        self.finished = True
+        self._notify()
+
+    def _begin(self) -> None:
+        self.started = True
+        self._notify()
+
+    async def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
+        """Answer a request for a handshake: None lets it in."""
+        if self._refusals.stalls():
+            await self._resumed.wait()
+        try:
+            cast(Connection, connection).route = self._checked(request.path)
+        except Refused as refused:
+            self._counters.refused += 1
+            log.info("handshake refused: %d", refused.status)
+            return _response(connection, refused)
+        return None
+
+    def _checked(self, path: str) -> Route:
+        self._refusals.check()
+        route = parse_path(path)
+        # The key comes before the symbol: a stranger learns nothing of what there is.
+        if not self._keys.accepts(route.key):
+            raise Refused(HTTPStatus.UNAUTHORIZED, "the API key is missing or not accepted")
+        check_symbol(route, self._settings.source.pairs)
+        if len(self.hub.connections) >= self._settings.max_connections:
+            raise Refused(HTTPStatus.TOO_MANY_REQUESTS, "too many connections", {"Retry-After": "1"})
+        return route
+
+    async def _handle(self, connection: ServerConnection) -> None:
+        client = cast(Connection, connection)
+        self.hub.join(client)
+        try:
+            if client.route is not None and client.route.kind is Kind.GREEKS:
+                client.say(GREEKS_PLACEHOLDER)
+            await self._converse(client)
+        except ConnectionClosed:
+            pass
+        finally:
+            self.hub.leave(client)
+
+    async def _converse(self, client: Connection) -> None:
+        """Answer messages until the connection ends, or was without a keepAlive for too long."""
+        deadline = self._idle_deadline()
+        while True:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await client.recv()
+            except TimeoutError:
+                deadline = self._idle_deadline()
+                if not client.silent:
+                    client.shut(1000, "no keepAlive in time")
+                continue
+            if self._reply(client, message) == KEEP_ALIVE:
+                deadline = self._idle_deadline()
+
+    def _idle_deadline(self) -> float | None:
+        limit = self._settings.idle_limit
+        return None if limit is None else self.loop.time() + limit
+
+    def _reply(self, client: Connection, message: str | bytes) -> str | None:
+        key = client.route.key if client.route is not None else ""
+        reply = answer(message, key, self._keys.accepts, BASIC_FUNCTIONS)
+        if reply is not None:
+            client.say(reply)
+        return reply
+
+    async def _close(self, server: Server) -> None:
+        server.close(close_connections=False)
+        leaving = list(self.hub.connections)
+        for connection in leaving:
+            connection.shut(GOING_AWAY, "the server stops")
+        if leaving:
+            closed = [self.loop.create_task(connection.wait_closed()) for connection in leaving]
+            await asyncio.wait(closed, timeout=self._settings.limits.close_timeout)
+        for connection in list(self.hub.transports):
+            connection.transport.abort()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1.0):
+                await server.wait_closed()
+
+
+def _response(connection: ServerConnection, refused: Refused) -> Response:
+    response = connection.respond(HTTPStatus(refused.status), refused.body)
+    del response.headers["Content-Type"]
+    response.headers["Content-Type"] = "application/json"
+    for name, value in refused.headers.items():
+        response.headers[name] = value
+    return response
