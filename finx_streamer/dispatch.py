@@ -151,6 +151,7 @@ class ThreadOutlet:
         self._wake.set()
 
     def put_ticks(self, ticks: list[Tick]) -> None:
+        waited = self._queue.depth()
         dropped = self._queue.put_ticks(ticks)
         if dropped:
             for pair, count in dropped.items():
@@ -163,7 +164,7 @@ class ThreadOutlet:
         self.peak = max(self.peak, depth)
         if counters := self._counters.get(ticks[0]["pair"]):
             counters.count_waiting(len(ticks), self._put, self._put - depth)
-        if self._slow.is_told(depth, time.monotonic()):
+        if self._slow.is_told(waited, depth, time.monotonic()):
             self._urgent.append(Event(SlowConsumer(depth, self._size)))
             self._aside = True
         if not self._wake.is_set():
@@ -282,11 +283,12 @@ class _SlowWatch:
         self._since: float | None = None
         self._told = False
 
-    def is_told(self, depth: int, now: float) -> bool:
-        if depth <= self._low:
+    def is_told(self, before: int, after: int, now: float) -> bool:
+        """The depths are those before and after a put: a burst that fills the queue says nothing of the time between."""
+        if before <= self._low:
             self._since, self._told = None, False
-        elif self._since is None:
-            if depth > self._high:
+        if self._since is None:
+            if after > self._high:
                 self._since = now
         elif not self._told and now - self._since >= SLOW_AFTER:
             self._told = True

@@ -54,6 +54,7 @@ class Notice:
 Message = Tick | Notice | ServerError
 
 _TICK_FIELDS = frozenset({"pair", "date", "time", "exchange", "price", "UTCDate", "unixDate"})
+_NO_TICK = object()
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _TIME = re.compile(r"[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?Z?")
 #: Only one way to match each text: a megabyte of digits must not be tried in every division.
@@ -88,7 +89,7 @@ class Decoder:
         if len(payload) > 2 * MAX_DEPTH and _too_deep(message):
             self._refuse(f"nested more than {MAX_DEPTH} deep", payload)
         raw = _tick_part(message)
-        if raw is None or self.pair is None:
+        if raw is _NO_TICK or self.pair is None:
             return self._other(message, received_ns)
         try:
             return self._tick(raw, received_ns)
@@ -144,13 +145,13 @@ class Decoder:
 
 
 def _tick_part(message: dict[str, Any]) -> Any:
-    """The part of a message that has to be a tick; None where the message is something else."""
+    """The part of a message that has to be a tick; `_NO_TICK` where the message is something else."""
     if message.get("results") == "streaming" and "resultData" in message:
         return message["resultData"]
     # Two fields of a tick make it a tick: with one missing it is a broken tick, and not some unknown notice.
     if len(_TICK_FIELDS & message.keys()) >= 2 and not message.get("error"):
         return message
-    return None
+    return _NO_TICK
 
 
 def _text(raw: dict[str, Any], field: str) -> str:

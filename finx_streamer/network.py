@@ -397,19 +397,18 @@ class Network:
         decoder = stream.decoder
         if isinstance(payload, Binary):
             stream.counters.decode_errors += 1
-            return decoder.binary(payload.payload)
-        try:
+            return decoder.binary(redact(payload.payload.decode("latin-1")).encode("latin-1"))
+        with contextlib.suppress(DecodeError):
             message = decoder.decode(payload, received_ns)
             if type(message) is dict:
                 return message
-            # A server may quote the request, and with it the key.
+        # What is no tick is read again: a server may quote the request, and with it the key.
+        try:
             return decoder.decode(redact(payload.decode()).encode(), received_ns)
-        except DecodeError:
+        except DecodeError as error:
             stream.counters.decode_errors += 1
-            try:
-                return decoder.decode(redact(payload.decode()).encode(), received_ns)
-            except DecodeError as error:
-                return error
+            # This frame holds the payload as it came.
+            return error.with_traceback(None)
 
     def _on_writable(self, stream: Stream) -> None:
         if stream.connection is None:

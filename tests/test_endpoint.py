@@ -80,7 +80,7 @@ def test_host_port_and_security_follow_from_the_url(url: str, host: str, port: i
 )
 def test_a_wrong_url_is_refused_and_told_why(url: str, says: str) -> None:
     """The refusal names the argument and what is wrong or allowed."""
-    with pytest.raises(ConfigurationError, match="^endpoint: ") as caught:
+    with pytest.raises(ConfigurationError, match=r"^endpoint: ") as caught:
         Endpoint.of(url)
     assert says in str(caught.value)
 

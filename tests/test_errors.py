@@ -91,7 +91,9 @@ def test_each_prints_its_facts_and_its_stream(error: FinxStreamerError) -> None:
 
 
 @pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("duplicate", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))], ids=["copy", "pickle"])
+@pytest.mark.parametrize(
+    "duplicate", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))], ids=["copy", "pickle"]
+)
 def test_each_survives_copy_and_pickle(error: FinxStreamerError, duplicate: object) -> None:
     """A copy, and what comes out of another process, has the same type, facts and text."""
     twin = duplicate(error)  # type: ignore[operator]

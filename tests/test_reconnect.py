@@ -146,7 +146,7 @@ def test_a_factor_that_shrinks_is_refused() -> None:
 @pytest.mark.parametrize("value", [0, -1, 1.5, "3", True])
 def test_a_number_of_attempts_that_is_not_allowed_is_refused(value: object) -> None:
     """The refusal names the argument, the value and what is allowed."""
-    with pytest.raises(ConfigurationError, match="^attempts: ") as caught:
+    with pytest.raises(ConfigurationError, match=r"^attempts: ") as caught:
         ReconnectPolicy(attempts=value)  # type: ignore[arg-type]
     assert repr(value) in str(caught.value)
     assert "expected an int >= 1, or None" in str(caught.value)

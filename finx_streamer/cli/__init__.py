@@ -33,7 +33,9 @@ class Format(enum.StrEnum):
 
 
 # Locals are never shown: one of them may be the API key.
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Live crypto ticks from FinX.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Live crypto ticks from FinX."
+)
 
 Pairs = Annotated[list[str], typer.Argument(help="Such as BTC:USDC.", metavar="PAIR...")]
 Formats = Annotated[Format | None, typer.Option("--format", help="The default: table in a terminal, else json.")]
@@ -73,6 +75,8 @@ def listen(
     The API key is read from the environment variable FINX_API_KEY, or from a file. Ctrl-C ends with a summary.
 
     In CSV, an exchange that a spreadsheet would take for a formula gets an apostrophe in front.
+
+    Exit codes: 0 done, Ctrl-C and a closed pipe included; 1 a fatal error; 2 bad usage.
     """
     with _exit_codes():
         view = _view(format, f"{endpoint}, Ctrl-C ends")

@@ -1,0 +1,220 @@
+"""`for tick in listener`: ticks handed to the thread that iterates."""
+
+from __future__ import annotations
+
+import gc
+import threading
+
+import pytest
+
+from finx_streamer import ConfigurationError, ConnectionFailed, State, StreamNotFound, Tick
+from tests.peers import PAIR, PATIENCE, Caller, Peer, Seen, close_frame, refuse, stay, tick, ticks
+
+
+@pytest.fixture
+def seen() -> Seen:
+    """What the listener of the test calls back with."""
+    return Seen()
+
+
+@pytest.fixture(params=["thread", "inline"])
+def dispatch(request: pytest.FixtureRequest) -> str:
+    """Both ways in which callbacks can be run."""
+    return str(request.param)
+
+
+def test_iteration_starts_the_listener_and_stops_what_it_started(seen: Seen, dispatch: str) -> None:
+    """A listener that does not run is started by the loop, and stopped when the loop is left."""
+    with Peer(stay(ticks(1, 100))) as peer:
+        listener = seen.listener(peer.url, dispatch=dispatch)
+        got = []
+        for received in listener:
+            got.append(int(received["price"]))
+            if len(got) == 50:
+                break
+        gc.collect()
+        assert State.STOPPED is listener.state
+        assert listener.join(PATIENCE)
+    assert list(range(1, 51)) == got
+
+
+def test_iteration_leaves_a_listener_running_that_ran_before(seen: Seen, dispatch: str) -> None:
+    """Within `with`, leaving the loop stops nothing, and a second loop goes on."""
+    with Peer(stay(ticks(1, 3))) as peer, seen.listener(peer.url, dispatch=dispatch) as listener:
+        for _ in listener:
+            break
+        assert State.STOPPED is not listener.state
+        seen.wait_ticks(3)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_iteration_loses_nothing(seen: Seen, dispatch: str, size: int) -> None:
+    """In bounded memory, and in both modes, every tick is given out, in order."""
+    with Peer(stay(ticks(1, 1_500), close_frame(1000))) as peer:
+        listener = seen.listener(peer.url, dispatch=dispatch, queue_size=size, reconnect=None)
+        got = []
+        with pytest.raises(ConnectionFailed, match="normally"):
+            for received in listener:
+                got.append(int(received["price"]))
+                assert listener.stats.queue_depth <= size + 3
+    assert list(range(1, 1_501)) == got == seen.prices
+
+
+def test_iteration_holds_up_the_sender(seen: Seen, dispatch: str) -> None:
+    """A loop that does not take stops the reading: no more is kept than the queue and the buffer hold."""
+    with Peer(stay(ticks(1, 5_000))) as peer:
+        listener = seen.listener(peer.url, dispatch=dispatch, queue_size=20, on_tick=None)
+        loop = iter(listener)
+        assert 1 == next(loop)["price"]
+        # Nobody takes meanwhile: what was read so far is bounded by 20 in the queue and 20 in the loop's buffer.
+        assert not listener.join(0.3)
+        assert listener.stats.ticks <= 45
+        assert list(range(2, 5_001)) == [int(next(loop)["price"]) for _ in range(4_999)]
+        assert listener.stop()
+        assert [] == list(loop)
+
+
+def test_the_loop_ends_with_the_listener(seen: Seen, dispatch: str) -> None:
+    """stop() by another thread ends the loop, and nothing is raised."""
+    got: list[Tick] = []
+    some = threading.Event()
+
+    def loop() -> None:
+        for received in listener:
+            got.append(received)
+            some.set()
+
+    with Peer(stay(ticks(1, 3))) as peer:
+        listener = seen.listener(peer.url, dispatch=dispatch)
+        thread = threading.Thread(target=loop)
+        thread.start()
+        seen.wait_ticks(3)
+        assert listener.stop()
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+    assert some.is_set()
+    assert [1, 2, 3] == [int(received["price"]) for received in got]
+
+
+@pytest.mark.parametrize("drain", [True, False])
+def test_stop_in_the_loop_ends_it(seen: Seen, dispatch: str, drain: bool) -> None:
+    """stop() in the body does not wait for the body: the loop ends after it, and no tick follows."""
+    with Peer(stay(ticks(1, 1_000))) as peer:
+        listener = seen.listener(peer.url, dispatch=dispatch, queue_size=5)
+        got = []
+        for received in listener:
+            got.append(int(received["price"]))
+            if len(got) == 3:
+                assert listener.stop(drain=drain)
+        assert listener.join(PATIENCE)
+    assert [1, 2, 3] == got
+
+
+def test_stop_in_a_callback_ends_the_loop(seen: Seen, dispatch: str) -> None:
+    """The loop ends when a callback stops the listener."""
+
+    def third(tick: Tick) -> None:
+        if tick["price"] == 3:
+            listener.stop()
+
+    with Peer(stay(ticks(1, 1_000))) as peer:
+        listener = seen.listener(peer.url, dispatch=dispatch)
+        listener.on_tick(third)
+        got = [int(received["price"]) for received in listener]
+        assert listener.join(PATIENCE)
+    assert got == [1, 2, 3][: len(got)]
+
+
+def test_the_loop_raises_what_ended_the_listener(seen: Seen, dispatch: str) -> None:
+    """The loop raises as join() does, after the ticks that came before."""
+    with Peer(refuse("404 Not Found")) as peer:
+        listener = seen.listener(peer.url, dispatch=dispatch)
+        with pytest.raises(StreamNotFound):
+            list(listener)
+        with pytest.raises(StreamNotFound):
+            listener.join(PATIENCE)
+    assert State.FAILED is listener.state
+
+
+def test_two_loops_get_all_ticks_each(seen: Seen, dispatch: str) -> None:
+    """Each iteration sees every tick that comes while it lasts."""
+    ready = threading.Barrier(3)
+    got: dict[int, list[int]] = {0: [], 1: []}
+    go_on = threading.Event()
+
+    def script(caller: Caller) -> None:
+        caller.welcome()
+        assert go_on.wait(PATIENCE)
+        caller.send(ticks(1, 500))
+        caller.wait_until_left()
+
+    def loop(number: int) -> None:
+        for received in listener:
+            got[number].append(int(received["price"]))
+            if received["price"] == 500:
+                ready.wait(PATIENCE)
+
+    with Peer(script) as peer:
+        listener = seen.listener(peer.url, dispatch=dispatch, queue_size=10).start()
+        threads = [threading.Thread(target=loop, args=(number,)) for number in got]
+        for thread in threads:
+            thread.start()
+        seen.wait_for(lambda: (PAIR, State.STREAMING) in seen.states)
+        while len(listener._run.iterations._buffers) < 2:  # type: ignore[union-attr]
+            assert not listener.join(0.01)
+        go_on.set()
+        ready.wait(PATIENCE)
+        assert listener.stop()
+        for thread in threads:
+            thread.join(PATIENCE)
+    assert {0: list(range(1, 501)), 1: list(range(1, 501))} == got
+
+
+def test_a_loop_in_a_callback_is_an_error(seen: Seen, dispatch: str) -> None:
+    """A callback can't iterate: it would wait for itself, for ever."""
+
+    def loop(tick: Tick) -> None:
+        for _ in listener:
+            pass
+
+    with Peer(stay(tick(1))) as peer:
+        listener = seen.listener(peer.url, on_tick=loop, dispatch=dispatch)
+        with listener:
+            seen.wait_errors(1)
+    assert isinstance(seen.errors[0].__cause__, ConfigurationError)
+
+
+def test_a_loop_that_comes_as_the_listener_ends_does_not_hang(seen: Seen, dispatch: str) -> None:
+    """A loop opened after the last tick was given out, and before the end is told, ends as well."""
+    with Peer(stay(tick(1))) as peer:
+        listener = seen.listener(peer.url, dispatch=dispatch).start()
+        seen.wait_ticks(1)
+        run = listener._run
+        assert listener.stop()
+        # Not public: the moment in between is too short to be met from outside.
+        assert run is not None
+        assert run.iterations.open().take() is None
+
+
+def test_iterating_again_starts_afresh(seen: Seen, dispatch: str) -> None:
+    """A listener that was stopped may be iterated anew."""
+    with Peer(stay(ticks(1, 2))) as peer:
+        listener = seen.listener(peer.url, dispatch=dispatch)
+        for _ in range(3):
+            got = []
+            for received in listener:
+                got.append(int(received["price"]))
+                if len(got) == 2:
+                    break
+            assert [1, 2] == got
+        assert 3 == peer.accepted
+
+
+def test_iteration_adds_no_thread(seen: Seen) -> None:
+    """A loop needs no thread of its own."""
+    with Peer(stay(ticks(1, 2))) as peer, seen.listener(peer.url, name="loop") as listener:
+        seen.wait_ticks(2)
+        for_loop = iter(listener)
+        threading.Timer(0.0, listener.stop).start()
+        assert [] == list(for_loop)
+        assert [] == [t.name for t in threading.enumerate() if t.name.startswith("loop-") and "iter" in t.name]

@@ -1,0 +1,830 @@
+"""`StreamListener`: what it takes, its life from start to end, and that nothing of it is left over."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finx_streamer import (
+    AuthenticationError,
+    ConfigurationError,
+    ConnectionFailed,
+    ReconnectPolicy,
+    State,
+    StreamListener,
+    StreamNotFound,
+    Tick,
+)
+from finx_streamer.server import LocalServer, SimulatedMarket
+from tests.peers import PAIR, PATIENCE, QUICK, Caller, Peer, Seen, frame, free_port, refuse, stay, tick, ticks
+
+ROOT = Path(__file__).parents[1]
+SLOW = ReconnectPolicy(initial=30.0, maximum=30.0, jitter=False)
+#: What has to be quick takes no longer than this, on a machine that is busy with other things too.
+AT_ONCE = 4.0
+
+
+@pytest.fixture
+def seen() -> Seen:
+    """What the listener of the test calls back with."""
+    return Seen()
+
+
+@pytest.fixture(params=["thread", "inline"])
+def dispatch(request: pytest.FixtureRequest) -> str:
+    """Both ways in which callbacks can be run."""
+    return str(request.param)
+
+
+def hang(caller: Caller) -> None:
+    """A server that takes the request and says nothing."""
+    caller.read_request()
+    caller.wait_until_left()
+
+
+# Arguments.
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"connect_timeout": 0},
+        {"connect_timeout": None},
+        {"connect_timeout": float("inf")},
+        {"ping_interval": 0},
+        {"ping_interval": "20"},
+        {"ping_timeout": -1},
+        {"stale_after": 0},
+        {"keep_alive": True},
+        {"queue_size": 0},
+        {"queue_size": 1.5},
+        {"overflow": "drop"},
+        {"dispatch": "process"},
+        {"reconnect": 3},
+        {"parse_price": "float"},
+        {"exchanges": "BINANCE"},
+        {"exchanges": []},
+        {"exchanges": [1]},
+        {"exchanges": 5},
+        {"ssl_context": True},
+        {"name": ""},
+        {"name": 7},
+        {"api_key": 7},
+        {"api_key": ""},
+        {"endpoint": "ws://example.com/"},
+        {"endpoint": "productoin"},
+        {"on_tick": 7},
+        {"on_error": "print"},
+        {"on_gap": print},
+        {"backfill": True},
+        {"proxy": "http://x"},
+    ],
+)
+def test_a_wrong_argument_is_refused_at_once(settings: dict[str, Any]) -> None:
+    """The error is raised by the constructor and names the argument."""
+    with pytest.raises(ConfigurationError, match=next(iter(settings))):
+        StreamListener(PAIR, **settings)
+
+
+def test_an_argument_that_does_not_exist_is_a_type_error() -> None:
+    """A misspelt argument is what it is for any function."""
+    with pytest.raises(TypeError, match="on_tik"):
+        StreamListener(PAIR, on_tik=print)
+
+
+@pytest.mark.parametrize("symbol", ["btc:usdc", "BTC-USDC", "", 7, None, "BTCN2202208"])
+def test_a_wrong_symbol_is_refused_at_once(symbol: Any) -> None:
+    """Symbols are checked by the constructor and by add()."""
+    with pytest.raises(ConfigurationError):
+        StreamListener(symbol)
+    with pytest.raises(ConfigurationError):
+        StreamListener().add(symbol)
+
+
+def test_a_new_listener_is_idle() -> None:
+    """Before start() nothing runs, and everything can be asked."""
+    listener = StreamListener("BTC:USDC", "BTCN2202207", "BTC:USDC", name="mine")
+    assert ("BTC:USDC", "BTCN2202207") == listener.symbols
+    assert State.IDLE is listener.state
+    assert State.IDLE is listener.stats.state
+    assert {"BTC:USDC", "BTCN2202207"} == set(listener.stats.streams)
+    assert "<StreamListener mine idle: BTC:USDC, BTCN2202207 at wss://ws.finx.io/>" == repr(listener)
+    assert listener.stop()
+    assert listener.join()
+
+
+# Callbacks.
+
+
+def test_callbacks_are_called_in_order_of_registration(seen: Seen, dispatch: str) -> None:
+    """The constructor's comes first, then the decorated ones as they came, one twice if registered twice."""
+    order: list[str] = []
+    with Peer(stay(tick(1))) as peer:
+        listener = seen.listener(peer.url, on_tick=lambda tick: order.append("first"), dispatch=dispatch)
+
+        @listener.on_tick
+        def second(tick: Tick) -> None:
+            order.append("second")
+
+        listener.on_tick(second)
+        listener.on_tick(lambda tick: order.append("last"))
+        listener.on_tick(seen.on_tick)
+        with listener:
+            seen.wait_ticks(1)
+    assert ["first", "second", "second", "last"] == order
+
+
+def test_decorators_return_the_callback_unchanged() -> None:
+    """Each registration gives back the very function."""
+    listener = StreamListener(PAIR)
+
+    def callback(*_: object) -> None:
+        """Nothing."""
+
+    for register in (listener.on_tick, listener.on_error, listener.on_notice, listener.on_state):
+        assert callback is register(callback)
+    assert callback is listener.on_tick(pair=PAIR)(callback)
+    assert callback is listener.on_tick(callback, pair=PAIR)
+
+
+def test_a_tick_callback_may_be_narrowed_to_a_pair(seen: Seen, dispatch: str) -> None:
+    """`@listener.on_tick(pair=...)` gets that pair's ticks alone."""
+    narrow: list[str] = []
+
+    def script(caller: Caller) -> None:
+        pair = caller.read_request().split()[1].decode().rpartition("/")[2]
+        caller._read = caller.request + b"\r\n\r\n"
+        caller.welcome(ticks(1, 3, pair))
+        caller.wait_until_left()
+
+    with Peer(script) as peer:
+        listener = seen.listener(peer.url, "BTC:USDC", "ETH:USDC", dispatch=dispatch)
+
+        @listener.on_tick(pair="ETH:USDC")
+        def eth(tick: Tick) -> None:
+            narrow.append(tick["pair"])
+
+        with listener:
+            seen.wait_ticks(6)
+    assert ["ETH:USDC"] * 3 == narrow
+
+
+@pytest.mark.parametrize("pair", ["BTCN2202207", "btc:usdc", 7])
+def test_a_tick_callback_can_not_be_narrowed_to_anything_else(pair: Any) -> None:
+    """Only a pair has ticks."""
+    with pytest.raises(ConfigurationError):
+        StreamListener(PAIR).on_tick(pair=pair)
+
+
+def test_a_removed_callback_is_not_called_again(seen: Seen, dispatch: str) -> None:
+    """remove_callback works in the callback itself too, for every event; what is not registered is an error."""
+    once: list[Tick] = []
+
+    def first_only(tick: Tick) -> None:
+        once.append(tick)
+        listener.remove_callback(first_only)
+
+    with Peer(stay(ticks(1, 3))) as peer:
+        listener = seen.listener(peer.url, on_tick=first_only, dispatch=dispatch)
+        listener.on_tick(seen.on_tick)
+        listener.on_state(seen.on_state)
+        listener.remove_callback(seen.on_state)
+        with listener:
+            seen.wait_ticks(3)
+    assert [1] == [tick["price"] for tick in once]
+    assert [] == seen.states
+    with pytest.raises(ConfigurationError, match="not registered"):
+        listener.remove_callback(first_only)
+
+
+def test_a_callback_may_be_registered_while_running(seen: Seen, dispatch: str) -> None:
+    """A callback that comes later gets what comes later."""
+    late = Seen()
+    go_on = threading.Event()
+
+    def script(caller: Caller) -> None:
+        caller.welcome(tick(1))
+        assert go_on.wait(PATIENCE)
+        caller.send(tick(2))
+        caller.wait_until_left()
+
+    with Peer(script) as peer, seen.listener(peer.url, dispatch=dispatch) as listener:
+        seen.wait_ticks(1)
+        listener.on_tick(late.on_tick)
+        go_on.set()
+        late.wait_ticks(1)
+    assert [2] == late.prices
+
+
+# Start, stop, join.
+
+
+def test_start_returns_itself_and_is_idempotent(seen: Seen, dispatch: str) -> None:
+    """start() is chained, and does nothing while the listener runs."""
+    with Peer(stay(tick(1))) as peer:
+        listener = seen.listener(peer.url, dispatch=dispatch)
+        assert listener is listener.start()
+        seen.wait_ticks(1)
+        assert listener is listener.start()
+        assert State.STREAMING is listener.state
+        assert listener.stop()
+        assert 1 == peer.accepted
+
+
+def test_start_does_not_wait_for_the_server(seen: Seen) -> None:
+    """start() returns while the handshake hangs."""
+    with Peer(hang) as peer:
+        listener = seen.listener(peer.url).start()
+        assert listener.state in (State.IDLE, State.CONNECTING)
+        peer.wait_accepted(1)
+        assert State.CONNECTING is listener.state
+        assert listener.stop()
+
+
+def test_a_stopped_listener_may_be_started_again(seen: Seen, dispatch: str) -> None:
+    """After stop(), and after a failure, start() begins afresh."""
+    with Peer(stay(tick(1)), refuse("404 Not Found"), stay(tick(2))) as peer:
+        listener = seen.listener(peer.url, dispatch=dispatch).start()
+        seen.wait_ticks(1)
+        assert listener.stop()
+        assert State.STOPPED is listener.state
+        with pytest.raises(StreamNotFound):
+            listener.start().join(PATIENCE)
+        with listener:
+            seen.wait_ticks(2)
+    assert [1, 2] == seen.prices
+
+
+def test_stop_is_idempotent_and_quick_to_say_so(seen: Seen, dispatch: str) -> None:
+    """stop() may be called any number of times."""
+    with Peer(stay(tick(1))) as peer:
+        listener = seen.listener(peer.url, dispatch=dispatch).start()
+        seen.wait_ticks(1)
+        assert [True] * 4 == [listener.stop(timeout=timeout) for timeout in (5.0, 5.0, 0.0, 5.0)]
+        assert listener.join(0.0)
+    assert [State.CONNECTING, State.STREAMING, State.STOPPED] == [state for _, state in seen.states]
+
+
+@pytest.mark.parametrize("drain", [True, False])
+def test_no_callback_runs_after_stop(seen: Seen, dispatch: str, drain: bool) -> None:
+    """Once stop() has returned, nothing is called back, however fast ticks come."""
+
+    def flood(caller: Caller) -> None:
+        caller.welcome()
+        number = 0
+        while True:
+            caller.send(ticks(number, number + 99))
+            number += 100
+
+    with Peer(flood) as peer:
+        for _ in range(5):
+            fresh = Seen()
+            listener = fresh.listener(peer.url, dispatch=dispatch, queue_size=50).start()
+            fresh.wait_ticks(500)
+            assert listener.stop(drain=drain)
+            count, states = len(fresh.ticks), list(fresh.states)
+            assert listener.join(PATIENCE)
+            threading.Event().wait(0.05)
+            assert (count, states) == (len(fresh.ticks), fresh.states)
+            assert list(range(count)) == fresh.prices
+
+
+def gated(seen: Seen) -> tuple[Callable[[Tick], None], threading.Event, threading.Event]:
+    """A callback that is stuck in its first call: it, the event that it is, and the one that frees it."""
+    entered, free = threading.Event(), threading.Event()
+
+    def callback(tick: Tick) -> None:
+        entered.set()
+        assert free.wait(PATIENCE)
+        seen.on_tick(tick)
+
+    return callback, entered, free
+
+
+@pytest.mark.parametrize(("drain", "expected"), [(True, list(range(1, 101))), (False, [1])])
+def test_drain_decides_about_what_was_received(seen: Seen, drain: bool, expected: list[int]) -> None:
+    """With drain ticks that wait in the queue are delivered before stop() returns; without, they are discarded."""
+    callback, entered, free = gated(seen)
+    with Peer(stay(ticks(1, 100))) as peer:
+        listener = seen.listener(peer.url, on_tick=callback).start()
+        assert entered.wait(PATIENCE)
+        while listener.stats.ticks < 100:
+            time.sleep(0.005)  # counters call nobody back
+        stopped: list[bool] = []
+        stopper = threading.Thread(target=lambda: stopped.append(listener.stop(PATIENCE, drain)))
+        stopper.start()
+        while listener.state is not State.STOPPED:
+            time.sleep(0.005)  # nothing tells that stop() has begun
+        # The drained or discarded rest is decided by the time that the callback returns.
+        time.sleep(0.1)
+        free.set()
+        stopper.join(PATIENCE)
+    assert [True] == stopped
+    assert expected == seen.prices
+
+
+def test_stop_is_bounded_by_its_timeout(seen: Seen, dispatch: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A callback that never returns is waited for so long and no longer: stop() says False, and nothing follows."""
+    callback, entered, free = gated(seen)
+    with Peer(stay(ticks(1, 100))) as peer:
+        listener = seen.listener(peer.url, on_tick=callback, dispatch=dispatch).start()
+        assert entered.wait(PATIENCE)
+        begun = time.monotonic()
+        assert not listener.stop(timeout=0.2)
+        assert time.monotonic() - begun < AT_ONCE
+        assert "still runs" in caplog.text
+        with pytest.raises(ConfigurationError, match="still stopping"):
+            listener.start()
+        free.set()
+        assert listener.join(PATIENCE)
+    assert [1] == seen.prices
+
+
+def test_stop_in_a_callback_is_the_last_call(seen: Seen) -> None:
+    """stop() in a callback returns at once; the callbacks registered after it are not called either."""
+    calls: list[str] = []
+    with Peer(stay(ticks(1, 100))) as peer:
+        listener = seen.listener(peer.url, on_tick=lambda tick: calls.append(f"stop {listener.stop()}"))
+        listener.on_tick(lambda tick: calls.append("after"))
+        listener.start()
+        assert listener.join(PATIENCE)
+    assert ["stop True"] == calls
+    assert State.STOPPED is listener.state
+
+
+@pytest.mark.parametrize("event", ["error", "state", "notice"])
+def test_stop_in_any_callback(seen: Seen, dispatch: str, event: str) -> None:
+    """It need not be on_tick."""
+    with Peer(stay(frame("bad"), frame("{}"), tick(1))) as peer:
+        listener = seen.listener(peer.url, dispatch=dispatch, **{f"on_{event}": lambda *_: listener.stop()})
+        listener.start()
+        assert listener.join(PATIENCE)
+    assert [] == seen.ticks
+
+
+def test_join_in_a_callback_is_an_error(seen: Seen, dispatch: str) -> None:
+    """join() in a callback would wait for itself."""
+    with Peer(stay(tick(1))) as peer:
+        listener = seen.listener(peer.url, on_tick=lambda tick: listener.join(), dispatch=dispatch)
+        with listener:
+            seen.wait_errors(1)
+    assert isinstance(seen.errors[0].__cause__, ConfigurationError)
+
+
+def test_join_has_a_timeout(seen: Seen, dispatch: str) -> None:
+    """join(timeout) says False when the listener still runs."""
+    with Peer(stay(tick(1))) as peer, seen.listener(peer.url, dispatch=dispatch) as listener:
+        seen.wait_ticks(1)
+        assert not listener.join(0.01)
+    assert listener.join(0.0)
+
+
+@pytest.mark.parametrize("method", ["stop", "join"])
+@pytest.mark.parametrize("timeout", [-1, float("nan"), float("inf"), "5"])
+def test_a_timeout_that_is_none_is_refused(method: str, timeout: Any) -> None:
+    """Timeouts are seconds."""
+    with pytest.raises(ConfigurationError, match="timeout"):
+        getattr(StreamListener(PAIR), method)(timeout)
+
+
+def test_stop_interrupts_a_backoff(seen: Seen, dispatch: str) -> None:
+    """Half a minute until the next attempt is no reason to wait."""
+    listener = seen.listener(f"ws://127.0.0.1:{free_port()}/", reconnect=SLOW, dispatch=dispatch).start()
+    seen.wait_errors(1)
+    assert State.RECONNECTING is listener.state
+    begun = time.monotonic()
+    assert listener.stop()
+    assert time.monotonic() - begun < AT_ONCE
+
+
+def test_stop_interrupts_a_handshake_that_hangs(seen: Seen, dispatch: str) -> None:
+    """stop() during a handshake is quick, the server sees the client leave, and no connection comes after."""
+    begun, left, may_answer = threading.Event(), threading.Event(), threading.Event()
+
+    def late(caller: Caller) -> None:
+        answer = caller.acceptance()
+        begun.set()
+        assert may_answer.wait(PATIENCE)
+        try:
+            caller.send(answer, tick(1))
+        finally:
+            caller.wait_until_left()
+            left.set()
+
+    with Peer(late) as peer:
+        listener = seen.listener(peer.url, connect_timeout=3_600.0, dispatch=dispatch).start()
+        assert begun.wait(PATIENCE)
+        start = time.monotonic()
+        assert listener.stop()
+        assert time.monotonic() - start < AT_ONCE
+        may_answer.set()
+        assert left.wait(PATIENCE)
+        assert 1 == peer.accepted
+    assert [] == seen.ticks
+    assert State.STREAMING not in [state for _, state in seen.states]
+
+
+def test_stop_is_quick_though_the_key_never_comes(seen: Seen) -> None:
+    """Callables that hang, one for each of many streams, do not hold up stop() one after another."""
+    free, asked = threading.Event(), threading.Semaphore(0)
+
+    def key() -> str:
+        asked.release()
+        free.wait(PATIENCE)
+        return "demo"
+
+    with Peer(stay()) as peer:
+        listener = seen.listener(peer.url, *(f"P{n}:USD" for n in range(8)), api_key=key, connect_timeout=3_600.0)
+        listener.start()
+        try:
+            for _ in range(8):
+                assert asked.acquire(timeout=PATIENCE)
+            begun = time.monotonic()
+            assert listener.stop()
+            assert time.monotonic() - begun < 1.2
+        finally:
+            free.set()
+        assert 0 == peer.accepted
+
+
+def test_stop_from_several_threads(seen: Seen, dispatch: str) -> None:
+    """All of them return, and the listener has ended for each."""
+    with Peer(stay(ticks(1, 1_000))) as peer:
+        listener = seen.listener(peer.url, dispatch=dispatch).start()
+        seen.wait_ticks(10)
+        outcomes: list[tuple[bool, bool]] = []
+        stoppers = [
+            threading.Thread(target=lambda n=n: outcomes.append((listener.stop(drain=n % 2 == 0), listener.join(0.0))))
+            for n in range(6)
+        ]
+        for stopper in stoppers:
+            stopper.start()
+        for stopper in stoppers:
+            stopper.join(PATIENCE)
+    assert [(True, True)] * 6 == outcomes
+
+
+def test_start_and_stop_race(seen: Seen, dispatch: str) -> None:
+    """Whatever is met half-way, a listener that was stopped ends, and one that was not can be."""
+    with Peer(stay(ticks(1, 5))) as peer:
+        for number in range(60):
+            listener = seen.listener(peer.url, dispatch=dispatch)
+            stopper = threading.Thread(target=lambda listener=listener, n=number: listener.stop(drain=n % 2 == 0))
+            stopper.start()
+            listener.start()
+            stopper.join(PATIENCE)
+            assert not stopper.is_alive()
+            assert listener.stop()
+            assert listener.join(PATIENCE)
+
+
+# With.
+
+
+def test_with_starts_and_stops(seen: Seen, dispatch: str) -> None:
+    """The listener runs in the block and has ended after it."""
+    with Peer(stay(tick(1))) as peer:
+        with seen.listener(peer.url, dispatch=dispatch) as listener:
+            seen.wait_ticks(1)
+        assert State.STOPPED is listener.state
+        assert listener.join(0.0)
+
+
+def test_with_raises_what_nobody_was_told(seen: Seen) -> None:
+    """Without on_error, the error that ended the listener comes out of the block; with it, it was told there."""
+    with Peer(refuse("401 Unauthorized")) as peer:
+        listener = seen.listener(peer.url, on_error=None)
+        failed = threading.Event()
+        listener.on_state(lambda symbol, state: failed.set() if state is State.FAILED else None)
+        with pytest.raises(AuthenticationError), listener:
+            assert failed.wait(PATIENCE)
+        with seen.listener(peer.url):
+            seen.wait_errors(1)
+
+
+def test_with_lets_the_bodys_own_error_out(seen: Seen, dispatch: str) -> None:
+    """An exception in the block stops the listener and is not replaced."""
+    with Peer(stay(tick(1))) as peer, pytest.raises(ZeroDivisionError):
+        with seen.listener(peer.url, dispatch=dispatch) as listener:
+            seen.wait_ticks(1)
+            raise ZeroDivisionError
+    assert State.STOPPED is listener.state
+
+
+# Streams.
+
+
+def test_streams_come_and_go(seen: Seen, dispatch: str) -> None:
+    """add() and remove() work while running, and again after a restart."""
+    market = SimulatedMarket(["BTC:USDC", "ETH:USDC", "SOL:USDC"], rate=300.0, seed=1)
+    with LocalServer(market, keys={"demo"}) as server, seen.listener(server.url, dispatch=dispatch) as listener:
+        seen.wait_ticks(1)
+        listener.add("ETH:USDC", "BTC:USDC", "SOL:USDC")
+        assert ("BTC:USDC", "ETH:USDC", "SOL:USDC") == listener.symbols
+        server.wait_connected(3)
+        seen.wait_for(lambda: {tick["pair"] for tick in seen.ticks[-100:]} == {"BTC:USDC", "ETH:USDC", "SOL:USDC"})
+        listener.remove("BTC:USDC", "SOL:USDC")
+        assert ("ETH:USDC",) == listener.symbols
+        assert {"ETH:USDC"} == set(listener.stats.streams)
+        seen.wait_for(lambda: ("SOL:USDC", State.STOPPED) in seen.states)
+        assert ("BTC:USDC", State.STOPPED) in seen.states
+        server.wait_until(lambda stats: stats.connections == 1)
+        with pytest.raises(ConfigurationError, match="not listened to"):
+            listener.remove("ETH:USDC", "BTC:USDC")
+        assert ("ETH:USDC",) == listener.symbols
+        listener.add("BTC:USDC")
+        server.wait_connected(2)
+        assert listener.stop()
+        listener.start()
+        server.wait_connected(2)
+
+
+def test_streams_may_be_changed_in_a_callback(seen: Seen, dispatch: str) -> None:
+    """add() and remove() are legal in callbacks."""
+
+    def swap(tick: Tick) -> None:
+        if listener.symbols == ("BTC:USDC",):
+            listener.add("ETH:USDC")
+            listener.remove("BTC:USDC")
+        seen.on_tick(tick)
+
+    def script(caller: Caller) -> None:
+        pair = caller.read_request().split()[1].decode().rpartition("/")[2]
+        caller._read = caller.request + b"\r\n\r\n"
+        caller.welcome(tick(1, pair))
+        caller.wait_until_left()
+
+    with Peer(script) as peer:
+        listener = seen.listener(peer.url, "BTC:USDC", on_tick=swap, dispatch=dispatch)
+        with listener:
+            seen.wait_for(lambda: "ETH:USDC" in [tick["pair"] for tick in seen.ticks])
+        assert ("ETH:USDC",) == listener.symbols
+
+
+def test_a_listener_may_start_without_symbols(seen: Seen) -> None:
+    """Symbols can come later."""
+    with Peer(stay(tick(1))) as peer:
+        listener = StreamListener(api_key="demo", endpoint=peer.url, on_tick=seen.on_tick)
+        with listener:
+            assert () == listener.symbols
+            listener.add(PAIR)
+            seen.wait_ticks(1)
+
+
+def test_stats_tell_what_happened(seen: Seen) -> None:
+    """The snapshot has the sums and each stream's own counters, and is frozen."""
+    with Peer(stay(ticks(1, 10))) as peer, seen.listener(peer.url) as listener:
+        seen.wait_ticks(10)
+        stats = listener.stats
+        stream = stats.streams[PAIR]
+        assert (State.STREAMING, State.STREAMING) == (stats.state, stream.state)
+        assert (10, 10, 0, 0) == (stream.messages, stream.ticks, stream.dropped, stream.reconnects)
+        assert stream.bytes > len(ticks(1, 10)) - 1
+        assert 10 == stats.ticks
+        assert 10.0 == stream.last_tick["price"]  # type: ignore[index]
+        assert stream.connected_since is not None
+        assert stream.rate > 0
+        with pytest.raises(AttributeError):
+            stats.ticks = 0  # type: ignore[misc]
+    assert listener.stats.streams[PAIR].connected_since is None
+
+
+def test_two_listeners_are_independent() -> None:
+    """Stopping one leaves the other alone."""
+    one, two = Seen(), Seen()
+    go_on = threading.Event()
+
+    def script(caller: Caller) -> None:
+        caller.welcome(tick(1))
+        assert go_on.wait(PATIENCE)
+        caller.send(tick(2))
+        caller.wait_until_left()
+
+    with Peer(script) as peer, one.listener(peer.url) as first, two.listener(peer.url):
+        one.wait_ticks(1)
+        two.wait_ticks(1)
+        assert first.stop()
+        go_on.set()
+        two.wait_ticks(2)
+    assert [1] == one.prices
+
+
+# Nothing is left over.
+
+
+def our_threads() -> list[str]:
+    """The threads of listeners that are alive."""
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("finx-streamer")]
+
+
+def wait_until_gone() -> None:
+    """A thread that has told its end may need a moment to end."""
+    for _ in range(int(PATIENCE / 0.01)):
+        if not our_threads():
+            return
+        time.sleep(0.01)  # nothing tells the end of a thread that is not known by name
+
+
+def test_nothing_is_left_after_many_lives() -> None:
+    """500 starts and stops leave no thread and no file descriptor behind, however far each of them came."""
+
+    def live(listener: StreamListener, number: int) -> None:
+        listener.start()
+        if number % 5 == 0:
+            seen.wait_ticks(1)
+            seen.ticks.clear()
+        assert listener.stop(drain=number % 2 == 0)
+
+    seen = Seen()
+    with Peer(stay(tick(1))) as peer, Peer(hang) as mute:
+        for number in range(10):
+            live(seen.listener(peer.url), 5 * number)
+        wait_until_gone()
+        gc.collect()
+        before = len(os.listdir("/proc/self/fd"))
+        theirs = peer.accepted
+        urls = [peer.url, peer.url, peer.url, mute.url, f"ws://127.0.0.1:{free_port()}/"]
+        for number in range(500):
+            url = peer.url if number % 5 == 0 else urls[number % 5]
+            seen.ticks.clear()
+            live(seen.listener(url, dispatch="inline" if number % 3 else "thread", reconnect=SLOW), number)
+        wait_until_gone()
+        gc.collect()
+        assert [] == our_threads()
+        # The peers' ends of those connections are open still.
+        accepted = peer.accepted - theirs + mute.accepted
+        assert len(os.listdir("/proc/self/fd")) <= before + accepted
+
+
+# Scripts, in processes of their own.
+
+
+def run_script(body: str, *, interrupt: bool = True, peer: Peer | LocalServer) -> tuple[int, str, str, float]:
+    """Run a script that prints FLOWS once ticks flow; interrupt it then. Its code, output, errors and seconds after."""
+    source = textwrap.dedent(
+        """
+        import sys, threading, time
+        from finx_streamer import StreamListener
+        flows = threading.Event()
+        def say(tick):
+            if not flows.is_set():
+                flows.set()
+                print("FLOWS", flush=True)
+        listener = StreamListener("BTC:USDC", api_key="demo", endpoint=sys.argv[1], on_tick=say)
+        """
+    ) + textwrap.dedent(body)
+    process = subprocess.Popen(
+        [sys.executable, "-c", source, peer.url],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    with process:
+        try:
+            assert process.stdout is not None
+            assert "FLOWS\n" == process.stdout.readline()
+            begun = time.monotonic()
+            if interrupt:
+                process.send_signal(signal.SIGINT)
+            output, errors = process.communicate(timeout=PATIENCE)
+        finally:
+            process.kill()
+    return process.returncode, output, errors, time.monotonic() - begun
+
+
+@pytest.fixture
+def market() -> Any:
+    """A server with ticks that do not end."""
+    with LocalServer(SimulatedMarket(["BTC:USDC"], rate=200.0, seed=1), keys={"demo"}) as server:
+        yield server
+
+
+SCRIPTS = {
+    "join": "listener.start(); listener.join()",
+    "start().join": "listener.start().join()",
+    "iteration": "for tick in listener: pass",
+    "iteration in with": """
+        with listener:
+            for tick in listener: pass
+    """,
+    "join in with": """
+        with listener:
+            listener.join()
+    """,
+    "sleep in with": """
+        with listener:
+            time.sleep(60)
+    """,
+    "inline": """
+        listener = StreamListener("BTC:USDC", api_key="demo", endpoint=sys.argv[1], on_tick=say, dispatch="inline")
+        listener.start().join()
+    """,
+}
+STUCK = """
+def stick(tick):
+    if flows.is_set():
+        time.sleep(60)
+listener.on_tick(stick)
+"""
+
+
+@pytest.mark.parametrize("body", SCRIPTS.values(), ids=SCRIPTS)
+def test_ctrl_c_ends_a_script(market: LocalServer, body: str) -> None:
+    """Ctrl-C is a KeyboardInterrupt in the main thread, at once, with no other traceback and no complaint."""
+    code, _, errors, seconds = run_script(body, peer=market)
+    assert -signal.SIGINT == code
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+    assert 1 == errors.count("Traceback")
+    assert "Exception" not in errors
+    assert seconds < AT_ONCE
+
+
+@pytest.mark.parametrize("body", ["join", "iteration", "iteration in with", "join in with", "sleep in with"])
+def test_ctrl_c_ends_a_script_whose_callback_is_stuck(market: LocalServer, body: str) -> None:
+    """A callback that never returns does not keep a script alive."""
+    code, _, errors, seconds = run_script(STUCK + textwrap.dedent(SCRIPTS[body]), peer=market)
+    assert -signal.SIGINT == code
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+    assert seconds < AT_ONCE
+
+
+ENDINGS = {
+    "running": "listener.start(); flows.wait()",
+    "stopped": "listener.start(); flows.wait(); listener.stop()",
+    "left iteration": """
+        for tick in listener: break
+    """,
+    "sys.exit in with": """
+        with listener:
+            flows.wait(); sys.exit(0)
+    """,
+    "stuck callback": STUCK + "listener.start(); flows.wait(); time.sleep(0.1)",
+    "stop in callback": """
+        listener.on_tick(lambda tick: listener.stop())
+        listener.start(); listener.join()
+    """,
+}
+
+
+@pytest.mark.parametrize("body", ENDINGS.values(), ids=ENDINGS)
+def test_a_script_that_ends_exits(market: LocalServer, body: str) -> None:
+    """A script that comes to its end exits promptly and in silence, whatever the listener is doing."""
+    code, _, errors, seconds = run_script(body, interrupt=False, peer=market)
+    assert (0, "") == (code, errors)
+    assert seconds < AT_ONCE
+
+
+def test_a_signal_handler_may_stop_the_listener(market: LocalServer) -> None:
+    """stop() in a SIGINT handler ends join() in the main thread, and the script goes on from there."""
+    body = """
+        import signal
+        signal.signal(signal.SIGINT, lambda *_: listener.stop())
+        for tick in listener: pass
+        print("ended", listener.join(), flush=True)
+    """
+    code, output, errors, seconds = run_script(body, peer=market)
+    assert (0, "ended True\n", "") == (code, output, errors)
+    assert seconds < AT_ONCE
+
+
+def test_a_fork_is_refused_and_not_hung() -> None:
+    """In a child process, which has no threads of the listener's, it says so, and stop() returns."""
+    if sys.version_info >= (3, 12):
+        pytest.skip("fork with threads warns from here on")
+    with Peer(stay(tick(1))) as peer:
+        body = """
+            import os
+            listener.start(); flows.wait()
+            if (child := os.fork()) == 0:
+                code = 9
+                try:
+                    assert listener.stop()
+                    listener.start()
+                except ValueError as error:
+                    code = 3 if "before a fork" in str(error) else 4
+                os._exit(code)
+            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        """
+        code, output, errors, _ = run_script(body, interrupt=False, peer=peer)
+    assert (0, "3\n", "") == (code, output, errors)
+
+
+def test_connection_failures_do_not_end_a_listener(seen: Seen) -> None:
+    """By default a listener tries for ever: a server that is not there is no end."""
+    with seen.listener(f"ws://127.0.0.1:{free_port()}/", reconnect=QUICK) as listener:
+        seen.wait_errors(10)
+        assert State.RECONNECTING is listener.state
+    assert {ConnectionFailed} == {type(error) for error in seen.errors}

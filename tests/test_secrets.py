@@ -1,0 +1,273 @@
+"""The API key is nowhere to be found: not in errors, causes, logs, traces, representations or on the terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import quote, quote_plus
+
+import pytest
+import websocket
+
+from finx_streamer import ConnectionFailed, DecodeError, FinxStreamerError, StreamListener, Tick
+from finx_streamer.server import LocalServer, Tape
+from tests.peers import PAIR, PATIENCE, QUICK, Caller, Peer, Script, Seen, close_frame, frame, refuse, stay, tick
+
+#: Needs escaping in a URL, in JSON, in a Python string and in HTML.
+KEY = "S3cr3t/k+y%41=&\"q\"\\'<z>"
+#: What the key is known by whatever is done to the rest of it: no spelling escapes letters.
+MARK = "s3cr3t"
+
+
+def spellings(key: str) -> set[str]:
+    """The key as text, in URLs, in JSON and in Python source, and each of those within a Python string once more."""
+    once = {key, quote(key), quote(key, safe=""), quote_plus(key), json.dumps(key)[1:-1], repr(key)[1:-1]}
+    once |= {json.dumps(key).replace("/", "\\/")[1:-1], quote(key, safe="").lower()}
+    return once | {repr(text)[1:-1] for text in once}
+
+
+def assert_clean(text: str, where: str) -> None:
+    """There is no trace of the key in a text."""
+    for spelling in spellings(KEY):
+        assert spelling.lower() not in text.lower(), f"{where}: {text[:3000]}"
+    assert MARK not in text.lower(), f"{where}: {text[:3000]}"
+
+
+class Everything:
+    """Whatever anybody could read while a listener runs."""
+
+    def __init__(self) -> None:
+        self.log = io.StringIO()
+        self.trace = io.StringIO()
+        self.seen = Seen()
+        self.texts: list[str] = []
+
+    def error(self, error: BaseException | None) -> None:
+        """An exception, all that it was caused by, and the locals of all frames that they passed."""
+        if error is None:
+            return
+        shown = traceback.TracebackException.from_exception(error, capture_locals=True)
+        self.texts += ["".join(shown.format()), str(error), repr(error), repr(vars(error)), repr(error.args)]
+        self.error(error.__cause__)
+        self.error(error.__context__)
+
+    def listener(self, listener: StreamListener) -> None:
+        """What a listener shows of itself."""
+        self.texts += [repr(listener), str(listener), repr(listener.stats), str(listener.stats)]
+        self.texts += [repr(thread) for thread in _threads()]
+
+
+def _threads() -> list[str]:
+    import threading
+
+    return [thread.name for thread in threading.enumerate()]
+
+
+@pytest.fixture
+def everything(capfd: pytest.CaptureFixture[str]) -> Iterator[Everything]:
+    """Catches all there is to read, and looks through it at the end of the test."""
+    found = Everything()
+    formatter = logging.Formatter("%(name)s %(message)s")
+    root, library = logging.getLogger(), logging.getLogger("websocket")
+    level, library_level = root.level, library.level
+    logged, traced = logging.StreamHandler(found.log), logging.StreamHandler(found.trace)
+    for handler in (logged, traced):
+        handler.setFormatter(formatter)
+    root.addHandler(logged)
+    root.setLevel(logging.DEBUG)
+    websocket.enableTrace(True, traced)
+    try:
+        yield found
+    finally:
+        websocket.enableTrace(False)
+        library.removeHandler(traced)
+        library.setLevel(library_level)
+        root.removeHandler(logged)
+        root.setLevel(level)
+    for error in found.seen.errors:
+        found.error(error)
+    found.texts += [repr(found.seen.states)]
+    assert found.texts
+    for text in found.texts:
+        assert_clean(text, "text")
+    assert_clean(found.log.getvalue(), "log")
+    assert_clean(found.trace.getvalue(), "trace")
+    output, errors = capfd.readouterr()
+    assert_clean(output + errors, "terminal")
+
+
+def give() -> str:
+    """The key, as a callable."""
+    return KEY
+
+
+def quoted(caller: Caller) -> str:
+    """The path as the server got it, which holds the key."""
+    caller.read_request()
+    return caller.path
+
+
+def refuse_and_quote(status: str, headers: str = "", times: int = 10**6) -> Script:
+    """A script that quotes path and key in the status line, the headers and the body."""
+
+    def script(caller: Caller) -> None:
+        path = quoted(caller)
+        body = f"no {path} {KEY} {json.dumps(KEY)}"
+        caller.send(
+            f"HTTP/1.1 {status} {path} {KEY}\r\nX-Path: {path}\r\nX-Key: {KEY}\r\n"
+            f"{headers.replace('PATH', path)}Content-Length: {len(body)}\r\n\r\n{body}".encode()
+        )
+        caller.wait_until_left()
+
+    return script
+
+
+def answer_and_quote(*sent: bytes) -> Script:
+    """A script that answers the handshake with just these bytes, in which PATH is the path."""
+
+    def script(caller: Caller) -> None:
+        path = quoted(caller)
+        caller.send(*(data.replace(b"PATH", path.encode()).replace(b"KEY", KEY.encode()) for data in sent))
+        caller.leave()
+
+    return script
+
+
+FAILURES: dict[str, Script] = {
+    "401": refuse_and_quote("401"),
+    "403": refuse_and_quote("403"),
+    "404": refuse_and_quote("404"),
+    "429": refuse_and_quote("429", "Retry-After: PATH\r\n"),
+    "500": refuse_and_quote("500"),
+    "200": refuse_and_quote("200"),
+    "redirect": refuse_and_quote("302", "Location: wss://elsewhere.example/PATH?key=PATH\r\n"),
+    "no http": answer_and_quote(b"GET PATH KEY\r\n\r\n"),
+    "no status": answer_and_quote(b"HTTP/1.1 PATH KEY\r\n\r\n"),
+    "no accept": answer_and_quote(b"HTTP/1.1 101 KEY\r\nX-Key: KEY\r\nLocation: PATH\r\n\r\n"),
+    "bad header": answer_and_quote(b"HTTP/1.1 101 KEY\r\nPATH KEY\r\n\r\n"),
+    "cut": answer_and_quote(b"HTTP/1.1 101 KEY\r\nPATH KEY\r\n"),
+    "nothing": answer_and_quote(b""),
+    "close reason": stay(close_frame(1008, f"key {KEY} revoked".encode())),
+    "close reason, quoted": stay(close_frame(1011, f"key {quote(KEY, safe='')}".encode())),
+    "not utf-8": stay(frame(KEY.encode() + b"\xff")),
+    "not a frame": stay(frame(KEY, rsv=7)),
+    "not a close": stay(close_frame(999, KEY.encode())),
+}
+
+
+@pytest.mark.parametrize("callable_key", [False, True], ids=["str", "callable"])
+@pytest.mark.parametrize("script", FAILURES.values(), ids=FAILURES)
+def test_failures_do_not_show_the_key(everything: Everything, script: Script, callable_key: bool) -> None:
+    """A connection that fails in any way tells nothing of the key, even if the server quotes it."""
+    with Peer(script) as peer:
+        # Not in a local variable: those of the frames that an exception passes are looked through as well.
+        listener = everything.seen.listener(peer.url, api_key=give if callable_key else KEY, reconnect=None).start()
+        try:
+            listener.join(PATIENCE)
+        except ConnectionFailed as error:
+            everything.error(error)
+        everything.listener(listener)
+    assert 1 <= len(everything.seen.errors)
+
+
+@pytest.mark.parametrize("on_error", [True, False], ids=["on_error", "log"])
+def test_messages_do_not_show_the_key(everything: Everything, on_error: bool) -> None:
+    """Bad messages, errors and notices that quote the key reach callbacks and log without it."""
+    seen = everything.seen
+
+    def broken(tick: Tick) -> None:
+        raise ValueError("the callback's own")
+
+    in_json = json.dumps(KEY)
+    sent = [
+        frame(f"broken {KEY}"),
+        frame(f"broken {quote(KEY)} {quote(KEY, safe='')}"),
+        frame(f"[{in_json}]"),
+        frame(f'{{"error": {in_json}}}'),
+        frame(json.dumps({"error": {"key": KEY, KEY: 1}})),
+        frame(f'{{"results": "error", "resultData": "bad key {quote(KEY, safe="")}"}}'),
+        frame(f'{{"keepAlive": true, "APIKey": {in_json}}}'),
+        frame(json.dumps({"pair": KEY, "price": "1"})),
+        frame(json.dumps({"pair": PAIR, "price": KEY, "date": KEY, "time": KEY, "exchange": "X"})),
+        frame('{{"error": {}}}'.format(in_json.replace("/", "\\/"))),
+        frame('{{"error": "{}"}}'.format("".join(f"\\u{ord(letter):04x}" for letter in KEY))),
+        frame(f"broken {''.join(f'%{ord(letter):02x}' for letter in KEY)}"),
+        frame(b"binary " + KEY.encode(), 0x2),
+    ]
+    with Peer(stay(*sent, tick(1))) as peer:
+        listener = seen.listener(peer.url, api_key=KEY, on_tick=broken, on_error=seen.on_error if on_error else None)
+        listener.on_tick(seen.on_tick)
+        with listener:
+            seen.wait_ticks(1)
+            everything.listener(listener)
+    everything.texts += [repr(notice) for notice in seen.notices]
+    assert 1 == len(seen.notices)
+    assert on_error == bool(seen.of_type(DecodeError))
+
+
+def test_a_stream_that_works_does_not_show_the_key(everything: Everything) -> None:
+    """A whole life, keepAlive and reconnects included, with the library's trace on, leaves no key anywhere."""
+
+    def answer(caller: Caller) -> None:
+        caller.welcome(tick(1))
+        for _ in range(3):
+            caller.read_frame()
+            caller.send(frame('{"keepAlive":true}'))
+        caller.reset()
+
+    seen = everything.seen
+    with Peer(answer) as peer, seen.listener(peer.url, api_key=KEY, keep_alive=0.02, reconnect=QUICK) as listener:
+        seen.wait_ticks(3)
+        everything.listener(listener)
+    assert "request header" in everything.trace.getvalue()
+    assert "keepAlive" in everything.trace.getvalue()
+
+
+def test_the_servers_own_key_is_not_shown_either(everything: Everything) -> None:
+    """With the local server in the same process, as in a demo, its logs are clean too."""
+    tape = Tape([{"pair": PAIR, "date": "2022-07-02", "time": "15:30:55Z", "exchange": "X", "price": "1"}], speed=None)
+    seen = everything.seen
+    with LocalServer(tape, keys={KEY}) as server:
+        with seen.listener(server.url, api_key=KEY) as listener:
+            seen.wait_ticks(1)
+            server.revoke_key(KEY)
+            seen.wait_errors(1)
+            everything.listener(listener)
+        everything.texts += [repr(server), repr(server.stats)]
+
+
+def test_a_failing_key_callable_does_not_show_the_last_key(everything: Everything) -> None:
+    """The callable's own exception is the cause; what it says of an earlier key is its own business, ours is ours."""
+    answers: Iterator[Callable[[], str]] = iter([lambda: KEY, lambda: str(1 // 0), lambda: KEY])
+    with Peer(stay(close_frame(1012)), stay(tick(1))) as peer:
+        with everything.seen.listener(peer.url, api_key=lambda: next(answers)()) as listener:
+            everything.seen.wait_ticks(1)
+            everything.listener(listener)
+    assert [None.__class__, ZeroDivisionError] == [type(error.__cause__) for error in everything.seen.errors]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"api_key": KEY + "\n"}, {"api_key": [KEY]}, {"endpoint": f"wss://x.example/?{KEY}"}, {"endpoint": KEY}],
+)
+def test_configuration_errors_do_not_show_the_key(settings: dict[str, Any]) -> None:
+    """A key that is refused, or put where the URL belongs after it was used, is not repeated."""
+    with Peer(refuse("401 No")) as peer, pytest.raises(FinxStreamerError):
+        Seen().listener(peer.url, api_key=KEY).start().join(PATIENCE)
+    with pytest.raises(FinxStreamerError) as caught:
+        StreamListener(PAIR, **settings)
+    assert_clean(str(caught.value), "str")
+    assert_clean(repr(caught.value), "repr")
+
+
+def test_a_key_would_be_found() -> None:
+    """The search finds a key in any dress: this test of the tests fails if it does not."""
+    for dressed in spellings(KEY):
+        with pytest.raises(AssertionError):
+            assert_clean(f"… {dressed} …", "here")
+    assert not re.search(MARK, "nothing here", re.IGNORECASE)
