@@ -284,7 +284,7 @@ class _SlowWatch:
         self._told = False
 
     def is_told(self, before: int, after: int, now: float) -> bool:
-        """The depths are those before and after a put: a burst that fills the queue says nothing of the time between."""
+        """The depths are those before and after a put: bursts that fill the queue tell nothing of the time between."""
         if before <= self._low:
             self._since, self._told = None, False
         if self._since is None:

@@ -82,9 +82,12 @@ class Decoder:
         try:
             message = loads(payload)
         except (ValueError, RecursionError) as cause:
-            self._refuse(f"not JSON ({cause})", payload)
-        if type(message) is not dict:
-            self._refuse(f"expected a JSON object, not {_json_type(message)}", payload)
+            broken = f"not JSON ({cause})"
+        else:
+            broken = "" if type(message) is dict else f"expected a JSON object, not {_json_type(message)}"
+        if broken:
+            # Outside of the handler, for the exception of the standard library holds the whole payload.
+            self._refuse(broken, payload)
         # A level takes two bytes: what is shorter needs no look.
         if len(payload) > 2 * MAX_DEPTH and _too_deep(message):
             self._refuse(f"nested more than {MAX_DEPTH} deep", payload)

@@ -164,7 +164,6 @@ class Session:
         timing = self._timing
         self.link = Link.OPEN
         self._held = False
-        self._after_refusal = False
         self._ping_sent = None
         self._opened_at = self._last_message = now
         self._ping_at = now + (timing.ping_interval or _NEVER)
@@ -206,7 +205,6 @@ class Session:
         error.symbol = self.symbol
         error.attempt = self.attempt
         if not self._may_retry(error):
-            self._connect_at = _NEVER
             return [Report(error), *self._enter(State.FAILED), End(error)]
         self._after_refusal = isinstance(error, AuthenticationError)
         error.will_retry = True

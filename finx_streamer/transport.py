@@ -256,6 +256,15 @@ class _Doorstep:
         return sock.send(data)
 
 
+class _Fragments(websocket.continuous_frame):  # type: ignore[misc, unused-ignore]
+    """The library's joining of fragments. It tells the app the last one's opcode, which does not say text or binary."""
+
+    def extract(self, frame: ABNF) -> tuple[int, ABNF]:
+        opcode, frame = super().extract(frame)
+        frame.opcode = opcode
+        return opcode, frame
+
+
 @attrs.frozen
 class Binary:
     """A binary message, which FinX does not send."""
@@ -293,8 +302,9 @@ class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
         self.run_forever(dispatcher=self._doorstep, skip_utf8_validation=True, suppress_origin=True)
         # The URL has served its purpose; what does not hold the key can't show it.
         self.url = redact(self.url)
-        if self._doorstep.read_frame is None:
+        if self._doorstep.read_frame is None or self.sock is None:
             raise self.failure or EOFError()
+        self.sock.cont_frame = _Fragments(fire_cont_frame=False, skip_utf8_validation=True)
 
     def messages(self, limit: int) -> list[bytes | Binary]:
         """Up to `limit` messages of what has been read, in order. Sets `ended` where the stream's end is among them."""
@@ -358,9 +368,13 @@ class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
         begun = self.sock.cont_frame.cont_data
         if announced + (len(begun[1]) if begun else 0) > MAX_MESSAGE:
             self.fail(ProtocolError(f"a message of over {MAX_MESSAGE} bytes"), 1009)
+        elif begun and type(begun[1]) is bytes:
+            # The library adds each fragment by `+=`, which copies bytes as a whole, and grows a bytearray in place.
+            begun[1] = bytearray(begun[1])
 
     def take_data(self, payload: bytes, opcode: int) -> None:
         """One whole message, from the library."""
+        payload = bytes(payload)  # no copy, unless it came in fragments
         if opcode == ABNF.OPCODE_BINARY:
             self._received.append(Binary(payload))
             return

@@ -26,9 +26,8 @@ PATIENCE = 30.0
 
 def read_tape(path: Path) -> list[dict[str, str]]:
     """The lines of a tape."""
-    opened = gzip.open(path, "rt") if path.suffix == ".gz" else path.open()
-    with opened as lines:
-        return [json.loads(line) for line in lines]
+    text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def of_pair(lines: Iterable[dict[str, str]], pair: str) -> list[dict[str, str]]:

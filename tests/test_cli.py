@@ -39,6 +39,14 @@ def tick(pair: str, time: str, exchange: str, price: str) -> dict[str, str]:
     return {"pair": pair, "date": "2022-07-02", "time": time, "exchange": exchange, "price": price}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def interruptible() -> Iterator[None]:
+    """Commands hear Ctrl-C even where this process, as a shell's background job, was started deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def server() -> Iterator[LocalServer]:
     """Three ticks that are played to the first stream, and then silence."""

@@ -64,6 +64,14 @@ def server() -> Iterator[LocalServer]:
         yield running
 
 
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """A child inherits an ignored SIGINT, and ignored it is where the tests run in a shell's background."""
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, earlier)
+
+
 @pytest.fixture
 def environment(server: LocalServer, tmp_path: Path) -> dict[str, str]:
     """What an example finds around it: a key, and the commands of this installation."""
@@ -116,7 +124,12 @@ def test_python_example(block: Block, server: LocalServer, environment: dict[str
 
 @pytest.mark.parametrize(
     ("block", "line"),
-    [(b, line) for b in blocks("sh") for line in b.code.splitlines() if line.startswith(("finx-streamer", "python -m"))],
+    [
+        (block, line)
+        for block in blocks("sh")
+        for line in block.code.splitlines()
+        if line.startswith(("finx-streamer", "python -m"))
+    ],
     ids=str,
 )
 def test_shell_example(

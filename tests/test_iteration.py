@@ -53,10 +53,14 @@ def test_iteration_loses_nothing(seen: Seen, dispatch: str, size: int) -> None:
     with Peer(stay(ticks(1, 1_500), close_frame(1000))) as peer:
         listener = seen.listener(peer.url, dispatch=dispatch, queue_size=size, reconnect=None)
         got = []
-        with pytest.raises(ConnectionFailed, match="normally"):
+
+        def loop() -> None:
             for received in listener:
                 got.append(int(received["price"]))
                 assert listener.stats.queue_depth <= size + 3
+
+        with pytest.raises(ConnectionFailed, match="normally"):
+            loop()
     assert list(range(1, 1_501)) == got == seen.prices
 
 
@@ -208,13 +212,3 @@ def test_iterating_again_starts_afresh(seen: Seen, dispatch: str) -> None:
                     break
             assert [1, 2] == got
         assert 3 == peer.accepted
-
-
-def test_iteration_adds_no_thread(seen: Seen) -> None:
-    """A loop needs no thread of its own."""
-    with Peer(stay(ticks(1, 2))) as peer, seen.listener(peer.url, name="loop") as listener:
-        seen.wait_ticks(2)
-        for_loop = iter(listener)
-        threading.Timer(0.0, listener.stop).start()
-        assert [] == list(for_loop)
-        assert [] == [t.name for t in threading.enumerate() if t.name.startswith("loop-") and "iter" in t.name]

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -164,7 +165,6 @@ def test_a_tick_callback_may_be_narrowed_to_a_pair(seen: Seen, dispatch: str) ->
 
     def script(caller: Caller) -> None:
         pair = caller.read_request().split()[1].decode().rpartition("/")[2]
-        caller._read = caller.request + b"\r\n\r\n"
         caller.welcome(ticks(1, 3, pair))
         caller.wait_until_left()
 
@@ -326,8 +326,8 @@ def test_drain_decides_about_what_was_received(seen: Seen, drain: bool, expected
         stopper.start()
         while listener.state is not State.STOPPED:
             time.sleep(0.005)  # nothing tells that stop() has begun
-        # The drained or discarded rest is decided by the time that the callback returns.
-        time.sleep(0.1)
+        # What becomes of the rest is decided right after that; the callback returns later.
+        time.sleep(0.3)
         free.set()
         stopper.join(PATIENCE)
     assert [True] == stopped
@@ -477,16 +477,27 @@ def test_stop_from_several_threads(seen: Seen, dispatch: str) -> None:
 
 def test_start_and_stop_race(seen: Seen, dispatch: str) -> None:
     """Whatever is met half-way, a listener that was stopped ends, and one that was not can be."""
-    with Peer(stay(ticks(1, 5))) as peer:
-        for number in range(60):
-            listener = seen.listener(peer.url, dispatch=dispatch)
-            stopper = threading.Thread(target=lambda listener=listener, n=number: listener.stop(drain=n % 2 == 0))
-            stopper.start()
-            listener.start()
-            stopper.join(PATIENCE)
-            assert not stopper.is_alive()
-            assert listener.stop()
-            assert listener.join(PATIENCE)
+
+    def stop_at_once(listener: StreamListener, drain: bool) -> None:
+        while listener.state is State.IDLE:
+            pass
+        listener.stop(drain=drain)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with Peer(stay(ticks(1, 5))) as peer:
+            for number in range(100):
+                listener = seen.listener(peer.url, dispatch=dispatch)
+                stopper = threading.Thread(target=stop_at_once, args=(listener, number % 4 == 0))
+                stopper.start()
+                listener.start()
+                stopper.join(PATIENCE)
+                assert not stopper.is_alive()
+                assert listener.stop()
+                assert listener.join(PATIENCE)
+    finally:
+        sys.setswitchinterval(interval)
 
 
 # With.
@@ -515,10 +526,16 @@ def test_with_raises_what_nobody_was_told(seen: Seen) -> None:
 
 def test_with_lets_the_bodys_own_error_out(seen: Seen, dispatch: str) -> None:
     """An exception in the block stops the listener and is not replaced."""
-    with Peer(stay(tick(1))) as peer, pytest.raises(ZeroDivisionError):
-        with seen.listener(peer.url, dispatch=dispatch) as listener:
+
+    def body(listener: StreamListener) -> None:
+        with listener:
             seen.wait_ticks(1)
             raise ZeroDivisionError
+
+    with Peer(stay(tick(1))) as peer:
+        listener = seen.listener(peer.url, dispatch=dispatch)
+        with pytest.raises(ZeroDivisionError):
+            body(listener)
     assert State.STOPPED is listener.state
 
 
@@ -546,6 +563,7 @@ def test_streams_come_and_go(seen: Seen, dispatch: str) -> None:
         listener.add("BTC:USDC")
         server.wait_connected(2)
         assert listener.stop()
+        server.wait_until(lambda stats: stats.connections == 0)
         listener.start()
         server.wait_connected(2)
 
@@ -561,7 +579,6 @@ def test_streams_may_be_changed_in_a_callback(seen: Seen, dispatch: str) -> None
 
     def script(caller: Caller) -> None:
         pair = caller.read_request().split()[1].decode().rpartition("/")[2]
-        caller._read = caller.request + b"\r\n\r\n"
         caller.welcome(tick(1, pair))
         caller.wait_until_left()
 
@@ -684,25 +701,26 @@ def run_script(body: str, *, interrupt: bool = True, peer: Peer | LocalServer) -
         listener = StreamListener("BTC:USDC", api_key="demo", endpoint=sys.argv[1], on_tick=say)
         """
     ) + textwrap.dedent(body)
-    process = subprocess.Popen(
-        [sys.executable, "-c", source, peer.url],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    with process:
-        try:
-            assert process.stdout is not None
-            assert "FLOWS\n" == process.stdout.readline()
-            begun = time.monotonic()
-            if interrupt:
-                process.send_signal(signal.SIGINT)
-            output, errors = process.communicate(timeout=PATIENCE)
-        finally:
-            process.kill()
-    return process.returncode, output, errors, time.monotonic() - begun
+    command = [sys.executable, "-c", source, peer.url]
+    with (
+        tempfile.TemporaryFile("w+") as complaints,
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=complaints, text=True) as process,
+    ):
+        killer = threading.Timer(PATIENCE, process.kill)
+        killer.start()
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        begun = time.monotonic()
+        if interrupt:
+            process.send_signal(signal.SIGINT)
+        output = process.stdout.read()
+        code = process.wait()
+        seconds = time.monotonic() - begun
+        killer.cancel()
+        complaints.seek(0)
+        errors = complaints.read()
+    assert "FLOWS\n" == first, errors
+    return code, output, errors, seconds
 
 
 @pytest.fixture

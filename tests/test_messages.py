@@ -315,6 +315,12 @@ def test_a_tick_with_a_field_missing_is_refused(form: str, field: str) -> None:
     assert f"field {field!r} is missing" == refused(FORMS[form](broken)).reason
 
 
+@pytest.mark.parametrize("fields", [("pair", "price"), ("date", "time"), ("pair", "UTCDate"), ("unixDate", "price")])
+def test_two_fields_of_a_tick_make_a_broken_tick(fields: tuple[str, str]) -> None:
+    """A tick that lost the rest is not taken for some unknown notice."""
+    assert "is missing" in refused({name: (FLAT | LATER)[name] for name in fields}).reason
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("field", FLAT)
 @pytest.mark.parametrize(
@@ -468,6 +474,14 @@ def test_the_payload_of_a_refusal_is_cut(length: int) -> None:
     assert 300 > len(str(error))
 
 
+@pytest.mark.usefixtures("loader")
+def test_nothing_behind_a_refusal_keeps_the_whole_payload() -> None:
+    """What the standard library raises holds all of it, and so is no part of the chain."""
+    error = refused(b"x" * 1_000_000)
+    assert error.__cause__ is None
+    assert error.__context__ is None
+
+
 @pytest.mark.parametrize("length", [0, 5, PAYLOAD_LIMIT, 1_000_000])
 def test_a_binary_message_is_refused(length: int) -> None:
     """FinX sends text alone; the bytes are kept, to the same limit."""
@@ -481,15 +495,17 @@ def test_a_binary_message_is_refused(length: int) -> None:
 # Properties.
 
 numbers = st.from_regex(r"-?(0|[1-9][0-9]{0,40})(\.[0-9]{1,40})?([eE][+-]?[0-9]{1,3})?", fullmatch=True)
-odd_numbers = st.sampled_from(
-    "-0 -0.0 1e400 1e-400 0e99999 1E+5 01 1. .5 +1 - 1e NaN Infinity -Infinity 9007199254740993 18446744073709551616 "
-    "-9223372036854775809 2.2250738585072011e-308 5e-324 1.7976931348623157e308 1.7976931348623158e308 "
-    "1.7976931348623159e308".split()
-) | st.builds(
-    "{}{}{}".format,
-    st.sampled_from(["", "-", "0.", "-0."]),
-    st.sampled_from([308, 309, 900, 4_299, 4_300, 4_301]).map(lambda digits: "9" * digits),
-    st.sampled_from(["", ".5", "e5"]),
+odd_numbers = st.one_of(
+    st.sampled_from(["-0", "-0.0", "01", "1.", ".5", "+1", "-", "1e", "1E+5", "NaN", "Infinity", "-Infinity"]),
+    st.sampled_from(["9007199254740993", "18446744073709551616", "-9223372036854775809"]),
+    st.sampled_from(["1e400", "1e-400", "0e99999", "2.2250738585072011e-308", "5e-324"]),
+    st.sampled_from(["1.7976931348623157e308", "1.7976931348623158e308", "1.7976931348623159e308"]),
+    st.builds(
+        "{}{}{}".format,
+        st.sampled_from(["", "-", "0.", "-0."]),
+        st.sampled_from([308, 309, 900, 4_299, 4_300, 4_301]).map(lambda digits: "9" * digits),
+        st.sampled_from(["", ".5", "e5"]),
+    ),
 )
 pieces = st.one_of(
     st.text(max_size=5).map(lambda text: json.dumps(text, ensure_ascii=False)[1:-1]),

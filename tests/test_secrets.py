@@ -19,7 +19,7 @@ from finx_streamer.server import LocalServer, Tape
 from tests.peers import PAIR, PATIENCE, QUICK, Caller, Peer, Script, Seen, close_frame, frame, refuse, stay, tick
 
 #: Needs escaping in a URL, in JSON, in a Python string and in HTML.
-KEY = "S3cr3t/k+y%41=&\"q\"\\'<z>"
+KEY = 'S3cr3t/k+y%41=&"q"\\\'<z>'
 #: What the key is known by whatever is done to the rest of it: no spelling escapes letters.
 MARK = "s3cr3t"
 
@@ -244,10 +244,13 @@ def test_the_servers_own_key_is_not_shown_either(everything: Everything) -> None
 def test_a_failing_key_callable_does_not_show_the_last_key(everything: Everything) -> None:
     """The callable's own exception is the cause; what it says of an earlier key is its own business, ours is ours."""
     answers: Iterator[Callable[[], str]] = iter([lambda: KEY, lambda: str(1 // 0), lambda: KEY])
-    with Peer(stay(close_frame(1012)), stay(tick(1))) as peer:
-        with everything.seen.listener(peer.url, api_key=lambda: next(answers)()) as listener:
-            everything.seen.wait_ticks(1)
-            everything.listener(listener)
+    listen = everything.seen.listener
+    with (
+        Peer(stay(close_frame(1012)), stay(tick(1))) as peer,
+        listen(peer.url, api_key=lambda: next(answers)()) as listener,
+    ):
+        everything.seen.wait_ticks(1)
+        everything.listener(listener)
     assert [None.__class__, ZeroDivisionError] == [type(error.__cause__) for error in everything.seen.errors]
 
 
