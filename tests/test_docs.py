@@ -116,7 +116,12 @@ def test_python_example(block: Block, server: LocalServer, environment: dict[str
 
 @pytest.mark.parametrize(
     ("block", "line"),
-    [(b, line) for b in blocks("sh") for line in b.code.splitlines() if line.startswith(("finx-streamer", "python -m"))],
+    [
+        (b, line)
+        for b in blocks("sh")
+        for line in b.code.splitlines()
+        if line.startswith(("finx-streamer", "python -m"))
+    ],
     ids=str,
 )
 def test_shell_example(

@@ -19,7 +19,7 @@ from finx_streamer.server import LocalServer, Tape
 from tests.peers import PAIR, PATIENCE, QUICK, Caller, Peer, Script, Seen, close_frame, frame, refuse, stay, tick
 
 #: Needs escaping in a URL, in JSON, in a Python string and in HTML.
-KEY = "S3cr3t/k+y%41=&\"q\"\\'<z>"
+KEY = 'S3cr3t/k+y%41=&"q"\\\'<z>'
 #: What the key is known by whatever is done to the rest of it: no spelling escapes letters.
 MARK = "s3cr3t"
 

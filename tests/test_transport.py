@@ -329,9 +329,7 @@ def server_context(authority: trustme.CA) -> ssl.SSLContext:
     return context
 
 
-def test_what_tls_has_read_ahead_is_found(
-    authority: trustme.CA, server_context: ssl.SSLContext, dial: Dial
-) -> None:
+def test_what_tls_has_read_ahead_is_found(authority: trustme.CA, server_context: ssl.SSLContext, dial: Dial) -> None:
     """Frames in one TLS record with the handshake's answer are read, though they wake no selector."""
     client_context = ssl.create_default_context()
     authority.configure_trust(client_context)
@@ -529,9 +527,7 @@ def test_fragments_without_end_are_refused(dial: Dial) -> None:
         (frame(b"", CLOSE), ConnectionFailed, None, "without a code"),
     ],
 )
-def test_a_close_frame_ends_the_connection(
-    dial: Dial, sent: bytes, kind: type, code: int | None, text: str
-) -> None:
+def test_a_close_frame_ends_the_connection(dial: Dial, sent: bytes, kind: type, code: int | None, text: str) -> None:
     """All messages before a close frame are delivered, none behind it; the error holds code and reason."""
     answers: list[tuple[int, bytes]] = []
 
