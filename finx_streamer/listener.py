@@ -243,6 +243,8 @@ class StreamListener:
     ) -> None:
         _refuse_unknown(not_yet)
         self._symbols = {str(symbol): symbol for symbol in map(parse_symbol, symbols)}
+        # The key first: what is shown of the other arguments must not hold it.
+        keys = KeySource.of(api_key)
         where = Endpoint.of(endpoint)
         where.check_secrecy(allow_insecure)
         timing = Timing(
@@ -253,7 +255,7 @@ class StreamListener:
             _seconds_or_none("keep_alive", keep_alive),
         )
         self._settings = _Settings(
-            keys=KeySource.of(api_key),
+            keys=keys,
             endpoint=where,
             exchanges=_checked_exchanges(exchanges),
             parse_price=_instance("parse_price", parse_price, "a callable such as float or decimal.Decimal", callable),

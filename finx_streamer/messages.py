@@ -17,11 +17,7 @@ from typing import Any, NoReturn, TypedDict
 import attrs
 
 from .errors import DecodeError, ServerError, cut
-
-try:
-    import msgspec
-except ImportError:
-    msgspec = None  # type: ignore[assignment]
+from .wirejson import ENVELOPED, FLAT, REFUSALS, TickForm, loads
 
 
 class Tick(TypedDict):
@@ -55,14 +51,14 @@ Message = Tick | Notice | ServerError
 
 _TICK_FIELDS = frozenset({"pair", "date", "time", "exchange", "price", "UTCDate", "unixDate"})
 _NO_TICK = object()
+#: Of what nearly every price consists. A rarer one, with an exponent say, takes the longer way.
+_PLAIN_PRICE = "0123456789."
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
-_TIME = re.compile(r"[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?Z?")
+_TIME = re.compile(r"[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]*)?Z?")
 #: Only one way to match each text: a megabyte of digits must not be tried in every division.
 _PRICE = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 #: How deep a message may be nested. Any limit would do, but Python's own is not at the same depth for all readers.
 MAX_DEPTH = 100
-#: How many digits an integer may have; a sign counts as one. It is what `msgspec` allows.
-_MAX_DIGITS = 4_300
 
 
 class _NotATick(Exception):
@@ -76,6 +72,56 @@ class Decoder:
     symbol: str
     pair: str | None
     parse_price: Callable[[str], Any] = float
+    #: The last date that was seen to be one.
+    _date: str = attrs.field(default="", init=False)
+    #: How to read the form of tick that came last.
+    _form: TickForm = attrs.field(default=ENVELOPED, init=False)
+
+    def decode_run(self, payloads: list[Any], at: int, received_ns: int, ticks: list[Tick]) -> int:
+        """Decode payloads from `at` on as long as each is a tick without any peculiarity; append those to `ticks`.
+
+        Returns the place of the first that needs a closer look, by `decode`, or the number of payloads. This is the
+        path that has to be quick: each check here is sufficient for what `decode` checks, at a fraction of the cost.
+        """
+        read, enveloped = self._form.read, self._form.enveloped
+        pair, date, append, parse_time = self.pair, self._date, ticks.append, datetime.fromisoformat
+        if pair is None:
+            return at
+        prefix = date + "T"
+        parse_price = None if self.parse_price is float else self._price
+        try:
+            for at in range(at, len(payloads)):  # noqa: B020
+                raw = read(payloads[at])
+                if enveloped:
+                    raw = raw.resultData
+                time, price = raw.time, raw.price
+                if raw.date != date:
+                    date = raw.date
+                    _timestamp(date, time)
+                    self._date, prefix = date, date + "T"
+                timestamp = parse_time(prefix + time)
+                # A point there and a Z here leave the parser one way to read the rest.
+                if time[8] != "." or time[-1] != "Z" or raw.pair != pair:
+                    return at
+                if parse_price is not None:
+                    number = parse_price(price)
+                elif price.strip(_PLAIN_PRICE) or not (number := float(price)) < math.inf:
+                    return at
+                append(
+                    {
+                        "pair": pair,
+                        "date": date,
+                        "time": time,
+                        "exchange": raw.exchange,
+                        "price": number,
+                        "timestamp": timestamp,
+                        "received_ns": received_ns,
+                        "backfilled": False,
+                    }
+                )
+        except (*REFUSALS, _NotATick):
+            return at
+        return len(payloads)
 
     def decode(self, payload: bytes, received_ns: int) -> Message:
         """One message. `payload` is UTF-8 text. Raises `DecodeError`, which carries the payload, and nothing else."""
@@ -94,6 +140,7 @@ class Decoder:
         raw = _tick_part(message)
         if raw is _NO_TICK or self.pair is None:
             return self._other(message, received_ns)
+        self._form = FLAT if raw is message else ENVELOPED
         try:
             return self._tick(raw, received_ns)
         except _NotATick as fault:
@@ -184,7 +231,7 @@ def _timestamp(date: str, time: str) -> datetime:
     if not _TIME.fullmatch(time):
         raise _NotATick(f"time {time[:70]!r} is not HH:MM:SS.fffZ")
     try:
-        return datetime.fromisoformat(f"{date}T{time.rstrip('Z')}").replace(tzinfo=UTC)
+        return datetime.fromisoformat(f"{date}T{time.rstrip('Z').rstrip('.')}").replace(tzinfo=UTC)
     except ValueError as cause:
         raise _NotATick(f"{date} {time[:70]} is not a date and time ({cause})") from None
 
@@ -208,41 +255,3 @@ def _too_deep(message: dict[str, Any]) -> bool:
 
 def _items(container: Any) -> Iterable[Any]:
     return container.values() if type(container) is dict else container
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if math.isinf(value):
-        raise ValueError("number out of range")
-    return value
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _bounded(text: str) -> int:
-    if len(text) > _MAX_DIGITS:
-        raise ValueError("number out of range")
-    return int(text)
-
-
-_stdlib_decode = json.JSONDecoder(parse_float=_finite, parse_int=_bounded, parse_constant=_no_constant).decode
-#: An escape that is none or both halves of a surrogate pair.
-_ESCAPE = re.compile(rb"\\(?:[^u]|u(?![dD][89a-fA-F])....|u[dD][89abAB]..\\u[dD][c-fC-F]..)", re.DOTALL)
-
-
-def loads_stdlib(payload: bytes) -> Any:
-    """JSON by the standard library, held to RFC 8259: no NaN, no infinity, no half of a surrogate pair."""
-    value = _stdlib_decode(payload.decode("utf-8"))
-    # In the text and not in the value: a key that comes twice takes its first value's place.
-    if b"\\u" in payload and b"\\" in _ESCAPE.sub(b"", payload):
-        raise ValueError("half of a surrogate pair")
-    return value
-
-
-def _loader() -> Callable[[bytes], Any]:
-    return loads_stdlib if msgspec is None else msgspec.json.Decoder().decode
-
-
-loads = _loader()

@@ -376,22 +376,29 @@ class Network:
             self._watch(stream)
 
     def _hand_on(self, stream: Stream, messages: list[bytes | Binary], received_ns: int) -> None:
-        ticks: list[Tick] = []
-        for payload in messages:
-            message = self._decoded(stream, payload, received_ns)
-            if type(message) is dict:
-                if self._exchanges is None or message["exchange"] in self._exchanges:
-                    ticks.append(message)
-                continue
-            ticks = self._put_ticks(stream, ticks)
-            self._outlet.put_event(Event(message, stream.symbol))  # type: ignore[arg-type]
-        self._put_ticks(stream, ticks)
+        decode_run = stream.decoder.decode_run
+        at, size = 0, len(messages)
+        while at < size:
+            ticks: list[Tick] = []
+            at = decode_run(messages, at, received_ns, ticks)
+            self._put_ticks(stream, ticks)
+            if at < size:
+                # One that is no tick, or one with a peculiarity.
+                self._put_message(stream, self._decoded(stream, messages[at], received_ns))
+                at += 1
 
-    def _put_ticks(self, stream: Stream, ticks: list[Tick]) -> list[Tick]:
+    def _put_message(self, stream: Stream, message: Message | DecodeError) -> None:
+        if type(message) is dict:
+            self._put_ticks(stream, [message])
+        else:
+            self._outlet.put_event(Event(message, stream.symbol))  # type: ignore[arg-type]
+
+    def _put_ticks(self, stream: Stream, ticks: list[Tick]) -> None:
+        if self._exchanges is not None:
+            ticks = [tick for tick in ticks if tick["exchange"] in self._exchanges]
         if ticks:
             stream.counters.count_ticks(ticks, time.monotonic())
             self._outlet.put_ticks(ticks)
-        return []
 
     def _decoded(self, stream: Stream, payload: bytes | Binary, received_ns: int) -> Message | DecodeError:
         decoder = stream.decoder

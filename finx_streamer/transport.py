@@ -33,6 +33,7 @@ from websocket import ABNF, WebSocketApp
 from ._version import __version__
 from .endpoint import Endpoint, redact
 from .errors import AuthenticationError, ConnectionFailed, ProtocolError, RateLimited, StreamNotFound
+from .frames import Fragments, FrameError, check_next, text_frames
 from .keys import KeySource, Secret
 from .symbols import Symbol
 
@@ -69,6 +70,7 @@ class Target:
     keys: KeySource
     connect_timeout: float
     ssl_context: Callable[[], ssl.SSLContext]
+    max_message: int = MAX_MESSAGE
 
 
 class Attempt:
@@ -120,13 +122,16 @@ class Wire:
 
     def __init__(self, sock: socket.socket, attempt: Attempt) -> None:
         self.socket = sock
+        self.secure = isinstance(sock, ssl.SSLSocket)
         self.received_ns = 0
         self.bytes_received = 0
         self._attempt: Attempt | None = attempt
-        self._in = bytearray()
-        self._at = 0
+        #: What was read, and up to where it was taken.
+        self.buffer = b""
+        self.at = 0
+        #: How many bytes the library may take: those of the frame that was checked. The next is checked first.
+        self.granted = 0
         self._out = bytearray()
-        self._header_seen = False
 
     # What the library calls. It asks for a timeout of 0 to find out that there is nothing to wait for.
 
@@ -148,16 +153,16 @@ class Wire:
         """The connection is closed by its owner, who may still have to flush."""
 
     def recv(self, size: int) -> bytes:
-        if self._at == len(self._in):
-            if self._attempt is None:
+        if self._attempt is not None:
+            if self.at == len(self.buffer):
+                self._wait_for_response(self._attempt)
+        else:
+            size = min(size, self.granted)
+            if not size or self.at == len(self.buffer):
                 raise _NeedMore
-            self._wait_for_response()
-        end = min(self._at + size, len(self._in))
-        data = bytes(self._in[self._at : end])
-        self._at = end
-        if self._at == len(self._in):
-            self._in.clear()
-            self._at = 0
+        data = self.buffer[self.at : self.at + size]
+        self.at += len(data)
+        self.granted -= len(data)
         return data
 
     def send(self, data: bytes) -> int:
@@ -174,6 +179,7 @@ class Wire:
     def go_live(self) -> None:
         """From here on nothing blocks."""
         self._attempt = None
+        self.granted = 0
         self.socket.setblocking(False)
 
     @property
@@ -182,26 +188,30 @@ class Wire:
 
     def fill(self) -> int:
         """Read what has arrived, up to about `READ_SIZE`; the number of bytes. Raises OSError; EOFError at the end."""
-        total = 0
-        del self._in[: self._at]
-        self._at = 0
-        while True:
-            try:
-                data = self.socket.recv(READ_SIZE)
-            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                break
-            if not data:
-                if total:
-                    break
-                raise EOFError
-            self._in += data
-            total += len(data)
-            # The selector can't see what TLS has read ahead.
-            if total >= READ_SIZE or not (isinstance(self.socket, ssl.SSLSocket) and self.socket.pending()):
-                break
+        try:
+            data = self.socket.recv(READ_SIZE)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return 0
+        if not data:
+            raise EOFError
+        if self.secure:
+            data = self._with_read_ahead(data)
         self.received_ns = time.time_ns()
-        self.bytes_received += total
-        return total
+        self.bytes_received += len(data)
+        self.buffer = data if self.at == len(self.buffer) else self.buffer[self.at :] + data
+        self.at = 0
+        return len(data)
+
+    def _with_read_ahead(self, data: bytes) -> bytes:
+        """TLS gives out one record of 16 KiB at most, and the selector can't see those that it has read besides."""
+        parts, size = [data], len(data)
+        # Whatever ends the connection here ends it again at the next read.
+        with contextlib.suppress(OSError):
+            while size < READ_SIZE and data:
+                data = self.socket.recv(READ_SIZE - size)
+                parts.append(data)
+                size += len(data)
+        return b"".join(parts)
 
     def flush(self) -> None:
         """Send what can be sent without waiting. Raises OSError where the peer has left too much of it unread."""
@@ -218,28 +228,28 @@ class Wire:
         if len(self._out) > MAX_UNSENT:
             raise OSError("the peer does not read what it asks for")
 
-    def _wait_for_response(self) -> None:
+    def _wait_for_response(self, attempt: Attempt) -> None:
         """The server's answer to the handshake, whole: read byte by byte it would cost a system call each."""
-        if self._header_seen:
-            raise EOFError
-        while b"\r\n\r\n" not in self._in:
-            assert self._attempt is not None
-            if len(self._in) > MAX_HEADER:
+        if self.buffer:
+            raise EOFError  # the answer was all there, and the library asks for more
+        answer = bytearray()
+        while b"\r\n\r\n" not in answer:
+            if len(answer) > MAX_HEADER:
                 raise ProtocolError(
                     f"the answer to the handshake has a header of over {MAX_HEADER} bytes", permanent=True
                 )
-            self.socket.settimeout(self._attempt.remaining())
+            self.socket.settimeout(attempt.remaining())
             data = self.socket.recv(4_096)
             if not data:
                 raise EOFError
-            self._in += data
-            if not b"HTTP/".startswith(self._in[:5]):
+            answer += data
+            if not b"HTTP/".startswith(answer[:5]):
                 raise ProtocolError("the server does not speak HTTP, and so no websocket", permanent=True)
-        self._header_seen = True
         # Frames may lie behind the answer already.
         self.received_ns = time.time_ns()
-        self.bytes_received = len(self._in)
-        _check_status(bytes(self._in))
+        self.bytes_received = len(answer)
+        self.buffer = bytes(answer)
+        _check_status(self.buffer)
 
 
 class _Doorstep:
@@ -256,15 +266,6 @@ class _Doorstep:
         return sock.send(data)
 
 
-class _Fragments(websocket.continuous_frame):  # type: ignore[misc, unused-ignore]
-    """The library's joining of fragments. It tells the app the last one's opcode, which does not say text or binary."""
-
-    def extract(self, frame: ABNF) -> tuple[int, ABNF]:
-        opcode, frame = super().extract(frame)
-        frame.opcode = opcode
-        return opcode, frame
-
-
 @attrs.frozen
 class Binary:
     """A binary message, which FinX does not send."""
@@ -275,7 +276,7 @@ class Binary:
 class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
     """A `WebSocketApp` whose frames are read when the network thread says so."""
 
-    def __init__(self, url: str, wire: Wire, key: Secret) -> None:
+    def __init__(self, url: str, wire: Wire, key: Secret, max_message: int) -> None:
         super().__init__(
             url,
             header={"User-Agent": f"finx-streamer/{__version__}"},
@@ -290,6 +291,8 @@ class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
         #: How the connection ended, once its end has been read.
         self.ended: ConnectionFailed | None = None
         self._doorstep = _Doorstep()
+        self._max_message = max_message
+        self._fragments = Fragments()
         self._received: list[bytes | Binary] = []
 
     def create_dispatcher(
@@ -304,25 +307,58 @@ class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
         self.url = redact(self.url)
         if self._doorstep.read_frame is None or self.sock is None:
             raise self.failure or EOFError()
-        self.sock.cont_frame = _Fragments(fire_cont_frame=False, skip_utf8_validation=True)
+        self.sock.cont_frame = self._fragments  # type: ignore[assignment]
+        # It checks messages in Python, a byte at a time, and so is told not to; but the reason of a close frame may be.
+        self.sock.frame_buffer.skip_utf8_validation = False
 
     def messages(self, limit: int) -> list[bytes | Binary]:
         """Up to `limit` messages of what has been read, in order. Sets `ended` where the stream's end is among them."""
-        read_frame = self._doorstep.read_frame
-        assert read_frame is not None
         received: list[bytes | Binary] = []
         self._received = received
         try:
-            while len(received) < limit and self.ended is None:
-                if not read_frame() and self.ended is None:
-                    self.ended = closed(None, None)
-        except _NeedMore:
-            self._check_size()
+            while len(received) < limit and self.ended is None and self._take_frames(limit - len(received)):
+                pass
+        except FrameError as fault:
+            self.fail(fault.error(), fault.code)
         except websocket.WebSocketException as fault:
-            self.fail(ProtocolError(f"the server broke the websocket protocol: {redact(str(fault))}"), 1002)
+            self.fail(FrameError(redact(str(fault))).error(), 1002)
         except OSError as fault:
             self.ended = translate(fault)
         return received
+
+    def _take_frames(self, limit: int) -> bool:
+        """Read a run of plain text frames, or one frame of another kind by way of the library. False: out of bytes."""
+        wire = self.wire
+        if not wire.granted:
+            if self._fragments.begun is None:
+                payloads, wire.at = text_frames(wire.buffer, wire.at, limit)
+                if payloads:
+                    self._take_texts(payloads)
+                    return True
+            wire.granted = check_next(wire.buffer, wire.at, self._fragments.begun, self._max_message)
+            if not wire.granted:
+                return False
+        self._read_frame()
+        return not wire.granted
+
+    def _read_frame(self) -> None:
+        """Have the library read the frame that was checked, as far as it is there."""
+        read_frame = self._doorstep.read_frame
+        assert read_frame is not None
+        # It asks for more at the end of a fragment too, where it wants the next one.
+        with contextlib.suppress(_NeedMore):
+            if not read_frame() and self.ended is None:
+                self.ended = closed(None, None)
+
+    def _take_texts(self, payloads: list[bytes]) -> None:
+        if not all(map(bytes.isascii, payloads)):
+            for number, payload in enumerate(payloads):
+                try:
+                    payload.decode("utf-8")
+                except UnicodeDecodeError:
+                    self._received += payloads[:number]
+                    raise FrameError("a text message that is not UTF-8", 1007) from None
+        self._received += payloads
 
     def fail(self, error: ConnectionFailed, code: int) -> None:
         """End the connection for a fault of the peer's, and tell it so."""
@@ -360,31 +396,16 @@ class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
         self.sock = None
         self._doorstep.read_frame = None
 
-    def _check_size(self) -> None:
-        """Refuse a message before it takes more memory than any message should."""
-        if self.sock is None:
-            return
-        announced = self.sock.frame_buffer.length or 0
-        begun = self.sock.cont_frame.cont_data
-        if announced + (len(begun[1]) if begun else 0) > MAX_MESSAGE:
-            self.fail(ProtocolError(f"a message of over {MAX_MESSAGE} bytes"), 1009)
-        elif begun and type(begun[1]) is bytes:
-            # The library adds each fragment by `+=`, which copies bytes as a whole, and grows a bytearray in place.
-            begun[1] = bytearray(begun[1])
-
     def take_data(self, payload: bytes, opcode: int) -> None:
         """One whole message, from the library."""
-        payload = bytes(payload)  # no copy, unless it came in fragments
         if opcode == ABNF.OPCODE_BINARY:
             self._received.append(Binary(payload))
             return
-        if not payload.isascii():
-            try:
-                payload.decode("utf-8")
-            except UnicodeDecodeError:
-                self.fail(ProtocolError("a text message that is not UTF-8"), 1007)
-                return
-        self._received.append(payload)
+        try:
+            self._take_texts([payload])
+        except FrameError as fault:
+            # The library would swallow it.
+            self.fail(fault.error(), fault.code)
 
     def take_close(self, code: int | None, reason: str | None) -> None:
         """The end of the connection, from the library."""
@@ -427,7 +448,9 @@ def _open(target: Target, attempt: Attempt) -> Connection:
         raise AuthenticationError("the API key was refused, and there is no other", permanent=True)
     sock = _connect(target, attempt)
     try:
-        connection = Connection(target.endpoint.stream_url(target.symbol, key), Wire(sock, attempt), key)
+        connection = Connection(
+            target.endpoint.stream_url(target.symbol, key), Wire(sock, attempt), key, target.max_message
+        )
         try:
             connection.shake_hands()
         except _Refused as refusal:

@@ -15,9 +15,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from finx_streamer import messages
+from finx_streamer import messages, wirejson
 from finx_streamer.errors import PAYLOAD_LIMIT, DecodeError, ServerError
-from finx_streamer.messages import MAX_DEPTH, Decoder, Notice, Tick, loads_stdlib
+from finx_streamer.messages import MAX_DEPTH, Decoder, Notice, Tick
+from finx_streamer.wirejson import loads_stdlib
 
 PAIR = "BTC:USDC"
 NOW_NS = 1_656_775_855_900_000_000
@@ -38,8 +39,8 @@ FORMS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 def loaders() -> dict[str, Callable[[bytes], Any]]:
     """The readers of JSON that there are: the fallback always, `msgspec` where it is installed."""
     found: dict[str, Callable[[bytes], Any]] = {"json": loads_stdlib}
-    if messages.msgspec is not None:
-        found["msgspec"] = messages.msgspec.json.Decoder().decode
+    if wirejson.msgspec is not None:
+        found["msgspec"] = wirejson.msgspec.json.Decoder().decode
     return found
 
 
@@ -383,7 +384,7 @@ def test_a_date_that_is_none_is_refused(date: str) -> None:
     assert "date" in refused(LATER | {"UTCDate": f"{date}T18:34:55.000Z"}).reason.lower()
 
 
-@pytest.mark.parametrize("time", [*BAD_TIMES, "15:30:55.Z", "15:30:55.", "15:30:55z", "1\uff15:30:55Z", "T15:30:55Z"])
+@pytest.mark.parametrize("time", [*BAD_TIMES, "15:30:55.,Z", "15:30:55z", "1\uff15:30:55Z", "T15:30:55Z"])
 def test_a_time_that_is_none_is_refused(time: str) -> None:
     """In both forms, and without any other exception."""
     assert "time" in refused(FLAT | {"time": time}).reason
@@ -554,7 +555,7 @@ def outcome(load: Callable[[bytes], Any], payload: bytes) -> str:
         return "refused"
 
 
-@pytest.mark.skipif(messages.msgspec is None, reason="msgspec is not installed")
+@pytest.mark.skipif(wirejson.msgspec is None, reason="msgspec is not installed")
 @given(payloads)
 @settings(deadline=None, max_examples=1_500)
 @example(b'{"a":"\\ud800","a":1}')
@@ -563,12 +564,12 @@ def outcome(load: Callable[[bytes], Any], payload: bytes) -> str:
 @example(b"\xef\xbb\xbf1")
 def test_both_readers_of_json_agree(payload: bytes) -> None:
     """The fallback and `msgspec` give the same value for the same bytes, or both refuse them."""
-    assert outcome(messages.msgspec.json.Decoder().decode, payload) == outcome(loads_stdlib, payload)
+    assert outcome(wirejson.msgspec.json.Decoder().decode, payload) == outcome(loads_stdlib, payload)
 
 
 def test_msgspec_is_used_where_it_is_installed() -> None:
     """The faster reader is the one that decodes."""
-    assert (loads_stdlib is messages.loads) == (messages.msgspec is None)
+    assert (loads_stdlib is messages.loads) == (wirejson.msgspec is None)
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(10**30), 10**30))
@@ -629,3 +630,111 @@ def test_whatever_comes_is_one_message_or_one_decode_error(name: str, payload: b
     else:
         assert isinstance(message, (Notice, ServerError))
         assert str(message)
+
+
+# The quick way.
+
+TICK_FORMS = {
+    "enveloped": wirejson.ENVELOPED,
+    "flat": wirejson.FLAT,
+    "enveloped, json": wirejson.ENVELOPED_STDLIB,
+    "flat, json": wirejson.FLAT_STDLIB,
+}
+
+
+def quickly(payloads: list[bytes], form: wirejson.TickForm, **options: Any) -> tuple[int, list[Tick]]:
+    """How far the quick way gets, and the ticks that it makes."""
+    decoder, ticks = Decoder(PAIR, PAIR, **options), []
+    decoder._form = form
+    return decoder.decode_run(payloads, 0, NOW_NS, ticks), ticks
+
+
+@pytest.mark.parametrize("form", TICK_FORMS)
+@pytest.mark.parametrize("parse_price", [float, Decimal, str])
+def test_the_quick_way_takes_what_is_documented(form: str, parse_price: Callable[[str], Any]) -> None:
+    """A run of ordinary ticks is decoded to its end, and to what the longer way makes of them."""
+    message = LATER if form.startswith("flat") else FORMS["enveloped"](FLAT)
+    payload = json.dumps(message).encode()
+    expected = decode(message, parse_price=parse_price)
+    assert (3, [expected] * 3) == quickly([payload] * 3, TICK_FORMS[form], parse_price=parse_price)
+
+
+def altered(value: str) -> st.SearchStrategy[Any]:
+    """A field as it should be, mostly; or with something about it."""
+    pieces = st.sampled_from(
+        ["", " ", "Z", "T", ".", ",", ":", "+00:00", "_", "e5", "E400", "nan", "-", "\u0661", "\\"]
+    )
+    bent = st.builds(
+        lambda at, cut, put: value[:at] + put + value[at + cut :], st.integers(0, 30), st.integers(0, 3), pieces
+    )
+    return st.one_of(
+        st.just(value), st.just(value), st.just(value), bent, st.sampled_from([None, 1, 1.5, True, [], {}])
+    )
+
+
+@st.composite
+def nearly_ticks(draw: st.DrawFn) -> bytes:
+    """A tick of either form, of which something may be wrong."""
+    later = draw(st.booleans())
+    tick = {
+        key: draw(altered(value)) if isinstance(value, str) else value
+        for key, value in (LATER if later else FLAT).items()
+    }
+    if draw(st.integers(0, 5)) == 0:
+        tick.pop(draw(st.sampled_from(sorted(tick))))
+    if draw(st.integers(0, 5)) == 0:
+        tick["error" if draw(st.booleans()) else "more"] = draw(st.sampled_from([None, "x", {"a": [1]}]))
+    message = tick if later else {"results": draw(altered("streaming")), "resultData": tick}
+    return json.dumps(message, ensure_ascii=draw(st.booleans())).encode("utf-8", "surrogatepass")
+
+
+@given(nearly_ticks(), st.sampled_from([float, Decimal, str]))
+@settings(deadline=None, max_examples=1_500)
+@example(json.dumps(FORMS["enveloped"]({**FLAT, "time": "15:30:55.817+00:00"})).encode(), float)
+@example(json.dumps(FORMS["enveloped"]({**FLAT, "price": "1e999"})).encode(), float)
+@example(json.dumps(FORMS["enveloped"]({**FLAT, "price": "9" * 400})).encode(), float)
+@example(json.dumps(FORMS["enveloped"]({**FLAT, "date": "2022-W26-6"})).encode(), float)
+def test_the_quick_way_never_makes_another_tick(payload: bytes, parse_price: Callable[[str], Any]) -> None:
+    """What the quick way takes, in any of its forms, is what the longer way makes of it; else it leaves it alone."""
+    try:
+        expected: object = Decoder(PAIR, PAIR, parse_price=parse_price).decode(payload, NOW_NS)
+    except DecodeError:
+        expected = None
+    for form in TICK_FORMS.values():
+        taken, ticks = quickly([payload], form, parse_price=parse_price)
+        assert len(ticks) == taken
+        assert ticks in ([], [expected])
+
+
+def test_the_quick_way_stops_at_what_needs_a_closer_look() -> None:
+    """The place of the first message that is no ordinary tick is returned; what stands before it is decoded."""
+    good = json.dumps(FORMS["enveloped"](FLAT)).encode()
+    for odd in (b"{}", b"nonsense", good.replace(b"BTC:USDC", b"ETH:USDC"), good.replace(b"19200.84", b"9.2E-7")):
+        taken, ticks = quickly([good, good, odd, good], wirejson.ENVELOPED)
+        assert (2, 2) == (taken, len(ticks))
+
+
+def test_a_tick_of_the_other_form_changes_the_quick_way() -> None:
+    """After a tick of the vendor's later form, ticks of that form are read quickly; and back."""
+    decoder, ticks = Decoder(PAIR, PAIR), []
+    later, first = json.dumps(LATER).encode(), json.dumps(FORMS["enveloped"](FLAT)).encode()
+    for payload, other in ((later, first), (first, later)):
+        decoder.decode(payload, NOW_NS)
+        assert 1 == decoder.decode_run([payload, other], 0, NOW_NS, ticks)
+    assert 2 == len(ticks)
+
+
+def test_a_date_that_changes_in_a_run_is_checked() -> None:
+    """The date is remembered from tick to tick, and looked at anew where it is another."""
+    run = [
+        json.dumps(FORMS["enveloped"]({**FLAT, "date": date})).encode()
+        for date in ("2022-07-02", "2022-07-03", "2022-7-4")
+    ]
+    taken, ticks = quickly(run, wirejson.ENVELOPED)
+    assert 2 == taken
+    assert [2, 3] == [tick["timestamp"].day for tick in ticks]
+
+
+def test_a_stream_without_ticks_has_no_quick_way() -> None:
+    """An option's stream carries no ticks, whatever the message looks like."""
+    assert 0 == Decoder("BTCN2202207", None).decode_run([json.dumps(FLAT).encode()], 0, NOW_NS, [])
