@@ -29,7 +29,7 @@ from .reconnect import ReconnectPolicy
 from .session import Session, State, Timing
 from .stats import Counters, ListenerStats, StreamStats, add_up
 from .symbols import Pair, Symbol, parse_symbol
-from .transport import Target
+from .transport import MAX_MESSAGE, Target
 
 logger = logging.getLogger("finx_streamer")
 
@@ -86,10 +86,15 @@ class _Run:
         self.network.resume_reading()
 
     def start(self) -> None:
+        """Raises RuntimeError where the system has no more threads to give."""
         _live.add(self)
-        # In this order, for the callback side ends by waiting for the network side.
-        self.network.start()
-        self.outlet.start()
+        try:
+            # In this order, for the callback side ends by waiting for the network side.
+            self.network.start()
+            self.outlet.start()
+        except RuntimeError:
+            self._callbacks_ended(None)
+            raise
 
     def abandon(self) -> None:
         """End at once: no further call begins. Waits for nothing."""
@@ -106,7 +111,14 @@ class _Run:
             Session(name, settings.reconnect, timing, key_can_change=settings.keys.can_change),
             Decoder(name, name if isinstance(symbol, Pair) else None, settings.parse_price),
             Counters(),
-            Target(settings.endpoint, symbol, settings.keys, timing.connect_timeout, settings.context),
+            Target(
+                settings.endpoint,
+                symbol,
+                settings.keys,
+                timing.connect_timeout,
+                settings.context,
+                settings.max_message_size,
+            ),
         )
         self.streams = {**self.streams, name: stream}
         self.counters[name] = stream.counters
@@ -124,14 +136,16 @@ class _Run:
         if here or not drain:
             self.outlet.abandon()
             self.iterations.close_all()
-        self.network.stop()
+        self.network.stop(drain=drain and not here)
         if here:
             return True
         ended = self.ended.wait(timeout)
         if not ended:
             self.outlet.abandon()
             self.iterations.close_all()
-            logger.warning("stop: a callback still runs after %g s; no further one will be called", timeout)
+            logger.warning(
+                "stop: not ended after %g s, as a callback still runs; no further one will be called", timeout
+            )
         return ended
 
     @property
@@ -185,6 +199,7 @@ class _Settings:
     reconnect: ReconnectPolicy | None
     timing: Timing
     context: Callable[[], ssl.SSLContext] = attrs.field(repr=False)
+    max_message_size: int
     name: str
 
 
@@ -213,6 +228,7 @@ class StreamListener:
       seconds within which a dead connection is found. `stale_after`: seconds without a message after which a
       `StaleStream` is reported. `keep_alive`: seconds between FinX's keepAlive messages (D: 270 keeps a stream open).
     - `ssl_context`: instead of the default one, which verifies certificates.
+    - `max_message_size`: bytes; a larger message is refused before it is stored (`ProtocolError`, close 1009).
     - `name`: of the threads, and in `repr`.
     """
 
@@ -238,6 +254,7 @@ class StreamListener:
         keep_alive: float | None = None,
         ssl_context: ssl.SSLContext | None = None,
         allow_insecure: bool = False,
+        max_message_size: int = MAX_MESSAGE,
         name: str | None = None,
         **not_yet: Any,
     ) -> None:
@@ -265,6 +282,7 @@ class StreamListener:
             reconnect=_instance("reconnect", reconnect, "a ReconnectPolicy or None", _is_policy),
             timing=timing,
             context=_context_factory(_instance("ssl_context", ssl_context, "an ssl.SSLContext or None", _is_context)),
+            max_message_size=_positive_int("max_message_size", max_message_size),
             name=_instance("name", name, "a str or None", _is_name) or f"finx-streamer-{next(_names)}",
         )
         self._callbacks = Callbacks()
@@ -495,6 +513,8 @@ def _stop_all_at_exit() -> None:
 atexit.register(_stop_all_at_exit)
 
 
+#: In seconds; clocks and selectors overflow somewhere beyond it.
+_LONGEST = 1e9
 _NOT_YET = ("on_greeks", "on_gap", "backfill", "proxy")
 
 
@@ -507,8 +527,9 @@ def _refuse_unknown(arguments: dict[str, Any]) -> None:
 
 def _seconds(name: str, value: Any, zero: bool = False) -> float:
     good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not good or value < 0 or (value == 0 and not zero):
-        raise ConfigurationError(f"{name}: {value!r} is not allowed; expected seconds, {'>= 0' if zero else '> 0'}")
+    if not good or value < 0 or (value == 0 and not zero) or value > _LONGEST:
+        low = ">= 0" if zero else "> 0"
+        raise ConfigurationError(f"{name}: {value!r} is not allowed; expected seconds, {low} and <= {_LONGEST:g}")
     return float(value)
 
 

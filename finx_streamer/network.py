@@ -26,6 +26,7 @@ from .endpoint import redact
 from .errors import AuthenticationError, ConnectionFailed, DecodeError
 from .keys import Secret
 from .messages import Decoder, Message, Tick
+from .queues import NO_BOUND
 from .session import Action, Announce, Connect, Disconnect, End, Report, SendKeepAlive, SendPing, Session
 from .stats import Counters
 from .transport import Attempt, Binary, Connection, Target, open_connection, translate
@@ -100,7 +101,11 @@ class Network:
     # From any thread.
 
     def start(self) -> None:
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._close()
+            raise
 
     def post(self, command: Callable[[], None]) -> bool:
         """Have the network thread do something soon. False, and nothing is done, once it has ended."""
@@ -122,11 +127,12 @@ class Network:
         """There is room again."""
         self.post(self._resume)
 
-    def stop(self) -> None:
-        self.post(self._end_all)
+    def stop(self, drain: bool = False) -> None:
+        """End; with `drain`, hand on first what has been read."""
+        self.post(lambda: self._end_all(drain))
 
     def join(self, timeout: float | None = None) -> None:
-        if threading.current_thread() is not self._thread:
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(timeout)
 
     # The loop.
@@ -174,10 +180,13 @@ class Network:
             if not self._ending:
                 self._inbox.popleft()()
 
-    def _end_all(self) -> None:
+    def _end_all(self, drain: bool) -> None:
         self._ending = True
         now = time.monotonic()
         for stream in list(self._streams.values()):
+            if drain and stream.connection is not None:
+                # What waited in the buffer for room: at most one read of each connection, whatever the queue's bound.
+                self._take(stream, stream.connection, NO_BOUND)
             self._do(stream, stream.session.stop(now))
 
     def _close(self) -> None:
@@ -243,7 +252,7 @@ class Network:
         """A session that ends with an error ends them all: what can't be mended must not go unnoticed."""
         if error is not None and not self._ending:
             self._failure = error
-            self._end_all()
+            self._end_all(drain=True)
 
     # Connections come and go.
 
@@ -361,19 +370,24 @@ class Network:
         if connection is None:
             return
         room = self._outlet.room()
-        messages = connection.messages(room) if room > 0 else []
-        if messages:
-            stream.counters.messages += len(messages)
-            if stream.session.delivers:
-                self._hand_on(stream, messages, connection.wire.received_ns)
+        taken = self._take(stream, connection, room) if room > 0 else 0
         if connection is not stream.connection:
             return
         if connection.ended is not None:
             self._lost(stream, connection.ended)
-        elif len(messages) >= room:
+        elif taken >= room:
             self._pause(stream)
         else:
             self._watch(stream)
+
+    def _take(self, stream: Stream, connection: Connection, limit: int) -> int:
+        """Hand on at most so many messages out of a connection's buffer. Returns how many there were."""
+        messages = connection.messages(limit)
+        if messages:
+            stream.counters.messages += len(messages)
+            if stream.session.delivers:
+                self._hand_on(stream, messages, connection.wire.received_ns)
+        return len(messages)
 
     def _hand_on(self, stream: Stream, messages: list[bytes | Binary], received_ns: int) -> None:
         decode_run = stream.decoder.decode_run

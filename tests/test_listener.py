@@ -846,3 +846,55 @@ def test_connection_failures_do_not_end_a_listener(seen: Seen) -> None:
         seen.wait_errors(10)
         assert State.RECONNECTING is listener.state
     assert {ConnectionFailed} == {type(error) for error in seen.errors}
+
+
+def test_a_drain_delivers_what_waited_for_room() -> None:
+    """What was read when the queue was full is received too: `stop` delivers it, though it is not even decoded."""
+    begun, go_on = threading.Event(), threading.Event()
+    seen = Seen()
+
+    def slow(tick: Tick) -> None:
+        begun.set()
+        assert go_on.wait(PATIENCE)
+
+    with Peer(stay(ticks(1, 20))) as peer:
+        listener = seen.listener(peer.url, queue_size=2, on_tick=slow)
+        listener.on_tick(seen.on_tick)
+        listener.start()
+        assert begun.wait(PATIENCE)
+        stopper = threading.Thread(target=listener.stop, args=(PATIENCE,))
+        stopper.start()
+        go_on.set()
+        stopper.join(PATIENCE)
+    assert list(range(1, 21)) == seen.prices
+
+
+def test_no_thread_to_be_had_is_an_error_and_leaves_nothing() -> None:
+    """Where the system has no thread to give, `start` raises, and the listener has ended."""
+    script = """
+import threading
+from finx_streamer import StreamListener
+listener = StreamListener("BTC:USDC", api_key="k", endpoint="ws://127.0.0.1:9/")
+begin, left = threading.Thread.start, [ALLOWED]
+
+def start(thread):
+    if not left[0]:
+        raise RuntimeError("can't start new thread")
+    left[0] -= 1
+    begin(thread)
+
+threading.Thread.start = start
+try:
+    listener.start()
+except RuntimeError as error:
+    print(error, listener.join(5), threading.active_count())
+"""
+    for allowed in (0, 1):
+        ended = subprocess.run(
+            [sys.executable, "-c", script.replace("ALLOWED", str(allowed))],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert ("can't start new thread True 1\n", "") == (ended.stdout, ended.stderr)
