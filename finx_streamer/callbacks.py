@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import attrs
@@ -34,13 +34,26 @@ class _Registered:
     pair: str | None
 
 
+class _TickCallbacks(dict[str, tuple[Callback, ...]]):
+    """The tick callbacks for each pair, in order of registration; found out when a pair is first asked for."""
+
+    def __init__(self, registered: tuple[_Registered, ...]) -> None:
+        super().__init__()
+        self._registered = registered
+
+    def __missing__(self, pair: str) -> tuple[Callback, ...]:
+        found = self[pair] = tuple(r.callback for r in self._registered if r.pair in (None, pair))
+        return found
+
+
 class Callbacks:
     """A registry that may be changed from any thread while another one calls what is in it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._by_event: dict[str, tuple[_Registered, ...]] = dict.fromkeys(EVENTS, ())
-        self._by_pair: dict[str, tuple[Callback, ...]] = {}
+        #: Replaced at each change, so that who looks anew for each tick sees it.
+        self.for_ticks = _TickCallbacks(())
 
     def add(self, event: str, callback: Callback, pair: str | None = None) -> None:
         """Raises `ConfigurationError` for what can't be called."""
@@ -48,7 +61,7 @@ class Callbacks:
             raise ConfigurationError(f"on_{event}: {type(callback).__name__} is not callable; expected a function")
         with self._lock:
             self._by_event[event] = (*self._by_event[event], _Registered(callback, pair))
-            self._by_pair = {}
+            self.for_ticks = _TickCallbacks(self._by_event["tick"])
 
     def remove(self, callback: Callback) -> None:
         """Undo every registration of it. Raises `ConfigurationError` where there is none."""
@@ -58,18 +71,10 @@ class Callbacks:
             if kept == self._by_event:
                 raise ConfigurationError(f"remove_callback: {callback!r} is not registered")
             self._by_event = kept
-            self._by_pair = {}
+            self.for_ticks = _TickCallbacks(self._by_event["tick"])
 
     def of(self, event: str) -> tuple[Callback, ...]:
         return tuple(registered.callback for registered in self._by_event[event])
-
-    def for_tick(self, pair: str) -> tuple[Callback, ...]:
-        """The tick callbacks for a pair, in order of registration."""
-        cache = self._by_pair
-        found = cache.get(pair)
-        if found is None:
-            found = cache[pair] = tuple(r.callback for r in self._by_event["tick"] if r.pair in (None, pair))
-        return found
 
 
 class Caller:
@@ -81,14 +86,17 @@ class Caller:
         self._callbacks = callbacks
         self._counters = counters
 
-    def tick(self, tick: Tick) -> None:
-        for callback in self._callbacks.for_tick(tick["pair"]):
-            if self.abandoned:
-                return
-            try:
-                callback(tick)
-            except Exception as cause:
-                self._failed(callback, tick, cause, tick["pair"])
+    def ticks(self, ticks: Iterable[Tick]) -> None:
+        """Call for each of some ticks, in order."""
+        callbacks = self._callbacks
+        for tick in ticks:
+            for callback in callbacks.for_ticks[tick["pair"]]:
+                if self.abandoned:
+                    return
+                try:
+                    callback(tick)
+                except Exception as cause:
+                    self._failed(callback, tick, cause, tick["pair"])
 
     def event(self, event: Event) -> None:
         payload = event.payload

@@ -9,14 +9,14 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 from .callbacks import Caller, Event
 from .errors import SlowConsumer, TicksDropped
 from .iteration import Iterations
 from .messages import Tick
-from .queues import TickQueue
+from .queues import NO_BOUND, TickQueue
 from .stats import Counters
 
 #: A queue is nearly full above this share, and has recovered below that one.
@@ -82,9 +82,7 @@ class InlineOutlet:
 
     def put_ticks(self, ticks: list[Tick]) -> None:
         self._thread = threading.get_ident()
-        call = self._caller.tick
-        for tick in ticks:
-            call(tick)
+        self._caller.ticks(ticks)
 
     def put_event(self, event: Event) -> None:
         self._thread = threading.get_ident()
@@ -131,6 +129,8 @@ class ThreadOutlet:
         self._on_end = on_end
         self._wake = threading.Event()
         self._finished = False
+        #: An event that ended a run of ticks.
+        self._event: Event | None = None
         #: How many entries were ever put.
         self._put = 0
         # Something besides the queue needs a look: one flag, so that a tick pays for one check.
@@ -201,41 +201,60 @@ class ThreadOutlet:
         self._on_end(crash)
 
     def _deliver(self) -> None:
-        take, caller, wake = self._queue.take, self._caller, self._wake
+        caller = self._caller
         while not caller.abandoned:
-            if self._aside:
-                self._look_aside()
-            entry = take()
-            if entry is None:
-                wake.clear()
-                entry = take()  # what was put before the clear set no wake
-                if entry is None and not self._aside:
-                    if self._finished and not self._queue.depth():
-                        self._report_dropped(everything=True)
-                        return
-                    wake.wait(self._dropped.due_in(time.monotonic()))
-                    if self._dropped:  # never write what was read before: the other side may have set it since
-                        self._aside = True
-            if entry is None:
-                continue
-            if type(entry) is dict:
-                caller.tick(entry)
-            else:
-                caller.event(entry)  # type: ignore[arg-type]
+            budget = self._look_aside() if self._aside or self._room_wanted else NO_BOUND
+            # A run of ticks is called for in one loop. An event ends it, or something else that needs a look.
+            caller.ticks(self._run_of_ticks(budget))
+            if self._event is not None:
+                event, self._event = self._event, None
+                caller.event(event)
+            elif not self._queue.depth() and not self._await_more():
+                return
 
-    def _look_aside(self) -> None:
+    def _run_of_ticks(self, budget: int) -> Iterator[Tick]:
+        take = self._queue.take
+        for _ in range(budget):
+            entry = take()
+            if type(entry) is not dict:
+                self._event = entry  # type: ignore[assignment]
+                return
+            yield entry
+            if self._aside:
+                return
+
+    def _await_more(self) -> bool:
+        """Sleep until there is something to do. False: there will be nothing more."""
+        self._wake.clear()
+        # What was put before the clear set no wake.
+        if self._queue.depth() or self._aside or self._room_wanted:
+            return True
+        if self._finished:
+            if self._queue.depth():
+                return True
+            self._report_dropped(everything=True)
+            return False
+        self._wake.wait(self._dropped.due_in(time.monotonic()))
+        if self._dropped:  # never write what was read before: the other side may have set it since
+            self._aside = True
+        return True
+
+    def _look_aside(self) -> int:
+        """Do what stands beside the queue. Returns after how many ticks, at the latest, to look again."""
         self._aside = False
         while self._urgent:
             self._caller.event(self._urgent.popleft())
         self._report_dropped()
-        if self._room_wanted:
-            if self._queue.depth() <= self._size * RESUME:
-                self._room_wanted = False
-                self._on_room()
-            else:
-                self._aside = True
         if self._dropped and self._queue.depth():
             self._aside = True
+        if not self._room_wanted:
+            return NO_BOUND
+        surplus = self._queue.depth() - int(self._size * RESUME)
+        if surplus > 0:
+            return surplus
+        self._room_wanted = False
+        self._on_room()
+        return NO_BOUND
 
     def _report_dropped(self, everything: bool = False) -> None:
         for pair, count in self._dropped.due(time.monotonic(), everything):

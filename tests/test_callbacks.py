@@ -50,7 +50,7 @@ def test_several_callbacks_are_called_in_order_of_registration(stage: Stage) -> 
     """The first registered is the first called."""
     for name in "abc":
         stage.callbacks.add("tick", stage.note(name))
-    stage.caller.tick(TICK)
+    stage.caller.ticks([TICK])
     assert [("a", TICK), ("b", TICK), ("c", TICK)] == stage.called
 
 
@@ -59,7 +59,7 @@ def test_a_callback_may_be_narrowed_to_a_pair(stage: Stage) -> None:
     stage.callbacks.add("tick", stage.note("all"))
     stage.callbacks.add("tick", stage.note("mine"), PAIR)
     stage.callbacks.add("tick", stage.note("other"), "ETH:USDC")
-    stage.caller.tick(TICK)
+    stage.caller.ticks([TICK])
     assert [("all", TICK), ("mine", TICK)] == stage.called
 
 
@@ -67,11 +67,11 @@ def test_what_is_registered_or_removed_later_counts_from_the_next_tick(stage: St
     """The registry may change while ticks flow."""
     late, early = stage.note("late"), stage.note("early")
     stage.callbacks.add("tick", early)
-    stage.caller.tick(TICK)
+    stage.caller.ticks([TICK])
     stage.callbacks.add("tick", late)
-    stage.caller.tick(TICK)
+    stage.caller.ticks([TICK])
     stage.callbacks.remove(early)
-    stage.caller.tick(TICK)
+    stage.caller.ticks([TICK])
     assert ["early", "early", "late", "late"] == [name for name, _ in stage.called]
 
 
@@ -84,8 +84,8 @@ def test_a_callback_may_remove_itself_while_it_is_called(stage: Stage) -> None:
 
     stage.callbacks.add("tick", once)
     stage.callbacks.add("tick", lambda tick: stage.called.append("always"))
-    stage.caller.tick(TICK)
-    stage.caller.tick(TICK)
+    stage.caller.ticks([TICK])
+    stage.caller.ticks([TICK])
     assert ["once", "always", "always"] == stage.called
 
 
@@ -103,7 +103,7 @@ def test_a_bound_method_can_be_removed(stage: Stage) -> None:
     """Each access makes a new object of it; they are equal."""
     stage.callbacks.add("tick", stage.method)
     stage.callbacks.remove(stage.method)
-    stage.caller.tick(TICK)
+    stage.caller.ticks([TICK])
     assert [] == stage.called
 
 
@@ -132,7 +132,7 @@ def test_each_event_goes_to_its_own_callbacks(stage: Stage) -> None:
     stage.caller.event(Event(error, PAIR))
     stage.caller.event(Event(notice, PAIR))
     stage.caller.event(Event(State.STREAMING, PAIR))
-    stage.caller.tick(TICK)
+    stage.caller.ticks([TICK])
     assert [("error", error), ("notice", notice), ("state", PAIR, State.STREAMING), ("tick", TICK)] == stage.called
 
 
@@ -145,7 +145,7 @@ def test_a_callback_that_raises_stops_nothing(stage: Stage, event: str) -> None:
     stage.callbacks.add("error", errors.append)
     given = {"tick": TICK, "notice": Notice(PAIR, {}, 1), "state": State.STREAMING}[event]
     if event == "tick":
-        stage.caller.tick(TICK)
+        stage.caller.ticks([TICK])
     else:
         stage.caller.event(Event(given, PAIR))  # type: ignore[arg-type]
     [error] = errors
@@ -183,7 +183,7 @@ def test_with_nobody_registered_a_callbacks_traceback_is_logged(stage: Stage, ca
     """It shows the user the line of his own that failed."""
     stage.callbacks.add("tick", fails)
     with caplog.at_level(logging.ERROR, "finx_streamer"):
-        stage.caller.tick(TICK)
+        stage.caller.ticks([TICK])
     assert 'raise ZeroDivisionError("division by zero")' in caplog.text
 
 
@@ -208,7 +208,7 @@ def test_after_abandon_no_call_begins(stage: Stage, event: str) -> None:
     events = {"error": TicksDropped(3), "notice": Notice(PAIR, {}, 1), "state": State.STREAMING}
     for _ in range(2):
         if event == "tick":
-            stage.caller.tick(TICK)
+            stage.caller.ticks([TICK])
         else:
             stage.caller.event(Event(events[event], PAIR))
     assert ["first"] == stage.called
@@ -224,9 +224,9 @@ def test_what_wants_to_end_the_program_is_let_through(stage: Stage, event: str, 
 
     stage.callbacks.add(event, leave)
     events = {"error": TicksDropped(3), "notice": Notice(PAIR, {}, 1), "state": State.STREAMING}
-    call = stage.caller.tick if event == "tick" else stage.caller.event
+    call = stage.caller.ticks if event == "tick" else stage.caller.event
     with pytest.raises(raised):
-        call(TICK if event == "tick" else Event(events[event], PAIR))  # type: ignore[arg-type]
+        call([TICK] if event == "tick" else Event(events[event], PAIR))  # type: ignore[arg-type]
     assert 0 == stage.counters[PAIR].callback_errors
 
 

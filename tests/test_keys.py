@@ -274,3 +274,11 @@ def test_the_filter_is_installed_once() -> None:
     for number in range(3):
         KeySource.of(f"key-number-{number}")
     assert 1 == logging.getLogger("websocket").filters.count(keys._redact_record)
+
+
+def test_a_masked_frame_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """The bytes of a frame that was sent carry their own mask, and so would give the key away."""
+    KeySource.of("some-key").ask()
+    with caplog.at_level(logging.DEBUG, "websocket"):
+        logging.getLogger("websocket").debug("++Sent raw: b'\\x81\\x84abcd....'")
+    assert ["++Sent raw: ***"] == caplog.messages
