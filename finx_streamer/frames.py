@@ -8,6 +8,7 @@ stays the library's. `Fragments` puts a fragmented message together in time that
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import Any
 
 from .errors import ProtocolError
@@ -42,21 +43,22 @@ def text_frames(buffer: bytes, at: int, limit: int) -> tuple[list[bytes], int]:
     append = payloads.append
     size = len(buffer)
     try:
-        while limit and buffer[at] == _WHOLE_TEXT:
+        for _ in repeat(None, limit):
+            if buffer[at] != _WHOLE_TEXT:
+                break
             length = buffer[at + 1]
-            if length < 126:
-                start = at + 2
-            elif length == 126:
-                length = buffer[at + 2] << 8 | buffer[at + 3]
+            if length == 126:
                 start = at + 4
+                end = start + (buffer[at + 2] << 8 | buffer[at + 3])
+            elif length < 126:
+                start = at + 2
+                end = start + length
             else:
                 break
-            end = start + length
             if end > size:
                 break
             append(buffer[start:end])
             at = end
-            limit -= 1
     except IndexError:
         pass  # the buffer ends within a header
     return payloads, at

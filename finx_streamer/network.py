@@ -393,8 +393,8 @@ class Network:
         decode_run = stream.decoder.decode_run
         at, size = 0, len(messages)
         while at < size:
-            ticks: list[Tick] = []
-            at = decode_run(messages, at, received_ns, ticks)
+            ticks = decode_run(messages, at, received_ns)
+            at += len(ticks)
             self._put_ticks(stream, ticks)
             if at < size:
                 # One that is no tick, or one with a peculiarity.
