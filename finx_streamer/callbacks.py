@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -59,6 +60,9 @@ class Callbacks:
         """Raises `ConfigurationError` for what can't be called."""
         if not callable(callback):
             raise ConfigurationError(f"on_{event}: {type(callback).__name__} is not callable; expected a function")
+        if any(map(inspect.iscoroutinefunction, (callback, getattr(callback, "__call__", None)))):  # noqa: B004
+            # Calling it would run nothing.
+            raise ConfigurationError(f"on_{event}: {callback!r} is a coroutine function; expected a plain function")
         with self._lock:
             self._by_event[event] = (*self._by_event[event], _Registered(callback, pair))
             self.for_ticks = _TickCallbacks(self._by_event["tick"])
@@ -81,22 +85,40 @@ class Caller:
     """Calls callbacks one at a time, and turns what they raise into errors. Owned by the callback side."""
 
     def __init__(self, callbacks: Callbacks, counters: Mapping[str, Counters]) -> None:
-        #: Set from any thread: from then on no call begins.
+        #: Set by `abandon`, from any thread: from then on no call begins.
         self.abandoned = False
+        #: Set from any thread: a run of ticks has to end after the tick that is being handled.
+        self.interrupted = False
         self._callbacks = callbacks
         self._counters = counters
 
-    def ticks(self, ticks: Iterable[Tick]) -> None:
-        """Call for each of some ticks, in order."""
+    def abandon(self) -> None:
+        """Begin no further call."""
+        self.abandoned = self.interrupted = True
+
+    def ticks(self, entries: Iterable[Tick | Event]) -> Event | None:
+        """Call for each tick, in order, up to the first event, which is returned, or until interrupted."""
         callbacks = self._callbacks
-        for tick in ticks:
-            for callback in callbacks.for_ticks[tick["pair"]]:
+        table = callbacks.for_ticks
+        pair: str | None = None
+        called: tuple[Callback, ...] = ()
+        for tick in entries:
+            if type(tick) is not dict:
+                return tick  # type: ignore[return-value]
+            # Most ticks are of the same pair as the one before: the same object, and not merely an equal one.
+            if tick["pair"] is not pair or callbacks.for_ticks is not table:
+                table, pair = callbacks.for_ticks, tick["pair"]
+                called = table[pair]
+            for callback in called:
                 if self.abandoned:
-                    return
+                    return None
                 try:
                     callback(tick)
                 except Exception as cause:
-                    self._failed(callback, tick, cause, tick["pair"])
+                    self._failed(callback, tick, cause, pair)
+            if self.interrupted:
+                return None
+        return None
 
     def event(self, event: Event) -> None:
         payload = event.payload

@@ -6,10 +6,12 @@ says so with `want_room`, and is called back (`on_room`) when it is worth going 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Protocol
 
 from .callbacks import Caller, Event
@@ -23,6 +25,9 @@ from .stats import Counters
 HIGH, LOW = 0.8, 0.25
 #: Reading goes on when the queue has fallen to this share.
 RESUME = 0.5
+#: How many entries are put before a sleeping callback thread is woken in the midst of a round of reading. To wake it
+#: costs two context switches.
+HAND_OVER = 1_024
 #: Seconds over which a queue that does not recover counts as one that stays nearly full.
 SLOW_AFTER = 1.0
 #: Seconds between two reports of dropped ticks of one pair.
@@ -50,6 +55,9 @@ class Outlet(Protocol):
         """Ticks of one stream, in order."""
 
     def put_event(self, event: Event) -> None: ...
+
+    def flush(self) -> None:
+        """Have what was put delivered now: until then it may be held back, to be handed over together."""
 
     def finish(self) -> None:
         """Nothing more will be put."""
@@ -92,7 +100,10 @@ class InlineOutlet:
         self._on_end(None)
 
     def abandon(self) -> None:
-        self._caller.abandoned = True
+        self._caller.abandon()
+
+    def flush(self) -> None:
+        """Nothing is held back."""
 
     def depth(self) -> int:
         return 0
@@ -129,12 +140,10 @@ class ThreadOutlet:
         self._on_end = on_end
         self._wake = threading.Event()
         self._finished = False
-        #: An event that ended a run of ticks.
-        self._event: Event | None = None
         #: How many entries were ever put.
         self._put = 0
-        # Something besides the queue needs a look: one flag, so that a tick pays for one check.
-        self._aside = False
+        #: How many entries were put since the callback thread was last woken.
+        self._pending = 0
         self._room_wanted = False
         self._dropped = _Dropped()
         self._slow = _SlowWatch(size)
@@ -147,8 +156,8 @@ class ThreadOutlet:
         self._thread.start()
 
     def want_room(self) -> None:
-        self._room_wanted = self._aside = True
-        self._wake.set()
+        self._room_wanted = True
+        self._interrupt()
 
     def put_ticks(self, ticks: list[Tick]) -> None:
         waited = self._queue.depth()
@@ -158,7 +167,7 @@ class ThreadOutlet:
                 if counters := self._counters.get(pair):
                     counters.dropped += count
             self._dropped.add(dropped)
-            self._aside = True
+            self._interrupt()
         self._put += len(ticks)
         depth = self._queue.depth()
         self.peak = max(self.peak, depth)
@@ -166,22 +175,34 @@ class ThreadOutlet:
             counters.count_waiting(len(ticks), self._put, self._put - depth)
         if self._slow.is_told(waited, depth, time.monotonic()):
             self._urgent.append(Event(SlowConsumer(depth, self._size)))
-            self._aside = True
-        if not self._wake.is_set():
-            self._wake.set()
+            self._interrupt()
+        self._pending += len(ticks)
+        if self._pending >= HAND_OVER:
+            self.flush()
 
     def put_event(self, event: Event) -> None:
         if not self._caller.abandoned:
             self._put += 1
             self._queue.put_event(event)
-            self._wake.set()
+            self._pending += 1
+
+    def flush(self) -> None:
+        if self._pending:
+            self._pending = 0
+            if not self._wake.is_set():
+                self._wake.set()
 
     def finish(self) -> None:
         self._finished = True
         self._wake.set()
 
     def abandon(self) -> None:
-        self._caller.abandoned = True
+        self._caller.abandon()
+        self._wake.set()
+
+    def _interrupt(self) -> None:
+        """Something besides the queue needs a look: one flag, so that a tick pays for one check."""
+        self._caller.interrupted = True
         self._wake.set()
 
     def runs_here(self) -> bool:
@@ -196,38 +217,29 @@ class ThreadOutlet:
         except BaseException as error:
             # SystemExit, KeyboardInterrupt: the callback wants everything to end. join() raises it.
             crash = error
-            self._caller.abandoned = True
+            self._caller.abandon()
         self._queue.clear()
         self._on_end(crash)
 
     def _deliver(self) -> None:
-        caller = self._caller
+        caller, pop = self._caller, self._queue.pop
         while not caller.abandoned:
-            budget = self._look_aside() if self._aside or self._room_wanted else NO_BOUND
-            # A run of ticks is called for in one loop. An event ends it, or something else that needs a look.
-            caller.ticks(self._run_of_ticks(budget))
-            if self._event is not None:
-                event, self._event = self._event, None
+            budget = self._look_aside() if caller.interrupted or self._room_wanted else NO_BOUND
+            event: Event | None = None
+            # A run of ticks is called for in one loop, which ends at an event, at the end of the queue (IndexError), or
+            # when something besides the queue needs a look.
+            with contextlib.suppress(IndexError):
+                event = caller.ticks(islice(iter(pop, None), budget))
+            if event is not None:
                 caller.event(event)
             elif not self._queue.depth() and not self._await_more():
-                return
-
-    def _run_of_ticks(self, budget: int) -> Iterator[Tick]:
-        take = self._queue.take
-        for _ in range(budget):
-            entry = take()
-            if type(entry) is not dict:
-                self._event = entry  # type: ignore[assignment]
-                return
-            yield entry
-            if self._aside:
                 return
 
     def _await_more(self) -> bool:
         """Sleep until there is something to do. False: there will be nothing more."""
         self._wake.clear()
         # What was put before the clear set no wake.
-        if self._queue.depth() or self._aside or self._room_wanted:
+        if self._queue.depth() or self._caller.interrupted or self._room_wanted:
             return True
         if self._finished:
             if self._queue.depth():
@@ -235,18 +247,19 @@ class ThreadOutlet:
             self._report_dropped(everything=True)
             return False
         self._wake.wait(self._dropped.due_in(time.monotonic()))
-        if self._dropped:  # never write what was read before: the other side may have set it since
-            self._aside = True
+        if self._dropped:
+            self._caller.interrupted = True
         return True
 
     def _look_aside(self) -> int:
         """Do what stands beside the queue. Returns after how many ticks, at the latest, to look again."""
-        self._aside = False
+        # Cleared before the look: what the other side sets meanwhile is seen next time.
+        self._caller.interrupted = self._caller.abandoned
         while self._urgent:
             self._caller.event(self._urgent.popleft())
         self._report_dropped()
         if self._dropped and self._queue.depth():
-            self._aside = True
+            self._caller.interrupted = True
         if not self._room_wanted:
             return NO_BOUND
         surplus = self._queue.depth() - int(self._size * RESUME)

@@ -96,7 +96,7 @@ def _normalised(url: str) -> str:
         if parts.port == 0:  # which raises for a port that is none
             raise ValueError("port 0 is no port to connect to")
     except ValueError as cause:
-        raise ConfigurationError(f"endpoint: {redact(url)!r} is not a URL: {cause}") from None
+        raise ConfigurationError(f"endpoint: {redact(url)!r} is not a URL: {redact(str(cause))}") from None
     _check_parts(parts, url)
     netloc = parts.netloc.lower()
     path = parts.path.rstrip("/")
@@ -114,7 +114,7 @@ def _check_parts(parts: SplitResult, url: str) -> None:
         raise ConfigurationError(f"endpoint: {redact(url)!r} names no host")
     if parts.query or parts.fragment:
         raise ConfigurationError(
-            f"endpoint: {parts.scheme}://{parts.netloc} has a query or fragment; expected a base URL"
+            f"endpoint: {parts.scheme}://{redact(parts.netloc)} has a query or fragment; expected a base URL"
         )
     if not url.isascii() or any(c.isspace() or ord(c) < 0x20 for c in url):
         raise ConfigurationError(f"endpoint: {redact(url)!r} has white space, control or non-ASCII characters")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import atexit
 import itertools
 import logging
-import math
 import os
+import reprlib
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +19,7 @@ import attrs
 
 from .callbacks import Callback, Callbacks, Caller
 from .dispatch import InlineOutlet, Outlet, ThreadOutlet
-from .endpoint import Endpoint
+from .endpoint import Endpoint, redact
 from .errors import ConfigurationError, FinxStreamerError
 from .iteration import Iterations
 from .keys import KeySource
@@ -69,7 +70,9 @@ class _Run:
         self.streams: dict[str, Stream] = {}
         self.counters: dict[str, Counters] = {}
         self._settings = settings
-        self.iterations = Iterations(settings.queue_size, settings.dispatch == "thread", self._resume_reading)
+        # A loop's own buffer would hand out old ticks for new ones, and drop none.
+        ahead = 1 if settings.overflow == "latest" else settings.queue_size
+        self.iterations = Iterations(ahead, settings.dispatch == "thread", self._resume_reading)
         self.outlet = self._make_outlet(Caller(callbacks, self.counters))
         self.network = Network(self.outlet, settings.exchanges, settings.name, self._network_ended)
         for symbol in symbols:
@@ -144,9 +147,14 @@ class _Run:
             self.outlet.abandon()
             self.iterations.close_all()
             logger.warning(
-                "stop: not ended after %g s, as a callback still runs; no further one will be called", timeout
+                "stop: not ended after %g s; if a callback still runs, no further one will be called", timeout
             )
         return ended
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether this is a copy in a forked process, where its threads are not."""
+        return self.pid != os.getpid()
 
     @property
     def state(self) -> State:
@@ -263,7 +271,7 @@ class StreamListener:
         # The key first: what is shown of the other arguments must not hold it.
         keys = KeySource.of(api_key)
         where = Endpoint.of(endpoint)
-        where.check_secrecy(allow_insecure)
+        where.check_secrecy(_instance("allow_insecure", allow_insecure, "True or False", _is_bool))
         timing = Timing(
             _seconds("connect_timeout", connect_timeout),
             _seconds_or_none("ping_interval", ping_interval),
@@ -336,8 +344,8 @@ class StreamListener:
             self._check_process()
             if self._run is None or self._run.ended.is_set():
                 self._new_run().start()
-            elif self._run.stopping:
-                raise ConfigurationError("start: the listener is still stopping; join() it first")
+            elif self._run.state.ended:
+                raise ConfigurationError("start: the listener is still stopping; join() it first (not in a callback)")
         return self
 
     def stop(self, timeout: float = 5.0, drain: bool = True) -> bool:
@@ -349,7 +357,7 @@ class StreamListener:
         """
         _seconds("timeout", timeout, zero=True)
         run = self._run
-        if run is None or run.ended.is_set() or run.pid != os.getpid():
+        if run is None or run.ended.is_set() or run.elsewhere:
             return True
         return run.stop(timeout, drain)
 
@@ -390,15 +398,16 @@ class StreamListener:
         """Ticks, as they come. Starts the listener if need be, and then stops it when the loop is left; ends with it,
         and raises as `join` does."""
         with self._lock:
+            self._check_process()
             self._check_not_in_callback("iteration")
             own = self._run is None or self._run.ended.is_set()
             run = self._new_run() if own or self._run is None else self._run
             buffer = run.iterations.open()
             self._callbacks.add("tick", buffer)
-            if own:
-                run.start()
         patience = 5.0
         try:
+            if own:
+                run.start()
             while (tick := buffer.take()) is not None:
                 yield tick
             run.ended.wait(patience)
@@ -408,9 +417,10 @@ class StreamListener:
             raise
         finally:
             self._callbacks.remove(buffer)
-            run.iterations.close(buffer)
-            if own:
-                run.stop(patience, drain=False)
+            if not run.elsewhere:
+                run.iterations.close(buffer)
+                if own:
+                    run.stop(patience, drain=False)
 
     # Streams.
 
@@ -418,6 +428,7 @@ class StreamListener:
         """Listen to more symbols, from now on. Those that are there already are left as they are."""
         new = {str(symbol): symbol for symbol in map(parse_symbol, symbols)}
         with self._lock:
+            self._check_process()
             for name, symbol in new.items():
                 if name not in self._symbols:
                     self._symbols = {**self._symbols, name: symbol}
@@ -431,6 +442,7 @@ class StreamListener:
         """
         names = [str(parse_symbol(symbol)) for symbol in symbols]
         with self._lock:
+            self._check_process()
             for name in names:
                 if name not in self._symbols:
                     raise ConfigurationError(f"remove: {name!r} is not listened to; there are {sorted(self._symbols)}")
@@ -464,9 +476,8 @@ class StreamListener:
 
     def __repr__(self) -> str:
         shown = ", ".join(self.symbols[:5]) + (", …" if len(self._symbols) > 5 else "")
-        return (
-            f"<StreamListener {self.name} {self.state.value}: {shown or 'no symbols'} at {self._settings.endpoint.url}>"
-        )
+        where = redact(self._settings.endpoint.url)
+        return f"<StreamListener {self.name} {self.state.value}: {shown or 'no symbols'} at {where}>"
 
     def _register(self, event: str, callback: _C, pair: str | None = None) -> _C:
         self._callbacks.add(event, callback, pair)
@@ -478,7 +489,7 @@ class StreamListener:
         return self._run
 
     def _check_process(self) -> None:
-        if self._run is not None and self._run.pid != os.getpid():
+        if self._run is not None and self._run.elsewhere:
             raise ConfigurationError(
                 "this listener was started before a fork, and its threads are not in this process; make a new one here"
             )
@@ -502,7 +513,7 @@ _live: set[_Run] = set()
 
 
 def _stop_all_at_exit() -> None:
-    runs = [run for run in tuple(_live) if run.pid == os.getpid()]
+    runs = [run for run in tuple(_live) if not run.elsewhere]
     for run in runs:
         run.abandon()
     patience_ends = time.monotonic() + _HASTY
@@ -526,10 +537,9 @@ def _refuse_unknown(arguments: dict[str, Any]) -> None:
 
 
 def _seconds(name: str, value: Any, zero: bool = False) -> float:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not good or value < 0 or (value == 0 and not zero) or value > _LONGEST:
-        low = ">= 0" if zero else "> 0"
-        raise ConfigurationError(f"{name}: {value!r} is not allowed; expected seconds, {low} and <= {_LONGEST:g}")
+    good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _LONGEST
+    if not good or (value == 0 and not zero):
+        raise _refusal(name, value, f"seconds, {'>= 0' if zero else '> 0'} and <= {_LONGEST:g}")
     return float(value)
 
 
@@ -538,21 +548,25 @@ def _seconds_or_none(name: str, value: Any) -> float | None:
 
 
 def _positive_int(name: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigurationError(f"{name}: {value!r} is not allowed; expected an int >= 1")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= sys.maxsize:
+        raise _refusal(name, value, f"an int >= 1 and <= {sys.maxsize}")
     return value
 
 
 def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
-        raise ConfigurationError(f"{name}: {value!r} is not allowed; expected one of {', '.join(map(repr, allowed))}")
+        raise _refusal(name, value, f"one of {', '.join(map(repr, allowed))}")
     return str(value)
 
 
 def _instance(name: str, value: Any, expected: str, check: Callable[[Any], bool]) -> Any:
     if not check(value):
-        raise ConfigurationError(f"{name}: {value!r} is not allowed; expected {expected}")
+        raise _refusal(name, value, expected)
     return value
+
+
+def _refusal(name: str, value: Any, expected: str) -> ConfigurationError:
+    return ConfigurationError(f"{name}: {redact(reprlib.repr(value))} is not allowed; expected {expected}")
 
 
 def _is_policy(value: Any) -> bool:
@@ -561,6 +575,10 @@ def _is_policy(value: Any) -> bool:
 
 def _is_context(value: Any) -> bool:
     return value is None or isinstance(value, ssl.SSLContext)
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
 
 
 def _is_name(value: Any) -> bool:
@@ -575,11 +593,7 @@ def _checked_exchanges(exchanges: Any) -> frozenset[str] | None:
     try:
         names = frozenset(exchanges)
     except TypeError:
-        raise ConfigurationError(
-            f"exchanges: {exchanges!r} is not allowed; expected names such as ['BINANCE']"
-        ) from None
+        raise _refusal("exchanges", exchanges, "names such as ['BINANCE']") from None
     if not names or not all(isinstance(name, str) and name for name in names):
-        raise ConfigurationError(
-            f"exchanges: {exchanges!r} is not allowed; expected at least one name such as 'BINANCE'"
-        )
+        raise _refusal("exchanges", exchanges, "at least one name such as 'BINANCE'")
     return names

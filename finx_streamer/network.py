@@ -29,7 +29,7 @@ from .messages import Decoder, Message, Tick
 from .queues import NO_BOUND
 from .session import Action, Announce, Connect, Disconnect, End, Report, SendKeepAlive, SendPing, Session
 from .stats import Counters
-from .transport import Attempt, Binary, Connection, Target, open_connection, translate
+from .transport import READ_SIZE, Attempt, Binary, Connection, Target, open_connection, translate
 
 logger = logging.getLogger("finx_streamer")
 
@@ -91,6 +91,8 @@ class Network:
         self._ready: deque[Stream] = deque()
         self._workers: set[threading.Thread] = set()
         self._shaking = 0
+        #: The last read filled its buffer, so there is more to read at once.
+        self._more = False
         self._failure: ConnectionFailed | None = None
         self._ending = False
         self._closed = False
@@ -151,7 +153,8 @@ class Network:
             self._on_end(outcome)
 
     def _wait(self) -> None:
-        timeout = None if not self._heap else min(max(0.0, self._heap[0][0] - time.monotonic()), _LONGEST_WAIT)
+        timeout = 0.0 if self._more else self._patience()
+        self._more = False
         # What can be read is read before any deadline is looked at: after a pause of the process the answer to a ping
         # lies there, and the peer is not to blame.
         for key, mask in self._selector.select(timeout):
@@ -165,7 +168,15 @@ class Network:
                     self._on_writable(stream)
                 if mask & selectors.EVENT_READ and not stream.paused:
                     self._on_readable(stream)
-        now = time.monotonic()
+        self._due(time.monotonic())
+        if not self._more:
+            self._outlet.flush()
+
+    def _patience(self) -> float | None:
+        """How long nothing is due; None: for ever."""
+        return min(max(0.0, self._heap[0][0] - time.monotonic()), _LONGEST_WAIT) if self._heap else None
+
+    def _due(self, now: float) -> None:
         while self._heap and self._heap[0][0] <= now and not self._ending:
             deadline, _, stream = heapq.heappop(self._heap)
             # An entry that an earlier one has overtaken is spent: waking for it would queue the next deadline twice.
@@ -357,6 +368,7 @@ class Network:
             return
         if not size:
             return  # half a TLS record
+        self._more = size >= READ_SIZE
         stream.counters.bytes += size
         messages = stream.counters.messages
         now = time.monotonic()

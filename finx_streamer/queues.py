@@ -21,7 +21,7 @@ NO_BOUND = 1 << 30
 class TickQueue(Protocol):
     """What the dispatch needs of a queue.
 
-    `put_ticks`, `put_event` and `room` are for the thread that puts, `take` and `clear` for the one that takes, `depth`
+    `put_ticks`, `put_event` and `room` are for the thread that puts, `pop` and `clear` for the one that takes, `depth`
     and `depth_of` for any.
     """
 
@@ -31,8 +31,8 @@ class TickQueue(Protocol):
     def put_event(self, event: Event) -> None:
         """Append an event, whatever the bound."""
 
-    def take(self) -> Entry | None:
-        """The oldest entry; None where there is none."""
+    def pop(self) -> Entry:
+        """The oldest entry. Raises IndexError where there is none."""
 
     def room(self) -> int:
         """How many more ticks may be put before reading has to stop."""
@@ -53,6 +53,7 @@ class BlockQueue:
     def __init__(self, size: int) -> None:
         self._size = size
         self._entries: deque[Entry] = deque()
+        self.pop = self._entries.popleft
 
     def put_ticks(self, ticks: list[Tick]) -> dict[str, int]:
         self._entries.extend(ticks)
@@ -60,12 +61,6 @@ class BlockQueue:
 
     def put_event(self, event: Event) -> None:
         self._entries.append(event)
-
-    def take(self) -> Entry | None:
-        try:
-            return self._entries.popleft()
-        except IndexError:
-            return None
 
     def room(self) -> int:
         return self._size - len(self._entries)
@@ -100,10 +95,8 @@ class DropOldestQueue:
             self._events += 1
             self._entries.append(event)
 
-    def take(self) -> Entry | None:
+    def pop(self) -> Entry:
         with self._lock:
-            if not self._entries:
-                return None
             entry = self._entries.popleft()
             self._events -= isinstance(entry, Event)
             return entry
@@ -167,10 +160,8 @@ class LatestQueue:
             # What comes after the event must not overtake it in an older tick's place.
             self._waiting.clear()
 
-    def take(self) -> Entry | None:
+    def pop(self) -> Entry:
         with self._lock:
-            if not self._entries:
-                return None
             entry = self._entries.popleft()
             if isinstance(entry, Event):
                 self._events -= 1

@@ -42,6 +42,8 @@ class ReconnectPolicy:
         _number("factor", self.factor, 1.0)
         _number("maximum", self.maximum, 0.0)
         _number("reset_after", self.reset_after, 0.0)
+        if not isinstance(self.jitter, bool):
+            raise ConfigurationError(f"jitter: {reprlib.repr(self.jitter)} is not allowed; expected True or False")
         if self.attempts is not None and (
             isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or self.attempts < 1
         ):
