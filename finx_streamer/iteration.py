@@ -14,6 +14,7 @@ class TickBuffer:
     """One iteration's ticks. It is a tick callback; with `wait` it makes the caller wait while it is full."""
 
     def __init__(self, size: int, wait: bool, on_room: Callable[[], None]) -> None:
+        #: The thread that iterates.
         self.thread = threading.get_ident()
         self._size = size
         self._wait = wait
@@ -38,6 +39,7 @@ class TickBuffer:
 
     def take(self) -> Tick | None:
         """The next tick, waiting for it; None when there will be none."""
+        self.thread = threading.get_ident()
         with self._changed:
             while not self._ticks and not self._closed and not self._ended:
                 self._changed.wait()

@@ -23,7 +23,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import attrs
@@ -47,6 +47,29 @@ MAX_MESSAGE = 16 * 1024 * 1024
 MAX_UNSENT = 1024 * 1024
 #: How much of a refusal's body is shown.
 _BODY_SHOWN = 200
+
+
+_hushed = threading.local()
+
+
+@contextlib.contextmanager
+def _hush() -> Iterator[None]:
+    """Within it the library does not log the end of a connection, which it calls an error though it be our own stop.
+
+    What there is to tell is told once, by an error of ours.
+    """
+    _hushed.here = True
+    try:
+        yield
+    finally:
+        _hushed.here = False
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not (getattr(_hushed, "here", False) and record.getMessage().endswith(" - goodbye"))
+
+
+logging.getLogger("websocket").addFilter(_is_news)
 
 
 class _NeedMore(Exception):
@@ -302,7 +325,8 @@ class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
 
     def shake_hands(self) -> None:
         """The HTTP part of the handshake. Raises whatever went wrong."""
-        self.run_forever(dispatcher=self._doorstep, skip_utf8_validation=True, suppress_origin=True)
+        with _hush():
+            self.run_forever(dispatcher=self._doorstep, skip_utf8_validation=True, suppress_origin=True)
         # The URL has served its purpose; what does not hold the key can't show it.
         self.url = redact(self.url)
         if self._doorstep.read_frame is None or self.sock is None:
@@ -346,7 +370,7 @@ class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
         read_frame = self._doorstep.read_frame
         assert read_frame is not None
         # It asks for more at the end of a fragment too, where it wants the next one.
-        with contextlib.suppress(_NeedMore):
+        with contextlib.suppress(_NeedMore), _hush():
             if not read_frame() and self.ended is None:
                 self.ended = closed(None, None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import Any
 
@@ -119,6 +120,20 @@ def test_what_can_not_be_called_is_refused(stage: Stage, event: str, value: Any)
     """The refusal names the argument and the type."""
     with pytest.raises(ConfigurationError, match=f"^on_{event}: {type(value).__name__} is not callable"):
         stage.callbacks.add(event, value)
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_a_coroutine_function_is_refused(stage: Stage, event: str) -> None:
+    """Calling it would run nothing, and every tick would be lost without a word."""
+
+    async def later(*_: object) -> None: ...
+
+    class Later:
+        async def __call__(self, *_: object) -> None: ...
+
+    for callback in (later, functools.partial(later), Later(), Later().__call__):
+        with pytest.raises(ConfigurationError, match=f"^on_{event}: .* is a coroutine function"):
+            stage.callbacks.add(event, callback)
 
 
 # The calls.

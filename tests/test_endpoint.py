@@ -106,6 +106,8 @@ def test_a_password_in_a_url_is_refused_without_being_shown() -> None:
     [
         "https://ws.finx.io/streaming/endpoint-Key-1/",
         "wss://ws.finx.io:x/streaming/endpoint-Key-1/",
+        "wss://ws.finx.io:endpoint-Key-1/",
+        "wss://endpoint-Key-1/?a",
         "wss://ws.finx.io/streaming/endpoint-Key-1/?a",
         "wss://ws.finx.io/streaming/endpoint-Key-1/ü",
         "endpoint-Key-1",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 
 import pytest
 
@@ -45,6 +46,52 @@ def test_iteration_leaves_a_listener_running_that_ran_before(seen: Seen, dispatc
             break
         assert State.STOPPED is not listener.state
         seen.wait_ticks(3)
+
+
+def test_a_loop_that_wants_the_latest_gets_no_backlog(seen: Seen) -> None:
+    """With `overflow="latest"` no more waits for a slow loop than the newest tick and those that were on their way."""
+    with Peer(stay(*(tick(number) for number in range(1, 5_001)))) as peer:
+        listener = seen.listener(peer.url, overflow="latest", on_tick=None, on_notice=None, on_state=None)
+        loop = iter(listener)
+        next(loop)
+        deadline = time.monotonic() + PATIENCE
+        while listener.stats.ticks < 5_000 and time.monotonic() < deadline:
+            listener.join(0.01)
+        rest = [int(next(loop)["price"])]
+        while rest[-1] != 5_000:
+            rest.append(int(next(loop)["price"]))
+        assert len(rest) <= 4
+        loop.close()  # type: ignore[attr-defined]
+
+
+def test_a_loop_may_change_its_thread(seen: Seen) -> None:
+    """stop() between two ticks does not wait for the loop of its own thread, whoever took the first tick."""
+    with Peer(stay(ticks(1, 50))) as peer:
+        listener = seen.listener(peer.url, queue_size=1)
+        loop = iter(listener)
+        first = threading.Thread(target=next, args=(loop,))
+        first.start()
+        first.join(PATIENCE)
+        assert 2 == next(loop)["price"]
+        assert listener.stop(timeout=2.0)
+        assert [] == list(loop)
+
+
+def test_a_loop_that_can_not_start_leaves_nothing(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system has no thread to give, no buffer is left that would fill up and hold up the next start."""
+
+    def no_thread(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with Peer(stay(ticks(1, 50))) as peer:
+        listener = seen.listener(peer.url, queue_size=1)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_thread)
+            with pytest.raises(RuntimeError, match="new thread"):
+                next(iter(listener))
+        listener.start()
+        seen.wait_ticks(50)
+        assert listener.stop()
 
 
 @pytest.mark.parametrize("size", [1, 2, 7])

@@ -28,7 +28,21 @@ from finx_streamer import (
     Tick,
 )
 from finx_streamer.server import LocalServer, SimulatedMarket
-from tests.peers import PAIR, PATIENCE, QUICK, Caller, Peer, Seen, frame, free_port, refuse, stay, tick, ticks
+from tests.peers import (
+    PAIR,
+    PATIENCE,
+    QUICK,
+    Caller,
+    Peer,
+    Seen,
+    close_frame,
+    frame,
+    free_port,
+    refuse,
+    stay,
+    tick,
+    ticks,
+)
 
 ROOT = Path(__file__).parents[1]
 SLOW = ReconnectPolicy(initial=30.0, maximum=30.0, jitter=False)
@@ -63,6 +77,7 @@ def hang(caller: Caller) -> None:
         {"connect_timeout": 0},
         {"connect_timeout": None},
         {"connect_timeout": float("inf")},
+        {"connect_timeout": 10**400},
         {"ping_interval": 0},
         {"ping_interval": "20"},
         {"ping_timeout": -1},
@@ -70,6 +85,9 @@ def hang(caller: Caller) -> None:
         {"keep_alive": True},
         {"queue_size": 0},
         {"queue_size": 1.5},
+        {"queue_size": 2**64},
+        {"max_message_size": 0},
+        {"allow_insecure": "false"},
         {"overflow": "drop"},
         {"dispatch": "process"},
         {"reconnect": 3},
@@ -96,6 +114,15 @@ def test_a_wrong_argument_is_refused_at_once(settings: dict[str, Any]) -> None:
     """The error is raised by the constructor and names the argument."""
     with pytest.raises(ConfigurationError, match=next(iter(settings))):
         StreamListener(PAIR, **settings)
+
+
+def test_what_is_shown_does_not_hold_the_key() -> None:
+    """A key that was given in another argument's place too is masked where that argument is shown."""
+    key = "listener-Key-1"
+    assert key not in repr(StreamListener(PAIR, api_key=key, endpoint=f"wss://ws.finx.io/{key}/"))
+    with pytest.raises(ConfigurationError, match="parse_price") as caught:
+        StreamListener(PAIR, api_key=key, parse_price=key)  # type: ignore[arg-type]
+    assert key not in str(caught.value)
 
 
 def test_an_argument_that_does_not_exist_is_a_type_error() -> None:
@@ -380,6 +407,23 @@ def test_join_in_a_callback_is_an_error(seen: Seen, dispatch: str) -> None:
         with listener:
             seen.wait_errors(1)
     assert isinstance(seen.errors[0].__cause__, ConfigurationError)
+
+
+def test_start_in_a_callback_of_the_end_is_an_error(seen: Seen, dispatch: str) -> None:
+    """A listener that is about to end can't begin afresh yet, and says so instead of doing nothing."""
+    said: list[object] = []
+
+    def restart(symbol: str, state: State) -> None:
+        if state is State.FAILED:
+            with pytest.raises(ConfigurationError, match="still stopping"):
+                listener.start()
+            said.append(state)
+
+    with Peer(refuse("404 Not Found")) as peer:
+        listener = seen.listener(peer.url, on_state=restart, dispatch=dispatch)
+        with pytest.raises(StreamNotFound):
+            listener.start().join(PATIENCE)
+    assert [State.FAILED] == said
 
 
 def test_join_has_a_timeout(seen: Seen, dispatch: str) -> None:
@@ -827,17 +871,45 @@ def test_a_fork_is_refused_and_not_hung() -> None:
             import os
             listener.start(); flows.wait()
             if (child := os.fork()) == 0:
-                code = 9
+                refused = 0
                 try:
                     assert listener.stop()
-                    listener.start()
-                except ValueError as error:
-                    code = 3 if "before a fork" in str(error) else 4
-                os._exit(code)
+                    for attempt in (
+                        listener.start,
+                        lambda: next(iter(listener)),
+                        lambda: listener.add("ETH:USDC"),
+                        lambda: listener.remove("BTC:USDC"),
+                    ):
+                        try:
+                            attempt()
+                        except ValueError as error:
+                            refused += "before a fork" in str(error)
+                finally:
+                    os._exit(refused)
             print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
         """
         code, output, errors, _ = run_script(body, interrupt=False, peer=peer)
-    assert (0, "3\n", "") == (code, output, errors)
+    assert (0, "4\n", "") == (code, output, errors)
+
+
+def test_a_fork_in_a_loop_leaves_it_at_once() -> None:
+    """A child process that leaves the loop does not wait for threads that are not there."""
+    if sys.version_info >= (3, 12):
+        pytest.skip("fork with threads warns from here on")
+    with Peer(stay(tick(1))) as peer:
+        body = """
+            import os, time
+            child = None
+            for received in listener:
+                child = os.fork()
+                begun = time.monotonic()
+                break
+            if child == 0:
+                os._exit(int(time.monotonic() - begun))
+            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        """
+        code, output, errors, _ = run_script(body, interrupt=False, peer=peer)
+    assert (0, "0\n", "") == (code, output, errors)
 
 
 def test_connection_failures_do_not_end_a_listener(seen: Seen) -> None:
@@ -846,6 +918,16 @@ def test_connection_failures_do_not_end_a_listener(seen: Seen) -> None:
         seen.wait_errors(10)
         assert State.RECONNECTING is listener.state
     assert {ConnectionFailed} == {type(error) for error in seen.errors}
+
+
+def test_an_end_is_told_once(seen: Seen, caplog: pytest.LogCaptureFixture) -> None:
+    """What `on_error` gets is not logged besides, and a stop is no error to anybody."""
+    with Peer(refuse("503 Later"), stay(close_frame(1001)), hang) as peer:
+        listener = seen.listener(peer.url).start()
+        peer.wait_accepted(3)
+        assert listener.stop()
+    assert [503, None] == [error.status for error in seen.errors]
+    assert "" == caplog.text
 
 
 def test_a_drain_delivers_what_waited_for_room() -> None:

@@ -143,6 +143,12 @@ def test_a_factor_that_shrinks_is_refused() -> None:
         ReconnectPolicy(factor=0.5)
 
 
+def test_jitter_is_yes_or_no() -> None:
+    """The text "no" from a configuration file would be a yes."""
+    with pytest.raises(ConfigurationError, match=r"^jitter: 'no' is not allowed"):
+        ReconnectPolicy(jitter="no")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("value", [0, -1, 1.5, "3", True])
 def test_a_number_of_attempts_that_is_not_allowed_is_refused(value: object) -> None:
     """The refusal names the argument, the value and what is allowed."""
