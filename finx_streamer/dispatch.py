@@ -67,7 +67,7 @@ class Outlet(Protocol):
 
     def depth(self) -> int: ...
 
-    def depth_of(self, pair: str) -> int: ...
+    def depths(self) -> dict[str, int]: ...
 
     def runs_here(self) -> bool:
         """Whether the calling thread is the one that runs callbacks."""
@@ -108,8 +108,8 @@ class InlineOutlet:
     def depth(self) -> int:
         return 0
 
-    def depth_of(self, pair: str) -> int:
-        return 0
+    def depths(self) -> dict[str, int]:
+        return {}
 
     def runs_here(self) -> bool:
         return threading.get_ident() == self._thread
@@ -131,7 +131,7 @@ class ThreadOutlet:
         self.peak = 0
         self.room = queue.room
         self.depth = queue.depth
-        self.depth_of = queue.depth_of
+        self.depths = queue.depths
         self._caller = caller
         self._queue = queue
         self._size = size

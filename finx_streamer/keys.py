@@ -13,6 +13,7 @@ import os
 import re
 import threading
 from collections.abc import Callable
+from typing import NoReturn
 
 import attrs
 
@@ -48,6 +49,9 @@ class Secret:
 
     def __repr__(self) -> str:
         return f"Secret({MASK})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a key is not pickled: it would lie about in clear text")
 
 
 @attrs.frozen

@@ -70,9 +70,9 @@ class _Run:
         self.streams: dict[str, Stream] = {}
         self.counters: dict[str, Counters] = {}
         self._settings = settings
-        # A loop's own buffer would hand out old ticks for new ones, and drop none.
-        ahead = 1 if settings.overflow == "latest" else settings.queue_size
-        self.iterations = Iterations(ahead, settings.dispatch == "thread", self._resume_reading)
+        # A long buffer of a loop's own would hand out old ticks where the overflow policy drops them for new ones.
+        ahead = {"block": settings.queue_size, "drop_oldest": min(64, settings.queue_size), "latest": 1}
+        self.iterations = Iterations(ahead[settings.overflow], settings.dispatch == "thread", self._resume_reading)
         self.outlet = self._make_outlet(Caller(callbacks, self.counters))
         self.network = Network(self.outlet, settings.exchanges, settings.name, self._network_ended)
         for symbol in symbols:
@@ -129,6 +129,7 @@ class _Run:
 
     def remove(self, name: str) -> None:
         self.streams = {other: stream for other, stream in self.streams.items() if other != name}
+        self.counters.pop(name, None)
         self.network.remove(name)
 
     def stop(self, timeout: float, drain: bool) -> bool:
@@ -169,12 +170,12 @@ class _Run:
         return State.STREAMING if states else State.IDLE
 
     def stats(self) -> ListenerStats:
-        streams = {name: self._stream_stats(stream) for name, stream in self.streams.items()}
+        depths = self.outlet.depths()
+        streams = {
+            name: stream.counters.snapshot(stream.session.state, stream.session.reconnects, depths.get(name, 0))
+            for name, stream in self.streams.items()
+        }
         return add_up(self.state, streams, self.outlet.depth(), self.outlet.peak)
-
-    def _stream_stats(self, stream: Stream) -> StreamStats:
-        session = stream.session
-        return stream.counters.snapshot(session.state, session.reconnects, self.outlet.depth_of(stream.symbol))
 
     def _network_ended(self, outcome: BaseException | None) -> None:
         if outcome is not None and self.error is None:
@@ -226,7 +227,8 @@ class StreamListener:
     - `on_tick(tick)`, `on_error(error)`, `on_notice(notice)`, `on_state(symbol, state)`: callbacks, called one at a
       time, in order. See `Tick`, `errors`, `Notice`, `State`. With no `on_error`, errors go to the log.
     - `exchanges`: keep only these exchanges' ticks (the server can't filter, S).
-    - `parse_price`: makes the price out of the wire's decimal string: `float`, `decimal.Decimal`, `str`, your own.
+    - `parse_price`: makes the price out of the wire's decimal string: `float`, `decimal.Decimal`, `str`, your own. It
+      runs on the network thread, and so has to be quick.
     - `dispatch`: "thread" runs callbacks on a thread of their own, "inline" on the network thread: less latency, for
       callbacks that are known to be quick.
     - `queue_size`, `overflow`: how many ticks may wait for callbacks, and what happens beyond: "block" stops reading
@@ -279,6 +281,8 @@ class StreamListener:
             _seconds_or_none("stale_after", stale_after),
             _seconds_or_none("keep_alive", keep_alive),
         )
+        if dispatch == "inline" and overflow != "block":
+            raise _refusal("overflow", overflow, "'block' with dispatch='inline', which has no queue to overflow")
         self._settings = _Settings(
             keys=keys,
             endpoint=where,

@@ -178,7 +178,7 @@ class Decoder:
         except Exception as cause:
             raise _NotATick(f"parse_price refused {text[:70]!r} ({type(cause).__name__}: {cause})") from cause
         if type(price) is float and not math.isfinite(price):
-            raise _NotATick(f"price {text[:70]!r} is beyond the range of a float")
+            raise _NotATick(f"price {text[:70]!r} became {price}, which is no price")
         return price
 
     def _other(self, message: dict[str, Any], received_ns: int) -> Notice | ServerError:

@@ -41,6 +41,8 @@ MOST_WORKERS = 4 * SIDE_BY_SIDE
 _WORKER_PATIENCE = 0.2
 #: A deadline may lie further ahead than a selector can wait.
 _LONGEST_WAIT = 3_600.0
+#: How many spent entries the heap of deadlines may hold, besides some for each stream.
+_SPENT_ENTRIES = 64
 _NEVER = float("inf")
 
 
@@ -56,6 +58,7 @@ class Stream:
     connection: Connection | None = None
     attempt: Attempt | None = None
     refused_key: Secret | None = attrs.field(default=None, repr=False)
+    next_key: Secret | None = attrs.field(default=None, repr=False)
     #: Reading is suspended for want of room.
     paused: bool = False
     #: What the selector watches of the connection.
@@ -234,7 +237,8 @@ class Network:
         for action in actions:
             match action:
                 case Connect():
-                    stream.attempt = Attempt(stream.refused_key if action.after_refusal else None)
+                    stream.attempt = Attempt(stream.refused_key if action.after_refusal else None, stream.next_key)
+                    stream.next_key = None
                     self._ready.append(stream)
                     self._launch()
                 case Disconnect():
@@ -258,6 +262,17 @@ class Network:
         if deadline < stream.queued:
             stream.queued = deadline
             heapq.heappush(self._heap, (deadline, next(self._order), stream))
+            if len(self._heap) > _SPENT_ENTRIES + 4 * len(self._streams):
+                self._drop_spent_entries()
+
+    def _drop_spent_entries(self) -> None:
+        """Deadlines that earlier ones have overtaken, or whose stream is gone, would stay until their time has come."""
+        self._heap = [
+            (deadline, order, stream)
+            for deadline, order, stream in self._heap
+            if deadline == stream.queued and self._streams.get(stream.symbol) is stream
+        ]
+        heapq.heapify(self._heap)
 
     def _end(self, error: ConnectionFailed | None) -> None:
         """A session that ends with an error ends them all: what can't be mended must not go unnoticed."""
@@ -273,7 +288,9 @@ class Network:
             stream = self._ready.popleft()
             if len(self._workers) >= MOST_WORKERS:
                 stream.attempt = None
-                stuck = ConnectionFailed(f"{MOST_WORKERS} earlier attempts still hang in name resolution")
+                stuck = ConnectionFailed(
+                    f"{MOST_WORKERS} earlier attempts still hang in name resolution, or in the api_key callable"
+                )
                 self._do(stream, stream.session.lost(stuck, time.monotonic()))
                 continue
             self._shaking += 1
@@ -317,6 +334,7 @@ class Network:
         now = time.monotonic()
         if isinstance(outcome, ConnectionFailed):
             stream.refused_key = attempt.key if isinstance(outcome, AuthenticationError) else None
+            stream.next_key = attempt.next_key
             self._do(stream, stream.session.lost(outcome, now))
         else:
             stream.connection = outcome

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from .callbacks import Event
@@ -22,7 +22,7 @@ class TickQueue(Protocol):
     """What the dispatch needs of a queue.
 
     `put_ticks`, `put_event` and `room` are for the thread that puts, `pop` and `clear` for the one that takes, `depth`
-    and `depth_of` for any.
+    and `depths` for any.
     """
 
     def put_ticks(self, ticks: list[Tick]) -> dict[str, int]:
@@ -43,8 +43,8 @@ class TickQueue(Protocol):
     def depth(self) -> int:
         """How many entries wait."""
 
-    def depth_of(self, pair: str) -> int:
-        """How many ticks of the pair wait."""
+    def depths(self) -> dict[str, int]:
+        """How many ticks of each pair wait, where there are any."""
 
 
 class BlockQueue:
@@ -71,8 +71,8 @@ class BlockQueue:
     def depth(self) -> int:
         return len(self._entries)
 
-    def depth_of(self, pair: str) -> int:
-        return _count(self._entries, pair)
+    def depths(self) -> dict[str, int]:
+        return _count(self._entries.copy())
 
 
 class DropOldestQueue:
@@ -112,9 +112,10 @@ class DropOldestQueue:
     def depth(self) -> int:
         return len(self._entries)
 
-    def depth_of(self, pair: str) -> int:
+    def depths(self) -> dict[str, int]:
         with self._lock:
-            return _count(self._entries, pair)
+            entries = self._entries.copy()
+        return _count(entries)
 
     def _drop(self, excess: int) -> dict[str, int]:
         dropped: Counter[str] = Counter()
@@ -183,9 +184,10 @@ class LatestQueue:
     def depth(self) -> int:
         return len(self._entries)
 
-    def depth_of(self, pair: str) -> int:
+    def depths(self) -> dict[str, int]:
         with self._lock:
-            return sum(1 for entry in self._entries if not isinstance(entry, Event) and entry[0]["pair"] == pair)
+            entries = self._entries.copy()
+        return _count(entry if isinstance(entry, Event) else entry[0] for entry in entries)
 
 
 QUEUES: dict[str, Callable[[int], TickQueue]] = {
@@ -195,6 +197,6 @@ QUEUES: dict[str, Callable[[int], TickQueue]] = {
 }
 
 
-def _count(entries: deque[Entry], pair: str) -> int:
-    # A copy, made in one step: the other side goes on meanwhile.
-    return sum(1 for entry in entries.copy() if not isinstance(entry, Event) and entry["pair"] == pair)
+def _count(entries: Iterable[Entry]) -> dict[str, int]:
+    """Of a copy, which is made in one step: the other side goes on meanwhile."""
+    return Counter(entry["pair"] for entry in entries if not isinstance(entry, Event))

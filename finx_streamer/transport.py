@@ -99,11 +99,13 @@ class Target:
 class Attempt:
     """A handshake under way. `cancel` may be called from any thread, at any time."""
 
-    def __init__(self, refused_key: Secret | None = None) -> None:
+    def __init__(self, refused_key: Secret | None = None, key: Secret | None = None) -> None:
         #: A key that is not worth another try.
         self.refused_key = refused_key
-        #: The key that was used, once it is known.
-        self.key: Secret | None = None
+        #: The key to use, where it is known beforehand; else, once it is known, the one that was used.
+        self.key = key
+        #: A key that was asked for when this attempt's was refused, for the next one.
+        self.next_key: Secret | None = None
         self._deadline = math.inf
         self._lock = threading.Lock()
         self._cancelled = False
@@ -467,7 +469,7 @@ def open_connection(target: Target, attempt: Attempt) -> Connection:
 
 
 def _open(target: Target, attempt: Attempt) -> Connection:
-    key = attempt.key = target.keys.ask()
+    key = attempt.key = attempt.key or target.keys.ask()
     if key == attempt.refused_key:
         raise AuthenticationError("the API key was refused, and there is no other", permanent=True)
     sock = _connect(target, attempt)
@@ -478,7 +480,7 @@ def _open(target: Target, attempt: Attempt) -> Connection:
         try:
             connection.shake_hands()
         except _Refused as refusal:
-            raise _refusal(refusal, key, target.keys) from None
+            raise _refusal(refusal, target.keys, attempt) from None
         return connection
     except BaseException:
         sock.close()
@@ -546,7 +548,7 @@ def _check_status(response: bytes) -> None:
     raise _Refused(status, words[2] if len(words) > 2 else "", parsed, body[:_BODY_SHOWN].decode("utf-8", "replace"))
 
 
-def _refusal(refused: _Refused, key: Secret, keys: KeySource) -> ConnectionFailed:
+def _refusal(refused: _Refused, keys: KeySource, attempt: Attempt) -> ConnectionFailed:
     """The typed error for an HTTP answer. Source: the refusals of protocol.md, O."""
     status = refused.status
     answer = f"the server answered {status} {redact(refused.phrase)}".rstrip()
@@ -554,8 +556,8 @@ def _refusal(refused: _Refused, key: Secret, keys: KeySource) -> ConnectionFaile
         answer += f", {redact(refused.body.strip())!r}"
     wait = _retry_after(refused.headers) if status == 429 or status >= 500 else None
     if status in (401, 403):
-        unchanged = not keys.can_change or keys.ask() == key
-        return AuthenticationError(f"the API key was refused: {answer}", status=status, permanent=unchanged)
+        final = not _ask_for_another(keys, attempt)
+        return AuthenticationError(f"the API key was refused: {answer}", status=status, permanent=final)
     if status == 404:
         return StreamNotFound(f"no such stream: {answer}", status=status)
     if status == 429:
@@ -582,6 +584,19 @@ def _retry_after(headers: http.client.HTTPMessage) -> float | None:
             return max(0.0, moment - email.utils.parsedate_to_datetime(headers.get("Date", "")).timestamp())
         return max(0.0, math.ceil(moment - time.time()))
     return None
+
+
+def _ask_for_another(keys: KeySource, attempt: Attempt) -> bool:
+    """Whether another key may do what the refused one did not. One that is found is kept for the next attempt."""
+    if not keys.can_change:
+        return False
+    try:
+        another = keys.ask()
+    except ConnectionFailed:
+        # The next attempt asks again, and says what is wrong with the answer.
+        return True
+    attempt.next_key = another if another != attempt.key else None
+    return attempt.next_key is not None
 
 
 _CLOSE_CODES = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import pickle
 import traceback
 from collections.abc import Iterator
 from urllib.parse import quote
@@ -282,3 +283,9 @@ def test_a_masked_frame_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG, "websocket"):
         logging.getLogger("websocket").debug("++Sent raw: b'\\x81\\x84abcd....'")
     assert ["++Sent raw: ***"] == caplog.messages
+
+
+def test_a_key_is_not_pickled() -> None:
+    """What would show the key in a file is refused."""
+    with pytest.raises(TypeError, match="not pickled"):
+        pickle.dumps(Secret("some-key"))

@@ -980,3 +980,10 @@ except RuntimeError as error:
             check=False,
         )
         assert ("can't start new thread True 1\n", "") == (ended.stdout, ended.stderr)
+
+
+@pytest.mark.parametrize("overflow", ["drop_oldest", "latest"])
+def test_an_overflow_without_a_queue_is_refused(overflow: str) -> None:
+    """Inline there is no queue, and so nothing that could drop."""
+    with pytest.raises(ConfigurationError, match="dispatch='inline'"):
+        StreamListener("BTC:USDC", api_key="k", dispatch="inline", overflow=overflow)

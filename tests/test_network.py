@@ -272,11 +272,26 @@ def test_a_callable_that_has_no_other_key_ends_the_listener(seen: Seen, script: 
 
 def test_a_key_that_rotated_meanwhile_is_tried(seen: Seen) -> None:
     """401 for the old key is followed by an attempt with the new one."""
-    keys = iter(["old", "new", "new"])
+    keys = iter(["old", "new"])
     with Peer(refuse("401 Unauthorized"), stay(tick(1))) as peer:
         with seen.listener(peer.url, api_key=lambda: next(keys)):
             seen.wait_ticks(1)
         assert b"/streaming/new/" in peer.requests[1]
+
+
+def test_a_refusal_is_told_though_the_callable_fails(seen: Seen) -> None:
+    """401 is reported as what it is, even where asking for another key raises."""
+    answers = iter(["old", OSError("vault sealed"), "new"])
+
+    def key() -> str:
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    with Peer(refuse("401 Unauthorized"), stay(tick(1))) as peer, seen.listener(peer.url, api_key=key):
+        seen.wait_ticks(1)
+    assert [(401, True)] == [(error.status, error.will_retry) for error in seen.of_type(AuthenticationError)]
 
 
 def test_a_callable_that_raises_is_asked_again(seen: Seen) -> None:
@@ -709,3 +724,14 @@ def test_reconnects_leave_no_deadlines_behind(seen: Seen) -> None:
             assert pings.acquire(timeout=PATIENCE)
         # Not public, and not to be seen from outside but as a slow leak.
         assert len(listener._run.network._heap) <= 5  # type: ignore[union-attr]
+
+
+def test_long_intervals_do_not_fill_the_heap(seen: Seen) -> None:
+    """Deadlines that lie a day ahead are forgotten with their connections, and not a day later."""
+    policy = ReconnectPolicy(initial=0.0)
+    with (
+        Peer(*[leave_after()] * 150, stay(tick(1))) as peer,
+        seen.listener(peer.url, reconnect=policy, ping_interval=86_400.0) as listener,
+    ):
+        seen.wait_ticks(1)
+        assert len(listener._run.network._heap) <= 70  # type: ignore[union-attr]

@@ -135,7 +135,7 @@ def test_a_queue_does_what_its_model_does(policy: str, size: int, given_steps: l
         assert model.room() == queue.room()
         for name in PAIRS:
             expected = sum(not isinstance(entry, Event) and entry["pair"] == name for entry in model.entries)
-            assert expected == queue.depth_of(name)
+            assert expected == queue.depths().get(name, 0)
     assert [*map(shown, model.entries)] == [*map(shown, everything(queue))]
 
 
@@ -224,7 +224,7 @@ def exchange(queue: TickQueue, batches: list[list[Tick]], respect_room: bool) ->
         try:
             for batch in batches:
                 while respect_room and queue.room() < len(batch):
-                    queue.depth_of(batch[0]["pair"])
+                    queue.depths()
                 dropped.update(queue.put_ticks(batch))
                 queue.put_event(Event(State.STREAMING, batch[0]["pair"]))
         finally:
@@ -267,4 +267,4 @@ def test_what_is_dropped_and_what_is_taken_are_all_there_was_between_two_threads
     assert sorted(numbers) == numbers
     assert BATCHES[-1][-1] == ticks[-1]
     assert len(BATCHES) == len(taken) - len(ticks)
-    assert 0 == queue.depth() == sum(map(queue.depth_of, PAIRS))
+    assert 0 == queue.depth() == sum(queue.depths().values())
