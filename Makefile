@@ -42,8 +42,8 @@ docs: $(VENV)/.installed-dev ## build the documentation into docs/_build/html
 	@echo "docs/_build/html/index.html"
 
 .PHONY: bench
-bench: $(VENV)/.installed-dev ## throughput beside a plain websocket-client; arguments: make bench ARGS="--rounds 9"
-	$(BIN)/python tests/benchmarks/burst.py $(ARGS)
+bench: $(VENV)/.installed-bench ## beside other clients, 11 minutes; a part: make bench ARGS="burst latency --rounds 9"
+	$(BIN)/python tests/benchmarks/run.py $(ARGS)
 
 .PHONY: import-time
 import-time: $(VENV)/.installed-dev ## what `import finx_streamer` costs

@@ -1,26 +1,62 @@
-"""Who takes part: `python contenders.py NAME PORT COUNT` receives COUNT ticks and prints what it took as JSON.
+"""Who takes part. To add one, write a function with `@contender("its name")`.
 
-Each contender runs in a process of its own. It gets a port and a `Meter`, and calls the meter with every tick; all
-but `drain` build the same tick: a dict of eight keys. To add one, write a function with `@contender("name")`.
+A contender gets a `Feed` (what to connect to) and a callback. It connects to every pair of the feed, makes the same
+dict of eight keys of each tick, and calls the callback with it, for ever: the callback ends the process.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
-import os
+import selectors
 import socket
+import ssl
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from datetime import datetime
 from typing import Any
 
-import load_server
+import child
+import ticks
 
-Contender = Callable[[int, "Meter"], None]
+OnTick = Callable[[dict[str, Any]], None]
+Contender = Callable[["Feed", OnTick], None]
 CONTENDERS: dict[str, Contender] = {}
-FIELDS = {"pair", "date", "time", "exchange", "price", "timestamp", "received_ns", "backfilled"}
-PATH = "streaming/bench/BTC:USDC"
+
+DRAIN = "drain (bytes, unread)"
+PLAIN = "WebSocketApp, json"
+UNCHECKED = "WebSocketApp unchecked, orjson"
+WEBSOCKETS = "websockets, msgspec"
+AIOHTTP = "aiohttp, msgspec"
+PICOWS = "picows, msgspec"
+PICOWS_UVLOOP = "picows, msgspec, uvloop"
+THREAD = "StreamListener thread"
+INLINE = "StreamListener inline"
+THREAD_STDLIB = "StreamListener thread, no msgspec"
+INLINE_STDLIB = "StreamListener inline, no msgspec"
+#: Asyncio clients begin so many handshakes side by side, as StreamListener does.
+SIDE_BY_SIDE = 8
+
+
+class Feed:
+    """What to connect to, and how long to go on."""
+
+    def __init__(self, port: int, pairs: int, authority: str, seconds: float, count: int) -> None:
+        self.pairs = [ticks.pair(number) for number in range(pairs)]
+        self.base = f"{'wss' if authority else 'ws'}://127.0.0.1:{port}/"
+        self.port = port
+        self.context = ssl.create_default_context(cafile=authority) if authority else None
+        self.seconds = seconds
+        #: Ticks of each pair; 0 for no end.
+        self.count = count
+        #: For what only a `StreamListener` can tell.
+        self.listener: Any = None
+
+    def url(self, pair: str) -> str:
+        """Where the ticks of a pair are."""
+        return f"{self.base}streaming/bench/{pair}"
 
 
 def contender(name: str) -> Callable[[Contender], Contender]:
@@ -33,74 +69,53 @@ def contender(name: str) -> Callable[[Contender], Contender]:
     return enter
 
 
-class Meter:
-    """Counts ticks, adds up their prices, and ends the process with a report at the last one."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self._expected = sum(float(load_server.price(number)) for number in range(count))
-        self._left = count
-        self._total = 0.0
-        self._started = self._cpu = 0.0
-
-    def start(self) -> None:
-        self._started, self._cpu = time.perf_counter(), time.process_time()
-
-    def __call__(self, tick: dict[str, Any]) -> None:
-        if not self._started:
-            self.start()
-        self._total += tick["price"]
-        self._left -= 1
-        if not self._left:
-            self._check(tick)
-            self.report()
-
-    def _check(self, tick: dict[str, Any]) -> None:
-        right = (
-            set(tick) == FIELDS
-            and isinstance(tick["timestamp"], datetime)
-            and tick["timestamp"].utcoffset() is not None
-            and abs(self._total - self._expected) < 1e-6 * self._expected
-        )
-        if not right:
-            fail(f"wrong ticks: prices add up to {self._total}, not {self._expected}; the last is {tick}")
-
-    def report(self) -> None:
-        taken, cpu = time.perf_counter() - self._started, time.process_time() - self._cpu
-        os.write(1, json.dumps({"seconds": taken, "cpu": cpu}).encode())
-        # At once: how long a client takes to close is not what is measured here.
-        os._exit(0)
+@contender(DRAIN)
+def drain(feed: Feed, on_tick: OnTick) -> None:
+    """Receives bytes and looks at none of them: what the load server can do at the most."""
+    selector = selectors.DefaultSelector()
+    for pair in feed.pairs:
+        connection = socket.create_connection(("127.0.0.1", feed.port))
+        if feed.context is not None:
+            connection = feed.context.wrap_socket(connection, server_hostname="127.0.0.1")
+        connection.sendall(f"GET /{pair} HTTP/1.1\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode())
+        selector.register(connection, selectors.EVENT_READ, connection.recv_into)
+    # The answers to the handshakes count as ticks: one or two for each connection.
+    block = sum(len(ticks.frame(number)) for number in range(ticks.DISTINCT))
+    expected = feed.count * len(feed.pairs) * block // ticks.DISTINCT if feed.count else 1 << 62
+    buffer, received, start, cpu = bytearray(1 << 18), 0, 0.0, 0.0
+    while received < expected and (feed.count or not start or time.perf_counter() - start < feed.seconds):
+        for key, _ in selector.select():
+            received += key.data(buffer)
+        if not start and received > 1_000 * len(feed.pairs):
+            start, cpu = time.perf_counter(), time.process_time()
+    child.report(
+        seconds=time.perf_counter() - start,
+        cpu=time.process_time() - cpu,
+        count=received * ticks.DISTINCT // block,
+    )
 
 
-def fail(reason: str) -> None:
-    os.write(2, f"{reason}\n".encode())
-    os._exit(1)
-
-
-@contender("drain (raw socket)")
-def drain(port: int, meter: Meter) -> None:
-    """Receives the bytes and looks at none of them: the most that the load server can do."""
-    expected = sum(map(len, load_server.frames(meter.count)))
-    with socket.create_connection(("127.0.0.1", port)) as connection:
-        key = "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="
-        buffer = bytearray(1 << 20)
-        meter.start()
-        connection.sendall(f"GET /{PATH} HTTP/1.1\r\nHost: localhost\r\n{key}\r\n\r\n".encode())
-        received = connection.recv_into(buffer)
-        received -= buffer.index(b"\r\n\r\n") + 4
-        while received < expected:
-            received += connection.recv_into(buffer)
-        meter.report()
-
-
-@contender("plain WebSocketApp")
-def plain(port: int, meter: Meter) -> None:
-    """What one writes without this package: the other contenders are compared with it."""
+def _plain(feed: Feed, on_data: Callable[[Any, Any], None], **options: Any) -> None:
     import websocket
+
+    sslopt = {"context": feed.context} if feed.context else None
+
+    def listen(pair: str) -> None:
+        app = websocket.WebSocketApp(feed.url(pair), on_message=on_data, on_error=lambda _, error: child.fail(error))
+        app.run_forever(sslopt=sslopt, **options)
+
+    for pair in feed.pairs[1:]:
+        threading.Thread(target=listen, args=(pair,), daemon=True).start()
+    listen(feed.pairs[0])
+
+
+@contender(PLAIN)
+def plain(feed: Feed, on_tick: OnTick) -> None:
+    """What one writes without this package: the other contenders are compared with it."""
 
     def on_message(app: object, text: str) -> None:
         data = json.loads(text)["resultData"]
-        meter(
+        on_tick(
             {
                 "pair": data["pair"],
                 "date": data["date"],
@@ -113,52 +128,203 @@ def plain(port: int, meter: Meter) -> None:
             }
         )
 
-    def on_error(app: object, error: Exception) -> None:
-        fail(repr(error))
-
-    websocket.WebSocketApp(f"ws://127.0.0.1:{port}/{PATH}", on_message=on_message, on_error=on_error).run_forever()
+    _plain(feed, on_message)
 
 
-def _listen(port: int, meter: Meter, **options: Any) -> None:
-    from finx_streamer import StreamListener
+@contender(UNCHECKED)
+def unchecked(feed: Feed, on_tick: OnTick) -> None:
+    """The same, with what its documentation and a quick JSON reader have to offer."""
+    import orjson
+
+    def on_message(app: object, payload: bytes) -> None:
+        data = orjson.loads(payload)["resultData"]
+        on_tick(
+            {
+                "pair": data["pair"],
+                "date": data["date"],
+                "time": data["time"],
+                "exchange": data["exchange"],
+                "price": float(data["price"]),
+                "timestamp": datetime.fromisoformat(f"{data['date']}T{data['time']}"),
+                "received_ns": time.time_ns(),
+                "backfilled": False,
+            }
+        )
+
+    _plain(feed, on_message, skip_utf8_validation=True)
+
+
+def _tick_reader() -> Callable[[Any], dict[str, Any]]:
+    """From a message to a tick by msgspec, in the quickest way that we know: into objects that no collector tracks."""
+    import msgspec
+
+    names = ("pair", "date", "time", "exchange", "price")
+    fields = msgspec.defstruct("Fields", [(name, str) for name in names], gc=False)
+    message = msgspec.defstruct("Message", [("results", str), ("resultData", fields)], gc=False)
+    decode, parse_time, clock = msgspec.json.Decoder(message).decode, datetime.fromisoformat, time.time_ns
+
+    def read(payload: Any) -> dict[str, Any]:
+        raw = decode(payload).resultData
+        return {
+            "pair": raw.pair,
+            "date": raw.date,
+            "time": raw.time,
+            "exchange": raw.exchange,
+            "price": float(raw.price),
+            "timestamp": parse_time(f"{raw.date}T{raw.time}"),
+            "received_ns": clock(),
+            "backfilled": False,
+        }
+
+    return read
+
+
+async def _each_pair(feed: Feed, connect: Callable[[str], Coroutine[Any, Any, None]]) -> None:
+    """Await `connect` for each pair's URL, a few side by side. What goes on afterwards is the contender's."""
+    places = asyncio.Semaphore(SIDE_BY_SIDE)
+
+    async def one(pair: str) -> None:
+        async with places:
+            await connect(feed.url(pair))
+
+    try:
+        await asyncio.gather(*map(one, feed.pairs))
+    except Exception as error:
+        child.fail(repr(error))
+
+
+async def _for_ever() -> None:
+    await asyncio.Event().wait()
+
+
+@contender(WEBSOCKETS)
+def websockets(feed: Feed, on_tick: OnTick) -> None:
+    """Its asyncio client; frames are unmasked and checked by its C extension."""
+    from websockets.asyncio.client import connect
+
+    read = _tick_reader()
+
+    async def main() -> None:
+        tasks = set()
+
+        async def listen(connection: Any) -> None:
+            while True:
+                on_tick(read(await connection.recv(decode=False)))
+
+        async def begin(url: str) -> None:
+            connection = await connect(url, ssl=feed.context, compression=None, proxy=None, max_queue=1_024)
+            tasks.add(asyncio.create_task(listen(connection)))
+
+        await _each_pair(feed, begin)
+        await asyncio.gather(*tasks)
+
+    asyncio.run(main())
+
+
+@contender(AIOHTTP)
+def aiohttp(feed: Feed, on_tick: OnTick) -> None:
+    """Its websocket reader is compiled; text is left as bytes for the decoder."""
+    import aiohttp
+
+    read = _tick_reader()
+
+    async def main() -> None:
+        tasks = set()
+
+        async def listen(connection: Any) -> None:
+            async for message in connection:
+                on_tick(read(message.data))
+
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+
+            async def begin(url: str) -> None:
+                connection = await session.ws_connect(url, ssl=feed.context or True, decode_text=False)
+                tasks.add(asyncio.create_task(listen(connection)))
+
+            await _each_pair(feed, begin)
+            await asyncio.gather(*tasks)
+
+    asyncio.run(main())
+
+
+def _picows(feed: Feed, on_tick: OnTick, run: Callable[[Any], Any]) -> None:
+    from picows import WSListener, WSMsgType, ws_connect
+
+    read, text = _tick_reader(), WSMsgType.TEXT
+
+    class Reader(WSListener):
+        def on_ws_frame(self, transport: Any, frame: Any) -> None:
+            if frame.msg_type == text:
+                on_tick(read(frame.get_payload_as_bytes()))
+
+    async def main() -> None:
+        connections = []
+
+        async def begin(url: str) -> None:
+            connections.append(await ws_connect(Reader, url, ssl_context=feed.context))
+
+        await _each_pair(feed, begin)
+        await _for_ever()
+
+    run(main())
+
+
+@contender(PICOWS)
+def picows(feed: Feed, on_tick: OnTick) -> None:
+    """Compiled: frames, and the protocol between them and the event loop."""
+    _picows(feed, on_tick, asyncio.run)
+
+
+@contender(PICOWS_UVLOOP)
+def picows_uvloop(feed: Feed, on_tick: OnTick) -> None:
+    """With a compiled event loop as well."""
+    import uvloop
+
+    _picows(feed, on_tick, uvloop.run)
+
+
+def _listen(feed: Feed, on_tick: OnTick, **options: Any) -> None:
+    from finx_streamer import SlowConsumer, StreamListener
 
     def on_error(error: Exception) -> None:
-        fail(repr(error))
+        # A burst is just that: more than the callback takes.
+        if not isinstance(error, SlowConsumer):
+            child.fail(repr(error))
 
-    StreamListener(
-        "BTC:USDC",
+    feed.listener = StreamListener(
+        *feed.pairs,
         api_key="bench",
-        endpoint=f"ws://127.0.0.1:{port}/",
-        on_tick=meter,
+        endpoint=feed.base,
+        on_tick=on_tick,
         on_error=on_error,
         reconnect=None,
+        ssl_context=feed.context,
         **options,
-    ).start().join()
+    )
+    feed.listener.start().join()
 
 
-@contender("StreamListener, thread")
-def thread(port: int, meter: Meter) -> None:
-    _listen(port, meter, dispatch="thread")
+@contender(THREAD)
+def thread(feed: Feed, on_tick: OnTick) -> None:
+    """The default: callbacks on a thread of their own."""
+    _listen(feed, on_tick, dispatch="thread")
 
 
-@contender("StreamListener, inline")
-def inline(port: int, meter: Meter) -> None:
-    _listen(port, meter, dispatch="inline")
+@contender(INLINE)
+def inline(feed: Feed, on_tick: OnTick) -> None:
+    """Callbacks on the network thread."""
+    _listen(feed, on_tick, dispatch="inline")
 
 
-@contender("StreamListener, thread, no msgspec")
-def thread_without_msgspec(port: int, meter: Meter) -> None:
+@contender(THREAD_STDLIB)
+def thread_stdlib(feed: Feed, on_tick: OnTick) -> None:
+    """The default installation, without the extra [speed]."""
     sys.modules["msgspec"] = None  # type: ignore[assignment]
-    _listen(port, meter, dispatch="thread")
+    _listen(feed, on_tick, dispatch="thread")
 
 
-@contender("StreamListener, inline, no msgspec")
-def inline_without_msgspec(port: int, meter: Meter) -> None:
+@contender(INLINE_STDLIB)
+def inline_stdlib(feed: Feed, on_tick: OnTick) -> None:
+    """Inline without the extra [speed]."""
     sys.modules["msgspec"] = None  # type: ignore[assignment]
-    _listen(port, meter, dispatch="inline")
-
-
-if __name__ == "__main__":
-    name, port, count = sys.argv[1:]
-    CONTENDERS[name](int(port), Meter(int(count)))
-    fail(f"{name}: ended before the last tick")
+    _listen(feed, on_tick, dispatch="inline")

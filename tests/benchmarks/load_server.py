@@ -1,92 +1,277 @@
-"""A websocket server that sends ticks as fast as they are taken: `python load_server.py COUNT`.
+"""A websocket server for benchmarks: one process, one thread, frames that are encoded before they are needed.
 
-The frames are encoded before the first connection and go out in large pieces, so that this process costs next to
-nothing a tick and the client is what is measured. It prints its port, serves one connection after another, each with
-the same COUNT ticks, and ends when its standard input is closed.
+`python load_server.py SETTINGS`, where SETTINGS is a JSON object with the fields of `Settings`. It prints its port,
+and "open" whenever all clients it waits for are connected; before that it sends nothing. On its standard input it takes
+"drop SECONDS" (close all connections, and refuse new ones so long); at its end it prints what it saw, as JSON.
 """
 
 from __future__ import annotations
 
+import array
 import base64
 import contextlib
+import ctypes
 import hashlib
+import json
 import os
+import selectors
 import socket
-import struct
+import ssl
 import sys
-import threading
+import time
+from collections import deque
+from typing import Any, NamedTuple
 
-DISTINCT = 5_000
+import ticks
+
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-_EXCHANGES = ("BINANCE", "COINBASE", "KRAKEN", "FTX", "BITSTAMP", "GEMINI")
+_READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+#: From the last handshake to the first paced tick, in seconds.
+_SETTLE = 0.5
+_PR_SET_TIMERSLACK = 29
 
 
-def message(number: int) -> bytes:
-    """The text of the tick with this number, in the form of the protocol's example."""
-    number %= DISTINCT
-    minutes, milliseconds = divmod(number * 37, 60_000)
-    seconds, milliseconds = divmod(milliseconds, 1_000)
-    return (
-        '{"results":"streaming","resultData":{"pair":"BTC:USDC","date":"2022-07-02",'
-        f'"time":"15:{minutes:02}:{seconds:02}.{milliseconds:03}Z","exchange":"{_EXCHANGES[number % 6]}",'
-        f'"price":"{price(number)}"}}}}'
-    ).encode()
+class Settings(NamedTuple):
+    """What the server is told to do."""
+
+    #: "burst" sends as fast as it is taken, "paced" at a rate, "quiet" nothing.
+    mode: str = "burst"
+    clients: int = 1
+    #: Burst: ticks a connection, 0 for no end. Paced: ticks in all.
+    count: int = 0
+    #: Paced: ticks a second, in all.
+    rate: float = 0.0
+    #: Seconds from a request to its answer, as a distant server would take.
+    handshake: float = 0.0
+    certificate: str = ""
 
 
-def price(number: int) -> str:
-    return f"{19_000 + number % DISTINCT * 0.01:.2f}"
+class Peer:
+    """One connection."""
+
+    __slots__ = ("accepted", "at", "is_open", "left", "name", "request", "socket", "unsent", "view")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        self.accepted = time.monotonic()
+        self.request = b""
+        self.is_open = False
+        self.name = b""
+        # What a burst sends over and over, how far it is, and how many bytes are left of it all.
+        self.view = memoryview(b"")
+        self.at = self.left = 0
+        # What a paced tick left behind because the client did not take it.
+        self.unsent = b""
 
 
-def frames(count: int) -> list[bytes]:
-    """Pieces that hold `count` unmasked text frames in all."""
-    encoded = [_frame(message(number)) for number in range(min(count, DISTINCT))]
-    whole, rest = divmod(count, len(encoded))
-    block = b"".join(encoded)
-    return [block] * whole + [b"".join(encoded[:rest])]
+class Server:
+    """See the module."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._selector = selectors.DefaultSelector()
+        self._listening = socket.create_server(("127.0.0.1", 0), backlog=4_096)
+        self._listening.setblocking(False)
+        self._context = self._tls()
+        self._peers: set[Peer] = set()
+        self._held: deque[tuple[float, Peer]] = deque()
+        self._open = 0
+        self._paced = False
+        self._refuse_until = 0.0
+        self._block = b"".join(map(ticks.frame, range(ticks.DISTINCT)))
+        #: When each connection came, when it was answered, and how (HTTP status; 0: not at all).
+        self._attempts: list[tuple[float, float, int]] = []
+        self._shaking = self._side_by_side = 0
+        self._seen: dict[str, Any] = {}
+
+    def run(self) -> None:
+        """Serve until standard input is closed."""
+        self._selector.register(self._listening, _READ, self._accept)
+        self._selector.register(sys.stdin.buffer.raw, _READ, self._command)  # type: ignore[attr-defined]
+        _say(self._listening.getsockname()[1])
+        with contextlib.suppress(EOFError):
+            while True:
+                wait = max(0.0, self._held[0][0] - time.monotonic()) if self._held else None
+                for key, mask in self._selector.select(wait):
+                    if isinstance(key.data, Peer):
+                        self._serve(key.data, mask)
+                    else:
+                        key.data()
+                while self._held and self._held[0][0] <= time.monotonic():
+                    self._answer(self._held.popleft()[1])
+        seen = {"attempts": self._attempts, "side_by_side": self._side_by_side, "cpu": time.process_time()}
+        _say(json.dumps(self._seen | seen))
+
+    def _tls(self) -> ssl.SSLContext | None:
+        if not self._settings.certificate:
+            return None
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self._settings.certificate)
+        return context
+
+    def _command(self) -> None:
+        words = os.read(0, 4_096).decode().split()
+        if not words:
+            raise EOFError
+        _, seconds = words
+        self._seen.setdefault("drops", []).append(time.monotonic())
+        self._refuse_until = time.monotonic() + float(seconds)
+        for peer in list(self._peers):
+            self._forget(peer)
+
+    # Handshakes.
+
+    def _accept(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sock, _ = self._listening.accept()
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if self._context is not None:
+                    # Blocks: where TLS is measured there is one client.
+                    sock = self._context.wrap_socket(sock, server_side=True)
+                sock.setblocking(False)
+                peer = Peer(sock)
+                self._peers.add(peer)
+                self._shaking += 1
+                self._side_by_side = max(self._side_by_side, self._shaking)
+                self._selector.register(sock, _READ, peer)
+
+    def _serve(self, peer: Peer, mask: int) -> None:
+        try:
+            if mask & _READ:
+                data = peer.socket.recv(65_536)
+                if not data:
+                    raise ConnectionResetError
+                # What an open connection says (pings, a close frame) does not matter here.
+                if not peer.is_open:
+                    peer.request += data
+                    if b"\r\n\r\n" in peer.request:
+                        self._held.append((time.monotonic() + self._settings.handshake, peer))
+            if mask & _WRITE:
+                self._burst(peer)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            pass
+        except OSError:
+            self._forget(peer)
+
+    def _answer(self, peer: Peer) -> None:
+        if peer not in self._peers:
+            return
+        refused = time.monotonic() < self._refuse_until
+        self._end_handshake(peer, 503 if refused else 101)
+        try:
+            if refused:
+                peer.socket.send(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                self._forget(peer)
+            else:
+                self._open_up(peer)
+        except OSError:
+            self._forget(peer)
+
+    def _end_handshake(self, peer: Peer, status: int) -> None:
+        self._shaking -= 1
+        self._attempts.append((peer.accepted, time.monotonic(), status))
+
+    def _open_up(self, peer: Peer) -> None:
+        lines = peer.request.split(b"\r\n\r\n")[0].split(b"\r\n")
+        headers = {name.lower(): value for name, _, value in (line.partition(b": ") for line in lines[1:])}
+        accept = base64.b64encode(hashlib.sha1(headers[b"sec-websocket-key"] + _GUID).digest())
+        peer.socket.send(
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n"
+        )
+        peer.is_open = True
+        peer.name = lines[0].split()[1].rpartition(b"/")[2]
+        self._open += 1
+        if self._settings.mode == "burst":
+            block = self._block.replace(ticks.pair(0).encode(), peer.name)
+            peer.view = memoryview(block)
+            ends = [len(ticks.frame(number)) for number in range(self._settings.count % ticks.DISTINCT)]
+            peer.left = self._settings.count // ticks.DISTINCT * len(block) + sum(ends) or 1 << 62
+        if self._open == self._settings.clients:
+            _say("open")
+            self._begin()
+
+    def _begin(self) -> None:
+        if self._settings.mode == "burst":
+            for peer in self._peers:
+                self._selector.modify(peer.socket, _READ | _WRITE, peer)
+        elif self._settings.mode == "paced" and not self._paced:
+            self._paced = True
+            self._pace()
+
+    def _forget(self, peer: Peer) -> None:
+        if peer in self._peers:
+            self._peers.discard(peer)
+            if peer.is_open:
+                self._open -= 1
+            elif peer.request == b"" or any(peer is other for _, other in self._held):
+                self._end_handshake(peer, 0)
+            self._selector.unregister(peer.socket)
+            peer.socket.close()
+
+    # Sending.
+
+    def _burst(self, peer: Peer) -> None:
+        sent = peer.socket.send(peer.view[peer.at : peer.at + peer.left])
+        peer.at = (peer.at + sent) % len(peer.view)
+        peer.left -= sent
+        if not peer.left:
+            self._selector.modify(peer.socket, _READ, peer)
+
+    def _pace(self) -> None:
+        """Send each tick when it is due, in turn to each connection, with the time of its sending in it."""
+        peers = sorted(self._peers, key=lambda peer: peer.name)
+        stamp = "0" * ticks.STAMP_DIGITS
+        frames = [ticks.frame(number, stamp).partition(stamp.encode()) for number in range(ticks.DISTINCT)]
+        forms = [(*before.partition(ticks.pair(0).encode()), after) for before, _, after in frames]
+        count, step = self._settings.count, int(1e9 / self._settings.rate)
+        late = array.array("q", bytes(8 * count))
+        # Without it, a sleep takes 50 us longer than it should.
+        ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1)
+        clock, cpu = time.monotonic_ns, time.process_time()
+        start = clock() + int(_SETTLE * 1e9)
+        blocked = 0
+        for number in range(count):
+            due = start + number * step
+            now = clock()
+            while now < due:
+                time.sleep((due - now) / 1e9)
+                now = clock()
+            peer = peers[number % len(peers)]
+            head, _, middle, tail = forms[number % ticks.DISTINCT]
+            blocked += _send(peer, b"".join((head, peer.name, middle, b"%019d" % now, tail)))
+            late[number] = now - due
+        seconds = (clock() - start) / 1e9
+        for peer in peers:
+            peer.socket.setblocking(True)
+            peer.socket.sendall(peer.unsent)
+            peer.socket.setblocking(False)
+        ordered = sorted(late)
+        self._seen |= {
+            "late_p50": ordered[count // 2] / 1e3,
+            "late_p99": ordered[count * 99 // 100] / 1e3,
+            "late_max": ordered[-1] / 1e3,
+            "sent_per_second": count / seconds,
+            "blocked": blocked,
+            "busy": (time.process_time() - cpu) / (seconds + _SETTLE),
+        }
 
 
-def _frame(payload: bytes) -> bytes:
-    if len(payload) < 126:
-        return struct.pack("!BB", 0x81, len(payload)) + payload
-    return struct.pack("!BBH", 0x81, 126, len(payload)) + payload
+def _send(peer: Peer, data: bytes) -> bool:
+    """Send without waiting. Whether the client had no room for all of it."""
+    if peer.unsent:
+        data = peer.unsent + data
+    try:
+        peer.unsent = data[peer.socket.send(data) :]
+    except BlockingIOError:
+        peer.unsent = data
+    return bool(peer.unsent)
 
 
-def serve(listening: socket.socket, pieces: list[bytes]) -> None:
-    while True:
-        connection, _ = listening.accept()
-        with connection, contextlib.suppress(ConnectionError):
-            _shake_hands(connection)
-            for piece in pieces:
-                connection.sendall(piece)
-            # Until the client leaves; what it says (a close frame) does not matter.
-            while connection.recv(4_096):
-                pass
-
-
-def _shake_hands(connection: socket.socket) -> None:
-    request = b""
-    while b"\r\n\r\n" not in request:
-        received = connection.recv(4_096)
-        if not received:
-            raise ConnectionResetError
-        request += received
-    headers = dict(line.split(b": ", 1) for line in request.split(b"\r\n\r\n")[0].split(b"\r\n")[1:])
-    key = {name.lower(): value for name, value in headers.items()}[b"sec-websocket-key"]
-    accept = base64.b64encode(hashlib.sha1(key + _GUID).digest())
-    connection.sendall(
-        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n"
-    )
-
-
-def _end_with_parent() -> None:
-    sys.stdin.read()
-    os._exit(0)
+def _say(what: object) -> None:
+    print(what, flush=True)
 
 
 if __name__ == "__main__":
-    listening = socket.create_server(("127.0.0.1", 0))
-    pieces = frames(int(sys.argv[1]))
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    print(listening.getsockname()[1], flush=True)
-    serve(listening, pieces)
+    Server(Settings(**json.loads(sys.argv[1]))).run()

@@ -1,0 +1,296 @@
+"""What the benchmarks share: processes, rounds, tables, and a word on the machine."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import platform
+import select
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HERE = Path(__file__).parent
+PACKAGES = (
+    "finx-streamer",
+    "websocket-client",
+    "attrs",
+    "msgspec",
+    "orjson",
+    "websockets",
+    "aiohttp",
+    "picows",
+    "aiofastnet",
+    "uvloop",
+)
+#: A run counts as disturbed where other processes took more than this share of the machine.
+DISTURBANCE = 0.05
+#: How often a disturbed run is repeated before the least disturbed one is taken.
+REPEATS = 2
+#: At most this share of a benchmark's runs is repeated: on a busy machine it must end, too.
+_REPEATED = 0.25
+_CALM_DOWN = 1.0
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+
+Figures = dict[str, Any]
+
+
+class Options(NamedTuple):
+    """What all benchmarks are told."""
+
+    rounds: int
+    #: How long one run measures, more or less.
+    seconds: float
+    #: Only contenders whose name holds one of these; all where there are none.
+    only: tuple[str, ...]
+    memory_ticks: int
+
+    def chosen(self, names: Iterable[str], always: Sequence[str] = ()) -> list[str]:
+        """Those of the names that take part."""
+        return [name for name in names if name in always or not self.only or any(part in name for part in self.only)]
+
+
+# Processes.
+
+
+class Server:
+    """A load server's process. See `load_server.Settings` for what it can be told."""
+
+    def __init__(self, **settings: Any) -> None:
+        self._process = _start("load_server.py", settings)
+        self.port = int(self._line(10.0))
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def wait_open(self, timeout: float) -> None:
+        """Return when all clients are connected."""
+        line = self._line(timeout)
+        if line != "open":
+            raise RuntimeError(f"the load server said {line!r} in place of 'open'")
+
+    def drop(self, seconds: float) -> None:
+        """Close all connections, and refuse new ones for so long."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"drop {seconds}\n")
+        self._process.stdin.flush()
+
+    def finish(self) -> Figures:
+        """End it. Returns what it saw."""
+        output, _ = self._process.communicate(timeout=30.0)
+        return dict(json.loads(output.splitlines()[-1]))
+
+    def kill(self) -> None:
+        _kill(self._process)
+
+    def _line(self, timeout: float) -> str:
+        assert self._process.stdout is not None
+        if not select.select([self._process.stdout], [], [], timeout)[0]:
+            raise RuntimeError(f"the load server said nothing for {timeout:g} s")
+        return self._process.stdout.readline().strip()
+
+
+@contextlib.contextmanager
+def serving(**settings: Any) -> Iterator[Server]:
+    """A load server, that is gone afterwards."""
+    server = Server(**settings)
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+@contextlib.contextmanager
+def client(script: str = "client.py", **job: Any) -> Iterator[subprocess.Popen[str]]:
+    """A client's process, that is gone afterwards. See `client.Job`."""
+    process = _start(script, job)
+    try:
+        yield process
+    finally:
+        _kill(process)
+
+
+def ended(process: subprocess.Popen[str], what: str, timeout: float) -> Figures:
+    """Wait for a client's end. Returns what it measured."""
+    try:
+        output, errors = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        raise RuntimeError(f"{what}: not ready within {timeout:g} s") from None
+    if process.returncode:
+        raise RuntimeError(f"{what}: {errors.strip()[-2_000:]}")
+    return dict(json.loads(output))
+
+
+def run(contender: str, server: Mapping[str, Any], job: Mapping[str, Any], timeout: float = 60.0) -> Figures:
+    """One client and one server, from their start to their end. What both measured, and how disturbed they were."""
+    with serving(**server) as serves, client(contender=contender, port=serves.port, **job) as process:
+        watch = Watch(serves.pid, process.pid)
+        figures = ended(process, contender, timeout)
+        figures["disturbed"] = watch.disturbance()
+        return {"server": serves.finish(), **figures}
+
+
+def _start(script: str, arguments: Mapping[str, Any]) -> subprocess.Popen[str]:
+    command = [sys.executable, str(HERE / script), json.dumps(arguments)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                stream.close()
+
+
+@functools.cache
+def certificates() -> tuple[str, str]:
+    """Paths of a certificate for 127.0.0.1 with its key, and of the authority that signed it."""
+    import trustme
+
+    folder = Path(_folder().name)
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    for part in (issued.private_key_pem, *issued.cert_chain_pems):
+        part.write_to_path(str(folder / "server.pem"), append=True)
+    authority.cert_pem.write_to_path(str(folder / "authority.pem"))
+    return str(folder / "server.pem"), str(folder / "authority.pem")
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="bench-")
+
+
+# Rounds.
+
+
+class Watch:
+    """How much of the machine others take while something is measured."""
+
+    def __init__(self, *own: int) -> None:
+        self._own = {os.getpid(), *own}
+        self._start, self._before = time.monotonic(), self._others()
+
+    def disturbance(self) -> float:
+        """The share of all CPUs that was taken by other processes, or by other machines on the same host."""
+        taken = max(0.0, self._others() - self._before)
+        return taken / (time.monotonic() - self._start) / (os.cpu_count() or 1)
+
+    def _others(self) -> float:
+        """CPU seconds of all other processes so far, those of their ended children included, and stolen ones."""
+        used = int(Path("/proc/stat").read_text().split("\n", 1)[0].split()[8])
+        for folder in Path("/proc").glob("[0-9]*"):
+            if int(folder.name) not in self._own:
+                with contextlib.suppress(OSError):
+                    # The name in brackets may hold spaces.
+                    fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                    used += sum(map(int, fields[11:15]))
+        return used / _TICKS_PER_SECOND
+
+
+def rounds(jobs: Mapping[str, Callable[[], Figures]], count: int) -> dict[str, list[Figures]]:
+    """Run all jobs in turn, `count` times, beginning with another one each time. Disturbed runs are repeated."""
+    results: dict[str, list[Figures]] = {name: [] for name in jobs}
+    names = list(jobs)
+    repeats = int(_REPEATED * count * len(names))
+    for number in range(count):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            note(f"round {number + 1} of {count}: {name}")
+            figures = _calm_run(jobs[name], min(repeats, REPEATS))
+            repeats -= figures["repeats"]
+            results[name].append(figures)
+    note("")
+    return results
+
+
+def _calm_run(job: Callable[[], Figures], repeats: int) -> Figures:
+    """Run it until it is not disturbed; else the run that was disturbed the least."""
+    runs = []
+    for attempt in range(1 + repeats):
+        if attempt:
+            time.sleep(_CALM_DOWN)
+        runs.append(job())
+        if runs[-1]["disturbed"] <= DISTURBANCE:
+            break
+    best = min(runs, key=lambda figures: figures["disturbed"])
+    return {**best, "repeats": len(runs) - 1}
+
+
+def note(text: str) -> None:
+    """Say what is going on, in one line of the terminal; a pipe gets nothing."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\033[K{text}")
+        sys.stderr.flush()
+
+
+def median(results: Iterable[Figures], key: str | Callable[[Figures], float]) -> float:
+    """The median of one figure."""
+    return statistics.median(figures[key] if isinstance(key, str) else key(figures) for figures in results)
+
+
+def spread(results: Iterable[Figures], key: Callable[[Figures], float], form: str = ",.0f") -> str:
+    """The least and the greatest of one figure."""
+    values = [key(figures) for figures in results]
+    return f"{min(values):{form}} to {max(values):{form}}"
+
+
+def rate(figures: Figures) -> float:
+    """Ticks a second."""
+    return float(figures["count"] / figures["seconds"])
+
+
+# What is shown.
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table in Markdown: the first column to the left, the others to the right."""
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def disturbed(results: Mapping[str, list[Figures]]) -> str:
+    """A line on how quiet the machine was."""
+    runs = [figures for all_runs in results.values() for figures in all_runs]
+    repeats = sum(figures["repeats"] for figures in runs)
+    left = sum(figures["disturbed"] > DISTURBANCE for figures in runs)
+    return (
+        f"{len(runs)} runs; {repeats} repeated since other processes took more than {DISTURBANCE:.0%} of the machine, "
+        f"{left} disturbed ones left among them."
+    )
+
+
+def machine() -> str:
+    """The machine and what is installed on it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    cpu = f"{os.cpu_count()} x {models[0] if models else platform.processor() or platform.machine()}"
+    return "\n".join(
+        (
+            f"Python {platform.python_version()}, {platform.system()} {platform.release()}, {cpu}",
+            ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
+        )
+    )
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"

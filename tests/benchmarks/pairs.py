@@ -1,0 +1,32 @@
+"""Throughput over many pairs: what a tick costs must not grow with their number."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import contenders as who
+from harness import Figures, Options, disturbed, median, rate, rounds, run, table
+
+TITLE = "Burst over 1 to 1,000 pairs, ticks/s in all"
+NAMES = (who.DRAIN, who.PICOWS, who.THREAD, who.INLINE)
+PAIRS = (1, 10, 100, 1_000)
+#: Ticks in all, for each second of a burst.
+_COUNT = 600_000
+
+
+def benchmark(options: Options) -> str:
+    """The same number of ticks over ever more pairs."""
+    names = options.chosen(NAMES, always=(who.DRAIN,))
+    jobs = {f"{name}, {pairs}": _job(name, pairs, options.seconds) for name in names for pairs in PAIRS}
+    results = rounds(jobs, options.rounds)
+    rows = []
+    for name in names:
+        speeds = [median(results[f"{name}, {pairs}"], rate) for pairs in PAIRS]
+        rows.append((name, *(f"{speed:,.0f}" for speed in speeds), f"{speeds[-1] / speeds[0]:.2f}"))
+    heads = ("contender", *(f"{pairs:,} {'pairs' if pairs > 1 else 'pair'}" for pairs in PAIRS), "1,000 / 1")
+    return f"{table(heads, rows)}\n\n{disturbed(results)}"
+
+
+def _job(name: str, pairs: int, seconds: float) -> partial[Figures]:
+    count = int(_COUNT * seconds) // pairs
+    return partial(run, name, {"mode": "burst", "clients": pairs, "count": count}, {"pairs": pairs, "count": count})

@@ -1,0 +1,76 @@
+"""The ticks that all benchmarks send, and how a received one is checked."""
+
+from __future__ import annotations
+
+import struct
+from datetime import UTC, datetime
+from typing import Any
+
+#: Ticks repeat after so many.
+DISTINCT = 1_000
+MOST_PAIRS = 1_000
+FIELDS = frozenset({"pair", "date", "time", "exchange", "price", "timestamp", "received_ns", "backfilled"})
+#: Digits of the time stamp that paced ticks carry in place of an exchange.
+STAMP_DIGITS = 19
+_DATE = "2022-07-02"
+_EXCHANGES = ("BINANCE", "COINBASE", "KRAKEN", "FTX", "BITSTAMP", "GEMINI")
+
+
+def pair(number: int) -> str:
+    """The name of a pair. All have the same length, so that frames of one can be made from frames of another."""
+    return f"C{number:03}:USD"
+
+
+def price(number: int) -> str:
+    """The price of a tick, as the wire has it."""
+    return f"{19_000 + number % DISTINCT * 0.01:.2f}"
+
+
+def total(count: int) -> float:
+    """What the prices of the first `count` ticks add up to."""
+    whole, rest = divmod(count, DISTINCT)
+    prices = [float(price(number)) for number in range(DISTINCT)]
+    return whole * sum(prices) + sum(prices[:rest])
+
+
+def frame(number: int, exchange: str | None = None) -> bytes:
+    """An unmasked text frame with the tick of this number, of the first pair, in the form of the protocol's example."""
+    text = (
+        f'{{"results":"streaming","resultData":{{"pair":"{pair(0)}","date":"{_DATE}","time":"{_time(number)}",'
+        f'"exchange":"{exchange or _exchange(number)}","price":"{price(number)}"}}}}'
+    )
+    payload = text.encode()
+    if len(payload) < 126:
+        return struct.pack("!BB", 0x81, len(payload)) + payload
+    return struct.pack("!BBH", 0x81, 126, len(payload)) + payload
+
+
+def fault(tick: dict[str, Any], number: int, stamped: bool = False) -> str | None:
+    """What is wrong with a received tick; None where it is right in all eight fields."""
+    moment = datetime.fromisoformat(f"{_DATE}T{_time(number)}")
+    wrong = [
+        name
+        for name, right in {
+            "the set of fields": tick.keys() == FIELDS,
+            "pair": tick["pair"][0] == "C" and tick["pair"][4:] == ":USD",
+            "date": tick["date"] == _DATE,
+            "time": tick["time"] == _time(number),
+            "exchange": len(tick["exchange"]) == STAMP_DIGITS if stamped else tick["exchange"] == _exchange(number),
+            "price": tick["price"] == float(price(number)),
+            "timestamp": tick["timestamp"] == moment and tick["timestamp"].utcoffset() == UTC.utcoffset(None),
+            "received_ns": type(tick["received_ns"]) is int,
+            "backfilled": tick["backfilled"] is False,
+        }.items()
+        if not right
+    ]
+    return f"wrong {', '.join(wrong)} in tick {number}: {tick}" if wrong else None
+
+
+def _time(number: int) -> str:
+    minutes, milliseconds = divmod(number % DISTINCT * 37, 60_000)
+    seconds, milliseconds = divmod(milliseconds, 1_000)
+    return f"15:{minutes:02}:{seconds:02}.{milliseconds:03}Z"
+
+
+def _exchange(number: int) -> str:
+    return _EXCHANGES[number % DISTINCT % len(_EXCHANGES)]
