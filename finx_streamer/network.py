@@ -391,8 +391,8 @@ class Network:
         messages = stream.counters.messages
         now = time.monotonic()
         self._deliver(stream)
-        stream.session.received(now, stream.counters.messages > messages)
-        self._schedule(stream)
+        if stream.session.received(now, stream.counters.messages > messages):
+            self._schedule(stream)
 
     def _deliver(self, stream: Stream) -> None:
         """Hand on what has been read, as far as there is room; the rest waits, unread and undecoded."""

@@ -173,13 +173,18 @@ class Session:
         self._was_open = True
         return self._enter(State.STREAMING)
 
-    def received(self, now: float, messages: bool) -> None:
-        """Bytes arrived; `messages` says whether there was a message among them. Any byte shows that the peer lives."""
+    def received(self, now: float, messages: bool) -> bool:
+        """Bytes arrived; `messages` says whether there was a message among them. Any byte shows that the peer lives.
+
+        Returns whether `deadline` may be nearer than it was.
+        """
         # Not by comparing times: a clock of 16 ms gives a ping and its answer the same one.
         self._ping_sent = None
-        if messages:
-            self._last_message = now
-            self._stale_at = now + (self._timing.stale_after or _NEVER)
+        if not messages:
+            return False
+        self._last_message = now
+        told, self._stale_at = self._stale_at == _NEVER, now + (self._timing.stale_after or _NEVER)
+        return told and self._stale_at < _NEVER
 
     def hold(self, now: float) -> None:
         """Reading stopped for want of room: an answer may lie unread, so no answer is missed meanwhile."""

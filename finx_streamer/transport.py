@@ -360,7 +360,7 @@ class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
                 payloads, wire.at = text_frames(wire.buffer, wire.at, limit)
                 if payloads:
                     self._take_texts(payloads)
-                    return True
+                    return wire.at < len(wire.buffer)
             wire.granted = check_next(wire.buffer, wire.at, self._fragments.begun, self._max_message)
             if not wire.granted:
                 return False
