@@ -65,6 +65,9 @@ class Outlet(Protocol):
     def abandon(self) -> None:
         """Begin no further call. From any thread."""
 
+    def join(self, timeout: float) -> None:
+        """Wait for the thread, if there is one and it is not the calling one."""
+
     def depth(self) -> int: ...
 
     def depths(self) -> dict[str, int]: ...
@@ -101,6 +104,9 @@ class InlineOutlet:
 
     def abandon(self) -> None:
         self._caller.abandon()
+
+    def join(self, timeout: float) -> None:
+        """There is no thread of its own."""
 
     def flush(self) -> None:
         """Nothing is held back."""
@@ -198,6 +204,10 @@ class ThreadOutlet:
     def abandon(self) -> None:
         self._caller.abandon()
         self._bell.ring()
+
+    def join(self, timeout: float) -> None:
+        if self._thread.is_alive() and not self.runs_here():
+            self._thread.join(timeout)
 
     def _interrupt(self) -> None:
         """Something besides the queue needs a look: one flag, so that a tick pays for one check."""

@@ -36,6 +36,8 @@ logger = logging.getLogger("finx_streamer")
 
 _names = itertools.count(1)
 _C = TypeVar("_C", bound=Callback)
+#: How long a thread that has done its work may take to return.
+_LAST_STEPS = 1.0
 #: How long `stop` waits where an exception is on its way out of a `with` block, e.g. after Ctrl-C.
 _HASTY = 0.5
 
@@ -143,7 +145,7 @@ class _Run:
         self.network.stop(drain=drain and not here)
         if here:
             return True
-        ended = self.ended.wait(timeout)
+        ended = self.wait(timeout)
         if not ended:
             self.outlet.abandon()
             self.iterations.close_all()
@@ -156,6 +158,15 @@ class _Run:
     def elsewhere(self) -> bool:
         """Whether this is a copy in a forked process, where its threads are not."""
         return self.pid != os.getpid()
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait for the end; the threads have gone then, too. False if it has not come in time."""
+        if not self.ended.wait(timeout):
+            return False
+        # They have nothing left to do but to return.
+        self.network.join(_LAST_STEPS)
+        self.outlet.join(_LAST_STEPS)
+        return True
 
     @property
     def state(self) -> State:
@@ -361,8 +372,10 @@ class StreamListener:
         """
         _seconds("timeout", timeout, zero=True)
         run = self._run
-        if run is None or run.ended.is_set() or run.elsewhere:
+        if run is None or run.elsewhere:
             return True
+        if run.ended.is_set():
+            return run.wait(0.0)
         return run.stop(timeout, drain)
 
     def join(self, timeout: float | None = None) -> bool:
@@ -378,7 +391,7 @@ class StreamListener:
             return True
         self._check_not_in_callback("join()")
         self._check_process()
-        if not run.ended.wait(timeout):
+        if not run.wait(timeout):
             return False
         self._raise_error(run)
         return True
@@ -414,7 +427,7 @@ class StreamListener:
                 run.start()
             while (tick := buffer.take()) is not None:
                 yield tick
-            run.ended.wait(patience)
+            run.wait(patience)
             self._raise_error(run)
         except (KeyboardInterrupt, SystemExit):
             patience = _HASTY

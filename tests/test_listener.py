@@ -987,3 +987,16 @@ def test_an_overflow_without_a_queue_is_refused(overflow: str) -> None:
     """Inline there is no queue, and so nothing that could drop."""
     with pytest.raises(ConfigurationError, match="dispatch='inline'"):
         StreamListener("BTC:USDC", api_key="k", dispatch="inline", overflow=overflow)
+
+
+@pytest.mark.parametrize("dispatch", ["thread", "inline"])
+def test_no_thread_is_left_when_stop_has_returned(seen: Seen, dispatch: str) -> None:
+    """`stop` and `join` return when the threads have, and not a moment before."""
+    with LocalServer(SimulatedMarket(seed=1), keys={"demo"}) as server:
+        for life in range(60):
+            listener = StreamListener("BTC:USDC", api_key="demo", endpoint=server.url, dispatch=dispatch).start()
+            assert listener.stop()
+            if life % 2:
+                assert listener.join()
+            names = [thread.name for thread in threading.enumerate()]
+            assert [] == [name for name in names if name.startswith(f"{listener.name}-")]
