@@ -25,6 +25,8 @@ MASK = "***"
 
 _MISSING = f"no API key: pass api_key= or set the environment variable {ENVIRONMENT_VARIABLE}"
 _ALLOWED = re.compile(r"[!-~]+")
+#: A key shorter than this is not masked: it would garble every text, and is no secret to anybody who guesses.
+SHORTEST_MASKED = 4
 #: How the trace of `websocket-client` begins where it shows the bytes of a frame.
 _SENT_RAW = "++Sent raw:"
 _REMEMBERED = 1_024
@@ -120,6 +122,8 @@ class _Registry:
         self._lock = threading.Lock()
 
     def add(self, key: str) -> None:
+        if len(key) < SHORTEST_MASKED:
+            return
         with self._lock:
             known = self._keys.pop(key, None)
             self._keys[key] = known or _pattern(key)

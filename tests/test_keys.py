@@ -289,3 +289,9 @@ def test_a_key_is_not_pickled() -> None:
     """What would show the key in a file is refused."""
     with pytest.raises(TypeError, match="not pickled"):
         pickle.dumps(Secret("some-key"))
+
+
+def test_a_key_of_a_few_letters_garbles_nothing() -> None:
+    """What is too short to be a secret is left where it stands."""
+    KeySource.of("k").ask()
+    assert "a broken socket" == redact("a broken socket")

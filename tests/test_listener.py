@@ -956,7 +956,7 @@ def test_no_thread_to_be_had_is_an_error_and_leaves_nothing() -> None:
     script = """
 import threading
 from finx_streamer import StreamListener
-listener = StreamListener("BTC:USDC", api_key="k", endpoint="ws://127.0.0.1:9/")
+listener = StreamListener("BTC:USDC", api_key="some-key", endpoint="ws://127.0.0.1:9/")
 begin, left = threading.Thread.start, [ALLOWED]
 
 def start(thread):
@@ -986,7 +986,7 @@ except RuntimeError as error:
 def test_an_overflow_without_a_queue_is_refused(overflow: str) -> None:
     """Inline there is no queue, and so nothing that could drop."""
     with pytest.raises(ConfigurationError, match="dispatch='inline'"):
-        StreamListener("BTC:USDC", api_key="k", dispatch="inline", overflow=overflow)
+        StreamListener("BTC:USDC", api_key="some-key", dispatch="inline", overflow=overflow)
 
 
 @pytest.mark.parametrize("dispatch", ["thread", "inline"])
