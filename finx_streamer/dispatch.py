@@ -241,7 +241,7 @@ class ThreadOutlet:
                 event = caller.ticks(islice(iter(pop, None), budget))
             if event is not None:
                 caller.event(event)
-            elif not self._queue.depth() and not self._await_more():
+            elif not self._await_more():
                 return
 
     def _await_more(self) -> bool:
@@ -249,6 +249,7 @@ class ThreadOutlet:
         if self._queue.depth() or self._caller.interrupted or self._room_wanted:
             return True
         if self._finished:
+            # Looked at once more: what was put before the end was told may have come since the look above.
             if self._queue.depth():
                 return True
             self._report_dropped(everything=True)

@@ -111,10 +111,6 @@ class Attempt:
         self._cancelled = False
         self._socket: socket.socket | None = None
 
-    @property
-    def cancelled(self) -> bool:
-        return self._cancelled
-
     def begin(self, timeout: float) -> None:
         """The time runs from here."""
         self._deadline = time.monotonic() + timeout

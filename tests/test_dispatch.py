@@ -24,18 +24,6 @@ from finx_streamer.server import LocalServer, Tape
 from tests.peers import PAIR, PATIENCE, Caller, Peer, Seen, frame, stay, tick, ticks
 
 
-@pytest.fixture
-def seen() -> Seen:
-    """What the listener of the test calls back with."""
-    return Seen()
-
-
-@pytest.fixture(params=["thread", "inline"])
-def dispatch(request: pytest.FixtureRequest) -> str:
-    """Both ways in which callbacks can be run."""
-    return str(request.param)
-
-
 class Gate:
     """A tick callback that is stuck in its first call until it is opened."""
 

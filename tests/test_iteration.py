@@ -12,18 +12,6 @@ from finx_streamer import ConfigurationError, ConnectionFailed, State, StreamNot
 from tests.peers import PAIR, PATIENCE, Caller, Peer, Seen, close_frame, refuse, stay, tick, ticks
 
 
-@pytest.fixture
-def seen() -> Seen:
-    """What the listener of the test calls back with."""
-    return Seen()
-
-
-@pytest.fixture(params=["thread", "inline"])
-def dispatch(request: pytest.FixtureRequest) -> str:
-    """Both ways in which callbacks can be run."""
-    return str(request.param)
-
-
 def test_iteration_starts_the_listener_and_stops_what_it_started(seen: Seen, dispatch: str) -> None:
     """A listener that does not run is started by the loop, and stopped when the loop is left."""
     with Peer(stay(ticks(1, 100))) as peer:

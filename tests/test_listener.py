@@ -50,18 +50,6 @@ SLOW = ReconnectPolicy(initial=30.0, maximum=30.0, jitter=False)
 AT_ONCE = 4.0
 
 
-@pytest.fixture
-def seen() -> Seen:
-    """What the listener of the test calls back with."""
-    return Seen()
-
-
-@pytest.fixture(params=["thread", "inline"])
-def dispatch(request: pytest.FixtureRequest) -> str:
-    """Both ways in which callbacks can be run."""
-    return str(request.param)
-
-
 def hang(caller: Caller) -> None:
     """A server that takes the request and says nothing."""
     caller.read_request()

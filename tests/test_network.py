@@ -50,12 +50,6 @@ from tests.peers import (
 NEVER_AGAIN = ReconnectPolicy(initial=3_600.0, maximum=3_600.0, jitter=False)
 
 
-@pytest.fixture
-def seen() -> Seen:
-    """What the listener of the test calls back with."""
-    return Seen()
-
-
 def raw_tick(number: int) -> dict[str, str]:
     """A tick as a tape holds it."""
     return {
