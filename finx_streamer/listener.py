@@ -279,10 +279,16 @@ class StreamListener:
         name: str | None = None,
         **not_yet: Any,
     ) -> None:
+        # The key first: what is shown of the other arguments must not hold it.
+        try:
+            keys = KeySource.of(api_key)
+        except ConfigurationError as error:
+            raise error.with_traceback(None) from None
+        finally:
+            # Tracebacks may show the locals of this frame.
+            api_key = None
         _refuse_unknown(not_yet)
         self._symbols = {str(symbol): symbol for symbol in map(parse_symbol, symbols)}
-        # The key first: what is shown of the other arguments must not hold it.
-        keys = KeySource.of(api_key)
         where = Endpoint.of(endpoint)
         where.check_secrecy(_instance("allow_insecure", allow_insecure, "True or False", _is_bool))
         timing = Timing(
@@ -492,6 +498,9 @@ class StreamListener:
         return add_up(State.IDLE, {name: StreamStats(state=State.IDLE) for name in self._symbols}, 0, 0)
 
     def __repr__(self) -> str:
+        if not hasattr(self, "_run"):
+            # In a traceback of the constructor's, which may show locals.
+            return "<StreamListener, not made>"
         shown = ", ".join(self.symbols[:5]) + (", …" if len(self._symbols) > 5 else "")
         where = redact(self._settings.endpoint.url)
         return f"<StreamListener {self.name} {self.state.value}: {shown or 'no symbols'} at {where}>"

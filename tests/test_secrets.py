@@ -14,7 +14,7 @@ from urllib.parse import quote, quote_plus
 import pytest
 import websocket
 
-from finx_streamer import ConnectionFailed, DecodeError, FinxStreamerError, StreamListener, Tick
+from finx_streamer import ConfigurationError, ConnectionFailed, DecodeError, FinxStreamerError, StreamListener, Tick
 from finx_streamer.server import LocalServer, Tape
 from tests.peers import PAIR, PATIENCE, QUICK, Caller, Peer, Script, Seen, close_frame, frame, refuse, stay, tick
 
@@ -274,3 +274,18 @@ def test_a_key_would_be_found() -> None:
         with pytest.raises(AssertionError):
             assert_clean(f"… {dressed} …", "here")
     assert not re.search(MARK, "nothing here", re.IGNORECASE)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"api_key": "s3cr3t-of-mine\n"}, {"endpoint": "nowhere"}, {"queue_size": 0}, {"backfill": True}],
+)
+def test_refused_arguments_do_not_show_the_key(wrong: dict[str, Any]) -> None:
+    """A traceback that shows locals can be made of a refusal, and no frame of this package has the key in it."""
+    with pytest.raises(ConfigurationError) as caught:
+        StreamListener(PAIR, **({"api_key": "s3cr3t-of-mine"} | wrong))
+    shown = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+    ours = [frame for frame in shown.stack if "finx_streamer" in frame.filename and "tests" not in frame.filename]
+    assert ours
+    assert "s3cr3t-of-mine" not in str([frame.locals for frame in ours])
+    assert "s3cr3t-of-mine" not in str(caught.value)
