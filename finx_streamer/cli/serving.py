@@ -50,13 +50,15 @@ def keys(file: Path | None) -> set[str]:
     return found
 
 
-def until_interrupted(played: Source, host: str, port: int, accepted: set[str], keys_file: Path | None) -> None:
+def until_interrupted(server: LocalServer, imported: list[Path], pairs: list[str], keys_file: Path | None) -> None:
     """Serve until Ctrl-C. Says where, and how to listen; a key that is not the default one is never shown."""
     with terminate_as_interrupt(), contextlib.suppress(KeyboardInterrupt):
+        for tape in imported:
+            say(f"imported {server.import_ticks(tape)} ticks from {tape}")
         with _warnings_as_lines():
-            server = LocalServer(played, keys=accepted, host=host, port=port).start()
+            server.start()
         with server:
-            print(_greeting(server.url, sorted(played.pairs), keys_file), flush=True)
+            print(_greeting(server.url, pairs, keys_file), flush=True)
             threading.Event().wait()
     say("stopped")
 

@@ -93,8 +93,8 @@ class Connection(ServerConnection):
         self.queued += len(data)
 
     def say(self, message: str | bytes) -> None:
-        """Send a message now, behind those that wait."""
-        self.offer(frame(message))
+        """Send a message now, behind those that wait; one that is being waited for may go over the limit."""
+        self.offer(frame(message), patient=True)
         self.flush()
 
     def flush(self) -> None:

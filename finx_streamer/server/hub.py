@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from .connection import Connection
 from .protocol import Kind, frame
+from .recorder import Recorder
 from .stats import Counters
 from .ticks import Tick
 
@@ -14,11 +15,17 @@ from .ticks import Tick
 class Hub:
     """The connections of one run of the server. Lives in the server's thread.
 
-    `encode` makes a tick's message; `notify` is called after whatever somebody may be waiting for.
+    `encode` makes a tick's message; `recorder` stores the tick; `notify` is called after whatever somebody
+    may be waiting for.
     """
 
     def __init__(
-        self, counters: Counters, encode: Callable[[Tick], str], notify: Callable[[], None], max_connections: int
+        self,
+        counters: Counters,
+        encode: Callable[[Tick], str],
+        recorder: Recorder,
+        notify: Callable[[], None],
+        max_connections: int,
     ) -> None:
         #: Those whose handshake is done.
         self.connections: set[Connection] = set()
@@ -29,8 +36,10 @@ class Hub:
         #: Set whenever something changes that the player may be waiting for.
         self.changed = asyncio.Event()
         self.max_connections = max_connections
+        self.recorder = recorder
         self._counters = counters
         self._encode = encode
+        self._record = recorder.add
         self._notify = notify
         self._listeners: dict[str, tuple[Connection, ...]] = {}
         self._pending: list[Connection] = []
@@ -53,6 +62,7 @@ class Hub:
     def emit(self, tick: Tick, *, patient: bool = False) -> None:
         """Let one tick go out to all who are connected; `flush()` ends a batch of them. All ticks come by here."""
         self._counters.ticks_played += 1
+        self._record(tick)
         listeners = self._listeners.get(tick["pair"])
         if not listeners:
             return

@@ -6,11 +6,13 @@ import asyncio
 import ipaddress
 import logging
 import math
+import os
 import socket
 import ssl
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+import weakref
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future
 from datetime import datetime
 from types import TracebackType
@@ -18,12 +20,16 @@ from typing import Self, TypeVar
 
 from ..errors import ConfigurationError
 from .connection import Connection, Limits
-from .faults import Refusals, check_close
+from .faults import CallFaults, Refusals, check_close
 from .keys import KeyRing
 from .protocol import Form, encoder, frame
-from .service import Service, Settings
+from .recorder import Recorder
+from .service import Only, Service, Settings
 from .source import Source
 from .stats import Counters, ServerStats
+from .store import TickStore
+from .tape import read_ticks
+from .ticks import Tick, checked
 
 log = logging.getLogger("finx_streamer.server")
 _Result = TypeVar("_Result")
@@ -38,9 +44,11 @@ class LocalServer:
         with LocalServer(Tape("ticks.jsonl", speed=10.0), keys={"demo"}) as server:
             listener = StreamListener("BTC:USDT", endpoint=server.url, api_key="demo")
 
-    It serves `streaming/[key]/[pair]` and `streaming/greeks/[key]/[option]` (S), the same under `streamer` and the
-    functions connection `streamer/[key]`, which knows `authenticate` and `keepAlive` so far (D). Ticks go out to
-    those who are connected at the moment. When the source has come to its end, connections stay open.
+    It serves `streaming/[key]/[pair]` and `streaming/greeks/[key]/[option]` (S), and the functions on `streamer/[key]`
+    (D): `authenticate`, `tickSnap`, `tickHistory`, `referenceData`, `keepAlive`. Both prefixes serve all (O), and
+    streams answer calls, too. Ticks go out to those who are connected at the moment, and are stored for the functions:
+    an answer takes every tick into account that was played before the call came. When the source has come to its end,
+    connections stay open.
 
     - `keys`: the API keys that are accepted; `None` accepts any that is not empty.
     - `host`, `port`: where to listen. Port 0 takes a free one. Beyond loopback a warning says so.
@@ -53,6 +61,14 @@ class LocalServer:
     - `max_connections`: more are refused with 429 and a Retry-After of 1 s.
     - `idle_limit`: close connections (1000) that sent no keepAlive for so many seconds. The real server may do so
       after 300 (D). `None`: never.
+    - `store`: a file for the ticks, an SQLite database that is made if need be; `None` keeps them in memory for as long
+      as this object lives, over stops and starts. A file is open while the server runs, has one user at a time, and is
+      checked here.
+    - `store_batch`, `store_batch_seconds`: the longest batch in ticks and in seconds. A killed process has lost at most
+      `store_batch` ticks that it had sent, and none older than `store_batch_seconds` and the time a write takes. A
+      market that is too fast for the store runs late.
+    - `store_limit`: the store forgets its oldest ticks beyond so many. `None`: 1,000,000 in memory, no limit in a file;
+      0 stores nothing.
     - `open_timeout`: for the handshake. `close_timeout`: for a client's answer to a close frame, then TCP is aborted.
     - `ping_interval`, `ping_timeout`: the server's own pings; `None` for none.
 
@@ -60,7 +76,8 @@ class LocalServer:
     connections return on how many, and do nothing (0) while the server is not running. Keys and refusals may be set
     before it starts, and stay over a restart.
 
-    Raises `ConfigurationError` for an argument that is wrong.
+    Raises `ConfigurationError` for an argument that is wrong, and for a file that is no store or in use; `OSError`
+    where the system refuses the file.
     """
 
     def __init__(
@@ -77,6 +94,10 @@ class LocalServer:
         send_buffer: int | None = None,
         max_connections: int = 4_096,
         idle_limit: float | None = None,
+        store: str | os.PathLike[str] | None = None,
+        store_batch: int = 8_192,
+        store_batch_seconds: float = 0.1,
+        store_limit: int | None = None,
         open_timeout: float = 10.0,
         close_timeout: float = 2.0,
         ping_interval: float | None = 20.0,
@@ -89,6 +110,8 @@ class LocalServer:
             send_buffer=send_buffer,
             max_connections=max_connections,
             idle_limit=idle_limit,
+            store_batch=store_batch,
+            store_batch_seconds=store_batch_seconds,
             open_timeout=open_timeout,
             close_timeout=close_timeout,
             ping_interval=ping_interval,
@@ -112,6 +135,9 @@ class LocalServer:
         self._send_buffer = send_buffer
         self._keys = KeyRing(keys)
         self._refusals = Refusals()
+        self._faults = CallFaults()
+        self._recorder = _recorder(store, store_limit, store_batch, store_batch_seconds)
+        self._closing = weakref.finalize(self, self._recorder.store.close)
         self._counters = Counters()
         self._service: Service | None = None
         self._thread: threading.Thread | None = None
@@ -136,14 +162,22 @@ class LocalServer:
         """Begin to serve; returns itself once clients can connect. Does nothing if it is running.
 
         A server that was stopped starts again on the same port, with its source from the beginning. Raises `OSError`
-        if it cannot listen there.
+        if it cannot listen there, and what opening the store raises.
         """
         with self._starting:
             if self.running:
                 return self
             self._warn_beyond_loopback()
             listener = self._listen()
-            service = Service(self._settings, self._keys, self._refusals, self._counters, self._notify)
+            service = Service(
+                self._settings,
+                self._keys,
+                self._refusals,
+                self._faults,
+                self._recorder,
+                self._counters,
+                self._notify,
+            )
             ready: Future[None] = Future()
             self._thread = threading.Thread(
                 target=self._run, args=(service, listener, ready), name="finx-local-server", daemon=True
@@ -205,6 +239,8 @@ class LocalServer:
             ticks_played=counters.ticks_played,
             ticks_sent=counters.ticks_sent,
             slow_clients=counters.slow_clients,
+            calls=counters.calls,
+            ticks_stored=self._recorder.store.held,
             started=service is not None and service.started,
             finished=service is not None and service.finished,
         )
@@ -235,6 +271,35 @@ class LocalServer:
         self.wait_until(lambda stats: stats.finished, timeout)
         if self._service is not None and self._service.error is not None:
             raise self._service.error
+
+    # The store
+
+    def emit(self, *ticks: Mapping[str, str]) -> int:
+        """Let these ticks go out now, besides what the source plays: for tests that say what happens when.
+
+        They are stored, and handed to whoever is connected. Returns how many; 0 while the server is not running. Raises
+        `ConfigurationError` for what is no tick, or of a pair that the source does not play; nothing goes out then.
+        """
+        found = [_played(tick, self._settings.source.pairs) for tick in ticks]
+
+        def emit(service: Service | None) -> int:
+            if service is None:
+                return 0
+            for tick in found:
+                service.hub.emit(tick)
+            service.hub.flush()
+            return len(found)
+
+        return self._perform(emit)
+
+    def import_ticks(self, ticks: str | os.PathLike[str] | Iterable[Mapping[str, str]]) -> int:
+        """Store ticks without playing them: a `.jsonl` or `.jsonl.gz` file, or tick dicts. Returns how many.
+
+        From any thread, before the server runs or while it does; returns when they are stored. Functions know the
+        pairs from then on; streams do not. Nothing is stored of what has a mistake in it: raises `ConfigurationError`
+        as `Tape` does, and `OSError` where the store cannot be written.
+        """
+        return self._recorder.load(read_ticks(ticks))
 
     # Keys
 
@@ -274,28 +339,35 @@ class LocalServer:
         """Leave the next `count` handshakes without an answer, until `resume()` or for `open_timeout` seconds."""
         self._perform(lambda service: self._refusals.stall(count))
 
-    def drop_connections(self, symbol: str | None = None, *, reset: bool = False) -> int:
-        """End the TCP connections without a close frame: all, or those of one symbol. `reset` sends RST, not FIN."""
-        return self._each(symbol, lambda connection: connection.drop(reset=reset))
+    # `only` narrows it to "streams" or to "functions", as `symbol` does to the streams of one symbol.
 
-    def close_connections(self, code: int = 1000, reason: str = "", symbol: str | None = None) -> int:
+    def drop_connections(self, symbol: str | None = None, *, reset: bool = False, only: Only | None = None) -> int:
+        """End the TCP connections without a close frame: all, or those of one symbol. `reset` sends RST, not FIN."""
+        return self._each(symbol, only, lambda connection: connection.drop(reset=reset))
+
+    def close_connections(
+        self, code: int = 1000, reason: str = "", symbol: str | None = None, *, only: Only | None = None
+    ) -> int:
         """Send a close frame: to all, or to the streams of one symbol. What a client does with it is not awaited."""
         check_close(code, reason)
-        return self._each(symbol, lambda connection: connection.shut(code, reason))
+        return self._each(symbol, only, lambda connection: connection.shut(code, reason))
 
-    def go_silent(self, symbol: str | None = None) -> int:
+    def go_silent(self, symbol: str | None = None, *, only: Only | None = None) -> int:
         """Neither read from nor send to the connections there are, pongs included; TCP stays open.
 
         The market plays on: ticks wait, and a client with too many of them gets 1013 at `resume()`. What the kernel
         has been given already still arrives. New connections are served as ever.
         """
-        return self._each(symbol, lambda connection: connection.freeze())
+        return self._each(symbol, only, lambda connection: connection.freeze())
 
     def resume(self) -> int:
-        """Undo `go_silent()` and `stall_next()`. Returns how many connections were silent."""
+        """Undo `go_silent()`, `stall_next()` and `stall_functions()`. Returns how many connections were silent.
+
+        Calls that were stalled are answered now; those that are still to be stalled will be.
+        """
         return self._perform(lambda service: 0 if service is None else service.resume())
 
-    def send_message(self, message: str | bytes, symbol: str | None = None) -> int:
+    def send_message(self, message: str | bytes, symbol: str | None = None, *, only: Only | None = None) -> int:
         """Send any message, well formed or not, to all connections or one symbol's: text for str, else binary."""
         data = frame(message)
 
@@ -303,13 +375,36 @@ class LocalServer:
             connection.offer(data)
             connection.flush()
 
-        return self._each(symbol, send)
+        return self._each(symbol, only, send)
+
+    # The same for calls, on function connections alone. `function` narrows it to calls of that name; without it, all
+    # but keepAlive are meant.
+
+    def fail_functions(
+        self, count: int | None, message: str = "failed on demand", *, function: str | None = None
+    ) -> None:
+        """Answer the next `count` calls with this error; `None` is all of them, 0 none any more."""
+        self._perform(lambda service: self._faults.fail(count, message, function))
+
+    def stall_functions(self, count: int | None, *, function: str | None = None) -> None:
+        """Take the next `count` calls and leave them without an answer until `resume()`; `None` is all, 0 no more.
+
+        They are answered then, late, with what is known then; a connection's later calls wait their turn.
+        """
+        self._perform(lambda service: self._faults.stall(count, function))
+
+    def drop_functions(self, count: int | None, *, function: str | None = None, reset: bool = False) -> None:
+        """Drop the connection at each of the next `count` calls, as `drop_connections()` does; `None`: all, 0: none."""
+        self._perform(lambda service: self._faults.drop(count, function, reset))
 
     # Within
 
-    def _each(self, symbol: str | None, action: Callable[[Connection], None]) -> int:
+    def _each(self, symbol: str | None, only: Only | None, action: Callable[[Connection], None]) -> int:
+        if only not in {None, "streams", "functions"}:
+            raise ConfigurationError(f"only is {only!r}; expected 'streams', 'functions' or None for both")
+
         def act(service: Service | None) -> int:
-            found = [] if service is None else service.having(symbol)
+            found = [] if service is None else service.having(symbol, only)
             for connection in found:
                 action(connection)
             return len(found)
@@ -345,6 +440,7 @@ class LocalServer:
             else:
                 ready.set_exception(error)
         finally:
+            self._recorder.stop()
             listener.close()
             self._notify()
 
@@ -368,6 +464,16 @@ class LocalServer:
             self._changed.notify_all()
 
 
+def _recorder(path: str | os.PathLike[str] | None, limit: int | None, batch: int, seconds: float) -> Recorder:
+    if not isinstance(seconds, int | float):
+        raise ConfigurationError(f"store_batch_seconds is {seconds!r}; expected a number above 0")
+    if not isinstance(batch, int):
+        raise ConfigurationError(f"store_batch is {batch!r}; expected a whole number above 0")
+    store = TickStore(path, limit)
+    with store.opened():
+        return Recorder(store, batch, seconds)
+
+
 def _check_positive(**arguments: float | None) -> None:
     for name, value in arguments.items():
         if value is not None and not 0 < value < math.inf:
@@ -388,3 +494,13 @@ def _reachable(host: str) -> str:
     if host == "::":
         return "[::1]"
     return f"[{host}]" if ":" in host else host
+
+
+def _played(raw: Mapping[str, str], pairs: Collection[str]) -> Tick:
+    try:
+        tick = checked(dict(raw))
+    except ValueError as fault:
+        raise ConfigurationError(f"emit: {fault}") from None
+    if tick["pair"] not in pairs:
+        raise ConfigurationError(f"emit: the source does not play {tick['pair']}; expected one of {sorted(pairs)}")
+    return tick

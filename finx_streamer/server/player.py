@@ -26,12 +26,14 @@ async def play(source: Source, hub: Hub, started: Callable[[], None]) -> None:
 async def _by_the_clock(source: Source, hub: Hub) -> None:
     loop = asyncio.get_running_loop()
     start = loop.time()
-    count = 0
+    count, turn = 0, min(BATCH, hub.recorder.turn)
     for due, tick in source.play(time.time):
         wait = start + due - loop.time()
-        if wait > 0 or count >= BATCH:
+        if wait > 0 or count >= turn:
             hub.flush()
             await asyncio.sleep(max(0.0, wait))
+            # What is sent before it is stored has a bound: a market that is too fast for the store runs late.
+            await _until(hub, lambda: hub.recorder.has_room(turn))
             count = 0
         hub.emit(tick)
         count += 1
@@ -39,13 +41,13 @@ async def _by_the_clock(source: Source, hub: Hub) -> None:
 
 
 async def _as_taken(source: Source, hub: Hub) -> None:
-    count = 0
+    count, turn = 0, min(BATCH, hub.recorder.turn)
     for _, tick in source.play(time.time):
         if not count:
-            await _until(hub, lambda: hub.listening and not hub.full)
+            await _until(hub, lambda: hub.listening and not hub.full and hub.recorder.has_room(turn))
         hub.emit(tick, patient=True)
         count += 1
-        if count >= BATCH:
+        if count >= turn:
             hub.flush()
             await asyncio.sleep(0)
             count = 0

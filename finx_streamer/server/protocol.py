@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import enum
 import json
-import re
 import struct
 from collections.abc import Callable, Collection, Mapping
 from http import HTTPStatus
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import unquote
 
 import attrs
@@ -30,18 +29,9 @@ GREEKS_PLACEHOLDER = '{"feature":"scheduled for future release"}'
 KEEP_ALIVE = '{"keepAlive":true}'
 
 Form = Literal["enveloped", "flat"]
-#: Answers a function call: the request in, anything that JSON can say out.
-Function = Callable[[Mapping[str, Any]], object]
 
 _compact = json.JSONEncoder(separators=(",", ":")).encode
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
 _TEXT, _BINARY = 0x81, 0x82
-
-#: What every connection answers. Source: D.
-BASIC_FUNCTIONS: Mapping[str, Function] = {
-    "keepAlive": lambda request: {"keepAlive": True},
-    "authenticate": lambda request: {"isAuth": True},
-}
 
 
 class Kind(enum.Enum):
@@ -79,8 +69,8 @@ class Refused(Exception):
 def parse_path(path: str) -> Route:
     """Read a request's path: `streaming/[key]/[pair]`, `streaming/greeks/[key]/[option]` (S), `streamer/[key]` (D).
 
-    Segments may be percent-encoded; a query is ignored. Raises `Refused`: 414 if it is too long, 404 if it has
-    another shape.
+    The last is for functions. Both prefixes mean the same (O). Segments may be percent-encoded; a query is ignored.
+    Raises `Refused`: 414 if it is too long, 404 if it has another shape.
     """
     if len(path) > PATH_LIMIT:
         raise Refused(HTTPStatus.REQUEST_URI_TOO_LONG, f"the path is longer than {PATH_LIMIT} characters")
@@ -90,11 +80,11 @@ def parse_path(path: str) -> Route:
             return Route(Kind.TICKS, key, symbol)
         case ["", "streaming" | "streamer", "greeks", key, symbol]:
             return Route(Kind.GREEKS, key, symbol)
-        case ["", "streamer", key]:
+        case ["", "streaming" | "streamer", key]:
             return Route(Kind.FUNCTIONS, key)
     raise Refused(
         HTTPStatus.NOT_FOUND,
-        "no such path; expected streaming/[API key]/[pair] or streaming/greeks/[API key]/[option]",
+        "no such path; expected streaming/[API key]/[pair], streaming/greeks/[API key]/[option] or streamer/[API key]",
     )
 
 
@@ -150,48 +140,9 @@ def frame(message: str | bytes) -> bytes:
     return struct.pack("!BBQ", head, 127, size) + payload
 
 
-def answer(
-    message: str | bytes, key: str, accepts: Callable[[str], bool], functions: Mapping[str, Function]
-) -> str | None:
-    """What to say to a client's message, if anything. Source: D for the functions, O for the errors.
-
-    `key` is the one in the connection's path: no answer ever repeats it. A JSON object without `functionName` is
-    ignored, since the vendor's own client sends such objects and takes the next tick for the answer.
-    """
-    try:
-        request = json.loads(message) if isinstance(message, str) else None
-    except (ValueError, RecursionError):
-        return error_text("not JSON")
-    if not isinstance(request, dict):
-        return error_text("a message is a text frame with a JSON object")
-    if "functionName" not in request:
-        return None
-    offered = request.get("APIKey")
-    if not isinstance(offered, str) or not accepts(offered):
-        return error_text("APIKey is missing or not accepted")
-    return _called(request, functions, {key, offered})
-
-
 def error_text(text: str) -> str:
     """A message that reports an error. Source: O."""
     return _compact({"error": text})
-
-
-def _called(request: Mapping[str, Any], functions: Mapping[str, Function], secrets: Collection[str]) -> str:
-    name = request["functionName"]
-    if isinstance(name, str) and name in functions:
-        return _compact(functions[name](request))
-    return error_text(f"function {_shown(name, secrets)} is not available on this connection")
-
-
-def _shown(name: object, secrets: Collection[str]) -> str:
-    """A function's name for an error: only if it looks like one and holds nothing of a key."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        return "of that name"
-    # A short key is in many a name by chance, and no secret.
-    if any(secret == name or (len(secret) >= 8 and secret in name) for secret in secrets):
-        return "of that name"
-    return repr(name)
 
 
 def _decoded(segment: str) -> str:

@@ -7,11 +7,12 @@ import contextlib
 import functools
 import logging
 import socket
+import sqlite3
 import ssl
 from collections.abc import Callable
 from concurrent.futures import Future
 from http import HTTPStatus
-from typing import cast
+from typing import Literal, cast
 
 import attrs
 from websockets.asyncio.server import Server, ServerConnection, serve
@@ -19,23 +20,24 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from .connection import CHUNK, Connection, Limits
-from .faults import Refusals
+from .faults import CallFaults, Refusals
+from .functions import Call, CallError, prepare, read_call, refusal
 from .hub import Hub
 from .keys import KeyRing
 from .player import play
 from .protocol import (
-    BASIC_FUNCTIONS,
     GREEKS_PLACEHOLDER,
     KEEP_ALIVE,
     Form,
     Kind,
     Refused,
     Route,
-    answer,
     check_symbol,
     encoder,
+    error_text,
     parse_path,
 )
+from .recorder import Recorder, StoreFailed
 from .source import Source
 from .stats import Counters
 
@@ -47,6 +49,9 @@ _wire_log.setLevel(logging.WARNING)
 #: The longest message that a client may send, in bytes. Source: O. More is answered with close code 1009.
 MESSAGE_LIMIT = 16_384
 GOING_AWAY = 1001
+
+#: What kind of connections a fault is meant for.
+Only = Literal["streams", "functions"]
 
 
 @attrs.frozen
@@ -68,9 +73,16 @@ class Service:
     """One run of the server. Everything here is called in the server's thread, `__init__` excepted."""
 
     def __init__(
-        self, settings: Settings, keys: KeyRing, refusals: Refusals, counters: Counters, notify: Callable[[], None]
+        self,
+        settings: Settings,
+        keys: KeyRing,
+        refusals: Refusals,
+        faults: CallFaults,
+        recorder: Recorder,
+        counters: Counters,
+        notify: Callable[[], None],
     ) -> None:
-        self.hub = Hub(counters, encoder(settings.form), notify, settings.max_connections)
+        self.hub = Hub(counters, encoder(settings.form), recorder, notify, settings.max_connections)
         self.loop: asyncio.AbstractEventLoop
         self.started = False
         self.finished = False
@@ -79,6 +91,8 @@ class Service:
         self._settings = settings
         self._keys = keys
         self._refusals = refusals
+        self._faults = faults
+        self._recorder = recorder
         self._counters = counters
         self._notify = notify
         self._resumed = asyncio.Event()
@@ -87,6 +101,7 @@ class Service:
     async def run(self, listener: socket.socket, ready: Future[None]) -> None:
         """Serve until `stop()`; `ready` is told when clients can connect."""
         self.loop = asyncio.get_running_loop()
+        self._recorder.start(self.loop, self._written)
         server = await self._serve(listener)
         player = self.loop.create_task(self._play())
         try:
@@ -100,12 +115,14 @@ class Service:
         """Let `run()` come to its end, with a close frame for everybody."""
         self._stopping.set()
 
-    def having(self, symbol: str | None) -> list[Connection]:
-        """The connections, or those of one symbol's streams."""
+    def having(self, symbol: str | None, only: Only | None) -> list[Connection]:
+        """The connections: all, or those of one symbol's streams; of streams or of functions only."""
         return [
             each
             for each in self.hub.connections
-            if symbol is None or (each.route is not None and each.route.symbol == symbol)
+            if each.route is not None
+            and (symbol is None or each.route.symbol == symbol)
+            and (only is None or (only == "functions") == (each.route.kind is Kind.FUNCTIONS))
         ]
 
     def with_key(self, key: str) -> list[Connection]:
@@ -113,7 +130,7 @@ class Service:
         return [each for each in self.hub.connections if each.route is not None and each.route.key == key]
 
     def resume(self) -> int:
-        """Thaw the silent connections and answer the stalled handshakes. Returns how many were silent."""
+        """Thaw the silent connections, answer the stalled handshakes and calls. Returns how many were silent."""
         silent = [each for each in self.hub.connections if each.silent]
         for connection in silent:
             connection.thaw()
@@ -154,6 +171,11 @@ class Service:
 
     def _begin(self) -> None:
         self.started = True
+        self._notify()
+
+    def _written(self) -> None:
+        """A batch of ticks is in the store."""
+        self.hub.has_room()
         self._notify()
 
     async def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
@@ -203,19 +225,64 @@ class Service:
                 if not client.silent:
                     client.shut(1000, "no keepAlive in time")
                 continue
-            if self._reply(client, message) == KEEP_ALIVE:
+            if await self._reply(client, message) == KEEP_ALIVE:
                 deadline = self._idle_deadline()
 
     def _idle_deadline(self) -> float | None:
         limit = self._settings.idle_limit
         return None if limit is None else self.loop.time() + limit
 
-    def _reply(self, client: Connection, message: str | bytes) -> str | None:
-        key = client.route.key if client.route is not None else ""
-        reply = answer(message, key, self._keys.accepts, BASIC_FUNCTIONS)
+    async def _reply(self, client: Connection, message: str | bytes) -> str | None:
+        """Answer a message. Returns the answer, once there is room for the next one.
+
+        A connection's messages are answered one after another, and not even read while an answer waits for its
+        client: so each connection holds one answer, a few messages and one question to the store at the most.
+        """
+        reply = await self._answer(client, message)
         if reply is not None:
             client.say(reply)
+            # If TCP is gone meanwhile, that is for `recv()` to tell.
+            with contextlib.suppress(ConnectionError):
+                await client.drain()
         return reply
+
+    async def _answer(self, client: Connection, message: str | bytes) -> str | None:
+        assert client.route is not None
+        functions = client.route.kind is Kind.FUNCTIONS
+        try:
+            call = read_call(message, client.route.key, self._keys.accepts, strict=functions)
+            if call is None:
+                return None
+            self._counters.calls += 1
+            self._notify()
+            if functions and (failure := await self._misfortune(client, call)) is not None:
+                return error_text(failure)
+            prepared = prepare(call, self._settings.source.pairs)
+            return prepared if isinstance(prepared, str) else await self._recorder.ask(prepared)
+        except CallError as error:
+            return refusal(error)
+        except StoreFailed as error:
+            return error_text(str(error))
+        except sqlite3.Error as error:
+            log.error("the tick store cannot be read: %s", error)
+            return error_text("the tick store cannot be read")
+
+    async def _misfortune(self, client: Connection, call: Call) -> str | None:
+        """Let go wrong what is to go wrong with this call. Returns the error that it is to be answered with, if any."""
+        if self._faults.drops(call.name):
+            client.drop(reset=self._faults.resets)
+            return "dropped"
+        if self._faults.stalls(call.name):
+            await self._resumed_or_gone(client)
+        return self._faults.failure(call.name)
+
+    async def _resumed_or_gone(self, client: Connection) -> None:
+        waits = [self.loop.create_task(self._resumed.wait()), self.loop.create_task(client.wait_closed())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
 
     async def _close(self, server: Server) -> None:
         server.close(close_connections=False)

@@ -128,6 +128,19 @@ class Tape:
             yield due, stamped(tick, (started + due if self.paced else clock()) - late)
 
 
+def read_ticks(ticks: str | os.PathLike[str] | Iterable[Mapping[str, str]]) -> Iterator[Tick]:
+    """The ticks of a `.jsonl` or `.jsonl.gz` file, or of an iterable of tick dicts, once all were found to be right.
+
+    Raises `ConfigurationError` at once for those that are wrong, and for a file that cannot be read.
+    """
+    begin = _opener(ticks)
+    if isinstance(ticks, str | os.PathLike):
+        # Read to its end, to find its mistakes; a file may be larger than the memory.
+        for _ in begin():
+            pass
+    return begin()
+
+
 def _check_arguments(speed: float | None, wait_for: int, max_pause: float | None) -> None:
     if speed is not None and not (0 < speed < math.inf):
         raise ConfigurationError(f"speed is {speed!r}; expected a number above 0, or None for as fast as possible")

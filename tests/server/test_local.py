@@ -177,7 +177,7 @@ def test_greeks_are_a_placeholder(market, dial, receive):
         ("streaming/demo/NO:SUCH", 404),
         ("streaming/demo/btc-usdc", 404),
         ("streaming/greeks/demo/BTCN2202208", 404),
-        ("streaming/demo", 404),
+        ("streaming/wrong", 401),
         ("", 404),
         ("streaming/demo/BTC:USDC/x", 404),
         ("streaming/" + "k" * 3_000 + "/BTC:USDC", 414),
@@ -217,7 +217,7 @@ def test_too_many_connections(market, dial):
         dial(server)
 
 
-@pytest.mark.parametrize("path", ["streaming/secret-key-1/BTC:USDC", "streamer/secret-key-1"])
+@pytest.mark.parametrize("path", ["streaming/secret-key-1/BTC:USDC", "streamer/secret-key-1", "streaming/secret-key-1"])
 def test_messages_are_answered(make_ticks, dial, receive, path):
     """Every message gets its answer, in order, and none repeats the key."""
     with LocalServer(Tape(make_ticks(1), wait_for=2), keys={"secret-key-1"}) as server:
@@ -225,9 +225,8 @@ def test_messages_are_answered(make_ticks, dial, receive, path):
         key = '"APIKey":"secret-key-1"'
         for message in (
             f'{{"functionName":"keepAlive",{key}}}',
-            f'{{"message":"message",{key}}}',
             f'{{"functionName":"authenticate",{key}}}',
-            f'{{"functionName":"tickSnap",{key}}}',
+            f'{{"functionName":"noSuch",{key}}}',
             '{"functionName":"keepAlive"}',
             "nonsense",
             b"\x00",
@@ -235,7 +234,7 @@ def test_messages_are_answered(make_ticks, dial, receive, path):
             peer.send(message)
         answers = receive(peer, 6)
         assert [{"keepAlive": True}, {"isAuth": True}] == answers[:2]
-        assert "'tickSnap'" in answers[2]["error"]
+        assert "'noSuch'" in answers[2]["error"]
         assert [["error"]] * 3 == [list(each) for each in answers[3:]]
         assert "secret" not in json.dumps(answers)
 

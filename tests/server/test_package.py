@@ -48,7 +48,7 @@ def test_what_the_server_imports() -> None:
     modules = modules_of_the_server_alone()
     ours = {name for name in modules if name.startswith("finx_streamer.")}
     assert {"finx_streamer.errors", "finx_streamer.symbols"} == {name for name in ours if ".server" not in name}
-    assert not modules & {"websocket", "msgspec", "numpy", "pandas", "typer", "rich", "IPython", "sqlite3"}
+    assert not modules & {"websocket", "msgspec", "numpy", "pandas", "typer", "rich", "IPython"}
 
 
 def test_the_librarys_own_command_line_client() -> None:

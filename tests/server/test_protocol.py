@@ -13,12 +13,9 @@ from websockets.streams import StreamReader
 
 from finx_streamer.errors import ConfigurationError
 from finx_streamer.server.protocol import (
-    BASIC_FUNCTIONS,
-    KEEP_ALIVE,
     Kind,
     Refused,
     Route,
-    answer,
     check_symbol,
     encoder,
     enveloped,
@@ -37,10 +34,6 @@ TICK = {
 KEYS = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=40)
 
 
-def say(message: str | bytes, key: str = "demo", keys: tuple[str, ...] = ("demo",)) -> str | None:
-    return answer(message, key, keys.__contains__, BASIC_FUNCTIONS)
-
-
 @pytest.mark.parametrize(
     ("path", "route"),
     [
@@ -54,6 +47,8 @@ def say(message: str | bytes, key: str = "demo", keys: tuple[str, ...] = ("demo"
         ("/streamer/greeks/k/BTCN2202207", Route(Kind.GREEKS, "k", "BTCN2202207")),
         ("/streaming/greeks/BTC:USDC", Route(Kind.TICKS, "greeks", "BTC:USDC")),
         ("/streamer/k", Route(Kind.FUNCTIONS, "k")),
+        ("/streaming/k", Route(Kind.FUNCTIONS, "k")),
+        ("/streaming/greeks", Route(Kind.FUNCTIONS, "greeks")),
     ],
 )
 def test_paths_that_ask_for_something(path: str, route: Route) -> None:
@@ -68,7 +63,6 @@ def test_paths_that_ask_for_something(path: str, route: Route) -> None:
         "/",
         "*",
         "/streaming",
-        "/streaming/k",
         "/streamer",
         "/stream/k/BTC:USDC",
         "//streaming/k/BTC:USDC",
@@ -188,49 +182,3 @@ def _check_frame(message: str | bytes) -> None:
     expected = Frame(Opcode.TEXT if text else Opcode.BINARY, message.encode() if text else message)
     assert expected == caught.value.value
     assert b"" == reader.buffer
-
-
-def test_basic_functions() -> None:
-    """keepAlive and authenticate are answered as documented."""
-    assert KEEP_ALIVE == say('{"functionName":"keepAlive","APIKey":"demo"}')
-    assert '{"isAuth":true}' == say('{"APIKey":"demo","functionName":"authenticate"}')
-
-
-@pytest.mark.parametrize("message", ["{}", '{"message":"message","APIKey":"demo"}', '{"message":{"pair":"BTC:USDC"}}'])
-def test_objects_without_a_function_are_ignored(message: str) -> None:
-    """The vendor's client polls with such objects and takes the next tick for the answer."""
-    assert say(message) is None
-
-
-@pytest.mark.parametrize("message", ["", "{", "[1]", '"text"', "null", "[" * 100_000, b"{}", b"\xff"])
-def test_what_is_no_object_is_an_error(message: str | bytes) -> None:
-    """A message that is no JSON object in a text frame is answered with an error."""
-    assert ["error"] == list(json.loads(say(message)))
-
-
-@pytest.mark.parametrize("rest", ["", ',"APIKey":""', ',"APIKey":"demos"', ',"APIKey":null', ',"APIKey":["demo"]'])
-@pytest.mark.parametrize("name", ["keepAlive", "authenticate", "other"])
-def test_a_call_needs_the_key(name: str, rest: str) -> None:
-    """Without its key a call is an error, known or not."""
-    assert '{"error":"APIKey is missing or not accepted"}' == say(f'{{"functionName":"{name}"{rest}}}')
-
-
-def test_other_functions_are_named() -> None:
-    """The error for a function that is not there names it."""
-    assert "'tickHistory'" in say('{"functionName":"tickHistory","APIKey":"demo"}')
-
-
-@pytest.mark.parametrize(
-    "name", ['"secret-key"', '"secretkey9"', '"x_secretkey9"', "7", "[]", '""', '"\\u0000"', "null"]
-)
-def test_odd_function_names_are_not_repeated(name: str) -> None:
-    """An error repeats no name that may be a key, or is none."""
-    reply = say(f'{{"functionName":{name},"APIKey":"secretkey9"}}', key="secretkey9", keys=("secretkey9",))
-    assert '{"error":"function of that name is not available on this connection"}' == reply
-
-
-@given(st.text())
-def test_any_message_is_answered_with_json_or_silence(message: str) -> None:
-    """No message raises."""
-    reply = say(message)
-    assert reply is None or isinstance(json.loads(reply), dict)
