@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from itertools import islice
+from itertools import repeat, starmap
 from typing import Protocol
 
 from .callbacks import Caller, Event
@@ -25,9 +25,9 @@ from .stats import Counters
 HIGH, LOW = 0.8, 0.25
 #: Reading goes on when the queue has fallen to this share.
 RESUME = 0.5
-#: How many entries are put before a sleeping callback thread is woken in the midst of a round of reading. To wake it
-#: costs two context switches.
-HAND_OVER = 1_024
+#: How many entries are put before a sleeping callback thread is woken in the midst of a burst. To wake it costs two
+#: context switches, during which neither thread works.
+HAND_OVER = 4_096
 #: Seconds over which a queue that does not recover counts as one that stays nearly full.
 SLOW_AFTER = 1.0
 #: Seconds between two reports of dropped ticks of one pair.
@@ -238,7 +238,7 @@ class ThreadOutlet:
             # A run of ticks is called for in one loop, which ends at an event, at the end of the queue (IndexError), or
             # when something besides the queue needs a look.
             with contextlib.suppress(IndexError):
-                event = caller.ticks(islice(iter(pop, None), budget))
+                event = caller.ticks(starmap(pop, repeat((), budget)))
             if event is not None:
                 caller.event(event)
             elif not self._await_more():

@@ -18,6 +18,7 @@ from typing import Any, NoReturn, TypedDict
 import attrs
 
 from .errors import DecodeError, ServerError, cut
+from .template import Template
 from .wirejson import ENVELOPED, FLAT, REFUSALS, TickForm, loads
 
 
@@ -62,7 +63,7 @@ _PRICE = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 MAX_DEPTH = 100
 
 
-class _NotATick(Exception):
+class _NotATick(ValueError):
     """What is wrong with something that has to be a tick."""
 
 
@@ -77,6 +78,19 @@ class Decoder:
     _date: str = attrs.field(default="", init=False)
     #: How to read the form of tick that came last.
     _form: TickForm = attrs.field(default=ENVELOPED, init=False)
+    #: What the last tick looked like, where it looked as documented.
+    _template: Template | None = attrs.field(default=None, init=False)
+
+    def take_run(self, text: str, at: int, limit: int, received_ns: int) -> tuple[list[Tick], int]:
+        """At most `limit` ticks out of a read buffer from `at` on, where a frame begins, and where the last one ends.
+
+        `text` is the buffer read as latin-1. The quickest path: it takes ticks that look like the last one, and leaves
+        the rest of the buffer to `decode_run`, by way of the framing.
+        """
+        if self._template is None:
+            return [], at
+        parse_price = float if self.parse_price is float else self._price
+        return self._template.ticks(text, at, limit, parse_price, received_ns)
 
     def decode_run(self, payloads: list[Any], at: int, received_ns: int) -> list[Tick]:
         """The ticks of the payloads from `at` on, as long as each is a tick without any peculiarity.
@@ -121,8 +135,10 @@ class Decoder:
                         "backfilled": False,
                     }
                 )
-        except (*REFUSALS, _NotATick):
+        except REFUSALS:
             pass
+        if ticks:
+            self._template = Template.of(payloads[at], pair, ticks[0]["date"])
         return ticks
 
     def decode(self, payload: bytes, received_ns: int) -> Message:
@@ -147,6 +163,16 @@ class Decoder:
             return self._tick(raw, received_ns)
         except _NotATick as fault:
             self._refuse(str(fault), payload, fault.__cause__)
+
+    def tick(self, raw: Any, received_ns: int) -> Tick:
+        """A tick that is a part of a message, as in the answers of functions. Raises `DecodeError`."""
+        try:
+            if type(raw) is dict:
+                return self._tick(raw, received_ns)
+            reason, cause = f"{_json_type(raw)} in the place of a tick", None
+        except _NotATick as fault:
+            reason, cause = str(fault), fault.__cause__
+        raise DecodeError(reason, cut(json.dumps(raw)), symbol=self.symbol) from cause
 
     def binary(self, payload: bytes) -> DecodeError:
         """The error for a binary message: FinX sends text alone."""
