@@ -1,6 +1,7 @@
-"""The command line: `finx-streamer listen`, `serve`, `demo`. Needs the extra `[cli]`.
+"""The command line: `finx-streamer listen`, `history`, `snap`, `serve`, `demo`. Needs the extra `[cli]`.
 
-Exit codes: 0 done (a limit or duration reached, Ctrl-C, a closed pipe), 1 a fatal error, 2 bad usage.
+Exit codes: 0 done (a limit or duration reached, Ctrl-C, a closed pipe), 1 a fatal error, 2 bad usage; 130 Ctrl-C before
+what was asked for is complete.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from .. import ConfigurationError, Endpoint, FinxStreamerError, StreamListener
+from .. import ConfigurationError, Endpoint, FinxStreamerError, FunctionClient, StreamListener
 from .._version import __version__
 from ..symbols import Pair
 from .follow import Following, View, api_key, is_terminal
@@ -32,6 +33,13 @@ class Format(enum.StrEnum):
     CSV = "csv"
 
 
+class LineFormat(enum.StrEnum):
+    """How past ticks are written."""
+
+    JSON = "json"
+    CSV = "csv"
+
+
 # Locals are never shown: one of them may be the API key.
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Live crypto ticks from FinX."
@@ -41,6 +49,12 @@ Pairs = Annotated[list[str], typer.Argument(help="Such as BTC:USDC.", metavar="P
 Formats = Annotated[Format | None, typer.Option("--format", help="The default: table in a terminal, else json.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="End after this many ticks.")]
 Duration = Annotated[float | None, typer.Option(min=0, help="End after this many seconds.")]
+
+Endpoints = Annotated[str, typer.Option("--endpoint", help="production, beta, or a URL.")]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option("--api-key-file", help="Holds the API key; read at each connection attempt.", metavar="FILE"),
+]
 
 
 def _show_version(wanted: bool) -> None:
@@ -85,6 +99,51 @@ def listen(
 
 
 @app.command()
+def history(
+    pair: Annotated[str, typer.Argument(help="Such as BTC:USDC.")],
+    start: Annotated[str, typer.Option(help="From this time on: 2022-07-02, or 2022-07-02T15:30:55.817Z.")],
+    end: Annotated[str | None, typer.Option(help="Up to this time, itself not included; else now.")] = None,
+    exchange: Annotated[str | None, typer.Option(help="Only this exchange.")] = None,
+    format: Annotated[LineFormat, typer.Option("--format", help="How ticks are written.")] = LineFormat.JSON,
+    output: Annotated[
+        Path | None, typer.Option(help="Write to this file, which appears when it is complete.", metavar="FILE")
+    ] = None,
+    endpoint: Endpoints = "production",
+    api_key_file: KeyFile = None,
+) -> None:
+    """Write a pair's past ticks, sorted by time. Times without an offset are in UTC.
+
+    A bar on standard error shows how far it has come, where that is a terminal and the ticks go elsewhere.
+
+    Exit codes: 0 done, a closed pipe included; 1 a fatal error; 2 bad usage; 130 Ctrl-C, with no file left.
+    """
+    with _exit_codes():
+        from .history import fetch
+
+        with _client(endpoint, api_key_file) as client:
+            raise typer.Exit(fetch(client, pair, start, end, exchange, format.value, output))
+
+
+@app.command()
+def snap(
+    pair: Annotated[str, typer.Argument(help="Such as BTC:USDC.")],
+    at: Annotated[str | None, typer.Argument(help="A time such as 2022-07-02T15:30:55.817Z; else now.")] = None,
+    format: Annotated[LineFormat, typer.Option("--format", help="How the tick is written.")] = LineFormat.JSON,
+    endpoint: Endpoints = "production",
+    api_key_file: KeyFile = None,
+) -> None:
+    """Write the last tick of a pair at or before a time.
+
+    Exit codes: 0 done; 1 a fatal error, no such tick included; 2 bad usage; 130 Ctrl-C.
+    """
+    with _exit_codes():
+        from .history import show
+
+        with _client(endpoint, api_key_file) as client:
+            raise typer.Exit(show(client, pair, at, format.value))
+
+
+@app.command()
 def demo(limit: Limit = None, duration: Duration = None, format: Formats = None) -> None:
     """Show live ticks of a simulated market. No API key and no network are needed."""
     with _exit_codes():
@@ -108,13 +167,23 @@ def serve(
     keys_file: Annotated[
         Path | None, typer.Option(help="The API keys to accept, one a line; else it is demo.", metavar="FILE")
     ] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(help="Keep all ticks in this file, for tick history; else in memory.", metavar="FILE"),
+    ] = None,
+    imported: Annotated[
+        list[Path] | None,
+        typer.Option("--import", help="Store this recording without playing it; may be repeated.", metavar="TAPE"),
+    ] = None,
 ) -> None:
     """Run a local server that plays a simulated market, or a recorded tape. Ctrl-C ends it."""
     with _exit_codes():
+        from ..server import LocalServer
         from .serving import keys, source, until_interrupted
 
         played = source(tape, speed, loop, rate)
-        until_interrupted(played, host, port, keys(keys_file), keys_file)
+        server = LocalServer(played, keys=keys(keys_file), host=host, port=port, store=store)
+        until_interrupted(server, imported or [], sorted(played.pairs), keys_file)
 
 
 @contextmanager
@@ -138,6 +207,10 @@ def _listener(
     return StreamListener(
         *symbols, api_key=key, endpoint=Endpoint.of(endpoint), exchanges=exchanges or None, parse_price=str
     )
+
+
+def _client(endpoint: str, key_file: Path | None) -> FunctionClient:
+    return FunctionClient(api_key(key_file), Endpoint.of(endpoint), parse_price=str)
 
 
 def _view(format: Format | None, title: str) -> View:

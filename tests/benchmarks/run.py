@@ -14,7 +14,7 @@ from importlib import import_module
 
 from harness import Options, machine, note
 
-BENCHMARKS = ("burst", "tls", "latency", "idle", "scale", "reconnects", "memory", "pairs")
+BENCHMARKS = ("burst", "tls", "latency", "idle", "scale", "reconnects", "memory", "pairs", "ingest", "functions")
 
 
 def main() -> None:

@@ -1,0 +1,119 @@
+"""Checks of what a user gives: each returns the value as it may be used, or raises `ConfigurationError`.
+
+The error names the argument, the value (never a key) and what is allowed.
+"""
+
+from __future__ import annotations
+
+import os
+import reprlib
+import ssl
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from .endpoint import redact
+from .errors import ConfigurationError, ConnectionFailed
+from .reconnect import ReconnectPolicy
+
+#: In seconds; clocks and selectors overflow somewhere beyond it.
+_LONGEST = 1e9
+
+
+def seconds(name: str, value: Any, zero: bool = False) -> float:
+    good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _LONGEST
+    if not good or (value == 0 and not zero):
+        raise refusal(name, value, f"seconds, {'>= 0' if zero else '> 0'} and <= {_LONGEST:g}")
+    return float(value)
+
+
+def seconds_or_none(name: str, value: Any) -> float | None:
+    return None if value is None else seconds(name, value)
+
+
+def positive_int(name: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= sys.maxsize:
+        raise refusal(name, value, f"an int >= 1 and <= {sys.maxsize}")
+    return value
+
+
+def one_of(name: str, value: Any, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise refusal(name, value, f"one of {', '.join(map(repr, allowed))}")
+    return str(value)
+
+
+def instance(name: str, value: Any, expected: str, check: Callable[[Any], bool]) -> Any:
+    if not check(value):
+        raise refusal(name, value, expected)
+    return value
+
+
+def refusal(name: str, value: Any, expected: str) -> ConfigurationError:
+    return ConfigurationError(f"{name}: {redact(reprlib.repr(value))} is not allowed; expected {expected}")
+
+
+def is_policy(value: Any) -> bool:
+    return value is None or isinstance(value, ReconnectPolicy)
+
+
+def is_context(value: Any) -> bool:
+    return value is None or isinstance(value, ssl.SSLContext)
+
+
+def is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def is_name(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and bool(value))
+
+
+def context_factory(given: ssl.SSLContext | None) -> Callable[[], ssl.SSLContext]:
+    """The user's TLS context, or one that verifies, made at its first use: loading certificates takes 20 ms."""
+    if given is not None:
+        return lambda: given
+    lock = threading.Lock()
+    made: list[ssl.SSLContext] = []
+
+    def context() -> ssl.SSLContext:
+        with lock:
+            if not made:
+                made.append(_verifying_context())
+            return made[0]
+
+    return context
+
+
+def _verifying_context() -> ssl.SSLContext:
+    """The default context. Raises `ConnectionFailed` or OSError where it has nothing to verify certificates with.
+
+    It would be made in silence, refuse every certificate for a fault that is not the server's, and stay.
+    """
+    context = ssl.create_default_context()
+    if context.cert_store_stats()["x509_ca"]:
+        return context
+    paths = ssl.get_default_verify_paths()
+    file = os.environ.get(paths.openssl_cafile_env, paths.openssl_cafile)
+    folder = os.environ.get(paths.openssl_capath_env, paths.openssl_capath)
+    # A folder's are read when they are needed.
+    if _has_any(folder):
+        return context
+    try:
+        with open(file, "rb"):
+            fault = "holds none"
+    except FileNotFoundError:
+        fault = "does not exist"
+    raise ConnectionFailed(
+        f"there are no authorities' certificates to verify the server's with: the file {file!r} {fault}, and the folder "
+        f"{folder!r} has none; mend {paths.openssl_cafile_env}, or pass ssl_context=",
+        permanent=True,
+    )
+
+
+def _has_any(folder: str) -> bool:
+    try:
+        return bool(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return False

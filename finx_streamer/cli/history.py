@@ -1,0 +1,110 @@
+"""`finx-streamer history` and `snap`: past ticks as lines, in a pipe, or in a file that is complete or absent."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+from .. import ConfigurationError, FunctionClient, Tick
+from ..moments import moment
+from .follow import terminate_as_interrupt
+from .lines import CSV_HEADER, csv_line, json_line
+from .text import count, say
+
+#: What a shell makes of Ctrl-C.
+INTERRUPTED = 130
+_FORMS: dict[str, tuple[Callable[[Tick], str], str]] = {"json": (json_line, ""), "csv": (csv_line, CSV_HEADER)}
+_Advance = Callable[[datetime], None]
+
+
+def fetch(
+    client: FunctionClient,
+    pair: str,
+    start: str,
+    end: str | None,
+    exchange: str | None,
+    format: str,
+    output: Path | None,
+) -> int:
+    """Write the ticks of an interval. Returns the exit code."""
+    since = moment("--start", start)
+    until = moment("--end", end) if end is not None else datetime.now(UTC)
+    if until < since:
+        raise ConfigurationError(f"--end: {until.isoformat()} is before --start, which is {since.isoformat()}")
+    form, header = _FORMS[format]
+    ticks = client.iter_tick_history(pair, since, until, exchange)
+    written = 0
+    try:
+        with terminate_as_interrupt(), _file(output) as file, _bar(pair, since, until, output) as advance:
+            file.write(header)
+            for written, tick in enumerate(ticks, 1):
+                file.write(form(tick))
+                if not written % 1_000:
+                    advance(tick["timestamp"])
+            file.flush()
+    except BrokenPipeError:
+        # Whoever read it has enough. What is buffered must not be tried again at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except KeyboardInterrupt:
+        client.close()
+        say(f"interrupted after {count(written, 'tick')}" + (f"; {output} is not written" if output else ""))
+        return INTERRUPTED
+    return 0
+
+
+def show(client: FunctionClient, pair: str, at: str | None, format: str) -> int:
+    """Write the last tick at or before a time. Returns the exit code."""
+    form, header = _FORMS[format]
+    try:
+        with terminate_as_interrupt():
+            tick = client.tick_snap(pair, moment("AT", at) if at is not None else None)
+        with _file(None) as file:
+            file.write(header + form(tick))
+            file.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+@contextlib.contextmanager
+def _file(output: Path | None) -> Iterator[IO[str]]:
+    """Standard output; or a file beside `output`, which takes its name once all is written, and else is removed."""
+    if output is None:
+        if sys.stdout is None:
+            raise ConfigurationError("standard output is closed")
+        yield sys.stdout
+        return
+    beside = output.with_name(f".{output.name}.{os.getpid()}.part")
+    try:
+        with open(beside, "x", encoding="utf-8", newline="") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, output)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise
+
+
+@contextlib.contextmanager
+def _bar(pair: str, start: datetime, end: datetime, output: Path | None) -> Iterator[_Advance]:
+    """What is to be told of the time that has been reached. Shown on standard error, where ticks are not in the way."""
+    alone = output is not None or not sys.stdout.isatty()
+    if sys.stderr is None or not (alone and sys.stderr.isatty()):
+        yield lambda reached: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(pair, total=(end - start).total_seconds())
+        yield lambda reached: progress.update(task, completed=(reached - start).total_seconds())

@@ -1,0 +1,67 @@
+"""Function calls over one websocket, beside one HTTP request a call to the same handler.
+
+All clients ask one after another, and make the same ticks of the answers. The server is one process with one thread;
+its handler is the local server's own, behind the websocket door of `websockets` and the HTTP door of aiohttp.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+from functools import partial
+
+from harness import Figures, Options, Watch, client, disturbed, ended, median, rate, rounds, spread, table
+
+TITLE = "Function calls over a websocket and over HTTP"
+CLIENT, SESSION, REQUESTS = "FunctionClient", "requests, a Session", "requests, a connection a call"
+KEY, PAIR = "bench-key", "BTC:USDC"
+FIRST, DAY, TIME = "2022-07-02T00:00:00.05", "2022-07-02", "01:00:00.000"
+_FUNCTIONS = {"tickSnap": "1 tick", "tickHistory": "1,000 ticks"}
+_TICKS = 100_000
+
+
+def benchmark(options: Options) -> str:
+    """Each client with each function."""
+    names = options.chosen((CLIENT, SESSION, REQUESTS), always=(CLIENT,))
+    jobs = {
+        f"{name}, {function}": partial(_run, name, function, options.seconds)
+        for function in _FUNCTIONS
+        for name in names
+    }
+    results = rounds(jobs, options.rounds)
+    rows = []
+    for function, size in _FUNCTIONS.items():
+        best = median(results[f"{CLIENT}, {function}"], rate)
+        for name in names:
+            runs = results[f"{name}, {function}"]
+            calls = median(runs, rate)
+            cost = median(runs, lambda figures: figures["cpu"] / figures["count"] * 1e6)
+            rows.append(
+                (function, size, name, f"{calls:,.0f}", spread(runs, rate), f"{cost:,.0f}", f"{best / calls:.1f}")
+            )
+    heads = (
+        "function",
+        "answer",
+        "client",
+        "calls/s",
+        "slowest to fastest round",
+        "client CPU us/call",
+        "FunctionClient is x",
+    )
+    return f"{table(heads, rows)}\n\n{disturbed(results)}"
+
+
+def _run(contender: str, function: str, seconds: float) -> Figures:
+    with client("functions_server.py", count=_TICKS) as server:
+        assert server.stdout is not None
+        if not select.select([server.stdout], [], [], 20.0)[0]:
+            raise RuntimeError("the server of functions said nothing for 20 s")
+        http, websocket = json.loads(server.stdout.readline())
+        job = {"contender": contender, "function": function, "http": http, "websocket": websocket, "seconds": seconds}
+        with client("functions_client.py", **job) as process:
+            watch = Watch(server.pid, process.pid)
+            figures = ended(process, contender, 60.0)
+            figures["disturbed"] = watch.disturbance()
+    if figures["ticks"] != int(_FUNCTIONS[function].split()[0].replace(",", "")):
+        raise RuntimeError(f"{contender}: {figures['ticks']} ticks in an answer")
+    return figures

@@ -1,0 +1,54 @@
+"""A client of `functions`: calls one after another for a while, and says how many were answered."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import child
+from functions import CLIENT, DAY, KEY, PAIR, SESSION, TIME
+
+from finx_streamer import FunctionClient
+from finx_streamer.messages import Decoder
+
+
+def main(contender: str, function: str, http: int, websocket: int, seconds: float) -> None:
+    """Call for so many seconds, after a few calls that do not count. All make the same ticks of the answers."""
+    call = _function_client(websocket, function) if contender == CLIENT else _requests(http, function, contender)
+    for _ in range(5):
+        ticks = call()
+    count, cpu, start = 0, time.process_time(), time.perf_counter()
+    while (taken := time.perf_counter() - start) < seconds:
+        call()
+        count += 1
+    child.report(count=count, seconds=taken, cpu=time.process_time() - cpu, ticks=ticks)
+
+
+def _function_client(port: int, function: str) -> Callable[[], int]:
+    client = FunctionClient(KEY, f"ws://127.0.0.1:{port}/", connections=1)
+    if function == "tickSnap":
+        return lambda: len([client.tick_snap(PAIR, f"{DAY}T{TIME}Z")])
+    return lambda: len(client._fetch(PAIR, DAY, TIME, {}))
+
+
+def _requests(port: int, function: str, contender: str) -> Callable[[], int]:
+    import requests
+
+    post = requests.Session().post if contender == SESSION else requests.post
+    url = f"http://127.0.0.1:{port}/call"
+    arguments = {"functionName": function, "APIKey": KEY, "pair": PAIR, "date": DAY, "time": TIME}
+    decoder = Decoder(PAIR, PAIR)
+
+    def call() -> int:
+        answer: dict[str, Any] = post(url, json=arguments, timeout=10.0).json()
+        raws = [answer] if function == "tickSnap" else list(answer.values())
+        return len([decoder.tick(raw, time.time_ns()) for raw in raws])
+
+    return call
+
+
+if __name__ == "__main__":
+    main(**json.loads(sys.argv[1]))
