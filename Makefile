@@ -42,8 +42,12 @@ docs: $(VENV)/.installed-dev ## build the documentation into docs/_build/html
 	@echo "docs/_build/html/index.html"
 
 .PHONY: bench
-bench: $(VENV)/.installed-bench ## beside other clients, 11 minutes; a part: make bench ARGS="burst latency --rounds 9"
+bench: $(VENV)/.installed-bench ## beside other clients, 15 minutes; a part: make bench ARGS="burst latency --rounds 9"
 	$(BIN)/python tests/benchmarks/run.py $(ARGS)
+
+.PHONY: soak
+soak: $(VENV)/.installed-dev ## storms of faults over a listener, 30 minutes: make soak ARGS="--minutes 5 --seed 7"
+	$(BIN)/python -m tests.storm $(ARGS)
 
 .PHONY: import-time
 import-time: $(VENV)/.installed-dev ## what `import finx_streamer` costs

@@ -16,6 +16,7 @@ from .errors import (
     FinxStreamerError,
     FunctionError,
     GapNotFilled,
+    IncompleteHistory,
     NotAvailable,
     ProtocolError,
     RateLimited,
@@ -25,12 +26,15 @@ from .errors import (
     StreamNotFound,
     TicksDropped,
 )
+from .functions import FunctionClient
+from .gaps import Gap
 from .listener import StreamListener
 from .messages import Notice, Tick
 from .reconnect import ReconnectPolicy
 from .session import State
 from .stats import ListenerStats, StreamStats
 from .symbols import Option, Pair
+from .tables import to_pandas, to_polars
 
 __all__ = [
     "AuthenticationError",
@@ -41,8 +45,11 @@ __all__ = [
     "DecodeError",
     "Endpoint",
     "FinxStreamerError",
+    "FunctionClient",
     "FunctionError",
+    "Gap",
     "GapNotFilled",
+    "IncompleteHistory",
     "ListenerStats",
     "NotAvailable",
     "Notice",
@@ -61,6 +68,8 @@ __all__ = [
     "Tick",
     "TicksDropped",
     "__version__",
+    "to_pandas",
+    "to_polars",
 ]
 
 logging.getLogger("finx_streamer").addHandler(logging.NullHandler())

@@ -11,6 +11,7 @@ from typing import Any
 import attrs
 
 from .errors import CallbackError, ConfigurationError, FinxStreamerError
+from .gaps import Gap
 from .messages import Notice, Tick
 from .session import State
 from .stats import Counters
@@ -18,14 +19,14 @@ from .stats import Counters
 logger = logging.getLogger("finx_streamer")
 
 Callback = Callable[..., Any]
-EVENTS = ("tick", "error", "notice", "state")
+EVENTS = ("tick", "error", "notice", "state", "gap")
 
 
 @attrs.frozen
 class Event:
-    """What travels beside the ticks: an error, a notice, or a change of state (`symbol` names whose)."""
+    """What travels beside the ticks: an error, a notice, a gap, or a change of state (`symbol` names whose)."""
 
-    payload: FinxStreamerError | Notice | State
+    payload: FinxStreamerError | Notice | Gap | State
     symbol: str | None = None
 
 
@@ -102,6 +103,7 @@ class Caller:
         table = callbacks.for_ticks
         pair: str | None = None
         called: tuple[Callback, ...] = ()
+        only: Callback | None = None
         for tick in entries:
             if type(tick) is not dict:
                 return tick  # type: ignore[return-value]
@@ -109,13 +111,17 @@ class Caller:
             if tick["pair"] is not pair or callbacks.for_ticks is not table:
                 table, pair = callbacks.for_ticks, tick["pair"]
                 called = table[pair]
-            for callback in called:
-                if self.abandoned:
-                    return None
+                only = called[0] if len(called) == 1 else None
+            if self.abandoned:
+                return None
+            # Nearly always there is one, and a loop over one would double the cost of all that is here.
+            if only is None:
+                self._call_each(called, pair, tick)
+            else:
                 try:
-                    callback(tick)
+                    only(tick)
                 except Exception as cause:
-                    self._failed(callback, tick, cause, pair)
+                    self._failed(only, tick, cause, pair)
             if self.interrupted:
                 return None
         return None
@@ -126,6 +132,8 @@ class Caller:
             self.error(payload)
         elif isinstance(payload, Notice):
             self._call_all("notice", payload.symbol, payload)
+        elif isinstance(payload, Gap):
+            self._call_all("gap", payload.symbol, payload)
         else:
             self._call_all("state", event.symbol, event.symbol, payload)
 
@@ -146,7 +154,10 @@ class Caller:
                 logger.exception("on_error callback %r raised while it handled: %s", callback, error)
 
     def _call_all(self, event: str, symbol: str | None, *arguments: object) -> None:
-        for callback in self._callbacks.of(event):
+        self._call_each(self._callbacks.of(event), symbol, *arguments)
+
+    def _call_each(self, callbacks: tuple[Callback, ...], symbol: str | None, *arguments: object) -> None:
+        for callback in callbacks:
             if self.abandoned:
                 return
             try:

@@ -66,13 +66,7 @@ class Endpoint:
 
     @property
     def is_loopback(self) -> bool:
-        host = self.host
-        if host == "localhost" or host.endswith(".localhost"):
-            return True
-        try:
-            return ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)
 
     def check_secrecy(self, allow_insecure: bool) -> None:
         """Refuse to send the key in clear over a network (source: O). Raises `ConfigurationError`."""
@@ -86,6 +80,20 @@ class Endpoint:
         """The URL of a stream (source: S). It holds the key: it goes to the transport, and nowhere else."""
         kind = f"{self.prefix}/greeks" if isinstance(symbol, Option) else self.prefix
         return f"{self.url}{kind}/{quote(key.reveal(), safe='')}/{symbol}"
+
+    def functions_url(self, key: Secret) -> str:
+        """The URL for function calls (source: D), whatever the prefix of the streams. It holds the key, too."""
+        return f"{self.url}streamer/{quote(key.reveal(), safe='')}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, in lower case, is this machine by its name or address."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _normalised(url: str) -> str:

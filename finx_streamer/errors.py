@@ -15,7 +15,8 @@
     ├── StaleStream                              nothing was received for `stale_after` seconds
     ├── GapNotFilled                             ticks were missed and history could not supply them
     ├── FunctionError                            a function call was answered with an error
-    │   └── CallTimeout                          a function call was not answered in time
+    │   ├── CallTimeout                          a function call was not answered in time
+    │   └── IncompleteHistory                    a part of tick history can't be asked for
     └── NotAvailable                             FinX has not released this yet
 
 An error carries its facts as attributes and composes its text only when it is printed. No error ever
@@ -206,6 +207,11 @@ class FunctionError(FinxStreamerError):
 @attrs.define(slots=False, eq=False, repr=False, str=False)
 class CallTimeout(FunctionError):
     """A function call was not answered in time."""
+
+
+@attrs.define(slots=False, eq=False, repr=False, str=False)
+class IncompleteHistory(FunctionError):
+    """More ticks share a millisecond than one answer holds, so that the rest of them can't be asked for."""
 
 
 @attrs.define(slots=False, eq=False, repr=False, str=False)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable
+from queue import SimpleQueue
 
 from .messages import Tick
 from .queues import NO_BOUND
 
 
 class TickBuffer:
-    """One iteration's ticks. It is a tick callback; with `wait` it makes the caller wait while it is full."""
+    """One iteration's ticks. It is a tick callback; with `wait` it makes the caller wait while it is full.
+
+    No lock is held anywhere, but within C: a signal handler may stop the listener in the midst of `take`, and what
+    that waits for must not wait for `take`.
+    """
 
     def __init__(self, size: int, wait: bool, on_room: Callable[[], None]) -> None:
         #: The thread that iterates.
@@ -19,50 +23,56 @@ class TickBuffer:
         self._size = size
         self._wait = wait
         self._on_room = on_room
-        self._ticks: deque[Tick] = deque()
-        self._changed = threading.Condition()
+        #: Ticks, and None where something else needs a look.
+        self._ticks: SimpleQueue[Tick | None] = SimpleQueue()
+        #: Wakes the caller that waits for room, which is `_full` then.
+        self._room: SimpleQueue[None] = SimpleQueue()
+        self._full = False
         self._closed = False
         self._ended = False
 
     def __call__(self, tick: Tick) -> None:
-        if self._closed:
-            return
-        with self._changed:
-            while self._wait and len(self._ticks) >= self._size and not self._closed:
-                self._changed.wait()
-            if not self._closed:
-                self._ticks.append(tick)
-                self._changed.notify_all()
+        while self._wait and not self._closed and self._ticks.qsize() >= self._size:
+            self._full = True
+            # Looked at once more: who takes after this sees that somebody waits.
+            if self._ticks.qsize() >= self._size and not self._closed:
+                self._room.get()
+        if not self._closed:
+            self._ticks.put(tick)
 
     def room(self) -> int:
-        return NO_BOUND if self._closed else max(0, self._size - len(self._ticks))
+        return NO_BOUND if self._closed else max(0, self._size - self._ticks.qsize())
 
     def take(self) -> Tick | None:
         """The next tick, waiting for it; None when there will be none."""
         self.thread = threading.get_ident()
-        with self._changed:
-            while not self._ticks and not self._closed and not self._ended:
-                self._changed.wait()
-            if self._closed or not self._ticks:
+        tick: Tick | None = None
+        while tick is None:
+            if self._closed or (self._ended and self._ticks.empty()):
                 return None
-            tick = self._ticks.popleft()
-            self._changed.notify_all()
-        if not self._wait and len(self._ticks) == self._size // 2:
+            tick = self._ticks.get()
+        if self._wait:
+            self._wake()
+        elif self._ticks.qsize() == self._size // 2:
             self._on_room()
         return tick
 
     def end(self) -> None:
         """Nothing more will come: what is here is still given out."""
-        with self._changed:
-            self._ended = True
-            self._changed.notify_all()
+        self._ended = True
+        self._ticks.put(None)
 
     def close(self) -> None:
-        """Nobody wants more, and whoever waits is let go. A signal handler may call this in the midst of `take`."""
+        """Nobody wants more, and whoever waits is let go."""
         self._closed = True
-        with self._changed:
-            self._changed.notify_all()
+        self._ticks.put(None)
+        self._wake()
         self._on_room()
+
+    def _wake(self) -> None:
+        if self._full:
+            self._full = False
+            self._room.put(None)
 
 
 class Iterations:

@@ -6,9 +6,7 @@ import atexit
 import itertools
 import logging
 import os
-import reprlib
 import ssl
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,14 +15,17 @@ from typing import Any, TypeVar, overload
 
 import attrs
 
+from . import arguments as check
 from .callbacks import Callback, Callbacks, Caller
 from .dispatch import InlineOutlet, Outlet, ThreadOutlet
 from .endpoint import Endpoint, redact
 from .errors import ConfigurationError, FinxStreamerError
+from .functions import FunctionClient
 from .iteration import Iterations
 from .keys import KeySource
 from .messages import Decoder, Tick
 from .network import Network, Stream
+from .proxies import ProxyChoice
 from .queues import QUEUES
 from .reconnect import ReconnectPolicy
 from .session import Session, State, Timing
@@ -36,26 +37,12 @@ logger = logging.getLogger("finx_streamer")
 
 _names = itertools.count(1)
 _C = TypeVar("_C", bound=Callback)
+#: Seconds for one call of tick history, to fill a gap.
+HISTORY_TIMEOUT = 10.0
 #: How long a thread that has done its work may take to return.
 _LAST_STEPS = 1.0
 #: How long `stop` waits where an exception is on its way out of a `with` block, e.g. after Ctrl-C.
 _HASTY = 0.5
-
-
-def _context_factory(given: ssl.SSLContext | None) -> Callable[[], ssl.SSLContext]:
-    """The user's TLS context, or one that verifies, made at its first use: loading certificates takes 20 ms."""
-    if given is not None:
-        return lambda: given
-    lock = threading.Lock()
-    made: list[ssl.SSLContext] = []
-
-    def context() -> ssl.SSLContext:
-        with lock:
-            if not made:
-                made.append(ssl.create_default_context())
-            return made[0]
-
-    return context
 
 
 class _Run:
@@ -76,7 +63,14 @@ class _Run:
         ahead = {"block": settings.queue_size, "drop_oldest": min(64, settings.queue_size), "latest": 1}
         self.iterations = Iterations(ahead[settings.overflow], settings.dispatch == "thread", self._resume_reading)
         self.outlet = self._make_outlet(Caller(callbacks, self.counters))
-        self.network = Network(self.outlet, settings.exchanges, settings.name, self._network_ended)
+        self.network = Network(
+            self.outlet,
+            settings.exchanges,
+            settings.name,
+            self._network_ended,
+            settings.queue_size,
+            self._history if settings.backfill else None,
+        )
         for symbol in symbols:
             self.add(symbol)
 
@@ -86,6 +80,17 @@ class _Run:
             return InlineOutlet(caller, self.iterations, self._callbacks_ended)
         queue = QUEUES[self._settings.overflow](size)
         return ThreadOutlet(caller, queue, size, self.counters, self._resume_reading, self._callbacks_ended, name)
+
+    def _history(self) -> FunctionClient:
+        settings = self._settings
+        return FunctionClient.of_target(
+            settings.target(None),
+            timeout=HISTORY_TIMEOUT,
+            connections=1,
+            parse_price=settings.parse_price,
+            reconnect=settings.reconnect,
+            name=f"{settings.name}-history",
+        )
 
     def _resume_reading(self) -> None:
         self.network.resume_reading()
@@ -116,14 +121,7 @@ class _Run:
             Session(name, settings.reconnect, timing, key_can_change=settings.keys.can_change),
             Decoder(name, name if isinstance(symbol, Pair) else None, settings.parse_price),
             Counters(),
-            Target(
-                settings.endpoint,
-                symbol,
-                settings.keys,
-                timing.connect_timeout,
-                settings.context,
-                settings.max_message_size,
-            ),
+            settings.target(symbol),
         )
         self.streams = {**self.streams, name: stream}
         self.counters[name] = stream.counters
@@ -213,14 +211,28 @@ class _Settings:
     endpoint: Endpoint
     exchanges: frozenset[str] | None
     parse_price: Callable[[str], Any]
+    backfill: bool
     dispatch: str
     queue_size: int
     overflow: str
     reconnect: ReconnectPolicy | None
     timing: Timing
     context: Callable[[], ssl.SSLContext] = attrs.field(repr=False)
+    proxies: ProxyChoice
     max_message_size: int
     name: str
+
+    def target(self, symbol: Symbol | None) -> Target:
+        """What to connect to; None: the functions."""
+        return Target(
+            self.endpoint,
+            symbol,
+            self.keys,
+            self.timing.connect_timeout,
+            self.context,
+            self.max_message_size,
+            self.proxies,
+        )
 
 
 class StreamListener:
@@ -238,6 +250,8 @@ class StreamListener:
     - `on_tick(tick)`, `on_error(error)`, `on_notice(notice)`, `on_state(symbol, state)`: callbacks, called one at a
       time, in order. See `Tick`, `errors`, `Notice`, `State`. With no `on_error`, errors go to the log.
     - `exchanges`: keep only these exchanges' ticks (the server can't filter, S).
+    - `on_gap(gap)`: called after each reconnect with a `Gap`, in its place: behind the ticks that were missed and have
+      been fetched from tick history, and before the live ones. `backfill`: False fetches nothing, and only tells.
     - `parse_price`: makes the price out of the wire's decimal string: `float`, `decimal.Decimal`, `str`, your own. It
       runs on the network thread, and so has to be quick.
     - `dispatch`: "thread" runs callbacks on a thread of their own, "inline" on the network thread: less latency, for
@@ -249,6 +263,8 @@ class StreamListener:
       seconds within which a dead connection is found. `stale_after`: seconds without a message after which a
       `StaleStream` is reported. `keep_alive`: seconds between FinX's keepAlive messages (D: 270 keeps a stream open).
     - `ssl_context`: instead of the default one, which verifies certificates.
+    - `proxy`: "http://[user:password@]host:port", "socks5://…" or "socks5h://…"; "" for none; None for what the
+      environment says at every attempt (https_proxy, all_proxy, no_proxy). Tick history goes the same way.
     - `max_message_size`: bytes; a larger message is refused before it is stored (`ProtocolError`, close 1009).
     - `name`: of the threads, and in `repr`.
     """
@@ -262,8 +278,10 @@ class StreamListener:
         on_error: Callback | None = None,
         on_notice: Callback | None = None,
         on_state: Callback | None = None,
+        on_gap: Callback | None = None,
         exchanges: Iterable[str] | None = None,
         parse_price: Callable[[str], Any] = float,
+        backfill: bool = True,
         dispatch: str = "thread",
         queue_size: int = 65_536,
         overflow: str = "block",
@@ -274,50 +292,59 @@ class StreamListener:
         stale_after: float | None = None,
         keep_alive: float | None = None,
         ssl_context: ssl.SSLContext | None = None,
+        proxy: str | None = None,
         allow_insecure: bool = False,
         max_message_size: int = MAX_MESSAGE,
         name: str | None = None,
         **not_yet: Any,
     ) -> None:
-        # The key first: what is shown of the other arguments must not hold it.
+        # The secrets first: what is shown of the other arguments must not hold them.
         try:
             keys = KeySource.of(api_key)
+            proxies = ProxyChoice.of(proxy)
         except ConfigurationError as error:
             raise error.with_traceback(None) from None
         finally:
             # Tracebacks may show the locals of this frame.
-            api_key = None
+            api_key = proxy = None
         _refuse_unknown(not_yet)
         self._symbols = {str(symbol): symbol for symbol in map(parse_symbol, symbols)}
         where = Endpoint.of(endpoint)
-        where.check_secrecy(_instance("allow_insecure", allow_insecure, "True or False", _is_bool))
+        where.check_secrecy(check.instance("allow_insecure", allow_insecure, "True or False", check.is_bool))
+        proxies.check_secrecy(where, allow_insecure)
         timing = Timing(
-            _seconds("connect_timeout", connect_timeout),
-            _seconds_or_none("ping_interval", ping_interval),
-            _seconds("ping_timeout", ping_timeout),
-            _seconds_or_none("stale_after", stale_after),
-            _seconds_or_none("keep_alive", keep_alive),
+            check.seconds("connect_timeout", connect_timeout),
+            check.seconds_or_none("ping_interval", ping_interval),
+            check.seconds("ping_timeout", ping_timeout),
+            check.seconds_or_none("stale_after", stale_after),
+            check.seconds_or_none("keep_alive", keep_alive),
         )
         if dispatch == "inline" and overflow != "block":
-            raise _refusal("overflow", overflow, "'block' with dispatch='inline', which has no queue to overflow")
+            raise check.refusal("overflow", overflow, "'block' with dispatch='inline', which has no queue to overflow")
         self._settings = _Settings(
             keys=keys,
             endpoint=where,
             exchanges=_checked_exchanges(exchanges),
-            parse_price=_instance("parse_price", parse_price, "a callable such as float or decimal.Decimal", callable),
-            dispatch=_one_of("dispatch", dispatch, ("thread", "inline")),
-            queue_size=_positive_int("queue_size", queue_size),
-            overflow=_one_of("overflow", overflow, tuple(QUEUES)),
-            reconnect=_instance("reconnect", reconnect, "a ReconnectPolicy or None", _is_policy),
+            parse_price=check.instance(
+                "parse_price", parse_price, "a callable such as float or decimal.Decimal", callable
+            ),
+            backfill=check.instance("backfill", backfill, "True or False", check.is_bool),
+            dispatch=check.one_of("dispatch", dispatch, ("thread", "inline")),
+            queue_size=check.positive_int("queue_size", queue_size),
+            overflow=check.one_of("overflow", overflow, tuple(QUEUES)),
+            reconnect=check.instance("reconnect", reconnect, "a ReconnectPolicy or None", check.is_policy),
             timing=timing,
-            context=_context_factory(_instance("ssl_context", ssl_context, "an ssl.SSLContext or None", _is_context)),
-            max_message_size=_positive_int("max_message_size", max_message_size),
-            name=_instance("name", name, "a str or None", _is_name) or f"finx-streamer-{next(_names)}",
+            context=check.context_factory(
+                check.instance("ssl_context", ssl_context, "an ssl.SSLContext or None", check.is_context)
+            ),
+            proxies=proxies,
+            max_message_size=check.positive_int("max_message_size", max_message_size),
+            name=check.instance("name", name, "a str or None", check.is_name) or f"finx-streamer-{next(_names)}",
         )
         self._callbacks = Callbacks()
         self._lock = threading.RLock()
         self._run: _Run | None = None
-        given = {"tick": on_tick, "error": on_error, "notice": on_notice, "state": on_state}
+        given = {"tick": on_tick, "error": on_error, "notice": on_notice, "state": on_state, "gap": on_gap}
         for event, callback in given.items():
             if callback is not None:
                 self._callbacks.add(event, callback)
@@ -353,6 +380,10 @@ class StreamListener:
         """Register a callback for changes of state: it gets the symbol and a `State`. Returns the callback."""
         return self._register("state", callback)
 
+    def on_gap(self, callback: _C, /) -> _C:
+        """Register a callback for gaps: it gets a `Gap`. Returns the callback."""
+        return self._register("gap", callback)
+
     def remove_callback(self, callback: Callback) -> None:
         """Undo the registration of a callback. Raises `ConfigurationError` if it is not registered."""
         self._callbacks.remove(callback)
@@ -376,7 +407,7 @@ class StreamListener:
         when called in a callback or in the body of a `for tick in listener`, they are discarded. Once it has returned
         no further callback is called. Returns False where a callback was still running after `timeout`.
         """
-        _seconds("timeout", timeout, zero=True)
+        check.seconds("timeout", timeout, zero=True)
         run = self._run
         if run is None or run.elsewhere:
             return True
@@ -391,7 +422,7 @@ class StreamListener:
         callback, where it would wait for itself.
         """
         if timeout is not None:
-            _seconds("timeout", timeout, zero=True)
+            check.seconds("timeout", timeout, zero=True)
         run = self._run
         if run is None:
             return True
@@ -550,9 +581,7 @@ def _stop_all_at_exit() -> None:
 atexit.register(_stop_all_at_exit)
 
 
-#: In seconds; clocks and selectors overflow somewhere beyond it.
-_LONGEST = 1e9
-_NOT_YET = ("on_greeks", "on_gap", "backfill", "proxy")
+_NOT_YET = ("on_greeks",)
 
 
 def _refuse_unknown(arguments: dict[str, Any]) -> None:
@@ -560,55 +589,6 @@ def _refuse_unknown(arguments: dict[str, Any]) -> None:
         if name in _NOT_YET:
             raise ConfigurationError(f"{name}: not available in this version of finx_streamer")
         raise TypeError(f"StreamListener() got an unexpected keyword argument {name!r}")
-
-
-def _seconds(name: str, value: Any, zero: bool = False) -> float:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _LONGEST
-    if not good or (value == 0 and not zero):
-        raise _refusal(name, value, f"seconds, {'>= 0' if zero else '> 0'} and <= {_LONGEST:g}")
-    return float(value)
-
-
-def _seconds_or_none(name: str, value: Any) -> float | None:
-    return None if value is None else _seconds(name, value)
-
-
-def _positive_int(name: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= sys.maxsize:
-        raise _refusal(name, value, f"an int >= 1 and <= {sys.maxsize}")
-    return value
-
-
-def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise _refusal(name, value, f"one of {', '.join(map(repr, allowed))}")
-    return str(value)
-
-
-def _instance(name: str, value: Any, expected: str, check: Callable[[Any], bool]) -> Any:
-    if not check(value):
-        raise _refusal(name, value, expected)
-    return value
-
-
-def _refusal(name: str, value: Any, expected: str) -> ConfigurationError:
-    return ConfigurationError(f"{name}: {redact(reprlib.repr(value))} is not allowed; expected {expected}")
-
-
-def _is_policy(value: Any) -> bool:
-    return value is None or isinstance(value, ReconnectPolicy)
-
-
-def _is_context(value: Any) -> bool:
-    return value is None or isinstance(value, ssl.SSLContext)
-
-
-def _is_bool(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
-def _is_name(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and bool(value))
 
 
 def _checked_exchanges(exchanges: Any) -> frozenset[str] | None:
@@ -619,7 +599,7 @@ def _checked_exchanges(exchanges: Any) -> frozenset[str] | None:
     try:
         names = frozenset(exchanges)
     except TypeError:
-        raise _refusal("exchanges", exchanges, "names such as ['BINANCE']") from None
+        raise check.refusal("exchanges", exchanges, "names such as ['BINANCE']") from None
     if not names or not all(isinstance(name, str) and name for name in names):
-        raise _refusal("exchanges", exchanges, "at least one name such as 'BINANCE'")
+        raise check.refusal("exchanges", exchanges, "at least one name such as 'BINANCE'")
     return names

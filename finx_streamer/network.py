@@ -1,6 +1,6 @@
 """The network side: one thread that owns all sockets and sessions of a listener, and never runs user code.
 
-(With `dispatch="inline"` the user lent it this thread for his callbacks.) It waits in one selector, with one heap of
+(With `dispatch="inline"` the user lent it this thread for his callbacks.) It waits in one poller, with one heap of
 deadlines, and is woken through a socket pair. Handshakes, which block, run in a small pool and hand over what they
 opened.
 """
@@ -11,7 +11,6 @@ import contextlib
 import heapq
 import itertools
 import logging
-import selectors
 import socket
 import threading
 import time
@@ -20,13 +19,16 @@ from collections.abc import Callable
 
 import attrs
 
+from .backfill import Backfiller, History
 from .callbacks import Event
 from .dispatch import Outlet
 from .endpoint import redact
 from .errors import AuthenticationError, ConnectionFailed, DecodeError
+from .flow import Flow, Store
 from .keys import Secret
 from .messages import Decoder, Message, Tick
 from .queues import NO_BOUND
+from .readiness import new_poller
 from .session import Action, Announce, Connect, Disconnect, End, Report, SendKeepAlive, SendPing, Session
 from .stats import Counters
 from .transport import READ_SIZE, Attempt, Binary, Connection, Target, open_connection, translate
@@ -37,12 +39,16 @@ logger = logging.getLogger("finx_streamer")
 SIDE_BY_SIDE = 8
 #: An attempt that was given up may hang in name resolution, which nothing interrupts. Others take its place, to here.
 MOST_WORKERS = 4 * SIDE_BY_SIDE
+#: How long a handshake may overrun its own deadline, at which it tells what it waited for, before it counts as stuck.
+_GRACE = 0.25
 #: How long the end waits for the workers that were cancelled, all in all.
 _WORKER_PATIENCE = 0.2
-#: A deadline may lie further ahead than a selector can wait.
+#: A deadline may lie further ahead than a poller can wait.
 _LONGEST_WAIT = 3_600.0
 #: How many spent entries the heap of deadlines may hold, besides some for each stream.
 _SPENT_ENTRIES = 64
+#: How many messages are read the thorough way before it is worth trying the quick one again.
+_LOOK_CLOSER = 64
 _NEVER = float("inf")
 
 
@@ -55,13 +61,15 @@ class Stream:
     decoder: Decoder
     counters: Counters
     target: Target
+    #: Made by the network side, when the stream is added.
+    flow: Flow = attrs.field(init=False)
     connection: Connection | None = None
     attempt: Attempt | None = None
     refused_key: Secret | None = attrs.field(default=None, repr=False)
     next_key: Secret | None = attrs.field(default=None, repr=False)
     #: Reading is suspended for want of room.
     paused: bool = False
-    #: What the selector watches of the connection.
+    #: What the poller watches of the connection.
     watched: int = 0
     #: The earliest deadline of this stream that stands in the heap.
     queued: float = _NEVER
@@ -76,26 +84,36 @@ class Network:
         exchanges: frozenset[str] | None,
         name: str,
         on_end: Callable[[BaseException | None], None],
+        room: int,
+        history: Callable[[], History] | None,
     ) -> None:
+        """`room`: how many ticks may be held while gaps are filled. `history`: where from; None: they are not."""
         self._outlet = outlet
         self._exchanges = exchanges
         self._on_end = on_end
         self._name = name
         self._streams: dict[str, Stream] = {}
         self._inbox: deque[Callable[[], None]] = deque()
-        self._selector = selectors.DefaultSelector()
+        self._poller = new_poller()
+        self._watched: dict[int, Stream] = {}
         self._waker, self._woken = socket.socketpair()
         self._waker.setblocking(False)
         self._woken.setblocking(False)
-        self._selector.register(self._woken, selectors.EVENT_READ)
+        self._poller.register(self._woken.fileno(), self._poller.READ)
         self._heap: list[tuple[float, int, Stream]] = []
         self._order = itertools.count(1)
         self._paused: list[Stream] = []
+        self._store = Store(room)
+        self._backfiller = Backfiller(history, self.post, name) if history is not None else None
+        #: What a flow wants done, but not in the midst of what is being done.
+        self._afterwards: deque[Callable[[], None]] = deque()
         self._ready: deque[Stream] = deque()
         self._workers: set[threading.Thread] = set()
         self._shaking = 0
         #: The last read filled its buffer, so there is more to read at once.
         self._more = False
+        #: When bytes were last read, or deadlines looked at: near enough to now for a timeout, or for a rate.
+        self._now = time.monotonic()
         self._failure: ConnectionFailed | None = None
         self._ending = False
         self._closed = False
@@ -156,28 +174,33 @@ class Network:
             self._on_end(outcome)
 
     def _wait(self) -> None:
-        timeout = 0.0 if self._more else self._patience()
-        self._more = False
+        timeout: float | None = None
+        if self._more:
+            timeout, self._more = 0.0, False
+        elif self._heap:
+            timeout = min(max(0.0, self._heap[0][0] - self._now), _LONGEST_WAIT)
         # What can be read is read before any deadline is looked at: after a pause of the process the answer to a ping
         # lies there, and the peer is not to blame.
-        for key, mask in self._selector.select(timeout):
-            stream = key.data
+        poller = self._poller
+        for fd, events in poller.poll(timeout):
+            stream = self._watched.get(fd)
             if stream is None:
-                self._run_inbox()
-            elif stream.connection is None or stream.connection.wire.socket is not key.fileobj:
-                continue  # it was closed by what was handled just before
-            else:
-                if mask & selectors.EVENT_WRITE:
-                    self._on_writable(stream)
-                if mask & selectors.EVENT_READ and not stream.paused:
-                    self._on_readable(stream)
-        self._due(time.monotonic())
+                # Or it was closed by what was handled just before.
+                if fd == self._woken.fileno():
+                    self._run_inbox()
+                continue
+            if events & ~poller.READ:
+                self._on_writable(stream)
+            if events & ~poller.WRITE and not stream.paused:
+                self._on_readable(stream)
+        self._now = time.monotonic()
+        if self._heap and self._heap[0][0] <= self._now:
+            self._due(self._now)
+            self._now = time.monotonic()
+        while self._afterwards and not self._ending:
+            self._afterwards.popleft()()
         if not self._more:
             self._outlet.flush()
-
-    def _patience(self) -> float | None:
-        """How long nothing is due; None: for ever."""
-        return min(max(0.0, self._heap[0][0] - time.monotonic()), _LONGEST_WAIT) if self._heap else None
 
     def _due(self, now: float) -> None:
         while self._heap and self._heap[0][0] <= now and not self._ending:
@@ -185,6 +208,7 @@ class Network:
             # An entry that an earlier one has overtaken is spent: waking for it would queue the next deadline twice.
             if deadline == stream.queued:
                 stream.queued = _NEVER
+                stream.flow.wake(now)
                 self._do(stream, stream.session.wake(now))
 
     def _run_inbox(self) -> None:
@@ -198,9 +222,11 @@ class Network:
         self._ending = True
         now = time.monotonic()
         for stream in list(self._streams.values()):
-            if drain and stream.connection is not None:
-                # What waited in the buffer for room: at most one read of each connection, whatever the queue's bound.
-                self._take(stream, stream.connection, NO_BOUND)
+            if drain:
+                if stream.connection is not None:
+                    # What waited in the buffer for room: at most one read of each connection, whatever the bound.
+                    self._take(stream, stream.connection, NO_BOUND)
+                stream.flow.end("the listener was stopped")
             self._do(stream, stream.session.stop(now))
 
     def _close(self) -> None:
@@ -212,7 +238,9 @@ class Network:
             if isinstance(command, _HandOver):
                 command.discard()
         self._inbox.clear()
-        self._selector.close()
+        if self._backfiller is not None:
+            self._backfiller.close()
+        self._poller.close()
         self._waker.close()
         self._woken.close()
         # They were cancelled and end at once, but for one that hangs in name resolution: that one is a daemon.
@@ -223,12 +251,24 @@ class Network:
     # Sessions.
 
     def _add(self, stream: Stream) -> None:
+        stream.flow = Flow(
+            stream.symbol,
+            self._outlet,
+            stream.counters,
+            self._store,
+            self._exchanges,
+            self._backfiller,
+            probe=lambda: self._afterwards.append(lambda: self._send(stream, Connection.send_probe)),
+            proceed=lambda: self._afterwards.append(self._resume),
+            schedule=lambda: self._schedule(stream),
+        )
         self._streams[stream.symbol] = stream
         self._do(stream, stream.session.start(time.monotonic()))
 
     def _remove(self, symbol: str) -> None:
         stream = self._streams.get(symbol)
         if stream is not None:
+            stream.flow.end("the stream was removed")
             self._do(stream, stream.session.stop(time.monotonic()))
             del self._streams[symbol]
 
@@ -258,7 +298,7 @@ class Network:
         self._schedule(stream)
 
     def _schedule(self, stream: Stream) -> None:
-        deadline = stream.session.deadline
+        deadline = min(stream.session.deadline, stream.flow.deadline)
         if deadline < stream.queued:
             stream.queued = deadline
             heapq.heappush(self._heap, (deadline, next(self._order), stream))
@@ -294,7 +334,7 @@ class Network:
                 self._do(stream, stream.session.lost(stuck, time.monotonic()))
                 continue
             self._shaking += 1
-            stream.session.begun(time.monotonic())
+            stream.session.begun(time.monotonic() + _GRACE)
             self._schedule(stream)
             name = f"{self._name}-handshake-{next(self._order)}"
             worker = threading.Thread(target=self._shake_hands, args=(stream, stream.attempt), name=name, daemon=True)
@@ -341,9 +381,10 @@ class Network:
             stream.counters.connected_at = time.time()
             stream.counters.bytes += outcome.wire.bytes_received
             self._do(stream, stream.session.opened(now))
+            stream.flow.opened(now)
             self._watch(stream)
             # The first frames may have come together with the answer to the handshake.
-            self._deliver(stream)
+            self._deliver(stream, outcome, stream.flow.room())
             self._read_ahead(stream)
         self._launch()
 
@@ -363,6 +404,7 @@ class Network:
             connection.dispose()
             stream.counters.connected_at = None
             stream.paused = False
+            stream.flow.lost(time.monotonic())
 
     def _lost(self, stream: Stream, error: ConnectionFailed) -> None:
         if isinstance(error, AuthenticationError) and stream.connection is not None:
@@ -376,7 +418,8 @@ class Network:
         connection = stream.connection
         if connection is None:
             return
-        if self._outlet.room() <= 0:
+        room = stream.flow.room()
+        if room <= 0:
             self._pause(stream)
             return
         try:
@@ -388,36 +431,50 @@ class Network:
             return  # half a TLS record
         self._more = size >= READ_SIZE
         stream.counters.bytes += size
-        messages = stream.counters.messages
-        now = time.monotonic()
-        self._deliver(stream)
-        if stream.session.received(now, stream.counters.messages > messages):
+        now = self._now = time.monotonic()
+        taken = self._deliver(stream, connection, room)
+        if stream.session.received(now, taken > 0):
             self._schedule(stream)
 
-    def _deliver(self, stream: Stream) -> None:
-        """Hand on what has been read, as far as there is room; the rest waits, unread and undecoded."""
-        connection = stream.connection
-        if connection is None:
-            return
-        room = self._outlet.room()
+    def _deliver(self, stream: Stream, connection: Connection, room: int) -> int:
+        """Hand on what has been read, as far as there is room: so many messages. The rest waits, undecoded."""
         taken = self._take(stream, connection, room) if room > 0 else 0
         if connection is not stream.connection:
-            return
+            return taken
+        if connection.probe_answered:
+            connection.probe_answered = None
+            stream.flow.answered(self._now)
         if connection.ended is not None:
             self._lost(stream, connection.ended)
         elif taken >= room:
             self._pause(stream)
         else:
             self._watch(stream)
+        return taken
 
     def _take(self, stream: Stream, connection: Connection, limit: int) -> int:
         """Hand on at most so many messages out of a connection's buffer. Returns how many there were."""
-        messages = connection.messages(limit)
-        if messages:
-            stream.counters.messages += len(messages)
+        wire, counters, taken = connection.wire, stream.counters, 0
+        text = str(wire.buffer, "latin-1")
+        while taken < limit:
+            if connection.before_message:
+                ticks, wire.at = stream.decoder.take_run(text, wire.at, limit - taken, wire.received_ns)
+                if ticks:
+                    taken += len(ticks)
+                    counters.messages += len(ticks)
+                    if stream.session.delivers:
+                        self._put_ticks(stream, ticks)
+                if wire.at == len(text):
+                    break
+            # Something that looks different, or the beginning of a frame.
+            messages = connection.messages(min(limit - taken, _LOOK_CLOSER))
+            if not messages:
+                break
+            taken += len(messages)
+            counters.messages += len(messages)
             if stream.session.delivers:
-                self._hand_on(stream, messages, connection.wire.received_ns)
-        return len(messages)
+                self._hand_on(stream, messages, wire.received_ns)
+        return taken
 
     def _hand_on(self, stream: Stream, messages: list[bytes | Binary], received_ns: int) -> None:
         decode_run = stream.decoder.decode_run
@@ -435,14 +492,20 @@ class Network:
         if type(message) is dict:
             self._put_ticks(stream, [message])
         else:
-            self._outlet.put_event(Event(message, stream.symbol))  # type: ignore[arg-type]
+            stream.flow.put_event(Event(message, stream.symbol))  # type: ignore[arg-type]
 
     def _put_ticks(self, stream: Stream, ticks: list[Tick]) -> None:
         if self._exchanges is not None:
             ticks = [tick for tick in ticks if tick["exchange"] in self._exchanges]
-        if ticks:
-            stream.counters.count_ticks(ticks, time.monotonic())
+        if not ticks:
+            return
+        flow = stream.flow
+        if flow.straight:
+            flow.trail.extend(ticks)
+            stream.counters.count_ticks(ticks, self._now)
             self._outlet.put_ticks(ticks)
+        else:
+            flow.put_ticks(ticks)
 
     def _decoded(self, stream: Stream, payload: bytes | Binary, received_ns: int) -> Message | DecodeError:
         decoder = stream.decoder
@@ -488,46 +551,52 @@ class Network:
             stream.session.hold(time.monotonic())
             self._paused.append(stream)
             self._watch(stream)
-        self._outlet.want_room()
+        if stream.flow.straight:
+            self._outlet.want_room()
 
     def _resume(self) -> None:
+        for stream in self._streams.values():
+            if not stream.flow.straight:
+                stream.flow.drain()
         paused, self._paused = self._paused, []
         for stream in paused:
             if not stream.paused or stream.connection is None:
                 continue
             stream.paused = False
             stream.session.release(time.monotonic())
-            self._deliver(stream)
+            self._deliver(stream, stream.connection, stream.flow.room())
             self._read_ahead(stream)
             self._schedule(stream)
 
     def _read_ahead(self, stream: Stream) -> None:
-        """Read once without being told to: what TLS has read ahead wakes no selector."""
+        """Read once without being told to: what TLS has read ahead wakes no poller."""
         if not stream.paused:
             self._on_readable(stream)
 
     def _watch(self, stream: Stream) -> None:
-        """Have the selector watch for what is wanted of the connection now."""
+        """Have the poller watch for what is wanted of the connection now."""
         connection = stream.connection
         if connection is None:
             return
-        wanted = (0 if stream.paused else selectors.EVENT_READ) | (
-            selectors.EVENT_WRITE if connection.wire.unsent else 0
-        )
+        poller = self._poller
+        wanted = (0 if stream.paused else poller.READ) | (poller.WRITE if connection.wire.unsent else 0)
         if wanted == stream.watched:
             return
-        sock = connection.wire.socket
-        if not stream.watched:
-            self._selector.register(sock, wanted, stream)
-        elif not wanted:
-            self._selector.unregister(sock)
+        fd = connection.wire.fileno()
+        if not wanted:
+            self._unwatch(stream, connection)
+        elif stream.watched:
+            poller.modify(fd, wanted)
         else:
-            self._selector.modify(sock, wanted, stream)
+            poller.register(fd, wanted)
+            self._watched[fd] = stream
         stream.watched = wanted
 
     def _unwatch(self, stream: Stream, connection: Connection) -> None:
         if stream.watched:
-            self._selector.unregister(connection.wire.socket)
+            fd = connection.wire.fileno()
+            self._poller.unregister(fd)
+            del self._watched[fd]
             stream.watched = 0
 
 

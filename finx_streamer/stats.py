@@ -21,9 +21,10 @@ class StreamStats:
     """A snapshot of one stream.
 
     `messages`, `bytes`: what was received, in messages and in bytes of the connection. `ticks`: handed on to your
-    callbacks. `dropped`: by the overflow policy. `rate`: ticks a second over the last 10 s. `lag`: seconds from the
-    last tick's own time to its receipt. `queue_depth`, `queue_peak`: ticks that wait for callbacks, now and at most.
-    `connected_since`: aware datetime in UTC, None while there is no connection.
+    callbacks. `dropped`: by the overflow policy. `gaps`: how often the connection was lost and ticks may have passed;
+    `filled_ticks`: of `ticks`, those that history supplied. `rate`: ticks a second over the last 10 s. `lag`: seconds
+    from the last tick's own time to its receipt. `queue_depth`, `queue_peak`: ticks that wait for callbacks, now and at
+    most. `connected_since`: aware datetime in UTC, None while there is no connection.
     """
 
     state: State
@@ -83,10 +84,12 @@ class Counters:
 
     def __init__(self) -> None:
         self.messages = self.ticks = self.dropped = self.callback_errors = self.decode_errors = 0
-        self.bytes = self.queue_peak = 0
+        self.bytes = self.queue_peak = self.gaps = self.filled_ticks = 0
         self.last_tick: Tick | None = None
         self.connected_at: float | None = None
-        self._seconds: deque[tuple[int, int]] = deque(maxlen=RATE_WINDOW + 1)
+        #: Seconds, and how many ticks came in each.
+        self._seconds: deque[list[int]] = deque(maxlen=RATE_WINDOW + 1)
+        self._this_second = [-1, 0]
         self._runs: deque[tuple[int, int]] = deque()
         self._waiting = 0
 
@@ -95,10 +98,11 @@ class Counters:
         self.ticks += len(ticks)
         self.last_tick = ticks[-1]
         second = int(now)
-        if self._seconds and self._seconds[-1][0] == second:
-            self._seconds[-1] = (second, self._seconds[-1][1] + len(ticks))
+        if second == self._this_second[0]:
+            self._this_second[1] += len(ticks)
         else:
-            self._seconds.append((second, len(ticks)))
+            self._this_second = [second, len(ticks)]
+            self._seconds.append(self._this_second)
 
     def count_waiting(self, ticks: int, end: int, taken: int) -> None:
         """Keep the peak of how many ticks of this stream wait, from positions in the queue alone.
@@ -124,6 +128,8 @@ class Counters:
             callback_errors=self.callback_errors,
             decode_errors=self.decode_errors,
             reconnects=reconnects,
+            gaps=self.gaps,
+            filled_ticks=self.filled_ticks,
             bytes=self.bytes,
             rate=self._rate(time.monotonic()),
             lag=last["received_ns"] / 1e9 - last["timestamp"].timestamp() if last else None,

@@ -13,12 +13,11 @@ frame buffer can be resumed after that, so half a frame costs nothing but memory
 from __future__ import annotations
 
 import contextlib
-import email.utils
-import http.client
-import io
+import functools
 import json
 import logging
 import math
+import os
 import socket
 import ssl
 import threading
@@ -34,7 +33,9 @@ from ._version import __version__
 from .endpoint import Endpoint, redact
 from .errors import AuthenticationError, ConnectionFailed, ProtocolError, RateLimited, StreamNotFound
 from .frames import Fragments, FrameError, check_next, text_frames
+from .http_answers import HttpAnswer
 from .keys import KeySource, Secret
+from .proxies import DIRECT, Proxy, ProxyChoice
 from .symbols import Symbol
 
 logger = logging.getLogger("finx_streamer")
@@ -45,6 +46,8 @@ MAX_HEADER = 65_536
 MAX_MESSAGE = 16 * 1024 * 1024
 #: A peer that makes us answer but does not read has to be given up at some point.
 MAX_UNSENT = 1024 * 1024
+#: What the ping carries that asks whether everything sent before has arrived.
+_PROBE = b"seam"
 #: How much of a refusal's body is shown.
 _BODY_SHOWN = 200
 
@@ -79,9 +82,9 @@ class _NeedMore(Exception):
 class _Refused(Exception):
     """The server answered the handshake with something else than a switch of protocols."""
 
-    def __init__(self, status: int, phrase: str, headers: http.client.HTTPMessage, body: str) -> None:
-        super().__init__(status)
-        self.status, self.phrase, self.headers, self.body = status, phrase, headers, body
+    def __init__(self, answer: HttpAnswer) -> None:
+        super().__init__(answer.status)
+        self.answer = answer
 
 
 @attrs.frozen
@@ -89,11 +92,19 @@ class Target:
     """All that a connection needs, the key left out: that is asked for when the attempt begins."""
 
     endpoint: Endpoint
-    symbol: Symbol
+    #: None: a connection for function calls.
+    symbol: Symbol | None
     keys: KeySource
     connect_timeout: float
     ssl_context: Callable[[], ssl.SSLContext]
     max_message: int = MAX_MESSAGE
+    proxies: ProxyChoice = DIRECT
+
+    def url(self, key: Secret) -> str:
+        """It holds the key."""
+        if self.symbol is None:
+            return self.endpoint.functions_url(key)
+        return self.endpoint.stream_url(self.symbol, key)
 
 
 class Attempt:
@@ -106,6 +117,8 @@ class Attempt:
         self.key = key
         #: A key that was asked for when this attempt's was refused, for the next one.
         self.next_key: Secret | None = None
+        #: Host and port of the proxy that it goes through, once that is known.
+        self.proxy: str | None = None
         self._deadline = math.inf
         self._lock = threading.Lock()
         self._cancelled = False
@@ -152,7 +165,8 @@ class Wire:
         self.at = 0
         #: How many bytes the library may take: those of the frame that was checked. The next is checked first.
         self.granted = 0
-        self._out = bytearray()
+        #: What could not be sent yet.
+        self.unsent = bytearray()
 
     # What the library calls. It asks for a timeout of 0 to find out that there is nothing to wait for.
 
@@ -191,7 +205,7 @@ class Wire:
             self.socket.settimeout(self._attempt.remaining())
             self.socket.sendall(data)
         else:
-            self._out += data
+            self.unsent += data
             self.flush()
         return len(data)
 
@@ -202,10 +216,6 @@ class Wire:
         self._attempt = None
         self.granted = 0
         self.socket.setblocking(False)
-
-    @property
-    def unsent(self) -> bool:
-        return bool(self._out)
 
     def fill(self) -> int:
         """Read what has arrived, up to about `READ_SIZE`; the number of bytes. Raises OSError; EOFError at the end."""
@@ -224,7 +234,7 @@ class Wire:
         return len(data)
 
     def _with_read_ahead(self, data: bytes) -> bytes:
-        """TLS gives out one record of 16 KiB at most, and the selector can't see those that it has read besides."""
+        """TLS gives out one record of 16 KiB at most, and no poller sees what it has read besides."""
         parts, size = [data], len(data)
         # Whatever ends the connection here ends it again at the next read.
         with contextlib.suppress(OSError):
@@ -232,21 +242,23 @@ class Wire:
                 data = self.socket.recv(READ_SIZE - size)
                 parts.append(data)
                 size += len(data)
+            if rest := self.socket.pending():  # type: ignore[attr-defined]
+                parts.append(self.socket.recv(rest))
         return b"".join(parts)
 
     def flush(self) -> None:
         """Send what can be sent without waiting. Raises OSError where the peer has left too much of it unread."""
-        while self._out:
+        while self.unsent:
             try:
-                sent = self.socket.send(self._out)
+                sent = self.socket.send(self.unsent)
             except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 break
             except OSError:
                 # The peer takes no more, but what it said before is still to be read, and the end of it all behind.
-                self._out.clear()
+                self.unsent.clear()
                 break
-            del self._out[:sent]
-        if len(self._out) > MAX_UNSENT:
+            del self.unsent[:sent]
+        if len(self.unsent) > MAX_UNSENT:
             raise OSError("the peer does not read what it asks for")
 
     def _wait_for_response(self, attempt: Attempt) -> None:
@@ -305,10 +317,13 @@ class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
             on_data=_on_data,
             on_error=_on_error,
             on_close=_on_close,
+            on_pong=_on_pong,
         )
         self.wire = wire
         self.key = key
         self.failure: BaseException | None = None
+        #: Whether the ping that was to probe the connection has been answered; None: there was none.
+        self.probe_answered: bool | None = None
         #: How the connection ended, once its end has been read.
         self.ended: ConnectionFailed | None = None
         self._doorstep = _Doorstep()
@@ -333,6 +348,11 @@ class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
         # It checks messages in Python, a byte at a time, and so is told not to; but the reason of a close frame may be.
         self.sock.frame_buffer.skip_utf8_validation = False
 
+    @property
+    def before_message(self) -> bool:
+        """Whether what is read next begins a message, and is not within one, or behind the end."""
+        return not self.wire.granted and self._fragments.begun is None and self.ended is None
+
     def messages(self, limit: int) -> list[bytes | Binary]:
         """Up to `limit` messages of what has been read, in order. Sets `ended` where the stream's end is among them."""
         received: list[bytes | Binary] = []
@@ -347,6 +367,11 @@ class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
         except OSError as fault:
             self.ended = translate(fault)
         return received
+
+    @property
+    def between_messages(self) -> bool:
+        """Whether it is open, and all that has been read was taken: nothing of a further message."""
+        return self.before_message and self.wire.at == len(self.wire.buffer)
 
     def _take_frames(self, limit: int) -> bool:
         """Read a run of plain text frames, or one frame of another kind by way of the library. False: out of bytes."""
@@ -398,10 +423,20 @@ class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
         if self.sock is not None:
             self.sock.ping()
 
+    def send_probe(self) -> None:
+        """A ping whose answer is noted in `probe_answered`. Raises OSError where the connection is lost."""
+        self.probe_answered = False
+        if self.sock is not None:
+            self.sock.ping(_PROBE)
+
     def send_keep_alive(self) -> None:
         """FinX's own keepAlive (source: D). Raises OSError where the connection is lost."""
+        self.send_request({"functionName": "keepAlive"})
+
+    def send_request(self, request: dict[str, Any]) -> None:
+        """A function call (source: D), to which the key is added. Raises OSError where the connection is lost."""
         if self.sock is not None:
-            self.sock.send_text(json.dumps({"APIKey": self.key.reveal(), "functionName": "keepAlive"}))
+            self.sock.send_text(json.dumps({"APIKey": self.key.reveal(), **request}))
 
     def dispose(self) -> None:
         """Close the socket at once, and let go of what refers back to here."""
@@ -446,6 +481,11 @@ def _on_error(connection: Any, error: BaseException) -> None:
     connection.failure = error
 
 
+def _on_pong(connection: Any, payload: bytes) -> None:
+    if payload == _PROBE and connection.probe_answered is False:
+        connection.probe_answered = True
+
+
 def _on_close(connection: Any, code: int | None, reason: str | None) -> None:
     connection.take_close(code, reason)
 
@@ -459,7 +499,8 @@ def open_connection(target: Target, attempt: Attempt) -> Connection:
         error.__context__ = None
         raise error.with_traceback(None) from error.__cause__
     except Exception as cause:
-        failure = translate(cause, f"{target.endpoint.host}:{target.endpoint.port}")
+        way = f" (through the proxy {attempt.proxy})" if attempt.proxy else ""
+        failure = translate(cause, f"{target.endpoint.host}:{target.endpoint.port}{way}")
     # Outside of the handler, for the library's exception holds frames whose locals hold the URL.
     raise failure
 
@@ -470,13 +511,11 @@ def _open(target: Target, attempt: Attempt) -> Connection:
         raise AuthenticationError("the API key was refused, and there is no other", permanent=True)
     sock = _connect(target, attempt)
     try:
-        connection = Connection(
-            target.endpoint.stream_url(target.symbol, key), Wire(sock, attempt), key, target.max_message
-        )
+        connection = Connection(target.url(key), Wire(sock, attempt), key, target.max_message)
         try:
             connection.shake_hands()
         except _Refused as refusal:
-            raise _refusal(refusal, target.keys, attempt) from None
+            raise _refusal(refusal.answer, target.keys, attempt) from None
         return connection
     except BaseException:
         sock.close()
@@ -484,10 +523,21 @@ def _open(target: Target, attempt: Attempt) -> Connection:
 
 
 def _connect(target: Target, attempt: Attempt) -> socket.socket:
-    """A socket to the first of the host's addresses that answers; TLS is done."""
+    """A socket to the server, through a proxy where there is one; TLS is done."""
     endpoint = target.endpoint
-    attempt.remaining()
-    addresses = socket.getaddrinfo(endpoint.host, endpoint.port, 0, socket.SOCK_STREAM)
+    proxy = target.proxies.choose(endpoint)
+    if proxy is None:
+        sock = _dial(endpoint.host, endpoint.port, attempt, attempt.remaining)
+    else:
+        attempt.proxy = proxy.where
+        sock = _dial_through(proxy, endpoint, attempt)
+    return _secured(sock, target, attempt) if endpoint.secure else sock
+
+
+def _dial(host: str, port: int, attempt: Attempt, remaining: Callable[[], float]) -> socket.socket:
+    """A socket to the first of the host's addresses that answers. `remaining` as that of the attempt, or less."""
+    remaining()
+    addresses = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
     failure = OSError("the host has no address")
     for untried, (family, kind, protocol, _, address) in zip(range(len(addresses), 0, -1), addresses, strict=True):
         try:
@@ -499,15 +549,54 @@ def _connect(target: Target, attempt: Attempt) -> socket.socket:
         try:
             attempt.watch(sock)
             # One address that swallows everything must not use up the time of the others.
-            sock.settimeout(attempt.remaining() / untried)
+            sock.settimeout(remaining() / untried)
             sock.connect(address)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError as error:
             sock.close()
             failure = error
             continue
-        return _secured(sock, target, attempt) if endpoint.secure else sock
+        return sock
     raise failure
+
+
+def _dial_through(proxy: Proxy, endpoint: Endpoint, attempt: Attempt) -> socket.socket:
+    """A socket to a proxy that has connected to the server."""
+    hosts = [endpoint.host]
+    if not proxy.resolves:
+        attempt.remaining()
+        found = socket.getaddrinfo(endpoint.host, endpoint.port, 0, socket.SOCK_STREAM)
+        hosts = list(dict.fromkeys(str(address[0]) for *_, address in found))
+    failure = ConnectionFailed("the host has no address")
+    for untried, host in zip(range(len(hosts), 0, -1), hosts, strict=True):
+        # The proxy may know no IPv6, or fail for other reasons of one address: a tunnel for each is tried.
+        until = time.monotonic() + attempt.remaining() / untried
+        try:
+            return _tunnel(proxy, host, endpoint.port, attempt, functools.partial(_left, attempt, until))
+        except ConnectionFailed as error:
+            failure = error
+    raise failure
+
+
+def _left(attempt: Attempt, until: float) -> float:
+    """Seconds up to a moment within the attempt's time."""
+    left = min(attempt.remaining(), until - time.monotonic())
+    if left <= 0:
+        raise TimeoutError("timed out")
+    return left
+
+
+def _tunnel(proxy: Proxy, host: str, port: int, attempt: Attempt, remaining: Callable[[], float]) -> socket.socket:
+    try:
+        sock = _dial(proxy.host, proxy.port, attempt, remaining)
+        try:
+            proxy.open_tunnel(sock, host, port, remaining)
+        except BaseException:
+            sock.close()
+            raise
+    except OSError as cause:
+        raise translate(cause, f"the proxy {proxy.where}") from None
+    return sock
 
 
 def _secured(sock: socket.socket, target: Target, attempt: Attempt) -> ssl.SSLSocket:
@@ -520,44 +609,46 @@ def _secured(sock: socket.socket, target: Target, attempt: Attempt) -> ssl.SSLSo
     try:
         attempt.watch(secured)
         secured.settimeout(attempt.remaining())
-        secured.do_handshake()
+        _shake_hands(secured)
     except BaseException:
         secured.close()
         raise
     return secured
 
 
+def _shake_hands(secured: ssl.SSLSocket) -> None:
+    try:
+        secured.do_handshake()
+    except ssl.SSLCertVerificationError:
+        # Where no file can be opened, that of the authority can't be either, and the certificate is not to blame.
+        os.close(os.dup(secured.fileno()))
+        raise
+
+
 def _check_status(response: bytes) -> None:
     """Let a switch of protocols pass; raise `_Refused` for any other answer, redirects included."""
-    head, _, body = response.partition(b"\r\n\r\n")
-    status_line, _, headers = head.partition(b"\r\n")
-    words = status_line.decode("latin-1").split(None, 2)
-    if len(words) < 2 or not words[1].isdecimal():
+    answer = HttpAnswer.parse(response)
+    if answer is None:
+        status_line = response.partition(b"\r\n")[0]
         raise ProtocolError(f"the server's status line is {redact(repr(status_line[:80]))}", permanent=True)
-    status = int(words[1])
-    if status == 101:
-        return
-    try:
-        parsed = http.client.parse_headers(io.BytesIO(headers + b"\r\n\r\n"))
-    except http.client.HTTPException:
-        parsed = http.client.HTTPMessage()
-    raise _Refused(status, words[2] if len(words) > 2 else "", parsed, body[:_BODY_SHOWN].decode("utf-8", "replace"))
+    if answer.status != 101:
+        raise _Refused(answer)
 
 
-def _refusal(refused: _Refused, keys: KeySource, attempt: Attempt) -> ConnectionFailed:
+def _refusal(refused: HttpAnswer, keys: KeySource, attempt: Attempt) -> ConnectionFailed:
     """The typed error for an HTTP answer. Source: the refusals of protocol.md, O."""
     status = refused.status
     answer = f"the server answered {status} {redact(refused.phrase)}".rstrip()
-    if refused.body.strip():
-        answer += f", {redact(refused.body.strip())!r}"
-    wait = _retry_after(refused.headers) if status == 429 or status >= 500 else None
+    body = refused.body[:_BODY_SHOWN].decode("utf-8", "replace").strip()
+    if body:
+        answer += f", {redact(body)!r}"
     if status in (401, 403):
         final = not _ask_for_another(keys, attempt)
         return AuthenticationError(f"the API key was refused: {answer}", status=status, permanent=final)
     if status == 404:
         return StreamNotFound(f"no such stream: {answer}", status=status)
     if status == 429:
-        return RateLimited(f"too many requests: {answer}", status=status, retry_after=wait)
+        return RateLimited(f"too many requests: {answer}", status=status, retry_after=refused.retry_after)
     if 300 <= status < 400:
         where = redact(refused.headers.get("Location", "nowhere"))
         return ConnectionFailed(
@@ -565,21 +656,7 @@ def _refusal(refused: _Refused, keys: KeySource, attempt: Attempt) -> Connection
         )
     if status < 300:
         return ProtocolError(f"{answer}: it is no websocket server at this address", status=status, permanent=True)
-    return ConnectionFailed(answer, status=status, retry_after=wait)
-
-
-def _retry_after(headers: http.client.HTTPMessage) -> float | None:
-    """Retry-After in seconds, from either of its forms; None where it is absent or neither."""
-    value = (headers.get("Retry-After") or "").strip()
-    if value.isdecimal() and len(value) < 12:
-        return float(value)
-    with contextlib.suppress(ValueError, TypeError, OverflowError):
-        moment = email.utils.parsedate_to_datetime(value).timestamp()
-        with contextlib.suppress(ValueError, TypeError):
-            # The server's own clock, where it tells it: ours may differ.
-            return max(0.0, moment - email.utils.parsedate_to_datetime(headers.get("Date", "")).timestamp())
-        return max(0.0, math.ceil(moment - time.time()))
-    return None
+    return ConnectionFailed(answer, status=status, retry_after=refused.retry_after)
 
 
 def _ask_for_another(keys: KeySource, attempt: Attempt) -> bool:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-from finx_streamer import FinxStreamerError, Notice, ReconnectPolicy, State, StreamListener, Tick
+from finx_streamer import FinxStreamerError, Gap, Notice, ReconnectPolicy, State, StreamListener, Tick
 
 #: How long anything that has to happen may take. Nothing passes by waiting for it.
 PATIENCE = 20.0
@@ -266,12 +266,15 @@ class Seen:
         self.errors: list[FinxStreamerError] = []
         self.notices: list[Notice] = []
         self.states: list[tuple[str, State]] = []
+        self.gaps: list[Gap] = []
         self._changed = threading.Condition()
 
     def listener(self, endpoint: str, *symbols: str, **settings: Any) -> StreamListener:
-        """A listener that calls back here; for one pair and with quick reconnects unless told otherwise."""
+        """A listener that calls back here; for one pair, with quick reconnects, and without a history to ask, for a
+        peer has none, unless told otherwise."""
         defaults = {"api_key": "demo", "reconnect": QUICK, "on_tick": self.on_tick, "on_error": self.on_error}
         defaults |= {"on_notice": self.on_notice, "on_state": self.on_state}
+        defaults |= {"on_gap": self.on_gap, "backfill": False}
         return StreamListener(*(symbols or (PAIR,)), endpoint=endpoint, **defaults | settings)
 
     def on_tick(self, tick: Tick) -> None:
@@ -279,6 +282,9 @@ class Seen:
 
     def on_error(self, error: FinxStreamerError) -> None:
         self._keep(self.errors, error)
+
+    def on_gap(self, gap: Gap) -> None:
+        self._keep(self.gaps, gap)
 
     def on_notice(self, notice: Notice) -> None:
         self._keep(self.notices, notice)
@@ -307,7 +313,7 @@ class Seen:
         self.wait_for(lambda: len(self.errors) >= count)
 
     def __repr__(self) -> str:
-        return f"{len(self.ticks)} ticks, errors {self.errors}, notices {self.notices}, states {self.states}"
+        return f"{len(self.ticks)} ticks, {len(self.errors)} errors {self.errors[:9]}, notices {self.notices[:9]}, {self.states[:9]}"
 
     def _keep(self, where: list[Any], what: object) -> None:
         with self._changed:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import functools
 import logging
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from finx_streamer.callbacks import EVENTS, Callbacks, Caller, Event
 from finx_streamer.errors import CallbackError, ConfigurationError, FinxStreamerError, TicksDropped
+from finx_streamer.gaps import Gap
 from finx_streamer.messages import Notice, Tick
 from finx_streamer.session import State
 from finx_streamer.stats import Counters
 
 PAIR = "BTC:USDC"
 TICK: Tick = {"pair": PAIR, "price": 19200.84}  # type: ignore[typeddict-item]
+GAP = Gap(PAIR, datetime.now(UTC), datetime.now(UTC), filled=True, ticks=3)
 
 
 class Stage:
@@ -220,7 +223,7 @@ def test_after_abandon_no_call_begins(stage: Stage, event: str) -> None:
 
     stage.callbacks.add(event, abandon)
     stage.callbacks.add(event, stage.note("second"))
-    events = {"error": TicksDropped(3), "notice": Notice(PAIR, {}, 1), "state": State.STREAMING}
+    events = {"error": TicksDropped(3), "notice": Notice(PAIR, {}, 1), "state": State.STREAMING, "gap": GAP}
     for _ in range(2):
         if event == "tick":
             stage.caller.ticks([TICK])
@@ -238,7 +241,7 @@ def test_what_wants_to_end_the_program_is_let_through(stage: Stage, event: str, 
         raise raised
 
     stage.callbacks.add(event, leave)
-    events = {"error": TicksDropped(3), "notice": Notice(PAIR, {}, 1), "state": State.STREAMING}
+    events = {"error": TicksDropped(3), "notice": Notice(PAIR, {}, 1), "state": State.STREAMING, "gap": GAP}
     call = stage.caller.ticks if event == "tick" else stage.caller.event
     with pytest.raises(raised):
         call([TICK] if event == "tick" else Event(events[event], PAIR))  # type: ignore[arg-type]

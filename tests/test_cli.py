@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from websockets.sync.client import connect
 
 from finx_streamer import __version__
 from finx_streamer.server import LocalServer, SimulatedMarket, Tape
@@ -478,6 +479,25 @@ class TestServe:
         assert (0, 1) == (result.returncode, len(result.stdout.splitlines()))
         assert (0, "finx-streamer: stopped\n") == (code, err)
 
+    def test_ticks_are_kept_in_a_file(self, tmp_path: Path) -> None:
+        """What was imported and what was played is there in the file at the next start, and answers calls."""
+        tape, store = tmp_path / "tape.jsonl", tmp_path / "ticks.db"
+        tape.write_text("".join(json.dumps(tick(*fields)) + "\n" for fields in TICKS))
+        options = ["--port", "0", "--tape", str(tape), "--speed", "max", "--store", str(store)]
+        count = len([fields for fields in TICKS if tick(*fields)["pair"] == "BTC:USDC"])
+        for imports in (["--import", str(tape), "--import", str(tape)], []):
+            with running("serve", *options, *imports) as process:
+                assert process.stdout is not None
+                url = process.stdout.readline().split()[-1]
+                with connect(f"{url}streamer/demo", proxy=None) as peer:
+                    call = {"functionName": "tickHistory", "pair": "BTC:USDC", "date": tick(*TICKS[0])["date"]}
+                    peer.send(json.dumps(call | {"APIKey": "demo", "time": "00:00"}))
+                    assert 2 * count == len(json.loads(peer.recv(timeout=20)))
+                process.send_signal(signal.SIGINT)
+                code, _, err = ended(process)
+            said = [f"finx-streamer: imported {len(TICKS)} ticks from {tape}"] * (len(imports) // 2)
+            assert (0, [*said, "finx-streamer: stopped"]) == (code, err.splitlines())
+
     def test_a_tape_and_keys_of_ones_own(self, tmp_path: Path) -> None:
         """The keys in the file are accepted and never shown."""
         tape, keys = tmp_path / "tape.jsonl", tmp_path / "keys"
@@ -504,6 +524,8 @@ class TestServe:
             (["--tape", "no-such-file.jsonl"], "no-such-file.jsonl"),
             (["--keys-file", "no-such-file"], "No such file"),
             (["--rate", "0"], "rate"),
+            (["--store", __file__], "is no SQLite database"),
+            (["--import", "no-such-file.jsonl"], "no-such-file.jsonl"),
         ],
     )
     def test_a_wrong_argument_is_one_line(self, arguments: list[str], hint: str) -> None:

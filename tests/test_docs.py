@@ -137,8 +137,9 @@ def test_shell_example(
 ) -> None:
     """Each command of the shell examples runs, its production server being the local one."""
     line = line.split("#")[0].strip()
-    if " listen " in line and "--endpoint" not in line:
-        line = line.replace(" listen ", f" listen --endpoint {server.url} ", 1)
+    for command in (" listen ", " history ", " snap "):
+        if command in line and "--endpoint" not in line:
+            line = line.replace(command, f"{command}--endpoint {server.url} ", 1)
     (tmp_path / "ticks.jsonl").write_text(
         '{"pair":"BTC:USDC","date":"2022-07-02","time":"15:30:55.817Z","exchange":"BINANCE","price":"19200.84"}\n'
     )

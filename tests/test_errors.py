@@ -53,6 +53,7 @@ EXAMPLES = [
     errors.GapNotFilled("history has no such day"),
     errors.FunctionError("tickSnap", {"pair": "BTC:USD"}, "no such pair"),
     errors.CallTimeout("tickSnap", {"pair": "BTC:USD"}, "no answer within 10 s"),
+    errors.IncompleteHistory("tickHistory", {"pair": "BTC:USD"}, "1000 ticks within one millisecond"),
     errors.NotAvailable("Greeks history is a future release"),
 ]
 

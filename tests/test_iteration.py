@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import gc
+import itertools
+import sys
 import threading
 import time
+from types import FrameType
+from typing import Any
 
 import pytest
 
 from finx_streamer import ConfigurationError, ConnectionFailed, State, StreamNotFound, Tick
+from finx_streamer.iteration import TickBuffer
 from tests.peers import PAIR, PATIENCE, Caller, Peer, Seen, close_frame, refuse, stay, tick, ticks
 
 
@@ -247,3 +252,31 @@ def test_iterating_again_starts_afresh(seen: Seen, dispatch: str) -> None:
                     break
             assert [1, 2] == got
         assert 3 == peer.accepted
+
+
+@pytest.mark.parametrize("line", range(12))
+def test_a_loop_may_be_stopped_in_the_midst_of_taking(seen: Seen, line: int) -> None:
+    """A signal handler that stops the listener may run between any two steps of the loop, and need not wait there."""
+    stopped: list[bool] = []
+    passed = itertools.count()
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        """Stands for the handler: at the given one of the lines that are executed within `take`, by the 20th tick."""
+        if frame.f_code is not TickBuffer.take.__code__:
+            return None
+        if event == "line" and next(passed) == 200 + line and not stopped:
+            stopped.append(listener.stop(PATIENCE))
+        return trace
+
+    with Peer(stay(ticks(1, 1_000))) as peer:
+        listener = seen.listener(peer.url, queue_size=8)
+        before = sys.gettrace()
+        sys.settrace(trace)
+        begin = time.monotonic()
+        try:
+            for _ in listener:
+                pass
+        finally:
+            sys.settrace(before)
+        assert [True] == stopped
+        assert time.monotonic() - begin < PATIENCE

@@ -93,9 +93,11 @@ def hang(caller: Caller) -> None:
         {"endpoint": "productoin"},
         {"on_tick": 7},
         {"on_error": "print"},
-        {"on_gap": print},
-        {"backfill": True},
-        {"proxy": "http://x"},
+        {"on_gap": 3},
+        {"backfill": 1},
+        {"proxy": "ftp://x"},
+        {"proxy": False},
+        {"proxy": "http://proxy.example:3128", "endpoint": "ws://127.0.0.1:9/"},
     ],
 )
 def test_a_wrong_argument_is_refused_at_once(settings: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import ssl
 import threading
@@ -402,6 +403,22 @@ def test_bad_messages_are_reported_and_the_stream_goes_on(seen: Seen) -> None:
     }
     assert [DecodeError] * 6 == [type(error) for error in seen.errors]
     assert [*bad, b"\x00\x01"] == [error.payload for error in seen.of_type(DecodeError)]
+
+
+@pytest.mark.parametrize("queue_size", [65_536, 3])
+def test_ticks_of_all_forms_keep_their_order(seen: Seen, queue_size: int) -> None:
+    """Runs that are read in one go, and whatever stands between them, are delivered as they came."""
+    sent: list[bytes] = []
+    for number in range(0, 300, 5):
+        text = tick_text(number)
+        compact = text.replace(": ", ":").replace(", ", ",")
+        sent += [tick(number), frame(compact.replace(f'"{number}"', f'"{number + 1}"')), frame(b"", PING)]
+        half = tick_text(number + 2).encode()
+        sent += [frame(half[:50], fin=False), frame(half[50:], 0)]
+        sent += [frame(json.dumps({**json.loads(text)["resultData"], "price": f"{number + 3}"})), tick(number + 4)]
+    with Peer(stay(b"".join(sent))) as peer, seen.listener(peer.url, queue_size=queue_size):
+        seen.wait_ticks(300)
+    assert list(range(300)) == seen.prices
 
 
 def test_notices_and_server_errors_are_handed_on(seen: Seen) -> None:

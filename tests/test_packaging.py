@@ -15,7 +15,7 @@ import pytest
 import finx_streamer
 
 ROOT = Path(__file__).parent.parent
-OPTIONAL = {"msgspec", "websockets", "typer", "rich", "click"}
+OPTIONAL = {"msgspec", "websockets", "typer", "rich", "click", "pandas", "polars", "tqdm"}
 #: Whatever of these is exported is what users were promised.
 PROMISED = {
     "AuthenticationError",
@@ -30,6 +30,7 @@ PROMISED = {
     "FunctionError",
     "Gap",
     "GapNotFilled",
+    "IncompleteHistory",
     "ListenerStats",
     "NotAvailable",
     "Notice",
@@ -48,9 +49,11 @@ PROMISED = {
     "Tick",
     "TicksDropped",
     "__version__",
+    "to_pandas",
+    "to_polars",
 }
 #: Those that come with later versions.
-LATER = {"FunctionClient", "Gap"}
+LATER = {"Gap"}
 
 
 def requirements() -> list[str]:
@@ -71,7 +74,7 @@ def test_the_base_installation_brings_two_packages() -> None:
 def test_the_extras() -> None:
     """Documentation names them, so they are kept."""
     requirements()
-    expected = {"all", "cli", "dev", "server", "speed"}
+    expected = {"all", "cli", "dev", "pandas", "polars", "progress", "server", "speed"}
     assert expected <= set(metadata.metadata("finx-streamer").get_all("Provides-Extra") or ())
 
 

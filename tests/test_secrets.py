@@ -278,7 +278,7 @@ def test_a_key_would_be_found() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"api_key": "s3cr3t-of-mine\n"}, {"endpoint": "nowhere"}, {"queue_size": 0}, {"backfill": True}],
+    [{"api_key": "s3cr3t-of-mine\n"}, {"endpoint": "nowhere"}, {"queue_size": 0}, {"proxy": "ftp://proxy:8080"}],
 )
 def test_refused_arguments_do_not_show_the_key(wrong: dict[str, Any]) -> None:
     """A traceback that shows locals can be made of a refusal, and no frame of this package has the key in it."""

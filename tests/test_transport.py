@@ -198,7 +198,7 @@ def raw(answer: bytes) -> Script:
         (b"\x15\x03\x01\x00\x02\x02\x16", ProtocolError, "does not speak HTTP"),
         (b"HTTP/1.1 abc def\r\n\r\n", ProtocolError, "status line"),
         (b"HTTP/1.1\r\n\r\n", ProtocolError, "status line"),
-        (b"HTTP/1.1 " + b"9" * 5_000 + b" x\r\n\r\n", ConnectionFailed, ""),
+        (b"HTTP/1.1 " + b"9" * 5_000 + b" x\r\n\r\n", ProtocolError, "status line"),
         (b"HTTP/1.1 101 Switching Protocols\r\n\r\n", ProtocolError, "does not complete the websocket handshake"),
         (
             b"HTTP/1.1 101 X\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: bm8=\r\n\r\n",
@@ -339,6 +339,28 @@ def test_what_tls_has_read_ahead_is_found(authority: trustme.CA, server_context:
         got = connection.messages(ALL)
         connection.wire.fill()
         assert many == got + read(connection, 100 - len(got))
+
+
+def test_no_part_of_a_tls_record_is_left_behind(
+    authority: trustme.CA, server_context: ssl.SSLContext, dial: Dial
+) -> None:
+    """Records that do not add up to a read's size are read to their end: what is left of one wakes no poller."""
+    client_context = ssl.create_default_context()
+    authority.configure_trust(client_context)
+    many = [f"{number:010000}".encode() for number in range(7)]
+    sent = threading.Event()
+
+    def script(caller: Caller) -> None:
+        caller.welcome()
+        for payload in many:
+            caller.send(frame(payload))
+        sent.set()
+        caller.wait_until_left()
+
+    with Peer(script, context=server_context) as peer:
+        connection = dial(peer, context=client_context)
+        assert sent.wait(PATIENCE)
+        assert many == read(connection, len(many))
 
 
 def test_a_certificate_that_nobody_vouches_for_is_refused(server_context: ssl.SSLContext) -> None:

@@ -1,0 +1,275 @@
+"""The ticks of one stream on their way to the callback side: straight on, or held while a gap is looked into.
+
+All of it lives in the network thread. `gaps.Recovery` knows what is to be done about a gap; this does it: it holds live
+ticks back, has history fetched, and hands everything on in order, as the callback side has room for it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from itertools import groupby
+from typing import Any
+
+import attrs
+
+from .backfill import Backfiller, Job
+from .callbacks import Event
+from .dispatch import Outlet
+from .gaps import Deliver, Fetch, Finish, Gap, Probe, Recovery, Step, Trail
+from .messages import Tick
+from .queues import NO_BOUND
+from .stats import Counters
+
+#: How much is read of a stream whose recovery can't do with less, though there be no room.
+_NEEDED = 64
+_NEVER = float("inf")
+
+
+@attrs.define(eq=False)
+class Store:
+    """How many ticks the streams of a listener hold back, all in all, and how many they may."""
+
+    size: int
+    used: int = 0
+
+    @property
+    def room(self) -> int:
+        return self.size - self.used
+
+
+class Flow:
+    """See the module. What it can't do itself: `probe` sends a ping, whose answer comes by `answered`; `proceed` has
+    streams read again that had no room; `schedule` takes note of a new `deadline`. None of them acts at once."""
+
+    def __init__(
+        self,
+        symbol: str,
+        outlet: Outlet,
+        counters: Counters,
+        store: Store,
+        exchanges: frozenset[str] | None,
+        backfiller: Backfiller | None,
+        probe: Callable[[], None],
+        proceed: Callable[[], None],
+        schedule: Callable[[], None],
+    ) -> None:
+        #: Nothing is held and nothing waits: ticks may go straight to the outlet, by way of the trail.
+        self.straight = True
+        #: With nothing to fill gaps with, the last tick is all that has to be known.
+        self.trail = Trail() if backfiller is not None else Trail(timedelta(0), 1)
+        self._symbol = symbol
+        self._outlet = outlet
+        self._counters = counters
+        self._store = store
+        self._exchanges = exchanges
+        self._backfiller = backfiller
+        self._probe = probe
+        self._proceed = proceed
+        self._schedule = schedule
+        self._recovery: Recovery | None = None
+        self._job: Job | None = None
+        #: Without a backfiller: the connection is a new one, and the next tick tells where the gap ends.
+        self._gap_open = False
+        #: What is to go out as soon as there is room: runs of ticks, and events.
+        self._waiting: deque[list[Tick] | Event] = deque()
+        #: How many ticks the recovery holds.
+        self._held = 0
+        #: How many of the pages that were taken from the job wait among them.
+        self._pages = 0
+
+    # The way of a tick.
+
+    def put_ticks(self, ticks: list[Tick]) -> None:
+        """Ticks of the stream, at least one, in order; not `straight`."""
+        now = time.monotonic()
+        if self._recovery is not None:
+            self._held += len(ticks)
+            self._store.used += len(ticks)
+            self._do(self._recovery.hold(ticks, now))
+            if self._recovery is not None and self._store.room <= 0 and self._recovery.can_pause:
+                self._do(self._recovery.no_room(now))
+            return
+        if self._gap_open and self.trail.last is not None:
+            self._gap_open = False
+            self._tell(Gap(self._symbol, self.trail.last, ticks[0]["timestamp"], False, 0))
+        self._queue(ticks)
+        self.drain()
+
+    def put_event(self, event: Event) -> None:
+        """Whatever has its place among the ticks."""
+        if self._recovery is not None:
+            self._recovery.hold_beside(event)
+        elif self._waiting:
+            self._waiting.append(event)
+        else:
+            self._outlet.put_event(event)
+
+    def room(self) -> int:
+        """How many ticks may be read now; 0 or less: stop reading."""
+        if self.straight:
+            return self._outlet.room()
+        if self._recovery is not None and not self._recovery.can_pause:
+            return max(self._store.room, _NEEDED)
+        return self._store.room
+
+    # What the stream does.
+
+    def lost(self, now: float) -> None:
+        if self._recovery is not None:
+            self._do(self._recovery.lost(now))
+
+    def opened(self, now: float) -> None:
+        """Connected. What came before is missing, if there was anything."""
+        if self._recovery is not None:
+            self._do(self._recovery.opened(now))
+        elif self.trail.last is not None:
+            self.straight = False
+            if self._backfiller is None:
+                self._gap_open = True
+            else:
+                self._recovery = Recovery(self._symbol, self.trail, now)
+                self._schedule()
+
+    def answered(self, now: float) -> None:
+        """A ping was answered."""
+        if self._recovery is not None:
+            self._do(self._recovery.answered(now))
+
+    @property
+    def deadline(self) -> float:
+        return self._recovery.deadline if self._recovery is not None else _NEVER
+
+    def wake(self, now: float) -> None:
+        if self._recovery is not None:
+            self._do(self._recovery.wake(now))
+
+    def end(self, reason: str) -> None:
+        """The stream ends: everything that was received goes out now, whatever the room."""
+        if self._recovery is not None:
+            self._do(self._recovery.give_up(reason))
+        self.drain(NO_BOUND)
+
+    # Out.
+
+    def drain(self, room: int | None = None) -> None:
+        """Hand on what waits, as far as there is room."""
+        full = self._store.room <= 0
+        while self._waiting:
+            left = self._outlet.room() if room is None else room
+            if left <= 0:
+                self._outlet.want_room()
+                break
+            entry = self._waiting.popleft()
+            if isinstance(entry, Event):
+                self._outlet.put_event(entry)
+                continue
+            if len(entry) > left:
+                self._waiting.appendleft(entry[left:])
+                entry = entry[:left]
+            self._counters.count_ticks(entry, time.monotonic())
+            self._outlet.put_ticks(entry)
+            self._store.used -= len(entry)
+        else:
+            self._take_more()
+            self.straight = self._recovery is None and not self._gap_open
+        if self.straight or (full and self._store.room > 0):
+            self._proceed()
+
+    def _queue(self, ticks: list[Tick]) -> None:
+        self._store.used += len(ticks)
+        self._waiting.append(ticks)
+        self.trail.extend(ticks)
+
+    def _tell(self, gap: Gap) -> None:
+        self._counters.gaps += 1
+        self._counters.filled_ticks += gap.ticks
+        self._waiting.append(Event(gap, self._symbol))
+
+    # A recovery's steps.
+
+    def _do(self, steps: list[Step]) -> None:
+        for step in steps:
+            match step:
+                case Fetch():
+                    self._fetch(step)
+                case Probe():
+                    self._probe()
+                case Deliver():
+                    self._queue(step.ticks)
+                case Finish():
+                    self._finish(step)
+        if steps:
+            self.drain()
+        self._schedule()
+
+    def _fetch(self, step: Fetch) -> None:
+        assert self._backfiller is not None
+        self._drop_job()
+        job = Job(
+            self._symbol,
+            step.start,
+            step.end,
+            on_page=lambda ticks: self._page(job, ticks),
+            on_end=lambda reason: self._end(job, reason),
+        )
+        self._job = job
+        self._backfiller.fetch(job)
+
+    def _page(self, job: Job, ticks: list[Tick]) -> None:
+        if job is not self._job or self._recovery is None:
+            return
+        if self._exchanges is not None:
+            ticks = [tick for tick in ticks if tick["exchange"] in self._exchanges]
+        self._pages += 1
+        self._do(self._recovery.page(ticks))
+        if not self._waiting:
+            self._take_more()
+
+    def _take_more(self) -> None:
+        """The pages that were taken have gone out, or lie where they are told apart: others may come."""
+        pages, self._pages = self._pages, 0
+        if self._job is not None:
+            for _ in range(pages):
+                self._job.taken()
+
+    def _end(self, job: Job, reason: str | None) -> None:
+        if job is not self._job or self._recovery is None:
+            return
+        self._job = None
+        self._do(self._recovery.fetched(time.monotonic()) if reason is None else self._recovery.failed(reason))
+
+    def _finish(self, step: Finish) -> None:
+        assert self._recovery is not None
+        self._drop_job()
+        # What was held is counted anew on its way out.
+        self._store.used -= self._held
+        self._held = 0
+        self._recovery = None
+        if step.before:
+            self._queue(step.before)
+        self._tell(step.gap)
+        if step.error is not None:
+            self._waiting.append(Event(step.error, self._symbol))
+            self.trail.begin_anew()
+        for entry in _runs(step.after):
+            if isinstance(entry, Event):
+                self._waiting.append(entry)
+            else:
+                self._queue(entry)
+
+    def _drop_job(self) -> None:
+        if self._job is not None:
+            self._job.cancel()
+        self._job, self._pages = None, 0
+
+
+def _runs(entries: list[Any]) -> Iterator[Any]:
+    """Ticks in lists, and what stands between them as it is."""
+    for is_tick, some in groupby(entries, key=lambda entry: type(entry) is dict):
+        if is_tick:
+            yield list(some)
+        else:
+            yield from some
