@@ -36,6 +36,8 @@ REMEMBERED = 4_096
 _LOOK_AFTER = 4
 #: Seconds for which the first live tick is awaited. History is asked without it then.
 FIRST_WAIT = 0.5
+#: Seconds for which the answer to a ping is awaited. With none by then, what was on its way counts as arrived.
+PROBE_WAIT = 5.0
 #: Seconds between two looks at a history that is behind the stream, or that could not be told from it yet.
 PAUSES = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
 
@@ -157,7 +159,8 @@ class Trail:
             return
         runs = self._runs
         if self._begin is None:
-            self._begin = runs[0][0]["timestamp"] + (_MOMENT if self._anew else 0 * _MOMENT)
+            first = runs[0][0]["timestamp"]
+            self._begin = first + _MOMENT if self._anew else first
         for number in range(len(runs) - self._fresh, len(runs)):
             previous, self._last = self._last, runs[number][-1]["timestamp"]
             self._count += len(runs[number])
@@ -294,7 +297,7 @@ class Recovery:
         if self._phase is not _Phase.FETCH:
             return []
         if self._connected and not self._full:
-            self._phase = _Phase.PROBE
+            self._phase, self.deadline = _Phase.PROBE, now + PROBE_WAIT
             return [Probe()]
         return self._settle(now)
 
@@ -308,7 +311,9 @@ class Recovery:
 
     def wake(self, now: float) -> list[Step]:
         """Do what is due. Harmless when nothing is."""
-        return self._fetch() if now >= self.deadline else []
+        if now < self.deadline:
+            return []
+        return self._settle(now) if self._phase is _Phase.PROBE else self._fetch()
 
     def give_up(self, reason: str) -> list[Step]:
         """End at once, whatever is still missing."""

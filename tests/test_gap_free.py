@@ -21,7 +21,7 @@ from finx_streamer import CallTimeout, Gap, GapNotFilled, State
 from finx_streamer import listener as listener_module
 from finx_streamer.server import LocalServer
 from tests.peers import PATIENCE, Seen
-from tests.storm import bursts, storm
+from tests.storm import bursts, killings, storm
 
 PAIR, OTHER = "BTC:USDC", "ETH:USDC"
 BEGIN = datetime(2022, 7, 2, 15, 30, tzinfo=UTC)
@@ -478,6 +478,15 @@ def test_nothing_is_lost_in_a_storm(seed: int, settings: dict[str, Any]) -> None
     print(outcome)
     assert [] == outcome.mistakes()
     assert len(outcome.gaps) > 10
+
+
+@pytest.mark.timeout(180)
+def test_nothing_is_lost_when_the_server_is_killed(tmp_path: Path) -> None:
+    """SIGKILL at random moments, and a store that has lost its last batch but for what the exchange still knows."""
+    outcome = killings(tmp_path, bursts([PAIR, OTHER], 6_000, random.Random(5)), 700.0, 8, 5)
+    print(outcome)
+    assert [] == outcome.mistakes()
+    assert len(outcome.gaps) > 5
 
 
 @pytest.mark.timeout(180)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from finx_streamer.gaps import (
     FIRST_WAIT,
     PAUSES,
+    PROBE_WAIT,
     Deliver,
     Fetch,
     Finish,
@@ -289,6 +290,18 @@ def test_the_end_of_the_connection_stands_for_the_answer() -> None:
     assert [tick(3), tick(3.5, backfilled=True)] == end.after
 
 
+def test_a_server_that_answers_no_ping_is_not_awaited_for_ever() -> None:
+    """After some seconds whatever was on its way has come, or will not."""
+    recovery = after_outage(tick(1))
+    recovery.hold([tick(3)], 0.0)
+    recovery.page(history([tick(1), tick(2), tick(3)]))
+    only(recovery.fetched(1.0), Probe)
+    assert 1.0 + PROBE_WAIT == recovery.deadline
+    assert [] == recovery.wake(1.0)
+    end = only(recovery.wake(recovery.deadline), Finish)
+    assert [tick(2, backfilled=True)] == end.before
+
+
 def test_a_new_connection_makes_it_ask_again() -> None:
     """What passed between two connections within one gap is part of it."""
     recovery = after_outage(tick(1))
@@ -431,6 +444,9 @@ class World:
         return bool(groups)
 
     def wait(self) -> None:
+        if self.recovery is not None:
+            if self.now + PROBE_WAIT <= self.recovery.deadline:
+                self.arrive(len(self.wire))
         if self.recovery is not None:
             self.now = max(self.now, min(self.recovery.deadline, self.now + 10.0))
             self.do(self.recovery.wake(self.now))
