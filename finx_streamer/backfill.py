@@ -23,7 +23,7 @@ SIDE_BY_SIDE = 4
 #: How many pages may be fetched before the first of them is taken.
 _AHEAD = 2
 #: How long `close` waits for the threads, which end as soon as their call is interrupted.
-_PATIENCE = 0.2
+_PATIENCE = 1.0
 
 
 class History(Protocol):
@@ -32,8 +32,11 @@ class History(Protocol):
     def history_pages(self, pair: str, start: datetime, end: datetime | None) -> Iterator[list[Tick]]:
         """Sorted lists of ticks, none empty, and none that begins before the last one's end."""
 
+    def interrupt(self) -> None:
+        """End what is under way. Waits for nothing."""
+
     def close(self) -> None:
-        """Interrupt what is under way."""
+        """End."""
 
 
 @attrs.define(eq=False)
@@ -56,7 +59,8 @@ class Job:
         self._room.release()
         history = self.history
         if history is not None:
-            history.close()
+            # In the network thread: a handshake that hangs in name resolution must not hold up other streams.
+            history.interrupt()
 
     def taken(self) -> None:
         """A page was taken: the next may come."""
@@ -81,6 +85,8 @@ class Backfiller:
         self._lock = threading.Lock()
         self._waiting: deque[Job] = deque()
         self._running: dict[threading.Thread, Job | None] = {}
+        #: Those that take no further job, and have still to close their history.
+        self._leaving: set[threading.Thread] = set()
         self._numbers = itertools.count(1)
         self._closed = False
 
@@ -112,12 +118,12 @@ class Backfiller:
         with self._lock:
             self._closed = True
             self._waiting.clear()
-            running = dict(self._running)
+            running, threads = dict(self._running), [*self._running, *self._leaving]
         for job in running.values():
             if job is not None:
                 job.cancel()
         patience_ends = time.monotonic() + _PATIENCE
-        for thread in running:
+        for thread in threads:
             if thread.is_alive():
                 thread.join(max(0.0, patience_ends - time.monotonic()))
 
@@ -131,6 +137,7 @@ class Backfiller:
                 self._running[here] = job
                 if job is None:
                     del self._running[here]
+                    self._leaving.add(here)
                     break
             history = history or self._connect()
             reason = self._run(job, history)
@@ -141,6 +148,8 @@ class Backfiller:
                 history = None
         if history is not None:
             history.close()
+        with self._lock:
+            self._leaving.discard(here)
 
     def _run(self, job: Job, history: History) -> str | None:
         """What went wrong, if anything did."""

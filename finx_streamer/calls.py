@@ -226,8 +226,8 @@ class Calls:
         assert isinstance(outcome, FinxStreamerError)
         raise outcome
 
-    def close(self) -> None:
-        """End it all, now. Idempotent. Calls under way raise `FunctionError`."""
+    def close(self, wait: bool = True) -> None:
+        """End it all, now. Idempotent. Calls under way raise `FunctionError`. `wait`: for its threads."""
         if self._pid != os.getpid():
             self._close_copies()
             return
@@ -246,6 +246,8 @@ class Calls:
                     with contextlib.suppress(OSError):
                         socket.socket.shutdown(line.connection.wire.socket, socket.SHUT_RDWR)
             keeper, workers = self._keeper, list(self._openings)
+        if not wait:
+            return
         if keeper is not None and keeper is not threading.current_thread():
             keeper.join(_LAST_STEPS)
         patience_ends = time.monotonic() + _WORKER_PATIENCE

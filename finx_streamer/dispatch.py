@@ -19,6 +19,7 @@ from .errors import SlowConsumer, TicksDropped
 from .iteration import Iterations
 from .messages import Tick
 from .queues import NO_BOUND, TickQueue
+from .recent import Recent
 from .stats import Counters
 
 #: A queue is nearly full above this share, and has recovered below that one.
@@ -81,8 +82,9 @@ class InlineOutlet:
 
     peak = 0
 
-    def __init__(self, caller: Caller, iterations: Iterations, on_end: OnEnd) -> None:
+    def __init__(self, caller: Caller, iterations: Iterations, on_end: OnEnd, recent: Recent | None = None) -> None:
         self._caller = caller
+        self._recent = recent
         self._on_end = on_end
         self._thread: int | None = None
         self.room = iterations.room
@@ -93,6 +95,8 @@ class InlineOutlet:
 
     def put_ticks(self, ticks: list[Tick]) -> None:
         self._thread = threading.get_ident()
+        if self._recent is not None:
+            self._recent.extend(ticks)
         self._caller.ticks(ticks)
 
     def put_event(self, event: Event) -> None:
@@ -133,6 +137,7 @@ class ThreadOutlet:
         on_room: Callable[[], None],
         on_end: OnEnd,
         name: str,
+        recent: Recent | None = None,
     ) -> None:
         self.peak = 0
         self.room = queue.room
@@ -144,6 +149,7 @@ class ThreadOutlet:
         self._counters = counters
         self._on_room = on_room
         self._on_end = on_end
+        self._recent = recent
         self._bell = _Bell()
         self._finished = False
         #: How many entries were ever put.
@@ -166,18 +172,21 @@ class ThreadOutlet:
         self._interrupt()
 
     def put_ticks(self, ticks: list[Tick]) -> None:
-        waited = self._queue.depth()
+        if self._recent is not None:
+            self._recent.extend(ticks)
+        waited, pair = self._queue.depth(), ticks[0]["pair"]
+        # From here on the ticks are the user's, who may change them.
         dropped = self._queue.put_ticks(ticks)
         if dropped:
-            for pair, count in dropped.items():
-                if counters := self._counters.get(pair):
+            for name, count in dropped.items():
+                if counters := self._counters.get(name):
                     counters.dropped += count
             self._dropped.add(dropped)
             self._interrupt()
         self._put += len(ticks)
         depth = self._queue.depth()
         self.peak = max(self.peak, depth)
-        if counters := self._counters.get(ticks[0]["pair"]):
+        if counters := self._counters.get(pair):
             counters.count_waiting(len(ticks), self._put, self._put - depth)
         if self._slow.looks(depth) and self._slow.is_told(waited, depth, time.monotonic()):
             self._urgent.append(Event(SlowConsumer(depth, self._size)))

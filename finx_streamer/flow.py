@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from itertools import groupby
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 
@@ -23,8 +23,6 @@ from .messages import Tick
 from .queues import NO_BOUND
 from .stats import Counters
 
-#: How much is read of a stream whose recovery can't do with less, though there be no room.
-_NEEDED = 64
 _NEVER = float("inf")
 
 
@@ -40,9 +38,40 @@ class Store:
         return self.size - self.used
 
 
+class Host(Protocol):
+    """What a flow can't do itself. None of it is done at once."""
+
+    def probe(self, symbol: str) -> None:
+        """Send a ping on the stream; tell its answer by `answered`."""
+
+    def proceed(self) -> None:
+        """Read the streams again that had no room."""
+
+    def schedule(self, symbol: str) -> None:
+        """Take note of a new `deadline`."""
+
+
 class Flow:
-    """See the module. What it can't do itself: `probe` sends a ping, whose answer comes by `answered`; `proceed` has
-    streams read again that had no room; `schedule` takes note of a new `deadline`. None of them acts at once."""
+    """See the module. There may be thousands of them, and they are small."""
+
+    __slots__ = (
+        "_backfiller",
+        "_counters",
+        "_exchanges",
+        "_gap_open",
+        "_given_up",
+        "_held",
+        "_host",
+        "_job",
+        "_outlet",
+        "_pages",
+        "_recovery",
+        "_store",
+        "_symbol",
+        "_waiting",
+        "straight",
+        "trail",
+    )
 
     def __init__(
         self,
@@ -52,9 +81,7 @@ class Flow:
         store: Store,
         exchanges: frozenset[str] | None,
         backfiller: Backfiller | None,
-        probe: Callable[[], None],
-        proceed: Callable[[], None],
-        schedule: Callable[[], None],
+        host: Host,
     ) -> None:
         #: Nothing is held and nothing waits: ticks may go straight to the outlet, by way of the trail.
         self.straight = True
@@ -66,15 +93,15 @@ class Flow:
         self._store = store
         self._exchanges = exchanges
         self._backfiller = backfiller
-        self._probe = probe
-        self._proceed = proceed
-        self._schedule = schedule
+        self._host = host
         self._recovery: Recovery | None = None
         self._job: Job | None = None
         #: Without a backfiller: the connection is a new one, and the next tick tells where the gap ends.
         self._gap_open = False
+        #: A gap was given up before there was a live tick behind it: the trail begins anew with that one.
+        self._given_up = False
         #: What is to go out as soon as there is room: runs of ticks, and events.
-        self._waiting: deque[list[Tick] | Event] = deque()
+        self._waiting: deque[list[Tick] | Event] | None = None
         #: How many ticks the recovery holds.
         self._held = 0
         #: How many of the pages that were taken from the job wait among them.
@@ -95,6 +122,9 @@ class Flow:
         if self._gap_open and self.trail.last is not None:
             self._gap_open = False
             self._tell(Gap(self._symbol, self.trail.last, ticks[0]["timestamp"], False, 0))
+        if self._given_up:
+            self._given_up = False
+            self.trail.begin_anew()
         self._queue(ticks)
         self.drain()
 
@@ -103,7 +133,7 @@ class Flow:
         if self._recovery is not None:
             self._recovery.hold_beside(event)
         elif self._waiting:
-            self._waiting.append(event)
+            self._line_up(event)
         else:
             self._outlet.put_event(event)
 
@@ -112,8 +142,14 @@ class Flow:
         if self.straight:
             return self._outlet.room()
         if self._recovery is not None and not self._recovery.can_pause:
-            return max(self._store.room, _NEEDED)
+            # It can't do with less: what is left unread now would count as arrived when the ping is not answered.
+            return NO_BOUND
         return self._store.room
+
+    def held_up(self, now: float) -> None:
+        """The stream is not read any more, for want of room."""
+        if self._recovery is not None and self._recovery.can_pause:
+            self._do(self._recovery.no_room(now))
 
     # What the stream does.
 
@@ -130,8 +166,10 @@ class Flow:
             if self._backfiller is None:
                 self._gap_open = True
             else:
+                # With a gap that was given up just before, for nothing has come since: there is but one hole.
+                self._given_up = False
                 self._recovery = Recovery(self._symbol, self.trail, now)
-                self._schedule()
+                self._host.schedule(self._symbol)
 
     def answered(self, now: float) -> None:
         """A ping was answered."""
@@ -157,36 +195,43 @@ class Flow:
     def drain(self, room: int | None = None) -> None:
         """Hand on what waits, as far as there is room."""
         full = self._store.room <= 0
-        while self._waiting:
+        waiting = self._waiting
+        while waiting:
             left = self._outlet.room() if room is None else room
             if left <= 0:
                 self._outlet.want_room()
                 break
-            entry = self._waiting.popleft()
+            entry = waiting.popleft()
             if isinstance(entry, Event):
                 self._outlet.put_event(entry)
                 continue
             if len(entry) > left:
-                self._waiting.appendleft(entry[left:])
+                waiting.appendleft(entry[left:])
                 entry = entry[:left]
             self._counters.count_ticks(entry, time.monotonic())
             self._outlet.put_ticks(entry)
             self._store.used -= len(entry)
         else:
+            self._waiting = None
             self._take_more()
-            self.straight = self._recovery is None and not self._gap_open
+            self.straight = self._recovery is None and not (self._gap_open or self._given_up)
         if self.straight or (full and self._store.room > 0):
-            self._proceed()
+            self._host.proceed()
 
     def _queue(self, ticks: list[Tick]) -> None:
         self._store.used += len(ticks)
-        self._waiting.append(ticks)
+        self._line_up(ticks)
         self.trail.extend(ticks)
 
     def _tell(self, gap: Gap) -> None:
         self._counters.gaps += 1
         self._counters.filled_ticks += gap.ticks
-        self._waiting.append(Event(gap, self._symbol))
+        self._line_up(Event(gap, self._symbol))
+
+    def _line_up(self, entry: list[Tick] | Event) -> None:
+        if self._waiting is None:
+            self._waiting = deque()
+        self._waiting.append(entry)
 
     # A recovery's steps.
 
@@ -196,14 +241,14 @@ class Flow:
                 case Fetch():
                     self._fetch(step)
                 case Probe():
-                    self._probe()
+                    self._host.probe(self._symbol)
                 case Deliver():
                     self._queue(step.ticks)
                 case Finish():
                     self._finish(step)
         if steps:
             self.drain()
-        self._schedule()
+        self._host.schedule(self._symbol)
 
     def _fetch(self, step: Fetch) -> None:
         assert self._backfiller is not None
@@ -252,11 +297,13 @@ class Flow:
             self._queue(step.before)
         self._tell(step.gap)
         if step.error is not None:
-            self._waiting.append(Event(step.error, self._symbol))
-            self.trail.begin_anew()
+            self._line_up(Event(step.error, self._symbol))
+            self._given_up = not any(type(entry) is dict for entry in step.after)
+            if not self._given_up:
+                self.trail.begin_anew()
         for entry in _runs(step.after):
             if isinstance(entry, Event):
-                self._waiting.append(entry)
+                self._line_up(entry)
             else:
                 self._queue(entry)
 

@@ -19,8 +19,10 @@ from __future__ import annotations
 import enum
 import itertools
 from collections import Counter, deque
-from collections.abc import Hashable
-from datetime import datetime, timedelta
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from operator import itemgetter
+from sys import intern
 from typing import Any
 
 import attrs
@@ -30,10 +32,11 @@ from .messages import Tick
 
 #: Ticks may arrive up to so much later than others of the same or a later time, and are still told apart.
 MARGIN = timedelta(seconds=1)
-#: How many delivered ticks of a stream are remembered, at most. Beyond it the margin before an outage is shorter.
-REMEMBERED = 4_096
-#: After how many runs of ticks a trail is tidied up.
-_LOOK_AFTER = 4
+#: How many delivered ticks of a stream are remembered, about. Beyond it the margin before an outage is shorter. More
+#: would cost speed in a burst, where each tick that is kept pushes another one out of the processor's cache.
+REMEMBERED = 1_024
+#: After how many runs of ticks a trail is tidied up, and how many ticks are a long run.
+_LOOK_AFTER, _LONG = 4, 16
 #: Seconds for which the first live tick is awaited. History is asked without it then.
 FIRST_WAIT = 0.5
 #: Seconds for which the answer to a ping is awaited. With none by then, what was on its way counts as arrived.
@@ -42,6 +45,7 @@ PROBE_WAIT = 5.0
 PAUSES = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
 
 _MOMENT = timedelta(microseconds=1)
+_EARLIEST, _LATEST = (time.replace(tzinfo=UTC) for time in (datetime.min, datetime.max))
 _NEVER = float("inf")
 
 
@@ -94,90 +98,142 @@ class Finish:
 Step = Fetch | Probe | Deliver | Finish
 
 
+#: What a tick is recognised by: exchange, time and price.
+Key = tuple[str, datetime, Any]
+_parts: Callable[[Any], Key] = itemgetter("exchange", "timestamp", "price")
+
+
 class Trail:
-    """The ticks of a stream that were delivered last: those within the margin, as far as there is room."""
+    """The ticks of a stream that were delivered last: those within the margin, as far as there is room.
+
+    It is in the path of every tick, for each of a thousand streams. What is kept is exchange, time and price, for the
+    ticks themselves are the user's to change: of a few ticks one after another in one deque, which gives the garbage
+    collector nothing to look through; of a long run a list of keys. What has grown old is forgotten at every fourth run.
+    """
+
+    __slots__ = (
+        "_aged",
+        "_anew",
+        "_begin",
+        "_checked",
+        "_count",
+        "_crowded",
+        "_fresh",
+        "_kept",
+        "_reached",
+        "_size",
+        "last",
+        "margin",
+    )
 
     def __init__(self, margin: timedelta = MARGIN, size: int = REMEMBERED) -> None:
         self.margin = margin
+        #: The time of the tick that was delivered last.
+        self.last: datetime | None = None
         self._size = size
-        self._runs: deque[list[Tick]] = deque()
+        self._kept: deque[Any] = deque()
+        self._count = 0
         #: The time of the first tick of all: what was before it is nobody's loss.
         self._begin: datetime | None = None
         self._anew = False
-        #: How many runs came since the last look at them.
+        #: How many runs came since the last look at them, and the time of the last tick at that look.
         self._fresh = 0
-        self._count = 0
-        #: The latest times of the runs that were forgotten last, for their age or for want of room.
-        self._aged: deque[datetime] = deque(maxlen=64)
-        self._crowded: deque[datetime] = deque(maxlen=64)
-        self._last: datetime | None = None
-        #: The latest time that two runs in a row have reached: one alone may have a wrong time.
+        self._checked: datetime | None = None
+        #: What was forgotten for its age is earlier than this.
+        self._aged: datetime | None = None
+        #: The latest time that was forgotten for want of room.
+        self._crowded: datetime | None = None
+        #: The latest time that was reached, and again at the next look: one tick alone may have a wrong time.
         self._reached: datetime | None = None
 
     def extend(self, ticks: list[Tick]) -> None:
-        """Ticks that were handed on, at least one. The list is kept, not copied."""
-        self._runs.append(ticks)
+        """Ticks that are about to be handed on, at least one."""
+        self.last = ticks[-1]["timestamp"]
+        if len(ticks) < _LONG:
+            for tick in ticks:
+                self._kept.extend((intern(tick["exchange"]), tick["timestamp"], tick["price"]))
+        else:
+            self._kept.append(list(map(_parts, ticks)))
+        self._count += len(ticks)
         self._fresh += 1
-        if self._fresh >= _LOOK_AFTER:
-            self._look()
+        if self._fresh >= _LOOK_AFTER or self._count > self._size or self._begin is None:
+            self._look(ticks[0]["timestamp"], self.last)
 
     def begin_anew(self) -> None:
         """What came before the next tick, or with it, is not to be asked for, though the stream has been that far."""
-        self._look()
         self._anew = True
-        self._runs.clear()
-        self._aged.clear()
-        self._crowded.clear()
+        self._reached = self._furthest()
+        self._kept.clear()
         self._count = 0
-        self._last = self._begin = None
-
-    @property
-    def last(self) -> datetime | None:
-        """The time of the tick that was delivered last."""
-        return self._runs[-1][-1]["timestamp"] if self._runs else None
+        self.last = self._begin = self._checked = self._aged = self._crowded = None
 
     @property
     def floor(self) -> datetime | None:
         """A time before this one is too late to be a late tick's: the stream plays a recording again, say."""
-        self._look()
-        return self._reached and self._reached - self.margin
+        furthest = self._furthest()
+        return furthest and _earlier(furthest, self.margin)
 
-    def window(self) -> tuple[datetime, list[Tick]]:
-        """From when on all delivered ticks are remembered, and these. Only after the first `extend`."""
-        self._look()
-        assert self._last is not None
+    @property
+    def overrun(self) -> bool:
+        """Whether so many ticks had the time of the last one that not all of them are remembered."""
+        return self._crowded is not None and self.last is not None and self._crowded >= self.last
+
+    def window(self) -> tuple[datetime, list[Key]]:
+        """From when on all delivered ticks are remembered, and their keys. Only after the first `extend`."""
+        keys = self._keys()
+        last = keys[-1][1]
         assert self._begin is not None
-        start = max([self._last - self.margin, self._begin, *(time + _MOMENT for time in self._aged)])
-        if self._crowded and (edge := max(self._crowded)) >= start:
-            # Well behind the edge, for the latest time of a long run is an estimate.
-            start = max(edge, edge + (self._last - edge) / 2) + _MOMENT
-        return start, [tick for run in self._runs for tick in run if tick["timestamp"] >= start]
+        start = max(_earlier(last, self.margin), self._begin, self._aged or self._begin)
+        if self._crowded is not None and self._crowded >= start:
+            # Well behind that, for it is an estimate where a run was long.
+            start = _later(max(self._crowded, self._crowded + (last - self._crowded) / 2), _MOMENT)
+        return start, [key for key in keys if key[1] >= start]
 
-    def _look(self) -> None:
-        """Take note of the latest runs, and forget what is out of the margin: not at each run, for that costs time."""
-        if not self._fresh:
-            return
-        runs = self._runs
-        if self._begin is None:
-            first = runs[0][0]["timestamp"]
-            self._begin = first + _MOMENT if self._anew else first
-        for number in range(len(runs) - self._fresh, len(runs)):
-            previous, self._last = self._last, runs[number][-1]["timestamp"]
-            self._count += len(runs[number])
-            if previous is not None:
-                steady = min(previous, self._last)
-                if self._reached is None or steady > self._reached:
-                    self._reached = steady
+    def _keys(self) -> list[Key]:
+        keys: list[Key] = []
+        entries = iter(self._kept)
+        for entry in entries:
+            if type(entry) is list:
+                keys += entry
+            else:
+                keys.append((entry, next(entries), next(entries)))
+        return keys
+
+    def _furthest(self) -> datetime | None:
+        times = [time for _, time, _ in self._keys()]
+        steady = [*map(min, times, times[1:]), *([self._reached] if self._reached else [])]
+        return max(steady, default=None)
+
+    def _look(self, first: datetime, last: datetime) -> None:
+        """Take note of how far the stream is, and forget what is out of the margin."""
         self._fresh = 0
-        assert self._last is not None
-        bound = self._last - self.margin
-        while len(runs) > 1:
-            crowded = self._count - len(runs[0]) >= self._size
-            latest = _latest(runs[0])
-            if not crowded and latest >= bound:
+        if self._begin is None:
+            self._begin = _later(first, _MOMENT) if self._anew else first
+        steady = min(self._checked or first, last)
+        self._checked = last
+        if self._reached is None or steady > self._reached:
+            self._reached = steady
+        bound = _earlier(steady, self.margin)
+        kept = self._kept
+        while True:
+            head = kept[0]
+            size, latest = (len(head), _latest(head)) if type(head) is list else (1, kept[1])
+            if self._count == size:
                 break
-            (self._crowded if crowded else self._aged).append(latest)
-            self._count -= len(runs.popleft())
+            if latest < bound and type(head) is list and latest >= _earlier(bound, self.margin):
+                # One that the estimate has passed over may be ahead of it by the margin, and so still be needed.
+                latest = max(time for _, time, _ in head)
+            if self._count - size >= self._size:
+                # A time that was never reached is a wrong one, or of an exchange that is ahead; others go with it.
+                edge = min(latest, self._reached)
+                self._crowded = edge if self._crowded is None else max(self._crowded, edge)
+            elif latest < bound:
+                self._aged = bound if self._aged is None else max(self._aged, bound)
+            else:
+                break
+            self._count -= size
+            for _ in range(1 if type(head) is list else 3):
+                kept.popleft()
 
 
 class _Phase(enum.Enum):
@@ -203,10 +259,11 @@ class Recovery:
         self._trail = trail
         self._since = trail.last
         self._start, delivered = trail.window()
-        self._delivered: Counter[Hashable] = Counter(map(_key, delivered))
+        self._delivered: Counter[Key] = Counter(map(_countable, delivered))
         #: Up to here history and what was delivered have to have something in common; None once that was seen.
-        self._common_until: datetime | None = max((tick["timestamp"] for tick in delivered), default=None)
+        self._common_until: datetime | None = max((time for _, time, _ in delivered), default=None)
         self._floor = trail.floor
+        self._overrun = trail.overrun
         self._phase = _Phase.FIRST
         self._held: list[Any] = []
         #: The time of the first tick that was held, and the latest time.
@@ -219,7 +276,7 @@ class Recovery:
         self._full = False
         self._round = 0
         #: What was held when history was asked.
-        self._asked: Counter[Hashable] = Counter()
+        self._asked: Counter[Key] = Counter()
         #: History's ticks from `_start` on, which are still to be told apart.
         self._tail: list[Tick] = []
         self._found = 0
@@ -243,8 +300,10 @@ class Recovery:
 
     @property
     def can_pause(self) -> bool:
-        """Whether enough is held to do without more: beyond the time at which lost ticks and live ones meet."""
-        return self._first is not None and self._held_to is not None and self._held_to > self._first["timestamp"]
+        """Whether enough is held to do without more: no lost tick is as late as one that is still to be read."""
+        if self._first is None or self._held_to is None:
+            return False
+        return _earlier(self._held_to, self._trail.margin) > _later(self._first["timestamp"], self._trail.margin)
 
     def no_room(self, now: float) -> list[Step]:
         """No more can be held: the stream is not read until the end. Only where it `can_pause`."""
@@ -279,7 +338,7 @@ class Recovery:
         if self._held_from is None:
             return []  # any of them may be on its way
         # The ticks before this time are all there, and none of those that are held, or on their way, is that early.
-        sure = min(reached, self._held_from) - self._trail.margin
+        sure = _earlier(min(reached, self._held_from), self._trail.margin)
         if sure <= self._start or (self._common_until is not None and reached <= self._common_until):
             return []
         if self._is_foreign():
@@ -321,22 +380,25 @@ class Recovery:
 
     def _fetch(self) -> list[Step]:
         earliest = self._since if self._first is None else min(self._since, self._first["timestamp"])
-        if self._floor is not None and earliest < self._floor:
+        # The last one before the gap may have been the only one with a wrong time.
+        floor = max(self._floor or _EARLIEST, _earlier(self._since, self._trail.margin))
+        if earliest < floor:
             return self._finish("the times of the ticks have gone back, so that history can't tell what is new")
         self._phase, self.deadline = _Phase.FETCH, _NEVER
         self._tail = []
         self._asked = self._held_keys()
         if self._first is None:
             return [Fetch(self._start, None)]
-        end = max(self._since, self._first["timestamp"]) + self._trail.margin
-        return [Fetch(self._start, max(end, self._start) + _MOMENT)]
+        end = _later(self._first["timestamp"], self._trail.margin)
+        return [Fetch(self._start, _later(max(end, self._start), _MOMENT))]
 
     def _settle(self, now: float) -> list[Step]:
         """Tell the last of history's ticks apart, if that can be done already."""
         held = self._held_keys()
         if self._full and self._held_to is not None:
-            # The rest is still to be read, some of it perhaps of the latest time.
-            self._tail = [tick for tick in self._tail if tick["timestamp"] < self._held_to]
+            # The rest is still to be read, some of it perhaps late.
+            to_come = _earlier(self._held_to, self._trail.margin)
+            self._tail = [tick for tick in self._tail if tick["timestamp"] < to_come]
         if self._is_foreign():
             return self._finish(_FOREIGN)
         doubt = self._doubt(held)
@@ -344,11 +406,16 @@ class Recovery:
             self._phase, self.deadline = _Phase.PAUSE, now + PAUSES[self._round]
             self._round += 1
             return []
+        if doubt is _BEHIND and self._first is not None:
+            # Or it does know it, and by another price: others that were received may be here as well.
+            self._tail = [tick for tick in self._tail if tick["timestamp"] < self._first["timestamp"]]
+        if self._overrun and doubt is None:
+            doubt = "more ticks had the time of the last one before the gap than are remembered"
         missed = _less(_less(self._tail, Counter(self._delivered)), held)
         self._found += len(missed)
         return self._finish(doubt, missed)
 
-    def _doubt(self, held: Counter[Hashable]) -> str | None:
+    def _doubt(self, held: Counter[Key]) -> str | None:
         """Why history has to be asked once more; None where there is no reason to."""
         first = self._first
         if first is None:
@@ -356,7 +423,7 @@ class Recovery:
         known = Counter(map(_key, self._tail))
         received = self._delivered + self._asked
         if first["timestamp"] >= self._start and known[_key(first)] < received[_key(first)]:
-            return "history has not got as far as the first live tick"
+            return _BEHIND
         for tick in self._tail:
             key = _key(tick)
             # Of those that came after the question some may be in the answer, and some of the lost ones their equals.
@@ -371,7 +438,7 @@ class Recovery:
         early = [_key(tick) for tick in self._tail if tick["timestamp"] <= self._common_until]
         return bool(early) and not any(self._delivered[key] for key in early)
 
-    def _held_keys(self) -> Counter[Hashable]:
+    def _held_keys(self) -> Counter[Key]:
         return Counter(_key(entry) for entry in self._held if type(entry) is dict)
 
     def _finish(self, reason: str | None, missed: list[Tick] | None = None) -> list[Step]:
@@ -384,19 +451,38 @@ class Recovery:
         return [Finish(gap, error, before, after)]
 
 
+_BEHIND = "history has not got as far as the first live tick"
 _FOREIGN = "history knows none of the ticks that were received live before the gap"
 
 
-def _latest(run: list[Tick]) -> datetime:
+def _latest(run: list[Key]) -> datetime:
     """The latest time of a run; of a long one, nearly: this is in the path of every tick."""
-    return max(tick["timestamp"] for tick in itertools.chain(run[-32:], run[:-32:32]))
+    return max(time for _, time, _ in itertools.chain(run[-32:], run[:-32:32]))
 
 
-def _key(tick: Any) -> Hashable:
-    return tick["exchange"], tick["timestamp"], tick["price"]
+def _key(tick: Any) -> Key:
+    return _countable(_parts(tick))
 
 
-def _less(ticks: list[Tick], taken: Counter[Hashable]) -> list[Tick]:
+def _countable(key: Key) -> Key:
+    """The same, or what can be counted in its place: a price that has no hash is like no other."""
+    try:
+        hash(key)
+    except Exception:
+        return key[0], key[1], id(key[2])
+    return key
+
+
+def _earlier(time: datetime, by: timedelta) -> datetime:
+    """Not before the beginning of all times, at which a server's clock may well stand."""
+    return time - by if time - _EARLIEST > by else _EARLIEST
+
+
+def _later(time: datetime, by: timedelta) -> datetime:
+    return time + by if _LATEST - time > by else _LATEST
+
+
+def _less(ticks: list[Tick], taken: Counter[Key]) -> list[Tick]:
     """The ticks that remain when those counted in `taken`, which is used up, are taken away."""
     remaining = []
     for tick in ticks:

@@ -105,7 +105,7 @@ class Network:
         self._paused: list[Stream] = []
         self._store = Store(room)
         self._backfiller = Backfiller(history, self.post, name) if history is not None else None
-        #: What a flow wants done, but not in the midst of what is being done.
+        #: What flows want done after what is being done.
         self._afterwards: deque[Callable[[], None]] = deque()
         self._ready: deque[Stream] = deque()
         self._workers: set[threading.Thread] = set()
@@ -117,8 +117,9 @@ class Network:
         self._failure: ConnectionFailed | None = None
         self._ending = False
         self._closed = False
-        # Reentrant, for a signal handler that stops the listener while its thread is in `post`.
-        self._lock = threading.RLock()
+        #: An entry for each thread that is in `post`; and the waker, until one of them or the end closes it.
+        self._posting: deque[None] = deque()
+        self._wakers = deque([self._waker])
         self._thread = threading.Thread(target=self._main, name=f"{name}-network", daemon=True)
 
     # From any thread.
@@ -132,13 +133,19 @@ class Network:
 
     def post(self, command: Callable[[], None]) -> bool:
         """Have the network thread do something soon. False, and nothing is done, once it has ended."""
-        with self._lock:
+        # Without a lock: a signal handler that strikes in here may stop the listener, and what it waits for posts, too.
+        self._posting.append(None)
+        try:
             if self._closed:
                 return False
             self._inbox.append(command)
-            with contextlib.suppress(BlockingIOError):
+            with contextlib.suppress(OSError):
                 self._waker.send(b"\0")
-            return True
+            return not self._came_too_late(command)
+        finally:
+            self._posting.pop()
+            if self._closed:
+                self._close_waker()
 
     def add(self, stream: Stream) -> None:
         self.post(lambda: self._add(stream))
@@ -230,23 +237,39 @@ class Network:
             self._do(stream, stream.session.stop(now))
 
     def _close(self) -> None:
-        with self._lock:
-            self._closed = True
+        self._closed = True
         for stream in self._streams.values():
             self._disconnect(stream)
-        for command in self._inbox:
-            if isinstance(command, _HandOver):
-                command.discard()
-        self._inbox.clear()
+        with contextlib.suppress(IndexError):
+            while True:
+                command = self._inbox.popleft()
+                if isinstance(command, _HandOver):
+                    command.discard()
         if self._backfiller is not None:
             self._backfiller.close()
         self._poller.close()
-        self._waker.close()
+        self._close_waker()
         self._woken.close()
         # They were cancelled and end at once, but for one that hangs in name resolution: that one is a daemon.
         patience_ends = time.monotonic() + _WORKER_PATIENCE
         for worker in list(self._workers):
             worker.join(max(0.0, patience_ends - time.monotonic()))
+
+    def _came_too_late(self, command: Callable[[], None]) -> bool:
+        """Whether a command that was just posted is left over: the end takes what it finds after it has said so."""
+        if not self._closed:
+            return False
+        try:
+            self._inbox.remove(command)
+        except ValueError:
+            return False
+        return True
+
+    def _close_waker(self) -> None:
+        """Unless somebody is about to send by it: its number could be another socket's by then, and so he closes it."""
+        if not self._posting:
+            with contextlib.suppress(IndexError):
+                self._wakers.pop().close()
 
     # Sessions.
 
@@ -258,9 +281,7 @@ class Network:
             self._store,
             self._exchanges,
             self._backfiller,
-            probe=lambda: self._afterwards.append(lambda: self._send(stream, Connection.send_probe)),
-            proceed=lambda: self._afterwards.append(self._resume),
-            schedule=lambda: self._schedule(stream),
+            self,
         )
         self._streams[stream.symbol] = stream
         self._do(stream, stream.session.start(time.monotonic()))
@@ -274,6 +295,9 @@ class Network:
 
     def _do(self, stream: Stream, actions: list[Action]) -> None:
         """Carry out what a session asks for."""
+        if actions and isinstance(actions[-1], End) and actions[-1].error is not None:
+            # What is held came before the end that is about to be told.
+            stream.flow.end("the stream has ended")
         for action in actions:
             match action:
                 case Connect():
@@ -319,6 +343,18 @@ class Network:
         if error is not None and not self._ending:
             self._failure = error
             self._end_all(drain=True)
+
+    # What flows want done: not in the midst of what is being done.
+
+    def probe(self, symbol: str) -> None:
+        self._afterwards.append(lambda: self._send(self._streams.get(symbol), Connection.send_probe))
+
+    def proceed(self) -> None:
+        self._afterwards.append(self._resume)
+
+    def schedule(self, symbol: str) -> None:
+        if stream := self._streams.get(symbol):
+            self._schedule(stream)
 
     # Connections come and go.
 
@@ -424,7 +460,7 @@ class Network:
             return
         try:
             size = connection.wire.fill()
-        except (OSError, EOFError) as cause:
+        except (OSError, EOFError, MemoryError) as cause:
             self._lost(stream, translate(cause))
             return
         if not size:
@@ -438,7 +474,12 @@ class Network:
 
     def _deliver(self, stream: Stream, connection: Connection, room: int) -> int:
         """Hand on what has been read, as far as there is room: so many messages. The rest waits, undecoded."""
-        taken = self._take(stream, connection, room) if room > 0 else 0
+        try:
+            taken = self._take(stream, connection, room) if room > 0 else 0
+        except MemoryError as cause:
+            # The stream that asks for much pays for it, and not the listener.
+            self._lost(stream, translate(cause))
+            return 0
         if connection is not stream.connection:
             return taken
         if connection.probe_answered:
@@ -534,8 +575,8 @@ class Network:
         else:
             self._watch(stream)
 
-    def _send(self, stream: Stream, send: Callable[[Connection], None]) -> None:
-        if stream.connection is None:
+    def _send(self, stream: Stream | None, send: Callable[[Connection], None]) -> None:
+        if stream is None or stream.connection is None:
             return
         try:
             send(stream.connection)
@@ -551,8 +592,12 @@ class Network:
             stream.session.hold(time.monotonic())
             self._paused.append(stream)
             self._watch(stream)
+            stream.flow.held_up(time.monotonic())
         if stream.flow.straight:
             self._outlet.want_room()
+        elif stream.flow.room() > 0:
+            # What came was no ticks, and took no room.
+            self._afterwards.append(self._resume)
 
     def _resume(self) -> None:
         for stream in self._streams.values():

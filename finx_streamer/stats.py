@@ -86,6 +86,8 @@ class Counters:
         self.messages = self.ticks = self.dropped = self.callback_errors = self.decode_errors = 0
         self.bytes = self.queue_peak = self.gaps = self.filled_ticks = 0
         self.last_tick: Tick | None = None
+        #: Its `received_ns` and `timestamp`, for the tick is the user's by now, who may change it.
+        self._times: tuple[int, datetime] | None = None
         self.connected_at: float | None = None
         #: Seconds, and how many ticks came in each.
         self._seconds: deque[list[int]] = deque(maxlen=RATE_WINDOW + 1)
@@ -96,7 +98,8 @@ class Counters:
     def count_ticks(self, ticks: list[Tick], now: float) -> None:
         """`now` is monotonic."""
         self.ticks += len(ticks)
-        self.last_tick = ticks[-1]
+        self.last_tick = last = ticks[-1]
+        self._times = last["received_ns"], last["timestamp"]
         second = int(now)
         if second == self._this_second[0]:
             self._this_second[1] += len(ticks)
@@ -119,7 +122,7 @@ class Counters:
         self.queue_peak = max(self.queue_peak, self._waiting - gone)
 
     def snapshot(self, state: State, reconnects: int, queue_depth: int) -> StreamStats:
-        last = self.last_tick
+        received_ns, timestamp = self._times or (0, None)
         return StreamStats(
             state=state,
             messages=self.messages,
@@ -132,10 +135,10 @@ class Counters:
             filled_ticks=self.filled_ticks,
             bytes=self.bytes,
             rate=self._rate(time.monotonic()),
-            lag=last["received_ns"] / 1e9 - last["timestamp"].timestamp() if last else None,
+            lag=received_ns / 1e9 - timestamp.timestamp() if timestamp else None,
             queue_depth=queue_depth,
             queue_peak=max(self.queue_peak, queue_depth),
-            last_tick=last,
+            last_tick=self.last_tick,
             connected_since=datetime.fromtimestamp(self.connected_at, UTC) if self.connected_at else None,
         )
 

@@ -50,6 +50,11 @@ def line(of: Tick) -> tuple[Any, ...]:
     return of["exchange"], of["timestamp"], of["price"]
 
 
+def keys(*ticks: Tick) -> list[tuple[Any, ...]]:
+    """What a trail keeps of them."""
+    return [(each["exchange"], each["timestamp"], each["price"]) for each in ticks]
+
+
 def history(ticks: list[Tick]) -> list[Tick]:
     """The same ticks as history gives them: sorted, and in no order where the times are equal."""
     found: list[Tick] = [{**each, "backfilled": True} for each in ticks]
@@ -264,19 +269,22 @@ def test_a_long_gap_goes_out_page_by_page() -> None:
 
 
 def test_a_full_hold_needs_no_answer() -> None:
-    """With no room to hold more nothing is read, pongs included: what is newer than all that is held is yet to come."""
+    """With no room to hold more nothing is read, pongs included: what is newer than all that is held is yet to come,
+    and what is older by less than the margin may be."""
     recovery = after_outage(tick(1))
     recovery.hold([tick(3)], 0.0)
     assert not recovery.can_pause
-    recovery.hold([tick(3), tick(4)], 0.0)
+    recovery.hold([tick(3), tick(7)], 0.0)
+    assert not recovery.can_pause
+    recovery.hold([tick(7.1)], 0.0)
     assert recovery.can_pause
     recovery.no_room(0.0)
     recovery.fetched(0.1)
     only(recovery.wake(recovery.deadline), Fetch)
-    recovery.page(history([tick(1), tick(2), tick(3), tick(3), tick(4), tick(4), tick(5)]))
+    recovery.page(history([tick(1), tick(2), tick(3), tick(3), tick(4.9), tick(5.2)]))
     end = only(recovery.fetched(0.1), Finish)
     assert ([tick(2, backfilled=True)], True) == (end.before, end.gap.filled)
-    assert [tick(3), tick(3), tick(4)] == end.after
+    assert [tick(3), tick(3), tick(4.9, backfilled=True), tick(7), tick(7.1)] == end.after
 
 
 def test_the_end_of_the_connection_stands_for_the_answer() -> None:
@@ -325,7 +333,7 @@ def test_nothing_before_the_first_tick_is_asked_for() -> None:
     trail = Trail(SECOND)
     trail.extend([tick(5)])
     trail.extend([tick(5.1)])
-    assert (tick(5)["timestamp"], [tick(5), tick(5.1)]) == trail.window()
+    assert (tick(5)["timestamp"], keys(tick(5), tick(5.1))) == trail.window()
 
 
 def test_after_a_gap_that_was_not_filled_the_trail_begins_anew() -> None:
@@ -333,13 +341,14 @@ def test_after_a_gap_that_was_not_filled_the_trail_begins_anew() -> None:
     trail = Trail(SECOND)
     for number in range(20):
         trail.extend([tick(number * 0.1)])
+    assert tick(0.8)["timestamp"] == trail.floor
     trail.begin_anew()
+    assert tick(0.8)["timestamp"] == trail.floor
     assert trail.last is None
     trail.extend([tick(2.5), tick(2.6)])
     start, kept = trail.window()
     assert tick(2.5)["timestamp"] < start < tick(2.6)["timestamp"]
-    assert [tick(2.6)] == kept
-    assert tick(0.8)["timestamp"] == trail.floor
+    assert keys(tick(2.6)) == kept
 
 
 def test_the_trail_forgets_what_is_older_than_the_margin() -> None:
@@ -349,7 +358,7 @@ def test_the_trail_forgets_what_is_older_than_the_margin() -> None:
         trail.extend([tick(number * 0.1)])
     start, kept = trail.window()
     assert tick(8.9)["timestamp"] == start
-    assert [tick(number * 0.1) for number in range(89, 100)] == kept
+    assert keys(*(tick(number * 0.1) for number in range(89, 100))) == kept
 
 
 def test_a_trail_without_room_shortens_the_margin() -> None:
@@ -360,7 +369,21 @@ def test_a_trail_without_room_shortens_the_margin() -> None:
     start, kept = trail.window()
     assert tick(0.045)["timestamp"] < start < tick(0.049)["timestamp"]
     every = [tick(number * 0.001, price) for number in range(50) for price in (1.0, 2.0)]
-    assert [each for each in every if each["timestamp"] >= start] == kept
+    assert keys(*(each for each in every if each["timestamp"] >= start)) == kept
+
+
+def test_more_ticks_of_one_moment_than_are_remembered_are_told() -> None:
+    """Where the last moment before the gap had too many ticks to count, what is missing of it can't be known."""
+    trail = Trail(SECOND, size=10)
+    for _ in range(30):
+        trail.extend([tick(5)])
+    recovery = Recovery("BTC:USDC", trail, 0.0)
+    recovery.hold([tick(7)], 0.0)
+    end = told_apart(recovery, history([tick(6), tick(7)]))[-1]
+    assert isinstance(end, Finish)
+    assert [tick(6, backfilled=True)] == end.before
+    assert not end.gap.filled
+    assert "than are remembered" in str(end.error)
 
 
 # A world of ticks.
@@ -444,9 +467,8 @@ class World:
         return bool(groups)
 
     def wait(self) -> None:
-        if self.recovery is not None:
-            if self.now + PROBE_WAIT <= self.recovery.deadline:
-                self.arrive(len(self.wire))
+        if self.recovery is not None and self.now + PROBE_WAIT <= self.recovery.deadline:
+            self.arrive(len(self.wire))
         if self.recovery is not None:
             self.now = max(self.now, min(self.recovery.deadline, self.now + 10.0))
             self.do(self.recovery.wake(self.now))
