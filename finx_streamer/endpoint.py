@@ -16,6 +16,7 @@ from .symbols import Option, Symbol
 __all__ = ["Endpoint", "redact"]
 
 _DEFAULT_PORTS = {"ws": 80, "wss": 443}
+_NAME = re.compile(r"([a-z.-]{1,63}|[\d.]{7,15})(:\d{1,5})?/?", re.IGNORECASE)
 _PREFIX = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -30,7 +31,8 @@ class Endpoint:
     PRODUCTION: ClassVar[Endpoint]
     BETA: ClassVar[Endpoint]
 
-    url: str = attrs.field()
+    #: Whatever it is, it is not shown with a key in it: there it would be by mistake.
+    url: str = attrs.field(repr=lambda url: repr(redact(url)))
     prefix: str = "streaming"
 
     def __attrs_post_init__(self) -> None:
@@ -46,8 +48,10 @@ class Endpoint:
             raise ConfigurationError(f"endpoint: expected a str or an Endpoint, not {type(given).__name__}")
         named = {"production": cls.PRODUCTION, "beta": cls.BETA}.get(given)
         if named is None and "://" not in given:
+            # Only what looks like a name or a host is shown: it may be a key in the wrong place, that nobody knows yet.
+            shown = repr(redact(given)) if _NAME.fullmatch(given) else "what was given"
             raise ConfigurationError(
-                f"endpoint: {redact(given)!r} is unknown; expected 'production', 'beta' or a URL such as 'wss://ws.finx.io/'"
+                f"endpoint: {shown} is unknown; expected 'production', 'beta' or a URL such as 'wss://ws.finx.io/'"
             )
         return named or cls(given)
 

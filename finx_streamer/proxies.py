@@ -58,11 +58,10 @@ class Proxy:
         """Raises `ConfigurationError`, which says what is wrong without showing the URL: it may hold a password."""
         if not url.isascii() or any(character <= " " or character == "\x7f" for character in url):
             raise _fault("white space, control or non-ASCII characters; in a password they are percent-encoded")
-        try:
-            parts = urlsplit(url)
-            port = parts.port
-        except ValueError:
-            raise _fault("a host or port that can't be one; in a password :/?#[]@ are percent-encoded") from None
+        split = _split(url)
+        if split is None:
+            raise _fault("a host or port that can't be one; in a password :/?#[]@ are percent-encoded")
+        parts, port = split
         if "://" not in url or parts.scheme not in _DEFAULT_PORTS:
             scheme = f"the scheme {parts.scheme!r}" if "://" in url else "no scheme"
             raise _fault(f"{scheme}; {_EXPECTED}")
@@ -281,6 +280,15 @@ def _matches(entry: str, host: str, port: int) -> bool:
 
 def _fault(what: str) -> ConfigurationError:
     return ConfigurationError(f"{_ARGUMENT}the URL has {what}")
+
+
+def _split(url: str) -> tuple[SplitResult, int | None] | None:
+    """The URL's parts and its port; None where it is none. The error would show a part, and hang on to ours."""
+    try:
+        parts = urlsplit(url)
+        return parts, parts.port
+    except ValueError:
+        return None
 
 
 def _credentials(parts: SplitResult) -> tuple[Secret, Secret] | None:

@@ -715,6 +715,8 @@ def _translated(cause: BaseException, where: str) -> ConnectionFailed:
         return ConnectionFailed(f"the name of {where} can't be resolved: {text}")
     if isinstance(cause, OSError):
         return ConnectionFailed(f"{where}: {(cause.strerror or text or type(cause).__name__).lower()}")
+    if isinstance(cause, MemoryError):
+        return ConnectionFailed(f"out of memory while reading from {where}")
     if isinstance(cause, websocket.WebSocketException):
         return ProtocolError(f"{where} does not complete the websocket handshake: {text}", permanent=True)
     logger.error("unexpected %s while connecting to %s: %s", type(cause).__name__, where, text)
