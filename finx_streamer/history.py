@@ -71,6 +71,8 @@ class _Walk:
     limit: int
     #: The time of the last tick before the end, as far as snap has told.
     last: datetime | None = None
+    #: The day that had been read when snap was last asked.
+    asked: date | None = None
 
     @property
     def horizon(self) -> datetime:
@@ -97,7 +99,11 @@ class _Walk:
         low = max(self.start, midnight)
         after = max(midnight, _ceil(low) - _MILLISECOND)
         while after < stop:
-            answer = sorted(self.fetch(self.pair, day.isoformat(), _clock(after)), key=_timestamp)
+            over = stop < midnight + _DAY or self._is_over(day)
+            answer = self._answer(day, after)
+            if not over and len(answer) < self.limit and self._is_over(day, ask=True):
+                # It ended while it was asked about: the last of its ticks may have come after the answer.
+                answer = self._answer(day, after)
             upto = self._sure(answer, after, stop) if len(answer) >= self.limit else stop
             page = [tick for tick in answer if low <= tick["timestamp"] <= upto and tick["timestamp"] < stop]
             if low == midnight == after:
@@ -105,6 +111,9 @@ class _Walk:
             if page:
                 yield page
             after, low = upto, upto + _MICROSECOND
+
+    def _answer(self, day: date, after: datetime) -> list[Tick]:
+        return sorted(self.fetch(self.pair, day.isoformat(), _clock(after)), key=_timestamp)
 
     def _sure(self, answer: list[Tick], after: datetime, stop: datetime) -> datetime:
         """Up to which millisecond a full answer is all there is: there may be more ticks of its last moment."""
@@ -138,15 +147,24 @@ class _Walk:
         following = day + _DAY
         if _midnight(following) >= self.horizon:
             return None
-        if self.last is None or self.last.date() <= day:
-            # Anew, where the last answer has been reached: more may have come.
-            latest = self._last_before(_ceil(self.horizon))
-            self.last = latest["timestamp"] if latest is not None else None
+        over = self._is_over(day, ask=True)
         if self.snap is None:
             return following
-        if self.last is None or self.last.date() <= day:
+        if self.last is None or not over:
             return None
         return following if found else self._leap(following, self.last.date())
+
+    def _is_over(self, day: date, ask: bool = False) -> bool:
+        """Whether there are ticks of a later day: as far as is known, or with a question, once the day was read.
+
+        Always, where snap is refused.
+        """
+        if ask and self.asked != day and (self.last is None or self.last.date() <= day):
+            # Anew, where the last answer has been reached: more may have come.
+            self.asked = day
+            latest = self._last_before(_ceil(self.horizon))
+            self.last = latest["timestamp"] if latest is not None else None
+        return (ask and self.snap is None) or (self.last is not None and self.last.date() > day)
 
     def _leap(self, low: date, high: date) -> date:
         """The first day from `low` on that has ticks, or one before it. `high` has some."""

@@ -8,8 +8,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -17,67 +16,18 @@ from typing import Any
 import pytest
 import trustme
 
-from finx_streamer import CallTimeout, Gap, GapNotFilled, State
+from finx_streamer import CallTimeout, Gap, GapNotFilled
 from finx_streamer import listener as listener_module
 from finx_streamer.server import LocalServer
+from tests.market import BEGIN, OTHER, PAIR, Market, begin, outage, prices, send, tick
 from tests.peers import PATIENCE, Seen
 from tests.storm import bursts, killings, storm
-
-PAIR, OTHER = "BTC:USDC", "ETH:USDC"
-BEGIN = datetime(2022, 7, 2, 15, 30, tzinfo=UTC)
-
-
-def tick(number: int, pair: str = PAIR, exchange: str = "BINANCE") -> dict[str, str]:
-    """The tick of so many hundredths of a second after the beginning."""
-    moment = BEGIN + timedelta(milliseconds=10 * number)
-    return {
-        "pair": pair,
-        "date": moment.date().isoformat(),
-        "time": moment.time().isoformat("milliseconds") + "Z",
-        "exchange": exchange,
-        "price": f"{19_200 + number}.50",
-    }
-
-
-class Market:
-    """A market that sends what the test tells it to."""
-
-    wait_for = 0
-    paced = True
-
-    def __init__(self, *pairs: str) -> None:
-        self.pairs = frozenset(pairs or (PAIR,))
-
-    def play(self, clock: object) -> Iterator[tuple[float, Any]]:
-        return iter(())
 
 
 @pytest.fixture
 def server() -> Iterator[LocalServer]:
     with LocalServer(Market(PAIR, OTHER), keys={"demo"}, close_timeout=0.2) as server:
         yield server
-
-
-def send(server: LocalServer, *numbers: int, pair: str = PAIR) -> None:
-    """The market goes on: these ticks are stored, and go out to who is connected."""
-    server.emit(*(tick(number, pair) for number in numbers))
-
-
-def prices(seen: Seen, pair: str = PAIR) -> list[int]:
-    return [int(each["price"]) - 19_200 for each in seen.ticks if each["pair"] == pair]
-
-
-@contextmanager
-def outage(server: LocalServer, seen: Seen, symbol: str = PAIR) -> Iterator[None]:
-    """Within it nobody listens to one of the streams."""
-    before = len(seen.states)
-    server.refuse_next(None, 503)
-    server.drop_connections(symbol)
-    seen.wait_for(lambda: (symbol, State.RECONNECTING) in seen.states[before:])
-    server.wait_until(lambda stats: symbol not in stats.symbols)
-    yield
-    server.refuse_next(0, 503)
-    server.wait_until(lambda stats: symbol in stats.symbols)
 
 
 # A gap is filled.
@@ -124,9 +74,7 @@ def test_every_reconnect_is_looked_into(server: LocalServer, seen: Seen) -> None
 def test_a_quiet_market_keeps_nothing_back(server: LocalServer, seen: Seen) -> None:
     """With no live tick to wait for, what passed in the outage is fetched all the same."""
     with seen.listener(server.url, backfill=True):
-        server.wait_connected(1)
-        send(server, 1)
-        seen.wait_ticks(1)
+        begin(server, seen)
         with outage(server, seen):
             send(server, 2, 3)
         seen.wait_ticks(3)
@@ -145,9 +93,7 @@ def test_a_gap_may_be_longer_than_an_answer_and_a_day(server: LocalServer, seen:
     """Thousands of ticks over two midnights are fetched page by page."""
     numbers = [*range(2, 3_000), *range(8_640_000, 8_641_500), *range(17_280_001, 17_281_200)]
     with seen.listener(server.url, backfill=True, queue_size=100):
-        server.wait_connected(1)
-        send(server, 1)
-        seen.wait_ticks(1)
+        begin(server, seen)
         with outage(server, seen):
             send(server, *numbers)
         send(server, 17_281_300)
@@ -187,9 +133,7 @@ def test_only_the_exchanges_that_are_kept_are_filled(server: LocalServer, seen: 
 def test_prices_are_parsed_alike(server: LocalServer, seen: Seen) -> None:
     """A backfilled price is what `parse_price` makes of it, as any other."""
     with seen.listener(server.url, backfill=True, parse_price=Decimal):
-        server.wait_connected(1)
-        send(server, 1)
-        seen.wait_ticks(1)
+        begin(server, seen)
         with outage(server, seen):
             send(server, 2)
         send(server, 3)
@@ -208,9 +152,7 @@ def test_prices_that_never_compare_equal_are_no_ground_to_fill_a_gap(server: Loc
             return int(float(self.text))
 
     with seen.listener(server.url, backfill=True, parse_price=Price):
-        server.wait_connected(1)
-        send(server, 1)
-        seen.wait_ticks(1)
+        begin(server, seen)
         with outage(server, seen):
             send(server, 2)
         send(server, 3)
@@ -230,9 +172,7 @@ def test_over_tls(seen: Seen) -> None:
         LocalServer(Market(), keys={"demo"}, ssl_context=serving, host="localhost") as server,
         seen.listener(server.url, backfill=True, ssl_context=context),
     ):
-        server.wait_connected(1)
-        send(server, 1)
-        seen.wait_ticks(1)
+        begin(server, seen)
         with outage(server, seen):
             send(server, 2)
         send(server, 3)
@@ -244,9 +184,7 @@ def test_over_tls(seen: Seen) -> None:
 def test_with_a_queue_that_drops(server: LocalServer, seen: Seen, overflow: str) -> None:
     """A gap is filled whatever the overflow policy; what that drops of it is the user's choice, and told."""
     with seen.listener(server.url, backfill=True, overflow=overflow, queue_size=1_000) as listener:
-        server.wait_connected(1)
-        send(server, 1)
-        seen.wait_ticks(1)
+        begin(server, seen)
         with outage(server, seen):
             send(server, 2, 3, 4)
         send(server, 5)
@@ -265,9 +203,7 @@ def test_without_backfill_gaps_are_told(server: LocalServer, seen: Seen, dispatc
     with seen.listener(server.url, backfill=False, dispatch=dispatch) as listener:
         listener.on_tick(lambda each: order.append(int(each["price"]) - 19_200))
         listener.on_gap(order.append)
-        server.wait_connected(1)
-        send(server, 1)
-        seen.wait_ticks(1)
+        begin(server, seen)
         with outage(server, seen):
             send(server, 2)
         send(server, 3, 4)
@@ -285,9 +221,7 @@ def test_without_history_the_live_ticks_come_at_once(server: LocalServer, seen: 
     """Where the server does not answer with history, the gap says so, and the stream goes on."""
     server.fail_functions(None, message)
     with seen.listener(server.url, backfill=True) as listener:
-        server.wait_connected(1)
-        send(server, 1)
-        seen.wait_ticks(1)
+        begin(server, seen)
         with outage(server, seen):
             send(server, 2)
         send(server, 3)
@@ -305,9 +239,7 @@ def test_what_was_not_filled_is_not_filled_later(server: LocalServer, seen: Seen
     """A later gap is filled with what was missed in it, and not with what was given up before."""
     server.fail_functions(1)
     with seen.listener(server.url, backfill=True):
-        server.wait_connected(1)
-        send(server, 1)
-        seen.wait_ticks(1)
+        begin(server, seen)
         with outage(server, seen):
             send(server, 2)
         send(server, 3)
@@ -325,9 +257,7 @@ def test_history_that_does_not_answer(server: LocalServer, seen: Seen, monkeypat
     monkeypatch.setattr(listener_module, "HISTORY_TIMEOUT", 0.2)
     server.stall_functions(None)
     with seen.listener(server.url, backfill=True):
-        server.wait_connected(1)
-        send(server, 1)
-        seen.wait_ticks(1)
+        begin(server, seen)
         with outage(server, seen):
             send(server, 2)
         send(server, 3)
@@ -377,9 +307,7 @@ def test_live_ticks_wait_in_bounded_memory(server: LocalServer, seen: Seen) -> N
     """A stream whose gap takes long is not read beyond the queue's size, and nothing of it is lost for that."""
     server.stall_functions(None)
     with seen.listener(server.url, backfill=True, queue_size=50) as listener:
-        server.wait_connected(1)
-        send(server, 1)
-        seen.wait_ticks(1)
+        begin(server, seen)
         with outage(server, seen):
             send(server, 2)
         for block in range(100):
@@ -396,16 +324,14 @@ def test_stop_in_the_midst_of_a_gap(server: LocalServer, seen: Seen) -> None:
     """It does not wait for history: what was received is delivered, and the gap is told as not filled."""
     server.stall_functions(None)
     listener = seen.listener(server.url, backfill=True).start()
-    server.wait_connected(1)
-    send(server, 1)
-    seen.wait_ticks(1)
+    begin(server, seen)
     with outage(server, seen):
         send(server, 2)
     send(server, 3, 4)
     server.wait_until(lambda stats: stats.calls >= 1)
-    begin = time.monotonic()
+    asked = time.monotonic()
     assert listener.stop(PATIENCE)
-    assert time.monotonic() - begin < PATIENCE / 2
+    assert time.monotonic() - asked < PATIENCE / 2
     assert listener.join(0)
     assert [1, 3, 4] == prices(seen)
     assert [False] == [gap.filled for gap in seen.gaps]
@@ -416,9 +342,7 @@ def test_remove_in_the_midst_of_a_gap(server: LocalServer, seen: Seen) -> None:
     """The stream ends with what was received; a stream of the same pair begins anew, without a gap."""
     server.stall_functions(None)
     with seen.listener(server.url, PAIR, OTHER, backfill=True) as listener:
-        server.wait_connected(2)
-        send(server, 1)
-        seen.wait_ticks(1)
+        begin(server, seen, streams=2)
         with outage(server, seen):
             send(server, 2)
         send(server, 3)
@@ -437,9 +361,7 @@ def test_remove_in_the_midst_of_a_gap(server: LocalServer, seen: Seen) -> None:
 def test_a_silent_server(server: LocalServer, seen: Seen) -> None:
     """A connection that has died without a word is found by its missing pong, and its gap is filled."""
     with seen.listener(server.url, backfill=True, ping_interval=0.1, ping_timeout=0.1):
-        server.wait_connected(1)
-        send(server, 1)
-        seen.wait_ticks(1)
+        begin(server, seen)
         connections = server.stats.connections_total
         server.go_silent()
         send(server, 2)
@@ -453,9 +375,7 @@ def test_a_history_connection_that_drops_is_made_anew(server: LocalServer, seen:
     """What befalls a call befalls no gap: it is asked again."""
     server.drop_functions(2)
     with seen.listener(server.url, backfill=True):
-        server.wait_connected(1)
-        send(server, 1)
-        seen.wait_ticks(1)
+        begin(server, seen)
         with outage(server, seen):
             send(server, 2)
         send(server, 3)

@@ -243,6 +243,23 @@ def test_an_open_end_does_not_ask_our_clock() -> None:
     assert 2 == sum(map(len, checked(model, ahead - timedelta(days=4), None)))
 
 
+@pytest.mark.parametrize("snap", [True, False])
+def test_a_day_that_ends_while_it_is_asked_about_is_whole(snap: bool) -> None:
+    """Ticks that come between the last answer of one day and the first of the next are in one of them."""
+    evening, late, morning = DAY + timedelta(hours=23), DAY + timedelta(hours=23.9), DAY + timedelta(hours=25)
+    model = Model([at(evening)])
+
+    def fetch(pair: str, date: str, time: str) -> list[Tick]:
+        answer = model.fetch(pair, date, time)
+        if model.fetches == 1:
+            # The market goes on.
+            model.ticks += [at(late), at(morning)]
+        return answer
+
+    found = pages(fetch, model.snap if snap else model.no_snap, PAIR, evening, DAY + timedelta(days=2), LIMIT)
+    assert [evening, late, morning] == [tick["timestamp"] for page in found for tick in page]
+
+
 def test_pages_are_fetched_one_at_a_time() -> None:
     """The next one is asked for when the last one has been taken."""
     model = Model([at(DAY + timedelta(seconds=n)) for n in range(100)])

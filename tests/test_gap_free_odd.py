@@ -16,8 +16,8 @@ from finx_streamer import gaps as gaps_module
 from finx_streamer.gaps import Deliver, Finish, Probe, Recovery, Trail
 from finx_streamer.messages import Tick
 from finx_streamer.server import LocalServer
+from tests.market import OTHER, PAIR, Market, begin, outage, prices, send, tick
 from tests.peers import Caller, Peer, Seen, frame
-from tests.test_gap_free import OTHER, PAIR, Market, outage, prices, send, tick
 from tests.test_gaps import history, line, told_apart
 from tests.test_gaps import tick as read
 
@@ -234,9 +234,7 @@ def test_an_outage_right_after_a_gap_that_was_not_filled(server: LocalServer, se
     """Where no live tick came between two outages, what was missed in the second is found, or told of."""
     server.fail_functions(1)
     with seen.listener(server.url, backfill=True):
-        server.wait_connected(1)
-        send(server, 1)
-        seen.wait_ticks(1)
+        begin(server, seen)
         with outage(server, seen):
             pass
         seen.wait_for(lambda: seen.gaps)
@@ -253,9 +251,7 @@ def test_a_live_tick_after_a_gap_that_was_not_filled(server: LocalServer, seen: 
     """What was given up stays given up once the stream has gone on, though the next outage be close to it."""
     server.fail_functions(1)
     with seen.listener(server.url, backfill=True):
-        server.wait_connected(1)
-        send(server, 1)
-        seen.wait_ticks(1)
+        begin(server, seen)
         with outage(server, seen):
             send(server, 2)
         seen.wait_for(lambda: seen.gaps)
@@ -276,9 +272,7 @@ def test_a_burst_of_one_moment_is_read_whatever_the_room(server: LocalServer, se
     """More ticks of one time than there is room for: the answer to the ping behind them is read, and none doubled."""
     server.stall_functions(None)
     with seen.listener(server.url, backfill=True, queue_size=1, dispatch=dispatch):
-        server.wait_connected(1)
-        send(server, 1)
-        seen.wait_ticks(1)
+        begin(server, seen)
         with outage(server, seen):
             send(server, 2)
         send(server, *[3] * 900)
@@ -344,9 +338,7 @@ def test_ending_it_in_a_callback_of_a_gap(
         server.fail_functions(None)
     listener = seen.listener(server.url, PAIR, OTHER, backfill=True, dispatch=dispatch)
     with listener:
-        server.wait_connected(2)
-        send(server, 1)
-        seen.wait_ticks(1)
+        begin(server, seen, streams=2)
         server.drop_connections(PAIR)
         getattr(listener, f"on_{where}")(act)
         send(server, 2)
@@ -391,9 +383,7 @@ def test_what_was_held_comes_before_the_end(server: LocalServer, seen: Seen, dis
     listener.on_state(lambda symbol, state: order.append(state))
     listener.on_gap(lambda gap: order.append(gap.filled))
     with pytest.raises(ConnectionFailed), listener:  # noqa: PT012 (it comes with the last line)
-        server.wait_connected(1)
-        send(server, 1)
-        seen.wait_ticks(1)
+        begin(server, seen)
         server.drop_connections(PAIR)
         server.wait_until(lambda stats: stats.connections_total >= 2 and PAIR in stats.symbols)
         send(server, 3, 4)
@@ -424,9 +414,7 @@ def test_a_handshake_for_history_that_hangs_holds_up_no_stream(server: LocalServ
     threading.setprofile(notes)
     try:
         with seen.listener(server.url, backfill=True, api_key=key) as listener:
-            server.wait_connected(1)
-            send(server, 1)
-            seen.wait_ticks(1)
+            begin(server, seen)
             for number in (2, 3):
                 with outage(server, seen):
                     pass
