@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.cfg setup.py pyproject.toml finx_streamer/_version.py
 DEMO_SECONDS ?= 30
+OTHER_PYTHONS ?= 3.12 3.13
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -16,6 +17,10 @@ help: ## show the targets
 .PHONY: test
 test: $(VENV)/.installed-dev ## run the tests; arguments for pytest: make test ARGS="-k cli"
 	$(BIN)/python -m pytest tests $(ARGS)
+
+.PHONY: test-notebook
+test-notebook: $(VENV)/.installed-browser ## the live view in JupyterLab and Chromium (Debian: apt install chromium)
+	$(BIN)/python -m pytest tests/notebook/test_browser.py $(ARGS)
 
 .PHONY: coverage
 coverage: $(VENV)/.installed-dev ## run the tests and show what they do not reach
@@ -36,6 +41,29 @@ format: $(VENV)/.installed-dev ## mend style and format where a tool can
 demo: $(VENV)/.installed-cli ## live ticks of a simulated market in this terminal, for 30 s
 	$(BIN)/finx-streamer demo --duration $(DEMO_SECONDS)
 
+.PHONY: audit
+audit: $(VENV)/.installed-ci ## ask for known vulnerabilities of what we depend on; ARGS=--strict: or fail
+	$(BIN)/python .ci/audit.py $(ARGS)
+
+.PHONY: lowest
+lowest: $(VENV)/.installed-ci ## quick tests with the lowest versions that setup.cfg allows
+	$(BIN)/python .ci/lowest.py cli progress speed > $(VENV)/lowest.txt
+	.ci/quick $(BIN)/python $(VENV)-lowest $(VENV)/lowest.txt
+
+.PHONY: versions
+versions: $(VENV)/.installed-ci ## quick tests with the other versions of Python, where they are found
+	@for version in $(OTHER_PYTHONS); do \
+		found=; \
+		for python in python$$version $(HOME)/.pyenv/versions/$$version.*/bin/python; do \
+			if "$$python" -c '' 2>/dev/null; then found=$$python; fi; \
+		done; \
+		if [ -n "$$found" ]; then \
+			.ci/quick "$$found" "$(VENV)-$$version" || exit 1; \
+		else \
+			echo "versions: SKIPPED: there is no python$$version here"; \
+		fi; \
+	done
+
 .PHONY: docs
 docs: $(VENV)/.installed-dev ## build the documentation into docs/_build/html
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
@@ -49,6 +77,10 @@ bench: $(VENV)/.installed-bench ## beside other clients, 15 minutes; a part: mak
 soak: $(VENV)/.installed-dev ## storms of faults over a listener, 30 minutes: make soak ARGS="--minutes 5 --seed 7"
 	$(BIN)/python -m tests.storm $(ARGS)
 
+.PHONY: autobahn
+autobahn: $(VENV)/.installed-dev ## the Autobahn test suite against the transport; needs Python 2.7, e.g. pyenv's
+	$(BIN)/python tests/autobahn/run.py $(ARGS)
+
 .PHONY: import-time
 import-time: $(VENV)/.installed-dev ## what `import finx_streamer` costs
 	$(BIN)/python tests/benchmarks/import_time.py $(ARGS)
@@ -59,7 +91,7 @@ dist: $(VENV)/.installed-dev ## build the wheel and the source archive into dist
 
 .PHONY: clean
 clean: ## remove whatever the other targets made
-	rm -rf $(VENV) .venv-bootstrap build dist docs/_build htmlcov .coverage .coverage.* *.egg-info
+	rm -rf $(VENV) $(VENV)-* build dist docs/_build htmlcov .coverage .coverage.* *.egg-info
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -28,7 +28,7 @@ from .errors import (
 )
 from .functions import FunctionClient
 from .gaps import Gap
-from .listener import StreamListener
+from .listener import StreamListener, listeners, stop_all
 from .messages import Notice, Tick
 from .reconnect import ReconnectPolicy
 from .session import State
@@ -68,6 +68,8 @@ __all__ = [
     "Tick",
     "TicksDropped",
     "__version__",
+    "listeners",
+    "stop_all",
     "to_pandas",
     "to_polars",
 ]

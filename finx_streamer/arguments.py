@@ -38,6 +38,14 @@ def positive_int(name: str, value: Any) -> int:
     return value
 
 
+def is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= sys.maxsize
+
+
+def is_picture_rate(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value <= 30
+
+
 def one_of(name: str, value: Any, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise refusal(name, value, f"one of {', '.join(map(repr, allowed))}")
@@ -47,6 +55,15 @@ def one_of(name: str, value: Any, allowed: tuple[str, ...]) -> str:
 def instance(name: str, value: Any, expected: str, check: Callable[[Any], bool]) -> Any:
     if not check(value):
         raise refusal(name, value, expected)
+    return value
+
+
+def exchange(name: str, value: Any) -> str:
+    """An exchange as ticks name it. Source: O. In lower case it would be that of no tick, and nobody would know why."""
+    if not isinstance(value, str) or not value:
+        raise refusal(name, value, "a name such as 'BINANCE'")
+    if value != value.upper():
+        raise refusal(name, value, f"the upper case in which ticks name it: {redact(value.upper())!r}")
     return value
 
 
@@ -106,7 +123,7 @@ def _verifying_context() -> ssl.SSLContext:
     except FileNotFoundError:
         fault = "does not exist"
     raise ConnectionFailed(
-        f"there are no authorities' certificates to verify the server's with: the file {file!r} {fault}, and the folder "
+        f"no authority's certificate to verify the server's with: the file {file!r} {fault}, and the folder "
         f"{folder!r} has none; mend {paths.openssl_cafile_env}, or pass ssl_context=",
         permanent=True,
     )

@@ -6,15 +6,19 @@ import inspect
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from . import jupyter
 from .errors import CallbackError, ConfigurationError, FinxStreamerError
 from .gaps import Gap
 from .messages import Notice, Tick
 from .session import State
 from .stats import Counters
+
+if TYPE_CHECKING:
+    from .notebook.cells import Cell
 
 logger = logging.getLogger("finx_streamer")
 
@@ -34,6 +38,17 @@ class Event:
 class _Registered:
     callback: Callback
     pair: str | None
+    #: What to call: in a notebook the callback with its output in the cell that registered it; else the callback.
+    call: Callback
+    cell: Cell | None = None
+
+    def replaces(self, earlier: _Registered) -> bool:
+        """Whether a rerun of a notebook's cell has registered the same once more. Never so in a script."""
+        if self.cell is None or earlier.cell is None or self.pair != earlier.pair:
+            return False
+        from .notebook.reruns import redefines
+
+        return redefines(self.cell, self.callback, earlier.cell, earlier.callback)
 
 
 class _TickCallbacks(dict[str, tuple[Callback, ...]]):
@@ -44,7 +59,7 @@ class _TickCallbacks(dict[str, tuple[Callback, ...]]):
         self._registered = registered
 
     def __missing__(self, pair: str) -> tuple[Callback, ...]:
-        found = self[pair] = tuple(r.callback for r in self._registered if r.pair in (None, pair))
+        found = self[pair] = tuple(r.call for r in self._registered if r.pair in (None, pair))
         return found
 
 
@@ -57,15 +72,19 @@ class Callbacks:
         #: Replaced at each change, so that who looks anew for each tick sees it.
         self.for_ticks = _TickCallbacks(())
 
-    def add(self, event: str, callback: Callback, pair: str | None = None) -> None:
-        """Raises `ConfigurationError` for what can't be called."""
+    def add(self, event: str, callback: Callback, pair: str | None = None, *, routed: bool = True) -> None:
+        """Raises `ConfigurationError` for what can't be called. `routed`: what it prints in a notebook belongs to the
+        cell that is being run."""
         if not callable(callback):
             raise ConfigurationError(f"on_{event}: {type(callback).__name__} is not callable; expected a function")
         if any(map(inspect.iscoroutinefunction, (callback, getattr(callback, "__call__", None)))):  # noqa: B004
             # Calling it would run nothing.
             raise ConfigurationError(f"on_{event}: {callback!r} is a coroutine function; expected a plain function")
+        cell = jupyter.this_cell() if routed else None
+        new = _Registered(callback, pair, cell.routed(callback) if cell is not None else callback, cell)
         with self._lock:
-            self._by_event[event] = (*self._by_event[event], _Registered(callback, pair))
+            kept = [earlier for earlier in self._by_event[event] if not new.replaces(earlier)]
+            self._by_event[event] = (*kept, new)
             self.for_ticks = _TickCallbacks(self._by_event["tick"])
 
     def remove(self, callback: Callback) -> None:
@@ -79,19 +98,36 @@ class Callbacks:
             self.for_ticks = _TickCallbacks(self._by_event["tick"])
 
     def of(self, event: str) -> tuple[Callback, ...]:
-        return tuple(registered.callback for registered in self._by_event[event])
+        return tuple(registered.call for registered in self._by_event[event])
+
+    def original(self, call: Callback) -> Callback:
+        """The user's own callback, of what is called for it."""
+        found = (r.callback for registered in self._by_event.values() for r in registered if r.call is call)
+        return next(found, call)
+
+    def cell_of(self, callback: Callback) -> Cell | None:
+        """The cell that registered it."""
+        found = (r.cell for registered in self._by_event.values() for r in registered if r.callback is callback)
+        return next(found, None)
 
 
 class Caller:
     """Calls callbacks one at a time, and turns what they raise into errors. Owned by the callback side."""
 
-    def __init__(self, callbacks: Callbacks, counters: Mapping[str, Counters]) -> None:
+    def __init__(
+        self,
+        callbacks: Callbacks,
+        counters: Mapping[str, Counters],
+        tell: Callable[[FinxStreamerError], None] | None = None,
+    ) -> None:
         #: Set by `abandon`, from any thread: from then on no call begins.
         self.abandoned = False
         #: Set from any thread: a run of ticks has to end after the tick that is being handled.
         self.interrupted = False
         self._callbacks = callbacks
         self._counters = counters
+        #: Takes errors that no `on_error` takes; None: the log does.
+        self._tell = tell
 
     def abandon(self) -> None:
         """Begin no further call."""
@@ -140,7 +176,9 @@ class Caller:
     def error(self, error: FinxStreamerError) -> None:
         """Hand an error to `on_error`; to the log where nobody is registered."""
         callbacks = self._callbacks.of("error")
-        if not callbacks:
+        if not callbacks and self._tell is not None:
+            self._tell(error)
+        elif not callbacks:
             # The traceback is of the user's own callback: it shows him where to look.
             logger.error("%s", error, exc_info=error.__cause__ if isinstance(error, CallbackError) else None)
         for callback in callbacks:
@@ -148,10 +186,13 @@ class Caller:
                 return
             try:
                 callback(error)
-            except Exception:
+            except Exception as cause:
                 # Not handed to on_error again: that would go round for ever.
                 self._count(error.symbol)
-                logger.exception("on_error callback %r raised while it handled: %s", callback, error)
+                if self._tell is not None:
+                    self._tell(self._error_of(callback, error, cause, error.symbol))
+                else:
+                    logger.exception("on_error callback %r raised while it handled: %s", callback, error)
 
     def _call_all(self, event: str, symbol: str | None, *arguments: object) -> None:
         self._call_each(self._callbacks.of(event), symbol, *arguments)
@@ -167,9 +208,12 @@ class Caller:
 
     def _failed(self, callback: Callback, argument: object, cause: Exception, symbol: str | None) -> None:
         self._count(symbol)
-        error = CallbackError(callback, argument, symbol=symbol)
+        self.error(self._error_of(callback, argument, cause, symbol))
+
+    def _error_of(self, call: Callback, argument: object, cause: Exception, symbol: str | None) -> CallbackError:
+        error = CallbackError(self._callbacks.original(call), argument, symbol=symbol)
         error.__cause__ = cause
-        self.error(error)
+        return error
 
     def _count(self, symbol: str | None) -> None:
         counters = self._counters.get(symbol or "")

@@ -25,8 +25,9 @@ holds an API key: text from outside is scrubbed before it gets here.
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import attrs
 
@@ -34,10 +35,28 @@ import attrs
 PAYLOAD_LIMIT = 1_000
 
 
-def _rebuild(cls: type[FinxStreamerError], state: dict[str, Any]) -> FinxStreamerError:
-    error = cls.__new__(cls)
+def _rebuild(
+    cls: type[FinxStreamerError],
+    args: tuple[Any, ...],
+    state: dict[str, Any],
+    cause: BaseException | None,
+    context: BaseException | None,
+    suppress_context: bool,
+) -> FinxStreamerError:
+    error = cls.__new__(cls, *args)
     error.__dict__.update(state)
+    error.__cause__, error.__context__ = cause, context
+    error.__suppress_context__ = suppress_context
     return error
+
+
+def _portable(cause: BaseException | None) -> BaseException | None:
+    """The cause as it can be pickled: as it is, or else what it says. A callback may raise anything."""
+    try:
+        pickle.loads(pickle.dumps(cause))
+    except Exception:
+        return RuntimeError(f"{type(cause).__name__}: {cause}")
+    return cause
 
 
 @attrs.define(slots=False, eq=False, repr=False, str=False)
@@ -50,14 +69,21 @@ class FinxStreamerError(Exception):
         return type(self).__name__
 
     def __str__(self) -> str:
-        text = self._text()
+        text = printable(self._text())
         return f"{self.symbol}: {text}" if self.symbol else text
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {str(self)!r}>"
 
+    def __copy__(self) -> Self:
+        chain = self.__cause__, self.__context__, self.__suppress_context__
+        twin = _rebuild(type(self), self.args, dict(self.__dict__), *chain)
+        assert isinstance(twin, type(self))
+        return twin
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), dict(self.__dict__))
+        cause, context = _portable(self.__cause__), _portable(self.__context__)
+        return _rebuild, (type(self), self.args, dict(self.__dict__), cause, context, self.__suppress_context__)
 
 
 @attrs.define(slots=False, eq=False, repr=False, str=False)
@@ -227,6 +253,13 @@ class NotAvailable(FinxStreamerError):
 def cut(payload: str | bytes) -> str | bytes:
     """The payload as an error may keep it: whole if short, else its first `PAYLOAD_LIMIT` characters."""
     return payload if len(payload) <= PAYLOAD_LIMIT else payload[:PAYLOAD_LIMIT]
+
+
+def printable(text: str) -> str:
+    """The text with control characters and other invisible ones escaped: errors are printed to terminals."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _shown(payload: str | bytes, limit: int = 120) -> str:

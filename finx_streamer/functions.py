@@ -77,12 +77,13 @@ class FunctionClient:
         try:
             keys = KeySource.of(api_key)
             proxies = ProxyChoice.of(proxy)
+            where = Endpoint.of(endpoint)
         except ConfigurationError as error:
             raise error.with_traceback(None) from None
         finally:
-            # Tracebacks may show the locals of this frame.
+            # Tracebacks may show the locals of this frame, and a key may have been given in the wrong place.
             api_key = proxy = None
-        where = Endpoint.of(endpoint)
+            endpoint = ""
         where.check_secrecy(check.instance("allow_insecure", allow_insecure, "True or False", check.is_bool))
         proxies.check_secrecy(where, allow_insecure)
         context = check.instance("ssl_context", ssl_context, "an ssl.SSLContext or None", check.is_context)
@@ -193,7 +194,7 @@ class FunctionClient:
         if until < since:
             raise ConfigurationError(f"end: {until.isoformat()} is before start, which is {since.isoformat()}")
         if exchange is not None:
-            check.instance("exchange", exchange, "a name such as 'BINANCE', or None", check.is_name)
+            check.exchange("exchange", exchange)
         check.instance("progress", progress, "True or False", check.is_bool)
         found = self.history_pages(name, since, until, exchange)
         if progress:
@@ -277,6 +278,10 @@ class FunctionClient:
     def close(self) -> None:
         """End at once: close the connections; calls under way raise `FunctionError`. Idempotent, from any thread."""
         self._calls.close()
+
+    def interrupt(self) -> None:
+        """As `close`, and waits for nothing. For this package's own use."""
+        self._calls.close(wait=False)
 
     def __enter__(self) -> Self:
         return self

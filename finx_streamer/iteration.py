@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
+from typing import TypeVar
 
 from .messages import Tick
 from .queues import NO_BOUND
@@ -51,10 +52,7 @@ class TickBuffer:
             if self._closed or (self._ended and self._ticks.empty()):
                 return None
             tick = self._ticks.get()
-        if self._wait:
-            self._wake()
-        elif self._ticks.qsize() == self._size // 2:
-            self._on_room()
+        self._taken()
         return tick
 
     def end(self) -> None:
@@ -69,10 +67,19 @@ class TickBuffer:
         self._wake()
         self._on_room()
 
+    def _taken(self) -> None:
+        if self._wait:
+            self._wake()
+        elif self._ticks.qsize() == self._size // 2:
+            self._on_room()
+
     def _wake(self) -> None:
         if self._full:
             self._full = False
             self._room.put(None)
+
+
+_B = TypeVar("_B", bound=TickBuffer)
 
 
 class Iterations:
@@ -86,12 +93,13 @@ class Iterations:
         self._ended = False
         self._lock = threading.Lock()
 
-    def open(self) -> TickBuffer:
-        buffer = TickBuffer(self._size, self._wait, self._on_room)
+    def open(self, kind: type[_B]) -> _B:
+        buffer = kind(self._size, self._wait, self._on_room)
         with self._lock:
             self._buffers = (*self._buffers, buffer)
-            if self._ended:
-                buffer.end()
+        # Looked at after it was added, as `end` looks at the buffers after it has said so: one of the two sees.
+        if self._ended:
+            buffer.end()
         return buffer
 
     def close(self, buffer: TickBuffer) -> None:
@@ -109,11 +117,13 @@ class Iterations:
             self._on_room()
 
     def end(self) -> None:
-        """Nothing more will come, not to those either that are opened from now on."""
-        with self._lock:
-            self._ended = True
-            for buffer in self._buffers:
-                buffer.end()
+        """Nothing more will come, not to those either that are opened from now on.
+
+        Without the lock: a signal handler that strikes while its thread holds it may wait for this.
+        """
+        self._ended = True
+        for buffer in self._buffers:
+            buffer.end()
 
     def close_all(self) -> None:
         for buffer in self._buffers:

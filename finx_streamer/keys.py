@@ -65,7 +65,13 @@ class KeySource:
     @classmethod
     def of(cls, api_key: object) -> KeySource:
         """Check what the user gave. Raises `ConfigurationError`, which never shows a key."""
-        if api_key is None or (callable(api_key) and not isinstance(api_key, type)):
+        if api_key is None:
+            # It is read anew at each attempt; but from here on no error may show it, wherever else it was given.
+            known = os.environ.get(ENVIRONMENT_VARIABLE, "")
+            if not _fault(known):
+                _remember(Secret(known))
+            return cls(None)
+        if callable(api_key) and not isinstance(api_key, type):
             return cls(api_key)
         if not isinstance(api_key, str):
             raise ConfigurationError(f"api_key: expected a str, a callable or None, not {type(api_key).__name__}")

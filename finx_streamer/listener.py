@@ -9,36 +9,50 @@ import os
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import attrs
 
 from . import arguments as check
+from . import jupyter, tables
+from .async_ticks import AsyncTickBuffer, LoopBell, until
 from .callbacks import Callback, Callbacks, Caller
 from .dispatch import InlineOutlet, Outlet, ThreadOutlet
 from .endpoint import Endpoint, redact
 from .errors import ConfigurationError, FinxStreamerError
 from .functions import FunctionClient
-from .iteration import Iterations
+from .iteration import Iterations, TickBuffer
 from .keys import KeySource
 from .messages import Decoder, Tick
 from .network import Network, Stream
 from .proxies import ProxyChoice
 from .queues import QUEUES
+from .recent import Recent
 from .reconnect import ReconnectPolicy
 from .session import Session, State, Timing
 from .stats import Counters, ListenerStats, StreamStats, add_up
 from .symbols import Pair, Symbol, parse_symbol
 from .transport import MAX_MESSAGE, Target
 
+if TYPE_CHECKING:
+    import pandas
+    import polars
+
+    from .notebook.live import Live
+    from .notebook.reruns import Origin
+
 logger = logging.getLogger("finx_streamer")
 
 _names = itertools.count(1)
 _C = TypeVar("_C", bound=Callback)
+_B = TypeVar("_B", bound=TickBuffer)
 #: Seconds for one call of tick history, to fill a gap.
 HISTORY_TIMEOUT = 10.0
+#: How many of the last ticks are remembered where the user does not say. More than is in the processor's caches would
+#: slow a burst down.
+_KEPT, _KEPT_IN_NOTEBOOKS = 1_000, 10_000
 #: How long a thread that has done its work may take to return.
 _LAST_STEPS = 1.0
 #: How long `stop` waits where an exception is on its way out of a `with` block, e.g. after Ctrl-C.
@@ -48,9 +62,18 @@ _HASTY = 0.5
 class _Run:
     """One life of a listener, from `start` to its end: the threads and what they share."""
 
-    def __init__(self, settings: _Settings, callbacks: Callbacks, symbols: Iterable[Symbol]) -> None:
+    def __init__(
+        self,
+        settings: _Settings,
+        callbacks: Callbacks,
+        symbols: Iterable[Symbol],
+        recent: Recent | None,
+        watchers: list[Callable[[], None]],
+    ) -> None:
         self.pid = os.getpid()
         self.ended = threading.Event()
+        #: Who started it, in a notebook.
+        self.origin: Origin | None = None
         #: What ended it, if it was not `stop`.
         self.error: BaseException | None = None
         #: Whether the user has been told of it: by `on_error`, or by what raised it.
@@ -62,7 +85,8 @@ class _Run:
         # A long buffer of a loop's own would hand out old ticks where the overflow policy drops them for new ones.
         ahead = {"block": settings.queue_size, "drop_oldest": min(64, settings.queue_size), "latest": 1}
         self.iterations = Iterations(ahead[settings.overflow], settings.dispatch == "thread", self._resume_reading)
-        self.outlet = self._make_outlet(Caller(callbacks, self.counters))
+        self._watchers = watchers
+        self.outlet = self._make_outlet(Caller(callbacks, self.counters, _teller(callbacks)), recent)
         self.network = Network(
             self.outlet,
             settings.exchanges,
@@ -74,12 +98,14 @@ class _Run:
         for symbol in symbols:
             self.add(symbol)
 
-    def _make_outlet(self, caller: Caller) -> Outlet:
+    def _make_outlet(self, caller: Caller, recent: Recent | None) -> Outlet:
         size, name = self._settings.queue_size, f"{self._settings.name}-callbacks"
         if self._settings.dispatch == "inline":
-            return InlineOutlet(caller, self.iterations, self._callbacks_ended)
+            return InlineOutlet(caller, self.iterations, self._callbacks_ended, recent)
         queue = QUEUES[self._settings.overflow](size)
-        return ThreadOutlet(caller, queue, size, self.counters, self._resume_reading, self._callbacks_ended, name)
+        return ThreadOutlet(
+            caller, queue, size, self.counters, self._resume_reading, self._callbacks_ended, name, recent
+        )
 
     def _history(self) -> FunctionClient:
         settings = self._settings
@@ -95,9 +121,9 @@ class _Run:
     def _resume_reading(self) -> None:
         self.network.resume_reading()
 
-    def start(self) -> None:
+    def start(self, listener: StreamListener) -> None:
         """Raises RuntimeError where the system has no more threads to give."""
-        _live.add(self)
+        _live[self] = listener
         try:
             # In this order, for the callback side ends by waiting for the network side.
             self.network.start()
@@ -105,6 +131,7 @@ class _Run:
         except RuntimeError:
             self._callbacks_ended(None)
             raise
+        self._tell_watchers()
 
     def abandon(self) -> None:
         """End at once: no further call begins. Waits for nothing."""
@@ -166,6 +193,16 @@ class _Run:
         self.outlet.join(_LAST_STEPS)
         return True
 
+    async def wait_async(self, timeout: float | None) -> bool:
+        """The same in an event loop, which goes on meanwhile."""
+        bell = LoopBell()
+        self._watchers.append(bell.ring)
+        try:
+            ended = await until(self.ended.is_set, bell, timeout)
+        finally:
+            self._watchers.remove(bell.ring)
+        return ended and self.wait(0.0)
+
     @property
     def state(self) -> State:
         if self.error is not None:
@@ -199,8 +236,13 @@ class _Run:
         self.network.stop()
         self.network.join(1.0)
         self.iterations.end()
-        _live.discard(self)
+        _live.pop(self, None)
         self.ended.set()
+        self._tell_watchers()
+
+    def _tell_watchers(self) -> None:
+        for watcher in tuple(self._watchers):
+            watcher()
 
 
 @attrs.frozen
@@ -249,7 +291,8 @@ class StreamListener:
     - `endpoint`: "production", "beta", a base URL, or an `Endpoint`. `ws://` beyond loopback needs `allow_insecure`.
     - `on_tick(tick)`, `on_error(error)`, `on_notice(notice)`, `on_state(symbol, state)`: callbacks, called one at a
       time, in order. See `Tick`, `errors`, `Notice`, `State`. With no `on_error`, errors go to the log.
-    - `exchanges`: keep only these exchanges' ticks (the server can't filter, S).
+    - `exchanges`: keep only these exchanges' ticks (the server can't filter, S). Names are in upper case (O), and
+      others are refused: they would keep nothing.
     - `on_gap(gap)`: called after each reconnect with a `Gap`, in its place: behind the ticks that were missed and have
       been fetched from tick history, and before the live ones. `backfill`: False fetches nothing, and only tells.
     - `parse_price`: makes the price out of the wire's decimal string: `float`, `decimal.Decimal`, `str`, your own. It
@@ -261,12 +304,15 @@ class StreamListener:
     - `reconnect`: a `ReconnectPolicy`; None for one connection and no retry.
     - `connect_timeout`: seconds for one attempt, all in all. `ping_interval` (None: no pings) and `ping_timeout`:
       seconds within which a dead connection is found. `stale_after`: seconds without a message after which a
-      `StaleStream` is reported. `keep_alive`: seconds between FinX's keepAlive messages (D: 270 keeps a stream open).
+      `StaleStream` is reported; `stale_reconnect`: and the connection made anew, though it answers. `keep_alive`:
+      seconds between FinX's keepAlive messages (D: 270 keeps a stream open).
     - `ssl_context`: instead of the default one, which verifies certificates.
     - `proxy`: "http://[user:password@]host:port", "socks5://…" or "socks5h://…"; "" for none; None for what the
       environment says at every attempt (https_proxy, all_proxy, no_proxy). Tick history goes the same way.
     - `max_message_size`: bytes; a larger message is refused before it is stored (`ProtocolError`, close 1009).
-    - `name`: of the threads, and in `repr`.
+    - `keep`: how many of the last ticks to remember for `recent`, `to_pandas`, `to_polars` and `live`; some 600 bytes
+      each. 0 for none; None for 10,000 in a notebook and 1,000 elsewhere, which costs nothing that can be measured.
+    - `name`: of the threads, and in `repr`. In a notebook a listener replaces an earlier one of the same name.
     """
 
     def __init__(
@@ -290,11 +336,13 @@ class StreamListener:
         ping_interval: float | None = 20.0,
         ping_timeout: float = 10.0,
         stale_after: float | None = None,
+        stale_reconnect: bool = False,
         keep_alive: float | None = None,
         ssl_context: ssl.SSLContext | None = None,
         proxy: str | None = None,
         allow_insecure: bool = False,
         max_message_size: int = MAX_MESSAGE,
+        keep: int | None = None,
         name: str | None = None,
         **not_yet: Any,
     ) -> None:
@@ -302,14 +350,15 @@ class StreamListener:
         try:
             keys = KeySource.of(api_key)
             proxies = ProxyChoice.of(proxy)
+            where = Endpoint.of(endpoint)
         except ConfigurationError as error:
             raise error.with_traceback(None) from None
         finally:
-            # Tracebacks may show the locals of this frame.
+            # Tracebacks may show the locals of this frame, and a key may have been given in the wrong place.
             api_key = proxy = None
+            endpoint = ""
         _refuse_unknown(not_yet)
         self._symbols = {str(symbol): symbol for symbol in map(parse_symbol, symbols)}
-        where = Endpoint.of(endpoint)
         where.check_secrecy(check.instance("allow_insecure", allow_insecure, "True or False", check.is_bool))
         proxies.check_secrecy(where, allow_insecure)
         timing = Timing(
@@ -318,7 +367,10 @@ class StreamListener:
             check.seconds("ping_timeout", ping_timeout),
             check.seconds_or_none("stale_after", stale_after),
             check.seconds_or_none("keep_alive", keep_alive),
+            check.instance("stale_reconnect", stale_reconnect, "True or False", check.is_bool),
         )
+        if stale_reconnect and stale_after is None:
+            raise check.refusal("stale_reconnect", stale_reconnect, "False without stale_after, which says when")
         if dispatch == "inline" and overflow != "block":
             raise check.refusal("overflow", overflow, "'block' with dispatch='inline', which has no queue to overflow")
         self._settings = _Settings(
@@ -341,7 +393,15 @@ class StreamListener:
             max_message_size=check.positive_int("max_message_size", max_message_size),
             name=check.instance("name", name, "a str or None", check.is_name) or f"finx-streamer-{next(_names)}",
         )
+        if keep is None:
+            keep = _KEPT_IN_NOTEBOOKS if jupyter.in_kernel() else _KEPT
+        kept = check.instance("keep", keep, "an int >= 0", check.is_count)
+        self._recent = Recent(kept) if kept else None
+        #: None where the name is ours, and tells nothing.
+        self._given_name = name
         self._callbacks = Callbacks()
+        #: Called, from any thread, when the listener has started and when it has ended.
+        self._watchers: list[Callable[[], None]] = []
         self._lock = threading.RLock()
         self._run: _Run | None = None
         given = {"tick": on_tick, "error": on_error, "notice": on_notice, "state": on_state, "gap": on_gap}
@@ -391,11 +451,16 @@ class StreamListener:
     # Life.
 
     def start(self) -> StreamListener:
-        """Connect, in the background; returns at once. Does nothing while running; after an end it starts afresh."""
+        """Connect, in the background; returns at once. Does nothing while running; after an end it starts afresh.
+
+        In a notebook, what an earlier run of the same cell has started, or a listener of the same `name`, is stopped
+        first.
+        """
+        self._replace_earlier()
         with self._lock:
             self._check_process()
             if self._run is None or self._run.ended.is_set():
-                self._new_run().start()
+                self._new_run().start(self)
             elif self._run.state.ended:
                 raise ConfigurationError("start: the listener is still stopping; join() it first (not in a callback)")
         return self
@@ -450,18 +515,12 @@ class StreamListener:
 
     def __iter__(self) -> Iterator[Tick]:
         """Ticks, as they come. Starts the listener if need be, and then stops it when the loop is left; ends with it,
-        and raises as `join` does."""
-        with self._lock:
-            self._check_process()
-            self._check_not_in_callback("iteration")
-            own = self._run is None or self._run.ended.is_set()
-            run = self._new_run() if own or self._run is None else self._run
-            buffer = run.iterations.open()
-            self._callbacks.add("tick", buffer)
+        and raises as `join` does. Raises `ConfigurationError` where there are no symbols, whose ticks to wait for."""
+        run, own, buffer = self._open_iteration(TickBuffer)
         patience = 5.0
         try:
             if own:
-                run.start()
+                run.start(self)
             while (tick := buffer.take()) is not None:
                 yield tick
             run.wait(patience)
@@ -475,6 +534,56 @@ class StreamListener:
                 run.iterations.close(buffer)
                 if own:
                     run.stop(patience, drain=False)
+
+    async def __aiter__(self) -> AsyncIterator[Tick]:
+        """The same in an event loop: `async for tick in listener`. Interrupts and cancellation are noticed within a
+        quarter of a second."""
+        run, own, buffer = self._open_iteration(AsyncTickBuffer)
+        try:
+            if own:
+                run.start(self)
+            while (tick := await buffer.take_async()) is not None:
+                yield tick
+            await run.wait_async(5.0)
+            self._raise_error(run)
+        finally:
+            self._callbacks.remove(buffer)
+            if not run.elsewhere:
+                run.iterations.close(buffer)
+                if own:
+                    run.abandon()
+                    await run.wait_async(5.0)
+
+    async def wait_async(self, timeout: float | None = None) -> bool:
+        """`join` for event loops, notebooks that await among them: other tasks go on meanwhile. It can be cancelled and
+        interrupted, and leaves nothing behind."""
+        if timeout is not None:
+            check.seconds("timeout", timeout, zero=True)
+        run = self._run
+        if run is None:
+            return True
+        self._check_not_in_callback("wait_async()")
+        self._check_process()
+        if not await run.wait_async(timeout):
+            return False
+        self._raise_error(run)
+        return True
+
+    def _open_iteration(self, kind: type[_B]) -> tuple[_Run, bool, _B]:
+        """The run to iterate over, whether it is to be started, and a buffer that gets its ticks."""
+        self._replace_earlier()
+        with self._lock:
+            self._check_process()
+            self._check_not_in_callback("iteration")
+            if not self._symbols:
+                raise ConfigurationError(
+                    "iteration: the listener has no symbols, so the loop would wait for ever; add() one first"
+                )
+            own = self._run is None or self._run.ended.is_set()
+            run = self._new_run() if own or self._run is None else self._run
+            buffer = run.iterations.open(kind)
+            self._callbacks.add("tick", buffer, routed=False)
+        return run, own, buffer
 
     # Streams.
 
@@ -528,13 +637,73 @@ class StreamListener:
             return self._run.stats()
         return add_up(State.IDLE, {name: StreamStats(state=State.IDLE) for name in self._symbols}, 0, 0)
 
+    # Data at hand.
+
+    def recent(self, n: int | None = None, pair: str | Pair | None = None) -> list[Tick]:
+        """The last `n` ticks that were received (None: all that are kept), of one pair or of all, oldest first.
+
+        At most `keep` ticks are kept, all pairs together, and over the end of the listener. Those that still wait for
+        callbacks are among them, and those that an overflow policy drops.
+        """
+        if n is not None:
+            check.instance("n", n, "an int >= 0", check.is_count)
+        recent = self._kept("recent()")
+        return recent.last(recent.size if n is None else n, None if pair is None else str(parse_symbol(pair)))
+
+    def to_pandas(self, n: int | None = None, pair: str | Pair | None = None) -> pandas.DataFrame:
+        """What `recent` gives, as a `pandas.DataFrame`: see `finx_streamer.to_pandas`."""
+        return tables.to_pandas(self.recent(n, pair))
+
+    def to_polars(self, n: int | None = None, pair: str | Pair | None = None) -> polars.DataFrame:
+        """What `recent` gives, as a `polars.DataFrame`: see `finx_streamer.to_polars`."""
+        return tables.to_polars(self.recent(n, pair))
+
+    def live(self, *pairs: str | Pair, rate: float = 15.0) -> Live:
+        """A live view for a Jupyter notebook: a table of all streams, and a chart of the given pairs (by default the
+        first). Starts the listener if need be.
+
+        `rate`: pictures a second, at most, however fast the ticks; from 1 to 30. Needs the extra `[notebook]`; without
+        it a plain table is shown, which says so. Raises `ConfigurationError` outside of Jupyter, and with `keep=0`.
+        """
+        recent = self._kept("live()")
+        wanted = [str(parse_symbol(pair)) for pair in pairs]
+        check.instance("rate", rate, "pictures a second, from 1 to 30", check.is_picture_rate)
+        if not jupyter.in_kernel():
+            raise ConfigurationError(
+                "live() shows something in Jupyter notebooks only; here, use callbacks or recent()"
+            )
+        from .notebook.live import live
+
+        return live(self, recent, wanted, rate)
+
+    def _kept(self, what: str) -> Recent:
+        if self._recent is None:
+            raise ConfigurationError(f"{what}: with keep=0 no tick is kept; give the listener another keep")
+        return self._recent
+
+    def _repr_html_(self) -> str:
+        """A picture of this moment, for notebooks. It runs no script, and takes no text of others for HTML."""
+        from .notebook.snapshot import snapshot
+
+        return snapshot(self)
+
     def __repr__(self) -> str:
         if not hasattr(self, "_run"):
             # In a traceback of the constructor's, which may show locals.
             return "<StreamListener, not made>"
         shown = ", ".join(self.symbols[:5]) + (", …" if len(self._symbols) > 5 else "")
         where = redact(self._settings.endpoint.url)
-        return f"<StreamListener {self.name} {self.state.value}: {shown or 'no symbols'} at {where}>"
+        return f"<StreamListener {self.name} {self.state.value}: {shown or 'no symbols'} at {where}{self._counts()}>"
+
+    def _counts(self) -> str:
+        if self._run is None:
+            return ""
+        stats = self._run.stats()
+        errors = stats.callback_errors + stats.decode_errors
+        return (
+            f"; {stats.ticks} ticks, {stats.rate:.1f}/s, {stats.dropped} dropped, {stats.reconnects} reconnects, "
+            f"{stats.gaps} gaps, {errors} errors"
+        )
 
     def _register(self, event: str, callback: _C, pair: str | None = None) -> _C:
         self._callbacks.add(event, callback, pair)
@@ -542,8 +711,26 @@ class StreamListener:
 
     def _new_run(self) -> _Run:
         self._check_process()
-        self._run = _Run(self._settings, self._callbacks, self._symbols.values())
+        self._run = _Run(self._settings, self._callbacks, self._symbols.values(), self._recent, self._watchers)
+        self._run.origin = self._origin()
         return self._run
+
+    def _origin(self) -> Origin | None:
+        cell = jupyter.this_cell()
+        if cell is None:
+            return None
+        from .notebook.reruns import Origin
+
+        return Origin(cell, self._given_name, frozenset(self._symbols))
+
+    def _replace_earlier(self) -> None:
+        """In a notebook, stop what this listener takes the place of. Does nothing in a script."""
+        origin = self._origin()
+        if origin is None:
+            return
+        for run, listener in tuple(_live.items()):
+            if listener is not self and run.origin is not None and origin.replaces(run.origin):
+                listener.stop(drain=False)
 
     def _check_process(self) -> None:
         if self._run is not None and self._run.elsewhere:
@@ -566,7 +753,34 @@ class StreamListener:
 
 
 # Listeners that run, to be stopped when the interpreter exits: a daemon thread that is frozen in mid-call is no end.
-_live: set[_Run] = set()
+_live: dict[_Run, StreamListener] = {}
+
+
+def listeners() -> list[StreamListener]:
+    """The listeners that run in this process, in the order in which they were started."""
+    return [listener for run, listener in tuple(_live.items()) if not run.elsewhere]
+
+
+def stop_all(timeout: float = 5.0) -> bool:
+    """Stop every listener of this process; what waits for callbacks is discarded. Returns False where a callback was
+    still running after `timeout` seconds, which all have together."""
+    check.seconds("timeout", timeout, zero=True)
+    running = [(run, listener) for run, listener in tuple(_live.items()) if not run.elsewhere]
+    deadline = time.monotonic() + timeout
+    for run, _ in running:
+        run.abandon()
+    ended = [listener.stop(max(0.0, deadline - time.monotonic()), drain=False) for _, listener in running]
+    return all(ended)
+
+
+def _teller(callbacks: Callbacks) -> Callable[[FinxStreamerError], None] | None:
+    """In a notebook, what shows errors that nobody takes."""
+    cell = jupyter.this_cell()
+    if cell is None:
+        return None
+    from .notebook.telling import Teller
+
+    return Teller(cell, callbacks.cell_of)
 
 
 def _stop_all_at_exit() -> None:
@@ -602,4 +816,4 @@ def _checked_exchanges(exchanges: Any) -> frozenset[str] | None:
         raise check.refusal("exchanges", exchanges, "names such as ['BINANCE']") from None
     if not names or not all(isinstance(name, str) and name for name in names):
         raise check.refusal("exchanges", exchanges, "at least one name such as 'BINANCE'")
-    return names
+    return frozenset(check.exchange("exchanges", name) for name in names)

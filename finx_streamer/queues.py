@@ -22,7 +22,8 @@ class TickQueue(Protocol):
     """What the dispatch needs of a queue.
 
     `put_ticks`, `put_event` and `room` are for the thread that puts, `pop` and `clear` for the one that takes, `depth`
-    and `depths` for any.
+    and `depths` for any. These two take no lock: a signal handler that strikes within them may stop the listener, and
+    what that waits for must not wait for them.
     """
 
     def put_ticks(self, ticks: list[Tick]) -> dict[str, int]:
@@ -113,9 +114,7 @@ class DropOldestQueue:
         return len(self._entries)
 
     def depths(self) -> dict[str, int]:
-        with self._lock:
-            entries = self._entries.copy()
-        return _count(entries)
+        return _count(self._entries.copy())
 
     def _drop(self, excess: int) -> dict[str, int]:
         dropped: Counter[str] = Counter()
@@ -185,9 +184,7 @@ class LatestQueue:
         return len(self._entries)
 
     def depths(self) -> dict[str, int]:
-        with self._lock:
-            entries = self._entries.copy()
-        return _count(entry if isinstance(entry, Event) else entry[0] for entry in entries)
+        return _count(entry if isinstance(entry, Event) else entry[0] for entry in self._entries.copy())
 
 
 QUEUES: dict[str, Callable[[int], TickQueue]] = {

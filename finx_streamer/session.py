@@ -54,6 +54,8 @@ class Timing:
     ping_timeout: float = 10.0
     stale_after: float | None = None
     keep_alive: float | None = None
+    #: Whether a stale stream's connection is given up, besides being reported.
+    stale_reconnect: bool = False
 
 
 @attrs.frozen
@@ -231,7 +233,8 @@ class Session:
         if now >= self._pong_by:
             seconds = self._timing.ping_timeout
             return [Disconnect(), *self.lost(ConnectionFailed(f"no answer to a ping within {seconds:g} s"), now)]
-        return self._due_while_open(now)
+        due = self._due_while_open(now)
+        return [*due, *self._stale(now)] if now >= self._stale_by else due
 
     def stop(self, now: float) -> list[Action]:
         """End for good. Nothing is delivered from here on."""
@@ -254,6 +257,15 @@ class Session:
         """When the stream counts as stale; infinity once it was reported, or while a message may lie unread."""
         return _NEVER if self._held else self._stale_at
 
+    def _stale(self, now: float) -> list[Action]:
+        # Once a silence: the next message sets it again.
+        self._stale_at = _NEVER
+        report = Report(StaleStream(now - self._last_message, symbol=self.symbol))
+        if not self._timing.stale_reconnect:
+            return [report]
+        seconds = self._timing.stale_after
+        return [report, Disconnect(), *self.lost(ConnectionFailed(f"no message for {seconds:g} s"), now)]
+
     def _due_while_open(self, now: float) -> list[Action]:
         actions: list[Action] = []
         if now >= self._ping_at:
@@ -265,10 +277,6 @@ class Session:
         if now >= self._keep_alive_at:
             self._keep_alive_at = now + (self._timing.keep_alive or _NEVER)
             actions.append(SendKeepAlive())
-        if now >= self._stale_by:
-            # Once a silence: the next message sets it again.
-            self._stale_at = _NEVER
-            actions.append(Report(StaleStream(now - self._last_message, symbol=self.symbol)))
         return actions
 
     def _connect(self) -> list[Action]:

@@ -19,6 +19,10 @@ try:
     import msgspec
 except ImportError:
     msgspec = None  # type: ignore[assignment]
+else:
+    if not issubclass(msgspec.DecodeError, ValueError):
+        # Before 0.21: what it raises would not be caught. Whoever has it for other reasons is not to suffer from it.
+        msgspec = None  # type: ignore[assignment]
 
 #: How many digits an integer may have; a sign counts as one. It is what `msgspec` allows.
 _MAX_DIGITS = 4_300

@@ -514,6 +514,33 @@ class TestServe:
         ]
         assert KEY not in "".join(shown)
 
+    @pytest.mark.skipif(os.name != "posix", reason="modes of files")
+    @pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o400, False), (0o640, True), (0o604, True)])
+    def test_a_keys_file_that_others_can_read_is_warned_of(self, tmp_path: Path, mode: int, warned: bool) -> None:
+        """Both files that hold keys are to be the user's own."""
+        keys = tmp_path / "keys"
+        keys.write_text(KEY)
+        keys.chmod(mode)
+        with running("serve", "--port", "0", "--keys-file", str(keys)) as process:
+            assert process.stdout is not None
+            url = process.stdout.readline().split()[-1]
+            result = run("listen", "BTC:USDC", "--endpoint", url, "--api-key-file", str(keys), "--limit", "1")
+            process.send_signal(signal.SIGINT)
+            code, _, err = ended(process)
+        assert (0, 0) == (code, result.returncode)
+        for said, option in ((err, "--keys-file"), (result.stderr, "--api-key-file")):
+            assert warned is (f"warning: {option} {keys}: others can get at the keys in it" in said)
+            assert KEY not in said
+
+    def test_a_host_beyond_loopback_is_a_warning(self) -> None:
+        """Where other machines can reach it, the terminal says so."""
+        with running("serve", "--port", "0", "--host", "0.0.0.0") as process:
+            assert process.stdout is not None
+            assert process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            _, _, err = ended(process)
+        assert "warning: the local server listens on 0.0.0.0, where other machines can reach it" in err
+
     @pytest.mark.parametrize(
         ("arguments", "hint"),
         [

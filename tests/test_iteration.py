@@ -237,7 +237,7 @@ def test_a_loop_that_comes_as_the_listener_ends_does_not_hang(seen: Seen, dispat
         assert listener.stop()
         # Not public: the moment in between is too short to be met from outside.
         assert run is not None
-        assert run.iterations.open().take() is None
+        assert run.iterations.open(TickBuffer).take() is None
 
 
 def test_iterating_again_starts_afresh(seen: Seen, dispatch: str) -> None:

@@ -15,7 +15,11 @@ import pytest
 import finx_streamer
 
 ROOT = Path(__file__).parent.parent
-OPTIONAL = {"msgspec", "websockets", "typer", "rich", "click", "pandas", "polars", "tqdm"}
+OPTIONAL = {"msgspec", "websockets", "typer", "rich", "click", "pandas", "polars", "tqdm"} | {
+    "IPython",
+    "anywidget",
+    "ipykernel",
+}
 #: Whatever of these is exported is what users were promised.
 PROMISED = {
     "AuthenticationError",
@@ -49,6 +53,8 @@ PROMISED = {
     "Tick",
     "TicksDropped",
     "__version__",
+    "listeners",
+    "stop_all",
     "to_pandas",
     "to_polars",
 }
@@ -74,7 +80,7 @@ def test_the_base_installation_brings_two_packages() -> None:
 def test_the_extras() -> None:
     """Documentation names them, so they are kept."""
     requirements()
-    expected = {"all", "cli", "dev", "pandas", "polars", "progress", "server", "speed"}
+    expected = {"all", "cli", "dev", "notebook", "pandas", "polars", "progress", "server", "speed"}
     assert expected <= set(metadata.metadata("finx-streamer").get_all("Provides-Extra") or ())
 
 

@@ -5,16 +5,28 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import re
+import subprocess
+import sys
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, quote_plus
 
 import pytest
 import websocket
 
-from finx_streamer import ConfigurationError, ConnectionFailed, DecodeError, FinxStreamerError, StreamListener, Tick
+from finx_streamer import (
+    ConfigurationError,
+    ConnectionFailed,
+    DecodeError,
+    FinxStreamerError,
+    FunctionClient,
+    StreamListener,
+    Tick,
+)
 from finx_streamer.server import LocalServer, Tape
 from tests.peers import PAIR, PATIENCE, QUICK, Caller, Peer, Script, Seen, close_frame, frame, refuse, stay, tick
 
@@ -278,14 +290,120 @@ def test_a_key_would_be_found() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"api_key": "s3cr3t-of-mine\n"}, {"endpoint": "nowhere"}, {"queue_size": 0}, {"proxy": "ftp://proxy:8080"}],
+    [
+        {"api_key": "s3cr3t-of-mine\n"},
+        {"endpoint": "nowhere"},
+        {"endpoint": "s3cr3t-of-mine"},
+        {"endpoint": "ftp://s3cr3t-of-mine/"},
+        {"endpoint": "wss://x.example/?s3cr3t-of-mine"},
+        {"endpoint": "ws://s3cr3t-of-mine.example/"},
+        {"api_key": None, "endpoint": "s3cr3t-of-mine"},
+        {"queue_size": 0},
+        {"proxy": "ftp://proxy:8080"},
+    ],
 )
-def test_refused_arguments_do_not_show_the_key(wrong: dict[str, Any]) -> None:
+@pytest.mark.parametrize("kind", [StreamListener, FunctionClient])
+def test_refused_arguments_do_not_show_the_key(
+    wrong: dict[str, Any], kind: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A traceback that shows locals can be made of a refusal, and no frame of this package has the key in it."""
+    monkeypatch.setenv("FINX_API_KEY", "s3cr3t-of-mine")
+    if kind is FunctionClient and "queue_size" in wrong:
+        wrong = {"connections": 0}
     with pytest.raises(ConfigurationError) as caught:
-        StreamListener(PAIR, **({"api_key": "s3cr3t-of-mine"} | wrong))
+        kind(**({"api_key": "s3cr3t-of-mine"} | wrong))
     shown = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
     ours = [frame for frame in shown.stack if "finx_streamer" in frame.filename and "tests" not in frame.filename]
     assert ours
     assert "s3cr3t-of-mine" not in str([frame.locals for frame in ours])
     assert "s3cr3t-of-mine" not in str(caught.value)
+
+
+# Gaps, and the command line.
+
+
+def _with_gap(seen: Seen, url: str, server: LocalServer, everything: Everything) -> None:
+    """A stream that is interrupted, and whose gap is looked into."""
+    with seen.listener(url, api_key=KEY, backfill=True) as listener:
+        server.wait_connected()
+        server.emit(_numbered(1))
+        seen.wait_ticks(1)
+        server.drop_connections(only="streams")
+        seen.wait_for(lambda: listener.stats.reconnects == 1)
+        server.wait_connected()
+        server.emit(_numbered(2))
+        seen.wait_for(lambda: len(seen.gaps) == 1)
+        everything.listener(listener)
+    everything.texts += [repr(seen.gaps), str(seen.gaps[0])]
+
+
+def _numbered(number: int) -> dict[str, str]:
+    return {"pair": PAIR, "date": "2022-07-02", "time": f"15:30:{number:02}Z", "exchange": "X", "price": f"{number}"}
+
+
+@pytest.mark.parametrize("fault", ["none", "error", "drop", "reset", "refused", "quoted"])
+def test_filling_a_gap_does_not_show_the_key(everything: Everything, fault: str) -> None:
+    """However the calls of tick history end, nothing that is told, logged or traced on the way has the key in it."""
+    with LocalServer(Tape([_numbered(1)], wait_for=99), keys={KEY}) as server:
+        match fault:
+            case "error" | "quoted":
+                server.fail_functions(None, f"no history for {KEY}" if fault == "quoted" else "no history")
+            case "drop" | "reset":
+                server.drop_functions(2, reset=fault == "reset")
+            case "refused":
+                server.fail_functions(None, "APIKey is not accepted")
+        _with_gap(everything.seen, server.url, server, everything)
+    assert everything.seen.gaps[0].filled is (fault in ("none", "drop", "reset"))
+
+
+#: Runs the command with everything logged and traced that there is.
+LOUD = """
+import logging, sys, websocket
+logging.basicConfig(level=logging.DEBUG)
+websocket.enableTrace(True)
+from finx_streamer.__main__ import main
+sys.argv = ["finx-streamer", *sys.argv[1:]]
+main()
+"""
+
+
+@pytest.mark.parametrize("by", ["environment", "file"])
+@pytest.mark.parametrize("end", ["well", "401", "500", "closed", "not JSON", "key as endpoint", "key as file"])
+@pytest.mark.parametrize("command", ["history", "snap", "listen"])
+def test_the_command_line_does_not_show_the_key(
+    command: str, end: str, by: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With logging at DEBUG and the library's trace on, no command prints the key, whatever comes of it."""
+    pytest.importorskip("typer")
+    script = {
+        "401": refuse_and_quote("401"),
+        "500": refuse_and_quote("500"),
+        "closed": stay(close_frame(1008, f"bad key {KEY}".encode())),
+        "not JSON": stay(frame(f"no {KEY}"), close_frame(1008)),
+    }.get(end, stay(close_frame(1008)))
+    keys = tmp_path / "keys"
+    keys.write_text(KEY)
+    keys.chmod(0o600)
+    environment = {name: value for name, value in os.environ.items() if name != "FINX_API_KEY"}
+    if by == "environment":
+        environment["FINX_API_KEY"] = KEY
+    with Peer(script) as peer, LocalServer(Tape([_numbered(1)], speed=None), keys={KEY}) as server:
+        url = server.url if end == "well" else peer.url
+        arguments = [command, PAIR, "--endpoint", KEY if end == "key as endpoint" else url]
+        arguments += {"history": ["--start", "2022-07-02", "--end", "2022-07-03"], "snap": [], "listen": []}[command]
+        if command == "listen":
+            arguments += ["--duration", "0.3"]
+        if by == "file":
+            arguments += ["--api-key-file", str(keys if end != "key as file" else tmp_path / "nothing")]
+        ran = subprocess.run(
+            [sys.executable, "-c", LOUD, *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=3 * PATIENCE,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+    assert_clean(ran.stdout, "output")
+    assert_clean(ran.stderr, "terminal")
+    assert "Traceback" not in ran.stderr

@@ -467,6 +467,17 @@ def test_a_stale_stream_is_reported_once_a_silence() -> None:
     assert State.STREAMING is session.state
 
 
+def test_a_stale_stream_is_given_up_if_asked() -> None:
+    """With `stale_reconnect` the report is followed by a loss, and that by another attempt."""
+    session = an_open_session(ping_interval=None, stale_after=5.0, stale_reconnect=True)
+    match session.wake(5.0):
+        case [Report(StaleStream()), Disconnect(), Report(ConnectionFailed() as lost), Announce(State.RECONNECTING)]:
+            assert "no message for 5 s" in str(lost)
+            assert lost.will_retry
+        case done:
+            pytest.fail(f"{done}")
+
+
 def test_an_answer_to_a_ping_is_no_message() -> None:
     """The stream is stale though the connection answers."""
     session = an_open_session(ping_interval=2.0, stale_after=5.0)

@@ -57,6 +57,16 @@ KeyFile = Annotated[
 ]
 
 
+ProxyUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--proxy",
+        help="http://, socks5:// or socks5h://host:port; '' for none. Else what the environment says (https_proxy, …).",
+        metavar="URL",
+    ),
+]
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         print(f"finx-streamer {__version__}")
@@ -83,6 +93,7 @@ def listen(
     api_key_file: Annotated[
         Path | None, typer.Option(help="Holds the API key; read at each connection attempt.", metavar="FILE")
     ] = None,
+    proxy: ProxyUrl = None,
 ) -> None:
     """Show live ticks: a table in a terminal, JSON Lines in a pipe.
 
@@ -94,7 +105,7 @@ def listen(
     """
     with _exit_codes():
         view = _view(format, f"{endpoint}, Ctrl-C ends")
-        listener = _listener(pairs, endpoint, api_key(api_key_file), exchange)
+        listener = _listener(pairs, endpoint, api_key(api_key_file), exchange, _checked(proxy))
         raise typer.Exit(Following(view, limit, duration).run(listener))
 
 
@@ -110,6 +121,7 @@ def history(
     ] = None,
     endpoint: Endpoints = "production",
     api_key_file: KeyFile = None,
+    proxy: ProxyUrl = None,
 ) -> None:
     """Write a pair's past ticks, sorted by time. Times without an offset are in UTC.
 
@@ -120,7 +132,7 @@ def history(
     with _exit_codes():
         from .history import fetch
 
-        with _client(endpoint, api_key_file) as client:
+        with _client(endpoint, api_key_file, _checked(proxy)) as client:
             raise typer.Exit(fetch(client, pair, start, end, exchange, format.value, output))
 
 
@@ -131,6 +143,7 @@ def snap(
     format: Annotated[LineFormat, typer.Option("--format", help="How the tick is written.")] = LineFormat.JSON,
     endpoint: Endpoints = "production",
     api_key_file: KeyFile = None,
+    proxy: ProxyUrl = None,
 ) -> None:
     """Write the last tick of a pair at or before a time.
 
@@ -139,7 +152,7 @@ def snap(
     with _exit_codes():
         from .history import show
 
-        with _client(endpoint, api_key_file) as client:
+        with _client(endpoint, api_key_file, _checked(proxy)) as client:
             raise typer.Exit(show(client, pair, at, format.value))
 
 
@@ -200,17 +213,36 @@ def _exit_codes() -> Iterator[None]:
 
 
 def _listener(
-    pairs: list[str] | tuple[str, ...], endpoint: str, key: str | Callable[[], str], exchanges: list[str] | None
+    pairs: list[str] | tuple[str, ...],
+    endpoint: str,
+    key: str | Callable[[], str],
+    exchanges: list[str] | None,
+    proxy: str | None = None,
 ) -> StreamListener:
     # Options have no ticks, so a listener would take them and nothing would ever be shown.
     symbols = [str(Pair.parse(pair)) for pair in pairs]
     return StreamListener(
-        *symbols, api_key=key, endpoint=Endpoint.of(endpoint), exchanges=exchanges or None, parse_price=str
+        *symbols,
+        api_key=key,
+        endpoint=Endpoint.of(endpoint),
+        exchanges=exchanges or None,
+        parse_price=str,
+        proxy=proxy,
     )
 
 
-def _client(endpoint: str, key_file: Path | None) -> FunctionClient:
-    return FunctionClient(api_key(key_file), Endpoint.of(endpoint), parse_price=str)
+def _client(endpoint: str, key_file: Path | None, proxy: str | None) -> FunctionClient:
+    return FunctionClient(api_key(key_file), Endpoint.of(endpoint), parse_price=str, proxy=proxy)
+
+
+def _checked(proxy: str | None) -> str | None:
+    """Refuse a password among the arguments, where others on the machine can see it."""
+    if proxy and "@" in proxy:
+        raise ConfigurationError(
+            "--proxy: a user and password are not given in an argument, which others on this machine can see; "
+            "set the environment variable https_proxy instead"
+        )
+    return proxy
 
 
 def _view(format: Format | None, title: str) -> View:

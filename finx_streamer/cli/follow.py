@@ -15,7 +15,7 @@ from typing import Protocol
 from .. import ConfigurationError, ConnectionFailed, FinxStreamerError, Notice, State, StreamListener, Tick
 from ..keys import ENVIRONMENT_VARIABLE
 from ..stats import ListenerStats
-from .text import count, say
+from .text import count, say, warn_of_readers
 
 #: Seconds between two looks at what nobody tells us of, such as a pipe that has lost its reader.
 _LOOK = 0.25
@@ -142,6 +142,7 @@ def api_key(file: Path | None) -> str | Callable[[], str]:
     try:
         key = _read_key(file)
         # What is no file on a disk, as in `--api-key-file <(pass finx)`, can be read only once.
+        warn_of_readers("--api-key-file", file)
         return (lambda: _read_key(file)) if stat.S_ISREG(file.stat().st_mode) else key
     except KeyFileUnusable as unusable:
         raise ConfigurationError(str(unusable)) from None

@@ -11,7 +11,7 @@ from pathlib import Path
 from .. import ConfigurationError
 from ..server import LocalServer, SimulatedMarket, Source, Tape
 from .follow import terminate_as_interrupt
-from .text import say
+from .text import say, warn_of_readers
 
 DEFAULT_KEY = "demo"
 _SHOWN_PAIRS = 8
@@ -41,6 +41,7 @@ def keys(file: Path | None) -> set[str]:
     """The keys in the file, one a line; blank lines do not count."""
     if file is None:
         return {DEFAULT_KEY}
+    warn_of_readers("--keys-file", file)
     try:
         found = {line.strip() for line in file.read_text().splitlines()} - {""}
     except (OSError, UnicodeDecodeError) as cause:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import stat
 import sys
+from pathlib import Path
+
+from ..errors import printable
 
 
 def clean(text: str) -> str:
@@ -11,9 +16,7 @@ def clean(text: str) -> str:
 
     What a server sends could otherwise move a terminal's cursor, set its title, or turn the direction of writing.
     """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return printable(text)
 
 
 def say(text: str) -> None:
@@ -21,6 +24,15 @@ def say(text: str) -> None:
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
             print(f"finx-streamer: {clean(text)}", file=sys.stderr, flush=True)
+
+
+def warn_of_readers(option: str, file: Path) -> None:
+    """Say so where others on this machine may read or write a file of keys. A file that can't be looked at is another's
+    matter."""
+    with contextlib.suppress(OSError):
+        found = os.stat(file).st_mode
+        if os.name == "posix" and stat.S_ISREG(found) and found & 0o077:
+            say(f"warning: {option} {file}: others can get at the keys in it; chmod 600 keeps them yours")
 
 
 def count(number: int, noun: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 
 from .connection import Connection
@@ -27,7 +28,11 @@ class Hub:
         notify: Callable[[], None],
         max_connections: int,
     ) -> None:
-        #: Those whose handshake is done.
+        #: Those that were let in and have not left, and how many there are of each key. Counted from the moment they
+        #: are let in: many that knock at once would all find room otherwise.
+        self.admitted: set[Connection] = set()
+        self.keys: Counter[str] = Counter()
+        #: Those of them whose handshake is done.
         self.connections: set[Connection] = set()
         #: All that have a TCP connection.
         self.transports: set[Connection] = set()
@@ -80,6 +85,12 @@ class Hub:
             connection.flush()
         self._notify()
 
+    def admit(self, connection: Connection) -> None:
+        """It is let in: it has a route, and its handshake goes on. One whose client is gone already is not counted."""
+        if connection.route is not None and connection in self.transports:
+            self.admitted.add(connection)
+            self.keys[connection.route.key] += 1
+
     def join(self, connection: Connection) -> None:
         """A handshake is done."""
         self.connections.add(connection)
@@ -95,6 +106,9 @@ class Hub:
 
     def leave(self, connection: Connection) -> None:
         """See `Watcher`."""
+        if connection in self.admitted and connection.route is not None:
+            self.admitted.discard(connection)
+            self._release(connection.route.key)
         if connection in self.connections:
             self.connections.discard(connection)
             self._enlist(connection, -1)
@@ -112,6 +126,11 @@ class Hub:
     def has_room(self) -> None:
         """See `Watcher`."""
         self.changed.set()
+
+    def _release(self, key: str) -> None:
+        self.keys[key] -= 1
+        if not self.keys[key]:
+            del self.keys[key]
 
     def _enlist(self, connection: Connection, by: int) -> None:
         route = connection.route

@@ -58,7 +58,7 @@ class LocalServer:
       client over it is disconnected with close code 1013; only a source without a pace waits for room instead.
     - `slow_client_timeout`: a client that leaves its transport full for so many seconds is disconnected with 1013.
     - `send_buffer`: the kernel's buffer for each client in bytes (`SO_SNDBUF`); `None` leaves it to the kernel.
-    - `max_connections`: more are refused with 429 and a Retry-After of 1 s.
+    - `max_connections`, `max_connections_per_key`: more are refused with 429 and a Retry-After of 1 s.
     - `idle_limit`: close connections (1000) that sent no keepAlive for so many seconds. The real server may do so
       after 300 (D). `None`: never.
     - `store`: a file for the ticks, an SQLite database that is made if need be; `None` keeps them in memory for as long
@@ -93,6 +93,7 @@ class LocalServer:
         slow_client_timeout: float = 10.0,
         send_buffer: int | None = None,
         max_connections: int = 4_096,
+        max_connections_per_key: int = 2_048,
         idle_limit: float | None = None,
         store: str | os.PathLike[str] | None = None,
         store_batch: int = 8_192,
@@ -109,6 +110,7 @@ class LocalServer:
             slow_client_timeout=slow_client_timeout,
             send_buffer=send_buffer,
             max_connections=max_connections,
+            max_connections_per_key=max_connections_per_key,
             idle_limit=idle_limit,
             store_batch=store_batch,
             store_batch_seconds=store_batch_seconds,
@@ -125,6 +127,7 @@ class LocalServer:
             form=form,
             ssl_context=ssl_context,
             max_connections=max_connections,
+            max_connections_per_key=max_connections_per_key,
             idle_limit=idle_limit,
             open_timeout=open_timeout,
             ping_interval=ping_interval,

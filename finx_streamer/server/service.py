@@ -49,6 +49,8 @@ _wire_log.setLevel(logging.WARNING)
 #: The longest message that a client may send, in bytes. Source: O. More is answered with close code 1009.
 MESSAGE_LIMIT = 16_384
 GOING_AWAY = 1001
+#: How many turns of the loop it takes to make a transport, or to close it.
+_TURNS = 4
 
 #: What kind of connections a fault is meant for.
 Only = Literal["streams", "functions"]
@@ -63,6 +65,7 @@ class Settings:
     form: Form
     ssl_context: ssl.SSLContext | None
     max_connections: int
+    max_connections_per_key: int
     idle_limit: float | None
     open_timeout: float
     ping_interval: float | None
@@ -109,6 +112,7 @@ class Service:
             await self._stopping.wait()
         finally:
             player.cancel()
+            await self._stop_accepting(listener)
             await self._close(server)
 
     def stop(self) -> None:
@@ -182,8 +186,10 @@ class Service:
         """Answer a request for a handshake: None lets it in."""
         if self._refusals.stalls():
             await self._resumed.wait()
+        client = cast(Connection, connection)
         try:
-            cast(Connection, connection).route = self._checked(request.path)
+            client.route = self._checked(request.path)
+            self.hub.admit(client)
         except Refused as refused:
             self._counters.refused += 1
             log.info("handshake refused: %d", refused.status)
@@ -197,14 +203,19 @@ class Service:
         if not self._keys.accepts(route.key):
             raise Refused(HTTPStatus.UNAUTHORIZED, "the API key is missing or not accepted")
         check_symbol(route, self._settings.source.pairs)
-        if len(self.hub.connections) >= self._settings.max_connections:
+        if len(self.hub.admitted) >= self._settings.max_connections:
             raise Refused(HTTPStatus.TOO_MANY_REQUESTS, "too many connections", {"Retry-After": "1"})
+        if self.hub.keys[route.key] >= self._settings.max_connections_per_key:
+            raise Refused(HTTPStatus.TOO_MANY_REQUESTS, "too many connections with this key", {"Retry-After": "1"})
         return route
 
     async def _handle(self, connection: ServerConnection) -> None:
         client = cast(Connection, connection)
         self.hub.join(client)
         try:
+            if client.route is None or not self._keys.accepts(client.route.key):
+                # It was revoked after the connection was let in, and before it was among those to be closed.
+                client.shut(1008, "the API key was revoked")
             if client.route is not None and client.route.kind is Kind.GREEKS:
                 client.say(GREEKS_PLACEHOLDER)
             await self._converse(client)
@@ -284,6 +295,17 @@ class Service:
             for wait in waits:
                 wait.cancel()
 
+    async def _stop_accepting(self, listener: socket.socket) -> None:
+        """Let those that were just accepted become connections: asyncio forgets the socket of one that finds its server
+        closed (gh-109564)."""
+        with contextlib.suppress(NotImplementedError):
+            self.loop.remove_reader(listener)
+        await self._some_turns()
+
+    async def _some_turns(self) -> None:
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
+
     async def _close(self, server: Server) -> None:
         server.close(close_connections=False)
         leaving = list(self.hub.connections)
@@ -292,11 +314,30 @@ class Service:
         if leaving:
             closed = [self.loop.create_task(connection.wait_closed()) for connection in leaving]
             await asyncio.wait(closed, timeout=self._settings.limits.close_timeout)
-        for connection in list(self.hub.transports):
-            connection.transport.abort()
+        self._abort_all()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1.0):
                 await server.wait_closed()
+        await self._end_newcomers()
+
+    def _abort_all(self) -> None:
+        for connection in list(self.hub.transports):
+            connection.transport.abort()
+
+    async def _end_newcomers(self) -> None:
+        """End those that were accepted in this very moment, or are within TLS's handshake: the hub knows them late.
+
+        Cancelled before its first steps, a task would leave the socket it was made for; so it gets to make them.
+        """
+        patience_ends = self.loop.time() + 1.0
+        while self.loop.time() < patience_ends:
+            await self._some_turns()
+            self._abort_all()
+            newcomers = asyncio.all_tasks() - {asyncio.current_task()}
+            if not newcomers and not self.hub.transports:
+                break
+            for task in newcomers:
+                task.cancel()
 
 
 def _response(connection: ServerConnection, refused: Refused) -> Response:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import json
 import socket
 import threading
 import time
+from typing import Any
 
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -430,3 +433,28 @@ def test_the_server_is_usable_within_a_loop(market):
             return peer.recv(timeout=10)
 
     assert "BTC:USDC" in asyncio.run(main())
+
+
+def test_what_is_accepted_while_it_stops_is_closed() -> None:
+    """No socket is forgotten, however many clients connect in the moment of the end."""
+    for _ in range(20):
+        server = LocalServer(SimulatedMarket(), close_timeout=0.1).start()
+        clients: list[socket.socket] = []
+        begun = threading.Event()
+
+        def connect(port: int = server.port, clients: list[socket.socket] = clients, begun: Any = begun) -> None:
+            with contextlib.suppress(OSError):
+                while len(clients) < 200:
+                    clients.append(socket.create_connection(("127.0.0.1", port), 1.0))
+                    begun.set()
+
+        crowd = threading.Thread(target=connect)
+        crowd.start()
+        assert begun.wait(10)
+        server.stop()
+        crowd.join()
+        for client in clients:
+            client.close()
+        del server
+        # An unclosed socket warns when it is collected, and warnings are errors here.
+        gc.collect()

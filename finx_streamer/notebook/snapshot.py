@@ -1,0 +1,106 @@
+"""A listener as a static picture in HTML: no script, no request, and all text escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from ..session import State
+from ..stats import ListenerStats, StreamStats
+from .text import escaped, price_text
+
+if TYPE_CHECKING:
+    from ..listener import StreamListener
+
+#: More streams than these are told by their number only.
+ROWS = 50
+
+#: Readable on white and on black.
+_COLOURS = {
+    State.STREAMING: "#2e9e4f",
+    State.CONNECTING: "#c98a00",
+    State.RECONNECTING: "#c98a00",
+    State.FAILED: "#d9423a",
+    State.STOPPED: "#808080",
+    State.IDLE: "#808080",
+}
+_CELL = "padding:2px 10px;text-align:{};border:none;border-bottom:1px solid rgba(128,128,128,.35)"
+_HEADINGS = ("stream", "state", "price", "exchange", "age", "ticks/s", "ticks", "gaps")
+_TEXTS = ("stream", "state", "exchange")
+
+#: A path's points in both directions from 0 to 1, by stream.
+Lines = Mapping[str, Sequence[tuple[float, float]]]
+
+
+def snapshot(listener: StreamListener, lines: Lines | None = None) -> str:
+    """The picture: the listener's state, a row for each stream, the sums, and when it was taken."""
+    stats = listener.stats
+    now = datetime.now(UTC)
+    streams = list(stats.streams.items())
+    rows = "".join(_row(symbol, stream, now, lines) for symbol, stream in streams[:ROWS])
+    if len(streams) > ROWS:
+        rows += f'<tr><td colspan="9" style="{_style("more")}">and {len(streams) - ROWS} more streams</td></tr>'
+    headings = (*_HEADINGS, "recent") if lines is not None else _HEADINGS
+    head = "".join(f'<th scope="col" style="{_style(name)};opacity:.75">{name}</th>' for name in headings)
+    return (
+        '<div style="font-size:90%;line-height:1.5" role="group" aria-label="finx-streamer listener">'
+        f"<div><b>{escaped(listener.name)}</b> {_light(stats.state)}</div>"
+        '<table style="border-collapse:collapse;border:none;font-variant-numeric:tabular-nums;background:none">'
+        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        f'<div style="opacity:.75">{_sums(stats)}<br>'
+        f"as of {now:%Y-%m-%d %H:%M:%S} UTC</div></div>"
+    )
+
+
+def _row(symbol: str, stream: StreamStats, now: datetime, lines: Lines | None) -> str:
+    tick = stream.last_tick
+    cells = {
+        "stream": f"<b>{escaped(symbol)}</b>",
+        "state": _light(stream.state),
+        "price": escaped(price_text(tick["price"])) if tick else "-",
+        "exchange": escaped(tick["exchange"]) if tick else "-",
+        "age": age((now.timestamp() * 1e9 - tick["received_ns"]) / 1e9) if tick else "-",
+        "ticks/s": f"{stream.rate:,.1f}",
+        "ticks": f"{stream.ticks:,}",
+        "gaps": f"{stream.gaps:,}",
+    }
+    if lines is not None:
+        cells["recent"] = _line(lines.get(symbol, ()))
+    return "<tr>" + "".join(f'<td style="{_style(name)}">{cell}</td>' for name, cell in cells.items()) + "</tr>"
+
+
+def _style(name: str) -> str:
+    return _CELL.format("left" if name in _TEXTS else "right")
+
+
+def _light(state: State) -> str:
+    return f'<span style="color:{_COLOURS[state]}" aria-hidden="true">●</span> {state.value}'
+
+
+def _sums(stats: ListenerStats) -> str:
+    errors = stats.callback_errors + stats.decode_errors
+    return (
+        f"{stats.ticks:,} ticks · {stats.rate:,.1f}/s · {stats.dropped:,} dropped · {stats.reconnects:,} reconnects · "
+        f"{stats.gaps:,} gaps · {errors:,} errors"
+    )
+
+
+def _line(points: Sequence[tuple[float, float]]) -> str:
+    """A sparkline."""
+    if len(points) < 2:
+        return ""
+    path = " ".join(f"{2 + x * 96:.1f},{18 - y * 16:.1f}" for x, y in points)
+    return (
+        '<svg width="100" height="20" role="img" aria-label="recent prices">'
+        f'<polyline fill="none" stroke="#4c8dd6" stroke-width="1.2" points="{path}"/></svg>'
+    )
+
+
+def age(seconds: float) -> str:
+    """Seconds, as short as they can be told."""
+    if seconds < 0.9995:
+        return f"{max(0.0, seconds) * 1000:.0f} ms"
+    if seconds < 99.95:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:,.0f} min"

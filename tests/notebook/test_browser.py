@@ -1,0 +1,252 @@
+"""The live view in a real JupyterLab and a real browser. `make test-notebook` installs what it needs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+pytest.importorskip("jupyterlab")
+pytest.importorskip("playwright")
+if not shutil.which("chromium"):
+    pytest.skip("there is no chromium here; on Debian: apt install chromium", allow_module_level=True)
+
+from playwright.sync_api import Browser
+
+from tests.notebook.browser import Book, Lab, chromium, opened
+from tests.notebook.kernels import ROOT, install
+
+pytestmark = pytest.mark.timeout(180)
+
+SERVE = """
+import time, threading, finx_streamer
+from finx_streamer import StreamListener
+from finx_streamer.server import LocalServer, SimulatedMarket
+PAIRS = [f"{base}:{quote}" for base in ("BTC", "ETH", "SOL", "ADA", "XRP") for quote in ("USDC", "USDT")]
+if "server" not in globals():
+    server = LocalServer(SimulatedMarket(PAIRS, rate=1000.0, seed=1), keys={"demo"}).start()
+"""
+LIVE = """
+listener = StreamListener(*PAIRS, endpoint=server.url, api_key="demo")
+listener.live("BTC:USDC", "ETH:USDC")
+"""
+CELLS = [SERVE, LIVE, "print('alive:', len(finx_streamer.listeners()))", "listener.join()", "listener"]
+#: The light of the listener's state, in the live view.
+STATE = "state => document.querySelector('.finx header .light')?.textContent === state"
+FRAMES = "count => document.querySelector('.finx')?.finxMeter.frames > count"
+
+
+def write(lab: Lab, name: str, cells: list[str]) -> None:
+    """A notebook into the lab's folder."""
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    book = new_notebook(cells=[new_code_cell(code.strip()) for code in cells], metadata={"kernelspec": kernel})
+    nbformat.write(book, lab.files / name)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with Lab(tmp_path_factory.mktemp("lab")) as running:
+        for path in (ROOT / "docs" / "notebooks").glob("*.ipynb"):
+            shutil.copy(path, running.files)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture
+def page(lab: Lab, browser: Browser) -> Iterator[Book]:
+    """A page of the lab, in which nothing is open, and a kernel that ends with it."""
+    others = {kernel["id"] for kernel in lab.kernels()}
+    with opened(browser, lab) as book:
+        yield book
+    lab.end_kernels(others)
+
+
+@pytest.fixture(scope="module")
+def shared(lab: Lab, browser: Browser) -> Iterator[Book]:
+    """A notebook that several tests use, one after the other: to load a page takes long."""
+    write(lab, "shared.ipynb", CELLS)
+    with opened(browser, lab) as book:
+        book.open("shared.ipynb")
+        yield book
+
+
+@pytest.fixture
+def book(shared: Book) -> Book:
+    """A notebook with a live view that moves, of a listener that has just been started."""
+    shared.complaints.clear()
+    shared.run(0)
+    shared.run(1)
+    shared.wait(FRAMES, 20)
+    return shared
+
+
+def test_a_notebook_of_the_docs(page: Book) -> None:
+    """Its live view draws without a complaint, and asks no other machine for anything."""
+    page.open("live_portfolio.ipynb")
+    page.run(1)
+    page.run(2)
+    page.wait(FRAMES, 20)
+    drawn = page.meter()["drawn"]
+    page.wait("drawn => document.querySelector('.finx').finxMeter.drawn > drawn + 20", drawn)
+    assert 2 == page.page.locator(".finx .chart canvas").count()
+    assert 3 == page.page.locator(".finx .scroll tbody tr").count()
+    assert ([], []) == (page.complaints, page.strayed)
+
+
+def test_stop_is_answered_while_a_cell_is_running(book: Book) -> None:
+    """The cell waits for the listener's end, and so ends with it."""
+    book.begin(3)
+    book.wait("() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'busy'")
+    book.wait(FRAMES, book.meter()["frames"] + 20)
+    book.page.click(".finx .stop")
+    book.wait(STATE, "stopped")
+    book.wait_idle()
+    assert "True" in book.output(3)
+    assert book.page.locator(".finx .stop").is_disabled()
+    assert [] == book.complaints
+
+
+def test_rerunning_leaves_one_listener(book: Book) -> None:
+    """And one view, which moves."""
+    for _ in range(3):
+        book.run(1)
+    book.run(2)
+    assert "alive: 1" in book.output(2)
+    book.wait(FRAMES, 20)
+    assert 1 == book.page.locator(".finx").count()
+    assert [] == book.complaints
+
+
+def test_a_reload_keeps_the_history(book: Book) -> None:
+    """The charts begin where they began before."""
+    book.wait("() => document.querySelector('.finx .chart')")
+    book.command("docmanager:save")
+    book.reload()
+    book.wait(FRAMES, 20)
+    assert 2 == book.page.locator(".finx .chart").count()
+    assert 1 == book.meter()["full"]
+    assert [] == book.complaints
+
+
+def test_a_restarted_kernel_is_missed(book: Book) -> None:
+    """The view says for how long no data has come."""
+    book.page.evaluate("() => { window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart(); }")
+    book.wait("() => /^no data for \\d+ s$/.test(document.querySelector('.finx .note.bad')?.textContent ?? '')")
+    assert book.page.locator(".finx .stop").is_disabled()
+    book.wait_idle()
+
+
+def test_an_interrupt_ends_a_waiting_cell(book: Book) -> None:
+    """And leaves the listener alone."""
+    book.begin(3)
+    book.wait("() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'busy'")
+    book.command("notebook:interrupt-kernel")
+    book.wait_idle()
+    assert "KeyboardInterrupt" in book.output(3)
+    book.wait(FRAMES, book.meter()["frames"] + 10)
+
+
+def test_pairs_are_chosen_and_charts_are_moved_by_keyboard(book: Book) -> None:
+    """Every control has a name; a chart that is zoomed follows no more until it is told to."""
+    page = book.page
+    nameless = page.evaluate(
+        """() => [...document.querySelectorAll(".finx button, .finx select, .finx [role]")]
+            .filter((node) => !node.getAttribute("aria-label") && !node.textContent.trim()
+                && node.getAttribute("role") !== "status").length"""
+    )
+    assert 0 == nameless
+    pick = page.get_by_role("button", name="SOL:USDC", exact=True)
+    pick.focus()
+    page.keyboard.press("Enter")
+    book.wait("() => document.querySelectorAll('.finx .chart').length === 3")
+    assert "true" == pick.get_attribute("aria-pressed")
+    chart = page.locator(".finx .chart").first
+    follow = chart.get_by_role("button", name="follow the newest ticks")
+    chart.focus()
+    page.keyboard.press("ArrowLeft")
+    assert "false" == follow.get_attribute("aria-pressed")
+    page.keyboard.press("f")
+    assert "true" == follow.get_attribute("aria-pressed")
+    box = chart.locator(".u-over").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] - 80, box["y"] + 40)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] - 10, box["y"] + 60, steps=5)
+    page.mouse.up()
+    assert "false" == follow.get_attribute("aria-pressed")
+    page.mouse.move(box["x"] + box["width"] - 30, box["y"] + 50)
+    assert any(c.isdigit() for c in chart.locator(".u-legend").inner_text().replace("UTC", ""))
+    assert [] == book.complaints
+
+
+def test_nothing_is_sent_to_a_page_that_is_not_seen(book: Book) -> None:
+    """A tab in the background asks for nothing."""
+    page = book.page
+    page.evaluate(
+        """() => {
+            const get = () => window.finxSeen ?? "hidden";
+            Object.defineProperty(document, "visibilityState", { get, configurable: true });
+            document.dispatchEvent(new Event("visibilitychange"));
+        }"""
+    )
+    book.run(2)
+    before = book.meter()["frames"]
+    book.run(2)
+    book.run(4)
+    assert book.meter()["frames"] <= before + 1
+    page.evaluate("() => { window.finxSeen = 'visible'; document.dispatchEvent(new Event('visibilitychange')); }")
+    book.wait(FRAMES, before + 10)
+    page.evaluate("() => { delete document.visibilityState; }")
+
+
+def test_evil_names_are_text(page: Book, lab: Lab) -> None:
+    """An exchange's name that is HTML does nothing in the view, in its chart, and in the snapshot."""
+    evil = "<img src=x onerror=document.title='evil'>"
+    code = f"""
+about = {{"pair": "BTC:USDC", "date": "2022-07-02", "exchange": {evil!r}, "price": "1.5"}}
+ticks = [{{**about, "time": f"15:30:{{n:02}}.817Z"}} for n in range(60)]
+from finx_streamer.server import Tape
+evil = LocalServer(Tape(ticks, speed=20.0, loop=True), keys={{"demo"}}).start()
+listener = StreamListener("BTC:USDC", endpoint=evil.url, api_key="demo", name={evil!r})
+listener.live()
+"""
+    write(lab, "evil.ipynb", [SERVE, code, "listener"])
+    page.open("evil.ipynb")
+    for number in range(3):
+        page.run(number)
+    page.wait(FRAMES, 10)
+    page.wait("evil => document.querySelector('.finx').innerText.includes(evil)", evil)
+    assert evil in page.output(2)
+    assert 0 == page.page.locator(".finx img, .jp-OutputArea img").count()
+    assert "evil" != page.page.title()
+
+
+def test_stop_while_a_cell_is_running_with_an_old_kernel(
+    browser: Browser, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """One without subshells: the page asks over the kernel's control channel."""
+    folder: Path = install(["ipykernel==6.31.0", "nest_asyncio"], tmp_path_factory.mktemp("ipykernel"))
+    with Lab(tmp_path_factory.mktemp("old"), folder) as lab, opened(browser, lab) as book:
+        write(lab, "old.ipynb", CELLS)
+        book.open("old.ipynb")
+        book.run(0)
+        book.run(1)
+        book.wait(FRAMES, 20)
+        book.begin(3)
+        book.wait("() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'busy'")
+        # Longer than a page counts as seen without a word from it.
+        book.wait(FRAMES, book.meter()["frames"] + 20)
+        book.page.click(".finx .stop")
+        book.wait(STATE, "stopped")
+        book.wait_idle()
+        assert "True" in book.output(3)
+        assert ([], []) == (book.complaints, book.strayed)

@@ -1,0 +1,145 @@
+"""Output goes to the cell that registered a callback, in every supported kernel; kernels stay in hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.notebook.kernels import SERVED, Kernel
+
+LISTEN = """
+from IPython.display import display, HTML
+listener = StreamListener("BTC:USDC", **PLACE)
+go, told = threading.Event(), threading.Event()
+
+@listener.on_tick
+def show(tick):
+    if go.is_set() and not told.is_set():
+        print("printed")
+        display(HTML("<b>displayed</b>"))
+        told.set()
+
+listener.start()
+None
+"""
+
+
+@pytest.fixture(autouse=True)
+def nothing_runs_afterwards(any_kernel: Kernel) -> object:
+    """Each test finds a kernel at rest."""
+    yield
+    any_kernel.run("finx_streamer.stop_all()")
+
+
+@pytest.mark.parametrize("dispatch", ["thread", "inline"])
+def test_output_of_a_callback_goes_to_its_cell(any_kernel: Kernel, dispatch: str) -> None:
+    """What it prints and displays, though other cells have run since, and another is running."""
+    registering = any_kernel.run(f"PLACE['dispatch'] = {dispatch!r}\n" + LISTEN)
+    later = any_kernel.run("print('later')")
+    running = any_kernel.run("go.set(); assert told.wait(20); print('running')")
+    any_kernel.wait(lambda: any_kernel.text(registering) and any_kernel.shown(registering), "output")
+    assert "printed\n" == any_kernel.text(registering)
+    assert ["<b>displayed</b>"] == [shown["text/html"] for shown in any_kernel.shown(registering)]
+    assert ("later\n", []) == (any_kernel.text(later), any_kernel.shown(later))
+    assert ("running\n", []) == (any_kernel.text(running), any_kernel.shown(running))
+
+
+def test_two_cells_have_each_their_own_output(any_kernel: Kernel) -> None:
+    """Callbacks of one listener, registered by several cells; handlers of logging print where the callback belongs."""
+    any_kernel.run("listener = StreamListener('BTC:USDC', **PLACE)")
+    cells = []
+    for number in range(3):
+        cells.append(
+            any_kernel.run(
+                f"done_{number} = threading.Event()\n"
+                f"def once_{number}(tick):\n"
+                f"    if not done_{number}.is_set():\n"
+                f"        print('from {number}'); done_{number}.set()\n"
+                f"listener.on_tick(once_{number})\nNone"
+            )
+        )
+    any_kernel.run("listener.start(); assert all(d.wait(20) for d in (done_0, done_1, done_2))")
+    for number, cell in enumerate(cells):
+        any_kernel.wait(lambda cell=cell: any_kernel.text(cell), "output")  # type: ignore[misc]
+        assert f"from {number}\n" == any_kernel.text(cell)
+
+
+def test_an_error_of_a_callback_is_shown_once_in_its_cell(any_kernel: Kernel) -> None:
+    """As one short traceback of the user's own lines; again at 10 and 100, and not in between."""
+    cell = any_kernel.run(
+        "failing = StreamListener('BTC:USDC', **PLACE)\n"
+        "calls, enough = 0, threading.Event()\n"
+        "@failing.on_tick\n"
+        "def broken(tick):\n"
+        "    global calls\n"
+        "    calls += 1\n"
+        "    if calls > 12: enough.set()\n"
+        "    raise ValueError('no such price')\n"
+    )
+    starting = any_kernel.run("failing.start(); assert enough.wait(20)")
+    any_kernel.wait(lambda: "(10 times so far)" in any_kernel.text(cell, "stderr"), "the tenth")
+    any_kernel.run("failing.stop()")
+    shown = any_kernel.text(cell, "stderr")
+    assert 2 == shown.count("Traceback")
+    assert 2 == shown.count("CallbackError: BTC:USDC: callback broken raised ValueError: no such price")
+    assert "in broken" in shown
+    assert "finx_streamer/callbacks.py" not in shown
+    assert "" == any_kernel.text(starting, "stderr")
+
+
+def test_an_error_of_no_callback_is_shown_in_the_cell_that_started(any_kernel: Kernel) -> None:
+    """A refused key would otherwise be silent in a notebook."""
+    any_kernel.run("refused = StreamListener('BTC:USDC', endpoint=server.url, api_key='wrong-key')")
+    starting = any_kernel.run("refused.start()\nNone")
+    any_kernel.wait(lambda: any_kernel.text(starting, "stderr"), "the error")
+    assert "finx_streamer: AuthenticationError" in any_kernel.text(starting, "stderr")
+    assert "wrong-key" not in any_kernel.text(starting, "stderr")
+
+
+def test_errors_go_to_the_log_where_there_is_one(any_kernel: Kernel) -> None:
+    """And are not shown twice."""
+    any_kernel.run(
+        "import logging\nrecords = []\n"
+        "class Keep(logging.Handler):\n    def emit(self, record): records.append(record.getMessage())\n"
+        "logging.getLogger().addHandler(keeper := Keep())\nenough = threading.Event()"
+    )
+    cell = any_kernel.run(
+        "@(failing := StreamListener('BTC:USDC', **PLACE)).on_tick\n"
+        "def broken(tick):\n    enough.set(); raise ValueError('to the log')\n"
+        "failing.start()\nassert enough.wait(20)"
+    )
+    any_kernel.run("failing.stop(); logging.getLogger().removeHandler(keeper)")
+    assert "True" == any_kernel.value("any('to the log' in record for record in records)")
+    assert "" == any_kernel.text(cell, "stderr")
+
+
+@pytest.mark.parametrize(
+    "waiting",
+    [
+        "listener.join()",
+        "for tick in listener: pass",
+        "await listener.wait_async()",
+        "async for tick in listener: pass",
+        "async for tick in quiet: pass",
+    ],
+)
+def test_an_interrupt_ends_a_waiting_cell(any_kernel: Kernel, waiting: str) -> None:
+    """And leaves a listener running that ran before."""
+    any_kernel.run("listener = StreamListener('BTC:USDC', **PLACE).start()")
+    any_kernel.run("quiet = StreamListener('ETH:USDC', **PLACE, exchanges=['NOBODY']).start()")
+    cell = any_kernel.begin(f"print('begun')\n{waiting}")
+    any_kernel.wait(lambda: "begun" in any_kernel.text(cell), "begun")
+    any_kernel.interrupt()
+    any_kernel.wait_idle(cell)
+    [error] = any_kernel.errors(cell)
+    assert "KeyboardInterrupt" in error or "CancelledError" in error
+    assert "[False, False]" == any_kernel.value("[l.state.ended for l in (listener, quiet)]")
+
+
+@pytest.mark.parametrize("dispatch", ["thread", "inline"])
+def test_a_kernel_with_running_listeners_ends_by_itself(version_path: object, dispatch: str) -> None:
+    """When it is asked to: nothing has to be killed."""
+    with Kernel(version_path) as kernel:  # type: ignore[arg-type]
+        kernel.run(SERVED + f"PLACE['dispatch'] = {dispatch!r}\n")
+        kernel.run("listener = StreamListener('BTC:USDC', on_tick=lambda tick: time.sleep(0.01), **PLACE).start()")
+        kernel.run("listener.live()")
+        assert 0 == kernel.shut_down()

@@ -1,0 +1,76 @@
+"""Every notebook of the docs runs from its first cell to its last, with no key and no network."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbconvert import HTMLExporter
+
+from tests.notebook.kernels import ROOT
+
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+
+
+@pytest.fixture
+def surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No key, and this checkout."""
+    monkeypatch.delenv("FINX_API_KEY", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+
+
+@pytest.fixture
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """An event loop that is closed in the end, which nbclient's own would not be."""
+    with asyncio.Runner() as runner:
+        yield runner.get_loop()
+
+
+def executed(path: Path, folder: Path, loop: asyncio.AbstractEventLoop) -> Any:
+    """The notebook with its outputs."""
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(notebook, timeout=50, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
+    try:
+        return loop.run_until_complete(client.async_execute())
+    finally:
+        if client.km is not None:
+            client.km.context.destroy(linger=0)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: str(path.stem))
+def test_notebook(path: Path, tmp_path: Path, surroundings: None, loop: asyncio.AbstractEventLoop) -> None:
+    """No cell fails; and exported as HTML it has the pictures of its listeners, as they were in the end."""
+    notebook = executed(path, tmp_path, loop)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    assert [] == [output for output in outputs if output.output_type == "error"]
+    printed = "".join(output.text for output in outputs if output.output_type == "stream")
+    page, _ = HTMLExporter().from_notebook_node(notebook)
+    if path.stem == "first_ticks":
+        assert 3 == printed.count("ether")
+    if path.stem == "errors_and_gaps":
+        assert "filled: True" in printed
+        assert "ended by AuthenticationError" in printed
+        assert 1 <= printed.count("Traceback") <= 3
+    if path.stem == "live_portfolio":
+        assert "finx-streamer listener" in page
+        views = [o.data for o in outputs if "application/vnd.jupyter.widget-view+json" in o.get("data", {})]
+        assert ["stopped" in view["text/html"] for view in views] == [True]
+        assert "<polyline" in views[0]["text/html"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: str(path.stem))
+def test_notebooks_are_kept_without_outputs(path: Path) -> None:
+    """Whoever opens one sees his own."""
+    cells = nbformat.read(path, as_version=4).cells
+    assert [] == [cell.id for cell in cells if cell.get("outputs") or cell.get("execution_count")]
+
+
+def test_there_are_notebooks() -> None:
+    """The four that the docs speak of."""
+    assert ["errors_and_gaps", "first_ticks", "history_research", "live_portfolio"] == [path.stem for path in NOTEBOOKS]

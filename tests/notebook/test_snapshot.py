@@ -1,0 +1,151 @@
+"""The static picture of a listener, and that no text of others can do harm in it."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from decimal import Decimal
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finx_streamer import State, StreamListener
+from finx_streamer.notebook.picture import Picture
+from finx_streamer.notebook.snapshot import age, snapshot
+from finx_streamer.notebook.text import escaped, plain, price_text
+from tests.peers import PAIR, Peer, Seen, frame, stay, tick, ticks
+
+EVIL = "<img src=x onerror=alert(1)>\"'&\x1b[31m\x00\u202e</td><script>alert(2)</script>"
+
+
+class Reader(HTMLParser):
+    """All tags, attributes and text of a picture."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.text = ""
+        self.open: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes.update(name for name, _ in attributes)
+        if tag != "br":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data + "\n"
+
+
+def assert_harmless(html: str) -> Reader:
+    """Nothing but a table, and nothing that runs or loads."""
+    read = Reader(html)
+    assert [] == read.open
+    assert read.tags <= {"div", "b", "span", "table", "thead", "tbody", "tr", "th", "td", "br", "svg", "polyline"}
+    assert read.attributes <= {
+        "style", "role", "aria-label", "aria-hidden", "scope", "colspan", "width", "height", "fill", "stroke",
+        "stroke-width", "points",
+    }  # fmt: skip
+    assert not {c for c in html if ord(c) < 32 or 127 <= ord(c) < 160 or c in "\u202e\u200f\u2028"}
+    return read
+
+
+@given(st.text())
+def test_any_text_is_made_one_line_without_effect(text: str) -> None:
+    """Printable, of bounded length, and the same again where it was so already."""
+    shown = plain(text)
+    assert shown.isprintable() or all(c.isprintable() or c.isspace() for c in shown)
+    assert "\n" not in shown
+    assert len(shown) <= 60 * 6
+    assert not set("<>\"'") & set(escaped(text))
+
+
+@pytest.mark.parametrize(
+    ("price", "shown"),
+    [
+        (21865.010000000002, "21865.01"),
+        (9.2e-07, "9.2e-07"),
+        (Decimal("21865.010000000002"), "21865.010000000002"),
+        ("1.50", "1.50"),
+        (7, "7"),
+        (float("nan"), "nan"),
+    ],
+)
+def test_prices_for_the_eye(price: object, shown: str) -> None:
+    """Floats without the noise of their last digits, anything else as it is."""
+    assert shown == price_text(price)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(-1, "0 ms"), (0.0123, "12 ms"), (0.9996, "1.0 s"), (59.96, "60.0 s"), (7_200, "120 min")]
+)
+def test_ages(seconds: float, shown: str) -> None:
+    """As short as they can be told."""
+    assert shown == age(seconds)
+
+
+def test_a_listener_that_was_never_started() -> None:
+    """Its state and its streams, with nothing known of them."""
+    read = assert_harmless(StreamListener(PAIR, "ETH:USDC", name="mine")._repr_html_())
+    for text in ("mine", "idle", PAIR, "ETH:USDC", "0 ticks"):
+        assert text in read.text
+
+
+def test_a_listener_without_symbols() -> None:
+    """Is a picture, too."""
+    assert_harmless(StreamListener()._repr_html_())
+
+
+def test_what_there_is_to_know(seen: Seen) -> None:
+    """State, last price and exchange, sums, and the time of the picture."""
+    with Peer(stay(ticks(1, 7))) as peer, seen.listener(peer.url) as listener:
+        seen.wait_ticks(7)
+        read = assert_harmless(listener._repr_html_())
+        now = f"{datetime.now(UTC):%Y-%m-%d}"
+        text = repr(listener)
+    for part in ("streaming", "7", "BINANCE", "7 ticks", "0 dropped", "0 reconnects", "0 gaps", "0 errors", now, "UTC"):
+        assert part in read.text
+    assert "streaming: BTC:USDC" in text
+    assert "; 7 ticks, " in text
+    assert "0 dropped, 0 reconnects, 0 gaps, 0 errors>" in text
+    assert "\n" not in text
+
+
+def test_an_evil_exchange_is_shown_as_text(seen: Seen) -> None:
+    """In the picture with and without lines, and in what the live view's pages are sent."""
+    data = {"pair": PAIR, "date": "2022-07-02", "time": "15:30:55.817Z", "exchange": EVIL, "price": "1.5"}
+    evil = frame(json.dumps({"results": "streaming", "resultData": data}))
+    with Peer(stay(tick(1), evil)) as peer, seen.listener(peer.url, name=EVIL) as listener:
+        seen.wait_ticks(2)
+        assert_harmless(listener._repr_html_())
+        picture = Picture(listener, listener._kept(""), [PAIR])
+        picture.look()
+        assert_harmless(snapshot(listener, picture.sparks()))
+        sent = json.dumps([picture.full(), picture.frame()], ensure_ascii=False)
+    assert sent.isprintable()
+    assert State.STOPPED is listener.state
+
+
+def test_the_key_is_not_in_the_picture(seen: Seen) -> None:
+    """Nor in what pages are sent."""
+    with Peer(stay(tick(1))) as peer, seen.listener(peer.url, api_key="very-secret") as listener:
+        seen.wait_ticks(1)
+        picture = Picture(listener, listener._kept(""), [PAIR])
+        assert "very-secret" not in listener._repr_html_() + repr(listener) + json.dumps(picture.full())
+
+
+def test_of_very_many_streams_the_first_are_shown() -> None:
+    """And how many more there are."""
+    listener = StreamListener(*(f"A{number}:USDC" for number in range(60)))
+    read = assert_harmless(listener._repr_html_())
+    assert "A49:USDC" in read.text
+    assert "A50:USDC" not in read.text
+    assert "and 10 more streams" in read.text

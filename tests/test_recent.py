@@ -1,0 +1,106 @@
+"""The ticks that were received last."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finx_streamer import ConfigurationError, StreamListener, Tick
+from finx_streamer.recent import Recent
+from tests.peers import PAIR, Peer, Seen, stay, ticks
+
+PAIRS = ("BTC:USDC", "ETH:USDC")
+runs = st.lists(st.tuples(st.sampled_from(PAIRS), st.integers(1, 9)), max_size=30)
+
+
+def made(shape: list[tuple[str, int]]) -> list[list[Tick]]:
+    """Runs of numbered ticks, each of one pair."""
+    numbers = iter(range(1_000))
+    return [[{"pair": pair, "price": next(numbers)} for _ in range(length)] for pair, length in shape]  # type: ignore[typeddict-item]
+
+
+@given(runs, st.integers(1, 20), st.integers(0, 25), st.sampled_from([None, *PAIRS]))
+def test_the_last_ones_are_those_that_came_last(
+    shape: list[tuple[str, int]], size: int, count: int, pair: str | None
+) -> None:
+    """Whatever runs they came in: of the last `size` ticks, the last `count` of the pair, oldest first."""
+    recent = Recent(size)
+    everything: list[Tick] = []
+    for run in made(shape):
+        recent.extend(run)
+        everything += run
+    kept = [tick for tick in everything[-size:] if pair in (None, tick["pair"])]
+    assert kept[max(0, len(kept) - count) :] == recent.last(count, pair)
+
+
+@given(runs, st.integers(1, 20), st.integers(1, 12))
+def test_who_asks_again_and_again_gets_each_tick_once(shape: list[tuple[str, int]], size: int, limit: int) -> None:
+    """In order; of more than the limit between two questions, the last."""
+    recent = Recent(size)
+    position = 0
+    for run in made(shape):
+        recent.extend(run)
+        found, position = recent.since(position, limit)
+        assert run[-limit:] == found
+        assert ([], position) == recent.since(position, limit)
+
+
+@given(runs)
+def test_memory_is_bounded_by_the_size_and_one_run(shape: list[tuple[str, int]]) -> None:
+    """A run goes when those behind it are enough."""
+    recent = Recent(10)
+    for run in made(shape):
+        recent.extend(run)
+    assert sum(len(run) for _, run in recent._runs) < 10 + 9
+
+
+def test_a_listener_remembers(seen: Seen, dispatch: str) -> None:
+    """The last ticks of all pairs or of one, and over its end."""
+    with Peer(stay(ticks(1, 50))) as peer, seen.listener(peer.url, dispatch=dispatch, keep=20) as listener:
+        seen.wait_ticks(50)
+    assert list(range(31, 51)) == [tick["price"] for tick in listener.recent()]
+    assert [49, 50] == [tick["price"] for tick in listener.recent(2, PAIR)]
+    assert [] == listener.recent(0)
+    assert [] == listener.recent(pair="ETH:USDC")
+
+
+def test_tables_of_what_is_remembered(seen: Seen) -> None:
+    """`to_pandas` and `to_polars` have the rows of `recent`."""
+    pytest.importorskip("pandas")
+    pytest.importorskip("polars")
+    with Peer(stay(ticks(1, 50))) as peer, seen.listener(peer.url) as listener:
+        seen.wait_ticks(50)
+    assert [float(n) for n in range(41, 51)] == listener.to_pandas(10)["price"].tolist()
+    assert [50.0] == listener.to_polars(1, PAIR)["price"].to_list()
+
+
+def test_nothing_is_remembered_where_that_is_wanted() -> None:
+    """And who asks is told what to change."""
+    listener = StreamListener(PAIR, keep=0)
+    for ask in (listener.recent, listener.to_pandas, listener.to_polars, listener.live):
+        with pytest.raises(ConfigurationError, match=r"\(\): with keep=0 no tick is kept"):
+            ask()
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, True, "10"])
+def test_a_wrong_keep_is_refused(value: Any) -> None:
+    """At once, and with what is allowed."""
+    with pytest.raises(ConfigurationError, match=r"^keep: "):
+        StreamListener(PAIR, keep=value)
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, True, "10"])
+def test_a_wrong_number_is_refused(value: Any) -> None:
+    """At once, and with what is allowed."""
+    with pytest.raises(ConfigurationError, match=r"^n: "):
+        StreamListener(PAIR).recent(value)
+
+
+@pytest.mark.parametrize("value", [0.5, 31, "15", True, None])
+def test_a_wrong_rate_is_refused(value: Any) -> None:
+    """At once, and with what is allowed."""
+    with pytest.raises(ConfigurationError, match=r"^rate: "):
+        StreamListener(PAIR).live(rate=value)
