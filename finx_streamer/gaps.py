@@ -108,7 +108,7 @@ class Trail:
 
     It is in the path of every tick, for each of a thousand streams. What is kept is exchange, time and price, for the
     ticks themselves are the user's to change: of a few ticks one after another in one deque, which gives the garbage
-    collector nothing to look through; of a long run a list of keys. What has grown old is forgotten at every fourth run.
+    collector nothing to look through; of a long run a list of keys. What has grown old is forgotten every fourth run.
     """
 
     __slots__ = (

@@ -313,7 +313,8 @@ class Seen:
         self.wait_for(lambda: len(self.errors) >= count)
 
     def __repr__(self) -> str:
-        return f"{len(self.ticks)} ticks, {len(self.errors)} errors {self.errors[:9]}, notices {self.notices[:9]}, {self.states[:9]}"
+        errors = f"{len(self.errors)} errors {self.errors[:9]}"
+        return f"{len(self.ticks)} ticks, {errors}, notices {self.notices[:9]}, {self.states[:9]}"
 
     def _keep(self, where: list[Any], what: object) -> None:
         with self._changed:
