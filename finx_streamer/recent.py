@@ -41,7 +41,7 @@ class Recent:
         for _, run in reversed(self._runs.copy()):
             of_run = run[-left:]
             left -= len(of_run)
-            found += (tick for tick in reversed(of_run) if pair is None or tick["pair"] == pair)
+            found += (tick for tick in reversed(of_run) if pair is None or tick.get("pair") == pair)
             if len(found) >= count or left <= 0:
                 break
         return found[:count][::-1]

@@ -619,10 +619,19 @@ def _secured(sock: socket.socket, target: Target, attempt: Attempt) -> ssl.SSLSo
 def _shake_hands(secured: ssl.SSLSocket) -> None:
     try:
         secured.do_handshake()
-    except ssl.SSLCertVerificationError:
+    except ssl.SSLError as cause:
+        if not _is_of_certificate(cause):
+            raise
         # Where no file can be opened, that of the authority can't be either, and the certificate is not to blame.
         os.close(os.dup(secured.fileno()))
         raise
+
+
+def _is_of_certificate(cause: BaseException) -> bool:
+    """Whether a certificate was refused. Python up to 3.11.2 has a plain SSLError for it where descriptors are short."""
+    return (
+        isinstance(cause, ssl.SSLCertVerificationError) or getattr(cause, "reason", "") == "CERTIFICATE_VERIFY_FAILED"
+    )
 
 
 def _check_status(response: bytes) -> None:
@@ -701,11 +710,16 @@ def translate(cause: BaseException, where: str = "the server") -> ConnectionFail
     return error
 
 
+#: How the end of a connection is told; which of `ssl`'s two it is depends on the version of Python.
+_ENDS = (EOFError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
+
+
 def _translated(cause: BaseException, where: str) -> ConnectionFailed:
     text = redact(str(cause))
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        return ConnectionFailed(f"the certificate of {where} is refused: {cause.verify_message}", permanent=True)
-    if isinstance(cause, EOFError | ssl.SSLEOFError | websocket.WebSocketConnectionClosedException):
+    if _is_of_certificate(cause):
+        why = getattr(cause, "verify_message", "it can't be verified")
+        return ConnectionFailed(f"the certificate of {where} is refused: {why}", permanent=True)
+    if isinstance(cause, (*_ENDS, websocket.WebSocketConnectionClosedException)):
         return ConnectionFailed(f"{where} closed the connection without a close frame")
     if isinstance(cause, TimeoutError | websocket.WebSocketTimeoutException):
         return ConnectionFailed(f"{where} did not answer in time")

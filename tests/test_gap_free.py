@@ -394,7 +394,7 @@ def test_a_history_connection_that_drops_is_made_anew(server: LocalServer, seen:
 )
 def test_nothing_is_lost_in_a_storm(seed: int, settings: dict[str, Any]) -> None:
     """Under faults at random moments, with equal ticks and several a millisecond, each tick comes once and in order."""
-    outcome = storm(bursts([PAIR, OTHER], 12_000, random.Random(seed)), 800.0, 100, seed, **settings)
+    outcome = storm(bursts([PAIR, OTHER], 8_000, random.Random(seed)), 800.0, 100, seed, **settings)
     print(outcome)
     assert [] == outcome.mistakes()
     assert len(outcome.gaps) > 10
@@ -414,7 +414,7 @@ def test_recorded_trades_survive_a_storm(shared_data: Path) -> None:
     """The same with real trades, which are years apart, and of which many are equal."""
     lines = [json.loads(line) for line in (shared_data / "tape-small.jsonl").read_text().splitlines()]
     ticks = [line for line in lines if line["pair"] in ("BTC:USDT", "ETH:USDT")]
-    outcome = storm(ticks, 150.0, 100, seed=4)
+    outcome = storm(ticks, 200.0, 100, seed=4)
     print(outcome)
     assert [] == outcome.mistakes()
     assert len(outcome.gaps) > 10
