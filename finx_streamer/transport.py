@@ -628,10 +628,9 @@ def _shake_hands(secured: ssl.SSLSocket) -> None:
 
 
 def _is_of_certificate(cause: BaseException) -> bool:
-    """Whether a certificate was refused. Python up to 3.11.2 has a plain SSLError for it where descriptors are short."""
-    return (
-        isinstance(cause, ssl.SSLCertVerificationError) or getattr(cause, "reason", "") == "CERTIFICATE_VERIFY_FAILED"
-    )
+    """Whether a certificate was refused. For Python 3.11.2 that may be a plain SSLError, where descriptors are short."""
+    told = getattr(cause, "reason", "") == "CERTIFICATE_VERIFY_FAILED"
+    return told or isinstance(cause, ssl.SSLCertVerificationError)
 
 
 def _check_status(response: bytes) -> None:
