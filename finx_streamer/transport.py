@@ -628,7 +628,7 @@ def _shake_hands(secured: ssl.SSLSocket) -> None:
 
 
 def _is_of_certificate(cause: BaseException) -> bool:
-    """Whether a certificate was refused. For Python 3.11.2 that may be a plain SSLError, where descriptors are short."""
+    """Whether a certificate was refused. For Python 3.11.2 it may be a plain SSLError, where descriptors are short."""
     told = getattr(cause, "reason", "") == "CERTIFICATE_VERIFY_FAILED"
     return told or isinstance(cause, ssl.SSLCertVerificationError)
 
