@@ -10,6 +10,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -190,12 +191,12 @@ def test_a_stuck_callback_does_not_cost_the_connection(seen: Seen, overflow: str
     the bound, or are dropped as asked for; `stats` tells how many, and how far behind the exchange they are."""
     total, size = 500, 50
     gate, begun = threading.Event(), threading.Event()
-    answering: list[Answering] = []
+    answering: SimpleQueue[Answering] = SimpleQueue()
 
     def script(caller: Caller) -> None:
         caller.welcome(tick(0))
         here = Answering(caller)
-        answering.append(here)
+        answering.put(here)
         assert begun.wait(PATIENCE)
         here.send(ticks(1, total))
         here.read()
@@ -217,7 +218,8 @@ def test_a_stuck_callback_does_not_cost_the_connection(seen: Seen, overflow: str
         ).start()
         assert begun.wait(PATIENCE)
         # Longer than interval and timeout together.
-        answering[0].wait_for(lambda: answering[0].pings >= 50)
+        there = answering.get(timeout=PATIENCE)
+        there.wait_for(lambda: there.pings >= 50)
         assert 0 == listener.stats.reconnects
         stats = listener.stats.streams[PAIR]
         assert State.STREAMING is listener.state
