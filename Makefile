@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.cfg setup.py pyproject.toml finx_streamer/_version.py
 DEMO_SECONDS ?= 30
+# Once in a while ipykernel 7 hears no more while a page talks to it; until it is known why, these are run apart.
+LIVE := --ignore=tests/notebook/test_live.py
 OTHER_PYTHONS ?= 3.12 3.13
 
 .DEFAULT_GOAL := help
@@ -16,11 +18,11 @@ help: ## show the targets
 
 .PHONY: test
 test: $(VENV)/.installed-dev ## run the tests; arguments for pytest: make test ARGS="-k cli"
-	$(BIN)/python -m pytest tests $(ARGS)
+	$(BIN)/python -m pytest tests $(LIVE) $(ARGS)
 
 .PHONY: test-notebook
 test-notebook: $(VENV)/.installed-browser ## the live view in JupyterLab and Chromium (Debian: apt install chromium)
-	$(BIN)/python -m pytest tests/notebook/test_browser.py $(ARGS)
+	$(BIN)/python -m pytest tests/notebook/test_browser.py tests/notebook/test_live.py $(ARGS)
 
 .PHONY: coverage
 coverage: $(VENV)/.installed-dev ## run the tests and show what they do not reach
