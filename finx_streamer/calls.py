@@ -42,7 +42,7 @@ from .errors import (
 from .keys import Secret
 from .messages import Decoder, Notice
 from .reconnect import ReconnectPolicy, is_fatal, retry_delay
-from .transport import Attempt, Binary, Connection, Target, open_connection, translate
+from .transport import Attempt, Binary, Connection, Target, outcome_of, translate
 
 logger = logging.getLogger("finx_streamer")
 
@@ -446,7 +446,7 @@ class Calls:
             with self._lock:
                 opening.abandoned = True
                 if isinstance(opening.outcome, Connection):
-                    _dispose(opening.outcome)
+                    opening.outcome.leave()
             if not opening.done:
                 opening.attempt.cancel()
         if outcome is None and call.remaining > 0:
@@ -470,14 +470,7 @@ class Calls:
             self._openings[threading.current_thread()] = opening
             if opening.abandoned or self.closed:
                 opening.attempt.cancel()
-        outcome: Connection | ConnectionFailed
-        try:
-            outcome = open_connection(self._target, opening.attempt)
-        except ConnectionFailed as error:
-            outcome = error
-        except BaseException as crash:
-            # SystemExit in the user's key callable: the thread may end, but its place must be given back.
-            outcome = translate(crash)
+        outcome = outcome_of(self._target, opening.attempt)
         with self._lock:
             self._openings.pop(threading.current_thread(), None)
             wanted = not (opening.abandoned or self.closed)
@@ -485,7 +478,7 @@ class Calls:
             if wanted and failed is None:
                 opening.outcome = outcome
             elif isinstance(outcome, Connection):
-                _dispose(outcome)
+                outcome.leave()
                 opening.outcome = failed
             opening.done = True
             opening.bell.put(None)
@@ -494,7 +487,7 @@ class Calls:
         """Under the lock. It can be done again, should an interrupt strike here."""
         self._unwatch(line)
         if line.connection is not None:
-            _dispose(line.connection)
+            line.connection.leave()
         line.waiting.close()
         if line in self._lines:
             self._lines.remove(line)
@@ -670,8 +663,3 @@ def _decoded(decoder: Decoder, payload: bytes, data: bool) -> dict[str, Any] | S
 def _shown(arguments: dict[str, Any]) -> dict[str, Any]:
     """Arguments as an error may keep them."""
     return {name: redact(value) if isinstance(value, str) else value for name, value in arguments.items()}
-
-
-def _dispose(connection: Connection) -> None:
-    connection.say_goodbye()
-    connection.dispose()

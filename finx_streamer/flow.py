@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator
-from datetime import timedelta
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -18,7 +17,7 @@ import attrs
 from .backfill import Backfiller, Job
 from .callbacks import Event
 from .dispatch import Outlet
-from .gaps import Deliver, Fetch, Finish, Gap, Probe, Recovery, Step, Trail
+from .gaps import Deliver, Fetch, Finish, Gap, LastTime, Probe, Recovery, Step, Trail
 from .messages import Tick
 from .queues import NO_BOUND
 from .stats import Counters
@@ -27,7 +26,7 @@ _NEVER = float("inf")
 
 
 @attrs.define(eq=False)
-class Store:
+class Allowance:
     """How many ticks the streams of a listener hold back, all in all, and how many they may."""
 
     size: int
@@ -55,6 +54,7 @@ class Flow:
     """See the module. There may be thousands of them, and they are small."""
 
     __slots__ = (
+        "_allowance",
         "_backfiller",
         "_counters",
         "_exchanges",
@@ -66,7 +66,6 @@ class Flow:
         "_outlet",
         "_pages",
         "_recovery",
-        "_store",
         "_symbol",
         "_waiting",
         "straight",
@@ -78,19 +77,18 @@ class Flow:
         symbol: str,
         outlet: Outlet,
         counters: Counters,
-        store: Store,
+        allowance: Allowance,
         exchanges: frozenset[str] | None,
         backfiller: Backfiller | None,
         host: Host,
     ) -> None:
         #: Nothing is held and nothing waits: ticks may go straight to the outlet, by way of the trail.
         self.straight = True
-        #: With nothing to fill gaps with, the last tick is all that has to be known.
-        self.trail = Trail() if backfiller is not None else Trail(timedelta(0), 1)
+        self.trail: Trail | LastTime = Trail() if backfiller is not None else LastTime()
         self._symbol = symbol
         self._outlet = outlet
         self._counters = counters
-        self._store = store
+        self._allowance = allowance
         self._exchanges = exchanges
         self._backfiller = backfiller
         self._host = host
@@ -114,9 +112,9 @@ class Flow:
         now = time.monotonic()
         if self._recovery is not None:
             self._held += len(ticks)
-            self._store.used += len(ticks)
+            self._allowance.used += len(ticks)
             self._do(self._recovery.hold(ticks, now))
-            if self._recovery is not None and self._store.room <= 0 and self._recovery.can_pause:
+            if self._recovery is not None and self._allowance.room <= 0 and self._recovery.can_pause:
                 self._do(self._recovery.no_room(now))
             return
         if self._gap_open and self.trail.last is not None:
@@ -144,7 +142,7 @@ class Flow:
         if self._recovery is not None and not self._recovery.can_pause:
             # It can't do with less: what is left unread now would count as arrived when the ping is not answered.
             return NO_BOUND
-        return self._store.room
+        return self._allowance.room
 
     def held_up(self, now: float) -> None:
         """The stream is not read any more, for want of room."""
@@ -163,13 +161,13 @@ class Flow:
             self._do(self._recovery.opened(now))
         elif self.trail.last is not None:
             self.straight = False
-            if self._backfiller is None:
-                self._gap_open = True
-            else:
+            if isinstance(self.trail, Trail):
                 # With a gap that was given up just before, for nothing has come since: there is but one hole.
                 self._given_up = False
                 self._recovery = Recovery(self._symbol, self.trail, now)
                 self._host.schedule(self._symbol)
+            else:
+                self._gap_open = True
 
     def answered(self, now: float) -> None:
         """A ping was answered."""
@@ -194,7 +192,7 @@ class Flow:
 
     def drain(self, room: int | None = None) -> None:
         """Hand on what waits, as far as there is room."""
-        full = self._store.room <= 0
+        full = self._allowance.room <= 0
         waiting = self._waiting
         while waiting:
             left = self._outlet.room() if room is None else room
@@ -210,16 +208,16 @@ class Flow:
                 entry = entry[:left]
             self._counters.count_ticks(entry, time.monotonic())
             self._outlet.put_ticks(entry)
-            self._store.used -= len(entry)
+            self._allowance.used -= len(entry)
         else:
             self._waiting = None
             self._take_more()
             self.straight = self._recovery is None and not (self._gap_open or self._given_up)
-        if self.straight or (full and self._store.room > 0):
+        if self.straight or (full and self._allowance.room > 0):
             self._host.proceed()
 
     def _queue(self, ticks: list[Tick]) -> None:
-        self._store.used += len(ticks)
+        self._allowance.used += len(ticks)
         self._line_up(ticks)
         self.trail.extend(ticks)
 
@@ -290,7 +288,7 @@ class Flow:
         assert self._recovery is not None
         self._drop_job()
         # What was held is counted anew on its way out.
-        self._store.used -= self._held
+        self._allowance.used -= self._held
         self._held = 0
         self._recovery = None
         if step.before:

@@ -236,6 +236,21 @@ class Trail:
                 kept.popleft()
 
 
+class LastTime:
+    """What is known of a stream whose gaps are told, and not filled: the time of the tick that was delivered last."""
+
+    __slots__ = ("last",)
+
+    def __init__(self) -> None:
+        self.last: datetime | None = None
+
+    def extend(self, ticks: list[Tick]) -> None:
+        self.last = ticks[-1]["timestamp"]
+
+    def begin_anew(self) -> None:
+        self.last = None
+
+
 class _Phase(enum.Enum):
     FIRST = "first"
     FETCH = "fetch"

@@ -17,7 +17,6 @@ import attrs
 
 from . import arguments as check
 from . import jupyter, tables
-from .async_ticks import AsyncTickBuffer, LoopBell, until
 from .callbacks import Callback, Callbacks, Caller
 from .dispatch import InlineOutlet, Outlet, ThreadOutlet
 from .endpoint import Endpoint, redact
@@ -195,6 +194,9 @@ class _Run:
 
     async def wait_async(self, timeout: float | None) -> bool:
         """The same in an event loop, which goes on meanwhile."""
+        # Only here, for asyncio is a tenth of what it takes to import this package.
+        from .async_ticks import LoopBell, until
+
         bell = LoopBell()
         self._watchers.append(bell.ring)
         try:
@@ -538,6 +540,8 @@ class StreamListener:
     async def __aiter__(self) -> AsyncIterator[Tick]:
         """The same in an event loop: `async for tick in listener`. Interrupts and cancellation are noticed within a
         quarter of a second."""
+        from .async_ticks import AsyncTickBuffer
+
         run, own, buffer = self._open_iteration(AsyncTickBuffer)
         try:
             if own:

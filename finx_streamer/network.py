@@ -24,14 +24,14 @@ from .callbacks import Event
 from .dispatch import Outlet
 from .endpoint import redact
 from .errors import AuthenticationError, ConnectionFailed, DecodeError
-from .flow import Flow, Store
+from .flow import Allowance, Flow
 from .keys import Secret
 from .messages import Decoder, Message, Tick
 from .queues import NO_BOUND
 from .readiness import new_poller
 from .session import Action, Announce, Connect, Disconnect, End, Report, SendKeepAlive, SendPing, Session
 from .stats import Counters
-from .transport import READ_SIZE, Attempt, Binary, Connection, Target, open_connection, translate
+from .transport import READ_SIZE, Attempt, Binary, Connection, Target, outcome_of, translate
 
 logger = logging.getLogger("finx_streamer")
 
@@ -103,7 +103,7 @@ class Network:
         self._heap: list[tuple[float, int, Stream]] = []
         self._order = itertools.count(1)
         self._paused: list[Stream] = []
-        self._store = Store(room)
+        self._allowance = Allowance(room)
         self._backfiller = Backfiller(history, self.post, name) if history is not None else None
         #: What flows want done after what is being done.
         self._afterwards: deque[Callable[[], None]] = deque()
@@ -278,7 +278,7 @@ class Network:
             stream.symbol,
             self._outlet,
             stream.counters,
-            self._store,
+            self._allowance,
             self._exchanges,
             self._backfiller,
             self,
@@ -386,14 +386,7 @@ class Network:
 
     def _shake_hands(self, stream: Stream, attempt: Attempt) -> None:
         """In a worker thread."""
-        outcome: Connection | ConnectionFailed
-        try:
-            outcome = open_connection(stream.target, attempt)
-        except ConnectionFailed as error:
-            outcome = error
-        except BaseException as crash:
-            # SystemExit in the user's key callable: the thread may end, but its place must be given back.
-            outcome = translate(crash)
+        outcome = outcome_of(stream.target, attempt)
         hand_over = _HandOver(self._take_over, threading.current_thread(), stream, attempt, outcome)
         if not self.post(hand_over):
             hand_over.discard()
@@ -436,8 +429,7 @@ class Network:
         connection, stream.connection = stream.connection, None
         if connection is not None:
             self._unwatch(stream, connection)
-            connection.say_goodbye()
-            connection.dispose()
+            connection.leave()
             stream.counters.connected_at = None
             stream.paused = False
             stream.flow.lost(time.monotonic())
@@ -661,5 +653,4 @@ class _HandOver:
     def discard(self) -> None:
         """Nobody wants the connection any more."""
         if isinstance(self.outcome, Connection):
-            self.outcome.say_goodbye()
-            self.outcome.dispose()
+            self.outcome.leave()

@@ -453,6 +453,11 @@ class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
         self.sock = None
         self._doorstep.read_frame = None
 
+    def leave(self) -> None:
+        """Say goodbye, and close."""
+        self.say_goodbye()
+        self.dispose()
+
     def take_data(self, payload: bytes, opcode: int) -> None:
         """One whole message, from the library."""
         if opcode == ABNF.OPCODE_BINARY:
@@ -503,6 +508,17 @@ def open_connection(target: Target, attempt: Attempt) -> Connection:
         failure = translate(cause, f"{target.endpoint.host}:{target.endpoint.port}{way}")
     # Outside of the handler, for the library's exception holds frames whose locals hold the URL.
     raise failure
+
+
+def outcome_of(target: Target, attempt: Attempt) -> Connection | ConnectionFailed:
+    """What came of an attempt, whatever that is: for a thread that has to give its place back."""
+    try:
+        return open_connection(target, attempt)
+    except ConnectionFailed as error:
+        return error
+    except BaseException as crash:
+        # SystemExit in the user's key callable.
+        return translate(crash)
 
 
 def _open(target: Target, attempt: Attempt) -> Connection:

@@ -52,6 +52,14 @@ def begin(server: LocalServer, seen: Seen, streams: int = 1) -> None:
     seen.wait_ticks(1)
 
 
+def interrupt(server: LocalServer, seen: Seen) -> None:
+    """Tick 1 comes live, tick 2 passes in an outage, and tick 3 comes live again."""
+    begin(server, seen)
+    with outage(server, seen):
+        send(server, 2)
+    send(server, 3)
+
+
 def prices(seen: Seen, pair: str = PAIR) -> list[int]:
     return [int(each["price"]) - 19_200 for each in seen.ticks if each["pair"] == pair]
 

@@ -245,6 +245,21 @@ def stay(*sent: bytes) -> Script:
     return script
 
 
+def watched(script: Script) -> tuple[Script, threading.Event, threading.Event]:
+    """The script, and events that tell when a caller has said something and when the script is over."""
+    begun, left = threading.Event(), threading.Event()
+
+    def noting(caller: Caller) -> None:
+        caller.sock.recv(1, socket.MSG_PEEK)
+        begun.set()
+        try:
+            script(caller)
+        finally:
+            left.set()
+
+    return noting, begun, left
+
+
 def refuse(status: str, headers: str = "", body: str = "") -> Script:
     """A script that refuses the handshake."""
     return lambda caller: caller.refuse(status, headers, body)

@@ -26,7 +26,7 @@ import trustme
 
 from finx_streamer import CallTimeout, ConnectionFailed, FunctionClient, ProtocolError, ReconnectPolicy, State
 from finx_streamer.transport import MAX_HEADER
-from tests.peers import PAIR, PATIENCE, Caller, Peer, Script, Seen, free_port, refuse, stay, tick
+from tests.peers import PAIR, PATIENCE, Caller, Peer, Script, Seen, free_port, refuse, stay, tick, watched
 
 NEVER_AGAIN = ReconnectPolicy(initial=3_600.0, maximum=3_600.0, jitter=False)
 ROOT = Path(__file__).resolve().parents[1]
@@ -115,16 +115,7 @@ def test_a_handshake_that_does_not_end_is_bounded(seen: Seen, scheme: str, scrip
 @pytest.mark.parametrize(("scheme", "script"), HANGING.values(), ids=HANGING)
 def test_stop_in_the_middle_of_a_handshake(seen: Seen, scheme: str, script: Script) -> None:
     """stop() ends a handshake wherever it hangs, the server sees the client leave, and nothing connects afterwards."""
-    begun, left = threading.Event(), threading.Event()
-
-    def noting(caller: Caller) -> None:
-        caller.sock.recv(1, socket.MSG_PEEK)
-        begun.set()
-        try:
-            script(caller)
-        finally:
-            left.set()
-
+    noting, begun, left = watched(script)
     with Peer(noting) as peer:
         listener = seen.listener(peer.url.replace("ws:", f"{scheme}:"), connect_timeout=3_600.0).start()
         assert begun.wait(PATIENCE)

@@ -19,7 +19,7 @@ import trustme
 from finx_streamer import CallTimeout, Gap, GapNotFilled
 from finx_streamer import listener as listener_module
 from finx_streamer.server import LocalServer
-from tests.market import BEGIN, OTHER, PAIR, Market, begin, outage, prices, send, tick
+from tests.market import BEGIN, OTHER, PAIR, Market, begin, interrupt, outage, prices, send, tick
 from tests.peers import PATIENCE, Seen
 from tests.storm import bursts, killings, storm
 
@@ -133,10 +133,7 @@ def test_only_the_exchanges_that_are_kept_are_filled(server: LocalServer, seen: 
 def test_prices_are_parsed_alike(server: LocalServer, seen: Seen) -> None:
     """A backfilled price is what `parse_price` makes of it, as any other."""
     with seen.listener(server.url, backfill=True, parse_price=Decimal):
-        begin(server, seen)
-        with outage(server, seen):
-            send(server, 2)
-        send(server, 3)
+        interrupt(server, seen)
         seen.wait_ticks(3)
     assert [Decimal("19201.50"), Decimal("19202.50"), Decimal("19203.50")] == [each["price"] for each in seen.ticks]
 
@@ -152,10 +149,7 @@ def test_prices_that_never_compare_equal_are_no_ground_to_fill_a_gap(server: Loc
             return int(float(self.text))
 
     with seen.listener(server.url, backfill=True, parse_price=Price):
-        begin(server, seen)
-        with outage(server, seen):
-            send(server, 2)
-        send(server, 3)
+        interrupt(server, seen)
         seen.wait_ticks(2)
     assert [1, 3] == prices(seen)
     assert "knows none of the ticks" in str(seen.of_type(GapNotFilled)[0])
@@ -172,10 +166,7 @@ def test_over_tls(seen: Seen) -> None:
         LocalServer(Market(), keys={"demo"}, ssl_context=serving, host="localhost") as server,
         seen.listener(server.url, backfill=True, ssl_context=context),
     ):
-        begin(server, seen)
-        with outage(server, seen):
-            send(server, 2)
-        send(server, 3)
+        interrupt(server, seen)
         seen.wait_ticks(3)
     assert [1, 2, 3] == prices(seen)
 
@@ -221,10 +212,7 @@ def test_without_history_the_live_ticks_come_at_once(server: LocalServer, seen: 
     """Where the server does not answer with history, the gap says so, and the stream goes on."""
     server.fail_functions(None, message)
     with seen.listener(server.url, backfill=True) as listener:
-        begin(server, seen)
-        with outage(server, seen):
-            send(server, 2)
-        send(server, 3)
+        interrupt(server, seen)
         seen.wait_ticks(2)
         seen.wait_for(lambda: seen.of_type(GapNotFilled))
         assert [(False, 0)] == [(gap.filled, gap.ticks) for gap in seen.gaps]
@@ -239,10 +227,7 @@ def test_what_was_not_filled_is_not_filled_later(server: LocalServer, seen: Seen
     """A later gap is filled with what was missed in it, and not with what was given up before."""
     server.fail_functions(1)
     with seen.listener(server.url, backfill=True):
-        begin(server, seen)
-        with outage(server, seen):
-            send(server, 2)
-        send(server, 3)
+        interrupt(server, seen)
         seen.wait_ticks(2)
         with outage(server, seen):
             send(server, 4)
@@ -257,10 +242,7 @@ def test_history_that_does_not_answer(server: LocalServer, seen: Seen, monkeypat
     monkeypatch.setattr(listener_module, "HISTORY_TIMEOUT", 0.2)
     server.stall_functions(None)
     with seen.listener(server.url, backfill=True):
-        begin(server, seen)
-        with outage(server, seen):
-            send(server, 2)
-        send(server, 3)
+        interrupt(server, seen)
         seen.wait_ticks(2)
         seen.wait_for(lambda: seen.of_type(GapNotFilled))
     assert [1, 3] == prices(seen)
@@ -375,10 +357,7 @@ def test_a_history_connection_that_drops_is_made_anew(server: LocalServer, seen:
     """What befalls a call befalls no gap: it is asked again."""
     server.drop_functions(2)
     with seen.listener(server.url, backfill=True):
-        begin(server, seen)
-        with outage(server, seen):
-            send(server, 2)
-        send(server, 3)
+        interrupt(server, seen)
         seen.wait_ticks(3)
     assert [True] == [gap.filled for gap in seen.gaps]
 

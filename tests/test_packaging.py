@@ -132,6 +132,12 @@ def test_the_import_brings_no_extra_but_speed() -> None:
     assert set() == (OPTIONAL - {"msgspec"}) & _modules_after("import finx_streamer")
 
 
+def test_the_import_brings_no_event_loop() -> None:
+    """asyncio takes its time, and most scripts have no use for it; nor is there a notebook to look after."""
+    brought = _modules_after("import finx_streamer", without=OPTIONAL) - _modules_after("import websocket, attrs")
+    assert "asyncio" not in brought
+
+
 def test_the_import_works_without_any_extra() -> None:
     """Two packages are enough."""
     assert "finx_streamer" in _modules_after("import finx_streamer", without=OPTIONAL)

@@ -12,7 +12,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -39,7 +38,7 @@ from finx_streamer.reconnect import is_fatal
 from finx_streamer.server import LocalServer, Tape
 from finx_streamer.symbols import parse_symbol
 from finx_streamer.transport import Attempt, Target, open_connection
-from tests.peers import PAIR, PATIENCE, Caller, Peer, Script, Seen, free_port, refuse, stay, tick
+from tests.peers import PAIR, PATIENCE, Caller, Peer, Script, Seen, free_port, refuse, stay, tick, watched
 from tests.proxying import HTTP_OK, Proxying
 
 LOGIN = "trader:p@ss:w/rd%"
@@ -616,16 +615,7 @@ def test_proxy_and_server_share_one_deadline(scheme: str, script: Script) -> Non
 @pytest.mark.parametrize("script", [mute, deaf_tunnel, dribble(b"HTTP/1.1 200 OK\r\nx: y\r\n")])
 def test_stop_interrupts_a_proxy_that_hangs(seen: Seen, script: Script) -> None:
     """stop() is quick, the proxy sees the client leave, and nothing connects afterwards."""
-    begun, left = threading.Event(), threading.Event()
-
-    def noting(caller: Caller) -> None:
-        caller.sock.recv(1, socket.MSG_PEEK)
-        begun.set()
-        try:
-            script(caller)
-        finally:
-            left.set()
-
+    noting, begun, left = watched(script)
     with Peer(noting) as proxy:
         listener = seen.listener("wss://server.example/", proxy=at(proxy), connect_timeout=3_600.0).start()
         assert begun.wait(PATIENCE)

@@ -40,16 +40,18 @@ def fetch(
     ticks = client.iter_tick_history(pair, since, until, exchange)
     written = 0
     try:
-        with terminate_as_interrupt(), _file(output) as file, _bar(pair, since, until, output) as advance:
+        with (
+            _until_closed(),
+            terminate_as_interrupt(),
+            _file(output) as file,
+            _bar(pair, since, until, output) as advance,
+        ):
             file.write(header)
             for written, tick in enumerate(ticks, 1):
                 file.write(form(tick))
                 if not written % 1_000:
                     advance(tick["timestamp"])
             file.flush()
-    except BrokenPipeError:
-        # Whoever read it has enough. What is buffered must not be tried again at the exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     except KeyboardInterrupt:
         client.close()
         say(f"interrupted after {count(written, 'tick')}" + (f"; {output} is not written" if output else ""))
@@ -63,14 +65,21 @@ def show(client: FunctionClient, pair: str, at: str | None, format: str) -> int:
     try:
         with terminate_as_interrupt():
             tick = client.tick_snap(pair, moment("AT", at) if at is not None else None)
-        with _file(None) as file:
+        with _until_closed(), _file(None) as file:
             file.write(header + form(tick))
             file.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     except KeyboardInterrupt:
         return INTERRUPTED
     return 0
+
+
+@contextlib.contextmanager
+def _until_closed() -> Iterator[None]:
+    """Whoever reads what is written may have enough. What is buffered must not be tried again at the exit."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 @contextlib.contextmanager

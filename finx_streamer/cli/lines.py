@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import FinxStreamerError, Notice, StreamListener, Tick
-from .text import clean, say
+from ..errors import printable
+from .text import say
 
 CSV_HEADER = "pair,date,time,exchange,price,timestamp,received_ns,backfilled\n"
 
@@ -59,7 +60,7 @@ def safe_cell(text: str) -> str:
 
     Control characters are escaped as well, so that a line stays one line.
     """
-    return f"'{clean(text)}" if text.startswith(_FORMULA) or not text[:1].isprintable() else clean(text)
+    return f"'{printable(text)}" if text.startswith(_FORMULA) or not text[:1].isprintable() else printable(text)
 
 
 class Lines:

@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import FinxStreamerError, ListenerStats, Notice, StreamListener, StreamStats, Tick
-from .text import clean, count
+from ..errors import printable
+from .text import count
 
 #: Seconds between two pictures: more often than this nobody reads.
 _REFRESH = 0.125
@@ -37,10 +38,10 @@ class LiveTable:
 
     def on_error(self, error: FinxStreamerError) -> None:
         self._errors += 1
-        self._news = Text(clean(str(error)), style="red")
+        self._news = Text(printable(str(error)), style="red")
 
     def on_notice(self, notice: Notice) -> None:
-        self._news = Text(clean(f"notice: {notice.message}"), style="cyan")
+        self._news = Text(printable(f"notice: {notice.message}"), style="cyan")
 
     def wake(self) -> None:
         self._woken.set()
@@ -59,7 +60,7 @@ class LiveTable:
         self._live.stop()
 
     def _picture(self, stats: ListenerStats) -> Group:
-        table = Table(title=Text(clean(self._title)), title_justify="left", expand=False)
+        table = Table(title=Text(printable(self._title)), title_justify="left", expand=False)
         for heading in ("pair", "price", "change", "exchange", "rate", "lag", "state"):
             numeric = heading in ("price", "change", "rate", "lag")
             table.add_column(heading, justify="right" if numeric else "left", no_wrap=True, max_width=24)
@@ -72,7 +73,7 @@ class LiveTable:
         price = change = exchange = _NOTHING
         if tick is not None:
             price = Text(_short(tick["price"]), style="bold")
-            exchange = Text(clean(tick["exchange"]))
+            exchange = Text(printable(tick["exchange"]))
             change = _change(self._first.setdefault(symbol, tick["price"]), tick["price"])
         return [
             Text(symbol),

@@ -11,19 +11,11 @@ from pathlib import Path
 from ..errors import printable
 
 
-def clean(text: str) -> str:
-    """The text with control characters and other invisible ones escaped.
-
-    What a server sends could otherwise move a terminal's cursor, set its title, or turn the direction of writing.
-    """
-    return printable(text)
-
-
 def say(text: str) -> None:
     """One line on standard error. That nobody reads it is no reason to fail."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
-            print(f"finx-streamer: {clean(text)}", file=sys.stderr, flush=True)
+            print(f"finx-streamer: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def warn_of_readers(option: str, file: Path) -> None:
