@@ -76,7 +76,11 @@ bench: $(VENV)/.installed-bench ## beside other clients, 15 minutes; a part: mak
 	$(BIN)/python tests/benchmarks/run.py $(ARGS)
 
 .PHONY: soak
-soak: $(VENV)/.installed-dev ## storms of faults over a listener, 30 minutes: make soak ARGS="--minutes 5 --seed 7"
+soak: $(VENV)/.installed-dev $(VENV)/.installed-soak ## 200 pairs, 20,000 ticks/s, faults, 30 minutes: make soak ARGS="--minutes 5"
+	$(BIN)/python -m tests.soak $(ARGS)
+
+.PHONY: storm
+storm: $(VENV)/.installed-dev ## storms of quick faults, over a few pairs, 30 minutes: make storm ARGS="--minutes 5 --seed 7"
 	$(BIN)/python -m tests.storm $(ARGS)
 
 .PHONY: autobahn

@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -257,17 +257,19 @@ def storm(ticks: Iterable[Mapping[str, str]], rate: float, faults: int, seed: in
         listening.begun.wait(30.0)
         while sum(outcome.faults.values()) < faults and not server.stats.finished:
             pause.wait(rng.choice([0.0, 0.01, 0.05, 0.2]))
-            outcome.faults[_fault(server, rng, pause)] += 1
+            outcome.faults[fault(server, rng, pause)] += 1
         server.wait_finished(300.0)
         listening.complete.wait(30.0)
         # What is doubled comes with the rest, which is handed on at the end.
     return outcome
 
 
-def _fault(server: LocalServer, rng: random.Random, pause: threading.Event) -> str:
-    """One fault, to all streams or to one, and the end of it. Returns its name."""
+def fault(
+    server: LocalServer, rng: random.Random, pause: threading.Event, seconds: Sequence[float] = (0.01, 0.1, 0.4)
+) -> str:
+    """One fault, to all streams or to one, of one of these lengths, and the end of it. Returns its name."""
     symbol = rng.choice([None, *sorted(server.stats.symbols)])
-    seconds = rng.choice([0.01, 0.1, 0.4])
+    lasting = rng.choice(seconds)
     match name := rng.choice(["cut", "reset", "close", "silence", "refuse", "stall", "drop calls", "restart"]):
         case "cut":
             server.drop_connections(symbol)
@@ -277,7 +279,7 @@ def _fault(server: LocalServer, rng: random.Random, pause: threading.Event) -> s
             server.close_connections(rng.choice([1000, 1001, 1011, 1012, 1013]), symbol=symbol)
         case "silence":
             server.go_silent(symbol)
-            pause.wait(seconds)
+            pause.wait(lasting)
             server.resume()
         case "refuse":
             server.refuse_next(rng.randint(1, 3), 503)
@@ -285,7 +287,7 @@ def _fault(server: LocalServer, rng: random.Random, pause: threading.Event) -> s
         case "stall":
             server.stall_next(rng.randint(1, 3))
             server.drop_connections(symbol)
-            pause.wait(seconds)
+            pause.wait(lasting)
             server.stall_next(0)
             server.resume()
         case "drop calls":
@@ -293,7 +295,7 @@ def _fault(server: LocalServer, rng: random.Random, pause: threading.Event) -> s
             server.drop_connections(symbol)
         case "restart":
             server.stop()
-            pause.wait(seconds)
+            pause.wait(lasting)
             server.start()
     return name
 
