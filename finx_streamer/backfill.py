@@ -139,11 +139,18 @@ class Backfiller:
                     del self._running[here]
                     self._leaving.add(here)
                     break
-            history = history or self._connect()
-            reason = self._run(job, history)
+            reason = None
+            try:
+                history = history or self._connect()
+                self._run(job, history)
+            except FinxStreamerError as error:
+                reason = f"no history ({error})"
+            except Exception as crash:
+                logger.exception("unexpected %s while history was fetched", type(crash).__name__)
+                reason = f"no history ({type(crash).__name__})"
             if not job.cancelled:
                 self._post(lambda job=job, reason=reason: job.on_end(reason))  # type: ignore[misc]
-            if job.cancelled or reason is not None:
+            if history is not None and (job.cancelled or reason is not None):
                 history.close()
                 history = None
         if history is not None:
@@ -151,8 +158,7 @@ class Backfiller:
         with self._lock:
             self._leaving.discard(here)
 
-    def _run(self, job: Job, history: History) -> str | None:
-        """What went wrong, if anything did."""
+    def _run(self, job: Job, history: History) -> None:
         job.history = history
         try:
             # Not a word to the server where it was cancelled before this.
@@ -160,11 +166,5 @@ class Backfiller:
                 job.wait_for_room()
                 if job.cancelled or not self._post(lambda page=page: job.on_page(page)):  # type: ignore[misc]
                     break
-        except FinxStreamerError as error:
-            return f"no history ({error})"
-        except Exception as crash:
-            logger.exception("unexpected %s while history was fetched", type(crash).__name__)
-            return f"no history ({type(crash).__name__})"
         finally:
             job.history = None
-        return None
