@@ -22,6 +22,8 @@ from .messages import Tick
 from .queues import NO_BOUND
 from .stats import Counters
 
+#: How many ticks and events one stream may hold while it can't do with less, where `queue_size` is not more.
+MOST_HELD = 65_536
 _NEVER = float("inf")
 
 
@@ -100,7 +102,7 @@ class Flow:
         self._given_up = False
         #: What is to go out as soon as there is room: runs of ticks, and events.
         self._waiting: deque[list[Tick] | Event] | None = None
-        #: How many ticks the recovery holds.
+        #: How many ticks and events the recovery holds.
         self._held = 0
         #: How many of the pages that were taken from the job wait among them.
         self._pages = 0
@@ -111,11 +113,9 @@ class Flow:
         """Ticks of the stream, at least one, in order; not `straight`."""
         now = time.monotonic()
         if self._recovery is not None:
-            self._held += len(ticks)
-            self._allowance.used += len(ticks)
+            self._hold(len(ticks))
             self._do(self._recovery.hold(ticks, now))
-            if self._recovery is not None and self._allowance.room <= 0 and self._recovery.can_pause:
-                self._do(self._recovery.no_room(now))
+            self._keep_bound(now)
             return
         if self._gap_open and self.trail.last is not None:
             self._gap_open = False
@@ -129,7 +129,9 @@ class Flow:
     def put_event(self, event: Event) -> None:
         """Whatever has its place among the ticks."""
         if self._recovery is not None:
+            self._hold(1)
             self._recovery.hold_beside(event)
+            self._keep_bound(time.monotonic())
         elif self._waiting:
             self._line_up(event)
         else:
@@ -201,6 +203,7 @@ class Flow:
                 break
             entry = waiting.popleft()
             if isinstance(entry, Event):
+                self._allowance.used -= 1
                 self._outlet.put_event(entry)
                 continue
             if len(entry) > left:
@@ -229,7 +232,23 @@ class Flow:
     def _line_up(self, entry: list[Tick] | Event) -> None:
         if self._waiting is None:
             self._waiting = deque()
+        if isinstance(entry, Event):
+            self._allowance.used += 1
         self._waiting.append(entry)
+
+    def _hold(self, count: int) -> None:
+        self._held += count
+        self._allowance.used += count
+
+    def _keep_bound(self, now: float) -> None:
+        recovery = self._recovery
+        if recovery is None or self._allowance.room > 0:
+            return
+        if recovery.can_pause:
+            self._do(recovery.no_room(now))
+        elif self._held > max(self._allowance.size, MOST_HELD):
+            # The stream's time stands still, or it brings no ticks at all: that could go on without end.
+            self._do(recovery.give_up("more came meanwhile than can wait"))
 
     # A recovery's steps.
 

@@ -11,8 +11,9 @@ from typing import Any
 import attrs
 import pytest
 
-from finx_streamer import ConnectionFailed, ReconnectPolicy, State
+from finx_streamer import ConnectionFailed, GapNotFilled, ReconnectPolicy, State
 from finx_streamer import gaps as gaps_module
+from finx_streamer.flow import MOST_HELD
 from finx_streamer.gaps import Deliver, Finish, Probe, Recovery, Trail
 from finx_streamer.messages import Tick
 from finx_streamer.server import LocalServer
@@ -312,6 +313,33 @@ def test_notices_take_no_room(seen: Seen, backfill: bool) -> None:
         seen.wait_ticks(2)
     assert [1, 2] == prices(seen)
     assert [False] == [gap.filled for gap in seen.gaps]
+
+
+@pytest.mark.parametrize("kind", ["ticks of one moment", "notices"])
+def test_what_is_held_has_a_bound(seen: Seen, kind: str) -> None:
+    """While history hangs, what can't be done without is held to a bound; then the gap is given up, and said to be."""
+    message = json.dumps({"results": "streaming", "resultData": tick(2)}) if kind != "notices" else '{"keepAlive":true}'
+    count = MOST_HELD + 1
+
+    def script(caller: Caller) -> None:
+        if "/streamer/" in caller.read_request().decode():
+            caller.welcome()
+            caller.wait_until_left()
+            return
+        caller.welcome()
+        if not streams:
+            streams.append(caller)
+            caller.send(frame(json.dumps({"results": "streaming", "resultData": tick(1)})))
+            caller.leave()
+            return
+        caller.send(frame(message) * count)
+        caller.wait_until_left()
+
+    streams: list[Caller] = []
+    with Peer(script) as peer, seen.listener(peer.url, backfill=True, queue_size=4):
+        seen.wait_for(lambda: len(seen.ticks) + len(seen.notices) == count + 1)
+        (reason,) = [str(error) for error in seen.errors if isinstance(error, GapNotFilled)]
+    assert "more came meanwhile than can wait" in reason
 
 
 # In callbacks.
