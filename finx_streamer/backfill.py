@@ -22,6 +22,8 @@ logger = logging.getLogger("finx_streamer")
 SIDE_BY_SIDE = 4
 #: How many pages may be fetched before the first of them is taken.
 _AHEAD = 2
+#: How many days in a row may be asked for in vain: a tick with a wrong time may have named a far year.
+_EMPTY_DAYS = 400
 #: How long `close` waits for the threads, which end as soon as their call is interrupted.
 _PATIENCE = 1.0
 
@@ -29,8 +31,11 @@ _PATIENCE = 1.0
 class History(Protocol):
     """Where ticks are fetched from. `FunctionClient` is one."""
 
-    def history_pages(self, pair: str, start: datetime, end: datetime | None) -> Iterator[list[Tick]]:
-        """Sorted lists of ticks, none empty, and none that begins before the last one's end."""
+    def history_pages(
+        self, pair: str, start: datetime, end: datetime | None, *, empty_days: int | None
+    ) -> Iterator[list[Tick]]:
+        """Sorted lists of ticks, none empty, and none that begins before the last one's end. It may give up after so
+        many days without any."""
 
     def interrupt(self) -> None:
         """End what is under way. Waits for nothing."""
@@ -161,8 +166,9 @@ class Backfiller:
     def _run(self, job: Job, history: History) -> None:
         job.history = history
         try:
-            # Not a word to the server where it was cancelled before this.
-            for page in history.history_pages(job.pair, job.start, job.end) if not job.cancelled else ():
+            if job.cancelled:
+                return  # without a word to the server
+            for page in history.history_pages(job.pair, job.start, job.end, empty_days=_EMPTY_DAYS):
                 job.wait_for_room()
                 if job.cancelled or not self._post(lambda page=page: job.on_page(page)):  # type: ignore[misc]
                     break

@@ -332,7 +332,7 @@ class Calls:
     ) -> Answer | FinxStreamerError:
         """The answer as an object, or as an error. The connection is clean if this was all that it had to say."""
         received_ns = connection.wire.received_ns
-        decoder = Decoder(call.function, None)
+        decoder = Decoder(call.function, None, longest=None)
         payload = messages[0]
         if isinstance(payload, Binary):
             return decoder.binary(redact(payload.payload.decode("latin-1")).encode("latin-1"))

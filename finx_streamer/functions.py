@@ -158,7 +158,7 @@ class FunctionClient:
 
         `at`: an aware datetime, a date (its midnight, UTC) or ISO text (in UTC where it has no offset).
         """
-        name = _pair(pair)
+        name = str(check.pair(pair))
         when = moment("at", at) if at is not None else datetime.now(UTC)
         return self._snap(name, when.date().isoformat(), when.time().isoformat("milliseconds"))
 
@@ -188,7 +188,7 @@ class FunctionClient:
         progress: bool = False,
     ) -> Iterator[Tick]:
         """As `tick_history`, a page at a time: the next one is fetched when the ticks of the last are used up."""
-        name = _pair(pair)
+        name = str(check.pair(pair))
         since = moment("start", start)
         until = moment("end", end) if end is not None else datetime.now(UTC)
         if until < since:
@@ -229,7 +229,12 @@ class FunctionClient:
     # Pages, for whoever puts them together himself.
 
     def history_pages(
-        self, pair: str, start: datetime, end: datetime | None, exchange: str | None = None
+        self,
+        pair: str,
+        start: datetime,
+        end: datetime | None,
+        exchange: str | None = None,
+        empty_days: int | None = None,
     ) -> Iterator[list[Tick]]:
         """`history.pages` over this client: sorted lists of ticks of aware times, in order, none of them empty."""
         narrow = {"exchange": exchange} if exchange is not None else {}
@@ -239,6 +244,7 @@ class FunctionClient:
             pair,
             start,
             end,
+            empty_days=empty_days,
         )
         # A server that does not know of the argument sends all: so what a page is, is decided before this.
         return found if exchange is None else _of_exchange(found, exchange)
@@ -301,27 +307,37 @@ class FunctionClient:
 
 def _decoded(decoder: Decoder, raws: list[Any], received_ns: int) -> list[Tick] | DecodeError:
     """The ticks of an answer, or the error of the first that is none, without the key, which a server may quote."""
+    ticks: list[Tick] = []
+    for raw in raws:
+        try:
+            ticks.append(decoder.tick(raw, received_ns))
+        except DecodeError:
+            break
+    else:
+        for tick in ticks:
+            tick["backfilled"] = True
+        return ticks
+    # The error cuts what it shows, and a part of the key would not be recognised: so it is made of what has none.
     try:
-        ticks = [decoder.tick(raw, received_ns) for raw in raws]
+        decoder.tick(_without_key(raw), received_ns)
     except DecodeError as error:
-        clean = DecodeError(redact(error.reason), redact(str(error.payload)), symbol=error.symbol)
-        clean.__cause__ = error.__cause__
-        return clean
-    for tick in ticks:
-        tick["backfilled"] = True
-    return ticks
+        return error.with_traceback(None)
+    return DecodeError("not a tick, but for the API key in it", symbol=decoder.symbol)
+
+
+def _without_key(value: Any) -> Any:
+    """Decoded JSON, with the key taken out of every text."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, list):
+        return [*map(_without_key, value)]
+    return {redact(name): _without_key(inner) for name, inner in value.items()} if isinstance(value, dict) else value
 
 
 def _of_exchange(found: Iterator[list[Tick]], exchange: str) -> Iterator[list[Tick]]:
     for page in found:
         if wanted := [tick for tick in page if tick["exchange"] == exchange]:
             yield wanted
-
-
-def _pair(given: object) -> str:
-    if not isinstance(given, str | Pair):
-        raise check.refusal("pair", given, "a str such as 'BTC:USDC'")
-    return str(Pair.parse(str(given)))
 
 
 def _is_text(value: Any) -> bool:

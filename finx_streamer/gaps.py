@@ -22,7 +22,6 @@ from collections import Counter, deque
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from operator import itemgetter
-from sys import intern
 from typing import Any
 
 import attrs
@@ -43,6 +42,10 @@ FIRST_WAIT = 0.5
 PROBE_WAIT = 5.0
 #: Seconds between two looks at a history that is behind the stream, or that could not be told from it yet.
 PAUSES = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
+
+#: How many of history's ticks may wait for being told apart. It takes that many within a second or two of their time,
+#: or no live tick at all.
+MOST_TOLD = 131_072
 
 _MOMENT = timedelta(microseconds=1)
 _EARLIEST, _LATEST = (time.replace(tzinfo=UTC) for time in (datetime.min, datetime.max))
@@ -101,6 +104,9 @@ Step = Fetch | Probe | Deliver | Finish
 #: What a tick is recognised by: exchange, time and price.
 Key = tuple[str, datetime, Any]
 _parts: Callable[[Any], Key] = itemgetter("exchange", "timestamp", "price")
+#: The exchanges' names, each once. Not by `sys.intern`: Python 3.12 never gives back what is interned.
+_names: dict[str, str] = {}
+_MOST_NAMES = 1_024
 
 
 class Trail:
@@ -151,7 +157,8 @@ class Trail:
         self.last = ticks[-1]["timestamp"]
         if len(ticks) < _LONG:
             for tick in ticks:
-                self._kept.extend((intern(tick["exchange"]), tick["timestamp"], tick["price"]))
+                exchange = tick["exchange"]
+                self._kept.extend((_names.setdefault(exchange, exchange), tick["timestamp"], tick["price"]))
         else:
             self._kept.append(list(map(_parts, ticks)))
         self._count += len(ticks)
@@ -207,6 +214,8 @@ class Trail:
     def _look(self, first: datetime, last: datetime) -> None:
         """Take note of how far the stream is, and forget what is out of the margin."""
         self._fresh = 0
+        if len(_names) > _MOST_NAMES:
+            _names.clear()
         if self._begin is None:
             self._begin = _later(first, _MOMENT) if self._anew else first
         steady = min(self._checked or first, last)
@@ -350,6 +359,8 @@ class Recovery:
         self._tail += ticks
         reached = ticks[-1]["timestamp"]
         self._latest = max(self._latest, reached)
+        if len(self._tail) > MOST_TOLD:
+            return self._finish("history has more ticks than can be told from live ones that are still to come")
         if self._held_from is None:
             return []  # any of them may be on its way
         # The ticks before this time are all there, and none of those that are held, or on their way, is that early.

@@ -41,7 +41,13 @@ _timestamp = itemgetter("timestamp")
 
 
 def pages(
-    fetch: Fetch, snap: Snap | None, pair: str, start: datetime, end: datetime | None, limit: int = PAGE
+    fetch: Fetch,
+    snap: Snap | None,
+    pair: str,
+    start: datetime,
+    end: datetime | None,
+    limit: int = PAGE,
+    empty_days: int | None = None,
 ) -> Iterator[list[Tick]]:
     """The ticks of `start` <= time < `end` (aware datetimes), in lists that are never empty.
 
@@ -53,10 +59,12 @@ def pages(
     `snap`; without it, days are asked for up to the day after today.
 
     `limit` is how many ticks a full answer has. One history call a list and at least one a day with ticks, and two snap
-    calls a day at most, besides some where days are empty. Raises `IncompleteHistory` where a full answer lies within
-    one millisecond, and whatever `fetch` and `snap` raise.
+    calls a day at most, besides some where days are empty. `empty_days` is how many days in a row may be asked for in
+    vain; None: any number. Raises `IncompleteHistory` beyond that, and where a full answer lies within one millisecond;
+    and whatever `fetch` and `snap` raise.
     """
-    return _Walk(fetch, snap, pair, start.astimezone(UTC), end.astimezone(UTC) if end else None, limit).pages()
+    until = end.astimezone(UTC) if end else None
+    return _Walk(fetch, snap, pair, start.astimezone(UTC), until, limit, empty_days).pages()
 
 
 @attrs.define
@@ -69,6 +77,7 @@ class _Walk:
     start: datetime
     end: datetime | None
     limit: int
+    empty_days: int | None
     #: The time of the last tick before the end, as far as snap has told.
     last: datetime | None = None
     #: The day that had been read when snap was last asked.
@@ -83,12 +92,16 @@ class _Walk:
         if self.start >= self.horizon:
             return
         day: date | None = self.start.date()
+        in_vain = 0
         while day is not None:
-            found = False
+            in_vain += 1
             for page in self._day(day):
-                found = True
+                in_vain = 0
                 yield page
-            day = self._next_day(day, found)
+            if in_vain and in_vain == self.empty_days:
+                asked = {"pair": self.pair, "date": day.isoformat()}
+                raise IncompleteHistory("tickHistory", asked, f"no tick on {in_vain} days in a row: that is far enough")
+            day = self._next_day(day, in_vain == 0)
 
     # Within a day.
 

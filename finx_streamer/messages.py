@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypedDict
 
 import attrs
 
-from .errors import DecodeError, ServerError, cut
+from .errors import PAYLOAD_LIMIT, DecodeError, ServerError, cut
 from .template import Template
 from .wirejson import ENVELOPED, FLAT, REFUSALS, TickForm, loads
 
@@ -57,8 +57,14 @@ _NO_TICK = object()
 _PLAIN_PRICE = "0123456789."
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _TIME = re.compile(r"[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]*)?Z?")
-#: Only one way to match each text: a megabyte of digits must not be tried in every division.
-_PRICE = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
+#: Only one way to match each text, and an exponent that no type of number makes a megabyte of.
+_PRICE = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
+#: How many characters a field of a tick may have: a stream's ticks wait by the ten thousand.
+LONGEST_FIELD = 256
+#: No field of a payload of so few bytes is longer than that, for the names of the fields take more than the rest.
+_SHORT = LONGEST_FIELD + 50
+#: How many bytes a message of a stream may have. A tick takes fewer than 200.
+LONGEST_MESSAGE = 16_384
 #: How deep a message may be nested. Any limit would do, but Python's own is not at the same depth for all readers.
 MAX_DEPTH = 100
 
@@ -69,11 +75,15 @@ class _NotATick(ValueError):
 
 @attrs.define
 class Decoder:
-    """Reads the messages of one stream. `pair` is None for a stream that carries no ticks."""
+    """Reads the messages of one stream. `pair` is None for a stream that carries no ticks.
+
+    `longest` bounds a message, in bytes; the answers of functions are larger, and so they have no bound here.
+    """
 
     symbol: str
     pair: str | None
     parse_price: Callable[[str], Any] = float
+    longest: int | None = LONGEST_MESSAGE
     #: The last date that was seen to be one.
     _date: str = attrs.field(default="", init=False)
     #: How to read the form of tick that came last.
@@ -107,6 +117,8 @@ class Decoder:
         parse_price = None if self.parse_price is float else self._price
         try:
             for payload in islice(payloads, at, None):
+                if len(payload) > _SHORT:
+                    break
                 raw = read(payload)
                 if enveloped:
                     raw = raw.resultData
@@ -143,6 +155,8 @@ class Decoder:
 
     def decode(self, payload: bytes, received_ns: int) -> Message:
         """One message. `payload` is UTF-8 text. Raises `DecodeError`, which carries the payload, and nothing else."""
+        if self.longest is not None and len(payload) > self.longest:
+            raise self.too_long(payload)
         try:
             message = loads(payload)
         except (ValueError, RecursionError) as cause:
@@ -177,6 +191,11 @@ class Decoder:
     def binary(self, payload: bytes) -> DecodeError:
         """The error for a binary message: FinX sends text alone."""
         return DecodeError("a binary message; expected text", cut(payload), symbol=self.symbol)
+
+    def too_long(self, payload: bytes, size: int = 0) -> DecodeError:
+        """The error for a message of more than `longest` bytes, of which `payload` may be the beginning alone."""
+        reason = f"a message of {size or len(payload):,} bytes; expected {self.longest:,} at most"
+        return DecodeError(reason, cut(_beginning(payload)), symbol=self.symbol)
 
     def _tick(self, raw: Any, received_ns: int) -> Tick:
         if type(raw) is not dict:
@@ -218,8 +237,12 @@ class Decoder:
         return Notice(self.symbol, message, received_ns)
 
     def _refuse(self, reason: str, payload: bytes, cause: BaseException | None = None) -> NoReturn:
-        text = payload.decode("utf-8", "replace")
-        raise DecodeError(reason, cut(text), symbol=self.symbol) from cause
+        raise DecodeError(reason, cut(_beginning(payload)), symbol=self.symbol) from cause
+
+
+def _beginning(payload: bytes) -> str:
+    """What an error may keep of it, and a little more: a character takes at most four bytes."""
+    return payload[: 4 * PAYLOAD_LIMIT].decode("utf-8", "replace")
 
 
 def _tick_part(message: dict[str, Any]) -> Any:
@@ -239,6 +262,8 @@ def _text(raw: dict[str, Any], field: str) -> str:
         raise _NotATick(f"field {field!r} is missing") from None
     if type(value) is not str:
         raise _NotATick(f"field {field!r} is {_json_type(value)}; expected a string")
+    if len(value) > LONGEST_FIELD:
+        raise _NotATick(f"field {field!r} has {len(value):,} characters; expected {LONGEST_FIELD} at most")
     return value
 
 

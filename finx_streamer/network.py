@@ -26,7 +26,7 @@ from .endpoint import redact
 from .errors import AuthenticationError, ConnectionFailed, DecodeError
 from .flow import Allowance, Flow
 from .keys import Secret
-from .messages import Decoder, Message, Tick
+from .messages import LONGEST_MESSAGE, Decoder, Message, Tick
 from .queues import NO_BOUND
 from .readiness import new_poller
 from .session import Action, Announce, Connect, Disconnect, End, Report, SendKeepAlive, SendPing, Session
@@ -544,7 +544,12 @@ class Network:
         decoder = stream.decoder
         if isinstance(payload, Binary):
             stream.counters.decode_errors += 1
-            return decoder.binary(redact(payload.payload.decode("latin-1")).encode("latin-1"))
+            return decoder.binary(redact(payload.payload[:LONGEST_MESSAGE].decode("latin-1")).encode("latin-1"))
+        if len(payload) > LONGEST_MESSAGE:
+            # The look for keys takes its time: only what an error may keep is looked at.
+            stream.counters.decode_errors += 1
+            beginning = redact(payload[:LONGEST_MESSAGE].decode("utf-8", "replace")).encode()
+            return decoder.too_long(beginning, len(payload))
         with contextlib.suppress(DecodeError):
             message = decoder.decode(payload, received_ns)
             if type(message) is dict:

@@ -24,7 +24,9 @@ class Book:
         self.pages, self.fault = pages, fault
         self.closed = 0
 
-    def history_pages(self, pair: str, start: datetime, end: datetime | None) -> Iterator[list[Any]]:
+    def history_pages(
+        self, pair: str, start: datetime, end: datetime | None, *, empty_days: int | None
+    ) -> Iterator[list[Any]]:
         for number in range(self.pages):
             yield [{"pair": pair, "price": number}]
         if self.fault is not None:

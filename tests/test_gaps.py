@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finx_streamer.gaps import (
+    _MOST_NAMES,
     FIRST_WAIT,
+    MOST_TOLD,
     PAUSES,
     PROBE_WAIT,
     Deliver,
@@ -23,6 +25,7 @@ from finx_streamer.gaps import (
     Recovery,
     Step,
     Trail,
+    _names,
 )
 from finx_streamer.messages import Tick
 
@@ -349,6 +352,29 @@ def test_after_a_gap_that_was_not_filled_the_trail_begins_anew() -> None:
     start, kept = trail.window()
     assert tick(2.5)["timestamp"] < start < tick(2.6)["timestamp"]
     assert keys(tick(2.6)) == kept
+
+
+def test_history_without_end_ends_the_gap() -> None:
+    """With no live tick to tell where to end, or all of it in one moment: no more is kept than a bound."""
+    for live in ([], [tick(1.0)]):
+        recovery = after_outage(tick(0.0))
+        if live:
+            only(recovery.hold(live, 0.0), Fetch)
+        else:
+            only(recovery.wake(FIRST_WAIT), Fetch)
+        page = [tick(0.5, backfilled=True)] * (MOST_TOLD // 4)
+        steps = [step for _ in range(5) for step in recovery.page(page)]
+        end = only(steps, Finish)
+        assert (False, live) == (end.gap.filled, end.after)
+        assert "more ticks than can be told" in str(end.error)
+
+
+def test_the_trail_keeps_no_names_for_ever() -> None:
+    """A server that makes up exchanges fills no table."""
+    trail = Trail()
+    for number in range(5 * _MOST_NAMES):
+        trail.extend([tick(number, exchange=f"X{number}")])
+    assert len(_names) <= _MOST_NAMES + 4
 
 
 def test_the_trail_forgets_what_is_older_than_the_margin() -> None:

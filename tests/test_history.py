@@ -226,6 +226,21 @@ def test_years_without_ticks_are_leapt_over() -> None:
     assert model.fetches + model.snaps < 120
 
 
+@pytest.mark.parametrize("patience", [49, 50, None])
+def test_days_that_are_asked_for_in_vain_are_bounded_on_request(patience: int | None) -> None:
+    """Where snap does not tell of the next tick: `IncompleteHistory` after so many."""
+    noons = [DAY + timedelta(days=days, hours=12) for days in (0, 50)]
+    model = Model(map(at, noons))
+    found = pages(model.fetch, model.no_snap, PAIR, DAY, DAY + timedelta(days=60), LIMIT, patience)
+    assert noons[0] == next(found)[0]["timestamp"]
+    if patience == 49:
+        with pytest.raises(IncompleteHistory, match="no tick on 49 days in a row"):
+            next(found)
+        assert model.fetches <= 2 * 50  # without snap each day is asked for twice, for it may have ended meanwhile
+    else:
+        assert noons[1:] == [tick["timestamp"] for page in found for tick in page]
+
+
 def test_a_gap_of_some_minutes_takes_few_calls() -> None:
     """One call, and one to learn whether a day follows; none where the end is on the same day."""
     hour = DAY + timedelta(hours=1)

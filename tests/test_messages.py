@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from finx_streamer import messages, wirejson
 from finx_streamer.errors import PAYLOAD_LIMIT, DecodeError, ServerError
-from finx_streamer.messages import MAX_DEPTH, Decoder, Notice, Tick
+from finx_streamer.messages import LONGEST_FIELD, LONGEST_MESSAGE, MAX_DEPTH, Decoder, Notice, Tick
 from finx_streamer.wirejson import loads_stdlib
 
 PAIR = "BTC:USDC"
@@ -276,8 +277,8 @@ def test_a_stream_without_ticks_gives_notices() -> None:
         b'{"a":"\n"}',
         b'\xef\xbb\xbf{"a":1}',
         b"\x00",
-        b"[" * 100_000,
-        b'{"a":' * 100_000,
+        b"[" * 16_000,
+        b'{"a":' * 3_000,
         b'{"a":' + b"9" * 5_000 + b"}",
     ],
     ids=lambda payload: repr(payload[:20]),
@@ -345,7 +346,7 @@ def test_result_data_that_is_no_object_is_refused(value: object) -> None:
     assert "resultData is " in refused({"results": "streaming", "resultData": value}).reason
 
 
-@pytest.mark.parametrize("other", ["ETH:USDC", "btc:usdc", "", "BTC:USDC ", "X" * 10_000])
+@pytest.mark.parametrize("other", ["ETH:USDC", "btc:usdc", "", "BTC:USDC ", "X" * 256])
 def test_a_tick_of_another_pair_is_refused(other: str) -> None:
     """A stream carries one pair; the refusal names both, and stays short."""
     reason = refused(FLAT | {"pair": other}).reason
@@ -424,6 +425,38 @@ def test_a_utc_date_without_its_two_parts_is_refused(value: str) -> None:
 def test_a_price_that_is_no_decimal_number_is_refused(price: str, parse_price: Callable[[str], Any]) -> None:
     """Whatever `parse_price` would make of it: float takes NaN, underscores and other scripts' digits."""
     assert "is not a decimal number" in refused(FLAT | {"price": price}, parse_price=parse_price).reason
+
+
+@pytest.mark.parametrize("field", ["exchange", "price", "time"])
+@pytest.mark.parametrize("form", FORMS)
+def test_a_field_has_a_longest_length(form: str, field: str) -> None:
+    """Ticks wait by the ten thousand, and so the server must not choose their size; the quick ways agree."""
+    value = FLAT[field].removesuffix("Z")
+    last = "Z" if field == "time" else ""
+    longest = {**FLAT, field: f"{value:0<{LONGEST_FIELD - len(last)}}{last}"}
+    assert longest[field] == ticked(FORMS[form](longest), parse_price=str)[field]
+    longer = {**FLAT, field: f"{value:0<{LONGEST_FIELD + 1 - len(last)}}{last}"}
+    assert f"field {field!r} has 257 characters" in refused(FORMS[form](longer)).reason
+    for payload in (json.dumps(FORMS[form](longer)), json.dumps(FORMS[form](longer), separators=(",", ":"))):
+        assert not any(quickly([payload.encode()], reader) for reader in TICK_FORMS.values())
+
+
+@pytest.mark.parametrize("size", [LONGEST_MESSAGE, LONGEST_MESSAGE + 1])
+def test_a_message_has_a_longest_length(size: int) -> None:
+    """Whatever it is, but for the answers of functions."""
+    message = f'{{"note":"{"x" * (size - 11)}"}}'.encode()
+    assert size == len(message)
+    if size == LONGEST_MESSAGE:
+        assert isinstance(decode(message), Notice)
+    else:
+        assert "a message of 16,385 bytes; expected 16,384 at most" == refused(message).reason
+    assert isinstance(decode(message, longest=None), Notice)
+
+
+def test_an_exponent_has_four_digits_at_most() -> None:
+    """A type of number that is exact would take hours and gigabytes over more."""
+    assert Fraction(10) ** 9_999 == ticked(FLAT | {"price": "1e9999"}, parse_price=Fraction)["price"]
+    assert "is not a decimal number" in refused(FLAT | {"price": "1e10000"}, parse_price=Fraction).reason
 
 
 def test_a_price_beyond_a_float_is_refused() -> None:
@@ -662,7 +695,25 @@ def test_the_quick_way_takes_what_is_documented(form: str, parse_price: Callable
 def altered(value: str) -> st.SearchStrategy[Any]:
     """A field as it should be, mostly; or with something about it."""
     pieces = st.sampled_from(
-        ["", " ", "Z", "T", ".", ",", ":", "+00:00", "_", "e5", "E400", "nan", "-", "\u0661", "\\"]
+        [
+            "",
+            " ",
+            "Z",
+            "T",
+            ".",
+            ",",
+            ":",
+            "+00:00",
+            "_",
+            "e5",
+            "E400",
+            "nan",
+            "-",
+            "\u0661",
+            "\\",
+            "0" * 230,
+            "X" * 270,
+        ]
     )
     bent = st.builds(
         lambda at, cut, put: value[:at] + put + value[at + cut :], st.integers(0, 30), st.integers(0, 3), pieces
