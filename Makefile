@@ -4,8 +4,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.cfg setup.py pyproject.toml finx_streamer/_version.py
 DEMO_SECONDS ?= 30
-# Once in a while ipykernel 7 hears no more while a page talks to it; until it is known why, these are run apart.
-LIVE := --ignore=tests/notebook/test_live.py
 OTHER_PYTHONS ?= 3.12 3.13
 
 .DEFAULT_GOAL := help
@@ -18,11 +16,15 @@ help: ## show the targets
 
 .PHONY: test
 test: $(VENV)/.installed-dev ## run the tests; arguments for pytest: make test ARGS="-k cli"
-	$(BIN)/python -m pytest tests $(LIVE) $(ARGS)
+	$(BIN)/python -m pytest tests $(ARGS)
 
 .PHONY: test-notebook
 test-notebook: $(VENV)/.installed-browser ## the live view in JupyterLab and Chromium (Debian: apt install chromium)
-	$(BIN)/python -m pytest tests/notebook/test_browser.py tests/notebook/test_live.py $(ARGS)
+	$(BIN)/python -m pytest tests/notebook/test_browser.py $(ARGS)
+
+.PHONY: bench-notebook
+bench-notebook: $(VENV)/.installed-browser ## what the live view costs, 2 minutes: table of docs/jupyter.md
+	$(BIN)/python -m tests.notebook.measure $(ARGS)
 
 .PHONY: coverage
 coverage: $(VENV)/.installed-dev ## run the tests and show what they do not reach
@@ -86,6 +88,10 @@ storm: $(VENV)/.installed-dev ## storms of quick faults, over a few pairs, 30 mi
 .PHONY: autobahn
 autobahn: $(VENV)/.installed-dev ## the Autobahn test suite against the transport; needs Python 2.7, e.g. pyenv's
 	$(BIN)/python tests/autobahn/run.py $(ARGS)
+
+.PHONY: fuzz
+fuzz: $(VENV)/.installed-fuzz ## coverage-guided fuzzing, 10 minutes each of five targets: make fuzz ARGS="frames --seconds 60"
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 .PHONY: import-time
 import-time: $(VENV)/.installed-dev ## what `import finx_streamer` costs

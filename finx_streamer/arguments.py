@@ -6,16 +6,18 @@ The error names the argument, the value (never a key) and what is allowed.
 from __future__ import annotations
 
 import os
-import reprlib
 import ssl
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
-from .endpoint import redact
 from .errors import ConfigurationError, ConnectionFailed
+from .keys import redact, shown
 from .reconnect import ReconnectPolicy
+from .symbols import Pair, Symbol, parse_symbol
+
+_S = TypeVar("_S")
 
 #: In seconds; clocks and selectors overflow somewhere beyond it.
 _LONGEST = 1e9
@@ -33,8 +35,10 @@ def seconds_or_none(name: str, value: Any) -> float | None:
 
 
 def positive_int(name: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= sys.maxsize:
-        raise refusal(name, value, f"an int >= 1 and <= {sys.maxsize}")
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise refusal(name, value, "an int >= 1")
+    if value > sys.maxsize:
+        raise refusal(name, value, f"an int <= {sys.maxsize}")
     return value
 
 
@@ -58,17 +62,39 @@ def instance(name: str, value: Any, expected: str, check: Callable[[Any], bool])
     return value
 
 
+def symbol(given: Any) -> Symbol:
+    """A `Pair` or an `Option`, as `parse_symbol` reads it."""
+    return _read(parse_symbol, given)
+
+
+def pair(given: Any) -> Pair:
+    """A `Pair`."""
+    if not isinstance(given, str | Pair):
+        raise refusal("pair", given, "a str such as 'BTC:USDC'")
+    return _read(Pair.parse, str(given))
+
+
+def _read(read: Callable[[Any], _S], given: Any) -> _S:
+    """What is no symbol may be the key in the wrong place, of which `symbols` knows nothing."""
+    try:
+        return read(given)
+    except ConfigurationError:
+        if not isinstance(given, str) or redact(given) == given:
+            raise
+    raise refusal("symbol", given, "a pair such as 'BTC:USDC', or an option such as 'BTCN2202207'")
+
+
 def exchange(name: str, value: Any) -> str:
     """An exchange as ticks name it. Source: O. In lower case it would be that of no tick, and nobody would know why."""
     if not isinstance(value, str) or not value:
         raise refusal(name, value, "a name such as 'BINANCE'")
     if value != value.upper():
-        raise refusal(name, value, f"the upper case in which ticks name it: {redact(value.upper())!r}")
+        raise refusal(name, value, f"the upper case in which ticks name it: {shown(value.upper())}")
     return value
 
 
 def refusal(name: str, value: Any, expected: str) -> ConfigurationError:
-    return ConfigurationError(f"{name}: {redact(reprlib.repr(value))} is not allowed; expected {expected}")
+    return ConfigurationError(f"{name}: {shown(value)} is not allowed; expected {expected}")
 
 
 def is_policy(value: Any) -> bool:

@@ -150,7 +150,8 @@ class Backfiller:
                 self._run(job, history)
             except FinxStreamerError as error:
                 reason = f"no history ({error})"
-            except Exception as crash:
+            except BaseException as crash:
+                # A user's parse_price may raise SystemExit, too; this thread has to tell its end nonetheless.
                 logger.exception("unexpected %s while history was fetched", type(crash).__name__)
                 reason = f"no history ({type(crash).__name__})"
             if not job.cancelled:

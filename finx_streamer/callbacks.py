@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from . import jupyter
-from .errors import CallbackError, ConfigurationError, FinxStreamerError
+from .errors import CallbackError, ConfigurationError, FinxStreamerError, printable_lines
 from .gaps import Gap
 from .messages import Notice, Tick
 from .session import State
@@ -21,6 +21,17 @@ if TYPE_CHECKING:
     from .notebook.cells import Cell
 
 logger = logging.getLogger("finx_streamer")
+
+
+def _make_printable(record: logging.LogRecord) -> bool:
+    """Have the traceback formatted here: an exception of the user's may quote what the server sent, and logs are read
+    on terminals."""
+    if record.exc_info and not record.exc_text:
+        record.exc_text = printable_lines(logging.Formatter().formatException(record.exc_info))
+    return True
+
+
+logger.addFilter(_make_printable)
 
 Callback = Callable[..., Any]
 EVENTS = ("tick", "error", "notice", "state", "gap")

@@ -58,6 +58,10 @@ _GRACE = 0.25
 _STUCK = 4
 #: How long `close` waits for threads that have nothing left to do but to end.
 _LAST_STEPS = 1.0
+#: How many times its timeout a call may take while its answer keeps coming.
+LONGEST_ANSWER = 6
+#: With less time than this left, a call does not try again.
+_LAST_TRY = 0.05
 _WORKER_PATIENCE = 0.2
 #: A deadline may lie further ahead than a selector can wait.
 _LONGEST_WAIT = 3_600.0
@@ -81,11 +85,14 @@ class _Call:
     """One call under way, over as many connections as it takes."""
 
     function: str
-    arguments: dict[str, Any]
+    arguments: dict[str, Any] = attrs.field(repr=False)
     #: Whether the answer is ticks, in which to look for the key would take longer than to read them.
     data: bool
     timeout: float
     deadline: float
+    #: When it ends, though more of the answer keeps coming; and how much of one has come.
+    ends: float
+    received: int = 0
     #: A key that is not worth another try, and one that was asked for in its place.
     refused_key: Secret | None = attrs.field(default=None, repr=False)
     next_key: Secret | None = attrs.field(default=None, repr=False)
@@ -97,6 +104,11 @@ class _Call:
     @property
     def remaining(self) -> float:
         return self.deadline - time.monotonic()
+
+    def went_on(self, size: int) -> None:
+        """So many bytes have come: there is more time for the rest."""
+        self.received += size
+        self.deadline = min(self.ends, time.monotonic() + self.timeout)
 
     def wait(self, seconds: float) -> None:
         """Until the bell rings, if it does."""
@@ -199,12 +211,17 @@ class Calls:
         return sum(line.connection is not None for line in tuple(self._lines))
 
     def call(self, function: str, arguments: dict[str, Any], timeout: float, *, data: bool = False) -> Answer:
-        """The answer to a function call, within `timeout` seconds all in all. What is not `data` is free of the key.
+        """The answer to a function call, within `timeout` seconds all in all; or so many since the last of its bytes,
+        for a slow line is no silence, but no more than six times as long. What is not `data` is free of the key.
 
-        Raises `FunctionError` where the server answers with an error, or this is closed; `CallTimeout`;
-        `DecodeError` for an answer that is no JSON object; `ConnectionFailed` where the policy does not try again.
+        `arguments` is emptied. Raises `FunctionError` where the server answers with an error, or this is closed;
+        `CallTimeout`; `DecodeError` for an answer that is no JSON object; `ConnectionFailed` where the policy does not
+        try again.
         """
-        call = _Call(function, arguments, data, timeout, time.monotonic() + timeout)
+        now = time.monotonic()
+        call = _Call(function, arguments.copy(), data, timeout, now + timeout, now + LONGEST_ANSWER * timeout)
+        # Tracebacks may show the locals of the frames that it came through, and a key may be among them.
+        arguments.clear()
         delays = self._policy.delays() if self._policy is not None else iter(())
         failure: ConnectionFailed | None = None
         for attempt in itertools.count(1):
@@ -285,9 +302,16 @@ class Calls:
         )
         if is_fatal(failure) and not another_key:
             return None
-        delay = retry_delay(failure, next(delays))
-        # One that can't be in time is no reason to keep the caller waiting.
-        return delay if delay < call.remaining else None
+        left = call.remaining
+        if left < _LAST_TRY:
+            return None
+        drawn = next(delays)
+        if failure.retry_after:
+            delay = retry_delay(failure, drawn)
+            # One that can't be in time is no reason to keep the caller waiting.
+            return delay if delay < left else None
+        # All the time is used that there is: the line may be back before the policy would have looked.
+        return min(drawn, left / 2)
 
     def _exchange(self, call: _Call, line: _Line, connection: Connection) -> Answer | FinxStreamerError:
         """Ask and wait for the answer."""
@@ -315,14 +339,16 @@ class Calls:
         line.wanted = wanted
         left = call.remaining
         if left <= 0:
-            return call.timed_out("the server is silent")
+            return call.timed_out(f"{call.received:,} bytes had come" if call.received else "the server is silent")
         try:
             # What TLS has read ahead wakes no selector.
-            if wire.secure and wire.fill():
+            if wire.secure and (size := wire.fill()):
+                call.went_on(size)
                 return None
             line.waiting.select(min(left, _LONGEST_WAIT))
             wire.flush()
-            wire.fill()
+            if size := wire.fill():
+                call.went_on(size)
         except (OSError, EOFError) as cause:
             return translate(cause)
         return None
@@ -332,7 +358,7 @@ class Calls:
     ) -> Answer | FinxStreamerError:
         """The answer as an object, or as an error. The connection is clean if this was all that it had to say."""
         received_ns = connection.wire.received_ns
-        decoder = Decoder(call.function, None, longest=None)
+        decoder = Decoder(call.function, None, bounded=False)
         payload = messages[0]
         if isinstance(payload, Binary):
             return decoder.binary(redact(payload.payload.decode("latin-1")).encode("latin-1"))

@@ -31,7 +31,7 @@ class Endpoint:
     PRODUCTION: ClassVar[Endpoint]
     BETA: ClassVar[Endpoint]
 
-    #: Whatever it is, it is not shown with a key in it: there it would be by mistake.
+    # Whatever it is, it is not shown with a key in it: there it would be by mistake.
     url: str = attrs.field(repr=lambda url: repr(redact(url)))
     prefix: str = "streaming"
 
@@ -41,7 +41,10 @@ class Endpoint:
 
     @classmethod
     def of(cls, given: object) -> Endpoint:
-        """An endpoint from what a user gives: "production", "beta", a base URL, or an `Endpoint`."""
+        """An endpoint from what a user gives: "production", "beta", a base URL, or an `Endpoint`.
+
+        Raises `ConfigurationError` for anything else.
+        """
         if isinstance(given, Endpoint):
             return given
         if not isinstance(given, str):
@@ -57,19 +60,23 @@ class Endpoint:
 
     @property
     def secure(self) -> bool:
+        """Whether it is `wss://`."""
         return self.url.startswith("wss:")
 
     @property
     def host(self) -> str:
+        """The name or address, in lower case; that of IPv6 without its brackets."""
         return urlsplit(self.url).hostname or ""
 
     @property
     def port(self) -> int:
+        """As in the URL, or else 443 for `wss://` and 80 for `ws://`."""
         parts = urlsplit(self.url)
         return parts.port or _DEFAULT_PORTS[parts.scheme]
 
     @property
     def is_loopback(self) -> bool:
+        """Whether the host is this machine, by its name or address; no name is resolved."""
         return is_loopback(self.host)
 
     def check_secrecy(self, allow_insecure: bool) -> None:

@@ -1,4 +1,4 @@
-"""Everything that `finx_streamer` raises or hands to `on_error`.
+"""Everything that `finx_streamer` raises or hands to `on_error`::
 
     FinxStreamerError
     ├── ConfigurationError (also a ValueError)   an argument is wrong; nothing was started
@@ -118,7 +118,7 @@ class ConnectionFailed(FinxStreamerError):
 
     def _text(self) -> str:
         attempt = f"attempt {self.attempt}, " if self.attempt else ""
-        plan = f"next attempt in {self.retry_in or 0.0:.1f} s" if self.will_retry else "not retried"
+        plan = f"next attempt in {self.retry_in or 0.0:.1f} s" if self.will_retry else "no further attempt"
         return f"{self.reason} ({attempt}{plan})"
 
 
@@ -260,6 +260,11 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def printable_lines(text: str) -> str:
+    """As `printable`, but line breaks stay: for a traceback, which ends with whatever the exception says."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def _shown(payload: str | bytes, limit: int = 120) -> str:

@@ -17,7 +17,7 @@ import attrs
 from .backfill import Backfiller, Job
 from .callbacks import Event
 from .dispatch import Outlet
-from .gaps import Deliver, Fetch, Finish, Gap, LastTime, Probe, Recovery, Step, Trail
+from .gaps import PATIENCE, Deliver, Fetch, Finish, Gap, LastTime, Probe, Recovery, Step, Trail
 from .messages import Tick
 from .queues import NO_BOUND
 from .stats import Counters
@@ -66,6 +66,7 @@ class Flow:
         "_host",
         "_job",
         "_outlet",
+        "_overdue_at",
         "_pages",
         "_recovery",
         "_symbol",
@@ -98,12 +99,13 @@ class Flow:
         self._job: Job | None = None
         #: Without a backfiller: the connection is a new one, and the next tick tells where the gap ends.
         self._gap_open = False
-        #: A gap was given up before there was a live tick behind it: the trail begins anew with that one.
+        #: The last gap was given up with no live tick after it: the trail begins anew at the next one.
         self._given_up = False
         #: What is to go out as soon as there is room: runs of ticks, and events.
         self._waiting: deque[list[Tick] | Event] | None = None
-        #: How many ticks and events the recovery holds.
+        #: How many ticks and events the recovery holds, and when they will have been held for too long.
         self._held = 0
+        self._overdue_at = _NEVER
         #: How many of the pages that were taken from the job wait among them.
         self._pages = 0
 
@@ -114,6 +116,7 @@ class Flow:
         now = time.monotonic()
         if self._recovery is not None:
             self._hold(len(ticks))
+            self._overdue_at = min(self._overdue_at, now + PATIENCE)
             self._do(self._recovery.hold(ticks, now))
             self._keep_bound(now)
             return
@@ -178,11 +181,19 @@ class Flow:
 
     @property
     def deadline(self) -> float:
-        return self._recovery.deadline if self._recovery is not None else _NEVER
+        return min(self._recovery.deadline, self._overdue_at) if self._recovery is not None else _NEVER
 
     def wake(self, now: float) -> None:
-        if self._recovery is not None:
+        if self._recovery is None:
+            return
+        if now < self._overdue_at:
             self._do(self._recovery.wake(now))
+        elif self._waiting:
+            # It is the callbacks that are slow: what was found for this gap has not gone out yet.
+            self._overdue_at = now + PATIENCE
+            self._host.schedule(self._symbol)
+        else:
+            self._do(self._recovery.overdue(now))
 
     def end(self, reason: str) -> None:
         """The stream ends: everything that was received goes out now, whatever the room."""
@@ -238,6 +249,7 @@ class Flow:
 
     def _hold(self, count: int) -> None:
         self._held += count
+        self._counters.held = self._held
         self._allowance.used += count
 
     def _keep_bound(self, now: float) -> None:
@@ -259,8 +271,11 @@ class Flow:
                     self._fetch(step)
                 case Probe():
                     self._host.probe(self._symbol)
+                    self._overdue_at = min(self._overdue_at, time.monotonic() + PATIENCE)
                 case Deliver():
                     self._queue(step.ticks)
+                    if self._overdue_at < _NEVER:
+                        self._overdue_at = time.monotonic() + PATIENCE
                 case Finish():
                     self._finish(step)
         if steps:
@@ -308,7 +323,8 @@ class Flow:
         self._drop_job()
         # What was held is counted anew on its way out.
         self._allowance.used -= self._held
-        self._held = 0
+        self._held = self._counters.held = 0
+        self._overdue_at = _NEVER
         self._recovery = None
         if step.before:
             self._queue(step.before)

@@ -18,6 +18,8 @@ _WHOLE_TEXT = 0x81
 _FIN, _RESERVED, _OPCODE, _MASK, _LENGTH = 0x80, 0x70, 0x0F, 0x80, 0x7F
 _KNOWN_OPCODES = frozenset({0x0, 0x1, 0x2, 0x8, 0x9, 0xA})
 _CONTROL = 0x8
+#: The payload of a plain text frame has no more bytes.
+LONGEST_QUICK = 65_535
 #: How many fragments one message may have; an empty one costs the sender two bytes, and us a hundred.
 MAX_FRAGMENTS = 100_000
 
@@ -32,6 +34,11 @@ class FrameError(Exception):
     def error(self) -> ProtocolError:
         """The typed error for the user."""
         return ProtocolError(f"the server broke the websocket protocol: {self}")
+
+
+def too_large(bound: int) -> FrameError:
+    """The fault of a message that has more bytes than it may."""
+    return FrameError(f"a message of over {bound} bytes", 1009)
 
 
 def text_frames(buffer: bytes, at: int, limit: int) -> tuple[list[bytes], int]:
@@ -93,7 +100,7 @@ def check_next(buffer: bytes, at: int, begun: int | None, max_message: int) -> i
     if header > 2:
         length = int.from_bytes(buffer[at + 2 : at + header], "big")
     if length + (begun or 0) > max_message and opcode < _CONTROL:
-        raise FrameError(f"a message of over {max_message} bytes", 1009)
+        raise too_large(max_message)
     # A plain text frame of modest size is not given to the library in pieces: its rest is awaited.
     return 0 if first == _WHOLE_TEXT and header < 10 and ahead < header + length else header + length
 

@@ -34,7 +34,7 @@ _NO_TICK = re.compile(r"\bno ticks?\b", re.IGNORECASE)
 
 
 class FunctionClient:
-    """Calls FinX's functions over a few websocket connections, and waits for the answers.
+    """Calls FinX's functions over a few websocket connections, and waits for the answers::
 
         with FunctionClient() as client:
             client.tick_snap("BTC:USDC")
@@ -101,7 +101,9 @@ class FunctionClient:
             parse_price=check.instance(
                 "parse_price", parse_price, "a callable such as float or decimal.Decimal", callable
             ),
-            reconnect=check.instance("reconnect", reconnect, "a ReconnectPolicy or None", check.is_policy),
+            reconnect=check.instance(
+                "reconnect", reconnect, "a ReconnectPolicy or None (None: no retry)", check.is_policy
+            ),
             name=check.instance("name", name, "a str or None", check.is_name)
             or f"finx-streamer-functions-{next(_names)}",
         )
@@ -156,7 +158,9 @@ class FunctionClient:
     def tick_snap(self, pair: str | Pair, at: Moment | None = None) -> Tick:
         """The last tick of a pair at or before a time, to the millisecond; None: now, by this machine's clock.
 
-        `at`: an aware datetime, a date (its midnight, UTC) or ISO text (in UTC where it has no offset).
+        `at`: an aware datetime, a date (its midnight, UTC) or ISO text (in UTC where it has no offset). `backfilled` is
+        True. Raises `ConfigurationError` for what is no pair or no time, and `FunctionError` where there is no such
+        tick; else as all methods do. Source: D.
         """
         name = str(check.pair(pair))
         when = moment("at", at) if at is not None else datetime.now(UTC)
@@ -202,9 +206,15 @@ class FunctionClient:
         return itertools.chain.from_iterable(found)
 
     def reference_data(self, security_id: str) -> dict[str, Any]:
-        """Facts about a security such as "BTC"; which ones is up to FinX (D)."""
+        """Facts about a security such as "BTC", as the decoded JSON object; which ones is up to FinX (D).
+
+        Raises `ConfigurationError` for what is no text, and `FunctionError` where the server does not know it; else as
+        all methods do.
+        """
         check.instance("security_id", security_id, "a str such as 'BTC'", _is_text)
-        return self._ask("referenceData", {"securityId": security_id}).message
+        arguments = {"securityId": security_id}
+        security_id = ""  # tracebacks may show it
+        return self._ask("referenceData", arguments).message
 
     def greeks_history(self, *arguments: Any, **more: Any) -> list[Any]:
         """Not yet: FinX has announced it for a future release (S). Raises `NotAvailable`."""

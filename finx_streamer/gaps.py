@@ -9,9 +9,9 @@ keeps what was delivered last; a `Recovery` goes from the moment a stream is con
                                                   └───────PAUSE <───────┘ history behind the stream, or not certain yet
 
 A stream that is lost and connected again meanwhile begins at FIRST anew, with what is held so far.
-Live ticks are held from the beginning to the end. The answer to the ping tells that whatever the server had sent on the
-stream when history answered has been received: without it a tick that is in history and still on its way would be taken
-for a lost one.
+Live ticks are held from the beginning to the end, and so that is bounded: whoever drives this says when they are
+`overdue`. The answer to the ping tells that whatever the server had sent on the stream when history answered has been
+received: without it a tick that is in history and still on its way would be taken for a lost one.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ REMEMBERED = 1_024
 _LOOK_AFTER, _LONG = 4, 16
 #: Seconds for which the first live tick is awaited. History is asked without it then.
 FIRST_WAIT = 0.5
-#: Seconds for which the answer to a ping is awaited. With none by then, what was on its way counts as arrived.
-PROBE_WAIT = 5.0
+#: Seconds for which live ticks may be held, or a ping be unanswered, while nothing is found for the gap; over however
+#: many connections.
+PATIENCE = 30.0
 #: Seconds between two looks at a history that is behind the stream, or that could not be told from it yet.
 PAUSES = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
 
@@ -149,7 +150,8 @@ class Trail:
         self._aged: datetime | None = None
         #: The latest time that was forgotten for want of room.
         self._crowded: datetime | None = None
-        #: The latest time that was reached, and again at the next look: one tick alone may have a wrong time.
+        #: How far the stream has got. It moves only where two looks in a row agree, so that one tick with a wrong time
+        #: can't move it.
         self._reached: datetime | None = None
 
     def extend(self, ticks: list[Tick]) -> None:
@@ -382,7 +384,7 @@ class Recovery:
         if self._phase is not _Phase.FETCH:
             return []
         if self._connected and not self._full:
-            self._phase, self.deadline = _Phase.PROBE, now + PROBE_WAIT
+            self._phase, self.deadline = _Phase.PROBE, _NEVER
             return [Probe()]
         return self._settle(now)
 
@@ -396,9 +398,15 @@ class Recovery:
 
     def wake(self, now: float) -> list[Step]:
         """Do what is due. Harmless when nothing is."""
-        if now < self.deadline:
-            return []
-        return self._settle(now) if self._phase is _Phase.PROBE else self._fetch()
+        return self._fetch() if now >= self.deadline else []
+
+    def overdue(self, now: float) -> list[Step]:
+        """Live ticks have been held for too long: they go out, with what is known by now."""
+        if self._phase is _Phase.PROBE:
+            return self._settle(now, "the stream answered no ping, so that ticks on their way may have come twice")
+        if self._phase is _Phase.PAUSE:
+            return self._settle(now, _BEHIND)
+        return self.give_up(f"live ticks had waited for {PATIENCE:g} s, and history had not answered")
 
     def give_up(self, reason: str) -> list[Step]:
         """End at once, whatever is still missing."""
@@ -418,8 +426,8 @@ class Recovery:
         end = _later(self._first["timestamp"], self._trail.margin)
         return [Fetch(self._start, _later(max(end, self._start), _MOMENT))]
 
-    def _settle(self, now: float) -> list[Step]:
-        """Tell the last of history's ticks apart, if that can be done already."""
+    def _settle(self, now: float, flaw: str | None = None) -> list[Step]:
+        """Tell the last of history's ticks apart, if that can be done already; now, where there is a flaw in it."""
         held = self._held_keys()
         if self._full and self._held_to is not None:
             # The rest is still to be read, some of it perhaps late.
@@ -428,7 +436,7 @@ class Recovery:
         if self._is_foreign():
             return self._finish(_FOREIGN)
         doubt = self._doubt(held)
-        if doubt and self._round < len(PAUSES):
+        if doubt and not flaw and self._round < len(PAUSES):
             self._phase, self.deadline = _Phase.PAUSE, now + PAUSES[self._round]
             self._round += 1
             return []
@@ -439,7 +447,7 @@ class Recovery:
             doubt = "more ticks had the time of the last one before the gap than are remembered"
         missed = _less(_less(self._tail, Counter(self._delivered)), held)
         self._found += len(missed)
-        return self._finish(doubt, missed)
+        return self._finish(doubt or flaw, missed)
 
     def _doubt(self, held: Counter[Key]) -> str | None:
         """Why history has to be asked once more; None where there is no reason to."""
@@ -452,7 +460,8 @@ class Recovery:
             return _BEHIND
         for tick in self._tail:
             key = _key(tick)
-            # Of those that came after the question some may be in the answer, and some of the lost ones their equals.
+            # A live tick that came after the question may or may not be in the answer. If equal ones were lost as well,
+            # the counts can't tell which is which.
             if tick["timestamp"] <= first["timestamp"] and held[key] > self._asked[key] and known[key] > received[key]:
                 return "lost ticks can't be told from equal ones that were received"
         return None

@@ -168,9 +168,10 @@ class _Walk:
         return following if found else self._leap(following, self.last.date())
 
     def _is_over(self, day: date, ask: bool = False) -> bool:
-        """Whether there are ticks of a later day: as far as is known, or with a question, once the day was read.
+        """Whether this day is complete, because there are later ticks.
 
-        Always, where snap is refused.
+        With `ask` the server is asked, once a day, if that is not known. True where snap is refused, for nothing better
+        can be known then.
         """
         if ask and self.asked != day and (self.last is None or self.last.date() <= day):
             # Anew, where the last answer has been reached: more may have come.

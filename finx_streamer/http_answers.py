@@ -7,6 +7,7 @@ import email.utils
 import http.client
 import io
 import math
+import re
 import time
 
 import attrs
@@ -26,7 +27,8 @@ class HttpAnswer:
         """None where the first line is no status line. Headers that can't be read count as none."""
         head, _, body = response.partition(b"\r\n\r\n")
         status_line, _, headers = head.partition(b"\r\n")
-        words = status_line.decode("latin-1").split(None, 2)
+        # By spaces alone, as the library reads it: what is 101 here and a redirect there, it would follow.
+        words = status_line.decode("latin-1").split(" ", 2)
         if len(words) < 2 or not words[0].startswith("HTTP/") or len(words[1]) != 3 or not words[1].isdecimal():
             return None
         try:
@@ -34,6 +36,14 @@ class HttpAnswer:
         except http.client.HTTPException:
             parsed = http.client.HTTPMessage()
         return cls(int(words[1]), words[2] if len(words) > 2 else "", parsed, body)
+
+    @property
+    def unasked(self) -> str | None:
+        """The header by which a server says that it goes by what we did not offer: RFC 6455, 4.1, has us refuse it."""
+        for name in ("Sec-WebSocket-Extensions", "Sec-WebSocket-Protocol"):
+            if any(value.strip() for value in self.headers.get_all(name, ())):
+                return name
+        return None
 
     @property
     def retry_after(self) -> float | None:
@@ -50,3 +60,17 @@ class HttpAnswer:
                 return max(0.0, moment - email.utils.parsedate_to_datetime(self.headers.get("Date", "")).timestamp())
             return max(0.0, math.ceil(moment - time.time()))
         return None
+
+
+def without_cookies(response: bytes) -> bytes:
+    """The answer without Set-Cookie headers. `websocket-client` would keep them, for all connections of the process."""
+    head, end, body = response.partition(b"\r\n\r\n")
+    kept: list[bytes] = []
+    dropping = False
+    # At every line feed, and names in lower case as text: as the library reads them.
+    for line in re.split(rb"\r?\n", head):
+        name = line.decode("utf-8", "replace").strip().partition(":")[0].lower()
+        dropping = name == "set-cookie" or (dropping and line[:1] in (b" ", b"\t"))
+        if not dropping:
+            kept.append(line)
+    return b"\r\n".join(kept) + end + body

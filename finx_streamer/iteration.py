@@ -112,7 +112,7 @@ class Iterations:
         return min((buffer.room() for buffer in self._buffers), default=NO_BOUND)
 
     def want_room(self) -> None:
-        """An iteration that takes calls back; here only a chance that was missed meanwhile is made good."""
+        """A loop that takes a tick calls back. If it took its last one just before this, nobody would: so look."""
         if self.room():
             self._on_room()
 

@@ -1,23 +1,26 @@
 """The API key: asked for at every attempt, and kept out of everything that anybody might read.
 
 FinX takes the key in the URL's path, so it is bound to pass through objects that print themselves. Three things keep
-it in: `Secret` never prints it; every key that was ever asked for is remembered here, and `redact` takes it out of
+it in: `Secret` never prints it; every key in use, or used of late, is remembered here, and `redact` takes it out of
 text; and a filter on the logger of `websocket-client` redacts what that library logs, its trace output included.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import re
+import reprlib
 import threading
+import time
+import weakref
 from collections.abc import Callable
 from typing import NoReturn
 
 import attrs
 
 from .errors import AuthenticationError, ConfigurationError, ConnectionFailed
+from .spellings import masked, views
 
 #: Where the key is looked for when none is given. Source: D.
 ENVIRONMENT_VARIABLE = "FINX_API_KEY"
@@ -29,13 +32,15 @@ _ALLOWED = re.compile(r"[!-~]+")
 SHORTEST_MASKED = 4
 #: How the trace of `websocket-client` begins where it shows the bytes of a frame.
 _SENT_RAW = "++Sent raw:"
-_REMEMBERED = 1_024
+#: How many keys are remembered, unless more are in use, and for how many seconds after that: keys rotate every 24 h.
+_REMEMBERED = 256
+_RETIRED = 2 * 86_400.0
 
 
 class Secret:
     """A key that does not show itself: only `reveal` gives it away."""
 
-    __slots__ = ("_value",)
+    __slots__ = ("__weakref__", "_value")
 
     def __init__(self, value: str) -> None:
         self._value = value
@@ -111,59 +116,99 @@ class KeySource:
 
 
 def redact(text: str) -> str:
-    """The text without any API key that this process has used."""
-    for pattern in _registry.patterns:
-        text = pattern.sub(MASK, text)
-    return text
+    """The text without any API key that this process has used, and without a part of one that the text is cut in."""
+    forms = _registry.forms
+    if not forms:
+        return text
+    places = [place for view in views(text) for place in view.places(forms)]
+    return masked(text, places, MASK) if places else text
+
+
+def shown(value: object) -> str:
+    """Any value as an error may show it: short, and without a key, which goes before anything is cut."""
+    try:
+        return redact(_short.repr(value))
+    except Exception:
+        # Also where an int has more digits than Python is ready to write.
+        return f"<{type(value).__name__}>"
+
+
+class _Short(reprlib.Repr):
+    def repr_str(self, value: str, level: int) -> str:
+        return super().repr_str(redact(value), level)
+
+    def repr_instance(self, value: object, level: int) -> str:
+        return super().repr_instance(_AsShown(redact(repr(value))), level)
+
+
+@attrs.frozen
+class _AsShown:
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+_short = _Short()
+
+
+@attrs.define
+class _Known:
+    """A key that was used, in the forms in which it is looked for, and when that was (`time.monotonic()`)."""
+
+    forms: tuple[str, ...]
+    used: float
 
 
 class _Registry:
-    """The keys in use, and for each a pattern that finds it in any of its spellings."""
+    """The keys to look for: those that something holds, and those that were used in the last two days."""
 
     def __init__(self) -> None:
-        #: Longest key first: a key may be a part of another one. Replaced as a whole, so that readers need no lock.
-        self.patterns: tuple[re.Pattern[str], ...] = ()
+        #: What to look for. Replaced as a whole, so that readers need no lock.
+        self.forms: tuple[str, ...] = ()
         #: The latest used last.
-        self._keys: dict[str, re.Pattern[str]] = {}
+        self._keys: dict[str, _Known] = {}
+        self._held: weakref.WeakValueDictionary[str, Secret] = weakref.WeakValueDictionary()
         self._lock = threading.Lock()
 
-    def add(self, key: str) -> None:
+    def add(self, secret: Secret) -> Secret:
+        """The one object that stands for this key as long as anybody has it."""
+        key, now = secret.reveal(), time.monotonic()
         if len(key) < SHORTEST_MASKED:
-            return
+            return secret
         with self._lock:
+            secret = self._held.setdefault(key, secret)
             known = self._keys.pop(key, None)
-            self._keys[key] = known or _pattern(key)
+            self._keys[key] = known or _Known(_forms(key), now)
+            self._keys[key].used = now
             if known:
-                return
-            while len(self._keys) > _REMEMBERED:
-                del self._keys[next(iter(self._keys))]
-            self.patterns = tuple(self._keys[key] for key in sorted(self._keys, key=len, reverse=True))
+                return secret
+            self._forget(now)
+            self.forms = tuple(form for key in self._keys.values() for form in key.forms)
         logging.getLogger("websocket").addFilter(_redact_record)  # which adds it once
+        return secret
+
+    def _forget(self, now: float) -> None:
+        """Under the lock. What nobody has any more is of no use to anybody for long: keys rotate."""
+        surplus = len(self._keys) - _REMEMBERED
+        for key, known in list(self._keys.items()):
+            if key in self._held:
+                known.used = now
+            elif surplus > 0 or now - known.used > _RETIRED:
+                del self._keys[key]
+                surplus -= 1
 
 
 _registry = _Registry()
 
 
 def _remember(key: Secret) -> Secret:
-    _registry.add(key.reveal())
-    return key
+    return _registry.add(key)
 
 
-def _pattern(key: str) -> re.Pattern[str]:
-    """Finds the key where any of its characters is spelled in another way: percent-encoded (once or more often),
-    escaped as JSON, Python or a shell may do, or in the other case."""
-    return re.compile("".join(_token(character, len(list(run))) for character, run in itertools.groupby(key)), re.I)
-
-
-def _token(character: str, count: int) -> str:
-    code = f"{ord(character):02x}"
-    if character == "\\":
-        # However many: each escaping doubles them.
-        return rf"(?:\\u005c|%(?:25)*{code}|\\){{1,64}}"
-    # Escapes before the character itself, which may be the first one of its own escape. The bounds keep the time for
-    # a text of backslashes in proportion to its length. (Possessive quantifiers would be neater, but find nothing in
-    # this place up to Python 3.11.2.)
-    return rf"(?:%(?:25)*{code}|\\{{0,8}}(?:u00{code}|{re.escape(character)})){{{count}}}"
+def _forms(key: str) -> tuple[str, ...]:
+    """As in the views of a text. One of a single character would be found everywhere."""
+    return tuple(view.text for view in views(key) if len(view.text) > 1)
 
 
 def _redact_record(record: logging.LogRecord) -> bool:
@@ -181,5 +226,6 @@ def _fault(key: str) -> str | None:
     if not key:
         return "empty; expected a key as FinX issued it, or None to read " + ENVIRONMENT_VARIABLE
     if not _ALLOWED.fullmatch(key):
-        return "it has white space, control or non-ASCII characters; expected printable ASCII"
+        advice = "; a key read from a file may need .strip()" if key != key.strip() else ""
+        return f"it has white space, control or non-ASCII characters; expected printable ASCII{advice}"
     return None

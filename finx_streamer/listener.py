@@ -32,7 +32,7 @@ from .recent import Recent
 from .reconnect import ReconnectPolicy
 from .session import Session, State, Timing
 from .stats import Counters, ListenerStats, StreamStats, add_up
-from .symbols import Pair, Symbol, parse_symbol
+from .symbols import Pair, Symbol
 from .transport import MAX_MESSAGE, Target
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ _names = itertools.count(1)
 _C = TypeVar("_C", bound=Callback)
 _B = TypeVar("_B", bound=TickBuffer)
 #: Seconds for one call of tick history, to fill a gap.
-HISTORY_TIMEOUT = 10.0
+HISTORY_TIMEOUT = 20.0
 #: How many of the last ticks are remembered where the user does not say. More than is in the processor's caches would
 #: slow a burst down.
 _KEPT, _KEPT_IN_NOTEBOOKS = 1_000, 10_000
@@ -81,7 +81,8 @@ class _Run:
         self.streams: dict[str, Stream] = {}
         self.counters: dict[str, Counters] = {}
         self._settings = settings
-        # A long buffer of a loop's own would hand out old ticks where the overflow policy drops them for new ones.
+        # A `for` loop has a buffer behind the queue. Under a policy that drops, it has to be short: else the loop would
+        # see ticks that are out of date.
         ahead = {"block": settings.queue_size, "drop_oldest": min(64, settings.queue_size), "latest": 1}
         self.iterations = Iterations(ahead[settings.overflow], settings.dispatch == "thread", self._resume_reading)
         self._watchers = watchers
@@ -185,12 +186,14 @@ class _Run:
 
     def wait(self, timeout: float | None) -> bool:
         """Wait for the end; the threads have gone then, too. False if it has not come in time."""
+        patience_ends = None if timeout is None else time.monotonic() + timeout
         if not self.ended.wait(timeout):
             return False
-        # They have nothing left to do but to return.
-        self.network.join(_LAST_STEPS)
+        # They have nothing left to do but to return; unless the network side is within a `parse_price` that hangs.
+        left = None if patience_ends is None else max(_LAST_STEPS, patience_ends - time.monotonic())
+        self.network.join(left)
         self.outlet.join(_LAST_STEPS)
-        return True
+        return not self.network.alive
 
     async def wait_async(self, timeout: float | None) -> bool:
         """The same in an event loop, which goes on meanwhile."""
@@ -280,17 +283,19 @@ class _Settings:
 
 
 class StreamListener:
-    """Live ticks of one or more pairs, handed to your callbacks.
+    """Live ticks of one or more pairs, handed to your callbacks::
 
         listener = StreamListener("BTC:USDC", on_tick=print)
         listener.start()
         listener.join()
 
-    `symbols` are pairs such as "BTC:USDC". Arguments that are wrong raise `ConfigurationError` at once.
+    `symbols` are pairs such as "BTC:USDC" (S); or options such as "BTCN2202207" (S), whose streams send notices and no
+    ticks until FinX releases Greeks. Arguments that are wrong raise `ConfigurationError` at once.
 
     - `api_key`: a str; a callable that returns one and is asked at every connection attempt; or None for the
       environment variable FINX_API_KEY, read at every attempt. Keys rotate every 24 hours (D).
-    - `endpoint`: "production", "beta", a base URL, or an `Endpoint`. `ws://` beyond loopback needs `allow_insecure`.
+    - `endpoint`: "production", "beta", a base URL, or an `Endpoint`. `allow_insecure`: True permits `ws://` beyond this
+      machine, where everybody on the way can read the key.
     - `on_tick(tick)`, `on_error(error)`, `on_notice(notice)`, `on_state(symbol, state)`: callbacks, called one at a
       time, in order. See `Tick`, `errors`, `Notice`, `State`. With no `on_error`, errors go to the log.
     - `exchanges`: keep only these exchanges' ticks (the server can't filter, S). Names are in upper case (O), and
@@ -307,7 +312,8 @@ class StreamListener:
     - `connect_timeout`: seconds for one attempt, all in all. `ping_interval` (None: no pings) and `ping_timeout`:
       seconds within which a dead connection is found. `stale_after`: seconds without a message after which a
       `StaleStream` is reported; `stale_reconnect`: and the connection made anew, though it answers. `keep_alive`:
-      seconds between FinX's keepAlive messages (D: 270 keeps a stream open).
+      seconds between FinX's keepAlive messages; None for none. A server may close a stream after 300 s without one, and
+      270 keeps it open (D).
     - `ssl_context`: instead of the default one, which verifies certificates.
     - `proxy`: "http://[user:password@]host:port", "socks5://…" or "socks5h://…"; "" for none; None for what the
       environment says at every attempt (https_proxy, all_proxy, no_proxy). Tick history goes the same way.
@@ -360,7 +366,11 @@ class StreamListener:
             api_key = proxy = None
             endpoint = ""
         _refuse_unknown(not_yet)
-        self._symbols = {str(symbol): symbol for symbol in map(parse_symbol, symbols)}
+        try:
+            self._symbols = {str(symbol): symbol for symbol in map(check.symbol, symbols)}
+        except ConfigurationError as error:
+            symbols = ()
+            raise error.with_traceback(None) from None
         where.check_secrecy(check.instance("allow_insecure", allow_insecure, "True or False", check.is_bool))
         proxies.check_secrecy(where, allow_insecure)
         timing = Timing(
@@ -386,7 +396,9 @@ class StreamListener:
             dispatch=check.one_of("dispatch", dispatch, ("thread", "inline")),
             queue_size=check.positive_int("queue_size", queue_size),
             overflow=check.one_of("overflow", overflow, tuple(QUEUES)),
-            reconnect=check.instance("reconnect", reconnect, "a ReconnectPolicy or None", check.is_policy),
+            reconnect=check.instance(
+                "reconnect", reconnect, "a ReconnectPolicy or None (None: no retry)", check.is_policy
+            ),
             timing=timing,
             context=check.context_factory(
                 check.instance("ssl_context", ssl_context, "an ssl.SSLContext or None", check.is_context)
@@ -420,8 +432,13 @@ class StreamListener:
     def on_tick(self, callback: Any = None, /, *, pair: str | Pair | None = None) -> Any:
         """Register a callback for ticks: as a decorator, or `@listener.on_tick(pair="BTC:USDC")` for one pair's."""
         if pair is None:
+            if callback is None:
+                raise ConfigurationError(
+                    "on_tick: no callback given; write @listener.on_tick, without parentheses, or "
+                    "@listener.on_tick(pair='BTC:USDC')"
+                )
             return self._register("tick", callback)
-        wanted = parse_symbol(pair)
+        wanted = check.symbol(pair)
         if not isinstance(wanted, Pair):
             raise ConfigurationError(f"on_tick: pair={str(wanted)!r} is no pair; expected BASE:QUOTE")
 
@@ -464,7 +481,7 @@ class StreamListener:
             if self._run is None or self._run.ended.is_set():
                 self._new_run().start(self)
             elif self._run.state.ended:
-                raise ConfigurationError("start: the listener is still stopping; join() it first (not in a callback)")
+                raise ConfigurationError(_STOPPING)
         return self
 
     def stop(self, timeout: float = 5.0, drain: bool = True) -> bool:
@@ -479,7 +496,7 @@ class StreamListener:
         if run is None or run.elsewhere:
             return True
         if run.ended.is_set():
-            return run.wait(0.0)
+            return run.wait(timeout)
         return run.stop(timeout, drain)
 
     def join(self, timeout: float | None = None) -> bool:
@@ -593,7 +610,7 @@ class StreamListener:
 
     def add(self, *symbols: str | Symbol) -> None:
         """Listen to more symbols, from now on. Those that are there already are left as they are."""
-        new = {str(symbol): symbol for symbol in map(parse_symbol, symbols)}
+        new = {str(symbol): symbol for symbol in map(check.symbol, symbols)}
         with self._lock:
             self._check_process()
             for name, symbol in new.items():
@@ -607,7 +624,7 @@ class StreamListener:
 
         Raises `ConfigurationError` for a symbol that is not there; nothing is removed then.
         """
-        names = [str(parse_symbol(symbol)) for symbol in symbols]
+        names = [str(check.symbol(symbol)) for symbol in symbols]
         with self._lock:
             self._check_process()
             for name in names:
@@ -622,6 +639,7 @@ class StreamListener:
 
     @property
     def name(self) -> str:
+        """With which the names of its threads begin: as given, or else one of its own."""
         return self._settings.name
 
     @property
@@ -652,7 +670,7 @@ class StreamListener:
         if n is not None:
             check.instance("n", n, "an int >= 0", check.is_count)
         recent = self._kept("recent()")
-        return recent.last(recent.size if n is None else n, None if pair is None else str(parse_symbol(pair)))
+        return recent.last(recent.size if n is None else n, None if pair is None else str(check.symbol(pair)))
 
     def to_pandas(self, n: int | None = None, pair: str | Pair | None = None) -> pandas.DataFrame:
         """What `recent` gives, as a `pandas.DataFrame`: see `finx_streamer.to_pandas`."""
@@ -670,7 +688,7 @@ class StreamListener:
         it a plain table is shown, which says so. Raises `ConfigurationError` outside of Jupyter, and with `keep=0`.
         """
         recent = self._kept("live()")
-        wanted = [str(parse_symbol(pair)) for pair in pairs]
+        wanted = [str(check.symbol(pair)) for pair in pairs]
         check.instance("rate", rate, "pictures a second, from 1 to 30", check.is_picture_rate)
         if not jupyter.in_kernel():
             raise ConfigurationError(
@@ -715,6 +733,8 @@ class StreamListener:
 
     def _new_run(self) -> _Run:
         self._check_process()
+        if self._run is not None and self._run.network.alive:
+            raise ConfigurationError(_STOPPING)
         self._run = _Run(self._settings, self._callbacks, self._symbols.values(), self._recent, self._watchers)
         self._run.origin = self._origin()
         return self._run
@@ -753,7 +773,8 @@ class StreamListener:
     def _raise_error(run: _Run) -> None:
         if run.error is not None:
             run.error_told = True
-            raise run.error
+            # Not with the traces of those that it was raised to before.
+            raise run.error.with_traceback(None)
 
 
 # Listeners that run, to be stopped when the interpreter exits: a daemon thread that is frozen in mid-call is no end.
@@ -799,6 +820,7 @@ def _stop_all_at_exit() -> None:
 atexit.register(_stop_all_at_exit)
 
 
+_STOPPING = "start: the listener is still stopping; join() it first (not in a callback)"
 _NOT_YET = ("on_greeks",)
 
 

@@ -42,7 +42,11 @@ class Tick(TypedDict):
 
 @attrs.frozen
 class Notice:
-    """A message that is no tick and reports no error, e.g. `{"keepAlive": true}`. Source: O."""
+    """A message that is no tick and reports no error, e.g. `{"keepAlive": true}`. Source: O.
+
+    `symbol`: of the stream that it came on. `message`: the decoded JSON object. `received_ns`: `time.time_ns()` when
+    its bytes were read.
+    """
 
     symbol: str
     message: dict[str, Any]
@@ -60,11 +64,10 @@ _TIME = re.compile(r"[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]*)?Z?")
 #: Only one way to match each text, and an exponent that no type of number makes a megabyte of.
 _PRICE = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
 #: How many characters a field of a tick may have: a stream's ticks wait by the ten thousand.
-LONGEST_FIELD = 256
-#: No field of a payload of so few bytes is longer than that, for the names of the fields take more than the rest.
-_SHORT = LONGEST_FIELD + 50
-#: How many bytes a message of a stream may have. A tick takes fewer than 200.
-LONGEST_MESSAGE = 16_384
+LONGEST_FIELD = 4_096
+#: How many bytes a message of a stream may have, and one that is no tick, which is kept as it is. A tick takes fewer
+#: than 200.
+LONGEST_MESSAGE, LONGEST_NOTICE = 1_048_576, 65_536
 #: How deep a message may be nested. Any limit would do, but Python's own is not at the same depth for all readers.
 MAX_DEPTH = 100
 
@@ -77,13 +80,13 @@ class _NotATick(ValueError):
 class Decoder:
     """Reads the messages of one stream. `pair` is None for a stream that carries no ticks.
 
-    `longest` bounds a message, in bytes; the answers of functions are larger, and so they have no bound here.
+    `bounded`: whether the length of a message has a bound; the answers of functions may be long.
     """
 
     symbol: str
     pair: str | None
     parse_price: Callable[[str], Any] = float
-    longest: int | None = LONGEST_MESSAGE
+    bounded: bool = True
     #: The last date that was seen to be one.
     _date: str = attrs.field(default="", init=False)
     #: How to read the form of tick that came last.
@@ -117,7 +120,7 @@ class Decoder:
         parse_price = None if self.parse_price is float else self._price
         try:
             for payload in islice(payloads, at, None):
-                if len(payload) > _SHORT:
+                if len(payload) > LONGEST_FIELD:
                     break
                 raw = read(payload)
                 if enveloped:
@@ -155,8 +158,8 @@ class Decoder:
 
     def decode(self, payload: bytes, received_ns: int) -> Message:
         """One message. `payload` is UTF-8 text. Raises `DecodeError`, which carries the payload, and nothing else."""
-        if self.longest is not None and len(payload) > self.longest:
-            raise self.too_long(payload)
+        if self.bounded and len(payload) > LONGEST_MESSAGE:
+            raise self.too_long(payload, len(payload))
         try:
             message = loads(payload)
         except (ValueError, RecursionError) as cause:
@@ -171,6 +174,8 @@ class Decoder:
             self._refuse(f"nested more than {MAX_DEPTH} deep", payload)
         raw = _tick_part(message)
         if raw is _NO_TICK or self.pair is None:
+            if self.bounded and len(payload) > LONGEST_NOTICE:
+                raise self.too_long(payload, len(payload))
             return self._other(message, received_ns)
         self._form = FLAT if raw is message else ENVELOPED
         try:
@@ -192,9 +197,9 @@ class Decoder:
         """The error for a binary message: FinX sends text alone."""
         return DecodeError("a binary message; expected text", cut(payload), symbol=self.symbol)
 
-    def too_long(self, payload: bytes, size: int = 0) -> DecodeError:
-        """The error for a message of more than `longest` bytes, of which `payload` may be the beginning alone."""
-        reason = f"a message of {size or len(payload):,} bytes; expected {self.longest:,} at most"
+    def too_long(self, payload: bytes, size: int) -> DecodeError:
+        """The error for a message of so many bytes, of which `payload` may be the beginning alone."""
+        reason = f"a message of {size:,} bytes that is no tick; expected {LONGEST_NOTICE:,} at most"
         return DecodeError(reason, cut(_beginning(payload)), symbol=self.symbol)
 
     def _tick(self, raw: Any, received_ns: int) -> Tick:

@@ -11,6 +11,7 @@ import contextlib
 import heapq
 import itertools
 import logging
+import random
 import socket
 import threading
 import time
@@ -26,7 +27,7 @@ from .endpoint import redact
 from .errors import AuthenticationError, ConnectionFailed, DecodeError
 from .flow import Allowance, Flow
 from .keys import Secret
-from .messages import LONGEST_MESSAGE, Decoder, Message, Tick
+from .messages import LONGEST_NOTICE, Decoder, Message, Tick
 from .queues import NO_BOUND
 from .readiness import new_poller
 from .session import Action, Announce, Connect, Disconnect, End, Report, SendKeepAlive, SendPing, Session
@@ -39,12 +40,15 @@ logger = logging.getLogger("finx_streamer")
 SIDE_BY_SIDE = 8
 #: An attempt that was given up may hang in name resolution, which nothing interrupts. Others take its place, to here.
 MOST_WORKERS = 4 * SIDE_BY_SIDE
-#: How long a handshake may overrun its own deadline, at which it tells what it waited for, before it counts as stuck.
+#: A handshake ends by itself at its deadline, and says what it waited for. Only if it has not, so much later, it counts
+#: as stuck.
 _GRACE = 0.25
 #: How long the end waits for the workers that were cancelled, all in all.
 _WORKER_PATIENCE = 0.2
 #: A deadline may lie further ahead than a poller can wait.
 _LONGEST_WAIT = 3_600.0
+#: How many streams a second try again where one has shown that the network is back.
+_HURRIED = 100
 #: How many spent entries the heap of deadlines may hold, besides some for each stream.
 _SPENT_ENTRIES = 64
 #: How many messages are read the thorough way before it is worth trying the quick one again.
@@ -69,6 +73,8 @@ class Stream:
     next_key: Secret | None = attrs.field(default=None, repr=False)
     #: Reading is suspended for want of room.
     paused: bool = False
+    #: Whether the last read had something in it that counts against `stale_after`.
+    heard: bool = False
     #: What the poller watches of the connection.
     watched: int = 0
     #: The earliest deadline of this stream that stands in the heap.
@@ -105,10 +111,12 @@ class Network:
         self._paused: list[Stream] = []
         self._allowance = Allowance(room)
         self._backfiller = Backfiller(history, self.post, name) if history is not None else None
-        #: What flows want done after what is being done.
+        #: What flows want done at the end of the turn, for whoever asks is in the midst of changing the stream.
         self._afterwards: deque[Callable[[], None]] = deque()
         self._ready: deque[Stream] = deque()
         self._workers: set[threading.Thread] = set()
+        #: Those that have handed over, and have still to return.
+        self._returning: list[threading.Thread] = []
         self._shaking = 0
         #: The last read filled its buffer, so there is more to read at once.
         self._more = False
@@ -161,6 +169,11 @@ class Network:
         """End; with `drain`, hand on first what has been read."""
         self.post(lambda: self._end_all(drain))
 
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs, and is not the calling one."""
+        return self._thread.is_alive() and threading.current_thread() is not self._thread
+
     def join(self, timeout: float | None = None) -> None:
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(timeout)
@@ -204,8 +217,11 @@ class Network:
         if self._heap and self._heap[0][0] <= self._now:
             self._due(self._now)
             self._now = time.monotonic()
-        while self._afterwards and not self._ending:
-            self._afterwards.popleft()()
+        for _ in range(len(self._afterwards)):
+            if not self._ending:
+                self._afterwards.popleft()()
+        # What these have asked for in their turn comes after a look at everything else.
+        self._more = self._more or bool(self._afterwards)
         if not self._more:
             self._outlet.flush()
 
@@ -252,7 +268,7 @@ class Network:
         self._woken.close()
         # They were cancelled and end at once, but for one that hangs in name resolution: that one is a daemon.
         patience_ends = time.monotonic() + _WORKER_PATIENCE
-        for worker in list(self._workers):
+        for worker in (*self._workers, *self._returning):
             worker.join(max(0.0, patience_ends - time.monotonic()))
 
     def _came_too_late(self, command: Callable[[], None]) -> bool:
@@ -393,6 +409,7 @@ class Network:
 
     def _take_over(self, hand_over: _HandOver) -> None:
         self._workers.discard(hand_over.worker)
+        self._returning = [worker for worker in (*self._returning, hand_over.worker) if worker.is_alive()]
         stream, attempt, outcome = hand_over.stream, hand_over.attempt, hand_over.outcome
         if stream.attempt is not attempt:
             hand_over.discard()
@@ -415,7 +432,15 @@ class Network:
             # The first frames may have come together with the answer to the handshake.
             self._deliver(stream, outcome, stream.flow.room())
             self._read_ahead(stream)
+            self._hurry(now)
         self._launch()
+
+    def _hurry(self, now: float) -> None:
+        """One stream has found its server again: the others need not wait for so long, nor come all at once."""
+        span = max(1.0, len(self._streams) / _HURRIED)
+        for stream in self._streams.values():
+            if stream.session.hurry(now + random.uniform(0.0, span)):
+                self._schedule(stream)
 
     def _disconnect(self, stream: Stream) -> None:
         """Close the connection, or give up the attempt; whichever there is."""
@@ -460,8 +485,10 @@ class Network:
         self._more = size >= READ_SIZE
         stream.counters.bytes += size
         now = self._now = time.monotonic()
+        stream.heard = False
         taken = self._deliver(stream, connection, room)
-        if stream.session.received(now, taken > 0):
+        # A stream without ticks lives by its notices.
+        if stream.session.received(now, stream.heard or (taken > 0 and stream.decoder.pair is None)):
             self._schedule(stream)
 
     def _deliver(self, stream: Stream, connection: Connection, room: int) -> int:
@@ -532,6 +559,7 @@ class Network:
             ticks = [tick for tick in ticks if tick["exchange"] in self._exchanges]
         if not ticks:
             return
+        stream.heard = True
         flow = stream.flow
         if flow.straight:
             flow.trail.extend(ticks)
@@ -544,16 +572,16 @@ class Network:
         decoder = stream.decoder
         if isinstance(payload, Binary):
             stream.counters.decode_errors += 1
-            return decoder.binary(redact(payload.payload[:LONGEST_MESSAGE].decode("latin-1")).encode("latin-1"))
-        if len(payload) > LONGEST_MESSAGE:
-            # The look for keys takes its time: only what an error may keep is looked at.
-            stream.counters.decode_errors += 1
-            beginning = redact(payload[:LONGEST_MESSAGE].decode("utf-8", "replace")).encode()
-            return decoder.too_long(beginning, len(payload))
+            return decoder.binary(redact(payload.payload[:LONGEST_NOTICE].decode("latin-1")).encode("latin-1"))
         with contextlib.suppress(DecodeError):
             message = decoder.decode(payload, received_ns)
             if type(message) is dict:
                 return message
+        if len(payload) > LONGEST_NOTICE:
+            # The look for keys takes its time: only what an error may keep is looked at.
+            stream.counters.decode_errors += 1
+            beginning = redact(payload[:LONGEST_NOTICE].decode("utf-8", "replace")).encode()
+            return decoder.too_long(beginning, len(payload))
         # What is no tick is read again: a server may quote the request, and with it the key.
         try:
             return decoder.decode(redact(payload.decode()).encode(), received_ns)

@@ -77,57 +77,48 @@ class BlockQueue:
 
 
 class DropOldestQueue:
-    """With no room left, the oldest ticks make place for the newest."""
+    """With no room left, the oldest ticks make place for the newest. Ticks and events lie apart, so that to drop ticks
+    costs the same however many events wait among them."""
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._entries: deque[Entry] = deque()
-        self._events = 0
+        self._ticks: deque[Tick] = deque()
+        #: Each behind how many ticks of all time it was put.
+        self._events: deque[tuple[int, Event]] = deque()
+        #: How many ticks were ever put.
+        self._put = 0
         self._lock = threading.Lock()
 
     def put_ticks(self, ticks: list[Tick]) -> dict[str, int]:
         with self._lock:
-            self._entries.extend(ticks)
-            excess = len(self._entries) - self._events - self._size
-            return self._drop(excess) if excess > 0 else {}
+            self._put += len(ticks)
+            self._ticks.extend(ticks)
+            excess = len(self._ticks) - self._size
+            return Counter(self._ticks.popleft()["pair"] for _ in range(excess))
 
     def put_event(self, event: Event) -> None:
         with self._lock:
-            self._events += 1
-            self._entries.append(event)
+            self._events.append((self._put, event))
 
     def pop(self) -> Entry:
         with self._lock:
-            entry = self._entries.popleft()
-            self._events -= isinstance(entry, Event)
-            return entry
+            if self._events and self._events[0][0] <= self._put - len(self._ticks):
+                return self._events.popleft()[1]
+            return self._ticks.popleft()
 
     def room(self) -> int:
-        return NO_BOUND if self._events < self._size else 0
+        return NO_BOUND if len(self._events) < self._size else 0
 
     def clear(self) -> None:
         with self._lock:
-            self._entries.clear()
-            self._events = 0
+            self._ticks.clear()
+            self._events.clear()
 
     def depth(self) -> int:
-        return len(self._entries)
+        return len(self._ticks) + len(self._events)
 
     def depths(self) -> dict[str, int]:
-        return _count(self._entries.copy())
-
-    def _drop(self, excess: int) -> dict[str, int]:
-        dropped: Counter[str] = Counter()
-        kept: list[Entry] = []
-        while excess:
-            entry = self._entries.popleft()
-            if isinstance(entry, Event):
-                kept.append(entry)
-            else:
-                dropped[entry["pair"]] += 1
-                excess -= 1
-        self._entries.extendleft(reversed(kept))
-        return dropped
+        return _count(self._ticks.copy())
 
 
 class LatestQueue:

@@ -6,6 +6,8 @@ from collections import deque
 
 from .messages import Tick
 
+_FIELDS = frozenset(Tick.__annotations__)
+
 
 class Recent:
     """A ring of at least the last `size` ticks of a listener, in order of receipt.
@@ -41,7 +43,7 @@ class Recent:
         for _, run in reversed(self._runs.copy()):
             of_run = run[-left:]
             left -= len(of_run)
-            found += (tick for tick in reversed(of_run) if pair is None or tick.get("pair") == pair)
+            found += (tick for tick in reversed(of_run) if _whole(tick) and pair in {None, tick["pair"]})
             if len(found) >= count or left <= 0:
                 break
         return found[:count][::-1]
@@ -57,4 +59,9 @@ class Recent:
                 break
             newest.append(run[-wanted:])
             wanted -= len(newest[-1])
-        return [tick for run in reversed(newest) for tick in run], end
+        return [tick for run in reversed(newest) for tick in run if _whole(tick)], end
+
+
+def _whole(tick: Tick) -> bool:
+    """Whether a callback has left it a tick: they are the users' to change."""
+    return tick.keys() >= _FIELDS

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-import reprlib
 import sys
 from collections.abc import Iterator
 
 import attrs
 
-from .errors import ConfigurationError, ConnectionFailed
+from .errors import AuthenticationError, ConfigurationError, ConnectionFailed
+from .keys import shown
 
 #: A Retry-After longer than this is taken as this: a mistyped header must not silence a stream for years.
 LONGEST_RETRY_AFTER = 86_400.0
@@ -18,7 +18,7 @@ LONGEST_RETRY_AFTER = 86_400.0
 def _number(name: str, value: object, low: float) -> None:
     good = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= sys.float_info.max
     if not good:
-        raise ConfigurationError(f"{name}: {reprlib.repr(value)} is not allowed; expected a number >= {low:g}")
+        raise ConfigurationError(f"{name}: {shown(value)} is not allowed; expected a number >= {low:g}")
 
 
 @attrs.frozen
@@ -43,12 +43,12 @@ class ReconnectPolicy:
         _number("maximum", self.maximum, 0.0)
         _number("reset_after", self.reset_after, 0.0)
         if not isinstance(self.jitter, bool):
-            raise ConfigurationError(f"jitter: {reprlib.repr(self.jitter)} is not allowed; expected True or False")
+            raise ConfigurationError(f"jitter: {shown(self.jitter)} is not allowed; expected True or False")
         if self.attempts is not None and (
             isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or self.attempts < 1
         ):
             raise ConfigurationError(
-                f"attempts: {self.attempts!r} is not allowed; expected an int >= 1, or None for no bound"
+                f"attempts: {shown(self.attempts)} is not allowed; expected an int >= 1, or None for no bound"
             )
 
     def delays(self, rng: random.Random | None = None) -> Iterator[float]:
@@ -62,16 +62,23 @@ class ReconnectPolicy:
             ceiling = capped * self.factor
 
 
-def is_fatal(error: ConnectionFailed) -> bool:
+def is_fatal(error: ConnectionFailed, had_been_open: bool = False) -> bool:
     """Whether trying again can't mend it: a bad key, an unknown stream, a handshake that can't succeed.
 
-    Source: the refusals of protocol.md, O. HTTP: 401, 403, 404 and every other answer that is neither a switch of
+    `had_been_open`: the right server was there before. If another one answers now, with a page, a redirect or a
+    certificate of its own, as the login page of a hotel or a train does, it is a matter of time.
+
+    Source: the refusals of docs/protocol.md, O. HTTP: 401, 403, 404 and every other answer that is neither a switch of
     protocols nor "later" (408, 425, 429, 5xx) is fatal. Close codes: 1008 alone is. What has neither (refused, reset,
     timeout, DNS, a lost connection) is retried, unless the error is marked permanent (a refused certificate).
     """
-    if error.permanent or error.close_code == 1008:
+    if error.close_code == 1008:
         return True
-    return error.status is not None and error.status < 500 and error.status not in (408, 425, 429)
+    status = error.status
+    refused = status is not None and status < 500 and status not in (408, 425, 429)
+    if had_been_open and not isinstance(error, AuthenticationError):
+        return refused and status is not None and status >= 400
+    return error.permanent or refused
 
 
 def retry_delay(error: ConnectionFailed, drawn: float) -> float:

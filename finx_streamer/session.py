@@ -34,6 +34,7 @@ class State(enum.Enum):
 
     @property
     def ended(self) -> bool:
+        """Whether it is an end: STOPPED or FAILED."""
         return self in (State.STOPPED, State.FAILED)
 
 
@@ -102,6 +103,10 @@ class End:
 
 
 Action = Connect | Disconnect | SendPing | SendKeepAlive | Announce | Report | End
+#: For so many seconds after a key was revoked, another one is asked for: who gives it out may be a moment behind.
+KEY_PATIENCE = 3.0
+#: Seconds from one time that a session is hurried to the next: the network may come and go.
+HURRY_EVERY = 10.0
 _NEVER = float("inf")
 
 
@@ -131,8 +136,13 @@ class Session:
         self._was_open = False
         self._held = False
         self._opened_at = 0.0
-        self._last_message = 0.0
+        self._last_tick = 0.0
         self._ping_sent: float | None = None
+        #: What it waits for is the network, as far as can be told; and when it was last told that it is there.
+        self._may_hurry = False
+        self._hurried = -_NEVER
+        #: When the key was first refused since there was a connection.
+        self._refused_at = _NEVER
         self._connect_by = self._connect_at = self._ping_at = self._stale_at = self._keep_alive_at = _NEVER
 
     @property
@@ -167,7 +177,8 @@ class Session:
         self.link = Link.OPEN
         self._held = False
         self._ping_sent = None
-        self._opened_at = self._last_message = now
+        self._opened_at = self._last_tick = now
+        self._refused_at = _NEVER
         self._ping_at = now + (timing.ping_interval or _NEVER)
         self._stale_at = now + (timing.stale_after or _NEVER)
         self._keep_alive_at = now + (timing.keep_alive or _NEVER)
@@ -175,16 +186,17 @@ class Session:
         self._was_open = True
         return self._enter(State.STREAMING)
 
-    def received(self, now: float, messages: bool) -> bool:
-        """Bytes arrived; `messages` says whether there was a message among them. Any byte shows that the peer lives.
+    def received(self, now: float, ticks: bool) -> bool:
+        """Bytes arrived; `ticks` says whether there was one among them that is wanted. Any byte shows that the peer
+        lives.
 
         Returns whether `deadline` may be nearer than it was.
         """
-        # Not by comparing times: a clock of 16 ms gives a ping and its answer the same one.
+        # A flag, and no comparison of times: on a coarse clock (16 ms on Windows) ping and answer have the same one.
         self._ping_sent = None
-        if not messages:
+        if not ticks:
             return False
-        self._last_message = now
+        self._last_tick = now
         told, self._stale_at = self._stale_at == _NEVER, now + (self._timing.stale_after or _NEVER)
         return told and self._stale_at < _NEVER
 
@@ -198,7 +210,7 @@ class Session:
             return
         self._held = False
         if self._stale_at < _NEVER:
-            self._last_message = now
+            self._last_tick = now
             self._stale_at = now + (self._timing.stale_after or _NEVER)
         if self._ping_sent is not None:
             self._ping_sent = now
@@ -207,17 +219,30 @@ class Session:
         """The attempt failed, or the connection was lost."""
         if self.link is Link.NONE:
             return []
+        lasted = now - self._opened_at if self.link is Link.OPEN else None
         self._settle_backoff(now)
         self.link = Link.NONE
         error.symbol = self.symbol
         error.attempt = self.attempt
-        if not self._may_retry(error):
+        if isinstance(error, AuthenticationError):
+            self._refused_at = min(self._refused_at, now)
+        if not self._may_retry(error, now):
             return [Report(error), *self._enter(State.FAILED), End(error)]
         self._after_refusal = isinstance(error, AuthenticationError)
         error.will_retry = True
-        error.retry_in = retry_delay(error, next(self._delays))
+        error.retry_in = retry_delay(error, self._wait(error, lasted))
         self._connect_at = now + error.retry_in
+        self._may_hurry = error.status is None and not is_fatal(error)
         return [Report(error), *self._enter(State.RECONNECTING)]
+
+    def hurry(self, by: float) -> bool:
+        """The network is back, another stream has shown: try again no later than this, if that is what it waits for."""
+        if self.link is not Link.NONE or not self._may_hurry or self._connect_at <= by:
+            return False
+        if by < self._hurried + HURRY_EVERY:
+            return False
+        self._connect_at = self._hurried = by
+        return True
 
     def wake(self, now: float) -> list[Action]:
         """Do what is due. Harmless when nothing is."""
@@ -260,11 +285,11 @@ class Session:
     def _stale(self, now: float) -> list[Action]:
         # Once a silence: the next message sets it again.
         self._stale_at = _NEVER
-        report = Report(StaleStream(now - self._last_message, symbol=self.symbol))
+        report = Report(StaleStream(now - self._last_tick, symbol=self.symbol))
         if not self._timing.stale_reconnect:
             return [report]
         seconds = self._timing.stale_after
-        return [report, Disconnect(), *self.lost(ConnectionFailed(f"no message for {seconds:g} s"), now)]
+        return [report, Disconnect(), *self.lost(ConnectionFailed(f"no tick for {seconds:g} s"), now)]
 
     def _due_while_open(self, now: float) -> list[Action]:
         actions: list[Action] = []
@@ -285,13 +310,31 @@ class Session:
         self._connect_at = self._connect_by = _NEVER
         return [Connect(after_refusal=self._after_refusal)]
 
-    def _may_retry(self, error: ConnectionFailed) -> bool:
+    def _may_retry(self, error: ConnectionFailed, now: float) -> bool:
         if self._policy is None:
             return False
-        another_key = isinstance(error, AuthenticationError) and self._key_can_change and not error.permanent
-        if is_fatal(error) and not another_key:
+        another_key = isinstance(error, AuthenticationError) and self._key_can_change
+        if another_key and error.permanent:
+            # There is none at this moment. Where one was good until now, the next one may be on its way.
+            another_key = self._was_open and now < self._refused_at + KEY_PATIENCE
+        if is_fatal(error, self._was_open) and not another_key:
             return False
         return self._policy.attempts is None or self.attempt < self._policy.attempts
+
+    def _wait(self, error: ConnectionFailed, lasted: float | None) -> float:
+        """What the policy draws, with three exceptions."""
+        assert self._policy is not None
+        drawn = next(self._delays)
+        if lasted is not None:
+            # It had worked: to wait for longer than it did would punish whoever has a bad line.
+            return min(drawn, max(self._policy.initial, lasted))
+        if isinstance(error, AuthenticationError):
+            # Nobody is bothered but the source of keys, and that not for long.
+            return min(drawn, KEY_PATIENCE / 6)
+        if is_fatal(error):
+            # Only for a stream that has been open. Somebody else answers in the server's place, and may for a while.
+            return max(drawn, self._policy.maximum / 2)
+        return drawn
 
     def _settle_backoff(self, now: float) -> None:
         """Start the policy afresh after a connection that was stable."""

@@ -20,11 +20,14 @@ RATE_WINDOW = 10
 class StreamStats:
     """A snapshot of one stream.
 
-    `messages`, `bytes`: what was received, in messages and in bytes of the connection. `ticks`: handed on to your
-    callbacks. `dropped`: by the overflow policy. `gaps`: how often the connection was lost and ticks may have passed;
-    `filled_ticks`: of `ticks`, those that history supplied. `rate`: ticks a second over the last 10 s. `lag`: seconds
-    from the last tick's own time to its receipt. `queue_depth`, `queue_peak`: ticks that wait for callbacks, now and at
-    most. `connected_since`: aware datetime in UTC, None while there is no connection.
+    `state`: a `State`. `messages`, `bytes`: what was received, in messages and in bytes of the connection. `ticks`:
+    handed on to your callbacks; `last_tick`: the last of them, None before the first. `dropped`: by the overflow
+    policy. `callback_errors`: how often a callback raised; `decode_errors`: messages that could not be understood.
+    `reconnects`: how often the connection was made anew. `gaps`: how often the connection was lost and ticks may have
+    passed; `filled_ticks`: of `ticks`, those that history supplied. `held`: what was received and waits while a gap is
+    filled. `rate`: live ticks a second over the last 10 s. `lag`: seconds from the last live tick's own time to its
+    receipt. `queue_depth`, `queue_peak`: ticks that wait for callbacks, now and at most. `connected_since`: aware
+    datetime in UTC, None while there is no connection.
     """
 
     state: State
@@ -36,6 +39,7 @@ class StreamStats:
     reconnects: int = 0
     gaps: int = 0
     filled_ticks: int = 0
+    held: int = 0
     bytes: int = 0
     rate: float = 0.0
     lag: float | None = None
@@ -47,7 +51,11 @@ class StreamStats:
 
 @attrs.frozen(kw_only=True)
 class ListenerStats:
-    """A snapshot of a listener: the sums over its streams, and `streams` by symbol."""
+    """A snapshot of a listener: `streams` by symbol, and the sums over them, fields as in `StreamStats`.
+
+    No sums are `state`, that of the whole (see `StreamListener.state`), and `queue_depth` and `queue_peak`, which are
+    those of the one queue that all streams share. Streams that were removed are not counted any more.
+    """
 
     state: State
     messages: int = 0
@@ -58,6 +66,7 @@ class ListenerStats:
     reconnects: int = 0
     gaps: int = 0
     filled_ticks: int = 0
+    held: int = 0
     bytes: int = 0
     rate: float = 0.0
     queue_depth: int = 0
@@ -74,6 +83,7 @@ SUMMED = (
     "reconnects",
     "gaps",
     "filled_ticks",
+    "held",
     "bytes",
     "rate",
 )
@@ -84,7 +94,7 @@ class Counters:
 
     def __init__(self) -> None:
         self.messages = self.ticks = self.dropped = self.callback_errors = self.decode_errors = 0
-        self.bytes = self.queue_peak = self.gaps = self.filled_ticks = 0
+        self.bytes = self.queue_peak = self.gaps = self.filled_ticks = self.held = 0
         self.last_tick: Tick | None = None
         #: Its `received_ns` and `timestamp`, for the tick is the user's by now, who may change it.
         self._times: tuple[int, datetime] | None = None
@@ -99,6 +109,8 @@ class Counters:
         """`now` is monotonic."""
         self.ticks += len(ticks)
         self.last_tick = last = ticks[-1]
+        if last["backfilled"]:
+            return  # old ones, which say nothing of how the stream does now
         self._times = last["received_ns"], last["timestamp"]
         second = int(now)
         if second == self._this_second[0]:
@@ -133,6 +145,7 @@ class Counters:
             reconnects=reconnects,
             gaps=self.gaps,
             filled_ticks=self.filled_ticks,
+            held=self.held,
             bytes=self.bytes,
             rate=self._rate(time.monotonic()),
             lag=received_ns / 1e9 - timestamp.timestamp() if timestamp else None,

@@ -80,7 +80,8 @@ def parse_symbol(text: object) -> Symbol:
         # Read again, for nothing checks what its parts were made of.
         text = str(text)
     if not isinstance(text, str):
-        raise ConfigurationError(f"a symbol is a str such as 'BTC:USDC', not {type(text).__name__}")
+        advice = "; pass several as StreamListener(*pairs)" if isinstance(text, list | tuple | set | frozenset) else ""
+        raise ConfigurationError(f"a symbol is a str such as 'BTC:USDC', not {type(text).__name__}{advice}")
     if ":" in text:
         return Pair.parse(text)
     if _OPTION.fullmatch(text):

@@ -75,9 +75,21 @@ def to_polars(ticks: Iterable[Tick]) -> polars.DataFrame:
 
 
 def _columns(ticks: Iterable[Tick]) -> dict[str, list[Any]]:
-    rows = [(t["timestamp"], t["pair"], t["exchange"], t["price"], t["received_ns"], t["backfilled"]) for t in ticks]
+    if not isinstance(ticks, Iterable):
+        raise _no_ticks(f"{type(ticks).__name__} is no iterable of ticks")
+    rows = []
+    for t in ticks:
+        try:
+            row = t["timestamp"], t["pair"], t["exchange"], t["price"], t["received_ns"], t["backfilled"]
+        except (TypeError, KeyError, IndexError):
+            raise _no_ticks(f"one of them is of type {type(t).__name__}, and no tick") from None
+        rows.append(row)
     names = ("timestamp", "pair", "exchange", "price", "received_ns", "backfilled")
     return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)) if rows else {name: [] for name in names}
+
+
+def _no_ticks(fault: str) -> ConfigurationError:
+    return ConfigurationError(f"ticks: {fault}; expected tick dicts, as tick_history gives")
 
 
 def _categories(values: list[str]) -> list[str]:

@@ -23,6 +23,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from typing import Any
 
 import attrs
@@ -32,8 +33,8 @@ from websocket import ABNF, WebSocketApp
 from ._version import __version__
 from .endpoint import Endpoint, redact
 from .errors import AuthenticationError, ConnectionFailed, ProtocolError, RateLimited, StreamNotFound
-from .frames import Fragments, FrameError, check_next, text_frames
-from .http_answers import HttpAnswer
+from .frames import LONGEST_QUICK, Fragments, FrameError, check_next, text_frames, too_large
+from .http_answers import HttpAnswer, without_cookies
 from .keys import KeySource, Secret
 from .proxies import DIRECT, Proxy, ProxyChoice
 from .symbols import Symbol
@@ -48,8 +49,8 @@ MAX_MESSAGE = 16 * 1024 * 1024
 MAX_UNSENT = 1024 * 1024
 #: What the ping carries that asks whether everything sent before has arrived.
 _PROBE = b"seam"
-#: How much of a refusal's body is shown.
-_BODY_SHOWN = 200
+#: How much of a refusal's body is shown, and of what should be a status line: in characters.
+_BODY_SHOWN, _LINE_SHOWN = 200, 80
 
 
 _hushed = threading.local()
@@ -203,7 +204,7 @@ class Wire:
     def send(self, data: bytes) -> int:
         if self._attempt is not None:
             self.socket.settimeout(self._attempt.remaining())
-            self.socket.sendall(data)
+            self.socket.sendall(_without_cookie(data))
         else:
             self.unsent += data
             self.flush()
@@ -281,8 +282,15 @@ class Wire:
         # Frames may lie behind the answer already.
         self.received_ns = time.time_ns()
         self.bytes_received = len(answer)
-        self.buffer = bytes(answer)
-        _check_status(self.buffer)
+        self.buffer = without_cookies(bytes(answer))
+        _check_answer(self.buffer)
+
+
+def _without_cookie(request: bytes) -> bytes:
+    """A handshake without what the library's jar, which all of the process share, would have us send."""
+    ours, cookie, _ = request.partition(b"\r\nCookie: ")
+    # It comes last, and may hold line breaks.
+    return ours + b"\r\n\r\n" if cookie else request
 
 
 class _Doorstep:
@@ -398,6 +406,10 @@ class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
                 self.ended = closed(None, None)
 
     def _take_texts(self, payloads: list[bytes]) -> None:
+        if self._max_message < LONGEST_QUICK and max(map(len, payloads), default=0) > self._max_message:
+            # The quick reader knows of no such bound.
+            self._take_texts([*takewhile(lambda payload: len(payload) <= self._max_message, payloads)])
+            raise too_large(self._max_message)
         if not all(map(bytes.isascii, payloads)):
             for number, payload in enumerate(payloads):
                 try:
@@ -531,7 +543,7 @@ def _open(target: Target, attempt: Attempt) -> Connection:
         try:
             connection.shake_hands()
         except _Refused as refusal:
-            raise _refusal(refusal.answer, target.keys, attempt) from None
+            raise _refusal(refusal.answer, target, attempt) from None
         return connection
     except BaseException:
         sock.close()
@@ -649,28 +661,32 @@ def _is_of_certificate(cause: BaseException) -> bool:
     return told or isinstance(cause, ssl.SSLCertVerificationError)
 
 
-def _check_status(response: bytes) -> None:
-    """Let a switch of protocols pass; raise `_Refused` for any other answer, redirects included."""
+def _check_answer(response: bytes) -> None:
+    """Let a switch to the protocol we asked for pass; raise `_Refused` for any other answer, redirects included."""
     answer = HttpAnswer.parse(response)
     if answer is None:
         status_line = response.partition(b"\r\n")[0]
-        raise ProtocolError(f"the server's status line is {redact(repr(status_line[:80]))}", permanent=True)
+        raise ProtocolError(f"the server's status line is {redact(repr(status_line))[:_LINE_SHOWN]}", permanent=True)
     if answer.status != 101:
         raise _Refused(answer)
+    if answer.unasked is not None:
+        raise ProtocolError(f"the server uses what was not offered to it: {answer.unasked}", permanent=True)
 
 
-def _refusal(refused: HttpAnswer, keys: KeySource, attempt: Attempt) -> ConnectionFailed:
-    """The typed error for an HTTP answer. Source: the refusals of protocol.md, O."""
+def _refusal(refused: HttpAnswer, target: Target, attempt: Attempt) -> ConnectionFailed:
+    """The typed error for an HTTP answer. Source: the refusals of docs/protocol.md, O."""
     status = refused.status
     answer = f"the server answered {status} {redact(refused.phrase)}".rstrip()
-    body = refused.body[:_BODY_SHOWN].decode("utf-8", "replace").strip()
-    if body:
-        answer += f", {redact(body)!r}"
+    if body := _shown_body(refused):
+        answer += f", {body!r}"
     if status in (401, 403):
-        final = not _ask_for_another(keys, attempt)
-        return AuthenticationError(f"the API key was refused: {answer}", status=status, permanent=final)
+        final = not _ask_for_another(target.keys, attempt)
+        advice = "; keys rotate every 24 hours: get a new one" if final else ""
+        return AuthenticationError(f"the API key was refused: {answer}{advice}", status=status, permanent=final)
+    if status == 404 and target.symbol is None:
+        return StreamNotFound(f"no functions there: {answer}; check the endpoint", status=status)
     if status == 404:
-        return StreamNotFound(f"no such stream: {answer}", status=status)
+        return StreamNotFound(f"no such stream: {answer}; check the pair, and the endpoint's prefix", status=status)
     if status == 429:
         return RateLimited(f"too many requests: {answer}", status=status, retry_after=refused.retry_after)
     if 300 <= status < 400:
@@ -681,6 +697,17 @@ def _refusal(refused: HttpAnswer, keys: KeySource, attempt: Attempt) -> Connecti
     if status < 300:
         return ProtocolError(f"{answer}: it is no websocket server at this address", status=status, permanent=True)
     return ConnectionFailed(answer, status=status, retry_after=refused.retry_after)
+
+
+def _shown_body(refused: HttpAnswer) -> str:
+    """The body as far as it has come, without the key; and without its last word, where that may be a part of one."""
+    text, length = redact(refused.body.decode("utf-8", "replace")), refused.headers.get("Content-Length", "").strip()
+    complete = length.isdecimal() and len(refused.body) >= int(length[:12])
+    if text and not complete and not text[-1].isspace():
+        text = text.removesuffix(text.rsplit(None, 1)[-1]) + "…"
+    shown = text.strip()[:_BODY_SHOWN]
+    # A page for browsers begins with what says nothing.
+    return "" if shown.startswith("<") else shown
 
 
 def _ask_for_another(keys: KeySource, attempt: Attempt) -> bool:
@@ -706,7 +733,7 @@ _CLOSE_CODES = {
 
 
 def closed(code: int | None, reason: str | None) -> ConnectionFailed:
-    """The typed error for a close frame. Source: the close codes of protocol.md, O."""
+    """The typed error for a close frame. Source: the close codes of docs/protocol.md, O."""
     said = f": {redact(reason)!r}" if reason else ""
     if code == 1008:
         return AuthenticationError(f"closed by the server for policy, e.g. a revoked key (1008){said}", close_code=code)

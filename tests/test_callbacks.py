@@ -205,6 +205,25 @@ def test_with_nobody_registered_a_callbacks_traceback_is_logged(stage: Stage, ca
     assert 'raise ZeroDivisionError("division by zero")' in caplog.text
 
 
+@pytest.mark.parametrize("event", ["tick", "error"])
+def test_what_a_server_sent_does_not_act_on_the_terminal_by_way_of_an_exception(
+    stage: Stage, caplog: pytest.LogCaptureFixture, event: str
+) -> None:
+    """An exception of the user's that quotes an exchange is logged escaped; its lines stay lines."""
+
+    def quotes(argument: object) -> None:
+        raise ValueError("unknown exchange \x1b]0;title\x07\nsecond line\r\u202e") from KeyError("\x9b")
+
+    stage.callbacks.add(event, quotes)
+    with caplog.at_level(logging.ERROR, "finx_streamer"):
+        if event == "tick":
+            stage.caller.ticks([TICK])
+        else:
+            stage.caller.error(TicksDropped(3))
+    assert "ValueError: unknown exchange \\x1b]0;title\\x07\nsecond line\\r\\u202e\n" in caplog.text + "\n"
+    assert [] == [line for line in caplog.text.split("\n") if not line.isprintable()]
+
+
 def test_with_somebody_registered_errors_are_not_logged(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
     """Who handles an error decides what to log."""
     stage.callbacks.add("error", stage.note("mine"))

@@ -367,9 +367,52 @@ def test_the_policy_bounds_the_tries(client: Callable[..., FunctionClient]) -> N
     policy = ReconnectPolicy(initial=0.01, attempts=3)
     with Peer(refuse("503 Busy")) as peer, client(peer, reconnect=policy) as calls:
         for tries in (3, 6):
-            with pytest.raises(ConnectionFailed, match="attempt 3, not retried"):
+            with pytest.raises(ConnectionFailed, match="attempt 3, no further attempt"):
                 number(calls, 1)
             assert tries == peer.accepted
+
+
+def test_all_the_time_there_is_is_used(client: Callable[..., FunctionClient]) -> None:
+    """A wait of the policy's that is longer than the time left is made shorter: the line may be back before."""
+    patient = ReconnectPolicy(initial=3_600.0, maximum=3_600.0, jitter=False)
+    refused: list[int] = []
+
+    def script(caller: Caller) -> None:
+        if not refused:
+            refused.append(1)
+            caller.refuse("503 Busy")
+        answer()(caller)
+
+    with Peer(script) as peer:
+        assert 1 == number(client(peer, reconnect=patient, timeout=2.0), 1)
+
+
+def slowly(pieces: int, pause: float) -> Script:
+    """Answers so slowly."""
+
+    def script(caller: Caller) -> None:
+        caller.welcome()
+        caller.read_frame()
+        whole = frame(json.dumps({"echo": 1, "more": "x" * pieces * 10}))
+        size = len(whole) // pieces + 1
+        for at in range(0, len(whole), size):
+            caller.send(whole[at : at + size])
+            threading.Event().wait(pause)
+        caller.wait_until_left()
+
+    return script
+
+
+def test_a_slow_line_is_no_silence(client: Callable[..., FunctionClient]) -> None:
+    """While more of the answer comes, the time for it begins anew."""
+    with Peer(slowly(5, 0.5)) as peer:
+        assert 1 == number(client(peer, timeout=1.5), 1)
+
+
+def test_a_line_that_is_slow_without_end_is_given_up(client: Callable[..., FunctionClient]) -> None:
+    """And the error says how much had come."""
+    with Peer(slowly(10_000, 0.01)) as peer, pytest.raises(CallTimeout, match=r"[0-9,]+ bytes had come"):
+        number(client(peer, timeout=0.3), 1)
 
 
 def test_a_wait_that_would_be_too_long_is_not_begun(client: Callable[..., FunctionClient]) -> None:
@@ -692,10 +735,10 @@ def test_no_file_is_left_open(client: Callable[..., FunctionClient]) -> None:
     with Peer(answer(count=1)) as peer:
         before = len(os.listdir("/proc/self/fd"))
         for _ in range(20):
-            calls = client(peer, timeout=0.05, reconnect=None)
+            calls = client(peer, reconnect=None)
             number(calls, 1)
-            with pytest.raises(FunctionError):
-                number(calls, 2)
+            with pytest.raises(CallTimeout):
+                calls._calls.call("echo", {"number": 2}, 0.05)
             calls.close()
         until(lambda: len(os.listdir("/proc/self/fd")) <= before + 25)
     until(lambda: len(os.listdir("/proc/self/fd")) <= before)

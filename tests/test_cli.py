@@ -15,11 +15,15 @@ import signal
 import subprocess
 import sys
 import termios
+import threading
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from websockets.sync.client import connect
 
 from finx_streamer import __version__
@@ -161,6 +165,17 @@ class TestJsonLines:
             assert line.startswith("finx-streamer: BTC:USDC: ")
             assert "next attempt in" in line
 
+    @pytest.mark.parametrize("name", ["note", "error"])
+    def test_of_a_long_notice_or_error_the_beginning_is_shown(self, server: LocalServer, name: str) -> None:
+        """Nobody reads thousands of characters in a line."""
+        with running("listen", "BTC:USDC", "--endpoint", server.url) as process:
+            assert process.stderr is not None
+            server.wait_connected()
+            server.send_message(json.dumps({name: "n" * 10_000}))
+            line = process.stderr.readline()
+        assert "nnnn" in line
+        assert len(line) < 350
+
 
 class TestCsv:
     def test_a_header_and_a_row_a_tick(self, server: LocalServer) -> None:
@@ -180,10 +195,17 @@ class TestCsv:
         result = run("listen", "BTC:USDC", "--endpoint", server.url, *options)
 
         *_, hostile = csv.reader(io.StringIO(result.stdout))
-        assert "'" + HOSTILE.replace("\x1b", r"\x1b").replace("\x07", r"\x07") == hostile[3]
+        assert "'" + HOSTILE.replace("\x1b", r"\x1b").replace("\x07", r"\x07").replace(";", r"\x3b") == hostile[3]
         assert "\x1b" not in result.stdout
 
-    @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n", "\x00", "\x9f", "\ud800"])
+    @pytest.mark.parametrize(
+        "start",
+        [
+            *["=", "+", "-", "@", "\t", "\r", "\n", "\x00", "\x9f", "\ud800", " =", "  @", "=\u0338"],
+            # Full-width, small and superscript forms of the four.
+            *["\uff1d", "\uff0b", "\uff0d", "\uff20", "\ufe62", " \u207c"],
+        ],
+    )
     def test_what_a_cell_must_not_start_with(self, start: str) -> None:
         """An apostrophe makes a spreadsheet take the cell for text."""
         from finx_streamer.cli.lines import safe_cell
@@ -192,7 +214,17 @@ class TestCsv:
         assert "'" == cell[0]
         assert cell.isprintable()
 
-    @pytest.mark.parametrize("name", ["", "BINANCE", "a-b", "Börse 1", "12"])
+    @given(st.text() | st.text(" ;,=+-@\uff1d\"'\t"))
+    def test_no_cell_begins_a_formula(self, name: str) -> None:
+        """Whatever the name, and also where a spreadsheet splits lines at semicolons."""
+        from finx_streamer.cli.lines import safe_cell
+
+        cell = safe_cell(name)
+        assert cell.isprintable()
+        assert ";" not in cell
+        assert unicodedata.normalize("NFKC", cell.lstrip()[:1]) not in set("=+-@")
+
+    @pytest.mark.parametrize("name", ["", "BINANCE", "a-b", "Börse 1", "12", "A=B", "x, y"])
     def test_what_a_cell_may_be(self, name: str) -> None:
         """An honest name is left alone."""
         from finx_streamer.cli.lines import safe_cell
@@ -404,6 +436,21 @@ class TestTable:
         assert 1 == code
         assert "finx-streamer: error: BTC:USDC: " in shown
         assert "wrong-secret" not in shown
+
+    def test_of_a_long_notice_the_beginning_is_shown(self, server: LocalServer) -> None:
+        """In the last picture too, which a terminal gets whole."""
+
+        def send() -> None:
+            server.wait_connected()
+            server.send_message(json.dumps({"note": "n" * 10_000}))
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        shown, code = _in_terminal("listen", "BTC:USDC", "--endpoint", server.url, end_when="notice: ")
+        sender.join(TIMEOUT)
+
+        assert 0 == code
+        assert 200 < shown.rpartition("notice: ")[2].count("n") < 350
 
     def test_a_dumb_terminal_gets_lines(self, server: LocalServer) -> None:
         """A table can't be drawn on it."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
 import os
 import pty
 import signal
+import stat
 import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -16,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from finx_streamer.server import LocalServer, SimulatedMarket
-from tests.test_cli import COMMAND, HOSTILE, KEY, TIMEOUT, ended, environment, run, running, until
+from tests.test_cli import COMMAND, HOSTILE, KEY, TIMEOUT, _unread, ended, environment, run, running, until
 
 NOON = datetime(2022, 7, 2, 12, tzinfo=UTC)
 FIELDS = ("pair", "date", "time", "exchange", "price")
@@ -31,6 +33,7 @@ TICKS = [
     for n in range(1_500)
 ]
 INTERVAL = ("--start", "2022-07-02", "--end", "2022-07-03")
+TEN_SECONDS = ("--start", "2022-07-02T12:00", "--end", "2022-07-02T12:00:10")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -101,6 +104,9 @@ def test_a_snap_is_one_line(server: LocalServer, format: str) -> None:
         (("history", "BTC:USDC"), 2, "--start"),
         (("history", "BTC:USDC", *INTERVAL, "--format", "table"), 2, "table"),
         (("history", "BTC:USDC", *INTERVAL, "--output", "/nowhere/at/all"), 1, "/nowhere/at"),
+        (("history", "BTC:USDC", *INTERVAL, "--output", "/"), 2, "--output /: it is a directory; expected a file"),
+        (("history", "BTC:USDC", *INTERVAL, "--output", ""), 2, "it is a directory"),
+        (("history", "BTC:USDC", *INTERVAL, "--output", ".."), 2, "it is a directory"),
         (("history", "XRP:USDC", *INTERVAL), 1, "XRP:USDC"),
         (("snap", "BTC:USDC", "1999-01-01"), 1, "no tick"),
         (("snap", "BTC:USDC", "noon"), 2, "AT: 'noon'"),
@@ -149,6 +155,103 @@ def test_ctrl_c_leaves_no_file(server: LocalServer, tmp_path: Path, signum: int)
     assert "interrupted after 0 ticks" in err
     assert [output] == list(tmp_path.iterdir())
     assert "before" == output.read_text()
+
+
+def test_a_file_keeps_its_mode_from_the_first_moment_on(server: LocalServer, tmp_path: Path) -> None:
+    """Nobody may read the new ticks who might not read the old file."""
+    output = tmp_path / "ticks.jsonl"
+    output.write_text("before")
+    output.chmod(0o600)
+    arguments = ("history", "BTC:USDC", *TEN_SECONDS, "--output", str(output), "--endpoint", server.url)
+    server.stall_functions(None)
+    with running(*arguments):
+        until(lambda: len(list(tmp_path.iterdir())) == 2, "the file is begun")
+        assert {0o600} == {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()}
+    server.stall_functions(0)
+    assert 0 == run(*arguments).returncode
+    assert 0o600 == stat.S_IMODE(output.stat().st_mode)
+    assert 10 == len(output.read_text().splitlines())
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_link_stays_a_link(server: LocalServer, tmp_path: Path, exists: bool) -> None:
+    """The file that it leads to is written, as a shell's redirection would do it."""
+    (tmp_path / "elsewhere").mkdir()
+    output, target = tmp_path / "link", tmp_path / "elsewhere" / "ticks.jsonl"
+    output.symlink_to(target)
+    if exists:
+        target.write_text("before")
+    result = run("history", "BTC:USDC", *TEN_SECONDS, "--output", str(output), "--endpoint", server.url)
+    assert (0, "") == (result.returncode, result.stderr)
+    assert output.is_symlink()
+    assert 10 == len(target.read_text().splitlines())
+    assert [target] == list(target.parent.iterdir())
+
+
+def test_a_long_name_is_a_name(server: LocalServer, tmp_path: Path) -> None:
+    """What a file system takes is not too long for the file that comes before it."""
+    output = tmp_path / ("n" * 250)
+    result = run("history", "BTC:USDC", *TEN_SECONDS, "--output", str(output), "--endpoint", server.url)
+    assert (0, "") == (result.returncode, result.stderr)
+    assert 10 == len(output.read_text().splitlines())
+
+
+def test_a_named_pipe_is_written_to(server: LocalServer, tmp_path: Path) -> None:
+    """Whoever reads it gets the ticks, and it stays what it is."""
+    output = tmp_path / "pipe"
+    os.mkfifo(output)
+    reader = os.open(output, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        result = run("history", "BTC:USDC", *TEN_SECONDS, "--output", str(output), "--endpoint", server.url)
+        assert (0, "", "") == (result.returncode, result.stdout, result.stderr)
+        assert 10 == len(os.read(reader, 65_536).splitlines())
+    finally:
+        os.close(reader)
+    assert output.is_fifo()
+
+
+def test_standard_output_by_its_name(server: LocalServer, tmp_path: Path) -> None:
+    """A pipe is written to; a file that the shell appends to keeps what is in it."""
+    arguments = ("history", "BTC:USDC", *TEN_SECONDS, "--output", "/proc/self/fd/1", "--endpoint", server.url)
+    result = run(*arguments)
+    assert (0, "") == (result.returncode, result.stderr)
+    assert 10 == len(result.stdout.splitlines())
+    log = tmp_path / "log"
+    log.write_text("before\n")
+    with log.open("a") as file:
+        subprocess.run([*COMMAND, *arguments], stdout=file, timeout=TIMEOUT, env=environment(), check=True)
+    lines = log.read_text().splitlines()
+    assert ("before", 11) == (lines[0], len(lines))
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_ctrl_c_works_while_nobody_reads(server: LocalServer, tmp_path: Path, named: bool) -> None:
+    """A pipe that is full holds up the ticks, and nothing else."""
+    output = tmp_path / "pipe"
+    os.mkfifo(output)
+    more = ("--output", str(output)) if named else ()
+    reader = os.open(output, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with running("history", "BTC:USDC", *INTERVAL, *more, "--endpoint", server.url) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            pipe = reader if named else process.stdout.fileno()
+            size = fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 4_096)
+            until(lambda: _unread(pipe) > size - 512, "the pipe is full")
+            process.send_signal(signal.SIGINT)
+            assert "interrupted after" in process.stderr.readline()
+            assert 130 == process.wait(TIMEOUT)
+    finally:
+        os.close(reader)
+
+
+def test_of_a_long_error_the_beginning_is_shown(server: LocalServer) -> None:
+    """Nobody reads a hundred thousand characters in a line."""
+    server.fail_functions(None, "m" * 100_000)
+    result = run("snap", "BTC:USDC", "--endpoint", server.url)
+    assert (1, 1) == (result.returncode, len(result.stderr.splitlines()))
+    assert "mmmm" in result.stderr
+    assert len(result.stderr) < 350
 
 
 def test_a_closed_pipe_is_the_end(server: LocalServer) -> None:

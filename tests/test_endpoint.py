@@ -15,7 +15,7 @@ PAIR = Pair("BTC", "USDC")
 
 
 def test_the_names_are_the_vendors_hosts() -> None:
-    """ "production" and "beta" are the URLs of the seed document."""
+    """ "production" and "beta" are the URLs of FinX's first description."""
     assert "wss://ws.finx.io/" == Endpoint.of("production").url == Endpoint.PRODUCTION.url
     assert "wss://beta.finx.io/" == Endpoint.of("beta").url == Endpoint.BETA.url
 

@@ -113,11 +113,11 @@ def test_errors_are_compared_by_identity() -> None:
 @pytest.mark.parametrize(
     ("facts", "text"),
     [
-        ({}, "refused (not retried)"),
-        ({"attempt": 2}, "refused (attempt 2, not retried)"),
+        ({}, "refused (no further attempt)"),
+        ({"attempt": 2}, "refused (attempt 2, no further attempt)"),
         ({"attempt": 2, "will_retry": True, "retry_in": 1.26}, "refused (attempt 2, next attempt in 1.3 s)"),
         ({"will_retry": True, "retry_in": 0.0}, "refused (next attempt in 0.0 s)"),
-        ({"attempt": 1, "symbol": "BTC:USDC"}, "BTC:USDC: refused (attempt 1, not retried)"),
+        ({"attempt": 1, "symbol": "BTC:USDC"}, "BTC:USDC: refused (attempt 1, no further attempt)"),
     ],
 )
 def test_a_failed_connection_says_which_attempt_it_was_and_what_follows(facts: dict[str, object], text: str) -> None:

@@ -98,7 +98,7 @@ def test_a_stale_stream_is_made_anew_if_asked(seen: Seen) -> None:
         seen.wait_for(lambda: 2 in seen.prices)
         assert peer.accepted >= 2
     assert [StaleStream, ConnectionFailed] == [type(error) for error in seen.errors[:2]]
-    assert "no message for 0.3 s" in str(seen.errors[1])
+    assert "no tick for 0.3 s" in str(seen.errors[1])
     assert seen.errors[1].will_retry  # type: ignore[attr-defined]
 
 

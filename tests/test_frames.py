@@ -238,6 +238,17 @@ def test_what_breaks_the_protocol_is_refused_with_its_code(data: bytes, code: in
     assert [(CLOSE, struct.pack("!H", code))] == heard.answers
 
 
+@pytest.mark.parametrize("cut", [0, 1])
+def test_a_bound_that_is_smaller_than_a_plain_frame_holds(cut: int) -> None:
+    """A text over the bound is refused whether it arrives whole or in two parts; what came before is heard."""
+    heard, data = Heard(), frame("before") + frame("x" * 1_001) + frame("after")
+    with connected(max_message=1_000) as connection:
+        for piece in (data[: len(data) * cut // 2], data[len(data) * cut // 2 :]):
+            feed(connection, piece, heard)
+        assert isinstance(connection.ended, ProtocolError)
+    assert [b"before"] == heard.messages
+
+
 def test_a_message_in_fragments_is_bounded_in_size() -> None:
     """The bound holds for the whole message, not for each fragment."""
     heard = Heard()

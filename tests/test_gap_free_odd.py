@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 from collections import Counter
@@ -12,7 +13,7 @@ import attrs
 import pytest
 
 from finx_streamer import ConnectionFailed, GapNotFilled, ReconnectPolicy, State
-from finx_streamer import gaps as gaps_module
+from finx_streamer import flow as flow_module
 from finx_streamer.flow import MOST_HELD
 from finx_streamer.gaps import Deliver, Finish, Probe, Recovery, Trail
 from finx_streamer.messages import Tick
@@ -216,8 +217,8 @@ def deaf(*connections: list[dict[str, str]], known: list[dict[str, str]]) -> Cal
 
 @pytest.mark.parametrize("live", [[3], [3, 4, 150], []], ids=["one", "several", "none"])
 def test_a_server_that_answers_no_pings(seen: Seen, live: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The wait for the answer to a ping is bounded: the live ticks come all the same."""
-    monkeypatch.setattr(gaps_module, "PROBE_WAIT", 0.2, raising=False)
+    """The wait for the answer to a ping is bounded: the live ticks come all the same, and the doubt is told."""
+    monkeypatch.setattr(flow_module, "PATIENCE", 0.5)
     known = [tick(number) for number in [1, 2, *live]]
     with (
         Peer(deaf([tick(1)], [tick(number) for number in live], known=known)) as peer,
@@ -225,7 +226,9 @@ def test_a_server_that_answers_no_pings(seen: Seen, live: list[int], monkeypatch
     ):
         seen.wait_for(lambda: seen.gaps)
         seen.wait_for(lambda: prices(seen)[-1:] == (live[-1:] or prices(seen)[-1:]))
-    assert [1, *live] == [number for number in prices(seen) if number != 2]
+        seen.wait_for(lambda: any(isinstance(error, GapNotFilled) for error in seen.errors))
+    assert [1, 2, *live] == prices(seen)
+    assert [(False, 1)] == [(gap.filled, gap.ticks) for gap in seen.gaps]
 
 
 # Two gaps, and the moments between them.
@@ -264,6 +267,26 @@ def test_a_live_tick_after_a_gap_that_was_not_filled(server: LocalServer, seen: 
         seen.wait_ticks(4)
     assert [1, 3, 4, 5] == prices(seen)
     assert [False, True] == [gap.filled for gap in seen.gaps]
+
+
+def test_outages_one_after_another_withhold_no_ticks(
+    server: LocalServer, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each begins the question to history anew, and that hangs: the live ticks come after a time nonetheless."""
+    monkeypatch.setattr(flow_module, "PATIENCE", 1.0)
+    server.stall_functions(None)
+    with seen.listener(server.url, backfill=True) as listener:
+        begin(server, seen)
+        for number in itertools.count(2):
+            with outage(server, seen):
+                pass
+            send(server, number)
+            if seen.gaps:
+                break
+        seen.wait_for(lambda: prices(seen) == list(range(1, number + 1)))
+        assert 0 == listener.stats.held
+    assert {False} == {gap.filled for gap in seen.gaps}
+    assert len(seen.gaps) == sum(isinstance(error, GapNotFilled) for error in seen.errors)
 
 
 # Little room.

@@ -17,7 +17,6 @@ from finx_streamer.gaps import (
     FIRST_WAIT,
     MOST_TOLD,
     PAUSES,
-    PROBE_WAIT,
     Deliver,
     Fetch,
     Finish,
@@ -302,15 +301,37 @@ def test_the_end_of_the_connection_stands_for_the_answer() -> None:
 
 
 def test_a_server_that_answers_no_ping_is_not_awaited_for_ever() -> None:
-    """After some seconds whatever was on its way has come, or will not."""
+    """Whatever is driving this says when: what was found goes out, and the doubt is told."""
     recovery = after_outage(tick(1))
     recovery.hold([tick(3)], 0.0)
     recovery.page(history([tick(1), tick(2), tick(3)]))
     only(recovery.fetched(1.0), Probe)
-    assert 1.0 + PROBE_WAIT == recovery.deadline
-    assert [] == recovery.wake(1.0)
-    end = only(recovery.wake(recovery.deadline), Finish)
+    assert [] == recovery.wake(1e9)
+    end = only(recovery.overdue(1e9), Finish)
     assert [tick(2, backfilled=True)] == end.before
+    assert not end.gap.filled
+    assert "answered no ping" in str(end.error)
+
+
+def test_a_history_that_hangs_is_not_awaited_for_ever() -> None:
+    """The live ticks go, and what history had said by then has gone before them."""
+    recovery = after_outage(tick(1))
+    recovery.hold([tick(20)], 0.0)
+    deliver = only(recovery.page(history([tick(1), tick(2), tick(9)])), Deliver)
+    assert [tick(2, backfilled=True)] == deliver.ticks
+    end = only(recovery.overdue(30.0), Finish)
+    assert (False, 1, [], [tick(20)]) == (end.gap.filled, end.gap.ticks, end.before, end.after)
+    assert "history had not answered" in str(end.error)
+
+
+def test_a_history_that_is_behind_for_too_long() -> None:
+    """Overdue between two questions: what the last answer had goes out."""
+    recovery = after_outage(tick(1))
+    recovery.hold([tick(3)], 0.0)
+    assert [] == told_apart(recovery, history([tick(1), tick(2)]))
+    end = only(recovery.overdue(30.0), Finish)
+    assert (False, [tick(2, backfilled=True)], [tick(3)]) == (end.gap.filled, end.before, end.after)
+    assert "not got as far" in str(end.error)
 
 
 def test_a_new_connection_makes_it_ask_again() -> None:
@@ -493,7 +514,8 @@ class World:
         return bool(groups)
 
     def wait(self) -> None:
-        if self.recovery is not None and self.now + PROBE_WAIT <= self.recovery.deadline:
+        # Nothing is on its way for longer than that.
+        if self.recovery is not None and self.now + 5.0 <= self.recovery.deadline:
             self.arrive(len(self.wire))
         if self.recovery is not None:
             self.now = max(self.now, min(self.recovery.deadline, self.now + 10.0))

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import logging
 import pickle
+import re
+import string
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from finx_streamer import keys
 from finx_streamer.errors import AuthenticationError, ConfigurationError, ConnectionFailed
-from finx_streamer.keys import ENVIRONMENT_VARIABLE, MASK, KeySource, Secret, redact
+from finx_streamer.keys import ENVIRONMENT_VARIABLE, MASK, KeySource, Secret, redact, shown
 
 KEY = "kEy/with+odd=chars%and\"quotes'&back\\slash~9"
+
+
+class Unshowable:
+    """Something of the user's."""
+
+    def __repr__(self) -> str:
+        raise ZeroDivisionError
+
+
 printable = st.text([chr(code) for code in range(0x21, 0x7F)], min_size=4, max_size=24)
 
 
@@ -122,6 +135,21 @@ def test_a_key_that_can_be_none_is_refused_without_being_shown(value: str) -> No
     assert not value or value not in str(caught.value)
 
 
+@pytest.mark.parametrize("value", ["the-key\n", "\tthe-key", " the-key "])
+def test_white_space_around_a_key_is_told_with_what_to_do(value: str) -> None:
+    """A key that was read from a file ends with a line break."""
+    with pytest.raises(ConfigurationError, match=r"; a key read from a file may need \.strip\(\)$"):
+        KeySource.of(value)
+
+
+@pytest.mark.parametrize("value", ["", "the key", "the-k\u00eby"])
+def test_what_can_not_be_stripped_is_told_without_that_advice(value: str) -> None:
+    """It would not help."""
+    with pytest.raises(ConfigurationError) as caught:
+        KeySource.of(value)
+    assert "strip" not in str(caught.value)
+
+
 # What prints it.
 
 
@@ -199,6 +227,11 @@ SPELLINGS = {
     "JSON in JSON": lambda key: json.dumps(json.dumps(key))[1:-1][2:-2],
     "repr": lambda key: repr(key)[1:-1],
     "repr of JSON bytes": lambda key: repr(json.dumps(key).encode())[3:-2],
+    "HTML": html.escape,
+    "HTML in decimal numbers": lambda key: "".join(f"&#{ord(c)};" for c in key),
+    "HTML in hex, in part": lambda key: "".join(c if c.isalnum() else f"&#x{ord(c):04X};" for c in key),
+    "HTML twice": lambda key: html.escape(html.escape(key)),
+    "JSON in HTML": lambda key: html.escape(json.dumps(key)[1:-1]),
     "upper case": str.upper,
     "lower case": str.lower,
 }
@@ -207,6 +240,7 @@ SPELLINGS = {
 @pytest.mark.parametrize("spelling", SPELLINGS)
 @given(key=printable)
 @settings(deadline=None, max_examples=60)
+@example(key="!" + "\\" * 48 + "8")
 def test_a_key_is_hidden_in_each_of_its_spellings(spelling: str, key: str) -> None:
     """However a URL, a JSON text, a repr or a log may spell the key, nothing of it remains."""
     with pytest.MonkeyPatch.context() as patch:
@@ -216,12 +250,64 @@ def test_a_key_is_hidden_in_each_of_its_spellings(spelling: str, key: str) -> No
     assert {"<", ">"} == set(left.replace(MASK, "").replace("\\", ""))
 
 
-@pytest.mark.parametrize("text", ["\\" * 50_000, "%" + "25" * 50_000, "a" * 50_000, "a\\" * 25_000])
+#: What each character of a key may be.
+CHARACTERWISE = ["plain", "percent-encoded", "JSON with the slash escaped", "HTML", "JSON with everything escaped"]
+issued = st.text(string.ascii_letters + string.digits + "-_~+/=&<", min_size=5, max_size=24)
+
+
+@pytest.mark.parametrize("spelling", CHARACTERWISE)
+@given(key=issued, data=st.data())
+@settings(deadline=None, max_examples=60)
+def test_a_key_that_the_text_is_cut_in_leaves_nothing_of_it(spelling: str, key: str, data: st.DataObject) -> None:
+    """A peer or a segment cuts where it likes, also within an escape: four characters are a secret already."""
+    spell = SPELLINGS[spelling]
+    cut = data.draw(st.integers(len(spell(key[:4])), len(spell(key))))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keys, "_registry", keys._Registry())
+        KeySource.of(key)
+        for around in ("no such key: {}", "data=b'key {}'", '{{"error":"no {}"}}', '{{"error":"\\"key {}…\\""}}'):
+            # Of an escape that was cut a backslash may be left.
+            left = redact(around.format(spell(key)[:cut]))
+            assert around.format(MASK).replace("\\", "") == left.replace("\\", "")
+        rest = data.draw(st.integers(4, len(key)))
+        assert f"{MASK}?" == redact(f"{spell(key[-rest:])}?")
+
+
+@pytest.mark.parametrize("text", ["abc", "bcdef", "no abc", "abcd is no end", "the head is not def", "xcdef"])
+def test_less_than_a_part_is_kept(text: str) -> None:
+    """Three characters, and what is neither a key's beginning at the end nor its end at the beginning."""
+    KeySource.of("abcdefgh")
+    assert text == redact(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\\" * 50_000,
+        "%" + "25" * 50_000,
+        "a" * 50_000,
+        "a\\" * 25_000,
+        "&" + "amp;" * 50_000,
+        "&amp;" * 20_000,
+        "&#" + "0" * 50_000,
+        "\\u005c" * 10_000,
+        "\\" + "u005c" * 10_000,
+        "%2" * 30_000,
+    ],
+)
 @pytest.mark.parametrize("key", ["\\\\\\\\a", "aaaaaaab", "%%%%", "a\\b\\c"])
 def test_a_hostile_text_is_searched_in_reasonable_time(key: str, text: str) -> None:
     """No text takes the square of its length: the test's time limit would strike."""
     KeySource.of(key)
     redact(text)
+
+
+@pytest.mark.parametrize("text", ["x" * (32 << 20), "\\" * (16 << 20)], ids=["plain", "backslashes"])
+def test_many_keys_are_looked_for_in_reasonable_time(text: str) -> None:
+    """The largest message, and as many keys as a month has days: it was minutes, in which no other thread could run."""
+    sources = [KeySource.of(f"the-key-of-day-number-{day}") for day in range(30)]
+    assert redact(text) is text
+    assert sources
 
 
 def test_other_text_is_kept() -> None:
@@ -239,7 +325,52 @@ def test_the_number_of_remembered_keys_is_bounded(monkeypatch: pytest.MonkeyPatc
         KeySource.of(f"key-number-{number}")
         assert MASK == redact("steady-key")
     assert f"key-number-3 {MASK}" == redact("key-number-3 key-number-4")
-    assert 2 == len(keys._registry.patterns)
+    assert 2 == len(keys._registry.forms)
+
+
+def test_a_key_in_use_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many others there are, and however long ago it was asked for: its connection may still live."""
+    monkeypatch.setattr(keys, "_REMEMBERED", 2)
+    monkeypatch.setattr(keys, "_RETIRED", -1.0)
+    sources = [KeySource.of(f"key-number-{number}") for number in range(4)]
+    asked = KeySource.of(lambda: "asked-key").ask()
+    KeySource.of("another-key")
+    assert " ".join([MASK] * 5) == redact("key-number-0 key-number-1 key-number-2 key-number-3 asked-key")
+    assert Secret("asked-key") == asked
+    assert sources
+
+
+def test_a_retired_key_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Days after nobody has it any more, the next key takes its place."""
+    KeySource.of("retired-key")
+    assert MASK == redact("retired-key")
+    monkeypatch.setattr(keys, "_RETIRED", -1.0)
+    KeySource.of("next-key")
+    assert f"retired-key {MASK}" == redact("retired-key next-key")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        KEY * 3,
+        KEY.encode() * 3,
+        ["x" * 20 + KEY],
+        {KEY: (KEY,)},
+        Path("/x" * 20 + KEY),
+        "x" * 12 + KEY,
+    ],
+)
+def test_a_value_is_shown_in_short_without_the_key(value: object) -> None:
+    """What is cut has lost the key before: a half of it would not be recognised."""
+    KeySource.of(KEY)
+    assert not {"kEy", "slash", "odd", "quotes"} & set(re.findall("[A-Za-z]+", shown(value)))
+    assert len(shown(value)) < 80
+
+
+@pytest.mark.parametrize("value", [10**5_000, Unshowable()], ids=["int", "broken"])
+def test_a_value_that_can_t_be_shown_has_a_type(value: object) -> None:
+    """An error about an argument is that error, whatever the argument's own repr does."""
+    assert f"<{type(value).__name__}>" == shown(value)
 
 
 # The library's logger.

@@ -106,6 +106,27 @@ def test_a_wrong_argument_is_refused_at_once(settings: dict[str, Any]) -> None:
         StreamListener(PAIR, **settings)
 
 
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"queue_size": 0}, "queue_size: 0 is not allowed; expected an int >= 1"),
+        ({"queue_size": 2**64}, f"queue_size: {2**64} is not allowed; expected an int <= {sys.maxsize}"),
+        ({"reconnect": False}, "reconnect: False is not allowed; expected a ReconnectPolicy or None (None: no retry)"),
+    ],
+)
+def test_a_refusal_names_the_bound_that_was_hit(settings: dict[str, Any], text: str) -> None:
+    """And not others, which would distract."""
+    with pytest.raises(ConfigurationError) as caught:
+        StreamListener(PAIR, **settings)
+    assert text == str(caught.value)
+
+
+def test_a_decorator_with_empty_parentheses_is_refused_with_how_to_write_it() -> None:
+    """`@listener.on_tick()` narrows to no pair."""
+    with pytest.raises(ConfigurationError, match=r"write @listener\.on_tick, without parentheses"):
+        StreamListener(PAIR).on_tick()  # type: ignore[call-overload]
+
+
 def test_what_is_shown_does_not_hold_the_key() -> None:
     """A key that was given in another argument's place too is masked where that argument is shown."""
     key = "listener-Key-1"

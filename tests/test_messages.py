@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from finx_streamer import messages, wirejson
 from finx_streamer.errors import PAYLOAD_LIMIT, DecodeError, ServerError
-from finx_streamer.messages import LONGEST_FIELD, LONGEST_MESSAGE, MAX_DEPTH, Decoder, Notice, Tick
+from finx_streamer.messages import LONGEST_FIELD, LONGEST_MESSAGE, LONGEST_NOTICE, MAX_DEPTH, Decoder, Notice, Tick
 from finx_streamer.wirejson import loads_stdlib
 
 PAIR = "BTC:USDC"
@@ -277,8 +277,8 @@ def test_a_stream_without_ticks_gives_notices() -> None:
         b'{"a":"\n"}',
         b'\xef\xbb\xbf{"a":1}',
         b"\x00",
-        b"[" * 16_000,
-        b'{"a":' * 3_000,
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
         b'{"a":' + b"9" * 5_000 + b"}",
     ],
     ids=lambda payload: repr(payload[:20]),
@@ -346,7 +346,7 @@ def test_result_data_that_is_no_object_is_refused(value: object) -> None:
     assert "resultData is " in refused({"results": "streaming", "resultData": value}).reason
 
 
-@pytest.mark.parametrize("other", ["ETH:USDC", "btc:usdc", "", "BTC:USDC ", "X" * 256])
+@pytest.mark.parametrize("other", ["ETH:USDC", "btc:usdc", "", "BTC:USDC ", "X" * 4_096])
 def test_a_tick_of_another_pair_is_refused(other: str) -> None:
     """A stream carries one pair; the refusal names both, and stays short."""
     reason = refused(FLAT | {"pair": other}).reason
@@ -436,21 +436,27 @@ def test_a_field_has_a_longest_length(form: str, field: str) -> None:
     longest = {**FLAT, field: f"{value:0<{LONGEST_FIELD - len(last)}}{last}"}
     assert longest[field] == ticked(FORMS[form](longest), parse_price=str)[field]
     longer = {**FLAT, field: f"{value:0<{LONGEST_FIELD + 1 - len(last)}}{last}"}
-    assert f"field {field!r} has 257 characters" in refused(FORMS[form](longer)).reason
+    assert f"field {field!r} has 4,097 characters" in refused(FORMS[form](longer)).reason
     for payload in (json.dumps(FORMS[form](longer)), json.dumps(FORMS[form](longer), separators=(",", ":"))):
         assert not any(quickly([payload.encode()], reader) for reader in TICK_FORMS.values())
 
 
-@pytest.mark.parametrize("size", [LONGEST_MESSAGE, LONGEST_MESSAGE + 1])
+@pytest.mark.parametrize("size", [LONGEST_NOTICE, LONGEST_NOTICE + 1, LONGEST_MESSAGE, LONGEST_MESSAGE + 1])
 def test_a_message_has_a_longest_length(size: int) -> None:
-    """Whatever it is, but for the answers of functions."""
-    message = f'{{"note":"{"x" * (size - 11)}"}}'.encode()
-    assert size == len(message)
-    if size == LONGEST_MESSAGE:
-        assert isinstance(decode(message), Notice)
+    """A tick may have more about it than anything else, which is kept whole; answers of functions have no bound."""
+    note = f'{{"note":"{"x" * (size - 11)}"}}'.encode()
+    tick = json.dumps({**FLAT, "more": ""}).encode()
+    tick = tick.replace(b'"more": ""', b'"more": "%s"' % (b"x" * (size - len(tick))))
+    assert size == len(note) == len(tick)
+    if size == LONGEST_NOTICE:
+        assert isinstance(decode(note), Notice)
     else:
-        assert "a message of 16,385 bytes; expected 16,384 at most" == refused(message).reason
-    assert isinstance(decode(message, longest=None), Notice)
+        assert f"a message of {size:,} bytes that is no tick" in refused(note).reason
+    if size <= LONGEST_MESSAGE:
+        assert FLAT["exchange"] == ticked(tick)["exchange"]
+    else:
+        assert f"a message of {size:,} bytes" in refused(tick).reason
+    assert isinstance(decode(note, bounded=False), Notice)
 
 
 def test_an_exponent_has_four_digits_at_most() -> None:

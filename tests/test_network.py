@@ -16,6 +16,7 @@ import trustme
 
 from finx_streamer import (
     AuthenticationError,
+    ConfigurationError,
     ConnectionFailed,
     DecodeError,
     ProtocolError,
@@ -28,6 +29,7 @@ from finx_streamer import (
 )
 from finx_streamer.network import SIDE_BY_SIDE
 from finx_streamer.server import LocalServer, Tape
+from tests import market
 from tests.peers import (
     BINARY,
     PAIR,
@@ -646,6 +648,75 @@ def test_a_full_queue_stops_the_sender(seen: Seen) -> None:
     assert list(range(total)) == seen.prices
     assert stats.queue_peak <= 101
     assert 0 == stats.dropped
+
+
+def test_a_stop_is_heard_in_a_flood_that_takes_no_room(seen: Seen) -> None:
+    """While a gap is looked into, with less room than a read brings, of ticks that `exchanges` leaves out."""
+
+    def message(number: int, exchange: str = "BINANCE") -> bytes:
+        return frame(json.dumps({"results": "streaming", "resultData": market.tick(number, exchange=exchange)}))
+
+    stopped = threading.Event()
+
+    def script(caller: Caller) -> None:
+        if "/streamer/" in caller.read_request().decode():
+            caller.welcome()
+            caller.wait_until_left()
+            return
+        caller.welcome(*map(message, first))
+        if len(first) == 1:
+            first[:] = [500, 900]
+            caller.leave()
+            return
+        while not stopped.is_set():
+            caller.send(message(901, "OTHER") * 5_000)
+
+    first = [1]
+    with Peer(script) as peer:
+        listener = seen.listener(peer.url, exchanges=["BINANCE"], backfill=True, queue_size=3).start()
+        seen.wait_for(lambda: seen.ticks)
+        while listener.stats.messages < 20_000:
+            assert not listener.join(0.01)
+        try:
+            assert listener.stop(10.0, drain=False)
+        finally:
+            stopped.set()
+
+
+def test_a_stop_does_not_say_that_a_hanging_parse_price_has_ended(seen: Seen) -> None:
+    """Nor does a start make a second network thread beside it."""
+    inside, gate = threading.Event(), threading.Event()
+
+    def parse(text: str) -> float:
+        inside.set()
+        gate.wait(PATIENCE)
+        return float(text)
+
+    with Peer(stay(ticks(1, 1))) as peer:
+        listener = seen.listener(peer.url, parse_price=parse).start()
+        assert inside.wait(PATIENCE)
+        assert not listener.stop(0.1)
+        assert not listener.stop(2.0, drain=False)
+        with pytest.raises(ConfigurationError, match="still stopping"):
+            listener.start()
+        gate.set()
+        assert listener.stop(PATIENCE)
+        assert 1 == peer.accepted
+
+
+def test_a_stream_that_is_back_brings_the_others(seen: Seen) -> None:
+    """They waited for the same network: nobody sits out half a minute of backoff when it is there again."""
+    patient = ReconnectPolicy(initial=3_000.0, maximum=3_000.0, jitter=False)
+    pairs = ("BTC:USDC", "ETH:USDC", "SOL:USDC")
+    with (
+        LocalServer(market.Market(*pairs), keys={"demo"}) as server,
+        seen.listener(server.url, *pairs[:2], reconnect=patient) as listener,
+    ):
+        server.wait_connected(2)
+        server.drop_connections()
+        seen.wait_for(lambda: {(pair, State.RECONNECTING) for pair in pairs[:2]} <= set(seen.states))
+        listener.add(pairs[2])
+        server.wait_connected(3)
 
 
 def test_other_streams_are_not_held_up_by_a_dead_one(seen: Seen) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -19,7 +21,33 @@ runs = st.lists(st.tuples(st.sampled_from(PAIRS), st.integers(1, 9)), max_size=3
 def made(shape: list[tuple[str, int]]) -> list[list[Tick]]:
     """Runs of numbered ticks, each of one pair."""
     numbers = iter(range(1_000))
-    return [[{"pair": pair, "price": next(numbers)} for _ in range(length)] for pair, length in shape]  # type: ignore[typeddict-item]
+    return [[a_tick(pair, next(numbers)) for _ in range(length)] for pair, length in shape]
+
+
+def a_tick(pair: str, price: int) -> Tick:
+    moment = datetime(2022, 7, 2, 15, 30, tzinfo=UTC)
+    return {
+        "pair": pair,
+        "date": "2022-07-02",
+        "time": "15:30:00.0Z",
+        "exchange": "BINANCE",
+        "price": price,
+        "timestamp": moment,
+        "received_ns": 0,
+        "backfilled": False,
+    }
+
+
+@pytest.mark.parametrize("change", [dict.clear, lambda tick: tick.pop("timestamp"), lambda tick: tick.pop("pair")])
+def test_what_a_callback_made_of_a_tick_is_no_tick_any_more(change: Callable[[Any], object]) -> None:
+    """It is left out: tables and pictures are made of whole ticks."""
+    recent = Recent(10)
+    run = [a_tick(PAIR, number) for number in range(3)]
+    recent.extend(run)
+    change(run[1])
+    assert [0, 2] == [tick["price"] for tick in recent.last(10)]
+    assert [0, 2] == [tick["price"] for tick in recent.last(10, PAIR)]
+    assert ([0, 2], 3) == ([tick["price"] for tick in recent.since(0, 10)[0]], recent.total)
 
 
 @given(runs, st.integers(1, 20), st.integers(0, 25), st.sampled_from([None, *PAIRS]))

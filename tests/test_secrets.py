@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import logging
@@ -24,9 +25,11 @@ from finx_streamer import (
     DecodeError,
     FinxStreamerError,
     FunctionClient,
+    ReconnectPolicy,
     StreamListener,
     Tick,
 )
+from finx_streamer.keys import KeySource, Secret
 from finx_streamer.server import LocalServer, Tape
 from tests.peers import PAIR, PATIENCE, QUICK, Caller, Peer, Script, Seen, close_frame, frame, refuse, stay, tick
 
@@ -162,9 +165,16 @@ FAILURES: dict[str, Script] = {
     "no status": answer_and_quote(b"HTTP/1.1 PATH KEY\r\n\r\n"),
     "no accept": answer_and_quote(b"HTTP/1.1 101 KEY\r\nX-Key: KEY\r\nLocation: PATH\r\n\r\n"),
     "bad header": answer_and_quote(b"HTTP/1.1 101 KEY\r\nPATH KEY\r\n\r\n"),
+    "no status, at length": answer_and_quote(b"HTTP/1.1" + b"x" * 60 + b" KEY\r\n\r\n"),
     "cut": answer_and_quote(b"HTTP/1.1 101 KEY\r\nPATH KEY\r\n"),
+    "cut in the body": answer_and_quote(b"HTTP/1.1 401 No\r\n\r\nno such key: " + KEY[:8].encode()),
+    "a long body": answer_and_quote(b"HTTP/1.1 401 No\r\n\r\n" + b"so sorry, " * 19 + b"key KEY"),
     "nothing": answer_and_quote(b""),
     "close reason": stay(close_frame(1008, f"key {KEY} revoked".encode())),
+    "close reason, cut": stay(close_frame(1011, b"no " + KEY[:12].encode())),
+    "close reason, cut in an escape": stay(close_frame(1011, quote(f"no {KEY[:7]}", safe="")[:-1].encode())),
+    "HTML": refuse("400 No", body=f"no {html.escape(KEY)} <p>"),
+    "in two pieces": answer_and_quote(b"HTTP/1.1 400 No\r\n\r\nno key " + KEY[:9].encode()),
     "close reason, quoted": stay(close_frame(1011, f"key {quote(KEY, safe='')}".encode())),
     "not utf-8": stay(frame(KEY.encode() + b"\xff")),
     "not a frame": stay(frame(KEY, rsv=7)),
@@ -317,6 +327,82 @@ def test_refused_arguments_do_not_show_the_key(
     assert ours
     assert "s3cr3t-of-mine" not in str([frame.locals for frame in ours])
     assert "s3cr3t-of-mine" not in str(caught.value)
+
+
+#: Longer than what a refusal shows of a value.
+LONG_KEY = "s3cr3t-" * 9
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        lambda: StreamListener(LONG_KEY, api_key=LONG_KEY),
+        lambda: StreamListener("s3cr3t-x", api_key="s3cr3t-x"),
+        lambda: StreamListener(PAIR, api_key=LONG_KEY).add(LONG_KEY),
+        lambda: StreamListener(PAIR, api_key=LONG_KEY, exchanges=[LONG_KEY]),
+        lambda: StreamListener(PAIR, api_key=LONG_KEY, overflow=LONG_KEY),
+        lambda: StreamListener(PAIR, api_key=LONG_KEY, name=[LONG_KEY]),  # type: ignore[arg-type]
+        lambda: StreamListener(PAIR, api_key=LONG_KEY, name=LONG_KEY.encode()),  # type: ignore[arg-type]
+        lambda: (KeySource.of(LONG_KEY), ReconnectPolicy(initial=LONG_KEY)),  # type: ignore[arg-type]
+        lambda: (KeySource.of(LONG_KEY), ReconnectPolicy(attempts=LONG_KEY)),  # type: ignore[arg-type]
+        lambda: (KeySource.of(LONG_KEY), ReconnectPolicy(jitter=[LONG_KEY])),  # type: ignore[arg-type]
+        lambda: FunctionClient(api_key=LONG_KEY).tick_snap(LONG_KEY),
+        lambda: FunctionClient(api_key=LONG_KEY).tick_snap(PAIR, LONG_KEY),
+    ],
+)
+def test_a_key_in_another_place_is_not_shown_in_part_either(refused: Callable[[], object]) -> None:
+    """What is cut to be shown has lost the key before; and no symbol is made of it to be suggested."""
+    with pytest.raises(ConfigurationError) as caught:
+        refused()
+    assert_clean(f"{caught.value} {caught.value!r}", "refusal")
+
+
+@pytest.mark.parametrize("raw", ["x" * 992 + KEY, {"pair": "x" * 64 + KEY}, {"pair": PAIR, "date": ["x", {"y": KEY}]}])
+def test_an_answer_that_is_no_tick_does_not_show_a_part_of_the_key(everything: Everything, raw: object) -> None:
+    """An error shows a beginning of what it is about, which may end within the key."""
+
+    def answer(caller: Caller) -> None:
+        caller.welcome()
+        caller.read_frame()
+        caller.send(frame(json.dumps({"0": raw})))
+        caller.wait_until_left()
+
+    with Peer(answer) as peer, FunctionClient(api_key=KEY, endpoint=peer.url) as client:
+        with pytest.raises(DecodeError) as caught:
+            client.tick_history(PAIR, "2022-07-02", "2022-07-03")
+        everything.texts += [str(caught.value), repr(caught.value), repr(vars(caught.value))]
+
+
+@pytest.mark.parametrize("status", ["401 No", "500 No"])
+def test_a_call_does_not_show_what_it_was_given(everything: Everything, status: str) -> None:
+    """No frame that its error passed has the arguments, among which the key may be in the wrong place."""
+    with (
+        Peer(refuse(status)) as peer,
+        FunctionClient(api_key=KEY, endpoint=peer.url, reconnect=None) as client,
+    ):
+        for ask in (lambda: client.reference_data(KEY), lambda: client.call("x", a=KEY, b=[KEY])):
+            with pytest.raises(ConnectionFailed) as caught:
+                ask()
+            everything.error(caught.value)
+
+
+def test_a_key_file_that_is_no_text_is_not_shown(everything: Everything, tmp_path: Path) -> None:
+    """Neither its error nor any that this came from has the bytes of the file, at the start and at an attempt."""
+    pytest.importorskip("typer")
+    from finx_streamer.cli.follow import api_key
+
+    file = tmp_path / "key"
+    file.write_bytes(b"\xef\xbb\xbf" + KEY.encode())
+    file.chmod(0o600)
+    source = KeySource.of(api_key(file))
+    assert source.ask() == Secret(KEY)
+    file.write_bytes(KEY.encode() + b"\xff")
+    with pytest.raises(ConfigurationError, match="it is no text") as refused:
+        api_key(file)
+    with pytest.raises(ConnectionFailed) as failed:
+        source.ask()
+    everything.error(refused.value)
+    everything.error(failed.value)
 
 
 # Gaps, and the command line.

@@ -6,6 +6,7 @@ events, as a network side would that is out of luck, and checks what must hold w
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from typing import Any
@@ -15,9 +16,18 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from finx_streamer.errors import AuthenticationError, ConnectionFailed, RateLimited, StaleStream, StreamNotFound
+from finx_streamer.errors import (
+    AuthenticationError,
+    ConnectionFailed,
+    ProtocolError,
+    RateLimited,
+    StaleStream,
+    StreamNotFound,
+)
 from finx_streamer.reconnect import ReconnectPolicy
 from finx_streamer.session import (
+    HURRY_EVERY,
+    KEY_PATIENCE,
     Action,
     Announce,
     Connect,
@@ -278,6 +288,8 @@ def test_without_a_policy_the_first_loss_is_the_last(is_open: bool) -> None:
     assert [Report(error), Announce(State.FAILED), End(error)] == session.lost(error, 5.0)
 
 
+#: What does not end a stream that has been open.
+_MAY_PASS = {"certificate refused"}
 FATAL: list[ConnectionFailed] = [
     AuthenticationError("refused", status=401),
     AuthenticationError("refused", status=403),
@@ -287,8 +299,67 @@ FATAL: list[ConnectionFailed] = [
 ]
 
 
-@pytest.mark.parametrize("error", FATAL, ids=lambda error: error.reason)
-@pytest.mark.parametrize("is_open", [False, True])
+ELSEWHERE: list[ConnectionFailed] = [
+    ConnectionFailed("certificate refused", permanent=True),
+    ProtocolError("a page", status=200, permanent=True),
+    ProtocolError("a redirect", status=302, permanent=True),
+]
+
+
+@pytest.mark.parametrize("error", ELSEWHERE, ids=lambda error: error.reason)
+def test_another_server_in_the_place_of_the_right_one_is_waited_out(error: ConnectionFailed) -> None:
+    """A login page on a train ends no stream that has been open; one that never was it does."""
+    session = a_session()
+    session.start(0.0)
+    assert Announce(State.FAILED) in session.lost(error, 1.0)
+    session = an_open_session()
+    session.lost(a_loss(), 100.0)
+    session.wake(session.deadline)
+    again = copy.copy(error)
+    assert [Report(again)] == session.lost(again, 200.0)
+    assert again.will_retry
+    assert again.retry_in is not None
+    assert STEADY.maximum / 2 <= again.retry_in <= STEADY.maximum
+
+
+def test_no_wait_is_longer_than_the_connection_lasted() -> None:
+    """Nor shorter than the policy's first: who has a bad line is not punished for it."""
+    session = an_open_session()
+    now = 0.0
+    for lasted, expected in ((0.1, 1.0), (50.0, 2.0), (3.0, 3.0), (0.5, 1.0), (50.0, 8.0)):
+        error = a_loss()
+        now += lasted
+        session.lost(error, now)
+        assert pytest.approx(expected) == error.retry_in
+        now = session.deadline
+        reconnected(session, now)
+
+
+def test_who_waits_for_the_network_can_be_hurried() -> None:
+    """Once, and never to wait for longer; whoever waits because he was told to, waits."""
+    session = an_open_session()
+    assert not session.hurry(1.0)
+    session.lost(a_loss(), 10.0)
+    assert not session.hurry(12.0)
+    assert session.hurry(10.5)
+    assert 10.5 == session.deadline
+    assert [Connect()] == session.wake(10.5)
+    assert not session.hurry(10.6)
+    session.lost(a_loss(), 10.7)
+    assert not session.hurry(10.8)
+    assert not session.hurry(10.5 + HURRY_EVERY - 0.1)
+    session.wake(session.deadline)
+    session.lost(RateLimited("too many requests", status=429, retry_after=77.0), 30.0)
+    assert not session.hurry(31.0)
+    session.stop(32.0)
+    assert not session.hurry(32.0)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_open"),
+    [(error, is_open) for error in FATAL for is_open in (False, True) if not (is_open and error.reason in _MAY_PASS)],
+    ids=lambda value: getattr(value, "reason", value),
+)
 def test_what_a_retry_can_not_mend_fails_the_stream(error: ConnectionFailed, is_open: bool) -> None:
     """With the error itself, at once."""
     session = an_open_session() if is_open else a_session()
@@ -320,9 +391,26 @@ def test_a_key_that_was_taken_clears_the_refusal() -> None:
 
 def test_the_same_key_again_fails_the_stream_even_where_it_can_change() -> None:
     """No other key is to be had: permanent."""
-    session = an_open_session(key_can_change=True)
+    session = a_session(key_can_change=True)
+    session.start(0.0)
     error = AuthenticationError("refused", status=401, permanent=True)
     assert End(error) in session.lost(error, 5.0)
+
+
+def test_a_new_key_may_be_a_moment_late() -> None:
+    """Of a stream that was open: the source of keys is asked some more times before there is no other."""
+    session = an_open_session(key_can_change=True)
+    now, asked = 100.0, 0
+    while True:
+        error = AuthenticationError("refused", status=401, permanent=True)
+        actions = session.lost(error, now)
+        if End(error) in actions:
+            break
+        now = session.deadline
+        assert [Connect(after_refusal=True)] == session.wake(now)
+        asked += 1
+    assert 5 <= asked < 50
+    assert 100.0 + KEY_PATIENCE <= now < 100.0 + KEY_PATIENCE + 1.0
 
 
 def test_reconnects_count_connections_and_not_attempts() -> None:
@@ -360,8 +448,8 @@ def test_a_peer_that_falls_silent_is_lost_in_time_whenever_it_does(
     session = an_open_session(ping_interval=interval, ping_timeout=timeout)
     while session.deadline < last:
         session.wake(session.deadline)
-        session.received(session.deadline - interval, messages=False)
-    session.received(last, messages=True)
+        session.received(session.deadline - interval, ticks=False)
+    session.received(last, ticks=True)
     [lost] = [now for now, action in run_until(session, last + 1_000.0) if isinstance(action, Announce)][:1]
     assert last + timeout <= lost <= last + interval + timeout
 
@@ -371,7 +459,7 @@ def test_a_quiet_peer_that_answers_is_left_alone() -> None:
     session = an_open_session(ping_interval=20.0, ping_timeout=10.0)
     for turn in range(1, 1_000):
         assert [(turn * 20.0, SendPing())] == run_until(session, turn * 20.0)
-        session.received(turn * 20.0 + 9.9, messages=False)
+        session.received(turn * 20.0 + 9.9, ticks=False)
     assert State.STREAMING is session.state
 
 
@@ -379,7 +467,7 @@ def test_an_answer_counts_though_the_clock_did_not_move() -> None:
     """A coarse clock gives a ping and its answer the same time."""
     session = an_open_session(ping_interval=20.0, ping_timeout=10.0)
     assert [SendPing()] == session.wake(20.0)
-    session.received(20.0, messages=False)
+    session.received(20.0, ticks=False)
     assert [SendPing()] == [action for _, action in run_until(session, 49.0)]
 
 
@@ -439,7 +527,7 @@ def test_after_the_release_an_answer_that_lay_unread_counts() -> None:
     session.hold(21.0)
     run_until(session, 95.0)
     session.release(95.0)
-    session.received(95.0, messages=False)
+    session.received(95.0, ticks=False)
     assert {SendPing()} == {action for _, action in run_until(session, 109.0)}
 
 
@@ -458,7 +546,7 @@ def test_a_stale_stream_is_reported_once_a_silence() -> None:
     """After `stale_after` seconds without a message, and again only after one came; the connection stays."""
     session = an_open_session(ping_interval=None, stale_after=5.0)
     for begin in (0.0, 100.0, 200.0):
-        session.received(begin, messages=True)
+        session.received(begin, ticks=True)
         match run_until(session, begin + 99.0):
             case [(now, Report(StaleStream() as error))]:
                 assert (begin + 5.0, 5.0, SYMBOL) == (now, error.seconds, error.symbol)
@@ -472,7 +560,7 @@ def test_a_stale_stream_is_given_up_if_asked() -> None:
     session = an_open_session(ping_interval=None, stale_after=5.0, stale_reconnect=True)
     match session.wake(5.0):
         case [Report(StaleStream()), Disconnect(), Report(ConnectionFailed() as lost), Announce(State.RECONNECTING)]:
-            assert "no message for 5 s" in str(lost)
+            assert "no tick for 5 s" in str(lost)
             assert lost.will_retry
         case done:
             pytest.fail(f"{done}")
@@ -482,7 +570,7 @@ def test_an_answer_to_a_ping_is_no_message() -> None:
     """The stream is stale though the connection answers."""
     session = an_open_session(ping_interval=2.0, stale_after=5.0)
     for second in (1.0, 3.0, 4.9):
-        session.received(second, messages=False)
+        session.received(second, ticks=False)
     assert 1 == sum(isinstance(action, Report) for _, action in run_until(session, 6.0))
 
 
@@ -491,7 +579,7 @@ def test_a_stream_with_messages_is_not_stale() -> None:
     session = an_open_session(ping_interval=None, stale_after=5.0)
     for second in range(1, 100):
         assert [] == run_until(session, float(second))
-        session.received(float(second), messages=True)
+        session.received(float(second), ticks=True)
 
 
 def test_no_stream_is_stale_while_reading_is_held() -> None:
@@ -520,7 +608,7 @@ def test_a_hold_is_no_end_of_a_silence() -> None:
 def test_keep_alive_is_sent_at_its_interval() -> None:
     """Whatever else is received or sent."""
     session = an_open_session(ping_interval=None, keep_alive=270.0)
-    session.received(200.0, messages=True)
+    session.received(200.0, ticks=True)
     assert [(270.0, SendKeepAlive()), (540.0, SendKeepAlive())] == run_until(session, 600.0)
 
 
@@ -590,7 +678,7 @@ def test_an_end_is_final(failed: bool) -> None:
     _ = session.lost(FATAL[0], 1.0) if failed else session.stop(1.0)
     state = session.state
     session.begun(2.0)
-    session.received(2.0, messages=True)
+    session.received(2.0, ticks=True)
     session.hold(2.0)
     session.release(2.0)
     assert [[], [], [], []] == [session.start(3.0), session.lost(a_loss(), 3.0), session.wake(1e9), session.stop(4.0)]

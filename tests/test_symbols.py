@@ -109,6 +109,13 @@ def test_a_symbol_of_another_type_is_refused(value: object) -> None:
         parse_symbol(value)
 
 
+@pytest.mark.parametrize("value", [["BTC:USDC"], ("BTC", "USDC"), {"BTC:USDC"}])
+def test_several_symbols_in_one_argument_are_refused_with_how_to_pass_them(value: object) -> None:
+    """A list is what most people try first."""
+    with pytest.raises(ConfigurationError, match=r"; pass several as StreamListener\(\*pairs\)$"):
+        parse_symbol(value)
+
+
 @pytest.mark.parametrize("symbol", [Pair("BTC", "USDC"), Option("BTC", "N2", 2022, 7)])
 def test_a_symbol_is_taken_as_it_is(symbol: Pair | Option) -> None:
     """What is a symbol already stays one."""

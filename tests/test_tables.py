@@ -141,3 +141,23 @@ def test_pandas_groups_by_exchange() -> None:
     means = to_pandas(TICKS).groupby("exchange", observed=True)["price"].mean()
     assert {"BINANCE": 1.5, "FTX": 19200.84} == means.to_dict()
     assert pd.Timestamp(MOMENT) == to_pandas(TICKS).set_index("timestamp").index[0]
+
+
+@pytest.mark.parametrize("make", [to_pandas, to_polars])
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        (3, "int is no iterable of ticks"),
+        (None, "NoneType is no iterable of ticks"),
+        ([1], "one of them is of type int, and no tick"),
+        (TICKS[0], "one of them is of type str, and no tick"),
+        ([{"price": 1.5}], "one of them is of type dict, and no tick"),
+        ([[1, 2]], "one of them is of type list, and no tick"),
+        ([*TICKS, None], "one of them is of type NoneType, and no tick"),
+    ],
+)
+def test_what_is_no_ticks_is_refused(make: Any, given: Any, fault: str) -> None:
+    """One tick alone, a number, the price: the refusal says what was expected."""
+    with pytest.raises(ConfigurationError) as caught:
+        make(given)
+    assert f"ticks: {fault}; expected tick dicts, as tick_history gives" == str(caught.value)

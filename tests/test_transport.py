@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import select
 import socket
@@ -12,8 +13,11 @@ import time
 from collections.abc import Callable, Iterator
 from email.utils import formatdate
 
+import attrs
 import pytest
 import trustme
+from websocket import _handshake
+from websocket._cookiejar import SimpleCookieJar
 
 from finx_streamer import (
     AuthenticationError,
@@ -24,6 +28,7 @@ from finx_streamer import (
     StreamNotFound,
 )
 from finx_streamer.keys import KeySource
+from finx_streamer.proxies import ProxyChoice
 from finx_streamer.symbols import parse_symbol
 from finx_streamer.transport import MAX_HEADER, MAX_MESSAGE, Attempt, Binary, Connection, Target, open_connection
 from tests.peers import (
@@ -145,6 +150,41 @@ def test_an_http_status_has_its_error(status: str, kind: type, permanent: bool) 
 
 
 @pytest.mark.parametrize(
+    ("status", "advice"),
+    [
+        ("401 Unauthorized", "; keys rotate every 24 hours: get a new one"),
+        ("403 Forbidden", "; keys rotate every 24 hours: get a new one"),
+        ("404 Not Found", "; check the pair, and the endpoint's prefix"),
+    ],
+)
+def test_a_refusal_says_what_to_do(status: str, advice: str) -> None:
+    """Behind the server's words."""
+    assert str(refused(refuse(status, body="so sorry"))).endswith(f"'so sorry'{advice} (no further attempt)")
+
+
+def test_a_key_that_may_be_followed_by_another_is_not_asked_for() -> None:
+    """The next attempt uses it."""
+    keys = itertools.count()
+    error = refused(refuse("401 Unauthorized"), key=lambda: f"key-{next(keys)}")
+    assert "get a new one" not in str(error)
+
+
+def test_where_no_functions_are_the_endpoint_is_to_blame() -> None:
+    """A connection for calls has neither a pair nor a prefix that could be set."""
+    with Peer(refuse("404 Not Found")) as peer, pytest.raises(StreamNotFound) as caught:
+        open_connection(attrs.evolve(target(peer.url), symbol=None), Attempt())
+    expected = "no functions there: the server answered 404 Not Found; check the endpoint (no further attempt)"
+    assert expected == str(caught.value)
+
+
+@pytest.mark.parametrize("body", ["<html><head><title>404</title>", "\n <!DOCTYPE html>"])
+@pytest.mark.parametrize("status", ["404 Not Found", "502 Bad Gateway"])
+def test_a_page_for_browsers_is_not_shown(status: str, body: str) -> None:
+    """It begins with what tells nobody anything."""
+    assert "<" not in str(refused(refuse(status, body=body)))
+
+
+@pytest.mark.parametrize(
     ("headers", "expected"),
     [
         ("Retry-After: 7\r\n", 7.0),
@@ -178,6 +218,100 @@ def test_a_redirect_is_not_followed() -> None:
         with pytest.raises(ConnectionFailed, match=r"redirect to 'ws://127\.0\.0\.1"):
             open_connection(target(peer.url), Attempt())
         assert (1, 0) == (peer.accepted, other.accepted)
+
+
+@pytest.mark.parametrize("space", ["\x0b", "\x0c", "\t", "\x1c", "\x85", "\xa0"])
+def test_a_status_line_is_not_read_in_two_ways(space: str) -> None:
+    """What passes for a switch of protocols here is not a redirect for the library, which would follow it."""
+    with Peer(stay()) as other:
+        answer = f"HTTP/1.1{space}101 302 Found\r\nLocation: {other.url}\r\n\r\n".encode("latin-1")
+        with Peer(raw(answer)) as peer, pytest.raises(ConnectionFailed, match="redirect to"):
+            open_connection(target(peer.url), Attempt())
+        assert 0 == other.accepted
+
+
+@pytest.mark.parametrize("header", ["Set-Cookie: c)=d", "\x0bset-cookie : c=d", "SET-COOKIE: a=b; domain=127.0.0.1"])
+def test_cookies_are_neither_kept_nor_sent(dial: Dial, header: str) -> None:
+    """Whatever they are, and whichever is the last header: no later request tells of them."""
+
+    def hand_out(caller: Caller) -> None:
+        caller.send(caller.acceptance("X-Before: x", header), frame("hello"))
+        caller.wait_until_left()
+
+    with Peer(hand_out) as peer:
+        for _ in range(2):
+            assert [b"hello"] == read(dial(peer), 1)
+        assert not [request for request in peer.requests if b"cookie" in request.lower()]
+
+
+def test_no_cookie_of_others_is_sent(dial: Dial, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who else uses the library in this process may have got one for our host, with a header of its own in it."""
+    jar = SimpleCookieJar()
+    jar.add(r'a="x\015\012X-Injected: yes\015\012X-B: "; Domain=127.0.0.1')
+    monkeypatch.setattr(_handshake, "CookieJar", jar)
+    with Peer(stay(frame("hello"))) as peer:
+        assert [b"hello"] == read(dial(peer), 1)
+        names = [line.split(":")[0] for line in peer.requests[0].decode().split("\r\n")[1:]]
+    expected = ["Connection", "Host", "Sec-WebSocket-Key", "Sec-WebSocket-Version", "Upgrade", "User-Agent"]
+    assert expected == sorted(names)
+    assert "X-Injected" in jar.get("127.0.0.1")
+
+
+def test_no_cookie_of_a_servers_is_kept(dial: Dial) -> None:
+    """It would go out with every later handshake of this process, and with it the header that is hidden in it."""
+
+    def hand_out(caller: Caller) -> None:
+        caller.send(caller.acceptance(r'Set-Cookie: a="x\015\012X-Injected: yes"; Domain=127.0.0.1'), frame("hello"))
+        caller.wait_until_left()
+
+    with Peer(hand_out) as peer:
+        assert [b"hello"] == read(dial(peer), 1)
+    assert {} == _handshake.CookieJar.jar
+
+
+def test_no_cookie_of_a_proxys_is_kept() -> None:
+    """Nor one that comes with the answer to CONNECT."""
+
+    def connect(caller: Caller) -> None:
+        caller.read_request()
+        caller.request = b""
+        caller.send(b"HTTP/1.1 200 OK\r\nSet-Cookie: a=b; Domain=127.0.0.1\r\n\r\n")
+        stay(frame("hello"))(caller)
+
+    with Peer(connect) as proxy:
+        through = attrs.evolve(target("ws://127.0.0.1:9/"), proxies=ProxyChoice.of(f"http://127.0.0.1:{proxy.port}"))
+        connection = open_connection(through, Attempt())
+        assert [b"hello"] == read(connection, 1)
+        connection.dispose()
+    assert {} == _handshake.CookieJar.jar
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["Sec-WebSocket-Extensions: permessage-deflate", "sec-websocket-protocol: \t evil", "SEC-WEBSOCKET-PROTOCOL:x"],
+)
+def test_what_was_not_offered_is_refused(header: str) -> None:
+    """RFC 6455, 4.1: an extension or a subprotocol that we did not ask for fails the connection."""
+
+    def answer(caller: Caller) -> None:
+        caller.send(caller.acceptance(header))
+        caller.wait_until_left()
+
+    error = refused(answer)
+    assert isinstance(error, ProtocolError)
+    assert error.permanent
+    assert header.split(":")[0].lower() in str(error).lower()
+
+
+def test_no_extension_is_none(dial: Dial) -> None:
+    """An empty list of them is like no list."""
+
+    def answer(caller: Caller) -> None:
+        caller.send(caller.acceptance("Sec-WebSocket-Extensions:", "Sec-WebSocket-Protocol: "), frame("hello"))
+        caller.wait_until_left()
+
+    with Peer(answer) as peer:
+        assert [b"hello"] == read(dial(peer), 1)
 
 
 def raw(answer: bytes) -> Script:

@@ -19,7 +19,7 @@ from .. import ConfigurationError, Endpoint, FinxStreamerError, FunctionClient, 
 from .._version import __version__
 from ..symbols import Pair
 from .follow import Following, View, api_key, is_terminal
-from .text import say
+from .text import brief, say
 
 #: What `demo` plays and listens to.
 DEMO_PAIRS = ("BTC:USDC", "ETH:USDC", "SOL:USDC", "ADA:USDC", "ETH:BTC")
@@ -100,6 +100,7 @@ def listen(
     The API key is read from the environment variable FINX_API_KEY, or from a file. Ctrl-C ends with a summary.
 
     In CSV, an exchange that a spreadsheet would take for a formula gets an apostrophe in front.
+    A semicolon in its name is written as \\x3b.
 
     Exit codes: 0 done, Ctrl-C and a closed pipe included; 1 a fatal error; 2 bad usage.
     """
@@ -117,7 +118,8 @@ def history(
     exchange: Annotated[str | None, typer.Option(help="Only this exchange.")] = None,
     format: Annotated[LineFormat, typer.Option("--format", help="How ticks are written.")] = LineFormat.JSON,
     output: Annotated[
-        Path | None, typer.Option(help="Write to this file, which appears when it is complete.", metavar="FILE")
+        Path | None,
+        typer.Option(help="Write to this file, which appears when it is complete; or to a pipe.", metavar="FILE"),
     ] = None,
     endpoint: Endpoints = "production",
     api_key_file: KeyFile = None,
@@ -207,7 +209,10 @@ def _exit_codes() -> Iterator[None]:
     except ConfigurationError as error:
         say(f"error: {error}")
         raise typer.Exit(2) from None
-    except (FinxStreamerError, ImportError, OSError) as error:
+    except FinxStreamerError as error:
+        say(brief(f"error: {error}"))
+        raise typer.Exit(1) from None
+    except (ImportError, OSError) as error:
         say(f"error: {error}")
         raise typer.Exit(2 if isinstance(error, ImportError) else 1) from None
 

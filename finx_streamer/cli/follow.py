@@ -15,7 +15,7 @@ from typing import Protocol
 from .. import ConfigurationError, ConnectionFailed, FinxStreamerError, Notice, State, StreamListener, Tick
 from ..keys import ENVIRONMENT_VARIABLE
 from ..stats import ListenerStats
-from .text import count, say, warn_of_readers
+from .text import brief, count, say, warn_of_readers
 
 #: Seconds between two looks at what nobody tells us of, such as a pipe that has lost its reader.
 _LOOK = 0.25
@@ -121,7 +121,7 @@ class Following:
         except FinxStreamerError as raised:
             ends = [*(end for end in ends if end is not raised), raised]
         for end in ends:
-            say(f"error: {end}")
+            say(brief(f"error: {end}"))
         return 1 if ends else 0
 
 
@@ -149,14 +149,18 @@ def api_key(file: Path | None) -> str | Callable[[], str]:
 
 
 def _read_key(file: Path) -> str:
+    fault = "it is no text"
     try:
-        key = file.read_text().strip()
-    except (OSError, UnicodeDecodeError) as cause:
-        reason = getattr(cause, "strerror", None) or "it is no text"
-        raise KeyFileUnusable(f"--api-key-file {file}: {reason}") from None
-    if not key:
-        raise KeyFileUnusable(f"--api-key-file {file}: it is empty")
-    return key
+        with contextlib.suppress(UnicodeDecodeError):
+            # Editors of Windows begin it with a mark.
+            key = file.read_text("utf-8-sig").strip()
+            if key:
+                return key
+            fault = "it is empty"
+    except OSError as cause:
+        fault = cause.strerror or type(cause).__name__
+    # Outside of the handlers: the error of what is no text holds all of it, and would stay with this one.
+    raise KeyFileUnusable(f"--api-key-file {file}: {fault}")
 
 
 @contextlib.contextmanager

@@ -1,19 +1,18 @@
-"""`finx-streamer history` and `snap`: past ticks as lines, in a pipe, or in a file that is complete or absent."""
+"""`finx-streamer history` and `snap`: past ticks as lines."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
 
 from .. import ConfigurationError, FunctionClient, Tick
 from ..moments import moment
 from .follow import terminate_as_interrupt
 from .lines import CSV_HEADER, csv_line, json_line
+from .output import Output
 from .text import count, say
 
 #: What a shell makes of Ctrl-C.
@@ -29,7 +28,7 @@ def fetch(
     end: str | None,
     exchange: str | None,
     format: str,
-    output: Path | None,
+    path: Path | None,
 ) -> int:
     """Write the ticks of an interval. Returns the exit code."""
     since = moment("--start", start)
@@ -37,14 +36,15 @@ def fetch(
     if until < since:
         raise ConfigurationError(f"--end: {until.isoformat()} is before --start, which is {since.isoformat()}")
     form, header = _FORMS[format]
+    output = Output(path)
     ticks = client.iter_tick_history(pair, since, until, exchange)
     written = 0
     try:
         with (
-            _until_closed(),
+            contextlib.suppress(BrokenPipeError),
             terminate_as_interrupt(),
-            _file(output) as file,
-            _bar(pair, since, until, output) as advance,
+            output.opened() as file,
+            _bar(pair, since, until, alone=not file.isatty()) as advance,
         ):
             file.write(header)
             for written, tick in enumerate(ticks, 1):
@@ -54,7 +54,7 @@ def fetch(
             file.flush()
     except KeyboardInterrupt:
         client.close()
-        say(f"interrupted after {count(written, 'tick')}" + (f"; {output} is not written" if output else ""))
+        say(f"interrupted after {count(written, 'tick')}" + (f"; {path} is not written" if output.file else ""))
         return INTERRUPTED
     return 0
 
@@ -65,7 +65,7 @@ def show(client: FunctionClient, pair: str, at: str | None, format: str) -> int:
     try:
         with terminate_as_interrupt():
             tick = client.tick_snap(pair, moment("AT", at) if at is not None else None)
-        with _until_closed(), _file(None) as file:
+        with contextlib.suppress(BrokenPipeError), Output(None).opened() as file:
             file.write(header + form(tick))
             file.flush()
     except KeyboardInterrupt:
@@ -74,39 +74,8 @@ def show(client: FunctionClient, pair: str, at: str | None, format: str) -> int:
 
 
 @contextlib.contextmanager
-def _until_closed() -> Iterator[None]:
-    """Whoever reads what is written may have enough. What is buffered must not be tried again at the exit."""
-    try:
-        yield
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-
-
-@contextlib.contextmanager
-def _file(output: Path | None) -> Iterator[IO[str]]:
-    """Standard output; or a file beside `output`, which takes its name once all is written, and else is removed."""
-    if output is None:
-        if sys.stdout is None:
-            raise ConfigurationError("standard output is closed")
-        yield sys.stdout
-        return
-    beside = output.with_name(f".{output.name}.{os.getpid()}.part")
-    try:
-        with open(beside, "x", encoding="utf-8", newline="") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, output)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        raise
-
-
-@contextlib.contextmanager
-def _bar(pair: str, start: datetime, end: datetime, output: Path | None) -> Iterator[_Advance]:
+def _bar(pair: str, start: datetime, end: datetime, *, alone: bool) -> Iterator[_Advance]:
     """What is to be told of the time that has been reached. Shown on standard error, where ticks are not in the way."""
-    alone = output is not None or not sys.stdout.isatty()
     if sys.stderr is None or not (alone and sys.stderr.isatty()):
         yield lambda reached: None
         return

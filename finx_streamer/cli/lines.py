@@ -7,12 +7,13 @@ import json
 import os
 import select
 import threading
+import unicodedata
 from collections.abc import Callable
 from typing import Any
 
 from .. import FinxStreamerError, Notice, StreamListener, Tick
 from ..errors import printable
-from .text import say
+from .text import brief, say
 
 CSV_HEADER = "pair,date,time,exchange,price,timestamp,received_ns,backfilled\n"
 
@@ -58,9 +59,13 @@ def csv_line(tick: Tick) -> str:
 def safe_cell(text: str) -> str:
     """The text as a spreadsheet may open it: an apostrophe before what would be a formula or a control character.
 
-    Control characters are escaped as well, so that a line stays one line.
+    Control characters are escaped as well, so that a line stays one line; and so are semicolons, at which many a
+    spreadsheet splits a line whatever is quoted, so that a formula could begin behind one.
     """
-    return f"'{printable(text)}" if text.startswith(_FORMULA) or not text[:1].isprintable() else printable(text)
+    # A spreadsheet may strip blanks, and takes a full-width equals sign for the plain one.
+    first = unicodedata.normalize("NFKC", text.lstrip()[:1])
+    prefix = "'" if first.startswith(_FORMULA) or not text[:1].isprintable() else ""
+    return prefix + printable(text).replace(";", r"\x3b")
 
 
 class Lines:
@@ -89,10 +94,10 @@ class Lines:
                 self._changed.notify_all()
 
     def on_error(self, error: FinxStreamerError) -> None:
-        say(str(error))
+        say(brief(str(error)))
 
     def on_notice(self, notice: Notice) -> None:
-        say(f"notice: {_encode(notice.message)}")
+        say(brief(f"notice: {_encode(notice.message)}"))
 
     def wake(self) -> None:
         with self._changed:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from .. import FinxStreamerError, ListenerStats, Notice, StreamListener, StreamStats, Tick
 from ..errors import printable
-from .text import count
+from .text import brief, count
 
 #: Seconds between two pictures: more often than this nobody reads.
 _REFRESH = 0.125
@@ -38,10 +38,10 @@ class LiveTable:
 
     def on_error(self, error: FinxStreamerError) -> None:
         self._errors += 1
-        self._news = Text(printable(str(error)), style="red")
+        self._news = Text(brief(str(error)), style="red")
 
     def on_notice(self, notice: Notice) -> None:
-        self._news = Text(printable(f"notice: {notice.message}"), style="cyan")
+        self._news = Text(brief(f"notice: {notice.message}"), style="cyan")
 
     def wake(self) -> None:
         self._woken.set()

@@ -10,6 +10,16 @@ from pathlib import Path
 
 from ..errors import printable
 
+#: How much of a server's words is shown, in characters.
+_SHOWN = 300
+
+
+def brief(text: str) -> str:
+    """What a server may have composed, harmless and short enough to be read: a message may have megabytes."""
+    # Cut before it is escaped, which takes its time, and after, for an escape is longer than what it stands for.
+    shown = printable(text[: _SHOWN + 1])
+    return shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "…"
+
 
 def say(text: str) -> None:
     """One line on standard error. That nobody reads it is no reason to fail."""

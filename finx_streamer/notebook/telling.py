@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..errors import CallbackError, FinxStreamerError
+from ..errors import CallbackError, FinxStreamerError, printable_lines
 from .cells import Cell
 
 logger = logging.getLogger("finx_streamer")
@@ -54,7 +54,7 @@ def _tell(error: FinxStreamerError, count: int) -> None:
     if isinstance(error, CallbackError) and error.__cause__ is not None:
         cause = error.__cause__
         lines += traceback.format_exception(type(cause), cause, _users_own(cause.__traceback__), limit=-_FRAMES)
-    print("".join(lines), end="", file=sys.stderr, flush=True)
+    print(printable_lines("".join(lines)), end="", file=sys.stderr, flush=True)
 
 
 def _users_own(trace: TracebackType | None) -> TracebackType | None:

@@ -26,6 +26,7 @@ from ipykernel.connect import get_connection_file
 from IPython.core.getipython import get_ipython
 
 from ..recent import Recent
+from .hearing import keep_hearing
 from .live import Live
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class LiveWidget(Live):
         self._stopping = False
         _by_model[self._model.model_id] = self
         _listen_to_control()
+        keep_hearing()
         _busy()
 
     def close(self) -> None:

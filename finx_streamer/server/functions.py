@@ -1,6 +1,7 @@
 """The functions: a call as it was sent, checked, and answered from the tick store. No socket, clock or thread in it.
 
-The sources of what is spoken: S is the seed document, D was documented later by the vendor, O is our own choice.
+The sources of what is spoken (docs/protocol.md): S is FinX's first description, D was documented later, O is our own
+choice.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import attrs
 
 from ..errors import ConfigurationError
 from ..symbols import Pair
-from .protocol import KEEP_ALIVE, error_text
+from .protocol import KEEP_ALIVE, error_text, of_a_key
 from .store import TickStore
 from .ticks import Moment, midnight, moment
 
@@ -210,11 +211,6 @@ def _check_known(call: Call, pair: str, played: frozenset[str], store: TickStore
 
 def _shown(value: object, form: re.Pattern[str], secrets: Sequence[str]) -> str:
     """A value for an error: only if it looks like what was asked for and holds nothing of a key."""
-    if not isinstance(value, str) or not form.fullmatch(value):
+    if not isinstance(value, str) or not form.fullmatch(value) or of_a_key(value, *secrets):
         return ""
-    # A short key is in many a text by chance, and no secret. A long value may hold a part of a long key.
-    folded = value.casefold()
-    for secret in map(str.casefold, secrets):
-        if secret == folded or (len(secret) >= 8 and secret in folded) or (len(folded) >= 8 and folded in secret):
-            return ""
     return repr(value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import math
 import os
@@ -22,7 +21,7 @@ from ..errors import ConfigurationError
 from .connection import Connection, Limits
 from .faults import CallFaults, Refusals, check_close
 from .keys import KeyRing
-from .protocol import Form, encoder, frame
+from .protocol import Form, encoder, frame, is_loopback
 from .recorder import Recorder
 from .service import Only, Service, Settings
 from .source import Source
@@ -39,7 +38,7 @@ _CALL_TIMEOUT = 30.0
 
 
 class LocalServer:
-    """A FinX server for this machine, playing one market to any number of clients.
+    """A FinX server for this machine, playing one market to any number of clients::
 
         with LocalServer(Tape("ticks.jsonl", speed=10.0), keys={"demo"}) as server:
             listener = StreamListener("BTC:USDT", endpoint=server.url, api_key="demo")
@@ -51,7 +50,8 @@ class LocalServer:
     connections stay open.
 
     - `keys`: the API keys that are accepted; `None` accepts any that is not empty.
-    - `host`, `port`: where to listen. Port 0 takes a free one. Beyond loopback a warning says so.
+    - `host`, `port`: where to listen. Port 0 takes a free one. Beyond loopback a warning says so. Wherever it listens,
+      a web page of another host is refused with 403, by its Origin header.
     - `ssl_context`: a server-side context makes it `wss://`.
     - `form`: tick messages `"enveloped"` (S) or `"flat"`, the vendor's later form (D).
     - `queue_bytes`: how much may wait for one client, beyond 64 KiB in the transport and what the kernel holds. A
@@ -104,6 +104,7 @@ class LocalServer:
         ping_interval: float | None = 20.0,
         ping_timeout: float | None = 20.0,
     ) -> None:
+        _check_source(source)
         encoder(form)
         _check_positive(
             queue_bytes=queue_bytes,
@@ -123,6 +124,7 @@ class LocalServer:
             raise ConfigurationError(f"port is {port!r}; expected 0 to 65535")
         self._settings = Settings(
             source=source,
+            host=host,
             limits=Limits(queue_bytes, slow_client_timeout, close_timeout),
             form=form,
             ssl_context=ssl_context,
@@ -457,7 +459,7 @@ class LocalServer:
         return listener
 
     def _warn_beyond_loopback(self) -> None:
-        if not _is_loopback(self._host):
+        if not is_loopback(self._host):
             text = f"the local server listens on {self._host or 'all interfaces'}, where other machines can reach it"
             log.warning(text)
             warnings.warn(text, RuntimeWarning, stacklevel=3)
@@ -477,17 +479,24 @@ def _recorder(path: str | os.PathLike[str] | None, limit: int | None, batch: int
         return Recorder(store, batch, seconds)
 
 
+def _check_source(source: object) -> None:
+    """A path in the place of a tape would be noticed by the first client alone."""
+    if isinstance(source, type):
+        given = f"the class {source.__name__}"
+    elif all(hasattr(source, name) for name in ("pairs", "wait_for", "paced", "play")):
+        return
+    else:
+        given = f"a {type(source).__name__}"
+    raise ConfigurationError(
+        f"source is {given}; expected a Tape, a SimulatedMarket or another Source, as in "
+        "LocalServer(Tape('ticks.jsonl'))"
+    )
+
+
 def _check_positive(**arguments: float | None) -> None:
     for name, value in arguments.items():
         if value is not None and not 0 < value < math.inf:
             raise ConfigurationError(f"{name} is {value!r}; expected a number above 0")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _reachable(host: str) -> str:

@@ -1,17 +1,19 @@
 """The wire protocol as the server speaks it: text in, text out. No socket, clock or thread in it.
 
-The sources of what is spoken: S is the seed document, D was documented later by the vendor, O is our own choice.
+The sources of what is spoken (docs/protocol.md): S is FinX's first description, D was documented later, O is our own
+choice.
 """
 
 from __future__ import annotations
 
 import enum
+import ipaddress
 import json
 import struct
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from http import HTTPStatus
 from typing import Literal
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import attrs
 
@@ -89,16 +91,60 @@ def parse_path(path: str) -> Route:
 
 
 def check_symbol(route: Route, pairs: Collection[str]) -> None:
-    """Raise `Refused` (404) unless the route's symbol is well formed and, if a pair, one of `pairs`."""
+    """Raise `Refused` (404) unless the route's symbol is well formed and, if a pair, one of `pairs`.
+
+    The refusal repeats the symbol, unless that is the key, or holds it, or a part of it.
+    """
     try:
         if route.kind is Kind.TICKS:
             Pair.parse(route.symbol)
         elif route.kind is Kind.GREEKS:
             Option.parse(route.symbol)
+        if route.kind is Kind.TICKS and route.symbol not in pairs:
+            raise ConfigurationError(f"unknown pair {route.symbol}")
     except ConfigurationError as error:
-        raise Refused(HTTPStatus.NOT_FOUND, str(error)) from None
-    if route.kind is Kind.TICKS and route.symbol not in pairs:
-        raise Refused(HTTPStatus.NOT_FOUND, f"unknown pair {route.symbol}")
+        expected = "a pair, as in BTC:USDC" if route.kind is Kind.TICKS else "an option, as in BTCN2202207"
+        hidden = f"the API key stands where {expected}, is expected"
+        raise Refused(HTTPStatus.NOT_FOUND, hidden if of_a_key(route.symbol, route.key) else str(error)) from None
+
+
+def of_a_key(text: str, *keys: str) -> bool:
+    """Whether a text from a client is a key, or holds one, or a part of one."""
+    folded = text.casefold()
+    # A short key is in many a text by chance, and no secret. A long text may hold a part of a long key.
+    return any(
+        key == folded or (len(key) >= 8 and key in folded) or (len(folded) >= 8 and folded in key)
+        for key in map(str.casefold, keys)
+    )
+
+
+def check_origin(origins: Sequence[str], hosts: Sequence[str], listening: str) -> None:
+    """Raise `Refused` (403) for a handshake from a web page of another host. Source: O.
+
+    `origins` and `hosts` are the request's headers of these names, `listening` is the host that the server was told to
+    listen on. Any page that a browser shows may connect to any server on the machine, and only the Origin header tells;
+    programs send none, or, as `websocket-client` does, one that names the server. A page whose own host name was made
+    to lead here (DNS rebinding) looks like that, too; so on loopback that name has to be an address or known.
+    """
+    if not origins:
+        return
+    origin = _hostname(origins[0]) if len(origins) == 1 else None
+    host = _hostname(f"//{hosts[0]}") if len(hosts) == 1 else None
+    local = host is not None and is_loopback(host)
+    same = origin is not None and (origin == host or (local and is_loopback(origin)))
+    known = local or host == listening.casefold() or _address(host or "") is not None or not is_loopback(listening)
+    if not (same and known):
+        raise Refused(
+            HTTPStatus.FORBIDDEN,
+            "the Origin header names another host than this server's: web pages from elsewhere may not connect; a "
+            "program sends no Origin, or connects to an address such as 127.0.0.1",
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, an address or `localhost`, can be reached from this machine alone."""
+    address = _address(host)
+    return host == "localhost" or (address is not None and address.is_loopback)
 
 
 def encoder(form: Form) -> Callable[[Tick], str]:
@@ -143,6 +189,21 @@ def frame(message: str | bytes) -> bytes:
 def error_text(text: str) -> str:
     """A message that reports an error. Source: O."""
     return _compact({"error": text})
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def _hostname(url: str) -> str | None:
+    """The host in a URL, in lower case; None where there is none, as in the `null` of a page without an origin."""
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
 
 
 def _decoded(segment: str) -> str:

@@ -32,6 +32,7 @@ from .protocol import (
     Kind,
     Refused,
     Route,
+    check_origin,
     check_symbol,
     encoder,
     error_text,
@@ -61,6 +62,7 @@ class Settings:
     """What a server is told once. Times in seconds."""
 
     source: Source
+    host: str
     limits: Limits
     form: Form
     ssl_context: ssl.SSLContext | None
@@ -184,10 +186,12 @@ class Service:
 
     async def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         """Answer a request for a handshake: None lets it in."""
-        if self._refusals.stalls():
-            await self._resumed.wait()
         client = cast(Connection, connection)
         try:
+            # First of all: a web page is to learn nothing, and to use up no fault that is meant for others.
+            check_origin(request.headers.get_all("Origin"), request.headers.get_all("Host"), self._settings.host)
+            if self._refusals.stalls():
+                await self._resumed.wait()
             client.route = self._checked(request.path)
             self.hub.admit(client)
         except Refused as refused:

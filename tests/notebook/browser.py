@@ -182,6 +182,13 @@ class Book:
         script = """n => window.jupyterapp.shell.currentWidget.content.widgets[n].outputArea?.node.innerText ?? "" """
         return str(self.page.evaluate(script, number))
 
+    def wait_output(self, number: int, text: str) -> None:
+        """Until a cell's output has this text. A kernel that is idle may have said so of something else; and what it
+        has sent is drawn a little later."""
+        script = """([n, text]) => window.jupyterapp.shell.currentWidget.content.widgets[n]
+            .outputArea?.node.innerText.includes(text)"""
+        self.wait(script, [number, text])
+
     def wait(self, script: str, argument: Any = None) -> None:
         """Until it holds in the page."""
         try:

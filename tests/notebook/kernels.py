@@ -45,6 +45,8 @@ class Kernel:
         self.messages: dict[str, list[dict[str, Any]]] = defaultdict(list)
         #: Messages that are about widgets, whomever they belong to.
         self.comms: list[dict[str, Any]] = []
+        #: The requests that have been replied to.
+        self._replied: set[str] = set()
         self._changed = threading.Condition()
         # The client without "async" in its name leaves event loops open behind it.
         self._loop = asyncio.new_event_loop()
@@ -53,13 +55,15 @@ class Kernel:
     def __enter__(self) -> Self:
         self._thread.start()
         self._do(self._start())
-        self._reader = asyncio.run_coroutine_threadsafe(self._read(), self._loop)
+        readers = (self._read_output(), self._read_replies())
+        self._readers = [asyncio.run_coroutine_threadsafe(reader, self._loop) for reader in readers]
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._reader.cancel()
+        for reader in self._readers:
+            reader.cancel()
         self._do(self._stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -79,7 +83,7 @@ class Kernel:
         await self._manager.shutdown_kernel(now=True)
         self._manager.context.destroy(linger=0)
 
-    async def _read(self) -> None:
+    async def _read_output(self) -> None:
         while True:
             message = await self.client.get_iopub_msg()
             with self._changed:
@@ -88,12 +92,20 @@ class Kernel:
                     self.comms.append(message)
                 self._changed.notify_all()
 
+    async def _read_replies(self) -> None:
+        while True:
+            message = await self.client.get_shell_msg()
+            with self._changed:
+                self._replied.add(message["parent_header"].get("msg_id", ""))
+                self._changed.notify_all()
+
     def wait(self, is_there: Callable[[], Any], what: str = "") -> Any:
         """Wait until it is there, whatever the kernel says meanwhile. Returns it."""
         deadline = time.monotonic() + PATIENCE
         with self._changed:
             while not (found := is_there()):
-                assert not self._reader.done(), self._reader.exception()
+                for reader in self._readers:
+                    assert not reader.done(), reader.exception()
                 assert time.monotonic() < deadline, f"not there in time: {what}"
                 self._changed.wait(0.2)
         return found
@@ -109,7 +121,9 @@ class Kernel:
 
     async def _send(self, kind: str, content: dict[str, Any], metadata: dict[str, Any], control: bool = False) -> str:
         message = self.client.session.msg(kind, content, metadata=metadata)
-        (self.client.control_channel if control else self.client.shell_channel).send(message)
+        channel = self.client.control_channel if control else self.client.shell_channel
+        # The channel's own `send` goes past the socket's event loop, which then may miss a reply that comes meanwhile.
+        await channel.socket.send_multipart(self.client.session.serialize(message))
         return str(message["header"]["msg_id"])
 
     def run(self, code: str, cell: str | None = None) -> str:
@@ -120,8 +134,9 @@ class Kernel:
         return name
 
     def wait_idle(self, name: str) -> None:
-        """Wait until a cell has ended."""
+        """Wait until a cell has ended, and, as front ends do, until the kernel has said so on both of its channels."""
         self.wait(lambda: any(_is_idle(message) for message in tuple(self.messages[name])), "idle")
+        self.wait(lambda: name in self._replied, "a reply")
 
     def errors(self, name: str) -> list[str]:
         """The exceptions that a cell ended with."""

@@ -110,7 +110,7 @@ def test_stop_is_answered_while_a_cell_is_running(book: Book) -> None:
     book.page.click(".finx .stop")
     book.wait(STATE, "stopped")
     book.wait_idle()
-    assert "True" in book.output(3)
+    book.wait_output(3, "True")
     assert book.page.locator(".finx .stop").is_disabled()
     assert [] == book.complaints
 
@@ -120,7 +120,7 @@ def test_rerunning_leaves_one_listener(book: Book) -> None:
     for _ in range(3):
         book.run(1)
     book.run(2)
-    assert "alive: 1" in book.output(2)
+    book.wait_output(2, "alive: 1")
     book.wait(FRAMES, 20)
     assert 1 == book.page.locator(".finx").count()
     assert [] == book.complaints
@@ -151,7 +151,7 @@ def test_an_interrupt_ends_a_waiting_cell(book: Book) -> None:
     book.wait("() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'busy'")
     book.command("notebook:interrupt-kernel")
     book.wait_idle()
-    assert "KeyboardInterrupt" in book.output(3)
+    book.wait_output(3, "KeyboardInterrupt")
     book.wait(FRAMES, book.meter()["frames"] + 10)
 
 
@@ -225,7 +225,7 @@ listener.live()
         page.run(number)
     page.wait(FRAMES, 10)
     page.wait("evil => document.querySelector('.finx').innerText.includes(evil)", evil)
-    assert evil in page.output(2)
+    page.wait_output(2, evil)
     assert 0 == page.page.locator(".finx img, .jp-OutputArea img").count()
     assert "evil" != page.page.title()
 
@@ -248,5 +248,5 @@ def test_stop_while_a_cell_is_running_with_an_old_kernel(
         book.page.click(".finx .stop")
         book.wait(STATE, "stopped")
         book.wait_idle()
-        assert "True" in book.output(3)
+        book.wait_output(3, "True")
         assert ([], []) == (book.complaints, book.strayed)

@@ -133,6 +133,15 @@ def test_a_view_goes_on_when_its_listener_is_started_again(kernel: Kernel, model
     kernel.wait(lambda: len(frames(kernel, model)) > before + 5, "frames")
 
 
+def test_a_kernel_hears_a_talkative_page(kernel: Kernel, model: str) -> None:
+    """Whose messages come just when replies are sent: some versions would hear nothing more from then on."""
+    for _ in range(50):
+        cell = kernel.begin("1")
+        for _ in range(20):
+            kernel.say(model, kind="look", page="p")
+        kernel.wait_idle(cell)
+
+
 def test_an_unknown_view_stops_nothing(kernel: Kernel, model: str) -> None:
     """Whatever the message has in it."""
     kernel.control("finx_streamer_stop", view="nobody")

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import websocket
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -179,6 +180,33 @@ def test_a_request_is_bounded(target: LocalServer, request_: str, status: bytes)
                 answer += data
         assert answer.startswith(b"HTTP/1.1 " + status) or (status == b"400" and b"101" not in answer[:20])
     assert_well(target)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8765", "evil.example:8765"])
+def test_a_web_page_from_elsewhere_is_refused(market: SimulatedMarket, host: str) -> None:
+    """It learns nothing, not even whether the key is right, and uses up no fault that is meant for others."""
+    with LocalServer(market, keys={"secret-key-1"}) as server:
+        server.refuse_next(1, 503)
+        request = REQUEST.replace("Host: x", f"Host: {host}\r\nOrigin: http://evil.example:8765")
+        for key in ("secret-key-1", "wrong"):
+            with raw(server) as sock:
+                sock.sendall(request.format(path=f"/streaming/{key}/BTC:USDC").encode())
+                answer = b"".join(iter(lambda: sock.recv(65_536), b""))
+            assert answer.startswith(b"HTTP/1.1 403 ")
+            assert b"the Origin header names another host" in answer
+        with pytest.raises(InvalidStatus, match="503"):
+            connect(server.url + "streamer/secret-key-1", proxy=None)
+        assert 3 == server.stats.refused
+
+
+def test_programs_that_send_an_origin_are_let_in(target: LocalServer) -> None:
+    """`websocket-client` names the server there, unless it is told not to."""
+    for more in ({}, {"suppress_origin": True}):
+        peer = websocket.create_connection(target.url + "streaming/secret-key-1/BTC:USDC", timeout=PATIENCE, **more)
+        try:
+            assert "resultData" in json.loads(peer.recv())
+        finally:
+            peer.close()
 
 
 def test_a_handshake_that_dribbles_is_ended(market: SimulatedMarket) -> None:

@@ -39,7 +39,7 @@ def test_a_script_can_use_it(make_ticks, dial, receive):
 
 
 def test_the_message_on_the_wire_is_the_documented_one(dial):
-    """The text is the seed document's example to the letter, less its spaces."""
+    """The text is the example of FinX's first description to the letter, less its spaces."""
     tick = {
         "pair": "BTC:USDC",
         "date": "2022-07-02",
@@ -381,6 +381,23 @@ def test_a_source_that_fails(dial):
         with pytest.raises(ArithmeticError, match="out of ticks"):
             server.wait_finished()
         assert peer.ping().wait(10)
+
+
+@pytest.mark.parametrize(
+    ("source", "given"),
+    [
+        ("ticks.jsonl", "a str"),
+        (None, "a NoneType"),
+        ([{"pair": "BTC:USDC"}], "a list"),
+        (SimulatedMarket, "the class SimulatedMarket"),
+    ],
+)
+def test_what_is_no_source_is_refused(source, given):
+    """A file's name is no tape; without the refusal the first client would get a 500."""
+    with pytest.raises(ConfigurationError) as caught:
+        LocalServer(source)
+    expected = "a Tape, a SimulatedMarket or another Source, as in LocalServer(Tape('ticks.jsonl'))"
+    assert f"source is {given}; expected {expected}" == str(caught.value)
 
 
 @pytest.mark.parametrize(

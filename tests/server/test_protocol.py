@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from urllib.parse import quote
 
@@ -16,6 +17,7 @@ from finx_streamer.server.protocol import (
     Kind,
     Refused,
     Route,
+    check_origin,
     check_symbol,
     encoder,
     enveloped,
@@ -128,8 +130,81 @@ def test_symbols_that_are_refused(path: str, says: str) -> None:
     assert 404 == caught.value.status
 
 
+@pytest.mark.parametrize("kind", [Kind.TICKS, Kind.GREEKS])
+@pytest.mark.parametrize(
+    "symbol", ["secret-key-0123456789", "SECRET-KEY-0123456789", "secret-key-0123456789:X", "secret-key-0"]
+)
+def test_a_key_in_the_symbols_place_is_not_repeated(kind: Kind, symbol: str) -> None:
+    """Nor is it suggested in another spelling, nor a part of it."""
+    with pytest.raises(Refused, match="the API key stands where") as caught:
+        check_symbol(Route(kind, "secret-key-0123456789", symbol), {"BTC:USDC"})
+    assert 404 == caught.value.status
+    assert "secret" not in caught.value.body.casefold()
+
+
+@pytest.mark.parametrize("symbol", ["A" * 40 + ":B", "B" * 70])
+def test_a_long_key_is_not_repeated_in_part(symbol: str) -> None:
+    """Long symbols are cut where they are shown, and so might be the key."""
+    with pytest.raises(Refused, match="the API key stands where"):
+        check_symbol(Route(Kind.TICKS, symbol, symbol), {"BTC:USDC"})
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "listening"),
+    [
+        (None, "evil.example", "127.0.0.1"),
+        (None, None, "127.0.0.1"),
+        ("http://127.0.0.1:8765", "127.0.0.1:8765", "127.0.0.1"),
+        ("https://127.0.0.1", "127.0.0.1", "127.0.0.1"),
+        ("http://localhost:3000", "127.0.0.1:8765", "127.0.0.1"),
+        ("http://[::1]:8765", "[::1]:8765", "::1"),
+        ("http://localhost:8765", "LOCALHOST:8765", "localhost"),
+        ("http://ticks.test:8765", "ticks.test:8765", "ticks.test"),
+        ("http://192.0.2.7:8765", "192.0.2.7:8765", "127.0.0.1"),
+        ("http://192.0.2.7", "192.0.2.7:8765", "0.0.0.0"),
+        ("http://box.lan:8765", "box.lan:8765", "0.0.0.0"),
+    ],
+)
+def test_who_may_connect(origin: str | None, host: str | None, listening: str) -> None:
+    """Programs, which send no Origin or one that names the server, and pages of the server's own host."""
+    check_origin([origin] if origin is not None else [], [host] if host is not None else [], listening)
+
+
+@pytest.mark.parametrize(
+    ("origins", "hosts", "listening"),
+    [
+        (["https://evil.example"], ["127.0.0.1:8765"], "127.0.0.1"),
+        (["https://evil.example"], ["evil.example:8765"], "127.0.0.1"),
+        (["http://evil.example:8765"], ["evil.example:8765"], "127.0.0.1"),
+        (["https://127.0.0.1.evil.example"], ["127.0.0.1:8765"], "127.0.0.1"),
+        (["https://127.0.0.1@evil.example"], ["127.0.0.1:8765"], "127.0.0.1"),
+        (["http://192.0.2.8"], ["192.0.2.7:8765"], "0.0.0.0"),
+        (["https://evil.example"], ["box.lan:8765"], "0.0.0.0"),
+        (["http://localhost"], ["box.lan:8765"], "0.0.0.0"),
+        (["null"], ["127.0.0.1:8765"], "127.0.0.1"),
+        (["null"], [], "127.0.0.1"),
+        ([""], [""], ""),
+        (["http://[::1"], ["[::1"], "127.0.0.1"),
+        (["http://127.0.0.1", "https://evil.example"], ["127.0.0.1"], "127.0.0.1"),
+        (["http://127.0.0.1"], ["127.0.0.1", "evil.example"], "127.0.0.1"),
+    ],
+)
+def test_web_pages_of_other_hosts_may_not_connect(origins: list[str], hosts: list[str], listening: str) -> None:
+    """Nor one whose name was made to lead to this machine."""
+    with pytest.raises(Refused, match="the Origin header names another host") as caught:
+        check_origin(origins, hosts, listening)
+    assert 403 == caught.value.status
+
+
+@given(st.lists(st.text(max_size=40), min_size=1, max_size=2), st.lists(st.text(max_size=40), max_size=2))
+def test_any_origin_is_taken_or_refused(origins: list[str], hosts: list[str]) -> None:
+    """No header raises anything but a refusal."""
+    with contextlib.suppress(Refused):
+        check_origin(origins, hosts, "127.0.0.1")
+
+
 def test_the_documented_tick_message() -> None:
-    """A tick's message is the seed document's, compact."""
+    """A tick's message is that of FinX's first description, compact."""
     expected = (
         '{"results":"streaming","resultData":{"pair":"BTC:USDC","date":"2022-07-02","time":"15:30:55.817Z",'
         '"exchange":"BINANCE","price":"19200.84"}}'

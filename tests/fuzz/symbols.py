@@ -1,0 +1,298 @@
+"""What a user gives as text: symbols first of all, then endpoints, keys, proxies and moments.
+
+An input's first byte says which; the rest is the text, in UTF-8 with lone halves of surrogate pairs let pass, as a
+command line would bring them. `{key}` and `{password}` stand for secrets.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from finx_streamer import arguments, keys
+from finx_streamer.endpoint import Endpoint
+from finx_streamer.errors import ConfigurationError, ConnectionFailed
+from finx_streamer.keys import MASK, SHORTEST_MASKED, KeySource, Secret
+from finx_streamer.moments import moment
+from finx_streamer.proxies import Proxy, from_environment
+from finx_streamer.server.protocol import Kind, check_symbol, parse_path
+from finx_streamer.symbols import Option, Pair, Symbol, parse_symbol
+from tests.fuzz.near import KEY, check_secrecy, holds_traces
+
+_LETTERS = "FGHJKMNQUVXZ"
+_HOME = Endpoint("ws://127.0.0.1:1/")
+_PASSWORD = "zass-w0rd"
+
+
+def run(data: bytes) -> None:
+    """One input."""
+    if holds_traces(data):
+        return
+    text = data[1:].decode("utf-8", "surrogatepass" if _encodes(data[1:]) else "replace")
+    _CHECKS[(data[0] if data else 0) % len(_CHECKS)](text.replace("{key}", KEY))
+
+
+def _encodes(data: bytes) -> bool:
+    try:
+        data.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _check_refusal(error: ConfigurationError, text: str) -> None:
+    """It says something printable, of a bounded length, and no key, whatever was given."""
+    check_secrecy(str(error))
+    assert str(error).isprintable()
+    assert 0 < len(error.message) < 1_000 + 10 * len(text)
+
+
+def _check_symbol(text: str) -> None:
+    try:
+        symbol = arguments.symbol(text)
+    except ConfigurationError as error:
+        assert not _is_pair(text)
+        assert not _is_option(text)
+        _check_refusal(error, "")
+        return
+    assert (_is_pair(text), _is_option(text)) == (isinstance(symbol, Pair), isinstance(symbol, Option))
+    assert text == str(symbol)
+    assert symbol == parse_symbol(symbol)
+    _check_way_through_a_url(symbol, KEY)
+
+
+def _is_pair(text: str) -> bool:
+    """Without an expression."""
+    base, colon, quote = text.partition(":")
+    return bool(colon) and all(0 < len(part) <= 32 and all(map(_is_plain, part)) for part in (base, quote))
+
+
+def _is_option(text: str) -> bool:
+    head, letter, digit, year, month = text[:-8], text[-8:-7], text[-7:-6], text[-6:-2], text[-2:]
+    if not (0 < len(head) <= 32 and all(map(_is_plain, text))):
+        return False
+    if not all(character in "0123456789" for character in digit + year + month) or letter not in _LETTERS:
+        return False
+    return 1 <= int(month) <= 12 and letter == _LETTERS[int(month) - 1] and digit == year[-1]
+
+
+def _is_plain(character: str) -> bool:
+    return "A" <= character <= "Z" or "0" <= character <= "9"
+
+
+def _check_way_through_a_url(symbol: Symbol, key: str) -> None:
+    """What the client puts into a URL is what the local server takes out."""
+    url = _HOME.stream_url(symbol, Secret(key))
+    assert re.fullmatch(r"[!-~]+", url)
+    path = url.removeprefix("ws://127.0.0.1:1")
+    if len(path) > 2_048:
+        return
+    route = parse_path(path)
+    kind = Kind.GREEKS if isinstance(symbol, Option) else Kind.TICKS
+    # A key that is called "greeks" can't be told from the path of Greeks.
+    assert (kind, key, str(symbol)) == (route.kind, route.key, route.symbol)
+    check_symbol(route, {str(symbol)})
+
+
+def _check_endpoint(text: str) -> None:
+    try:
+        endpoint = Endpoint.of(text)
+        endpoint.check_secrecy(False)
+    except ConfigurationError as error:
+        _check_refusal(error, text)
+        return
+    check_secrecy(repr(endpoint))
+    assert endpoint.url.startswith(("ws://", "wss://"))
+    assert endpoint.url.endswith("/")
+    assert endpoint.host
+    assert 1 <= endpoint.port <= 65_535
+    assert endpoint == Endpoint(endpoint.url)
+    assert endpoint.secure or endpoint.is_loopback
+
+
+def _check_key(text: str) -> None:
+    """A good key goes to the server as it is, and shows nowhere; a bad one is refused without being shown."""
+    registry, keys._registry = keys._registry, keys._Registry()
+    try:
+        try:
+            source = KeySource.of(text)
+        except ConfigurationError as error:
+            assert len(str(error)) < 200
+            assert len(text) < 8 or text not in str(error)
+            return
+        assert source.ask() == Secret(text)
+        if text != "greeks":
+            _check_way_through_a_url(Pair("BTC", "USDC"), text)
+        if len(text) >= SHORTEST_MASKED:
+            _check_masked(text)
+    finally:
+        keys._registry = registry
+
+
+def _check_masked(key: str) -> None:
+    assert f"\n{MASK}\n" == keys.redact(f"\n{key}\n")
+    if any(mark in key for mark in "\\%&"):
+        return  # an escape that is undone may be the key's own
+    for spelled in (key.swapcase(), _HOME.stream_url(Pair("A", "B"), Secret(key)), ascii(key)[1:-1]):
+        assert MASK in keys.redact(spelled), spelled
+    escaped = "".join(f"\\u{ord(character):04X}" for character in key)
+    quoted = "".join(f"%25{ord(character):02x}" for character in key)
+    for spelled in (escaped, quoted):
+        # Beside a character that it does not have: what stands at its ends could pass for a part of it.
+        assert f"\n{MASK}\n" == keys.redact(f"\n{spelled}\n"), spelled
+
+
+def _check_proxy(text: str) -> None:
+    text = text.replace("{password}", _PASSWORD)
+    proxy = None
+    try:
+        proxy = Proxy.parse(text)
+    except ConfigurationError as error:
+        _check_refusal(error, text)
+        # Nobody has a password for a scheme.
+        assert _PASSWORD not in str(error) or _PASSWORD in text.partition("://")[0].casefold()
+    if proxy is not None:
+        assert 1 <= proxy.port <= 65_535
+        assert proxy.host
+        assert proxy.scheme in ("http", "socks5", "socks5h")
+        if proxy.credentials is not None:
+            assert proxy.credentials[0].reveal()
+    elsewhere = Endpoint("wss://ws.finx.io:8443/")
+    try:
+        from_environment(elsewhere, {"https_proxy": text})
+    except ConnectionFailed as error:
+        assert str(error).isprintable()
+    assert from_environment(elsewhere, {"all_proxy": "http://10.0.0.1:1", "no_proxy": text}) in (None, _ELSEWHERE)
+    assert from_environment(Endpoint("wss://[fe80::1]/"), {"all_proxy": "10.0.0.1:1", "NO_PROXY": text}) in (
+        None,
+        _ELSEWHERE,
+    )
+
+
+_ELSEWHERE = Proxy.parse("http://10.0.0.1:1")
+
+
+def _check_moment(text: str) -> None:
+    try:
+        found = moment("at", text)
+    except ConfigurationError as error:
+        _check_refusal(error, "")
+    else:
+        assert found.tzinfo is UTC
+        assert 1970 <= found.year <= 9998
+        assert found == moment("at", found.isoformat())
+        assert found == moment("at", datetime.fromisoformat(found.isoformat()))
+
+
+def _check_exchange(text: str) -> None:
+    try:
+        found = arguments.exchange("exchanges", text)
+    except ConfigurationError as error:
+        _check_refusal(error, "")
+    else:
+        assert text == found == found.upper() != ""
+
+
+_CHECKS: tuple[Callable[[str], None], ...] = (
+    _check_symbol,
+    _check_symbol,
+    _check_endpoint,
+    _check_key,
+    _check_proxy,
+    _check_moment,
+    _check_exchange,
+)
+
+_TEXTS: tuple[tuple[int, tuple[str, ...]], ...] = (
+    (
+        0,
+        (
+            "BTC:USDC",
+            "1INCH:USDT",
+            "btc-usdc",
+            "BTC:",
+            ":",
+            "BTCN2202207",
+            "BTCN2202208",
+            "FF0200001",
+            "FZ9999912",
+            "BTCN2202213",
+            "A" * 32 + ":" + "B" * 33,
+            "\u0391:B",
+            "A:B\n",
+            "A\uff11:B",
+            "{key}",
+            "x" * 55 + "{key}",
+        ),
+    ),
+    (
+        2,
+        (
+            "production",
+            "beta",
+            "ws://127.0.0.1:8765",
+            "wss://ws.finx.io/a/b/",
+            "wss://u:p@h/",
+            "wss://[::1]:1/",
+            "wss://h:0/",
+            "wss://h/?q#{key}",
+            "{key}",
+            "https://{key}/",
+            "wss://h:x/",
+            "ws://[",
+        ),
+    ),
+    (3, ("demo-key", "k/e+y%25", "a\\b\\\\c", "%%%%", "uuuu", "kéy", "k y", "greeks", "\\u0041\\u0041")),
+    (
+        4,
+        (
+            "http://proxy:3128",
+            "socks5h://user:{password}@h",
+            "socks5://u:p%40@[::1]:9",
+            "http://:x@h/",
+            "ftp://h",
+            "h:1",
+            "http://h/{password}",
+            "*, .finx.io 10.0.0.0/8",
+            "ws.finx.io:8443",
+            "[fe80::]/10",
+        ),
+    ),
+    (
+        5,
+        (
+            "2022-07-02",
+            "2022-07-02T15:30:55.817Z",
+            "9999-12-31T23:59:59-12:00",
+            "2022-W26-6",
+            "20220702T153055,5+01",
+            "x{key}" * 4,
+        ),
+    ),
+    (6, ("BINANCE", "binance", "{key}" * 9, "", "ß", "ŉ")),
+)
+SEEDS = [bytes([which]) + text.encode() for which, texts in _TEXTS for text in texts]
+WORDS = [
+    *(letter.encode() for letter in _LETTERS),
+    b"202207",
+    b"wss://",
+    b"ws://",
+    b"http://",
+    b"socks5://",
+    b"socks5h://",
+    b"127.0.0.1",
+    b"localhost",
+    b"[::1]",
+    b"{key}",
+    b"{password}",
+    b"%2F",
+    b"%25",
+    b"\\u00",
+    b"\\x",
+    b"T00:00:00",
+    b"+23:59",
+    b"\xef\xbc\x91",
+    b"\xed\xa0\x80",
+    b"\xc3\x9f",
+]

@@ -1,0 +1,124 @@
+"""What the live view costs, in a real JupyterLab and Chromium: `make bench-notebook`.
+
+One page after the other looks at two charts while a server of ticks runs in this process. CPU is in percent of one
+core; the page's is that of Chromium's renderers, and its compositor is the process that Chromium calls GPU. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from random import Random
+from statistics import quantiles
+from typing import Any
+
+import nbformat
+from nbformat.v4 import new_code_cell, new_notebook
+from playwright.sync_api import Browser
+
+from finx_streamer.server import LocalServer, SimulatedMarket
+from tests.notebook.browser import Book, Lab, chromium, opened
+
+BASES = ("BTC", "ETH", "SOL", "ADA", "XRP")
+QUOTES = ("USDC", "USDT", "EUR", "USD", "GBP", "JPY", "CHF", "AUD", "CAD", "BRL")
+CELL = """
+from finx_streamer import StreamListener
+import os
+print("kernel", os.getpid())
+listener = StreamListener(*{pairs!r}, endpoint={url!r}, api_key="demo")
+listener.live("BTC:USDC", "ETH:USDC")
+"""
+METADATA = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+HEAD = """| ticks/s | pairs | pictures drawn/s | lag p50 / p99 | kernel CPU | page's CPU | with its compositor |
+|---|---|---|---|---|---|---|"""
+#: Seconds for the page to come to rest.
+WARM_UP = 5.0
+
+
+class Steady(SimulatedMarket):
+    """Without the market's moods: its ticks are due at equal distances."""
+
+    def _arrivals(self, chance: Random) -> Iterator[float]:
+        assert self._rate is not None
+        return (number / self._rate for number in count())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rates", type=float, nargs="+", default=[1_000.0, 5_000.0], help="ticks/s [%(default)s]")
+    parser.add_argument("--pairs", type=int, nargs="+", default=[10, 50], help="at most 50 [%(default)s]")
+    parser.add_argument("--seconds", type=float, default=10.0, help="for each row of the table [%(default)s]")
+    options = parser.parse_args()
+    print(HEAD, flush=True)
+    with tempfile.TemporaryDirectory() as folder, Lab(Path(folder)) as lab, chromium() as browser:
+        for rate in options.rates:
+            for pairs in options.pairs:
+                print(_row(lab, browser, rate, pairs, options.seconds), flush=True)
+
+
+def _row(lab: Lab, browser: Browser, rate: float, how_many: int, seconds: float) -> str:
+    pairs = [f"{base}:{quote}" for quote in QUOTES for base in BASES][:how_many]
+    with (
+        LocalServer(Steady(pairs, rate=rate, seed=1), keys={"demo"}) as server,
+        opened(browser, lab) as book,
+    ):
+        cell = new_code_cell(CELL.format(pairs=pairs, url=server.url).strip())
+        nbformat.write(new_notebook(cells=[cell], metadata=METADATA), lab.files / "measured.ipynb")
+        book.open("measured.ipynb")
+        book.run(0)
+        book.wait("() => document.querySelector('.finx')?.finxMeter.frames > 20")
+        found = re.search(r"kernel (\d+)", book.output(0))
+        assert found is not None, book.output(0)
+        time.sleep(WARM_UP)
+        before = _reading(book, browser, int(found[1]))
+        time.sleep(seconds)
+        after = _reading(book, browser, int(found[1]))
+        lab.end_kernels(set())
+    took = after["at"] - before["at"]
+
+    def rate_of(name: str) -> float:
+        return float((after[name] - before[name]) / took)
+
+    frames = after["frames"] - before["frames"]
+    percentiles = quantiles(after["lag"][-frames:], n=100)
+    page = 100 * rate_of("renderer")
+    lag = f"{percentiles[49]:.1f} / {percentiles[98]:.0f} ms"
+    cpu = f"{100 * rate_of('kernel'):.0f} % | {page:.0f} % | {page + 100 * rate_of('GPU'):.0f} %"
+    return f"| {rate_of('ticks'):,.0f} | {how_many} | {rate_of('drawn'):.1f} | {lag} | {cpu} |"
+
+
+def _reading(book: Book, browser: Browser, kernel: int) -> dict[str, Any]:
+    """What has been counted so far; CPU in seconds."""
+    # The counters come once in a while, and are new when they change.
+    shown = "document.querySelector('.finx .sums').textContent"
+    book.wait(f"old => {shown} !== old", book.page.evaluate(f"() => {shown}"))
+    sums = str(book.page.evaluate(f"() => {shown}"))
+    counted = re.match(r"([\d,]+) ticks", sums)
+    assert counted is not None, sums
+    session = browser.new_browser_cdp_session()
+    spent = {"renderer": 0.0, "GPU": 0.0}
+    for process in session.send("SystemInfo.getProcessInfo")["processInfo"]:
+        if process["type"] in spent:
+            spent[process["type"]] += process["cpuTime"]
+    session.detach()
+    return {**book.meter(), **spent, "kernel": _cpu(kernel), "at": time.monotonic(), "ticks": _whole(counted[1])}
+
+
+def _whole(text: str) -> int:
+    return int(text.replace(",", ""))
+
+
+def _cpu(process: int) -> float:
+    # What follows the name, which is in parentheses: the 12th and 13th are the ticks spent in the process and for it.
+    fields = Path(f"/proc/{process}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+if __name__ == "__main__":
+    main()
