@@ -1,9 +1,5 @@
 """How Sphinx builds the documentation: `make docs`."""
 
-import inspect
-from typing import Any
-
-from finx_streamer import StreamListener
 from finx_streamer._version import __version__
 
 project = "finx-streamer"
@@ -19,13 +15,6 @@ exclude_patterns = ["_build"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_default_options = {"members": True, "show-inheritance": True}
-
-# `**not_yet` only takes what is refused by name.
-constructor: Any = StreamListener.__init__
-signature = inspect.signature(constructor)
-constructor.__signature__ = signature.replace(
-    parameters=[known for known in signature.parameters.values() if known.kind is not known.VAR_KEYWORD]
-)
 
 html_theme = "furo"
 html_title = f"finx-streamer {release}"

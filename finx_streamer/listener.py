@@ -1,4 +1,4 @@
-"""`StreamListener`: checks what the user gives, and wires the parts together. It holds no logic of its own."""
+"""`StreamListener`: checks what the user gives, wires the parts together, and knows the life of each run of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 import attrs
 
@@ -22,9 +22,10 @@ from .dispatch import InlineOutlet, Outlet, ThreadOutlet
 from .endpoint import Endpoint, redact
 from .errors import ConfigurationError, FinxStreamerError
 from .functions import FunctionClient
+from .gaps import Gap
 from .iteration import Iterations, TickBuffer
 from .keys import KeySource
-from .messages import Decoder, Tick
+from .messages import Decoder, Notice, Tick
 from .network import Network, Stream
 from .proxies import ProxyChoice
 from .queues import QUEUES
@@ -303,14 +304,14 @@ class StreamListener:
     - `on_gap(gap)`: called after each reconnect with a `Gap`, in its place: behind the ticks that were missed and have
       been fetched from tick history, and before the live ones. `backfill`: False fetches nothing, and only tells.
     - `parse_price`: makes the price out of the wire's decimal string: `float`, `decimal.Decimal`, `str`, your own. It
-      runs on the network thread, and so has to be quick.
+      runs on the network thread, so it has to be quick; and for what history supplies on other threads, at once.
     - `dispatch`: "thread" runs callbacks on a thread of their own, "inline" on the network thread: less latency, for
       callbacks that are known to be quick.
     - `queue_size`, `overflow`: how many ticks may wait for callbacks, and what happens beyond: "block" stops reading
       until there is room, "drop_oldest" and "latest" (one tick a pair) drop, and say so (`TicksDropped`).
     - `reconnect`: a `ReconnectPolicy`; None for one connection and no retry.
     - `connect_timeout`: seconds for one attempt, all in all. `ping_interval` (None: no pings) and `ping_timeout`:
-      seconds within which a dead connection is found. `stale_after`: seconds without a message after which a
+      seconds within which a dead connection is found. `stale_after`: seconds without a tick after which a
       `StaleStream` is reported; `stale_reconnect`: and the connection made anew, though it answers. `keep_alive`:
       seconds between FinX's keepAlive messages; None for none. A server may close a stream after 300 s without one, and
       270 keeps it open (D).
@@ -328,17 +329,18 @@ class StreamListener:
         *symbols: str | Symbol,
         api_key: str | Callable[[], str | None] | None = None,
         endpoint: str | Endpoint = "production",
-        on_tick: Callback | None = None,
-        on_error: Callback | None = None,
-        on_notice: Callback | None = None,
-        on_state: Callback | None = None,
-        on_gap: Callback | None = None,
+        on_tick: Callable[[Tick], object] | None = None,
+        on_error: Callable[[FinxStreamerError], object] | None = None,
+        on_notice: Callable[[Notice], object] | None = None,
+        on_state: Callable[[str, State], object] | None = None,
+        on_gap: Callable[[Gap], object] | None = None,
+        on_greeks: None = None,
         exchanges: Iterable[str] | None = None,
         parse_price: Callable[[str], Any] = float,
         backfill: bool = True,
-        dispatch: str = "thread",
+        dispatch: Literal["thread", "inline"] = "thread",
         queue_size: int = 65_536,
-        overflow: str = "block",
+        overflow: Literal["block", "drop_oldest", "latest"] = "block",
         reconnect: ReconnectPolicy | None = ReconnectPolicy(),  # noqa: B008 (frozen)
         connect_timeout: float = 10.0,
         ping_interval: float | None = 20.0,
@@ -352,7 +354,6 @@ class StreamListener:
         max_message_size: int = MAX_MESSAGE,
         keep: int | None = None,
         name: str | None = None,
-        **not_yet: Any,
     ) -> None:
         # The secrets first: what is shown of the other arguments must not hold them.
         try:
@@ -365,7 +366,8 @@ class StreamListener:
             # Tracebacks may show the locals of this frame, and a key may have been given in the wrong place.
             api_key = proxy = None
             endpoint = ""
-        _refuse_unknown(not_yet)
+        if on_greeks is not None:
+            raise ConfigurationError("on_greeks: not available in this version of finx_streamer")
         try:
             self._symbols = {str(symbol): symbol for symbol in map(check.symbol, symbols)}
         except ConfigurationError as error:
@@ -469,7 +471,7 @@ class StreamListener:
 
     # Life.
 
-    def start(self) -> StreamListener:
+    def start(self) -> Self:
         """Connect, in the background; returns at once. Does nothing while running; after an end it starts afresh.
 
         In a notebook, what an earlier run of the same cell has started, or a listener of the same `name`, is stopped
@@ -517,7 +519,7 @@ class StreamListener:
         self._raise_error(run)
         return True
 
-    def __enter__(self) -> StreamListener:
+    def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(
@@ -609,7 +611,10 @@ class StreamListener:
     # Streams.
 
     def add(self, *symbols: str | Symbol) -> None:
-        """Listen to more symbols, from now on. Those that are there already are left as they are."""
+        """Listen to more symbols, from now on. Those that are there already are left as they are.
+
+        A symbol that the server does not know ends the whole listener, with `StreamNotFound`.
+        """
         new = {str(symbol): symbol for symbol in map(check.symbol, symbols)}
         with self._lock:
             self._check_process()
@@ -821,14 +826,6 @@ atexit.register(_stop_all_at_exit)
 
 
 _STOPPING = "start: the listener is still stopping; join() it first (not in a callback)"
-_NOT_YET = ("on_greeks",)
-
-
-def _refuse_unknown(arguments: dict[str, Any]) -> None:
-    for name in arguments:
-        if name in _NOT_YET:
-            raise ConfigurationError(f"{name}: not available in this version of finx_streamer")
-        raise TypeError(f"StreamListener() got an unexpected keyword argument {name!r}")
 
 
 def _checked_exchanges(exchanges: Any) -> frozenset[str] | None:

@@ -26,8 +26,9 @@ class ReconnectPolicy:
     """How long to wait before connection attempts: exponential backoff with full jitter.
 
     The nth wait is drawn evenly from 0 to `min(maximum, initial * factor ** n)` seconds (`jitter=False`: exactly
-    that). `attempts` bounds the connection attempts in a row, the first one included (None: no bound). A connection
-    that lasted `reset_after` seconds starts the policy afresh. A server's Retry-After wins over the drawn wait.
+    that); but after a connection no longer than that had lasted, or `initial`. `attempts` bounds the attempts in a row,
+    the first one included (None: no bound). A connection that lasted `reset_after` seconds starts the policy afresh. A
+    server's Retry-After wins over the drawn wait.
     """
 
     initial: float = 0.5

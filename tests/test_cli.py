@@ -153,7 +153,7 @@ class TestJsonLines:
 
         assert ["BINANCE", "FTX"] == [json.loads(line)["exchange"] for line in result.stdout.splitlines()]
 
-    def test_a_lost_connection_is_one_line_on_stderr(self, busy: LocalServer) -> None:
+    def test_a_lost_connection_is_one_line_on_stderr_and_its_return_another(self, busy: LocalServer) -> None:
         """Ticks go on after it."""
         with running("listen", "BTC:USDC", "--endpoint", busy.url) as process:
             assert process.stdout is not None
@@ -164,6 +164,8 @@ class TestJsonLines:
             line = process.stderr.readline()
             assert line.startswith("finx-streamer: BTC:USDC: ")
             assert "next attempt in" in line
+            back = r"finx-streamer: BTC:USDC: back after [\d.,]+ s; [\d,]+ missed ticks? fetched\n"
+            assert re.fullmatch(back, process.stderr.readline())
 
     @pytest.mark.parametrize("name", ["note", "error"])
     def test_of_a_long_notice_or_error_the_beginning_is_shown(self, server: LocalServer, name: str) -> None:

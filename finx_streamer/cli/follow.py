@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from .. import ConfigurationError, ConnectionFailed, FinxStreamerError, Notice, State, StreamListener, Tick
+from .. import ConfigurationError, ConnectionFailed, FinxStreamerError, Gap, Notice, State, StreamListener, Tick
 from ..keys import ENVIRONMENT_VARIABLE
 from ..stats import ListenerStats
 from .text import brief, count, say, warn_of_readers
@@ -30,6 +30,9 @@ class View(Protocol):
     def on_error(self, error: FinxStreamerError) -> None: ...
 
     def on_notice(self, notice: Notice) -> None: ...
+
+    def on_gap(self, gap: Gap) -> None:
+        """One that was filled; of the others an error tells."""
 
     def wake(self) -> None:
         """Make the `turn` that waits, or else the next one, return at once."""
@@ -58,6 +61,7 @@ class Following:
         listener.on_error(self._on_error)
         listener.on_notice(self._view.on_notice)
         listener.on_state(self._on_state)
+        listener.on_gap(self._on_gap)
         started = time.monotonic()
         interrupted = self._watch(listener, started)
         if interrupted:
@@ -104,6 +108,10 @@ class Following:
             self._fatal.append(error)
         else:
             self._view.on_error(error)
+
+    def _on_gap(self, gap: Gap) -> None:
+        if gap.filled:
+            self._view.on_gap(gap)
 
     def _on_state(self, symbol: str, state: State) -> None:
         self._view.wake()

@@ -11,9 +11,9 @@ import unicodedata
 from collections.abc import Callable
 from typing import Any
 
-from .. import FinxStreamerError, Notice, StreamListener, Tick
+from .. import FinxStreamerError, Gap, Notice, StreamListener, Tick
 from ..errors import printable
-from .text import brief, say
+from .text import brief, filled, say
 
 CSV_HEADER = "pair,date,time,exchange,price,timestamp,received_ns,backfilled\n"
 
@@ -98,6 +98,9 @@ class Lines:
 
     def on_notice(self, notice: Notice) -> None:
         say(brief(f"notice: {_encode(notice.message)}"))
+
+    def on_gap(self, gap: Gap) -> None:
+        say(filled(gap))
 
     def wake(self) -> None:
         with self._changed:

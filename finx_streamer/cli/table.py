@@ -9,9 +9,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from .. import FinxStreamerError, ListenerStats, Notice, StreamListener, StreamStats, Tick
+from .. import FinxStreamerError, Gap, ListenerStats, Notice, StreamListener, StreamStats, Tick
 from ..errors import printable
-from .text import brief, count
+from .text import brief, count, filled
 
 #: Seconds between two pictures: more often than this nobody reads.
 _REFRESH = 0.125
@@ -42,6 +42,9 @@ class LiveTable:
 
     def on_notice(self, notice: Notice) -> None:
         self._news = Text(brief(f"notice: {notice.message}"), style="cyan")
+
+    def on_gap(self, gap: Gap) -> None:
+        self._news = Text(filled(gap), style="green")
 
     def wake(self) -> None:
         self._woken.set()

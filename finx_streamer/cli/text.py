@@ -8,10 +8,17 @@ import stat
 import sys
 from pathlib import Path
 
+from .. import Gap
 from ..errors import printable
 
 #: How much of a server's words is shown, in characters.
 _SHOWN = 300
+
+
+def filled(gap: Gap) -> str:
+    """That a stream is back, and what it has missed."""
+    seconds = max(0.0, (gap.until - gap.since).total_seconds())
+    return f"{gap.symbol}: back after {seconds:,.1f} s; {count(gap.ticks, 'missed tick')} fetched"
 
 
 def brief(text: str) -> str:
