@@ -1,4 +1,4 @@
-# Every target sets up what it needs in .venv. Another Python: make test PYTHON=python3.12
+# Every target sets up what it needs in .venv. Another Python: make clean; make test PYTHON=python3.12
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

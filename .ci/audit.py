@@ -35,9 +35,7 @@ def installed(name: str, extras: frozenset[str], found: dict[str, str]) -> None:
 def main() -> int:
     """Returns the exit code."""
     found: dict[str, str] = {}
-    distribution = metadata.distribution(ROOT)
-    for extra in {"", *(distribution.metadata.get_all("Provides-Extra") or ())} - {"dev", "bench", "ci"}:
-        installed(ROOT, frozenset({extra}), found)
+    installed(ROOT, frozenset({"all"}), found)
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as list_:
         list_.write("".join(f"{name}=={version}\n" for name, version in sorted(found.items())))
         list_.flush()

@@ -52,8 +52,9 @@ class _Question:
 class Recorder:
     """Stores what is played in batches, and answers from the store, in a thread of its own.
 
-    At most `batch` ticks are on their way into the store at any time, and none waits longer than `seconds` before it
-    is written: that is what the death of the process can cost. `has_room()` tells the player when to wait.
+    At most `batch` ticks of the player's are on their way into the store at any time, and none waits longer than
+    `seconds` before it is written: that is what the death of the process can cost. `has_room()` tells the player when
+    to wait.
 
     `add()`, `ask()`, `has_room()` and `flush()` belong to the event loop's thread; `load()` to any other.
     """
