@@ -476,7 +476,8 @@ class Calls:
             if not opening.done:
                 opening.attempt.cancel()
         if outcome is None and call.remaining > 0:
-            return ConnectionFailed(f"no connection within {self._target.connect_timeout:g} s")
+            seconds = self._target.connect_timeout
+            return ConnectionFailed(f"no connection within {seconds:g} s: name resolution hangs, or the source of keys")
         if isinstance(outcome, AuthenticationError):
             call.refused_key, call.next_key = opening.attempt.key, opening.attempt.next_key
         return outcome

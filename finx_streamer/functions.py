@@ -335,13 +335,19 @@ def _decoded(decoder: Decoder, raws: list[Any], received_ns: int) -> list[Tick] 
     return DecodeError("not a tick, but for the API key in it", symbol=decoder.symbol)
 
 
+_FIELDS = Tick.__annotations__.keys()
+
+
 def _without_key(value: Any) -> Any:
     """Decoded JSON, with the key taken out of every text."""
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, list):
         return [*map(_without_key, value)]
-    return {redact(name): _without_key(inner) for name, inner in value.items()} if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        # A field's name is none of the server's words, whatever a key may begin or end with.
+        return {name if name in _FIELDS else redact(name): _without_key(inner) for name, inner in value.items()}
+    return value
 
 
 def _of_exchange(found: Iterator[list[Tick]], exchange: str) -> Iterator[list[Tick]]:

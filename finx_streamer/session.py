@@ -252,7 +252,9 @@ class Session:
             if now < self._connect_by:
                 return []
             seconds = self._timing.connect_timeout
-            return [Disconnect(), *self.lost(ConnectionFailed(f"no connection within {seconds:g} s"), now)]
+            # Whatever else may take long says so itself.
+            stuck = f"no connection within {seconds:g} s: name resolution hangs, or the source of keys"
+            return [Disconnect(), *self.lost(ConnectionFailed(stuck), now)]
         if self.link is Link.NONE:
             return self._connect() if now >= self._connect_at else []
         if now >= self._pong_by:

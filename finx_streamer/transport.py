@@ -692,7 +692,8 @@ def _refusal(refused: HttpAnswer, target: Target, attempt: Attempt) -> Connectio
     if 300 <= status < 400:
         where = redact(refused.headers.get("Location", "nowhere"))
         return ConnectionFailed(
-            f"{answer}: a redirect to {where!r} is not followed; set endpoint= to it", status=status
+            f"{answer}: a redirect to {where!r} is not followed: a login page on the way, or a wrong endpoint=",
+            status=status,
         )
     if status < 300:
         return ProtocolError(f"{answer}: it is no websocket server at this address", status=status, permanent=True)

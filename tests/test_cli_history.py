@@ -124,6 +124,28 @@ def test_what_is_wrong_is_one_line(server: LocalServer, arguments: tuple[str, ..
     assert "" == result.stdout
 
 
+def test_a_fetch_that_fails_says_how_far_it_came(server: LocalServer, tmp_path: Path) -> None:
+    """And that there is no file, for half a history would pass for a whole one."""
+    many = {"pair": "BTC:USDC", "date": "2022-07-20", "time": "12:00:00.5Z", "exchange": "OKX", "price": "1"}
+    server.import_ticks([many] * 1_001)
+    file = tmp_path / "ticks.jsonl"
+    options = ["--start", "2022-07-02", "--end", "2022-07-21", "--output", str(file)]
+    result = run("history", "BTC:USDC", "--endpoint", server.url, *options)
+    reason, end = result.stderr.splitlines()
+    assert (1, False) == (result.returncode, file.exists())
+    assert "ticks within one millisecond" in reason
+    assert f"finx-streamer: ended after {len(TICKS):,} ticks; {file} is not written" == end
+
+
+def test_the_time_for_an_answer_is_an_option(server: LocalServer) -> None:
+    """Of both commands."""
+    server.stall_functions(None)
+    for command in (("history", "BTC:USDC", *INTERVAL), ("snap", "BTC:USDC")):
+        result = run(*command, "--endpoint", server.url, "--timeout", "0.5")
+        assert 1 == result.returncode
+        assert "no answer within 0.5 s" in result.stderr
+
+
 def test_a_refused_key_is_a_failure(server: LocalServer) -> None:
     """With one line that says so."""
     result = run("snap", "BTC:USDC", "--endpoint", server.url, FINX_API_KEY="another-key-altogether")

@@ -34,11 +34,23 @@ def test_iteration_starts_the_listener_and_stops_what_it_started(seen: Seen, dis
 
 def test_iteration_leaves_a_listener_running_that_ran_before(seen: Seen, dispatch: str) -> None:
     """Within `with`, leaving the loop stops nothing, and a second loop goes on."""
-    with Peer(stay(ticks(1, 3))) as peer, seen.listener(peer.url, dispatch=dispatch) as listener:
-        for _ in listener:
-            break
-        assert State.STOPPED is not listener.state
+    ended = threading.Event()
+
+    def script(caller: Caller) -> None:
+        caller.welcome()
+        for number in itertools.count(1):
+            # A loop gets what comes after its beginning, whenever that is.
+            caller.send(tick(number))
+            if ended.wait(0.01):
+                return
+
+    with Peer(script) as peer, seen.listener(peer.url, dispatch=dispatch) as listener:
+        for _ in range(2):
+            for _ in listener:
+                break
+            assert State.STOPPED is not listener.state
         seen.wait_ticks(3)
+        ended.set()
 
 
 def test_a_loop_that_wants_the_latest_gets_no_backlog(seen: Seen) -> None:

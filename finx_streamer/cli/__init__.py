@@ -67,6 +67,9 @@ ProxyUrl = Annotated[
 ]
 
 
+Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds in which an answer has to begin, or to go on.")]
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         print(f"finx-streamer {__version__}")
@@ -124,6 +127,7 @@ def history(
     endpoint: Endpoints = "production",
     api_key_file: KeyFile = None,
     proxy: ProxyUrl = None,
+    timeout: Timeout = 10.0,
 ) -> None:
     """Write a pair's past ticks, sorted by time. Times without an offset are in UTC.
 
@@ -134,7 +138,7 @@ def history(
     with _exit_codes():
         from .history import fetch
 
-        with _client(endpoint, api_key_file, _checked(proxy)) as client:
+        with _client(endpoint, api_key_file, _checked(proxy), timeout) as client:
             raise typer.Exit(fetch(client, pair, start, end, exchange, format.value, output))
 
 
@@ -146,6 +150,7 @@ def snap(
     endpoint: Endpoints = "production",
     api_key_file: KeyFile = None,
     proxy: ProxyUrl = None,
+    timeout: Timeout = 10.0,
 ) -> None:
     """Write the last tick of a pair at or before a time.
 
@@ -154,7 +159,7 @@ def snap(
     with _exit_codes():
         from .history import show
 
-        with _client(endpoint, api_key_file, _checked(proxy)) as client:
+        with _client(endpoint, api_key_file, _checked(proxy), timeout) as client:
             raise typer.Exit(show(client, pair, at, format.value))
 
 
@@ -236,8 +241,9 @@ def _listener(
     )
 
 
-def _client(endpoint: str, key_file: Path | None, proxy: str | None) -> FunctionClient:
-    return FunctionClient(api_key(key_file), Endpoint.of(endpoint), parse_price=str, proxy=proxy)
+def _client(endpoint: str, key_file: Path | None, proxy: str | None, timeout: float) -> FunctionClient:
+    where = Endpoint.of(endpoint)
+    return FunctionClient(api_key(key_file), where, parse_price=str, proxy=proxy, timeout=timeout)
 
 
 def _checked(proxy: str | None) -> str | None:

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from .. import ConfigurationError, FunctionClient, Tick
+from .. import ConfigurationError, FinxStreamerError, FunctionClient, Tick
 from ..moments import moment
 from .follow import terminate_as_interrupt
 from .lines import CSV_HEADER, csv_line, json_line
 from .output import Output
-from .text import count, say
+from .text import brief, count, say
 
 #: What a shell makes of Ctrl-C.
 INTERRUPTED = 130
@@ -54,9 +54,18 @@ def fetch(
             file.flush()
     except KeyboardInterrupt:
         client.close()
-        say(f"interrupted after {count(written, 'tick')}" + (f"; {path} is not written" if output.file else ""))
+        say(f"interrupted{_so_far(written, output)}")
         return INTERRUPTED
+    except FinxStreamerError as error:
+        say(brief(f"error: {error}"))
+        if written:
+            say(f"ended{_so_far(written, output)}")
+        return 1
     return 0
+
+
+def _so_far(written: int, output: Output) -> str:
+    return f" after {count(written, 'tick')}" + (f"; {output.file} is not written" if output.file else "")
 
 
 def show(client: FunctionClient, pair: str, at: str | None, format: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -13,6 +14,19 @@ from finx_streamer.recent import Recent
 
 PAIR, OTHER = "BTC:USDC", "ETH:USDC"
 SECOND = 1_000_000_000
+
+
+def a_tick(price: Any, received_ns: int, pair: str = PAIR, exchange: str = "BINANCE") -> Tick:
+    return {
+        "pair": pair,
+        "date": "2022-07-02",
+        "time": "15:30:00.0Z",
+        "exchange": exchange,
+        "price": price,
+        "timestamp": datetime(2022, 7, 2, 15, 30, tzinfo=UTC),
+        "received_ns": received_ns,
+        "backfilled": False,
+    }
 
 
 class Stage:
@@ -26,8 +40,8 @@ class Stage:
 
     def tick(self, price: Any, pair: str = PAIR, exchange: str = "BINANCE", after: float = 0.1) -> None:
         self.now += int(after * SECOND)
-        made = {"pair": pair, "price": price, "exchange": exchange, "received_ns": self.now}
-        self.recent.extend([made])  # type: ignore[list-item]
+        made = a_tick(price, self.now, pair, exchange)
+        self.recent.extend([made])
         self.picture.look()
 
 
@@ -128,11 +142,7 @@ def test_memory_is_bounded(stage: Stage) -> None:
 def test_a_burst_between_two_frames_costs_no_more_than_its_end(stage: Stage) -> None:
     """The last ticks are looked at, and the last price is right."""
     stage.picture.full()
-    burst: list[Tick] = [
-        {"pair": PAIR, "price": float(n), "exchange": "X", "received_ns": n}
-        for n in range(50_000)  # type: ignore[typeddict-item]
-    ]
-    stage.recent.extend(burst)
+    stage.recent.extend([a_tick(float(n), n, exchange="X") for n in range(50_000)])
     stage.picture.look()
     frame = stage.picture.frame()
     assert frame is not None
