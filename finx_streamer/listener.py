@@ -49,7 +49,7 @@ _names = itertools.count(1)
 _C = TypeVar("_C", bound=Callback)
 _B = TypeVar("_B", bound=TickBuffer)
 #: Seconds for one call of tick history, to fill a gap.
-HISTORY_TIMEOUT = 20.0
+HISTORY_TIMEOUT = 10.0
 #: How many of the last ticks are remembered where the user does not say. More than is in the processor's caches would
 #: slow a burst down.
 _KEPT, _KEPT_IN_NOTEBOOKS = 1_000, 10_000
