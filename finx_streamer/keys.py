@@ -188,6 +188,10 @@ class _Registry:
         logging.getLogger("websocket").addFilter(_redact_record)  # which adds it once
         return secret
 
+    def unlock(self) -> None:
+        """In a process that was just forked: whoever held the lock is not there."""
+        self._lock = threading.Lock()
+
     def _forget(self, now: float) -> None:
         """Under the lock. What nobody has any more is of no use to anybody for long: keys rotate."""
         surplus = len(self._keys) - _REMEMBERED
@@ -200,6 +204,8 @@ class _Registry:
 
 
 _registry = _Registry()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _registry.unlock())
 
 
 def _remember(key: Secret) -> Secret:

@@ -6,9 +6,12 @@ import html
 import io
 import json
 import logging
+import os
 import pickle
 import re
 import string
+import subprocess
+import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -427,3 +430,20 @@ def test_a_key_of_a_few_letters_garbles_nothing() -> None:
     """What is too short to be a secret is left where it stands."""
     KeySource.of("k").ask()
     assert "a broken socket" == redact("a broken socket")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_at_any_moment_leaves_keys_usable() -> None:
+    """Also one while another thread notes a key down: the child has no such thread, which would undo its lock."""
+    program = (
+        "import os\n"
+        "from finx_streamer import keys\n"
+        "with keys._registry._lock:\n"
+        "    child = os.fork()\n"
+        "    if not child:\n"
+        "        keys.KeySource.of('a-key-of-the-child')\n"
+        "        os._exit(7)\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=False)
+    assert ("7\n", "") == (done.stdout, done.stderr)
