@@ -384,7 +384,7 @@ def test_all_the_time_there_is_is_used(client: Callable[..., FunctionClient]) ->
         answer()(caller)
 
     with Peer(script) as peer:
-        assert 1 == number(client(peer, reconnect=patient, timeout=2.0), 1)
+        assert 1 == number(client(peer, reconnect=patient, timeout=6.0), 1)
 
 
 def slowly(pieces: int, pause: float) -> Script:
@@ -405,8 +405,8 @@ def slowly(pieces: int, pause: float) -> Script:
 
 def test_a_slow_line_is_no_silence(client: Callable[..., FunctionClient]) -> None:
     """While more of the answer comes, the time for it begins anew."""
-    with Peer(slowly(5, 0.5)) as peer:
-        assert 1 == number(client(peer, timeout=1.5), 1)
+    with Peer(slowly(5, 0.8)) as peer:
+        assert 1 == number(client(peer, timeout=3.0), 1)
 
 
 def test_a_line_that_is_slow_without_end_is_given_up(client: Callable[..., FunctionClient]) -> None:

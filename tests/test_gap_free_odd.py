@@ -218,7 +218,7 @@ def deaf(*connections: list[dict[str, str]], known: list[dict[str, str]]) -> Cal
 @pytest.mark.parametrize("live", [[3], [3, 4, 150], []], ids=["one", "several", "none"])
 def test_a_server_that_answers_no_pings(seen: Seen, live: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """The wait for the answer to a ping is bounded: the live ticks come all the same, and the doubt is told."""
-    monkeypatch.setattr(flow_module, "PATIENCE", 0.5)
+    monkeypatch.setattr(flow_module, "PATIENCE", 3.0)
     known = [tick(number) for number in [1, 2, *live]]
     with (
         Peer(deaf([tick(1)], [tick(number) for number in live], known=known)) as peer,
