@@ -412,7 +412,7 @@ def test_a_slow_line_is_no_silence(client: Callable[..., FunctionClient]) -> Non
 def test_a_line_that_is_slow_without_end_is_given_up(client: Callable[..., FunctionClient]) -> None:
     """And the error says how much had come."""
     with Peer(slowly(10_000, 0.01)) as peer, pytest.raises(CallTimeout, match=r"[0-9,]+ bytes had come"):
-        number(client(peer, timeout=0.3), 1)
+        number(client(peer, timeout=1.5), 1)
 
 
 def test_a_wait_that_would_be_too_long_is_not_begun(client: Callable[..., FunctionClient]) -> None:
