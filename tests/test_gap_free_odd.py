@@ -419,8 +419,12 @@ def test_a_listener_that_is_started_again_in_the_midst_of_a_gap(server: LocalSer
             send(server, number + 1)
         send(server, number + 2)
         server.wait_until(lambda stats, calls=calls: stats.calls >= calls)  # type: ignore[misc]
+        while not listener.stats.held:
+            assert not listener.join(0.01)
         assert listener.stop(10.0)
         assert [] == [thread.name for thread in threading.enumerate() if listener.name in thread.name]
+        # Else the next tick might go to the stream of before.
+        server.wait_until(lambda stats: not stats.streams)
     assert [1, 3, 11, 13, 21, 23] == prices(seen)
 
 
