@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from finx_streamer import State
+from finx_streamer import State, StreamListener
 from finx_streamer.server import LocalServer
 from tests.peers import Seen
 
@@ -50,6 +50,12 @@ def begin(server: LocalServer, seen: Seen, streams: int = 1) -> None:
     server.wait_connected(streams)
     send(server, 1)
     seen.wait_ticks(1)
+
+
+def wait_held(listener: StreamListener, count: int) -> None:
+    """Wait until so many ticks have come, and are held while a gap is looked into: of that no callback tells."""
+    while listener.stats.held < count:
+        assert not listener.join(0.01)
 
 
 def interrupt(server: LocalServer, seen: Seen) -> None:

@@ -19,7 +19,7 @@ import trustme
 from finx_streamer import CallTimeout, Gap, GapNotFilled
 from finx_streamer import listener as listener_module
 from finx_streamer.server import LocalServer
-from tests.market import BEGIN, OTHER, PAIR, Market, begin, interrupt, outage, prices, send, tick
+from tests.market import BEGIN, OTHER, PAIR, Market, begin, interrupt, outage, prices, send, tick, wait_held
 from tests.peers import PATIENCE, Seen
 from tests.storm import bursts, killings, storm
 
@@ -311,6 +311,7 @@ def test_stop_in_the_midst_of_a_gap(server: LocalServer, seen: Seen) -> None:
         send(server, 2)
     send(server, 3, 4)
     server.wait_until(lambda stats: stats.calls >= 1)
+    wait_held(listener, 2)
     asked = time.monotonic()
     assert listener.stop(PATIENCE)
     assert time.monotonic() - asked < PATIENCE / 2
@@ -329,6 +330,7 @@ def test_remove_in_the_midst_of_a_gap(server: LocalServer, seen: Seen) -> None:
             send(server, 2)
         send(server, 3)
         server.wait_until(lambda stats: stats.calls >= 1)
+        wait_held(listener, 1)
         listener.remove(PAIR)
         seen.wait_ticks(2)
         server.wait_until(lambda stats: PAIR not in stats.symbols)

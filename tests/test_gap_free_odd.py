@@ -18,7 +18,7 @@ from finx_streamer.flow import MOST_HELD
 from finx_streamer.gaps import Deliver, Finish, Probe, Recovery, Trail
 from finx_streamer.messages import Tick
 from finx_streamer.server import LocalServer
-from tests.market import OTHER, PAIR, Market, begin, outage, prices, send, tick
+from tests.market import OTHER, PAIR, Market, begin, outage, prices, send, tick, wait_held
 from tests.peers import Caller, Peer, Seen, frame
 from tests.test_gaps import history, line, told_apart
 from tests.test_gaps import tick as read
@@ -419,8 +419,7 @@ def test_a_listener_that_is_started_again_in_the_midst_of_a_gap(server: LocalSer
             send(server, number + 1)
         send(server, number + 2)
         server.wait_until(lambda stats, calls=calls: stats.calls >= calls)  # type: ignore[misc]
-        while not listener.stats.held:
-            assert not listener.join(0.01)
+        wait_held(listener, 1)
         assert listener.stop(10.0)
         assert [] == [thread.name for thread in threading.enumerate() if listener.name in thread.name]
         # Else the next tick might go to the stream of before.
