@@ -23,6 +23,8 @@ PATIENCE = 30.0
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = [sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
 
+#: How many threads of ours there are, but for those that shake hands, which come and go.
+OUR_THREADS = "sum(t.name.startswith('finx-') and '-handshake-' not in t.name for t in threading.enumerate())"
 #: What notebooks of these tests begin with.
 SERVED = """
 import time, threading

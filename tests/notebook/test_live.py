@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.notebook.kernels import Kernel
+from tests.notebook.kernels import OUR_THREADS, Kernel
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 #: A cell that keeps the kernel busy until a file is there.
@@ -164,12 +164,11 @@ def test_a_rerun_closes_the_earlier_view(kernel: Kernel) -> None:
     kernel.run("listener = StreamListener('BTC:USDC', **PLACE).start()")
     code = "view = listener.live()\nview"
     kernel.run(code, cell="live")
-    ours = "len([thread for thread in threading.enumerate() if thread.name.startswith('finx-')])"
-    threads = kernel.value(ours)
+    threads = kernel.value(OUR_THREADS)
     kernel.run("earlier = view")
     kernel.run(code, cell="live")
     assert "(False, True)" == kernel.value("(earlier._thread.is_alive(), view._thread.is_alive())")
-    assert threads == kernel.value(ours)
+    assert threads == kernel.value(OUR_THREADS)
     kernel.run("view.close()")
     assert "False" == kernel.value("view._thread.is_alive()")
 

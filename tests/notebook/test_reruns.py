@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from finx_streamer import StreamListener, listeners, stop_all
-from tests.notebook.kernels import Kernel
+from tests.notebook.kernels import OUR_THREADS, Kernel
 from tests.peers import PAIR, Peer, Seen, stay, ticks
 
 
@@ -15,12 +15,11 @@ def test_a_rerun_leaves_one_listener(kernel: Kernel, name: str, last: str) -> No
     """Named or not, shown as the last expression or not; with the threads of one. (The kernel's own come and go.)"""
     code = f"listener = StreamListener('BTC:USDC', **PLACE{name}).start()\n{last}"
     kernel.run(code, cell="a")
-    ours = "len([thread for thread in threading.enumerate() if thread.name.startswith('finx-')])"
-    threads = kernel.value(ours)
+    threads = kernel.value(OUR_THREADS)
     for _ in range(3):
         kernel.run(code, cell="a")
     assert "True" == kernel.value("finx_streamer.listeners() == [listener]")
-    assert threads == kernel.value(ours)
+    assert threads == kernel.value(OUR_THREADS)
 
 
 def test_an_edited_cell_replaces_what_it_had_started_before(kernel: Kernel) -> None:
