@@ -22,8 +22,9 @@ from .messages import Tick
 from .queues import NO_BOUND
 from .stats import Counters
 
-#: How many ticks and events one stream may hold while it can't do with less, where `queue_size` is not more.
-MOST_HELD = 65_536
+#: How many ticks and events one stream may hold while it can't do with less, where `queue_size` is not more: two
+#: seconds of 250,000 ticks each, which no market has.
+MOST_HELD = 524_288
 _NEVER = float("inf")
 
 

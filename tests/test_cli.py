@@ -153,13 +153,16 @@ class TestJsonLines:
 
         assert ["BINANCE", "FTX"] == [json.loads(line)["exchange"] for line in result.stdout.splitlines()]
 
-    def test_a_lost_connection_is_one_line_on_stderr_and_its_return_another(self, busy: LocalServer) -> None:
+    def test_a_lost_connection_is_one_line_on_stderr_and_its_return_another(self) -> None:
         """Ticks go on after it."""
-        with running("listen", "BTC:USDC", "--endpoint", busy.url) as process:
+        with (
+            LocalServer(SimulatedMarket(rate=100.0), keys={KEY}) as market,
+            running("listen", "BTC:USDC", "--endpoint", market.url) as process,
+        ):
             assert process.stdout is not None
             assert process.stderr is not None
             process.stdout.readline()
-            busy.drop_connections()
+            market.drop_connections()
             select.select([process.stderr], [], [], TIMEOUT)
             line = process.stderr.readline()
             assert line.startswith("finx-streamer: BTC:USDC: ")

@@ -14,7 +14,6 @@ import pytest
 
 from finx_streamer import ConnectionFailed, GapNotFilled, ReconnectPolicy, State
 from finx_streamer import flow as flow_module
-from finx_streamer.flow import MOST_HELD
 from finx_streamer.gaps import Deliver, Finish, Probe, Recovery, Trail
 from finx_streamer.messages import Tick
 from finx_streamer.server import LocalServer
@@ -339,10 +338,12 @@ def test_notices_take_no_room(seen: Seen, backfill: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", ["ticks of one moment", "notices"])
-def test_what_is_held_has_a_bound(seen: Seen, kind: str) -> None:
+def test_what_is_held_has_a_bound(seen: Seen, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """While history hangs, what can't be done without is held to a bound; then the gap is given up, and said to be."""
     message = json.dumps({"results": "streaming", "resultData": tick(2)}) if kind != "notices" else '{"keepAlive":true}'
-    count = MOST_HELD + 1
+    most = 50_000
+    monkeypatch.setattr(flow_module, "MOST_HELD", most)
+    count = most + 1
 
     def script(caller: Caller) -> None:
         if "/streamer/" in caller.read_request().decode():
