@@ -46,7 +46,7 @@ PAUSES = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
 
 #: How many of history's ticks may wait for being told apart. It takes that many within a second or two of their time,
 #: or no live tick at all.
-MOST_TOLD = 131_072
+MOST_TOLD = 524_288
 
 _MOMENT = timedelta(microseconds=1)
 _EARLIEST, _LATEST = (time.replace(tzinfo=UTC) for time in (datetime.min, datetime.max))
