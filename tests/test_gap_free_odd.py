@@ -18,7 +18,7 @@ from finx_streamer.gaps import Deliver, Finish, Probe, Recovery, Trail
 from finx_streamer.messages import Tick
 from finx_streamer.server import LocalServer
 from tests.market import OTHER, PAIR, Market, begin, outage, prices, send, tick, wait_held
-from tests.peers import Caller, Peer, Seen, frame
+from tests.peers import Caller, Peer, Script, Seen, frame, stay
 from tests.test_gaps import history, line, told_apart
 from tests.test_gaps import tick as read
 
@@ -309,20 +309,31 @@ def test_a_burst_of_one_moment_is_read_whatever_the_room(server: LocalServer, se
     assert [(True, 1)] == [(gap.filled, gap.ticks) for gap in seen.gaps]
 
 
+def interrupted(history: Script, back: Script) -> Script:
+    """A peer whose stream sends tick 1 and leaves, and whose next one goes on as `back` has it, welcomed; history is
+    another's matter."""
+    first = threading.Event()
+
+    def script(caller: Caller) -> None:
+        if "/streamer/" in caller.read_request().decode():
+            history(caller)
+            return
+        caller.welcome()
+        if first.is_set():
+            back(caller)
+            return
+        first.set()
+        caller.send(frame(json.dumps({"results": "streaming", "resultData": tick(1)})))
+        caller.leave()
+
+    return script
+
+
 @pytest.mark.parametrize("backfill", [False, True])
 def test_notices_take_no_room(seen: Seen, backfill: bool) -> None:
     """More notices than there is room for ticks, before the first tick after an outage, hold nothing up."""
 
-    def script(caller: Caller) -> None:
-        if "/streamer/" in caller.read_request().decode():
-            caller.refuse("404 Not Found")
-            return
-        caller.welcome()
-        if not streams:
-            streams.append(caller)
-            caller.send(frame(json.dumps({"results": "streaming", "resultData": tick(1)})))
-            caller.leave()
-            return
+    def back(caller: Caller) -> None:
         if backfill:
             seen.wait_for(lambda: seen.gaps)
         caller.send(frame('{"keepAlive":true}') * 100)
@@ -330,7 +341,7 @@ def test_notices_take_no_room(seen: Seen, backfill: bool) -> None:
         caller.send(frame(json.dumps({"results": "streaming", "resultData": tick(2)})))
         caller.wait_until_left()
 
-    streams: list[Caller] = []
+    script = interrupted(lambda caller: caller.refuse("404 Not Found"), back)
     with Peer(script) as peer, seen.listener(peer.url, backfill=backfill, queue_size=4):
         seen.wait_ticks(2)
     assert [1, 2] == prices(seen)
@@ -345,22 +356,11 @@ def test_what_is_held_has_a_bound(seen: Seen, kind: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(flow_module, "MOST_HELD", most)
     count = most + 1
 
-    def script(caller: Caller) -> None:
-        if "/streamer/" in caller.read_request().decode():
-            caller.welcome()
-            caller.wait_until_left()
-            return
-        caller.welcome()
-        if not streams:
-            streams.append(caller)
-            caller.send(frame(json.dumps({"results": "streaming", "resultData": tick(1)})))
-            caller.leave()
-            return
+    def back(caller: Caller) -> None:
         caller.send(frame(message) * count)
         caller.wait_until_left()
 
-    streams: list[Caller] = []
-    with Peer(script) as peer, seen.listener(peer.url, backfill=True, queue_size=4):
+    with Peer(interrupted(stay(), back)) as peer, seen.listener(peer.url, backfill=True, queue_size=4):
         seen.wait_for(lambda: len(seen.ticks) + len(seen.notices) == count + 1)
         (reason,) = [str(error) for error in seen.errors if isinstance(error, GapNotFilled)]
     assert "more came meanwhile than can wait" in reason
