@@ -79,11 +79,11 @@ bench: $(VENV)/.installed-bench ## beside other clients, 15 minutes; a part: mak
 
 .PHONY: soak
 soak: $(VENV)/.installed-dev $(VENV)/.installed-soak ## 200 pairs, 20,000 ticks/s, faults, 30 minutes: make soak ARGS="--minutes 5"
-	$(BIN)/python -m tests.soak $(ARGS)
+	$(BIN)/python -m tests.support.soak $(ARGS)
 
 .PHONY: storm
 storm: $(VENV)/.installed-dev ## storms of quick faults, over a few pairs, 30 minutes: make storm ARGS="--minutes 5 --seed 7"
-	$(BIN)/python -m tests.storm $(ARGS)
+	$(BIN)/python -m tests.support.storm $(ARGS)
 
 .PHONY: autobahn
 autobahn: $(VENV)/.installed-dev ## the Autobahn test suite against the transport; needs Python 2.7, e.g. pyenv's

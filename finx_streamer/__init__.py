@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 
 from ._version import __version__
-from .endpoint import Endpoint
+from .config.endpoint import Endpoint
+from .config.reconnect import ReconnectPolicy
+from .config.symbols import Option, Pair
+from .delivery.stats import ListenerStats, StreamStats
 from .errors import (
     AuthenticationError,
     CallbackError,
@@ -26,15 +29,10 @@ from .errors import (
     StreamNotFound,
     TicksDropped,
 )
-from .functions import FunctionClient
-from .gaps import Gap
+from .functions.client import FunctionClient
 from .listener import StreamListener, listeners, stop_all
-from .messages import Notice, Tick
-from .reconnect import ReconnectPolicy
-from .session import State
-from .stats import ListenerStats, StreamStats
-from .symbols import Option, Pair
 from .tables import to_pandas, to_polars
+from .values import Gap, Notice, State, Tick
 
 __all__ = [
     "AuthenticationError",

@@ -1,1 +1,5 @@
+"""_version"""
+
+from __future__ import annotations
+
 __version__ = "0.1.0"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import itertools
 import logging
-import os
 import ssl
 import threading
 import time
@@ -13,28 +11,23 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
-import attrs
-
-from . import arguments as check
 from . import jupyter, tables
-from .callbacks import Callback, Callbacks, Caller
-from .dispatch import InlineOutlet, Outlet, ThreadOutlet
-from .endpoint import Endpoint, redact
+from .config import checks as check
+from .config.api_key import KeySource
+from .config.endpoint import Endpoint, redact
+from .config.proxy import ProxyChoice
+from .config.reconnect import ReconnectPolicy
+from .config.symbols import Pair, Symbol
+from .connection.attempt import MAX_MESSAGE
+from .delivery.callbacks import Callback, Callbacks
+from .delivery.iteration import TickBuffer
+from .delivery.queues import QUEUES
+from .delivery.recent import Recent
+from .delivery.stats import ListenerStats, StreamStats, add_up
 from .errors import ConfigurationError, FinxStreamerError
-from .functions import FunctionClient
-from .gaps import Gap
-from .iteration import Iterations, TickBuffer
-from .keys import KeySource
-from .messages import Decoder, Notice, Tick
-from .network import Network, Stream
-from .proxies import ProxyChoice
-from .queues import QUEUES
-from .recent import Recent
-from .reconnect import ReconnectPolicy
-from .session import Session, State, Timing
-from .stats import Counters, ListenerStats, StreamStats, add_up
-from .symbols import Pair, Symbol
-from .transport import MAX_MESSAGE, Target
+from .run import HURRIED_STOP, Run, Settings, live_runs
+from .streaming.session import Timing
+from .values import Gap, Notice, State, Tick
 
 if TYPE_CHECKING:
     import pandas
@@ -48,239 +41,9 @@ logger = logging.getLogger("finx_streamer")
 _names = itertools.count(1)
 _C = TypeVar("_C", bound=Callback)
 _B = TypeVar("_B", bound=TickBuffer)
-#: Seconds for one call of tick history, to fill a gap.
-HISTORY_TIMEOUT = 10.0
 #: How many of the last ticks are remembered where the user does not say. More than is in the processor's caches would
 #: slow a burst down.
 _KEPT, _KEPT_IN_NOTEBOOKS = 1_000, 10_000
-#: How long a thread that has done its work may take to return.
-_LAST_STEPS = 1.0
-#: How long `stop` waits where an exception is on its way out of a `with` block, e.g. after Ctrl-C.
-_HASTY = 0.5
-
-
-class _Run:
-    """One life of a listener, from `start` to its end: the threads and what they share."""
-
-    def __init__(
-        self,
-        settings: _Settings,
-        callbacks: Callbacks,
-        symbols: Iterable[Symbol],
-        recent: Recent | None,
-        watchers: list[Callable[[], None]],
-    ) -> None:
-        self.pid = os.getpid()
-        self.ended = threading.Event()
-        #: Who started it, in a notebook.
-        self.origin: Origin | None = None
-        #: What ended it, if it was not `stop`.
-        self.error: BaseException | None = None
-        #: Whether the user has been told of it: by `on_error`, or by what raised it.
-        self.error_told = False
-        self.stopping = False
-        self.streams: dict[str, Stream] = {}
-        self.counters: dict[str, Counters] = {}
-        self._settings = settings
-        # A `for` loop has a buffer behind the queue. Under a policy that drops, it has to be short: else the loop would
-        # see ticks that are out of date.
-        ahead = {"block": settings.queue_size, "drop_oldest": min(64, settings.queue_size), "latest": 1}
-        self.iterations = Iterations(ahead[settings.overflow], settings.dispatch == "thread", self._resume_reading)
-        self._watchers = watchers
-        self.outlet = self._make_outlet(Caller(callbacks, self.counters, _teller(callbacks)), recent)
-        self.network = Network(
-            self.outlet,
-            settings.exchanges,
-            settings.name,
-            self._network_ended,
-            settings.queue_size,
-            self._history if settings.backfill else None,
-        )
-        for symbol in symbols:
-            self.add(symbol)
-
-    def _make_outlet(self, caller: Caller, recent: Recent | None) -> Outlet:
-        size, name = self._settings.queue_size, f"{self._settings.name}-callbacks"
-        if self._settings.dispatch == "inline":
-            return InlineOutlet(caller, self.iterations, self._callbacks_ended, recent)
-        queue = QUEUES[self._settings.overflow](size)
-        return ThreadOutlet(
-            caller, queue, size, self.counters, self._resume_reading, self._callbacks_ended, name, recent
-        )
-
-    def _history(self) -> FunctionClient:
-        settings = self._settings
-        return FunctionClient.of_target(
-            settings.target(None),
-            timeout=HISTORY_TIMEOUT,
-            connections=1,
-            parse_price=settings.parse_price,
-            reconnect=settings.reconnect,
-            name=f"{settings.name}-history",
-        )
-
-    def _resume_reading(self) -> None:
-        self.network.resume_reading()
-
-    def start(self, listener: StreamListener) -> None:
-        """Raises RuntimeError where the system has no more threads to give."""
-        _live[self] = listener
-        try:
-            # In this order, for the callback side ends by waiting for the network side.
-            self.network.start()
-            self.outlet.start()
-        except RuntimeError:
-            self._callbacks_ended(None)
-            raise
-        self._tell_watchers()
-
-    def abandon(self) -> None:
-        """End at once: no further call begins. Waits for nothing."""
-        self.stopping = True
-        self.outlet.abandon()
-        self.iterations.close_all()
-        self.network.stop()
-
-    def add(self, symbol: Symbol) -> None:
-        settings, name = self._settings, str(symbol)
-        timing = settings.timing
-        stream = Stream(
-            name,
-            Session(name, settings.reconnect, timing, key_can_change=settings.keys.can_change),
-            Decoder(name, name if isinstance(symbol, Pair) else None, settings.parse_price),
-            Counters(),
-            settings.target(symbol),
-        )
-        self.streams = {**self.streams, name: stream}
-        self.counters[name] = stream.counters
-        self.network.add(stream)
-
-    def remove(self, name: str) -> None:
-        self.streams = {other: stream for other, stream in self.streams.items() if other != name}
-        self.counters.pop(name, None)
-        self.network.remove(name)
-
-    def stop(self, timeout: float, drain: bool) -> bool:
-        """Whether it ended in time."""
-        self.stopping = True
-        here = self.outlet.runs_here()
-        self.iterations.close_own()
-        if here or not drain:
-            self.outlet.abandon()
-            self.iterations.close_all()
-        self.network.stop(drain=drain and not here)
-        if here:
-            return True
-        ended = self.wait(timeout)
-        if not ended:
-            self.outlet.abandon()
-            self.iterations.close_all()
-            logger.warning(
-                "stop: not ended after %g s; if a callback still runs, no further one will be called", timeout
-            )
-        return ended
-
-    @property
-    def elsewhere(self) -> bool:
-        """Whether this is a copy in a forked process, where its threads are not."""
-        return self.pid != os.getpid()
-
-    def wait(self, timeout: float | None) -> bool:
-        """Wait for the end; the threads have gone then, too. False if it has not come in time."""
-        patience_ends = None if timeout is None else time.monotonic() + timeout
-        if not self.ended.wait(timeout):
-            return False
-        # They have nothing left to do but to return; unless the network side is within a `parse_price` that hangs.
-        left = None if patience_ends is None else max(_LAST_STEPS, patience_ends - time.monotonic())
-        self.network.join(left)
-        self.outlet.join(_LAST_STEPS)
-        return not self.network.alive
-
-    async def wait_async(self, timeout: float | None) -> bool:
-        """The same in an event loop, which goes on meanwhile."""
-        # Only here, for asyncio is a tenth of what it takes to import this package.
-        from .async_ticks import LoopBell, until
-
-        bell = LoopBell()
-        self._watchers.append(bell.ring)
-        try:
-            ended = await until(self.ended.is_set, bell, timeout)
-        finally:
-            self._watchers.remove(bell.ring)
-        return ended and self.wait(0.0)
-
-    @property
-    def state(self) -> State:
-        if self.error is not None:
-            return State.FAILED
-        if self.stopping or self.ended.is_set():
-            return State.STOPPED
-        states = {stream.session.state for stream in self.streams.values()}
-        for state in (State.FAILED, State.RECONNECTING, State.CONNECTING, State.IDLE):
-            if state in states:
-                return State.CONNECTING if state is State.IDLE else state
-        return State.STREAMING if states else State.IDLE
-
-    def stats(self) -> ListenerStats:
-        depths = self.outlet.depths()
-        streams = {
-            name: stream.counters.snapshot(stream.session.state, stream.session.reconnects, depths.get(name, 0))
-            for name, stream in self.streams.items()
-        }
-        return add_up(self.state, streams, self.outlet.depth(), self.outlet.peak)
-
-    def _network_ended(self, outcome: BaseException | None) -> None:
-        if outcome is not None and self.error is None:
-            self.error = outcome
-            if not isinstance(outcome, FinxStreamerError):
-                logger.error("the network side ended with %s", type(outcome).__name__, exc_info=outcome)
-        self.outlet.finish()
-
-    def _callbacks_ended(self, crash: BaseException | None) -> None:
-        if crash is not None and self.error is None:
-            self.error = crash
-        self.network.stop()
-        self.network.join(1.0)
-        self.iterations.end()
-        _live.pop(self, None)
-        self.ended.set()
-        self._tell_watchers()
-
-    def _tell_watchers(self) -> None:
-        for watcher in tuple(self._watchers):
-            watcher()
-
-
-@attrs.frozen
-class _Settings:
-    """What the constructor was given, checked."""
-
-    keys: KeySource = attrs.field(repr=False)
-    endpoint: Endpoint
-    exchanges: frozenset[str] | None
-    parse_price: Callable[[str], Any]
-    backfill: bool
-    dispatch: str
-    queue_size: int
-    overflow: str
-    reconnect: ReconnectPolicy | None
-    timing: Timing
-    context: Callable[[], ssl.SSLContext] = attrs.field(repr=False)
-    proxies: ProxyChoice
-    max_message_size: int
-    name: str
-
-    def target(self, symbol: Symbol | None) -> Target:
-        """What to connect to; None: the functions."""
-        return Target(
-            self.endpoint,
-            symbol,
-            self.keys,
-            self.timing.connect_timeout,
-            self.context,
-            self.max_message_size,
-            self.proxies,
-        )
 
 
 class StreamListener:
@@ -387,7 +150,7 @@ class StreamListener:
             raise check.refusal("stale_reconnect", stale_reconnect, "False without stale_after, which says when")
         if dispatch == "inline" and overflow != "block":
             raise check.refusal("overflow", overflow, "'block' with dispatch='inline', which has no queue to overflow")
-        self._settings = _Settings(
+        self._settings = Settings(
             keys=keys,
             endpoint=where,
             exchanges=_checked_exchanges(exchanges),
@@ -419,7 +182,7 @@ class StreamListener:
         #: Called, from any thread, when the listener has started and when it has ended.
         self._watchers: list[Callable[[], None]] = []
         self._lock = threading.RLock()
-        self._run: _Run | None = None
+        self._run: Run | None = None
         given = {"tick": on_tick, "error": on_error, "notice": on_notice, "state": on_state, "gap": on_gap}
         for event, callback in given.items():
             if callback is not None:
@@ -527,7 +290,7 @@ class StreamListener:
     ) -> None:
         """Stop; and raise the error that ended the listener, unless it was already raised, or given to `on_error`."""
         if kind is not None:
-            self.stop(_HASTY, drain=False)
+            self.stop(HURRIED_STOP, drain=False)
             return
         self.stop()
         run = self._run
@@ -547,7 +310,7 @@ class StreamListener:
             run.wait(patience)
             self._raise_error(run)
         except (KeyboardInterrupt, SystemExit):
-            patience = _HASTY
+            patience = HURRIED_STOP
             raise
         finally:
             self._callbacks.remove(buffer)
@@ -559,7 +322,7 @@ class StreamListener:
     async def __aiter__(self) -> AsyncIterator[Tick]:
         """The same in an event loop: `async for tick in listener`. Interrupts and cancellation are noticed within a
         quarter of a second."""
-        from .async_ticks import AsyncTickBuffer
+        from .delivery.async_iteration import AsyncTickBuffer
 
         run, own, buffer = self._open_iteration(AsyncTickBuffer)
         try:
@@ -592,7 +355,7 @@ class StreamListener:
         self._raise_error(run)
         return True
 
-    def _open_iteration(self, kind: type[_B]) -> tuple[_Run, bool, _B]:
+    def _open_iteration(self, kind: type[_B]) -> tuple[Run, bool, _B]:
         """The run to iterate over, whether it is to be started, and a buffer that gets its ticks."""
         self._replace_earlier()
         with self._lock:
@@ -736,11 +499,11 @@ class StreamListener:
         self._callbacks.add(event, callback, pair)
         return callback
 
-    def _new_run(self) -> _Run:
+    def _new_run(self) -> Run:
         self._check_process()
         if self._run is not None and self._run.network.alive:
             raise ConfigurationError(_STOPPING)
-        self._run = _Run(self._settings, self._callbacks, self._symbols.values(), self._recent, self._watchers)
+        self._run = Run(self._settings, self._callbacks, self._symbols.values(), self._recent, self._watchers)
         self._run.origin = self._origin()
         return self._run
 
@@ -757,7 +520,7 @@ class StreamListener:
         origin = self._origin()
         if origin is None:
             return
-        for run, listener in tuple(_live.items()):
+        for run, listener in tuple(live_runs.items()):
             if listener is not self and run.origin is not None and origin.replaces(run.origin):
                 listener.stop(drain=False)
 
@@ -769,60 +532,34 @@ class StreamListener:
 
     def _check_not_in_callback(self, what: str) -> None:
         run = self._run
-        if run is not None and run.outlet.runs_here() and not run.ended.is_set():
+        if run is not None and run.delivery.runs_here() and not run.ended.is_set():
             raise ConfigurationError(
                 f"{what} in a callback would wait for itself; call stop() there, and do the rest outside"
             )
 
     @staticmethod
-    def _raise_error(run: _Run) -> None:
+    def _raise_error(run: Run) -> None:
         if run.error is not None:
             run.error_told = True
             # Not with the traces of those that it was raised to before.
             raise run.error.with_traceback(None)
 
 
-# Listeners that run, to be stopped when the interpreter exits: a daemon thread that is frozen in mid-call is no end.
-_live: dict[_Run, StreamListener] = {}
-
-
 def listeners() -> list[StreamListener]:
     """The listeners that run in this process, in the order in which they were started."""
-    return [listener for run, listener in tuple(_live.items()) if not run.elsewhere]
+    return [listener for run, listener in tuple(live_runs.items()) if not run.elsewhere]
 
 
 def stop_all(timeout: float = 5.0) -> bool:
     """Stop every listener of this process; what waits for callbacks is discarded. Returns False where a callback was
     still running after `timeout` seconds, which all have together."""
     check.seconds("timeout", timeout, zero=True)
-    running = [(run, listener) for run, listener in tuple(_live.items()) if not run.elsewhere]
+    running = [(run, listener) for run, listener in tuple(live_runs.items()) if not run.elsewhere]
     deadline = time.monotonic() + timeout
     for run, _ in running:
         run.abandon()
     ended = [listener.stop(max(0.0, deadline - time.monotonic()), drain=False) for _, listener in running]
     return all(ended)
-
-
-def _teller(callbacks: Callbacks) -> Callable[[FinxStreamerError], None] | None:
-    """In a notebook, what shows errors that nobody takes."""
-    cell = jupyter.this_cell()
-    if cell is None:
-        return None
-    from .notebook.telling import Teller
-
-    return Teller(cell, callbacks.cell_of)
-
-
-def _stop_all_at_exit() -> None:
-    runs = [run for run in tuple(_live) if not run.elsewhere]
-    for run in runs:
-        run.abandon()
-    patience_ends = time.monotonic() + _HASTY
-    for run in runs:
-        run.ended.wait(max(0.0, patience_ends - time.monotonic()))
-
-
-atexit.register(_stop_all_at_exit)
 
 
 _STOPPING = "start: the listener is still stopping; join() it first (not in a callback)"

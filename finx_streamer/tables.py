@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigurationError
-from .messages import Tick
+from .values import Tick
 
 if TYPE_CHECKING:
     import pandas

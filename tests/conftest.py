@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.peers import Seen
+from tests.support.peers import Seen
 
 #: Recorded trades, beside the checkout. They are not part of the project: a clone elsewhere has none.
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -28,7 +28,7 @@ from finx_streamer import (
     Tick,
 )
 from finx_streamer.server import LocalServer, SimulatedMarket
-from tests.peers import (
+from tests.support.peers import (
     PAIR,
     PATIENCE,
     QUICK,
@@ -154,11 +154,11 @@ def test_a_wrong_symbol_is_refused_at_once(symbol: Any) -> None:
 def test_a_new_listener_is_idle() -> None:
     """Before start() nothing runs, and everything can be asked."""
     listener = StreamListener("BTC:USDC", "BTCN2202207", "BTC:USDC", name="mine")
-    assert ("BTC:USDC", "BTCN2202207") == listener.symbols
+    assert listener.symbols == ("BTC:USDC", "BTCN2202207")
     assert State.IDLE is listener.state
     assert State.IDLE is listener.stats.state
     assert {"BTC:USDC", "BTCN2202207"} == set(listener.stats.streams)
-    assert "<StreamListener mine idle: BTC:USDC, BTCN2202207 at wss://ws.finx.io/>" == repr(listener)
+    assert repr(listener) == "<StreamListener mine idle: BTC:USDC, BTCN2202207 at wss://ws.finx.io/>"
     assert listener.stop()
     assert listener.join()
 
@@ -181,7 +181,7 @@ def test_callbacks_are_called_in_order_of_registration(seen: Seen, dispatch: str
         listener.on_tick(seen.on_tick)
         with listener:
             seen.wait_ticks(1)
-    assert ["first", "second", "second", "last"] == order
+    assert order == ["first", "second", "second", "last"]
 
 
 def test_decorators_return_the_callback_unchanged() -> None:
@@ -215,7 +215,7 @@ def test_a_tick_callback_may_be_narrowed_to_a_pair(seen: Seen, dispatch: str) ->
 
         with listener:
             seen.wait_ticks(6)
-    assert ["ETH:USDC"] * 3 == narrow
+    assert narrow == ["ETH:USDC"] * 3
 
 
 @pytest.mark.parametrize("pair", ["BTCN2202207", "btc:usdc", 7])
@@ -240,8 +240,8 @@ def test_a_removed_callback_is_not_called_again(seen: Seen, dispatch: str) -> No
         listener.remove_callback(seen.on_state)
         with listener:
             seen.wait_ticks(3)
-    assert [1] == [tick["price"] for tick in once]
-    assert [] == seen.states
+    assert [tick["price"] for tick in once] == [1]
+    assert seen.states == []
     with pytest.raises(ConfigurationError, match="not registered"):
         listener.remove_callback(first_only)
 
@@ -262,7 +262,7 @@ def test_a_callback_may_be_registered_while_running(seen: Seen, dispatch: str) -
         listener.on_tick(late.on_tick)
         go_on.set()
         late.wait_ticks(1)
-    assert [2] == late.prices
+    assert late.prices == [2]
 
 
 # Start, stop, join.
@@ -277,7 +277,7 @@ def test_start_returns_itself_and_is_idempotent(seen: Seen, dispatch: str) -> No
         assert listener is listener.start()
         assert State.STREAMING is listener.state
         assert listener.stop()
-        assert 1 == peer.accepted
+        assert peer.accepted == 1
 
 
 def test_start_does_not_wait_for_the_server(seen: Seen) -> None:
@@ -301,7 +301,7 @@ def test_a_stopped_listener_may_be_started_again(seen: Seen, dispatch: str) -> N
             listener.start().join(PATIENCE)
         with listener:
             seen.wait_ticks(2)
-    assert [1, 2] == seen.prices
+    assert seen.prices == [1, 2]
 
 
 def test_stop_is_idempotent_and_quick_to_say_so(seen: Seen, dispatch: str) -> None:
@@ -309,9 +309,9 @@ def test_stop_is_idempotent_and_quick_to_say_so(seen: Seen, dispatch: str) -> No
     with Peer(stay(tick(1))) as peer:
         listener = seen.listener(peer.url, dispatch=dispatch).start()
         seen.wait_ticks(1)
-        assert [True] * 4 == [listener.stop(timeout=timeout) for timeout in (5.0, 5.0, 0.0, 5.0)]
+        assert [listener.stop(timeout=timeout) for timeout in (5.0, 5.0, 0.0, 5.0)] == [True] * 4
         assert listener.join(0.0)
-    assert [State.CONNECTING, State.STREAMING, State.STOPPED] == [state for _, state in seen.states]
+    assert [state for _, state in seen.states] == [State.CONNECTING, State.STREAMING, State.STOPPED]
 
 
 @pytest.mark.parametrize("drain", [True, False])
@@ -368,7 +368,7 @@ def test_drain_decides_about_what_was_received(seen: Seen, drain: bool, expected
         time.sleep(0.3)
         free.set()
         stopper.join(PATIENCE)
-    assert [True] == stopped
+    assert stopped == [True]
     assert expected == seen.prices
 
 
@@ -386,7 +386,7 @@ def test_stop_is_bounded_by_its_timeout(seen: Seen, dispatch: str, caplog: pytes
             listener.start()
         free.set()
         assert listener.join(PATIENCE)
-    assert [1] == seen.prices
+    assert seen.prices == [1]
 
 
 def test_stop_in_a_callback_is_the_last_call(seen: Seen) -> None:
@@ -397,7 +397,7 @@ def test_stop_in_a_callback_is_the_last_call(seen: Seen) -> None:
         listener.on_tick(lambda tick: calls.append("after"))
         listener.start()
         assert listener.join(PATIENCE)
-    assert ["stop True"] == calls
+    assert calls == ["stop True"]
     assert State.STOPPED is listener.state
 
 
@@ -408,7 +408,7 @@ def test_stop_in_any_callback(seen: Seen, dispatch: str, event: str) -> None:
         listener = seen.listener(peer.url, dispatch=dispatch, **{f"on_{event}": lambda *_: listener.stop()})
         listener.start()
         assert listener.join(PATIENCE)
-    assert [] == seen.ticks
+    assert seen.ticks == []
 
 
 def test_join_in_a_callback_is_an_error(seen: Seen, dispatch: str) -> None:
@@ -434,7 +434,7 @@ def test_start_in_a_callback_of_the_end_is_an_error(seen: Seen, dispatch: str) -
         listener = seen.listener(peer.url, on_state=restart, dispatch=dispatch)
         with pytest.raises(StreamNotFound):
             listener.start().join(PATIENCE)
-    assert [State.FAILED] == said
+    assert said == [State.FAILED]
 
 
 def test_join_has_a_timeout(seen: Seen, dispatch: str) -> None:
@@ -485,8 +485,8 @@ def test_stop_interrupts_a_handshake_that_hangs(seen: Seen, dispatch: str) -> No
         assert time.monotonic() - start < AT_ONCE
         may_answer.set()
         assert left.wait(PATIENCE)
-        assert 1 == peer.accepted
-    assert [] == seen.ticks
+        assert peer.accepted == 1
+    assert seen.ticks == []
     assert State.STREAMING not in [state for _, state in seen.states]
 
 
@@ -510,7 +510,7 @@ def test_stop_is_quick_though_the_key_never_comes(seen: Seen) -> None:
             assert time.monotonic() - begun < 1.2
         finally:
             free.set()
-        assert 0 == peer.accepted
+        assert peer.accepted == 0
 
 
 def test_stop_from_several_threads(seen: Seen, dispatch: str) -> None:
@@ -527,7 +527,7 @@ def test_stop_from_several_threads(seen: Seen, dispatch: str) -> None:
             stopper.start()
         for stopper in stoppers:
             stopper.join(PATIENCE)
-    assert [(True, True)] * 6 == outcomes
+    assert outcomes == [(True, True)] * 6
 
 
 def test_start_and_stop_race(seen: Seen, dispatch: str) -> None:
@@ -603,18 +603,18 @@ def test_streams_come_and_go(seen: Seen, dispatch: str) -> None:
     with LocalServer(market, keys={"demo"}) as server, seen.listener(server.url, dispatch=dispatch) as listener:
         seen.wait_ticks(1)
         listener.add("ETH:USDC", "BTC:USDC", "SOL:USDC")
-        assert ("BTC:USDC", "ETH:USDC", "SOL:USDC") == listener.symbols
+        assert listener.symbols == ("BTC:USDC", "ETH:USDC", "SOL:USDC")
         server.wait_connected(3)
         seen.wait_for(lambda: {tick["pair"] for tick in seen.ticks[-100:]} == {"BTC:USDC", "ETH:USDC", "SOL:USDC"})
         listener.remove("BTC:USDC", "SOL:USDC")
-        assert ("ETH:USDC",) == listener.symbols
+        assert listener.symbols == ("ETH:USDC",)
         assert {"ETH:USDC"} == set(listener.stats.streams)
         seen.wait_for(lambda: ("SOL:USDC", State.STOPPED) in seen.states)
         assert ("BTC:USDC", State.STOPPED) in seen.states
         server.wait_until(lambda stats: stats.connections == 1)
         with pytest.raises(ConfigurationError, match="not listened to"):
             listener.remove("ETH:USDC", "BTC:USDC")
-        assert ("ETH:USDC",) == listener.symbols
+        assert listener.symbols == ("ETH:USDC",)
         listener.add("BTC:USDC")
         server.wait_connected(2)
         assert listener.stop()
@@ -641,7 +641,7 @@ def test_streams_may_be_changed_in_a_callback(seen: Seen, dispatch: str) -> None
         listener = seen.listener(peer.url, "BTC:USDC", on_tick=swap, dispatch=dispatch)
         with listener:
             seen.wait_for(lambda: "ETH:USDC" in [tick["pair"] for tick in seen.ticks])
-        assert ("ETH:USDC",) == listener.symbols
+        assert listener.symbols == ("ETH:USDC",)
 
 
 def test_a_listener_may_start_without_symbols(seen: Seen) -> None:
@@ -649,7 +649,7 @@ def test_a_listener_may_start_without_symbols(seen: Seen) -> None:
     with Peer(stay(tick(1))) as peer:
         listener = StreamListener(api_key="demo", endpoint=peer.url, on_tick=seen.on_tick)
         with listener:
-            assert () == listener.symbols
+            assert listener.symbols == ()
             listener.add(PAIR)
             seen.wait_ticks(1)
 
@@ -660,11 +660,11 @@ def test_stats_tell_what_happened(seen: Seen) -> None:
         seen.wait_ticks(10)
         stats = listener.stats
         stream = stats.streams[PAIR]
-        assert (State.STREAMING, State.STREAMING) == (stats.state, stream.state)
-        assert (10, 10, 0, 0) == (stream.messages, stream.ticks, stream.dropped, stream.reconnects)
+        assert (stats.state, stream.state) == (State.STREAMING, State.STREAMING)
+        assert (stream.messages, stream.ticks, stream.dropped, stream.reconnects) == (10, 10, 0, 0)
         assert stream.bytes > len(ticks(1, 10)) - 1
-        assert 10 == stats.ticks
-        assert 10.0 == stream.last_tick["price"]  # type: ignore[index]
+        assert stats.ticks == 10
+        assert stream.last_tick["price"] == 10.0  # type: ignore[index]
         assert stream.connected_since is not None
         assert stream.rate > 0
         with pytest.raises(AttributeError):
@@ -689,7 +689,7 @@ def test_two_listeners_are_independent() -> None:
         assert first.stop()
         go_on.set()
         two.wait_ticks(2)
-    assert [1] == one.prices
+    assert one.prices == [1]
 
 
 # Nothing is left over.
@@ -733,7 +733,7 @@ def test_nothing_is_left_after_many_lives() -> None:
             live(seen.listener(url, dispatch="inline" if number % 3 else "thread", reconnect=SLOW), number)
         wait_until_gone()
         gc.collect()
-        assert [] == our_threads()
+        assert our_threads() == []
         # The peers' ends of those connections are open still.
         accepted = peer.accepted - theirs + mute.accepted
         assert len(os.listdir("/proc/self/fd")) <= before + accepted
@@ -774,7 +774,7 @@ def run_script(body: str, *, interrupt: bool = True, peer: Peer | LocalServer) -
         killer.cancel()
         complaints.seek(0)
         errors = complaints.read()
-    assert "FLOWS\n" == first, errors
+    assert first == "FLOWS\n", errors
     return code, output, errors, seconds
 
 
@@ -818,9 +818,9 @@ listener.on_tick(stick)
 def test_ctrl_c_ends_a_script(market: LocalServer, body: str) -> None:
     """Ctrl-C is a KeyboardInterrupt in the main thread, at once, with no other traceback and no complaint."""
     code, _, errors, seconds = run_script(body, peer=market)
-    assert -signal.SIGINT == code
+    assert code == -signal.SIGINT
     assert errors.rstrip().endswith("KeyboardInterrupt")
-    assert 1 == errors.count("Traceback")
+    assert errors.count("Traceback") == 1
     assert "Exception" not in errors
     assert seconds < AT_ONCE
 
@@ -829,7 +829,7 @@ def test_ctrl_c_ends_a_script(market: LocalServer, body: str) -> None:
 def test_ctrl_c_ends_a_script_whose_callback_is_stuck(market: LocalServer, body: str) -> None:
     """A callback that never returns does not keep a script alive."""
     code, _, errors, seconds = run_script(STUCK + textwrap.dedent(SCRIPTS[body]), peer=market)
-    assert -signal.SIGINT == code
+    assert code == -signal.SIGINT
     assert errors.rstrip().endswith("KeyboardInterrupt")
     assert seconds < AT_ONCE
 
@@ -856,7 +856,7 @@ ENDINGS = {
 def test_a_script_that_ends_exits(market: LocalServer, body: str) -> None:
     """A script that comes to its end exits promptly and in silence, whatever the listener is doing."""
     code, _, errors, seconds = run_script(body, interrupt=False, peer=market)
-    assert (0, "") == (code, errors)
+    assert (code, errors) == (0, "")
     assert seconds < AT_ONCE
 
 
@@ -869,7 +869,7 @@ def test_a_signal_handler_may_stop_the_listener(market: LocalServer) -> None:
         print("ended", listener.join(), flush=True)
     """
     code, output, errors, seconds = run_script(body, peer=market)
-    assert (0, "ended True\n", "") == (code, output, errors)
+    assert (code, output, errors) == (0, "ended True\n", "")
     assert seconds < AT_ONCE
 
 
@@ -900,7 +900,7 @@ def test_a_fork_is_refused_and_not_hung() -> None:
             print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
         """
         code, output, errors, _ = run_script(body, interrupt=False, peer=peer)
-    assert (0, "4\n", "") == (code, output, errors)
+    assert (code, output, errors) == (0, "4\n", "")
 
 
 def test_a_fork_in_a_loop_leaves_it_at_once() -> None:
@@ -920,7 +920,7 @@ def test_a_fork_in_a_loop_leaves_it_at_once() -> None:
             print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
         """
         code, output, errors, _ = run_script(body, interrupt=False, peer=peer)
-    assert (0, "0\n", "") == (code, output, errors)
+    assert (code, output, errors) == (0, "0\n", "")
 
 
 def test_connection_failures_do_not_end_a_listener(seen: Seen) -> None:
@@ -937,8 +937,8 @@ def test_an_end_is_told_once(seen: Seen, caplog: pytest.LogCaptureFixture) -> No
         listener = seen.listener(peer.url).start()
         peer.wait_accepted(3)
         assert listener.stop()
-    assert [503, None] == [error.status for error in seen.errors]
-    assert "" == caplog.text
+    assert [error.status for error in seen.errors] == [503, None]
+    assert caplog.text == ""
 
 
 def test_a_drain_delivers_what_waited_for_room() -> None:
@@ -990,7 +990,7 @@ except RuntimeError as error:
             timeout=PATIENCE,
             check=False,
         )
-        assert ("can't start new thread True 1\n", "") == (ended.stdout, ended.stderr)
+        assert (ended.stdout, ended.stderr) == ("can't start new thread True 1\n", "")
 
 
 @pytest.mark.parametrize("overflow", ["drop_oldest", "latest"])
@@ -1010,4 +1010,4 @@ def test_no_thread_is_left_when_stop_has_returned(seen: Seen, dispatch: str) -> 
             if life % 2:
                 assert listener.join()
             names = [thread.name for thread in threading.enumerate()]
-            assert [] == [name for name in names if name.startswith(f"{listener.name}-")]
+            assert [name for name in names if name.startswith(f"{listener.name}-")] == []

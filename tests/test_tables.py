@@ -55,7 +55,7 @@ POLARS = {
 def test_pandas_types(ticks: list[Tick]) -> None:
     """Times are in UTC, names are categories, flags are flags; the same for no ticks."""
     frame = to_pandas(iter(ticks))
-    assert PANDAS == {name: str(kind) for name, kind in frame.dtypes.items()}
+    assert {name: str(kind) for name, kind in frame.dtypes.items()} == PANDAS
     assert list(COLUMNS) == list(frame.columns)
     assert len(ticks) == len(frame)
 
@@ -71,23 +71,23 @@ def test_polars_types(ticks: list[Tick]) -> None:
 def test_pandas_values() -> None:
     """Every row is its tick, equal ones included, to the nanosecond."""
     frame = to_pandas(TICKS)
-    assert [MOMENT] * 3 == [moment.to_pydatetime() for moment in frame["timestamp"]]
-    assert [RECEIVED] * 3 == [moment.value for moment in frame["received"]]
-    assert ["FTX", "BINANCE", "FTX"] == list(frame["exchange"])
-    assert ["BTC:USDC", "ETH:BTC", "BTC:USDC"] == list(frame["pair"])
-    assert [19200.84, 1.5, 19200.84] == list(frame["price"])
-    assert [False, True, False] == list(frame["backfilled"])
+    assert [moment.to_pydatetime() for moment in frame["timestamp"]] == [MOMENT] * 3
+    assert [moment.value for moment in frame["received"]] == [RECEIVED] * 3
+    assert list(frame["exchange"]) == ["FTX", "BINANCE", "FTX"]
+    assert list(frame["pair"]) == ["BTC:USDC", "ETH:BTC", "BTC:USDC"]
+    assert list(frame["price"]) == [19200.84, 1.5, 19200.84]
+    assert list(frame["backfilled"]) == [False, True, False]
 
 
 def test_polars_values() -> None:
     """The same in Polars."""
     frame = to_polars(TICKS)
-    assert [MOMENT] * 3 == frame["timestamp"].to_list()
-    assert [RECEIVED] * 3 == frame["received"].cast(pl.Int64).to_list()
-    assert ["FTX", "BINANCE", "FTX"] == frame["exchange"].to_list()
-    assert ["BTC:USDC", "ETH:BTC", "BTC:USDC"] == frame["pair"].to_list()
-    assert [19200.84, 1.5, 19200.84] == frame["price"].to_list()
-    assert [False, True, False] == frame["backfilled"].to_list()
+    assert frame["timestamp"].to_list() == [MOMENT] * 3
+    assert frame["received"].cast(pl.Int64).to_list() == [RECEIVED] * 3
+    assert frame["exchange"].to_list() == ["FTX", "BINANCE", "FTX"]
+    assert frame["pair"].to_list() == ["BTC:USDC", "ETH:BTC", "BTC:USDC"]
+    assert frame["price"].to_list() == [19200.84, 1.5, 19200.84]
+    assert frame["backfilled"].to_list() == [False, True, False]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_polars_values() -> None:
 def test_pandas_keeps_what_parse_price_made(prices: list[Any]) -> None:
     """A Decimal is not made a float, nor a text a number."""
     frame = to_pandas([tick(price) for price in prices])
-    assert "object" == str(frame["price"].dtype)
+    assert str(frame["price"].dtype) == "object"
     assert prices == list(frame["price"])
     assert [type(price) for price in prices] == [type(price) for price in frame["price"]]
 
@@ -118,13 +118,13 @@ def test_polars_says_where_a_decimal_is_too_long(price: Decimal) -> None:
 
 def test_polars_keeps_texts_and_objects() -> None:
     """Text stays text; what Polars has no type for stays what it is."""
-    assert ["1", "2.50"] == to_polars([tick("1"), tick("2.50")])["price"].to_list()
-    assert [1.5, "x"] == to_polars([tick(1.5), tick("x")])["price"].to_list()
+    assert to_polars([tick("1"), tick("2.50")])["price"].to_list() == ["1", "2.50"]
+    assert to_polars([tick(1.5), tick("x")])["price"].to_list() == [1.5, "x"]
 
 
 def test_whole_numbers_are_numbers() -> None:
     """Prices may be ints, where `parse_price` makes some of them."""
-    assert "float64" == str(to_pandas([tick(1), tick(2.5)])["price"].dtype)
+    assert str(to_pandas([tick(1), tick(2.5)])["price"].dtype) == "float64"
     assert pl.Float64 == to_polars([tick(1), tick(2.5)]).schema["price"]
 
 
@@ -139,7 +139,7 @@ def test_what_is_missing_is_named(make: Any, name: str, monkeypatch: pytest.Monk
 def test_pandas_groups_by_exchange() -> None:
     """What people do with it works."""
     means = to_pandas(TICKS).groupby("exchange", observed=True)["price"].mean()
-    assert {"BINANCE": 1.5, "FTX": 19200.84} == means.to_dict()
+    assert means.to_dict() == {"BINANCE": 1.5, "FTX": 19200.84}
     assert pd.Timestamp(MOMENT) == to_pandas(TICKS).set_index("timestamp").index[0]
 
 

@@ -17,7 +17,7 @@ import typer
 
 from .. import ConfigurationError, Endpoint, FinxStreamerError, FunctionClient, StreamListener
 from .._version import __version__
-from ..symbols import Pair
+from ..config.symbols import Pair
 from .follow import Following, View, api_key, is_terminal
 from .text import brief, say
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Protocol
 
 from .. import ConfigurationError, ConnectionFailed, FinxStreamerError, Gap, Notice, State, StreamListener, Tick
-from ..keys import ENVIRONMENT_VARIABLE
-from ..stats import ListenerStats
+from ..config.api_key import ENVIRONMENT_VARIABLE
+from ..delivery.stats import ListenerStats
 from .text import brief, count, say, warn_of_readers
 
 #: Seconds between two looks at what nobody tells us of, such as a pipe that has lost its reader.

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from .. import ConfigurationError, FinxStreamerError, FunctionClient, Tick
-from ..moments import moment
+from ..config.checks import moment
 from .follow import terminate_as_interrupt
 from .lines import CSV_HEADER, csv_line, json_line
 from .output import Output

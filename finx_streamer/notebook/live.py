@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.display import display, update_display
 
-from ..recent import Recent
+from ..delivery.recent import Recent
 from .cells import Cell, this_cell
-from .picture import Picture
 from .snapshot import snapshot
+from .view_model import ViewModel
 
 if TYPE_CHECKING:
     from ..listener import StreamListener
@@ -40,7 +40,7 @@ class Live(ABC):
     def __init__(self, listener: StreamListener, recent: Recent, pairs: list[str], rate: float) -> None:
         self.listener = listener
         self.cell: Cell | None = this_cell()
-        self.picture = Picture(listener, recent, pairs or listener.symbols[:1])
+        self.picture = ViewModel(listener, recent, pairs or listener.symbols[:1])
         #: Guards the picture. Never held while anything is sent.
         self.lock = threading.Lock()
         self.interval = 1.0 / rate

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from ..session import State
-from ..stats import ListenerStats, StreamStats
+from ..delivery.stats import ListenerStats, StreamStats
+from ..values import State
 from .text import escaped, price_text
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ import traitlets
 from ipykernel.connect import get_connection_file
 from IPython.core.getipython import get_ipython
 
-from ..recent import Recent
+from ..delivery.recent import Recent
 from .hearing import keep_hearing
 from .live import Live
 
@@ -36,7 +36,7 @@ logger = logging.getLogger("finx_streamer")
 
 #: A page that has not said for so many seconds that it is seen is not. It says so every two.
 _SEEN = 5.0
-#: Seconds between two frames to a page of which nothing can be heard, since a cell is running.
+#: Seconds between two frames to a page of which nothing can be got_tick, since a cell is running.
 _UNHEARD = 0.5
 #: Seconds between two frames at least, while a page looks: it can tell a quiet market from a dead kernel by it.
 _PULSE = 1.0

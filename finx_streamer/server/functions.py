@@ -14,8 +14,8 @@ from typing import Any
 
 import attrs
 
+from ..config.symbols import Pair
 from ..errors import ConfigurationError
-from ..symbols import Pair
 from .protocol import KEEP_ALIVE, error_text, of_a_key
 from .store import TickStore
 from .ticks import Moment, midnight, moment

@@ -7,8 +7,8 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
+from ..config.symbols import Pair
 from ..errors import ConfigurationError
-from ..symbols import Pair
 from .ticks import Tick, stamp
 
 PAIRS = ("BTC:USDC", "ETH:USDC", "BTC:USDT", "ETH:USDT", "SOL:USDC", "ETH:BTC")

@@ -17,8 +17,8 @@ from urllib.parse import unquote, urlsplit
 
 import attrs
 
+from ..config.symbols import Option, Pair
 from ..errors import ConfigurationError
-from ..symbols import Option, Pair
 from .ticks import Tick, epoch
 
 #: Source: S for `streaming`, D for `streamer`.

@@ -7,7 +7,7 @@ from datetime import UTC, date, datetime
 from functools import lru_cache
 from typing import TypedDict
 
-from ..symbols import Pair
+from ..config.symbols import Pair
 
 _TIME = re.compile(r"(\d\d):(\d\d):(\d\d(?:\.\d+)?)Z?", re.ASCII)
 _CLOCK = re.compile(r"(\d\d):(\d\d):(\d\d)", re.ASCII)

@@ -13,24 +13,28 @@ from typing import Any
 import attrs
 import websocket
 
-from finx_streamer import Endpoint, transport
-from finx_streamer.keys import KeySource, Secret
-from finx_streamer.transport import Attempt, Binary, Connection, Target, open_connection
+from finx_streamer import Endpoint
+from finx_streamer.config.api_key import KeySource
+from finx_streamer.config.redaction import ApiKey
+from finx_streamer.connection import websocket as transport
+from finx_streamer.connection.attempt import MAX_MESSAGE, Attempt, ConnectionConfig
+from finx_streamer.connection.handshake import open_connection
+from finx_streamer.connection.websocket import Binary, Connection
 
 #: How long a connection may rest, in seconds. The suite's own patience is shorter.
 PATIENCE = 60.0
 
 # A listener hardly sends. Here whole messages wait to be sent, and more than one where the server is quick.
-transport.MAX_UNSENT = 4 * transport.MAX_MESSAGE
+transport.MAX_UNSENT = 4 * MAX_MESSAGE
 
 
 @attrs.frozen(kw_only=True)
-class Case(Target):
+class Case(ConnectionConfig):
     """A target with a path of its own, and no key in it."""
 
     path: str
 
-    def url(self, key: Secret) -> str:
+    def url(self, key: ApiKey) -> str:
         return f"{self.endpoint.url}{self.path}"
 
 
@@ -50,9 +54,9 @@ def echo(base: str, path: str, context: ssl.SSLContext, at_once: int) -> None:
     connection = open_connection(case, Attempt())
     try:
         _echo(connection, at_once)
-        connection.say_goodbye()
+        connection.send_close()
     finally:
-        connection.dispose()
+        connection.close_socket()
 
 
 def _echo(connection: Connection, at_once: int) -> None:

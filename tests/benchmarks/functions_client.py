@@ -12,7 +12,7 @@ import child
 from functions import CLIENT, DAY, KEY, PAIR, SESSION, TIME
 
 from finx_streamer import FunctionClient
-from finx_streamer.messages import Decoder
+from finx_streamer.wire.decoder import Decoder
 
 
 def main(contender: str, function: str, http: int, websocket: int, seconds: float) -> None:

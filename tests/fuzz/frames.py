@@ -14,18 +14,18 @@ from typing import Any
 
 import attrs
 
-from finx_streamer.dispatch import Outlet
+from finx_streamer.config.reconnect import ReconnectPolicy
+from finx_streamer.connection.websocket import Binary, Connection
+from finx_streamer.delivery.dispatcher import Delivery
 from finx_streamer.errors import AuthenticationError, ConnectionFailed, DecodeError, ProtocolError
-from finx_streamer.flow import Allowance, Flow
-from finx_streamer.messages import Decoder, Message
-from finx_streamer.network import Network, Stream
-from finx_streamer.queues import NO_BOUND
-from finx_streamer.reconnect import ReconnectPolicy
-from finx_streamer.session import Session, Timing
-from finx_streamer.stats import Counters
-from finx_streamer.transport import Binary, Connection
+from finx_streamer.streaming.counters import Counters
+from finx_streamer.streaming.resequencer import Allowance, Resequencer
+from finx_streamer.streaming.session import Session, Timing
+from finx_streamer.streaming.streams import Network, Stream
+from finx_streamer.values import NO_BOUND
+from finx_streamer.wire.decoder import Decoder, Message
 from tests.fuzz.near import PAIR, Far, dialled, in_pieces, welcome
-from tests.peers import BINARY, CLOSE, PING, PONG, TEXT, close_frame, frame, tick_text
+from tests.support.peers import BINARY, CLOSE, PING, PONG, TEXT, close_frame, frame, tick_text
 
 #: A bound that inputs can reach.
 MAX_MESSAGE = 300
@@ -148,7 +148,7 @@ def by_the_connection(pieces: list[bytes], limit: int) -> Heard:
     return heard
 
 
-class Entries(Outlet):
+class Entries(Delivery):
     """Takes whatever comes, as text: two that are equal look so, and numbers of different types do not."""
 
     peak = 0
@@ -183,13 +183,13 @@ def by_the_network(pieces: list[bytes], limit: int) -> tuple[Heard, list[str]]:
     return heard, outlet.entries
 
 
-def _stream(outlet: Outlet, network: Network) -> Stream:
+def _stream(outlet: Delivery, network: Network) -> Stream:
     session = Session(SYMBOL, ReconnectPolicy(), Timing())
     session.start(0.0)
-    session.begun(0.0)
+    session.handshake_started(0.0)
     session.opened(0.0)
     stream = Stream(SYMBOL, session, Decoder(SYMBOL, SYMBOL), Counters(), None)  # type: ignore[arg-type]
-    stream.flow = Flow(SYMBOL, outlet, stream.counters, Allowance(NO_BOUND), None, None, network)
+    stream.flow = Resequencer(SYMBOL, outlet, stream.counters, Allowance(NO_BOUND), None, None, network)
     return stream
 
 

@@ -13,17 +13,11 @@ import re
 from collections.abc import Iterator
 from urllib.parse import quote
 
-from finx_streamer.errors import (
-    AuthenticationError,
-    ConnectionFailed,
-    ProtocolError,
-    RateLimited,
-    StreamNotFound,
-)
-from finx_streamer.http_answers import HttpAnswer
-from finx_streamer.keys import KeySource
-from finx_streamer.proxies import Proxy
-from finx_streamer.transport import Connection
+from finx_streamer.config.api_key import KeySource
+from finx_streamer.config.proxy import Proxy
+from finx_streamer.connection.http_response import HttpAnswer
+from finx_streamer.connection.websocket import Connection
+from finx_streamer.errors import AuthenticationError, ConnectionFailed, ProtocolError, RateLimited, StreamNotFound
 from tests.fuzz.near import (
     KEY,
     Far,
@@ -35,7 +29,7 @@ from tests.fuzz.near import (
     in_pieces,
     socket_pair,
 )
-from tests.peers import frame
+from tests.support.peers import frame
 
 _PAD = b"x" * 70_000
 _KINDS = {401: AuthenticationError, 403: AuthenticationError, 404: StreamNotFound, 429: RateLimited}
@@ -169,7 +163,7 @@ def _through(proxy: Proxy, said: bytes, places: bytes) -> None:
         assert re.match(rb"HTTP/[^ ]* 2\d\d( |\r\n)", said[:taken]), said
     else:
         # The choice of a method, perhaps its answer, and a reply with an address.
-        assert b"\x05" == said[:1]
+        assert said[:1] == b"\x05"
         assert taken >= 2 + 4 + 1 + 2
 
 

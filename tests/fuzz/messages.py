@@ -12,15 +12,18 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
-from finx_streamer import calls, functions, messages, wirejson
-from finx_streamer.endpoint import redact
+from finx_streamer.config.endpoint import redact
 from finx_streamer.errors import PAYLOAD_LIMIT, DecodeError, ServerError
-from finx_streamer.frames import text_frames
-from finx_streamer.messages import Decoder, Notice
-from finx_streamer.queues import NO_BOUND
-from finx_streamer.wirejson import ENVELOPED, ENVELOPED_STDLIB, FLAT, FLAT_STDLIB, TickForm
+from finx_streamer.functions import call_pool as calls
+from finx_streamer.functions import client as functions
+from finx_streamer.values import NO_BOUND, Notice
+from finx_streamer.wire import decoder as messages
+from finx_streamer.wire import json_codec as wirejson
+from finx_streamer.wire.decoder import Decoder
+from finx_streamer.wire.frames import text_frames
+from finx_streamer.wire.json_codec import ENVELOPED, ENVELOPED_STDLIB, FLAT, FLAT_STDLIB, TickForm
 from tests.fuzz.near import KEY, PAIR, check_secrecy, holds_traces
-from tests.peers import frame
+from tests.support.peers import frame
 
 SYMBOL = str(PAIR)
 _ESCAPED = "".join(f"\\u{ord(character):04X}" for character in KEY).encode()
@@ -87,7 +90,7 @@ def _thorough(payload: bytes, parse_price: Callable[[str], Any]) -> str:
             found.append(_shown(_decode(Decoder(SYMBOL, SYMBOL, parse_price), payload)))
         finally:
             messages.loads = before
-    assert 1 == len(set(found)), found
+    assert len(set(found)) == 1, found
     return found[0]
 
 

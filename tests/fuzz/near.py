@@ -13,12 +13,14 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from finx_streamer import transport
-from finx_streamer.endpoint import Endpoint
+from finx_streamer.config.api_key import KeySource
+from finx_streamer.config.endpoint import Endpoint
+from finx_streamer.config.symbols import Pair
+from finx_streamer.connection import dial as dialling
+from finx_streamer.connection.attempt import MAX_MESSAGE, Attempt, ConnectionConfig
+from finx_streamer.connection.handshake import outcome_of
+from finx_streamer.connection.websocket import Connection
 from finx_streamer.errors import ConnectionFailed
-from finx_streamer.keys import KeySource
-from finx_streamer.symbols import Pair
-from finx_streamer.transport import MAX_MESSAGE, Attempt, Connection, Target, outcome_of
 
 #: The key of all connections. What the far end says can quote it. (Its beginning is no end of an escape: who puts a "%"
 #: before "f0" has spelled another text.)
@@ -103,17 +105,17 @@ def dialled(
     """What came of an attempt to connect, with all that belongs to one but TCP; and the far end."""
     with socket_pair() as (near, sock):
         far = Far(sock, answer)
-        target = Target(Endpoint("ws://127.0.0.1:1/"), PAIR, keys or _KEYS, _EVER, _no_context, max_message)
-        dial, transport._dial = transport._dial, lambda *_: near  # type: ignore[assignment]
+        target = ConnectionConfig(Endpoint("ws://127.0.0.1:1/"), PAIR, keys or _KEYS, _EVER, _no_context, max_message)
+        dial, dialling._dial = dialling._dial, lambda *_: near  # type: ignore[assignment]
         try:
             outcome = outcome_of(target, far)
         finally:
-            transport._dial = dial
+            dialling._dial = dial
         try:
             yield outcome, far
         finally:
             if isinstance(outcome, Connection):
-                outcome.dispose()
+                outcome.close_socket()
 
 
 def acceptance(request: bytes) -> str:

@@ -10,14 +10,16 @@ import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from finx_streamer import arguments, keys
-from finx_streamer.endpoint import Endpoint
+from finx_streamer.config import checks as arguments
+from finx_streamer.config import redaction as keys
+from finx_streamer.config.api_key import KeySource
+from finx_streamer.config.checks import moment
+from finx_streamer.config.endpoint import Endpoint
+from finx_streamer.config.proxy import Proxy, from_environment
+from finx_streamer.config.redaction import MASK, SHORTEST_MASKED, ApiKey
+from finx_streamer.config.symbols import Option, Pair, Symbol, parse_symbol
 from finx_streamer.errors import ConfigurationError, ConnectionFailed
-from finx_streamer.keys import MASK, SHORTEST_MASKED, KeySource, Secret
-from finx_streamer.moments import moment
-from finx_streamer.proxies import Proxy, from_environment
 from finx_streamer.server.protocol import Kind, check_symbol, parse_path
-from finx_streamer.symbols import Option, Pair, Symbol, parse_symbol
 from tests.fuzz.near import KEY, check_secrecy, holds_traces
 
 _LETTERS = "FGHJKMNQUVXZ"
@@ -83,7 +85,7 @@ def _is_plain(character: str) -> bool:
 
 def _check_way_through_a_url(symbol: Symbol, key: str) -> None:
     """What the client puts into a URL is what the local server takes out."""
-    url = _HOME.stream_url(symbol, Secret(key))
+    url = _HOME.stream_url(symbol, ApiKey(key))
     assert re.fullmatch(r"[!-~]+", url)
     path = url.removeprefix("ws://127.0.0.1:1")
     if len(path) > 2_048:
@@ -121,7 +123,7 @@ def _check_key(text: str) -> None:
             assert len(str(error)) < 200
             assert len(text) < 8 or text not in str(error)
             return
-        assert source.ask() == Secret(text)
+        assert source.ask() == ApiKey(text)
         if text != "greeks":
             _check_way_through_a_url(Pair("BTC", "USDC"), text)
         if len(text) >= SHORTEST_MASKED:
@@ -134,7 +136,7 @@ def _check_masked(key: str) -> None:
     assert f"\n{MASK}\n" == keys.redact(f"\n{key}\n")
     if any(mark in key for mark in "\\%&"):
         return  # an escape that is undone may be the key's own
-    for spelled in (key.swapcase(), _HOME.stream_url(Pair("A", "B"), Secret(key)), ascii(key)[1:-1]):
+    for spelled in (key.swapcase(), _HOME.stream_url(Pair("A", "B"), ApiKey(key)), ascii(key)[1:-1]):
         assert MASK in keys.redact(spelled), spelled
     escaped = "".join(f"\\u{ord(character):04X}" for character in key)
     quoted = "".join(f"%25{ord(character):02x}" for character in key)

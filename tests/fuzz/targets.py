@@ -9,7 +9,7 @@ from typing import Protocol, cast
 NAMES = ("frames", "handshake", "messages", "symbols", "server")
 
 
-class Target(Protocol):
+class ConnectionConfig(Protocol):
     """What such a module has."""
 
     #: Inputs to begin with.
@@ -21,6 +21,6 @@ class Target(Protocol):
         """Try one input."""
 
 
-def load(name: str) -> Target:
+def load(name: str) -> ConnectionConfig:
     """A target by its name."""
-    return cast(Target, importlib.import_module(f"tests.fuzz.{name}"))
+    return cast(ConnectionConfig, importlib.import_module(f"tests.fuzz.{name}"))

@@ -33,7 +33,7 @@ def test_an_input_runs_again_without_atheris(
     path = tmp_path / "symbols-crash-1"
     path.write_bytes(b"\0BTC:USDC")
     monkeypatch.setattr("sys.argv", ["fuzz", "symbols", "--reproduce", str(path)])
-    assert 0 == runner.main()
+    assert runner.main() == 0
     assert f"{path}: nothing wrong\n" == capsys.readouterr().out
 
 

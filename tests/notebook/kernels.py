@@ -132,7 +132,7 @@ class Kernel:
         """Run a cell to its end, which has to be a good one."""
         name = self.begin(code, cell)
         self.wait_idle(name)
-        assert [] == self.errors(name)
+        assert self.errors(name) == []
         return name
 
     def wait_idle(self, name: str) -> None:

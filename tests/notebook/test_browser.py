@@ -97,9 +97,9 @@ def test_a_notebook_of_the_docs(page: Book) -> None:
     page.wait(FRAMES, 20)
     drawn = page.meter()["drawn"]
     page.wait("drawn => document.querySelector('.finx').finxMeter.drawn > drawn + 20", drawn)
-    assert 2 == page.page.locator(".finx .chart canvas").count()
-    assert 3 == page.page.locator(".finx .scroll tbody tr").count()
-    assert ([], []) == (page.complaints, page.strayed)
+    assert page.page.locator(".finx .chart canvas").count() == 2
+    assert page.page.locator(".finx .scroll tbody tr").count() == 3
+    assert (page.complaints, page.strayed) == ([], [])
 
 
 def test_stop_is_answered_while_a_cell_is_running(book: Book) -> None:
@@ -112,7 +112,7 @@ def test_stop_is_answered_while_a_cell_is_running(book: Book) -> None:
     book.wait_idle()
     book.wait_output(3, "True")
     assert book.page.locator(".finx .stop").is_disabled()
-    assert [] == book.complaints
+    assert book.complaints == []
 
 
 def test_rerunning_leaves_one_listener(book: Book) -> None:
@@ -122,8 +122,8 @@ def test_rerunning_leaves_one_listener(book: Book) -> None:
     book.run(2)
     book.wait_output(2, "alive: 1")
     book.wait(FRAMES, 20)
-    assert 1 == book.page.locator(".finx").count()
-    assert [] == book.complaints
+    assert book.page.locator(".finx").count() == 1
+    assert book.complaints == []
 
 
 def test_a_reload_keeps_the_history(book: Book) -> None:
@@ -132,9 +132,9 @@ def test_a_reload_keeps_the_history(book: Book) -> None:
     book.command("docmanager:save")
     book.reload()
     book.wait(FRAMES, 20)
-    assert 2 == book.page.locator(".finx .chart").count()
-    assert 1 == book.meter()["full"]
-    assert [] == book.complaints
+    assert book.page.locator(".finx .chart").count() == 2
+    assert book.meter()["full"] == 1
+    assert book.complaints == []
 
 
 def test_a_restarted_kernel_is_missed(book: Book) -> None:
@@ -163,29 +163,29 @@ def test_pairs_are_chosen_and_charts_are_moved_by_keyboard(book: Book) -> None:
             .filter((node) => !node.getAttribute("aria-label") && !node.textContent.trim()
                 && node.getAttribute("role") !== "status").length"""
     )
-    assert 0 == nameless
+    assert nameless == 0
     pick = page.get_by_role("button", name="SOL:USDC", exact=True)
     pick.focus()
     page.keyboard.press("Enter")
     book.wait("() => document.querySelectorAll('.finx .chart').length === 3")
-    assert "true" == pick.get_attribute("aria-pressed")
+    assert pick.get_attribute("aria-pressed") == "true"
     chart = page.locator(".finx .chart").first
     follow = chart.get_by_role("button", name="follow the newest ticks")
     chart.focus()
     page.keyboard.press("ArrowLeft")
-    assert "false" == follow.get_attribute("aria-pressed")
+    assert follow.get_attribute("aria-pressed") == "false"
     page.keyboard.press("f")
-    assert "true" == follow.get_attribute("aria-pressed")
+    assert follow.get_attribute("aria-pressed") == "true"
     box = chart.locator(".u-over").bounding_box()
     assert box is not None
     page.mouse.move(box["x"] + box["width"] - 80, box["y"] + 40)
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] - 10, box["y"] + 60, steps=5)
     page.mouse.up()
-    assert "false" == follow.get_attribute("aria-pressed")
+    assert follow.get_attribute("aria-pressed") == "false"
     page.mouse.move(box["x"] + box["width"] - 30, box["y"] + 50)
     assert any(c.isdigit() for c in chart.locator(".u-legend").inner_text().replace("UTC", ""))
-    assert [] == book.complaints
+    assert book.complaints == []
 
 
 def test_nothing_is_sent_to_a_page_that_is_not_seen(book: Book) -> None:
@@ -226,8 +226,8 @@ listener.live()
     page.wait(FRAMES, 10)
     page.wait("evil => document.querySelector('.finx').innerText.includes(evil)", evil)
     page.wait_output(2, evil)
-    assert 0 == page.page.locator(".finx img, .jp-OutputArea img").count()
-    assert "evil" != page.page.title()
+    assert page.page.locator(".finx img, .jp-OutputArea img").count() == 0
+    assert page.page.title() != "evil"
 
 
 def test_stop_while_a_cell_is_running_with_an_old_kernel(
@@ -249,4 +249,4 @@ def test_stop_while_a_cell_is_running_with_an_old_kernel(
         book.wait(STATE, "stopped")
         book.wait_idle()
         book.wait_output(3, "True")
-        assert ([], []) == (book.complaints, book.strayed)
+        assert (book.complaints, book.strayed) == ([], [])

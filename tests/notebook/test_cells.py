@@ -37,10 +37,10 @@ def test_output_of_a_callback_goes_to_its_cell(any_kernel: Kernel, dispatch: str
     later = any_kernel.run("print('later')")
     running = any_kernel.run("go.set(); assert told.wait(20); print('running')")
     any_kernel.wait(lambda: any_kernel.text(registering) and any_kernel.shown(registering), "output")
-    assert "printed\n" == any_kernel.text(registering)
-    assert ["<b>displayed</b>"] == [shown["text/html"] for shown in any_kernel.shown(registering)]
-    assert ("later\n", []) == (any_kernel.text(later), any_kernel.shown(later))
-    assert ("running\n", []) == (any_kernel.text(running), any_kernel.shown(running))
+    assert any_kernel.text(registering) == "printed\n"
+    assert [shown["text/html"] for shown in any_kernel.shown(registering)] == ["<b>displayed</b>"]
+    assert (any_kernel.text(later), any_kernel.shown(later)) == ("later\n", [])
+    assert (any_kernel.text(running), any_kernel.shown(running)) == ("running\n", [])
 
 
 def test_two_cells_have_each_their_own_output(any_kernel: Kernel) -> None:
@@ -79,11 +79,11 @@ def test_an_error_of_a_callback_is_shown_once_in_its_cell(any_kernel: Kernel) ->
     any_kernel.wait(lambda: "(10 times so far)" in any_kernel.text(cell, "stderr"), "the tenth")
     any_kernel.run("failing.stop()")
     shown = any_kernel.text(cell, "stderr")
-    assert 2 == shown.count("Traceback")
-    assert 2 == shown.count("CallbackError: BTC:USDC: callback broken raised ValueError: no such price")
+    assert shown.count("Traceback") == 2
+    assert shown.count("CallbackError: BTC:USDC: callback broken raised ValueError: no such price") == 2
     assert "in broken" in shown
     assert "finx_streamer/callbacks.py" not in shown
-    assert "" == any_kernel.text(starting, "stderr")
+    assert any_kernel.text(starting, "stderr") == ""
 
 
 def test_an_error_of_no_callback_is_shown_in_the_cell_that_started(any_kernel: Kernel) -> None:
@@ -108,8 +108,8 @@ def test_errors_go_to_the_log_where_there_is_one(any_kernel: Kernel) -> None:
         "failing.start()\nassert enough.wait(20)"
     )
     any_kernel.run("failing.stop(); logging.getLogger().removeHandler(keeper)")
-    assert "True" == any_kernel.value("any('to the log' in record for record in records)")
-    assert "" == any_kernel.text(cell, "stderr")
+    assert any_kernel.value("any('to the log' in record for record in records)") == "True"
+    assert any_kernel.text(cell, "stderr") == ""
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_an_interrupt_ends_a_waiting_cell(any_kernel: Kernel, waiting: str) -> N
     any_kernel.wait_idle(cell)
     [error] = any_kernel.errors(cell)
     assert "KeyboardInterrupt" in error or "CancelledError" in error
-    assert "[False, False]" == any_kernel.value("[l.state.ended for l in (listener, quiet)]")
+    assert any_kernel.value("[l.state.ended for l in (listener, quiet)]") == "[False, False]"
 
 
 @pytest.mark.parametrize("dispatch", ["thread", "inline"])
@@ -142,4 +142,4 @@ def test_a_kernel_with_running_listeners_ends_by_itself(version_path: object, di
         kernel.run(SERVED + f"PLACE['dispatch'] = {dispatch!r}\n")
         kernel.run("listener = StreamListener('BTC:USDC', on_tick=lambda tick: time.sleep(0.01), **PLACE).start()")
         kernel.run("listener.live()")
-        assert 0 == kernel.shut_down()
+        assert kernel.shut_down() == 0

@@ -54,7 +54,7 @@ def test_a_view_starts_its_listener_and_shows_it(kernel: Kernel) -> None:
     assert {WIDGET, "text/html", "text/plain"} == set(shown)
     assert "BTC:USDC" in shown["text/html"]
     assert "<script" not in shown["text/html"]
-    assert "False" == kernel.value("listener.state.ended")
+    assert kernel.value("listener.state.ended") == "False"
     kernel.run("listener.stop()")
     kernel.wait(lambda: any("stopped" in html for html in redisplayed(kernel, cell)), "the picture that stays")
 
@@ -64,8 +64,8 @@ def test_frames_come_while_a_page_looks(kernel: Kernel, model: str) -> None:
     kernel.wait(lambda: len(frames(kernel, model)) > 10, "frames")
     kernel.wait(lambda: frames(kernel, model, "points"), "points")
     counted = kernel.wait(lambda: [f for f in frames(kernel, model, "sums") if f["state"] == "streaming"], "counters")
-    assert 2 == len(counted[-1]["streams"])
-    assert ["BTC:USDC"] == [pair for frame in frames(kernel, model, "points")[:1] for pair in frame["points"]]
+    assert len(counted[-1]["streams"]) == 2
+    assert [pair for frame in frames(kernel, model, "points")[:1] for pair in frame["points"]] == ["BTC:USDC"]
 
 
 def test_nothing_is_sent_while_no_page_looks(kernel: Kernel, model: str) -> None:
@@ -98,12 +98,12 @@ def test_a_page_that_is_loaded_again_gets_the_history(kernel: Kernel, model: str
 def test_a_page_chooses_what_is_charted(kernel: Kernel, model: str) -> None:
     """Pairs that are listened to; nonsense is left out."""
     kernel.say(model, kind="chart", page="p", pairs=["ETH:USDC", "XXX:YYY"])
-    kernel.wait(lambda: ["ETH:USDC"] == list(kernel.heard(model, "full")[-1]["charts"]), "the other chart")
+    kernel.wait(lambda: list(kernel.heard(model, "full")[-1]["charts"]) == ["ETH:USDC"], "the other chart")
     for nonsense in ("ETH:USDC", [1], None, {}):
         kernel.say(model, kind="chart", page="p", pairs=nonsense)
     kernel.say(model, kind=None)
     kernel.say(model, kind="chart", page="p", pairs=["BTC:USDC"])
-    kernel.wait(lambda: ["BTC:USDC"] == list(kernel.heard(model, "full")[-1]["charts"]), "the first chart")
+    kernel.wait(lambda: list(kernel.heard(model, "full")[-1]["charts"]) == ["BTC:USDC"], "the first chart")
 
 
 def test_the_button_stops_the_listener(kernel: Kernel, model: str) -> None:
@@ -120,7 +120,7 @@ def test_the_control_channel_stops_it_while_a_cell_is_running(kernel: Kernel, mo
     kernel.control("finx_streamer_stop", view=model)
     kernel.wait(lambda: kernel.heard(model, "stopping"), "an answer")
     kernel.wait_idle(cell)
-    assert [] == kernel.errors(cell)
+    assert kernel.errors(cell) == []
 
 
 def test_a_view_goes_on_when_its_listener_is_started_again(kernel: Kernel, model: str) -> None:
@@ -146,7 +146,7 @@ def test_an_unknown_view_stops_nothing(kernel: Kernel, model: str) -> None:
     """Whatever the message has in it."""
     kernel.control("finx_streamer_stop", view="nobody")
     kernel.control("finx_streamer_stop")
-    assert "False" == kernel.value("listener.state.ended")
+    assert kernel.value("listener.state.ended") == "False"
 
 
 def test_frames_come_while_a_cell_is_running(kernel: Kernel, model: str) -> None:
@@ -167,10 +167,10 @@ def test_a_rerun_closes_the_earlier_view(kernel: Kernel) -> None:
     threads = kernel.value(OUR_THREADS)
     kernel.run("earlier = view")
     kernel.run(code, cell="live")
-    assert "(False, True)" == kernel.value("(earlier._thread.is_alive(), view._thread.is_alive())")
+    assert kernel.value("(earlier._thread.is_alive(), view._thread.is_alive())") == "(False, True)"
     assert threads == kernel.value(OUR_THREADS)
     kernel.run("view.close()")
-    assert "False" == kernel.value("view._thread.is_alive()")
+    assert kernel.value("view._thread.is_alive()") == "False"
 
 
 def test_without_the_extra_a_table_is_shown(kernel: Kernel) -> None:

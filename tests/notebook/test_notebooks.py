@@ -48,11 +48,11 @@ def test_notebook(path: Path, tmp_path: Path, surroundings: None, loop: asyncio.
     """No cell fails; and exported as HTML it has the pictures of its listeners, as they were in the end."""
     notebook = executed(path, tmp_path, loop)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
-    assert [] == [output for output in outputs if output.output_type == "error"]
+    assert [output for output in outputs if output.output_type == "error"] == []
     printed = "".join(output.text for output in outputs if output.output_type == "stream")
     page, _ = HTMLExporter().from_notebook_node(notebook)
     if path.stem == "first_ticks":
-        assert 3 == printed.count("ether")
+        assert printed.count("ether") == 3
     if path.stem == "errors_and_gaps":
         assert "filled: True" in printed
         assert "ended by AuthenticationError" in printed
@@ -68,9 +68,9 @@ def test_notebook(path: Path, tmp_path: Path, surroundings: None, loop: asyncio.
 def test_notebooks_are_kept_without_outputs(path: Path) -> None:
     """Whoever opens one sees his own."""
     cells = nbformat.read(path, as_version=4).cells
-    assert [] == [cell.id for cell in cells if cell.get("outputs") or cell.get("execution_count")]
+    assert [cell.id for cell in cells if cell.get("outputs") or cell.get("execution_count")] == []
 
 
 def test_there_are_notebooks() -> None:
     """The four that the docs speak of."""
-    assert ["errors_and_gaps", "first_ticks", "history_research", "live_portfolio"] == [path.stem for path in NOTEBOOKS]
+    assert [path.stem for path in NOTEBOOKS] == ["errors_and_gaps", "first_ticks", "history_research", "live_portfolio"]

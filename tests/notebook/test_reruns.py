@@ -6,7 +6,7 @@ import pytest
 
 from finx_streamer import StreamListener, listeners, stop_all
 from tests.notebook.kernels import OUR_THREADS, Kernel
-from tests.peers import PAIR, Peer, Seen, stay, ticks
+from tests.support.peers import PAIR, Peer, Seen, stay, ticks
 
 
 @pytest.mark.parametrize("name", ["", ", name='mine'"])
@@ -18,7 +18,7 @@ def test_a_rerun_leaves_one_listener(kernel: Kernel, name: str, last: str) -> No
     threads = kernel.value(OUR_THREADS)
     for _ in range(3):
         kernel.run(code, cell="a")
-    assert "True" == kernel.value("finx_streamer.listeners() == [listener]")
+    assert kernel.value("finx_streamer.listeners() == [listener]") == "True"
     assert threads == kernel.value(OUR_THREADS)
 
 
@@ -26,7 +26,7 @@ def test_an_edited_cell_replaces_what_it_had_started_before(kernel: Kernel) -> N
     """It is the same cell, as front ends name it."""
     kernel.run("listener = StreamListener('BTC:USDC', **PLACE).start()", cell="b")
     kernel.run("listener = StreamListener('BTC:USDC', **PLACE, queue_size=9).start()", cell="b")
-    assert "1" == kernel.value("len(finx_streamer.listeners())")
+    assert kernel.value("len(finx_streamer.listeners())") == "1"
 
 
 def test_a_front_end_that_does_not_name_cells(kernel: Kernel) -> None:
@@ -34,7 +34,7 @@ def test_a_front_end_that_does_not_name_cells(kernel: Kernel) -> None:
     for _ in range(2):
         name = kernel.begin("listener = StreamListener('BTC:USDC', **PLACE).start()", cellId=None)
         kernel.wait_idle(name)
-    assert "1" == kernel.value("len(finx_streamer.listeners())")
+    assert kernel.value("len(finx_streamer.listeners())") == "1"
 
 
 def test_what_does_not_belong_together_is_left_alone(kernel: Kernel) -> None:
@@ -43,7 +43,7 @@ def test_what_does_not_belong_together_is_left_alone(kernel: Kernel) -> None:
     kernel.run("c = StreamListener('BTC:USDC', **PLACE).start()", cell="d")
     kernel.run("d = StreamListener('BTC:USDC', **PLACE, name='d').start()", cell="d")
     kernel.run("e = StreamListener('ETH:USDC', **PLACE).start()", cell="c")
-    assert "True" == kernel.value("finx_streamer.listeners() == [a, b, c, d, e]")
+    assert kernel.value("finx_streamer.listeners() == [a, b, c, d, e]") == "True"
 
 
 def test_the_earlier_callbacks_stop_before_the_new_ones_start(kernel: Kernel) -> None:
@@ -59,7 +59,7 @@ def test_the_earlier_callbacks_stop_before_the_new_ones_start(kernel: Kernel) ->
     kernel.run("order = []\nrun = 0")
     kernel.run(code, cell="e")
     kernel.run(code, cell="e")
-    assert "True" == kernel.value("order == sorted(order)")
+    assert kernel.value("order == sorted(order)") == "True"
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_callback_that_is_defined_again_replaces_the_earlier(kernel: Kernel, c
     )
     for _ in range(3):
         kernel.run(code, cell="f")
-    assert "1" == kernel.value("len(listener._callbacks.of('tick'))")
+    assert kernel.value("len(listener._callbacks.of('tick'))") == "1"
 
 
 def test_callbacks_that_are_not_the_same_are_kept(kernel: Kernel) -> None:
@@ -97,9 +97,9 @@ def test_callbacks_that_are_not_the_same_are_kept(kernel: Kernel) -> None:
         "listener.on_tick(one.show); listener.on_tick(two.show)\n"
         "listener.on_tick(lambda tick: 1); listener.on_tick(lambda tick: 2)\nNone"
     )
-    assert "6" == kernel.value("len(listener._callbacks.of('tick'))")
+    assert kernel.value("len(listener._callbacks.of('tick'))") == "6"
     kernel.run("listener.remove_callback(show); listener.remove_callback(one.show)")
-    assert "(3, 0)" == kernel.value("(len(listener._callbacks.of('tick')), len(listener._callbacks.of('error')))")
+    assert kernel.value("(len(listener._callbacks.of('tick')), len(listener._callbacks.of('error')))") == "(3, 0)"
 
 
 def test_a_script_sees_none_of_this(seen: Seen) -> None:
@@ -109,10 +109,10 @@ def test_a_script_sees_none_of_this(seen: Seen) -> None:
         assert both == listeners()
         for _ in range(2):
             both[0].on_tick(print)
-        assert 2 == both[0]._callbacks.of("tick").count(print)
+        assert both[0]._callbacks.of("tick").count(print) == 2
         assert stop_all()
-    assert [] == listeners()
-    assert [True, True] == [listener.state.ended for listener in both]
+    assert listeners() == []
+    assert [listener.state.ended for listener in both] == [True, True]
 
 
 def test_stopping_all_says_whether_all_have_stopped(seen: Seen) -> None:

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finx_streamer import State, StreamListener
-from finx_streamer.notebook.picture import Picture
 from finx_streamer.notebook.snapshot import age, snapshot
 from finx_streamer.notebook.text import escaped, plain, price_text
-from tests.peers import PAIR, Peer, Seen, frame, stay, tick, ticks
+from finx_streamer.notebook.view_model import ViewModel
+from tests.support.peers import PAIR, Peer, Seen, frame, stay, tick, ticks
 
 EVIL = "<img src=x onerror=alert(1)>\"'&\x1b[31m\x00\u202e</td><script>alert(2)</script>"
 
@@ -48,7 +48,7 @@ class Reader(HTMLParser):
 def assert_harmless(html: str) -> Reader:
     """Nothing but a table, and nothing that runs or loads."""
     read = Reader(html)
-    assert [] == read.open
+    assert read.open == []
     assert read.tags <= {"div", "b", "span", "table", "thead", "tbody", "tr", "th", "td", "br", "svg", "polyline"}
     assert read.attributes <= {
         "style", "role", "aria-label", "aria-hidden", "scope", "colspan", "width", "height", "fill", "stroke",
@@ -126,7 +126,7 @@ def test_an_evil_exchange_is_shown_as_text(seen: Seen) -> None:
     with Peer(stay(tick(1), evil)) as peer, seen.listener(peer.url, name=EVIL) as listener:
         seen.wait_ticks(2)
         assert_harmless(listener._repr_html_())
-        picture = Picture(listener, listener._kept(""), [PAIR])
+        picture = ViewModel(listener, listener._kept(""), [PAIR])
         picture.look()
         assert_harmless(snapshot(listener, picture.sparks()))
         sent = json.dumps([picture.full(), picture.frame()], ensure_ascii=False)
@@ -138,7 +138,7 @@ def test_the_key_is_not_in_the_picture(seen: Seen) -> None:
     """Nor in what pages are sent."""
     with Peer(stay(tick(1))) as peer, seen.listener(peer.url, api_key="very-secret") as listener:
         seen.wait_ticks(1)
-        picture = Picture(listener, listener._kept(""), [PAIR])
+        picture = ViewModel(listener, listener._kept(""), [PAIR])
         assert "very-secret" not in listener._repr_html_() + repr(listener) + json.dumps(picture.full())
 
 

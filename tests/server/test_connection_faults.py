@@ -45,8 +45,8 @@ def read_to_the_end(raw):
 def test_dropped_connections(quiet, dial, reset):
     """A dropped connection ends without a close frame, and the next one is served."""
     peer = dial(quiet)
-    assert 1 == quiet.drop_connections(reset=reset)
-    assert 0 == quiet.stats.connections
+    assert quiet.drop_connections(reset=reset) == 1
+    assert quiet.stats.connections == 0
     assert ending(peer) is None
     assert dial(quiet).ping().wait(10)
 
@@ -64,18 +64,18 @@ def test_a_reset_is_a_reset(quiet):
 def test_faults_of_one_symbol_only(quiet, dial):
     """A symbol narrows a fault to its streams."""
     bitcoin, ether = dial(quiet), dial(quiet, "streaming/demo/ETH:USDC")
-    assert 1 == quiet.close_connections(1012, symbol="BTC:USDC")
-    assert 1012 == ending(bitcoin).code
+    assert quiet.close_connections(1012, symbol="BTC:USDC") == 1
+    assert ending(bitcoin).code == 1012
     assert ether.ping().wait(10)
-    assert 0 == quiet.drop_connections("NO:SUCH")
+    assert quiet.drop_connections("NO:SUCH") == 0
 
 
 @pytest.mark.parametrize("code", [1000, 1001, 1008, 1011, 1012, 1013, 3000, 4999])
 def test_closing_with_a_code(quiet, dial, code):
     """The client sees the code and the reason."""
     peer = dial(quiet)
-    assert 1 == quiet.close_connections(code, "so it is")
-    assert 0 == quiet.stats.connections
+    assert quiet.close_connections(code, "so it is") == 1
+    assert quiet.stats.connections == 0
     assert (code, "so it is") == (ending(peer).code, ending(peer).reason)
 
 
@@ -92,8 +92,8 @@ def test_ticks_before_a_close_are_sent(make_ticks, dial, receive):
         peer = dial(server)
         server.wait_finished()
         server.close_connections(1012)
-        assert 5_000 == len(receive(peer, 5_000))
-        assert 1012 == ending(peer).code
+        assert len(receive(peer, 5_000)) == 5_000
+        assert ending(peer).code == 1012
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_refused_handshakes(quiet, dial, retry_after, header):
     for _ in range(2):
         with pytest.raises(InvalidStatus) as caught:
             dial(quiet)
-        assert 429 == caught.value.response.status_code
+        assert caught.value.response.status_code == 429
         assert header == caught.value.response.headers.get("Retry-After")
     dial(quiet)
 
@@ -162,12 +162,12 @@ def test_faults_can_be_set_before_the_start(make_ticks, dial):
     server = LocalServer(Tape(make_ticks(1)), keys=[])
     server.refuse_next(1, 503)
     server.add_key("demo")
-    assert (0, 0, 0, 0) == (
+    assert (
         server.drop_connections(),
         server.close_connections(),
         server.go_silent(),
         server.revoke_key("x"),
-    )
+    ) == (0, 0, 0, 0)
     with server:
         with pytest.raises(InvalidStatus, match="503"):
             dial(server)
@@ -177,17 +177,17 @@ def test_faults_can_be_set_before_the_start(make_ticks, dial):
 def test_silence_and_its_end(quiet, dial, receive):
     """A silent connection answers neither pings nor messages, stays open, and goes on where it was."""
     peer = dial(quiet)
-    assert 1 == quiet.go_silent()
+    assert quiet.go_silent() == 1
     pong = peer.ping()
     peer.send(KEEP_ALIVE)
     assert not pong.wait(0.3)
     with pytest.raises(TimeoutError):
         peer.recv(timeout=0)
-    assert 1 == quiet.stats.connections
+    assert quiet.stats.connections == 1
     assert dial(quiet, "streaming/other/ETH:USDC").ping().wait(10)
-    assert 1 == quiet.resume()
+    assert quiet.resume() == 1
     assert pong.wait(10)
-    assert [{"keepAlive": True}] == receive(peer)
+    assert receive(peer) == [{"keepAlive": True}]
 
 
 def test_silence_outlasts_the_servers_pings(make_ticks, dial):
@@ -209,7 +209,7 @@ def test_ticks_wait_for_the_end_of_silence(make_ticks, dial, receive):
         peer = dial(server)
         server.go_silent()
         other = dial(server)
-        assert 100 == len(receive(other, 100))
+        assert len(receive(other, 100)) == 100
         server.wait_finished()
         with pytest.raises(TimeoutError):
             peer.recv(timeout=0.2)
@@ -224,11 +224,11 @@ def test_too_much_silence(make_ticks, dial, receive):
     with LocalServer(Tape(make_ticks(2_000), speed=None, wait_for=2), queue_bytes=10_000) as server:
         peer = dial(server)
         server.go_silent()
-        assert 2_000 == len(receive(dial(server), 2_000))
-        assert 2 == server.stats.connections
+        assert len(receive(dial(server), 2_000)) == 2_000
+        assert server.stats.connections == 2
         server.resume()
-        assert 1013 == ending(peer).code
-        assert 1 == server.stats.slow_clients
+        assert ending(peer).code == 1013
+        assert server.stats.slow_clients == 1
 
 
 def test_a_silent_connection_can_be_ended(quiet, dial):
@@ -237,15 +237,15 @@ def test_a_silent_connection_can_be_ended(quiet, dial):
     quiet.go_silent()
     quiet.close_connections(1011, symbol="BTC:USDC")
     quiet.drop_connections("ETH:USDC")
-    assert 1011 == ending(closed).code
+    assert ending(closed).code == 1011
     assert ending(dropped) is None
 
 
 def test_a_revoked_key(quiet, dial):
     """Who is connected with it is closed with 1008, who tries again gets 401, and adding it again mends that."""
     peer, other = dial(quiet), dial(quiet, "streaming/other/BTC:USDC")
-    assert 1 == quiet.revoke_key("demo")
-    assert 1008 == ending(peer).code
+    assert quiet.revoke_key("demo") == 1
+    assert ending(peer).code == 1008
     assert other.ping().wait(10)
     with pytest.raises(InvalidStatus, match="401"):
         dial(quiet)
@@ -257,7 +257,7 @@ def test_a_revoked_key(quiet, dial):
 def test_any_message_can_be_sent(quiet, dial, message, expected):
     """Notices and nonsense can be played to clients."""
     peer = dial(quiet)
-    assert 1 == quiet.send_message(message, "BTC:USDC")
+    assert quiet.send_message(message, "BTC:USDC") == 1
     assert expected == peer.recv(timeout=10)
 
 
@@ -282,8 +282,8 @@ def test_a_client_over_its_limit_is_disconnected_at_once(make_ticks, dial):
     with server:
         peer = dial(server, lazy=True)
         server.wait_until(lambda stats: stats.slow_clients == 1, timeout=30)
-        assert 0 == server.stats.streams
-        assert (1013, "client too slow") == (ending(peer).code, ending(peer).reason)
+        assert server.stats.streams == 0
+        assert (ending(peer).code, ending(peer).reason) == (1013, "client too slow")
 
 
 def test_a_stuck_client_does_not_stall_the_others_for_ever(make_ticks, dial, receive):
@@ -299,8 +299,8 @@ def test_a_stuck_client_does_not_stall_the_others_for_ever(make_ticks, dial, rec
         stuck, healthy = dial(server, lazy=True), dial(server)
         prices = [message["resultData"]["price"] for message in receive(healthy, count)]
         assert [str(number) for number in range(1, count + 1)] == prices
-        assert 1 == server.stats.slow_clients
-        assert 1013 == ending(stuck).code
+        assert server.stats.slow_clients == 1
+        assert ending(stuck).code == 1013
 
 
 def test_a_client_that_pauses_loses_nothing_without_a_pace(make_ticks, dial, receive):
@@ -311,7 +311,7 @@ def test_a_client_that_pauses_loses_nothing_without_a_pace(make_ticks, dial, rec
         peer = dial(server, lazy=True)
         server.wait_until(lambda stats: stats.ticks_played > 100)
         assert not server.stats.finished
-        assert 30_000 == len(receive(peer, 30_000))
+        assert len(receive(peer, 30_000)) == 30_000
         server.wait_finished()
 
 
@@ -325,7 +325,7 @@ def test_a_client_that_asks_and_never_reads(make_ticks, dial):
         with contextlib.suppress(ConnectionClosed):
             while server.stats.connections:
                 peer.send(KEEP_ALIVE)
-        assert 1 == server.stats.slow_clients
+        assert server.stats.slow_clients == 1
 
 
 def test_a_client_that_goes_unread_holds_nobody_up(make_ticks, dial, receive):
@@ -341,8 +341,8 @@ def test_a_client_that_goes_unread_holds_nobody_up(make_ticks, dial, receive):
         server.wait_until(lambda stats: stats.ticks_played > 200)
         assert not server.stats.finished
         leaver.socket.sendall(b"\x88\x82\0\0\0\0\x03\xe8")
-        assert 20_000 == len(receive(healthy, 20_000))
-        assert 1 == server.stats.streams
+        assert len(receive(healthy, 20_000)) == 20_000
+        assert server.stats.streams == 1
         server.drop_connections()
 
 

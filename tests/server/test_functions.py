@@ -70,10 +70,10 @@ def peer(server: LocalServer, dial: Dial) -> ClientConnection:
 def test_both_paths_answer(server: LocalServer, dial: Dial, path: str) -> None:
     """Functions are served under either prefix, over one connection."""
     peer = dial(server, f"{path}/{KEY}")
-    assert {"isAuth": True} == ask(peer, "authenticate")
-    assert {"keepAlive": True} == ask(peer, "keepAlive")
+    assert ask(peer, "authenticate") == {"isAuth": True}
+    assert ask(peer, "keepAlive") == {"keepAlive": True}
     assert tick(9, "ETH:BTC") == ask(peer, "tickSnap", pair="ETH:BTC", date=DAY, time="13:00")
-    assert 2 + 1 == server.stats.calls
+    assert server.stats.calls == 2 + 1
 
 
 @pytest.mark.parametrize(
@@ -105,8 +105,8 @@ def test_history_begins_after_the_time(peer: ClientConnection, time: str, first:
 def test_history_ends_with_the_day(server: LocalServer, peer: ClientConnection) -> None:
     """Other days' ticks are other calls'."""
     server.import_ticks([tick(0, date="2022-07-01"), tick(0, date="2022-07-03", time="00:00:00.000Z")])
-    assert 300 == len(history(peer, "12:20"))
-    assert {} == ask(peer, "tickHistory", pair="BTC:USDC", date="2022-07-04", time="00:00")
+    assert len(history(peer, "12:20")) == 300
+    assert ask(peer, "tickHistory", pair="BTC:USDC", date="2022-07-04", time="00:00") == {}
 
 
 def test_history_is_shuffled(peer: ClientConnection) -> None:
@@ -138,7 +138,7 @@ def test_snap_is_the_last_at_or_before(peer: ClientConnection, date: str, time: 
 def test_snap_before_the_first_tick(peer: ClientConnection) -> None:
     """There is nothing to be told, and that is an error."""
     answer = ask(peer, "tickSnap", pair="BTC:USDC", date=DAY, time="12:00:00.4")
-    assert {"error": "tickSnap: there is no tick at or before that time"} == answer
+    assert answer == {"error": "tickSnap: there is no tick at or before that time"}
 
 
 def test_reference_data(peer: ClientConnection) -> None:
@@ -167,7 +167,7 @@ def test_reference_data_of_what_was_never_traded(dial: Dial) -> None:
         facts = ask(dial(server, "streamer/k"), "referenceData", securityId="USDC") | {"securityId": ""}
         expected = {"kind": "asset", "pairs": ["BTC:USDC"], "exchanges": [], "firstTick": None, "lastTick": None}
         assert {"securityId": "", **expected} == facts
-        assert {} == history(dial(server, "streamer/k"))
+        assert history(dial(server, "streamer/k")) == {}
 
 
 GOOD: dict[str, Any] = {"pair": "BTC:USDC", "date": DAY, "time": "00:00"}
@@ -205,10 +205,10 @@ GOOD: dict[str, Any] = {"pair": "BTC:USDC", "date": DAY, "time": "00:00"}
 def test_arguments_that_are_wrong(peer: ClientConnection, name: str, arguments: dict[str, Any], says: str) -> None:
     """The error names the function and the argument, and no key; the connection lives on."""
     answer = ask(peer, name, **(GOOD | arguments))
-    assert ["error"] == list(answer)
+    assert list(answer) == ["error"]
     assert answer["error"].startswith(f"{name}: {says}")
     assert KEY not in answer["error"].lower()
-    assert {"keepAlive": True} == ask(peer, "keepAlive")
+    assert ask(peer, "keepAlive") == {"keepAlive": True}
 
 
 @pytest.mark.parametrize(("name", "missing"), [("tickSnap", x) for x in GOOD] + [("referenceData", "securityId")])
@@ -227,7 +227,7 @@ def test_a_security_that_is_not_known(peer: ClientConnection) -> None:
 @pytest.mark.parametrize("name", ["greeksHistory", "GreeksHistory", "greeks"])
 def test_greeks_are_to_come(peer: ClientConnection, name: str) -> None:
     """Greeks history is a future release's."""
-    assert {"error": "Greeks history is scheduled for a future release"} == ask(peer, name)
+    assert ask(peer, name) == {"error": "Greeks history is scheduled for a future release"}
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_messages_that_are_no_calls(peer: ClientConnection, message: str | bytes
     answer = json.loads(peer.recv(timeout=20))
     assert answer["error"].startswith(says)
     assert KEY not in answer["error"]
-    assert {"keepAlive": True} == ask(peer, "keepAlive")
+    assert ask(peer, "keepAlive") == {"keepAlive": True}
 
 
 @given(
@@ -274,7 +274,7 @@ def test_any_message_is_a_call_or_a_refusal(message: str) -> None:
         except CallError as caught:
             error = caught
         if error is not None:
-            assert ["error"] == list(json.loads(refusal(error)))
+            assert list(json.loads(refusal(error))) == ["error"]
 
 
 def test_a_call_does_not_show_its_key() -> None:
@@ -333,7 +333,7 @@ def test_streams_answer_calls_too(server: LocalServer, dial: Dial) -> None:
     peer = dial(server, f"streaming/{KEY}/BTC:USDC")
     peer.send('{"message":"message"}')
     peer.send(json.dumps({"message": {"pair": "BTC:USDC"}, "APIKey": KEY}))
-    assert 1_000 == len(history(peer))
+    assert len(history(peer)) == 1_000
     assert "pair is missing" in ask(peer, "tickSnap")["error"]
 
 
@@ -344,7 +344,7 @@ def test_answers_come_in_the_order_of_the_calls(peer: ClientConnection) -> None:
         peer.send(request("keepAlive"))
     answers = [json.loads(peer.recv(timeout=20)) for _ in range(100)]
     assert [str(second) for second in range(50)] == [answer["price"] for answer in answers[::2]]
-    assert [{"keepAlive": True}] * 50 == answers[1::2]
+    assert answers[1::2] == [{"keepAlive": True}] * 50
 
 
 def test_many_clients_at_once(server: LocalServer, dial: Dial) -> None:
@@ -364,7 +364,7 @@ def test_many_clients_at_once(server: LocalServer, dial: Dial) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
-    assert 400 == server.stats.calls
+    assert server.stats.calls == 400
 
 
 def test_a_client_that_floods_is_bounded(dial: Dial) -> None:
@@ -384,13 +384,13 @@ def test_a_client_that_floods_is_bounded(dial: Dial) -> None:
         flooding.start()
         other = dial(server, "streamer/k")
         for _ in range(5):
-            assert 1_000 == len(history(other))
+            assert len(history(other)) == 1_000
         server.wait_until(lambda stats: stats.slow_clients == 1)
         flooding.join()
         # Each answer is of 110 KB, and some fit into what the kernels hold.
         assert server.stats.calls < 100
         server.wait_until(lambda stats: stats.connections == 1)
-        assert {"keepAlive": True} == ask(other, "keepAlive")
+        assert ask(other, "keepAlive") == {"keepAlive": True}
 
 
 def test_a_client_that_hangs_up_amid_its_calls(server: LocalServer, dial: Dial) -> None:
@@ -401,7 +401,7 @@ def test_a_client_that_hangs_up_amid_its_calls(server: LocalServer, dial: Dial) 
             peer.send(request("tickHistory", **GOOD))
         peer.socket.shutdown(socket.SHUT_RDWR)
     server.wait_until(lambda stats: stats.connections == 0)
-    assert 1_000 == len(history(dial(server, f"streamer/{KEY}")))
+    assert len(history(dial(server, f"streamer/{KEY}"))) == 1_000
 
 
 # Faults on demand
@@ -410,22 +410,22 @@ def test_a_client_that_hangs_up_amid_its_calls(server: LocalServer, dial: Dial) 
 def test_failing_functions(server: LocalServer, peer: ClientConnection) -> None:
     """The next calls get the error, keepAlive does not, and then all is well."""
     server.fail_functions(2, "try later")
-    assert {"keepAlive": True} == ask(peer, "keepAlive")
-    assert [{"error": "try later"}] * 2 == [history(peer), ask(peer, "authenticate")]
-    assert 1_000 == len(history(peer))
+    assert ask(peer, "keepAlive") == {"keepAlive": True}
+    assert [history(peer), ask(peer, "authenticate")] == [{"error": "try later"}] * 2
+    assert len(history(peer)) == 1_000
     server.fail_functions(None, function="tickHistory")
-    assert {"isAuth": True} == ask(peer, "authenticate")
-    assert [{"error": "failed on demand"}] * 3 == [history(peer) for _ in range(3)]
+    assert ask(peer, "authenticate") == {"isAuth": True}
+    assert [history(peer) for _ in range(3)] == [{"error": "failed on demand"}] * 3
     server.fail_functions(0)
-    assert 1_000 == len(history(peer))
+    assert len(history(peer)) == 1_000
     server.fail_functions(1, function="keepAlive")
-    assert {"error": "failed on demand"} == ask(peer, "keepAlive")
+    assert ask(peer, "keepAlive") == {"error": "failed on demand"}
 
 
 def test_faults_of_functions_spare_streams(server: LocalServer, dial: Dial) -> None:
     """They hit function connections alone."""
     server.fail_functions(None)
-    assert {"isAuth": True} == ask(dial(server, f"streaming/{KEY}/BTC:USDC"), "authenticate")
+    assert ask(dial(server, f"streaming/{KEY}/BTC:USDC"), "authenticate") == {"isAuth": True}
 
 
 def test_stalled_functions(server: LocalServer, peer: ClientConnection, dial: Dial) -> None:
@@ -433,11 +433,11 @@ def test_stalled_functions(server: LocalServer, peer: ClientConnection, dial: Di
     server.stall_functions(1)
     peer.send(request("tickHistory", **GOOD))
     server.wait_until(lambda stats: stats.calls == 1)
-    assert 1_000 == len(history(dial(server, f"streamer/{KEY}")))
+    assert len(history(dial(server, f"streamer/{KEY}"))) == 1_000
     with pytest.raises(TimeoutError):
         peer.recv(timeout=0.1)
     server.resume()
-    assert 1_000 == len(json.loads(peer.recv(timeout=20)))
+    assert len(json.loads(peer.recv(timeout=20))) == 1_000
 
 
 def test_a_stalled_client_may_leave_and_the_server_stop(server: LocalServer, dial: Dial) -> None:
@@ -462,20 +462,20 @@ def test_dropped_functions(server: LocalServer, peer: ClientConnection, dial: Di
     with pytest.raises(ConnectionClosed) as caught:
         peer.recv(timeout=20)
     assert caught.value.rcvd is None
-    assert {"isAuth": True} == ask(dial(server, f"streamer/{KEY}"), "authenticate")
+    assert ask(dial(server, f"streamer/{KEY}"), "authenticate") == {"isAuth": True}
 
 
 def test_faults_for_one_kind_of_connection(server: LocalServer, peer: ClientConnection, dial: Dial) -> None:
     """`only` narrows a fault to streams or to functions."""
     stream = dial(server, f"streaming/{KEY}/BTC:USDC")
-    assert 1 == server.send_message("hello", only="streams")
-    assert "hello" == stream.recv(timeout=20)
-    assert 1 == server.go_silent(only="functions")
-    assert 1 == server.resume()
-    assert 0 == server.close_connections(symbol="BTC:USDC", only="functions")
-    assert 1 == server.drop_connections(only="streams")
-    assert {"keepAlive": True} == ask(peer, "keepAlive")
-    assert 1 == server.close_connections(only="functions")
+    assert server.send_message("hello", only="streams") == 1
+    assert stream.recv(timeout=20) == "hello"
+    assert server.go_silent(only="functions") == 1
+    assert server.resume() == 1
+    assert server.close_connections(symbol="BTC:USDC", only="functions") == 0
+    assert server.drop_connections(only="streams") == 1
+    assert ask(peer, "keepAlive") == {"keepAlive": True}
+    assert server.close_connections(only="functions") == 1
     with pytest.raises(ConfigurationError, match="only"):
         server.go_silent(only="both")  # type: ignore[arg-type]
 
@@ -498,9 +498,9 @@ def test_an_import_beside_a_busy_market(dial: Dial, tmp_path: Any) -> None:
         importing.start()
         served = 0
         while importing.is_alive():
-            assert {"keepAlive": True} == ask(functions, "keepAlive")
+            assert ask(functions, "keepAlive") == {"keepAlive": True}
             stream.recv(timeout=20)
             served += 1
-        assert [60_000] == done
+        assert done == [60_000]
         assert served > 1
-        assert 1_000 == len(history(functions, pair="ETH:BTC"))
+        assert len(history(functions, pair="ETH:BTC")) == 1_000

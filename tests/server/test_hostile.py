@@ -89,7 +89,7 @@ def assert_well(server: LocalServer) -> None:
     """A good client is served as ever."""
     with connect(server.url + "streamer/secret-key-1", compression=None, proxy=None) as peer:
         peer.send('{"functionName":"authenticate","APIKey":"secret-key-1"}')
-        assert {"isAuth": True} == json.loads(peer.recv(timeout=PATIENCE))
+        assert json.loads(peer.recv(timeout=PATIENCE)) == {"isAuth": True}
     with connect(server.url + "streaming/secret-key-1/BTC:USDC", compression=None, proxy=None) as peer:
         assert "resultData" in json.loads(peer.recv(timeout=PATIENCE))
 
@@ -196,7 +196,7 @@ def test_a_web_page_from_elsewhere_is_refused(market: SimulatedMarket, host: str
             assert b"the Origin header names another host" in answer
         with pytest.raises(InvalidStatus, match="503"):
             connect(server.url + "streamer/secret-key-1", proxy=None)
-        assert 3 == server.stats.refused
+        assert server.stats.refused == 3
 
 
 def test_programs_that_send_an_origin_are_let_in(target: LocalServer) -> None:
@@ -242,7 +242,7 @@ def test_a_large_message_is_refused_before_it_is_stored(target: LocalServer) -> 
             with contextlib.suppress(OSError):
                 while data := sock.recv(4_096):
                     answer += data
-            assert b"\x88" == answer[:1]
+            assert answer[:1] == b"\x88"
             assert struct.pack("!H", 1009) == answer[2:4]
     assert_well(target)
 
@@ -255,7 +255,7 @@ def test_connections_of_one_key_are_bounded(market: SimulatedMarket, dial: Dial)
         for path in ("streaming/one/BTC:USDC", "streamer/one"):
             with pytest.raises(InvalidStatus) as caught:
                 dial(server, path)
-            assert (429, "1") == (caught.value.response.status_code, caught.value.response.headers["Retry-After"])
+            assert (caught.value.response.status_code, caught.value.response.headers["Retry-After"]) == (429, "1")
             assert b"with this key" in caught.value.response.body
             assert b"one" not in caught.value.response.body
         dial(server, "streamer/two")
@@ -288,7 +288,7 @@ def test_many_that_knock_at_once_find_no_more_room(market: SimulatedMarket, limi
             thread.start()
         for thread in threads:
             thread.join(PATIENCE)
-    assert 3 == admitted
+    assert admitted == 3
 
 
 def test_handshakes_that_are_not_completed_keep_no_place(market: SimulatedMarket, dial: Dial) -> None:
@@ -329,7 +329,7 @@ def test_keys_are_compared_whole() -> None:
             counts.append(len(made))
     finally:
         keys.hmac.compare_digest = before
-    assert [50] * 6 == counts
+    assert counts == [50] * 6
 
 
 def test_idle_and_silent_clients_are_let_go(market: SimulatedMarket) -> None:

@@ -58,7 +58,7 @@ def test_the_message_on_the_wire_is_the_documented_one(dial):
 def test_the_flat_form(make_ticks, dial, receive):
     """On request ticks have the vendor's later form."""
     with LocalServer(Tape(make_ticks(1)), form="flat") as server:
-        assert [
+        assert receive(dial(server)) == [
             {
                 "pair": "BTC:USDC",
                 "unixDate": 1656774000,
@@ -66,7 +66,7 @@ def test_the_flat_form(make_ticks, dial, receive):
                 "exchange": "BINANCE",
                 "price": "1",
             }
-        ] == receive(dial(server))
+        ]
 
 
 def test_nothing_is_compressed(market, dial):
@@ -82,7 +82,7 @@ def test_nothing_is_compressed(market, dial):
 def test_paths_that_mean_the_same(market, dial, receive, path):
     """The later prefix and percent-encoding are understood."""
     with LocalServer(market, keys={"demo"}) as server:
-        assert "BTC:USDC" == receive(dial(server, path))[0]["resultData"]["pair"]
+        assert receive(dial(server, path))[0]["resultData"]["pair"] == "BTC:USDC"
 
 
 def test_each_gets_its_own_pair(make_ticks, dial, receive):
@@ -102,7 +102,7 @@ def test_a_tape_waits_for_its_streams(make_ticks, dial, receive):
     with LocalServer(Tape(make_ticks(2), wait_for=2, speed=None)) as server:
         first = dial(server)
         first.send('{"functionName":"keepAlive","APIKey":"k"}')
-        assert [{"keepAlive": True}] == receive(first)
+        assert receive(first) == [{"keepAlive": True}]
         assert not server.stats.started
         second = dial(server)
         server.wait_connected(2)
@@ -115,8 +115,8 @@ def test_function_connections_start_no_tape(make_ticks, dial, receive):
     with LocalServer(Tape(make_ticks(2))) as server:
         peer = dial(server, "streamer/demo")
         peer.send('{"functionName":"authenticate","APIKey":"demo"}')
-        assert [{"isAuth": True}] == receive(peer)
-        assert (1, 0, False) == (server.stats.connections, server.stats.streams, server.stats.started)
+        assert receive(peer) == [{"isAuth": True}]
+        assert (server.stats.connections, server.stats.streams, server.stats.started) == (1, 0, False)
 
 
 def test_connections_stay_open_at_the_end_of_a_tape(make_ticks, dial, receive):
@@ -124,16 +124,16 @@ def test_connections_stay_open_at_the_end_of_a_tape(make_ticks, dial, receive):
     with LocalServer(Tape(make_ticks(2), speed=None)) as server:
         peer = dial(server)
         server.wait_finished()
-        assert 2 == len(receive(peer, 2))
+        assert len(receive(peer, 2)) == 2
         assert peer.ping().wait(10)
-        assert (1, 2, 2) == (server.stats.streams, server.stats.ticks_played, server.stats.ticks_sent)
+        assert (server.stats.streams, server.stats.ticks_played, server.stats.ticks_sent) == (1, 2, 2)
 
 
 def test_who_is_not_connected_misses_what_passes(make_ticks, dial, receive):
     """A market plays on one clock: who comes later gets what comes later."""
     with LocalServer(Tape(make_ticks(300), speed=100.0)) as server:
         first = dial(server)
-        assert "1" == receive(first)[0]["resultData"]["price"]
+        assert receive(first)[0]["resultData"]["price"] == "1"
         server.wait_until(lambda stats: stats.ticks_played >= 20)
         late = receive(dial(server))[0]["resultData"]["price"]
         assert int(late) > 20
@@ -164,10 +164,10 @@ def test_greeks_are_a_placeholder(market, dial, receive):
     """A Greeks stream says that it is scheduled for a future release, and stays open."""
     with LocalServer(market) as server:
         peer = dial(server, "streaming/greeks/demo/BTCN2202207")
-        assert '{"feature":"scheduled for future release"}' == peer.recv(timeout=10)
+        assert peer.recv(timeout=10) == '{"feature":"scheduled for future release"}'
         peer.send('{"functionName":"keepAlive","APIKey":"demo"}')
-        assert [{"keepAlive": True}] == receive(peer)
-        assert {"BTCN2202207": 1} == dict(server.stats.symbols)
+        assert receive(peer) == [{"keepAlive": True}]
+        assert dict(server.stats.symbols) == {"BTCN2202207": 1}
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_handshakes_that_are_refused(market, dial, path, status):
             dial(server, path)
         assert status == caught.value.response.status_code
         assert b"wrong" not in caught.value.response.body
-        assert 0 == server.stats.connections
+        assert server.stats.connections == 0
 
 
 def test_a_refusal_says_why(market, dial):
@@ -203,9 +203,9 @@ def test_a_refusal_says_why(market, dial):
         with pytest.raises(InvalidStatus) as caught:
             dial(server, "streaming/demo/btc-usdc")
         response = caught.value.response
-        assert "application/json" == response.headers["Content-Type"]
+        assert response.headers["Content-Type"] == "application/json"
         assert "did you mean 'BTC:USDC'?" in json.loads(response.body)["error"]
-        assert 1 == server.stats.refused
+        assert server.stats.refused == 1
 
 
 def test_too_many_connections(market, dial):
@@ -214,7 +214,7 @@ def test_too_many_connections(market, dial):
         peer = dial(server)
         with pytest.raises(InvalidStatus) as caught:
             dial(server)
-        assert (429, "1") == (caught.value.response.status_code, caught.value.response.headers["Retry-After"])
+        assert (caught.value.response.status_code, caught.value.response.headers["Retry-After"]) == (429, "1")
         peer.close()
         server.wait_until(lambda stats: stats.connections == 0)
         dial(server)
@@ -236,9 +236,9 @@ def test_messages_are_answered(make_ticks, dial, receive, path):
         ):
             peer.send(message)
         answers = receive(peer, 6)
-        assert [{"keepAlive": True}, {"isAuth": True}] == answers[:2]
+        assert answers[:2] == [{"keepAlive": True}, {"isAuth": True}]
         assert "'noSuch'" in answers[2]["error"]
-        assert [["error"]] * 3 == [list(each) for each in answers[3:]]
+        assert [list(each) for each in answers[3:]] == [["error"]] * 3
         assert "secret" not in json.dumps(answers)
 
 
@@ -249,7 +249,7 @@ def test_a_long_message_closes_the_connection(make_ticks, dial):
         peer.send("x" * 20_000)
         with pytest.raises(ConnectionClosed) as caught:
             peer.recv(timeout=10)
-        assert 1009 == caught.value.rcvd.code
+        assert caught.value.rcvd.code == 1009
 
 
 def test_idle_connections_are_closed_on_request(make_ticks, dial):
@@ -257,7 +257,7 @@ def test_idle_connections_are_closed_on_request(make_ticks, dial):
     with LocalServer(Tape(make_ticks(1), wait_for=2), idle_limit=0.1) as server:
         with pytest.raises(ConnectionClosed) as caught:
             dial(server).recv(timeout=10)
-        assert 1000 == caught.value.rcvd.code
+        assert caught.value.rcvd.code == 1000
 
 
 def test_the_server_pings(make_ticks, dial):
@@ -266,7 +266,7 @@ def test_the_server_pings(make_ticks, dial):
         peer = dial(server)
         with pytest.raises(TimeoutError):
             peer.recv(timeout=0.3)
-        assert 1 == server.stats.connections
+        assert server.stats.connections == 1
 
 
 def test_stopping_closes_everything(market, dial, receive):
@@ -280,9 +280,9 @@ def test_stopping_closes_everything(market, dial, receive):
     server.stop()
     with pytest.raises(ConnectionClosed) as caught:
         receive(peer, 10_000)
-    assert 1001 == caught.value.rcvd.code
+    assert caught.value.rcvd.code == 1001
     assert not server.running
-    assert 0 == server.stats.connections
+    assert server.stats.connections == 0
     assert not any(thread.name == "finx-local-server" for thread in threading.enumerate())
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((server.host, server.port), timeout=5)
@@ -309,9 +309,9 @@ def test_a_server_starts_again_on_its_port(make_ticks, dial, receive):
     for _ in range(2):
         with server:
             port = server.port
-            assert ["1", "2"] == [message["resultData"]["price"] for message in receive(dial(server), 2)]
+            assert [message["resultData"]["price"] for message in receive(dial(server), 2)] == ["1", "2"]
     assert port == server.port
-    assert 2 == server.stats.connections_total
+    assert server.stats.connections_total == 2
 
 
 def test_starting_twice_is_starting_once(market):
@@ -438,8 +438,8 @@ def test_many_clients(market):
     ]
     with LocalServer(Tape(ticks, wait_for=300)) as server:
         heard = asyncio.run(all_of_them(server.url))
-        assert 1 == len(set(map(tuple, heard)))
-        assert (300, 900) == (server.stats.connections_total, server.stats.ticks_sent)
+        assert len(set(map(tuple, heard))) == 1
+        assert (server.stats.connections_total, server.stats.ticks_sent) == (300, 900)
 
 
 def test_the_server_is_usable_within_a_loop(market):

@@ -47,7 +47,7 @@ def test_all_pairs_and_exchanges_are_traded() -> None:
     market = SimulatedMarket(seed=3)
     seen = trades(market, 2_000)
     assert market.pairs == {pair for pair, _, _ in seen}
-    assert 4 == len({exchange for _, exchange, _ in seen})
+    assert len({exchange for _, exchange, _ in seen}) == 4
 
 
 def test_prices_are_plausible() -> None:
@@ -67,7 +67,7 @@ def test_the_rate_is_a_mean_over_bursts_and_quiet() -> None:
     """Over a long time the rate is as asked; over seconds it swings much more than chance would have it."""
     due = [when for when, _ in events(SimulatedMarket(rate=100.0, seed=11), 60_000)]
     assert due == sorted(due)
-    assert 100.0 == pytest.approx(len(due) / due[-1], rel=0.2)
+    assert len(due) / due[-1] == pytest.approx(100.0, rel=0.2)
     seconds = Counter(int(when) for when in due)
     counts = [seconds[second] for second in range(int(due[-1]))]
     assert statistics.variance(counts) > 5 * statistics.mean(counts)
@@ -81,7 +81,7 @@ def test_times_are_now() -> None:
 
 def test_a_limit_ends_it() -> None:
     """After `limit` ticks the market is at its end."""
-    assert 3 == len(events(SimulatedMarket(limit=3), 10))
+    assert len(events(SimulatedMarket(limit=3), 10)) == 3
 
 
 @pytest.mark.parametrize(

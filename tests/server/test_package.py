@@ -25,7 +25,7 @@ def test_what_is_exported() -> None:
 def test_without_websockets_the_way_to_get_it_is_told() -> None:
     """The ImportError names the extra."""
     result = run("import sys; sys.modules['websockets'] = None; import finx_streamer.server")
-    assert 1 == result.returncode
+    assert result.returncode == 1
     assert "ImportError: finx_streamer.server needs" in result.stderr
     assert 'pip install "finx-streamer[server]"' in result.stderr
 
@@ -39,7 +39,7 @@ def modules_of_the_server_alone() -> set[str]:
         "import finx_streamer.server\n"
         "print(*sys.modules)"
     )
-    assert 0 == result.returncode, result.stderr
+    assert result.returncode == 0, result.stderr
     return set(result.stdout.split())
 
 
@@ -47,7 +47,11 @@ def test_what_the_server_imports() -> None:
     """It shares two modules with the client, since a codec bug must not cancel out, and loads nothing heavy."""
     modules = modules_of_the_server_alone()
     ours = {name for name in modules if name.startswith("finx_streamer.")}
-    assert {"finx_streamer.errors", "finx_streamer.symbols"} == {name for name in ours if ".server" not in name}
+    assert {name for name in ours if ".server" not in name} == {
+        "finx_streamer.errors",
+        "finx_streamer.config",
+        "finx_streamer.config.symbols",
+    }
     assert not modules & {"websocket", "msgspec", "numpy", "pandas", "typer", "rich", "IPython"}
 
 
@@ -78,4 +82,4 @@ def test_no_key_is_logged(dial, caplog) -> None:
     assert ours
     assert not any("secret" in text for text in ours)
     servers = [record for record in caplog.records if record.name == "websockets.server"]
-    assert [] == servers
+    assert servers == []

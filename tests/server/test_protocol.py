@@ -79,14 +79,14 @@ def test_paths_of_another_shape(path: str) -> None:
     """A path of another shape is unknown."""
     with pytest.raises(Refused) as caught:
         parse_path(path)
-    assert 404 == caught.value.status
+    assert caught.value.status == 404
 
 
 def test_a_long_path_is_not_looked_at() -> None:
     """A path over the limit is refused for its length."""
     with pytest.raises(Refused) as caught:
         parse_path("/streaming/" + "k" * 2_048 + "/BTC:USDC")
-    assert 414 == caught.value.status
+    assert caught.value.status == 414
 
 
 @given(KEYS, st.sampled_from(["streaming", "streamer"]))
@@ -127,7 +127,7 @@ def test_symbols_that_are_refused(path: str, says: str) -> None:
     """The refusal of a symbol says what is wrong with it."""
     with pytest.raises(Refused, match=says) as caught:
         check_symbol(parse_path(path), {"BTC:USDC"})
-    assert 404 == caught.value.status
+    assert caught.value.status == 404
 
 
 @pytest.mark.parametrize("kind", [Kind.TICKS, Kind.GREEKS])
@@ -138,7 +138,7 @@ def test_a_key_in_the_symbols_place_is_not_repeated(kind: Kind, symbol: str) -> 
     """Nor is it suggested in another spelling, nor a part of it."""
     with pytest.raises(Refused, match="the API key stands where") as caught:
         check_symbol(Route(kind, "secret-key-0123456789", symbol), {"BTC:USDC"})
-    assert 404 == caught.value.status
+    assert caught.value.status == 404
     assert "secret" not in caught.value.body.casefold()
 
 
@@ -193,7 +193,7 @@ def test_web_pages_of_other_hosts_may_not_connect(origins: list[str], hosts: lis
     """Nor one whose name was made to lead to this machine."""
     with pytest.raises(Refused, match="the Origin header names another host") as caught:
         check_origin(origins, hosts, listening)
-    assert 403 == caught.value.status
+    assert caught.value.status == 403
 
 
 @given(st.lists(st.text(max_size=40), min_size=1, max_size=2), st.lists(st.text(max_size=40), max_size=2))
@@ -256,4 +256,4 @@ def _check_frame(message: str | bytes) -> None:
     text = isinstance(message, str)
     expected = Frame(Opcode.TEXT if text else Opcode.BINARY, message.encode() if text else message)
     assert expected == caught.value.value
-    assert b"" == reader.buffer
+    assert reader.buffer == b""

@@ -154,8 +154,8 @@ def test_a_days_history_is_a_range_of_an_index(store: TickStore) -> None:
         "EXPLAIN QUERY PLAN SELECT id, price FROM tick WHERE pair = 1 AND exchange = 2 "
         "AND (second, fraction) > (3, '5') AND second < 9 ORDER BY second, fraction, id LIMIT 1000"
     ).fetchall()
-    assert ["SEARCH tick USING INDEX tick_by_time (pair=? AND (second,fraction)>(?,?) AND second<?)"] == [
-        step[-1] for step in plan
+    assert [step[-1] for step in plan] == [
+        "SEARCH tick USING INDEX tick_by_time (pair=? AND (second,fraction)>(?,?) AND second<?)"
     ]
 
 
@@ -165,10 +165,10 @@ def test_the_oldest_go_first() -> None:
     with store.opened():
         for number in range(9, 0, -1):
             store.write([fields_of(tick(f"12:00:0{number}", str(number)))])
-        assert ["1", "2", "3"] == [each["price"] for each in read(store)]
-        assert 3 == store.held
+        assert [each["price"] for each in read(store)] == ["1", "2", "3"]
+        assert store.held == 3
         store.write([fields_of(tick("12:00:00", str(number))) for number in range(100)])
-        assert ["97", "98", "99"] == [each["price"] for each in read(store)]
+        assert [each["price"] for each in read(store)] == ["97", "98", "99"]
     store.close()
 
 
@@ -180,7 +180,7 @@ def test_what_is_no_tick_is_left_out(store: TickStore) -> None:
         row[place] = value
         if place != 3 or value in (None, [], "", 7):
             rows.append(tuple(row))
-    assert 1 == store.write(rows)
+    assert store.write(rows) == 1
     assert [tick("12:00:00")] == read(store)
 
 
@@ -188,9 +188,9 @@ def test_a_file_is_there_again(file: Path) -> None:
     """What was stored, and how many there are, is known to who opens the file next."""
     kept(file, [tick("12:00:00", exchange="\ud800"), tick("12:00:01")])
     again = kept(file, [tick("12:00:02", exchange="\ud800")])
-    assert 3 == again.held
+    assert again.held == 3
     with again.opened():
-        assert ["\ud800", "BINANCE", "\ud800"] == [each["exchange"] for each in read(again)]
+        assert [each["exchange"] for each in read(again)] == ["\ud800", "BINANCE", "\ud800"]
         assert {"BTC:USDC"} == again.pairs
     assert [file.name] == os.listdir(file.parent)
 
@@ -199,7 +199,7 @@ def test_a_limit_holds_for_a_file_only_if_asked(file: Path) -> None:
     """The second user asks for less, and the third sees it."""
     kept(file, [tick("12:00:00")] * 10)
     kept(file, [tick("12:00:01")], limit=4)
-    assert 5 == kept(file, [tick("12:00:02")]).held
+    assert kept(file, [tick("12:00:02")]).held == 5
 
 
 def test_a_file_that_is_no_database(file: Path) -> None:
@@ -269,15 +269,15 @@ def test_a_file_taken_between_making_and_starting(file: Path) -> None:
 def test_the_store_lives_as_long_as_the_server_object(file: Path, in_file: bool) -> None:
     """Over stop and start nothing is forgotten, and imports are possible in all states."""
     server = LocalServer(Tape([tick("12:00:00")], speed=None, wait_for=0), store=file if in_file else None)
-    assert 2 == server.import_ticks([tick("11:00:00")] * 2)
+    assert server.import_ticks([tick("11:00:00")] * 2) == 2
     for life in range(1, 3):
         with server:
-            assert 3 == server.import_ticks([tick("13:00:00")] * 3)
+            assert server.import_ticks([tick("13:00:00")] * 3) == 3
             assert 2 + 3 * life == server.stats.ticks_stored
-    assert 1 == server.import_ticks([tick("14:00:00")])
-    assert 9 == server.stats.ticks_stored
+    assert server.import_ticks([tick("14:00:00")]) == 1
+    assert server.stats.ticks_stored == 9
     if in_file:
-        assert 9 == kept(file, []).held
+        assert kept(file, []).held == 9
 
 
 def test_a_tape_with_a_mistake_is_not_imported(tmp_path: Path) -> None:
@@ -298,9 +298,9 @@ def test_a_limit_of_none_stores_nothing(dial: Callable[..., ClientConnection]) -
     with LocalServer(Tape([tick("12:00:00")] * 500, speed=None), store_limit=0) as server:
         peer = dial(server)
         server.wait_finished()
-        assert 500 == len([peer.recv(timeout=20) for _ in range(500)])
-        assert 0 == server.import_ticks([tick("12:00:00")])
-        assert (500, 0) == (server.stats.ticks_played, server.stats.ticks_stored)
+        assert len([peer.recv(timeout=20) for _ in range(500)]) == 500
+        assert server.import_ticks([tick("12:00:00")]) == 0
+        assert (server.stats.ticks_played, server.stats.ticks_stored) == (500, 0)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 100, 8_192])
@@ -419,5 +419,5 @@ def test_a_temporary_store_leaves_nothing_behind() -> None:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-X", "dev", "-c", code, f"{folder}/ticks.db"]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        assert (0, "") == (ended.returncode, ended.stderr)
-        assert ["ticks.db"] == os.listdir(folder)
+        assert (ended.returncode, ended.stderr) == (0, "")
+        assert os.listdir(folder) == ["ticks.db"]

@@ -31,7 +31,7 @@ def test_ticks_over_tls(make_ticks, dial, receive, contexts):
         assert f"wss://127.0.0.1:{server.port}/" == server.url
         with pytest.raises(ssl.SSLCertVerificationError):
             dial(server)
-        assert 2_000 == len(receive(dial(server, ssl=contexts[1]), 2_000))
+        assert len(receive(dial(server, ssl=contexts[1]), 2_000)) == 2_000
 
 
 def test_faults_over_tls(make_ticks, dial, contexts):
@@ -51,7 +51,7 @@ def test_faults_over_tls(make_ticks, dial, contexts):
         server.close_connections(1012)
         with pytest.raises(ConnectionClosed) as caught:
             peer.recv(timeout=10)
-        assert 1012 == caught.value.rcvd.code
+        assert caught.value.rcvd.code == 1012
 
 
 def test_plain_text_is_no_tls(make_ticks, dial, contexts):

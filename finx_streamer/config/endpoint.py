@@ -1,0 +1,151 @@
+"""Where the server is. `Endpoint` is the only place that ever joins a key into a URL."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import ClassVar
+from urllib.parse import SplitResult, quote, urlsplit
+
+import attrs
+
+from ..errors import ConfigurationError
+from .redaction import ApiKey, redact
+from .symbols import Option, Symbol
+
+__all__ = ["Endpoint", "redact"]
+
+_DEFAULT_PORTS = {"ws": 80, "wss": 443}
+_NAME = re.compile(r"([a-z.-]{1,63}|[\d.]{7,15})(:\d{1,5})?/?", re.IGNORECASE)
+_PREFIX = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@attrs.frozen
+class Endpoint:
+    """A server's base URL and the path prefix of its streams.
+
+    `url` is `wss://host[:port][/path]` (or `ws://`). `prefix` is `streaming` (source: S); the vendor's later name is
+    `streamer` (source: D). Raises `ConfigurationError` for a URL that can't be one.
+    """
+
+    PRODUCTION: ClassVar[Endpoint]
+    BETA: ClassVar[Endpoint]
+
+    # Whatever it is, it is not shown with a key in it: there it would be by mistake.
+    url: str = attrs.field(repr=lambda url: repr(redact(url)))
+    prefix: str = "streaming"
+
+    def __attrs_post_init__(self) -> None:
+        _check_prefix(self.prefix)
+        object.__setattr__(self, "url", _normalised(self.url))
+
+    @classmethod
+    def of(cls, given: object) -> Endpoint:
+        """An endpoint from what a user gives: "production", "beta", a base URL, or an `Endpoint`.
+
+        Raises `ConfigurationError` for anything else.
+        """
+        if isinstance(given, Endpoint):
+            return given
+        if not isinstance(given, str):
+            raise ConfigurationError(f"endpoint: expected a str or an Endpoint, not {type(given).__name__}")
+        named = {"production": cls.PRODUCTION, "beta": cls.BETA}.get(given)
+        if named is None and "://" not in given:
+            # Only what looks like a name or a host is shown: it may be a key in the wrong place, that nobody knows yet.
+            shown = repr(redact(given)) if _NAME.fullmatch(given) else "what was given"
+            raise ConfigurationError(
+                f"endpoint: {shown} is unknown; expected 'production', 'beta' or a URL such as 'wss://ws.finx.io/'"
+            )
+        return named or cls(given)
+
+    @property
+    def secure(self) -> bool:
+        """Whether it is `wss://`."""
+        return self.url.startswith("wss:")
+
+    @property
+    def host(self) -> str:
+        """The name or address, in lower case; that of IPv6 without its brackets."""
+        return urlsplit(self.url).hostname or ""
+
+    @property
+    def port(self) -> int:
+        """As in the URL, or else 443 for `wss://` and 80 for `ws://`."""
+        parts = urlsplit(self.url)
+        return parts.port or _DEFAULT_PORTS[parts.scheme]
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether the host is this machine, by its name or address; no name is resolved."""
+        return is_loopback(self.host)
+
+    def check_secrecy(self, allow_insecure: bool) -> None:
+        """Refuse to send the key in clear over a network (source: O). Raises `ConfigurationError`."""
+        if not (self.secure or self.is_loopback or allow_insecure):
+            raise ConfigurationError(
+                f"endpoint: {redact(self.url)!r} would send the API key in clear text; use wss://, or pass "
+                "allow_insecure=True if every hop to that host is yours"
+            )
+
+    def stream_url(self, symbol: Symbol, key: ApiKey) -> str:
+        """The URL of a stream (source: S). It holds the key: it goes to the transport, and nowhere else."""
+        kind = f"{self.prefix}/greeks" if isinstance(symbol, Option) else self.prefix
+        return f"{self.url}{kind}/{quote(key.reveal(), safe='')}/{symbol}"
+
+    def functions_url(self, key: ApiKey) -> str:
+        """The URL for function calls (source: D), whatever the prefix of the streams. It holds the key, too."""
+        return f"{self.url}streamer/{quote(key.reveal(), safe='')}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, in lower case, is this machine by its name or address."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _normalised(url: str) -> str:
+    if not isinstance(url, str):
+        raise ConfigurationError(f"endpoint: expected a URL as str, not {type(url).__name__}")
+    try:
+        parts = urlsplit(url)
+        if parts.port == 0:  # which raises for a port that is none
+            raise ValueError("port 0 is no port to connect to")
+    except ValueError as cause:
+        raise ConfigurationError(f"endpoint: {redact(url)!r} is not a URL: {redact(str(cause))}") from None
+    _check_parts(parts, url)
+    netloc = parts.netloc.lower()
+    path = parts.path.rstrip("/")
+    return f"{parts.scheme}://{netloc}{path}/"
+
+
+def _check_parts(parts: SplitResult, url: str) -> None:
+    if parts.username is not None or parts.password is not None:
+        # The value is not shown: it holds a password.
+        raise ConfigurationError("endpoint: a URL with a user name or password in it is not supported")
+    if parts.scheme not in _DEFAULT_PORTS:
+        hint = {"http": "; use ws://", "https": "; use wss://"}.get(parts.scheme, "")
+        raise ConfigurationError(f"endpoint: {redact(url)!r} has scheme {parts.scheme!r}; expected wss or ws{hint}")
+    if not parts.hostname:
+        raise ConfigurationError(f"endpoint: {redact(url)!r} names no host")
+    if parts.query or parts.fragment:
+        raise ConfigurationError(
+            f"endpoint: {parts.scheme}://{redact(parts.netloc)} has a query or fragment; expected a base URL"
+        )
+    if not url.isascii() or any(c.isspace() or ord(c) < 0x20 for c in url):
+        raise ConfigurationError(f"endpoint: {redact(url)!r} has white space, control or non-ASCII characters")
+
+
+def _check_prefix(prefix: object) -> None:
+    if not isinstance(prefix, str) or not _PREFIX.fullmatch(prefix):
+        raise ConfigurationError(
+            f"endpoint: prefix {redact(repr(prefix))} is not one path segment such as 'streaming' or 'streamer'; "
+            "expected letters, digits, - and _"
+        )
+
+
+Endpoint.PRODUCTION = Endpoint("wss://ws.finx.io/")
+Endpoint.BETA = Endpoint("wss://beta.finx.io/")

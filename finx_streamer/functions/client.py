@@ -1,0 +1,360 @@
+"""`FunctionClient`: what FinX answers when it is asked, over the websocket: snaps, history, reference data."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import ssl
+import weakref
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Self
+
+from ..config import checks as check
+from ..config.api_key import KeySource
+from ..config.checks import Moment, moment
+from ..config.endpoint import Endpoint, redact
+from ..config.proxy import ProxyChoice
+from ..config.reconnect import ReconnectPolicy
+from ..config.symbols import Pair
+from ..connection.attempt import ConnectionConfig
+from ..errors import AuthenticationError, CallTimeout, ConfigurationError, DecodeError, FunctionError, NotAvailable
+from ..values import Tick
+from ..wire.decoder import Decoder
+from .call_pool import Answer, CallPool
+from .history import pages, shown_by_time
+
+_names = itertools.count(1)
+#: Added by the client itself.
+_RESERVED = ("APIKey", "functionName")
+#: How a server says that there is no tick at or before a time. Source: O.
+_NO_TICK = re.compile(r"\bno ticks?\b", re.IGNORECASE)
+
+
+class FunctionClient:
+    """CallPool FinX's functions over a few websocket connections, and waits for the answers::
+
+        with FunctionClient() as client:
+            client.tick_snap("BTC:USDC")
+            client.tick_history("BTC:USDC", "2022-07-02T15:00", "2022-07-02T16:00")
+
+    For any thread, and for many at once. Connections are made when they are needed, kept alive while they are not, and
+    made anew when they are lost. Arguments that are wrong raise `ConfigurationError`.
+
+    - `api_key`, `endpoint`, `parse_price`, `ssl_context`, `proxy`, `allow_insecure`: as with `StreamListener`. The key
+      is asked for at each connection attempt.
+    - `timeout`: seconds for one call, connecting, waiting for a connection and trying again included (`CallTimeout`).
+      A fetch of history takes as many calls as there are pages.
+    - `connections`: how many there are at most. Each has one call in flight (O); further calls wait for one.
+    - `reconnect`: a `ReconnectPolicy`: what was not answered because a connection failed is asked again, for all
+      functions only read. None: no second try.
+    - `connect_timeout`: seconds for one connection attempt.
+    - `name`: of the threads, and in `repr`.
+
+    All methods but `close` raise `ConnectionFailed` (or one of its kinds) where there is no connection to be had,
+    `FunctionError` where the server answers with an error, or the client is closed; `CallTimeout`; `DecodeError` for
+    an answer that can't be understood.
+    """
+
+    def __init__(
+        self,
+        api_key: str | Callable[[], str | None] | None = None,
+        endpoint: str | Endpoint = "production",
+        timeout: float = 10.0,
+        *,
+        connections: int = 4,
+        parse_price: Callable[[str], Any] = float,
+        reconnect: ReconnectPolicy | None = ReconnectPolicy(),  # noqa: B008 (frozen)
+        connect_timeout: float = 10.0,
+        ssl_context: ssl.SSLContext | None = None,
+        proxy: str | None = None,
+        allow_insecure: bool = False,
+        name: str | None = None,
+    ) -> None:
+        # The secrets first: what is shown of the other arguments must not hold them.
+        try:
+            keys = KeySource.of(api_key)
+            proxies = ProxyChoice.of(proxy)
+            where = Endpoint.of(endpoint)
+        except ConfigurationError as error:
+            raise error.with_traceback(None) from None
+        finally:
+            # Tracebacks may show the locals of this frame, and a key may have been given in the wrong place.
+            api_key = proxy = None
+            endpoint = ""
+        where.check_secrecy(check.instance("allow_insecure", allow_insecure, "True or False", check.is_bool))
+        proxies.check_secrecy(where, allow_insecure)
+        context = check.instance("ssl_context", ssl_context, "an ssl.SSLContext or None", check.is_context)
+        self._set_up(
+            ConnectionConfig(
+                where,
+                None,
+                keys,
+                check.seconds("connect_timeout", connect_timeout),
+                check.context_factory(context),
+                proxies=proxies,
+            ),
+            timeout=check.seconds("timeout", timeout),
+            connections=check.positive_int("connections", connections),
+            parse_price=check.instance(
+                "parse_price", parse_price, "a callable such as float or decimal.Decimal", callable
+            ),
+            reconnect=check.instance(
+                "reconnect", reconnect, "a ReconnectPolicy or None (None: no retry)", check.is_policy
+            ),
+            name=check.instance("name", name, "a str or None", check.is_name)
+            or f"finx-streamer-functions-{next(_names)}",
+        )
+
+    @classmethod
+    def of_target(
+        cls,
+        target: ConnectionConfig,
+        *,
+        timeout: float,
+        connections: int,
+        parse_price: Callable[[str], Any],
+        reconnect: ReconnectPolicy | None,
+        name: str,
+    ) -> Self:
+        """A client of parts that were checked before; the symbol of `target` is None. For this package's own use."""
+        client = cls.__new__(cls)
+        client._set_up(
+            target, timeout=timeout, connections=connections, parse_price=parse_price, reconnect=reconnect, name=name
+        )
+        return client
+
+    def _set_up(
+        self,
+        target: ConnectionConfig,
+        *,
+        timeout: float,
+        connections: int,
+        parse_price: Callable[[str], Any],
+        reconnect: ReconnectPolicy | None,
+        name: str,
+    ) -> None:
+        self._timeout = timeout
+        self._parse_price = parse_price
+        self._name = name
+        self._where = redact(target.endpoint.url)
+        self._calls = CallPool(target, reconnect, connections, name)
+        # For those who forget to close it, and for the end of the interpreter.
+        weakref.finalize(self, self._calls.close)
+
+    # Functions.
+
+    def authenticate(self) -> bool:
+        """Whether the server takes the API key. Raises `AuthenticationError` where there is none to show."""
+        try:
+            return self._ask("authenticate", {}).message.get("isAuth") is True
+        except AuthenticationError as refusal:
+            if refusal.status is None and refusal.close_code is None:
+                raise
+            return False
+
+    def tick_snap(self, pair: str | Pair, at: Moment | None = None) -> Tick:
+        """The last tick of a pair at or before a time, to the millisecond; None: now, by this machine's clock.
+
+        `at`: an aware datetime, a date (its midnight, UTC) or ISO text (in UTC where it has no offset). `backfilled` is
+        True. Raises `ConfigurationError` for what is no pair or no time, and `FunctionError` where there is no such
+        tick; else as all methods do. Source: D.
+        """
+        name = str(check.pair(pair))
+        when = moment("at", at) if at is not None else datetime.now(UTC)
+        return self._snap(name, when.date().isoformat(), when.time().isoformat("milliseconds"))
+
+    def tick_history(
+        self,
+        pair: str | Pair,
+        start: Moment,
+        end: Moment | None = None,
+        exchange: str | None = None,
+        progress: bool = False,
+    ) -> list[Tick]:
+        """All ticks of `start` <= time < `end`, sorted by time; `backfilled` is True.
+
+        Times as in `tick_snap`; `end` None is now. `exchange`: that network's ticks alone (S: network-specific series).
+        `progress`: show a bar on stderr; needs the extra `progress`. Equal ticks are different trades; the order among
+        ticks of the same time is not known. Raises `IncompleteHistory` where more ticks than an answer can hold share a
+        millisecond. Of ticks at exactly midnight UTC the server tells one at most.
+        """
+        return list(self.iter_tick_history(pair, start, end, exchange, progress))
+
+    def iter_tick_history(
+        self,
+        pair: str | Pair,
+        start: Moment,
+        end: Moment | None = None,
+        exchange: str | None = None,
+        progress: bool = False,
+    ) -> Iterator[Tick]:
+        """As `tick_history`, a page at a time: the next one is fetched when the ticks of the last are used up."""
+        name = str(check.pair(pair))
+        since = moment("start", start)
+        until = moment("end", end) if end is not None else datetime.now(UTC)
+        if until < since:
+            raise ConfigurationError(f"end: {until.isoformat()} is before start, which is {since.isoformat()}")
+        if exchange is not None:
+            check.exchange("exchange", exchange)
+        check.instance("progress", progress, "True or False", check.is_bool)
+        found = self.history_pages(name, since, until, exchange)
+        if progress:
+            found = shown_by_time(found, name, since, until)
+        return itertools.chain.from_iterable(found)
+
+    def reference_data(self, security_id: str) -> dict[str, Any]:
+        """Facts about a security such as "BTC", as the decoded JSON object; which ones is up to FinX (D).
+
+        Raises `ConfigurationError` for what is no text, and `FunctionError` where the server does not know it; else as
+        all methods do.
+        """
+        check.instance("security_id", security_id, "a str such as 'BTC'", _is_text)
+        arguments = {"securityId": security_id}
+        security_id = ""  # tracebacks may show it
+        return self._ask("referenceData", arguments).message
+
+    def greeks_history(self, *arguments: Any, **more: Any) -> list[Any]:
+        """Not yet: FinX has announced it for a future release (S). Raises `NotAvailable`."""
+        raise NotAvailable("Greeks history: FinX has announced it for a future release")
+
+    def call(self, function_name: str, /, **arguments: Any) -> dict[str, Any]:
+        """Any function of FinX's, by the wire's own names: `client.call("referenceData", securityId="BTC")`.
+
+        The key is added here. Returns the answer as it came. Raises `ConfigurationError` for what is no JSON.
+        """
+        check.instance("function_name", function_name, "a str such as 'referenceData'", _is_text)
+        for name in _RESERVED:
+            if name in arguments:
+                arguments.clear()  # tracebacks may show it
+                raise ConfigurationError(f"{name}: not an argument of a call; the client adds it")
+        try:
+            json.dumps(arguments, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as cause:
+            raise ConfigurationError(f"{function_name}: the arguments are no JSON: {redact(str(cause))}") from None
+        return self._ask(function_name, arguments).message
+
+    # Pages, for whoever puts them together himself.
+
+    def history_pages(
+        self,
+        pair: str,
+        start: datetime,
+        end: datetime | None,
+        exchange: str | None = None,
+        empty_days: int | None = None,
+    ) -> Iterator[list[Tick]]:
+        """`history.pages` over this client: sorted lists of ticks of aware times, in order, none of them empty."""
+        narrow = {"exchange": exchange} if exchange is not None else {}
+        found = pages(
+            lambda pair, date, time: self._fetch(pair, date, time, narrow),
+            lambda pair, date, time: self._snap_if_any(pair, date, time, narrow),
+            pair,
+            start,
+            end,
+            empty_days=empty_days,
+        )
+        # A server that does not know of the argument sends all: so what a page is, is decided before this.
+        return found if exchange is None else _of_exchange(found, exchange)
+
+    def _fetch(self, pair: str, date: str, time: str, narrow: dict[str, str]) -> list[Tick]:
+        answer = self._ask("tickHistory", {"pair": pair, "date": date, "time": time, **narrow}, data=True)
+        return self._ticks(pair, list(answer.message.values()), answer.received_ns)
+
+    def _snap(self, pair: str, date: str, time: str, narrow: dict[str, str] | None = None) -> Tick:
+        answer = self._ask("tickSnap", {"pair": pair, "date": date, "time": time, **(narrow or {})}, data=True)
+        return self._ticks(pair, [answer.message], answer.received_ns)[0]
+
+    def _snap_if_any(self, pair: str, date: str, time: str, narrow: dict[str, str]) -> Tick | None:
+        try:
+            return self._snap(pair, date, time, narrow)
+        except FunctionError as error:
+            if isinstance(error, CallTimeout) or not _NO_TICK.search(error.message):
+                raise
+            return None
+
+    # Within.
+
+    def _ask(self, function: str, arguments: dict[str, Any], *, data: bool = False) -> Answer:
+        self._calls.check_process()
+        return self._calls.call(function, arguments, self._timeout, data=data)
+
+    def _ticks(self, pair: str, raws: list[Any], received_ns: int) -> list[Tick]:
+        found = _decoded(Decoder(pair, pair, self._parse_price), raws, received_ns)
+        if isinstance(found, DecodeError):
+            # This frame could show the answer as it came.
+            raws.clear()
+            raise found
+        return found
+
+    # Life.
+
+    def close(self) -> None:
+        """End at once: close the connections; calls under way raise `FunctionError`. Idempotent, from any thread."""
+        self._calls.close()
+
+    def interrupt(self) -> None:
+        """As `close`, and waits for nothing. For this package's own use."""
+        self._calls.close(wait=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if not hasattr(self, "_calls"):
+            # In a traceback of the constructor's, which may show locals.
+            return "<FunctionClient, not made>"
+        state = "closed" if self._calls.closed else f"{self._calls.connections} connected"
+        return f"<FunctionClient {self._name} {state} at {self._where}>"
+
+
+def _decoded(decoder: Decoder, raws: list[Any], received_ns: int) -> list[Tick] | DecodeError:
+    """The ticks of an answer, or the error of the first that is none, without the key, which a server may quote."""
+    ticks: list[Tick] = []
+    for raw in raws:
+        try:
+            ticks.append(decoder.tick(raw, received_ns))
+        except DecodeError:
+            break
+    else:
+        for tick in ticks:
+            tick["backfilled"] = True
+        return ticks
+    # The error cuts what it shows, and a part of the key would not be recognised: so it is made of what has none.
+    try:
+        decoder.tick(_without_key(raw), received_ns)
+    except DecodeError as error:
+        return error.with_traceback(None)
+    return DecodeError("not a tick, but for the API key in it", symbol=decoder.symbol)
+
+
+_FIELDS = Tick.__annotations__.keys()
+
+
+def _without_key(value: Any) -> Any:
+    """Decoded JSON, with the key taken out of every text."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, list):
+        return [*map(_without_key, value)]
+    if isinstance(value, dict):
+        # A field's name is none of the server's words, whatever a key may begin or end with.
+        return {name if name in _FIELDS else redact(name): _without_key(inner) for name, inner in value.items()}
+    return value
+
+
+def _of_exchange(found: Iterator[list[Tick]], exchange: str) -> Iterator[list[Tick]]:
+    for page in found:
+        if wanted := [tick for tick in page if tick["exchange"] == exchange]:
+            yield wanted
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)

@@ -1,0 +1,192 @@
+"""Base URLs: how they are read, what is refused, and how a stream's URL is built."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finx_streamer.config.api_key import KeySource
+from finx_streamer.config.endpoint import Endpoint
+from finx_streamer.config.redaction import ApiKey
+from finx_streamer.config.symbols import Option, Pair
+from finx_streamer.errors import ConfigurationError
+
+PAIR = Pair("BTC", "USDC")
+
+
+def test_the_names_are_the_vendors_hosts() -> None:
+    """ "production" and "beta" are the URLs of FinX's first description."""
+    assert "wss://ws.finx.io/" == Endpoint.of("production").url == Endpoint.PRODUCTION.url
+    assert "wss://beta.finx.io/" == Endpoint.of("beta").url == Endpoint.BETA.url
+
+
+def test_an_endpoint_is_taken_as_it_is() -> None:
+    """What is an endpoint already keeps its prefix."""
+    endpoint = Endpoint("ws://127.0.0.1:8765/", prefix="streamer")
+    assert endpoint is Endpoint.of(endpoint)
+
+
+@pytest.mark.parametrize(
+    ("url", "normalised"),
+    [
+        ("wss://ws.finx.io", "wss://ws.finx.io/"),
+        ("WSS://WS.FinX.io/", "wss://ws.finx.io/"),
+        ("ws://127.0.0.1:8765", "ws://127.0.0.1:8765/"),
+        ("wss://host/Some/Path//", "wss://host/Some/Path/"),
+        ("ws://[::1]:8765/", "ws://[::1]:8765/"),
+    ],
+)
+def test_a_url_is_normalised(url: str, normalised: str) -> None:
+    """Scheme and host in lower case, one slash at the end, the path as it is."""
+    assert normalised == Endpoint.of(url).url
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port", "secure"),
+    [
+        ("wss://ws.finx.io/", "ws.finx.io", 443, True),
+        ("ws://localhost/", "localhost", 80, False),
+        ("ws://127.0.0.1:8765/", "127.0.0.1", 8765, False),
+        ("wss://[::1]:9/", "::1", 9, True),
+    ],
+)
+def test_host_port_and_security_follow_from_the_url(url: str, host: str, port: int, secure: bool) -> None:
+    """The default port is the scheme's."""
+    endpoint = Endpoint(url)
+    assert (host, port, secure) == (endpoint.host, endpoint.port, endpoint.secure)
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("prod", "'production', 'beta' or a URL"),
+        ("", "'production', 'beta' or a URL"),
+        ("http://ws.finx.io/", "use ws://"),
+        ("https://ws.finx.io/", "use wss://"),
+        ("ftp://ws.finx.io/", "expected wss or ws"),
+        ("wss://", "no host"),
+        ("wss://:443/", "no host"),
+        ("wss://host:port/", "is not a URL"),
+        ("wss://host:70000/", "is not a URL"),
+        ("wss://host:0/", "port 0"),
+        ("wss://[::1/", "is not a URL"),
+        ("wss://host/?a=b", "query or fragment"),
+        ("wss://host/#part", "query or fragment"),
+        ("wss://ho st/", "white space"),
+        ("wss://host/\n", "white space"),
+        ("wss://host\t/", "white space"),
+        ("wss://höst/", "non-ASCII"),
+    ],
+)
+def test_a_wrong_url_is_refused_and_told_why(url: str, says: str) -> None:
+    """The refusal names the argument and what is wrong or allowed."""
+    with pytest.raises(ConfigurationError, match=r"^endpoint: ") as caught:
+        Endpoint.of(url)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [None, 5, b"wss://ws.finx.io/"])
+def test_an_endpoint_of_another_type_is_refused(value: object) -> None:
+    """The refusal names the type."""
+    with pytest.raises(ConfigurationError, match=f"not {type(value).__name__}"):
+        Endpoint.of(value)
+    with pytest.raises(ConfigurationError, match=f"not {type(value).__name__}"):
+        Endpoint(value)  # type: ignore[arg-type]
+
+
+def test_a_password_in_a_url_is_refused_without_being_shown() -> None:
+    """A URL with credentials is not printed."""
+    with pytest.raises(ConfigurationError, match="user name or password") as caught:
+        Endpoint.of("wss://me:sekret@ws.finx.io/")
+    assert "sekret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://ws.finx.io/streaming/endpoint-Key-1/",
+        "wss://ws.finx.io:x/streaming/endpoint-Key-1/",
+        "wss://ws.finx.io:endpoint-Key-1/",
+        "wss://endpoint-Key-1/?a",
+        "wss://ws.finx.io/streaming/endpoint-Key-1/?a",
+        "wss://ws.finx.io/streaming/endpoint-Key-1/ü",
+        "endpoint-Key-1",
+        "wss:///endpoint-Key-1",
+    ],
+)
+def test_no_refusal_shows_a_key_that_is_known(url: str) -> None:
+    """A key that was pasted into the URL is masked."""
+    KeySource.of("endpoint-Key-1")
+    with pytest.raises(ConfigurationError) as caught:
+        Endpoint.of(url)
+    assert "endpoint-Key-1" not in str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", ["streaming", "streamer", "v2_live-x"])
+def test_the_prefix_is_a_setting(prefix: str) -> None:
+    """The vendor's later name, or any other path segment, takes the default's place."""
+    endpoint = Endpoint("wss://host/", prefix=prefix)
+    assert f"wss://host/{prefix}/key/BTC:USDC" == endpoint.stream_url(PAIR, ApiKey("key"))
+
+
+@pytest.mark.parametrize("prefix", ["", "/", "a/b", "a b", "ströming", "..", "a?", None, 5])
+def test_a_prefix_that_is_no_path_segment_is_refused(prefix: object) -> None:
+    """The refusal shows the value and what is expected."""
+    with pytest.raises(ConfigurationError, match="one path segment") as caught:
+        Endpoint("wss://host/", prefix=prefix)  # type: ignore[arg-type]
+    assert repr(prefix) in str(caught.value)
+
+
+def test_the_url_of_ticks_is_the_protocols() -> None:
+    """`streaming/[API key]/[pair]`, the colon as it is."""
+    assert Endpoint.PRODUCTION.stream_url(PAIR, ApiKey("key")) == "wss://ws.finx.io/streaming/key/BTC:USDC"
+
+
+def test_the_url_of_greeks_is_the_protocols() -> None:
+    """`streaming/greeks/[API key]/[option]`."""
+    option = Option("BTC", "N2", 2022, 7)
+    assert Endpoint.PRODUCTION.stream_url(option, ApiKey("key")) == "wss://ws.finx.io/streaming/greeks/key/BTCN2202207"
+
+
+@given(st.text([chr(code) for code in range(0x21, 0x7F)], min_size=1, max_size=24))
+@settings(deadline=None)
+def test_a_key_can_not_break_out_of_its_segment(key: str) -> None:
+    """Whatever is in the key, the path has three segments, no query and no fragment."""
+    url = Endpoint.BETA.stream_url(PAIR, ApiKey(key))
+    path = url.removeprefix("wss://beta.finx.io/")
+    assert path.count("/") == 2
+    assert not set("?#\\ \"'") & set(path)
+
+
+@pytest.mark.parametrize(
+    ("url", "loopback"),
+    [
+        ("ws://localhost:1/", True),
+        ("ws://demo.localhost/", True),
+        ("ws://127.0.0.1/", True),
+        ("ws://127.9.9.9/", True),
+        ("ws://[::1]/", True),
+        ("ws://ws.finx.io/", False),
+        ("ws://localhost.example.com/", False),
+        ("ws://notlocalhost/", False),
+        ("ws://10.0.0.1/", False),
+        ("ws://0.0.0.0/", False),
+        ("ws://127.0.0.1.example.com/", False),
+    ],
+)
+def test_a_key_goes_in_clear_to_loopback_alone(url: str, loopback: bool) -> None:
+    """`ws://` beyond loopback is refused, unless the user says so."""
+    endpoint = Endpoint(url)
+    assert loopback == endpoint.is_loopback
+    if loopback:
+        endpoint.check_secrecy(allow_insecure=False)
+    else:
+        with pytest.raises(ConfigurationError, match="allow_insecure=True"):
+            endpoint.check_secrecy(allow_insecure=False)
+    endpoint.check_secrecy(allow_insecure=True)
+
+
+def test_tls_is_good_for_any_host() -> None:
+    """`wss://` is never refused for secrecy."""
+    Endpoint("wss://ws.finx.io/").check_secrecy(allow_insecure=False)

@@ -1,0 +1,168 @@
+"""Counters, rates, peaks, and the snapshots that users see."""
+
+from __future__ import annotations
+
+from collections import deque
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import get_type_hints
+
+import attrs
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finx_streamer.delivery.stats import SUMMED, ListenerStats, StreamStats, add_up
+from finx_streamer.streaming import counters as counting
+from finx_streamer.streaming.counters import Counters
+from finx_streamer.values import State, Tick
+
+
+def a_tick(received_after: float = 0.25) -> Tick:
+    moment = datetime(2022, 7, 2, 15, 30, 55, tzinfo=UTC)
+    return {
+        "pair": "BTC:USDC",
+        "date": "2022-07-02",
+        "time": "15:30:55Z",
+        "exchange": "BINANCE",
+        "price": 19200.84,
+        "timestamp": moment,
+        "received_ns": int((moment.timestamp() + received_after) * 1e9),
+        "backfilled": False,
+    }
+
+
+def rate_at(counters: Counters, now: float) -> float:
+    """The rate in a snapshot that is taken at a moment of our choice."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(counting, "time", SimpleNamespace(monotonic=lambda: now))
+        return counters.snapshot(State.STREAMING, 0, 0).rate
+
+
+def test_a_new_stream_has_counted_nothing() -> None:
+    """All zero, and None for what there is not yet."""
+    assert StreamStats(state=State.IDLE) == Counters().snapshot(State.IDLE, 0, 0)
+
+
+def test_a_snapshot_has_what_was_counted() -> None:
+    """Each counter goes into the field of its name."""
+    counters = Counters()
+    counters.messages, counters.dropped, counters.callback_errors, counters.decode_errors = 1, 2, 3, 4
+    counters.bytes, counters.queue_peak, counters.connected_at = 5, 6, 1_656_775_855.5
+    snapshot = counters.snapshot(State.STREAMING, 7, 3)
+    assert (
+        StreamStats(
+            state=State.STREAMING,
+            messages=1,
+            dropped=2,
+            callback_errors=3,
+            decode_errors=4,
+            bytes=5,
+            reconnects=7,
+            queue_depth=3,
+            queue_peak=6,
+            connected_since=datetime(2022, 7, 2, 15, 30, 55, 500_000, UTC),
+        )
+        == snapshot
+    )
+
+
+def test_a_snapshot_stays_as_it_was() -> None:
+    """What is counted later does not change it, and nor does the user."""
+    counters = Counters()
+    before = counters.snapshot(State.STREAMING, 0, 0)
+    counters.count_ticks([a_tick()], 100.0)
+    assert (before.ticks, counters.snapshot(State.STREAMING, 0, 0).ticks) == (0, 1)
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        before.ticks = 5  # type: ignore[misc]
+
+
+def test_ticks_are_counted_and_the_last_one_kept() -> None:
+    """The lag is that of the last tick."""
+    counters = Counters()
+    last = a_tick(received_after=1.5)
+    counters.count_ticks([a_tick(), a_tick(), last], 100.0)
+    snapshot = counters.snapshot(State.STREAMING, 0, 0)
+    assert snapshot.ticks == 3
+    assert last is snapshot.last_tick
+    assert snapshot.lag == pytest.approx(1.5, abs=1e-6)
+
+
+def test_a_peak_is_never_below_the_depth() -> None:
+    """A snapshot does not contradict itself."""
+    assert Counters().snapshot(State.STREAMING, 0, 9).queue_peak == 9
+
+
+@pytest.mark.parametrize("now", [30.0, 30.5, 30.999])
+def test_a_steady_stream_has_its_rate(now: float) -> None:
+    """Ten ticks a second are ten ticks a second, wherever within a second one looks."""
+    counters = Counters()
+    for tenth in range(int(now * 10)):
+        counters.count_ticks([a_tick()], tenth / 10)
+    assert rate_at(counters, now) == pytest.approx(10.0, rel=0.05)
+
+
+def test_the_rate_falls_to_nothing_with_the_stream() -> None:
+    """Ten seconds after the last tick the rate is 0."""
+    counters = Counters()
+    counters.count_ticks([a_tick()] * 50, 100.0)
+    assert [rate_at(counters, now) for now in (100.5, 105.0, 110.0, 111.0)] == [50.0, 10.0, 5.0, 0.0]
+
+
+def test_a_long_stream_keeps_little() -> None:
+    """The rate's memory is bounded."""
+    counters = Counters()
+    for second in range(1_000):
+        counters.count_ticks([a_tick()], float(second))
+    assert len(counters._seconds) == counting.RATE_WINDOW + 1
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("ours"), st.integers(1, 5)),
+        st.tuples(st.just("theirs"), st.integers(1, 5)),
+        st.tuples(st.just("take"), st.integers(1, 8)),
+    ),
+    max_size=60,
+)
+
+
+@given(steps)
+@settings(deadline=None, max_examples=200)
+def test_the_peak_is_that_of_the_streams_own_ticks(given_steps: list[tuple[str, int]]) -> None:
+    """Positions alone give the peak that counting each tick in the queue would give."""
+    counters, queue, put, peak = Counters(), deque[str](), 0, 0
+    for kind, number in given_steps:
+        if kind == "take":
+            for _ in range(min(number, len(queue))):
+                queue.popleft()
+            continue
+        queue.extend([kind] * number)
+        put += number
+        if kind == "ours":
+            counters.count_waiting(number, put, put - len(queue))
+            peak = max(peak, queue.count("ours"))
+    assert peak == counters.queue_peak
+
+
+def test_a_listeners_counts_are_the_sums() -> None:
+    """Every summed field is the sum over the streams; depth and peak are the queue's own."""
+    one = StreamStats(state=State.STREAMING, **{name: position for position, name in enumerate(SUMMED, 1)})
+    two = StreamStats(state=State.RECONNECTING, **dict.fromkeys(SUMMED, 100))
+    total = add_up(State.RECONNECTING, {"A:B": one, "C:D": two}, 17, 40)
+    assert {name: 100 + position for position, name in enumerate(SUMMED, 1)} == {
+        name: getattr(total, name) for name in SUMMED
+    }
+    assert (total.state, total.queue_depth, total.queue_peak) == (State.RECONNECTING, 17, 40)
+    assert {"A:B": one, "C:D": two} == total.streams
+
+
+def test_a_listener_without_streams_has_counted_nothing() -> None:
+    """The sums over nothing are zero."""
+    assert ListenerStats(state=State.IDLE) == add_up(State.IDLE, {}, 0, 0)
+
+
+def test_what_a_listener_counts_is_what_its_streams_count() -> None:
+    """No summed field is missing from either snapshot."""
+    assert set(SUMMED) | {"state", "queue_depth", "queue_peak", "streams"} == set(get_type_hints(ListenerStats))
+    assert set(SUMMED) <= set(get_type_hints(StreamStats))

@@ -1,0 +1,589 @@
+"""`FunctionClient` as its users meet it: against the local server, and against servers that misbehave."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import json
+import logging
+import random
+import re
+import ssl
+import sys
+import threading
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+import websocket
+
+from finx_streamer import (
+    AuthenticationError,
+    CallTimeout,
+    ConfigurationError,
+    ConnectionFailed,
+    DecodeError,
+    FinxStreamerError,
+    FunctionClient,
+    FunctionError,
+    NotAvailable,
+    Pair,
+    StreamListener,
+    Tick,
+)
+from finx_streamer.config.api_key import KeySource
+from finx_streamer.server import LocalServer, SimulatedMarket, Tape
+from tests.functions.test_call_pool import answer
+from tests.promises.test_secrets import KEY, assert_clean, give
+from tests.support.peers import PATIENCE, QUICK, Peer, Script, close_frame, frame, refuse
+
+WireTick = dict[str, str]
+
+
+def wire(moment: datetime, price: object = 1, exchange: str = "BINANCE", pair: str = "BTC:USDC") -> WireTick:
+    """A tick as the wire has it."""
+    time = moment.time().isoformat("microseconds")
+    return {
+        "pair": pair,
+        "date": moment.date().isoformat(),
+        "time": f"{time}Z",
+        "exchange": exchange,
+        "price": str(price),
+    }
+
+
+NOON = datetime(2022, 7, 2, 12, tzinfo=UTC)
+#: 2,500 ticks, two a second, over a midnight, of two exchanges by turns.
+TICKS = [
+    wire(NOON + timedelta(hours=11, minutes=50, milliseconds=500 * n + n % 7), n, "BINANCE" if n % 2 else "FTX")
+    for n in range(2_500)
+]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[LocalServer]:
+    """A server that knows these ticks, and accepts the key `demo`."""
+    with LocalServer(SimulatedMarket(rate=0.001, seed=1), keys={"demo"}) as running:
+        running.import_ticks(TICKS)
+        yield running
+
+
+@pytest.fixture
+def client(server: LocalServer) -> Iterator[FunctionClient]:
+    """A client of it."""
+    with FunctionClient("demo", server.url, timeout=PATIENCE, reconnect=QUICK) as one:
+        yield one
+
+
+def prices(ticks: list[Tick]) -> list[int]:
+    return [int(tick["price"]) for tick in ticks]
+
+
+# What is answered.
+
+
+def test_authenticate(client: FunctionClient) -> None:
+    """The server takes the key."""
+    assert client.authenticate() is True
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        refuse("401 No"),
+        refuse("403 No"),
+        answer(lambda request: frame('{"isAuth":false}')),
+        answer(lambda request: frame("{}")),
+        answer(lambda request: close_frame(1008)),
+    ],
+    ids=["401", "403", "false", "empty", "1008"],
+)
+def test_a_refused_key_does_not_authenticate(script: Script) -> None:
+    """However the server says so, the answer is no."""
+    with Peer(script) as peer, FunctionClient("demo", peer.url, timeout=PATIENCE) as client:
+        assert client.authenticate() is False
+
+
+def test_without_a_key_there_is_nothing_to_authenticate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is an error that says where a key is looked for."""
+    monkeypatch.delenv("FINX_API_KEY", raising=False)
+    with (
+        FunctionClient(endpoint="ws://127.0.0.1:1/") as client,
+        pytest.raises(AuthenticationError, match="FINX_API_KEY"),
+    ):
+        client.authenticate()
+
+
+def test_a_snap_is_a_tick_like_any_other(client: FunctionClient) -> None:
+    """The wire's fields as they came, and ours, with `backfilled`."""
+    tick = client.tick_snap("BTC:USDC", NOON + timedelta(hours=11, minutes=50, seconds=1))
+    assert TICKS[1] | {"price": 1.0} == {name: tick[name] for name in TICKS[1]}  # type: ignore[literal-required]
+    assert (NOON + timedelta(hours=11, minutes=50, milliseconds=501), True) == (tick["timestamp"], tick["backfilled"])
+    assert tick["received_ns"] > 0
+
+
+def test_a_snap_of_now(client: FunctionClient) -> None:
+    """Without a time it is the latest."""
+    assert client.tick_snap(Pair("BTC", "USDC"))["price"] == 2_499
+
+
+@pytest.mark.parametrize(
+    "at",
+    [
+        datetime(2022, 7, 3, tzinfo=UTC),
+        datetime(2022, 7, 3, 2, tzinfo=timezone(timedelta(hours=2))),
+        date(2022, 7, 3),
+        "2022-07-03",
+        "2022-07-03T00:00:00Z",
+        "2022-07-03T00:00",
+        "2022-07-02T19:00:00-05:00",
+    ],
+)
+def test_times_may_be_told_in_many_ways(client: FunctionClient, at: Any) -> None:
+    """They all mean the same moment; what has no offset is in UTC."""
+    assert client.tick_snap("BTC:USDC", at)["price"] == 1_199
+
+
+@pytest.mark.parametrize(
+    ("at", "said"),
+    [
+        (datetime(2022, 7, 3), "has no time zone"),
+        ("tomorrow", "expected an aware datetime"),
+        (1_656_775_855, "expected an aware datetime"),
+        ("1969-12-31", "from 1970"),
+        (datetime.max.replace(tzinfo=timezone(timedelta(hours=-1))), "to 9998"),
+    ],
+)
+def test_times_that_are_none(client: FunctionClient, at: Any, said: str) -> None:
+    """A naive datetime is refused, since elsewhere it means local time."""
+    with pytest.raises(ConfigurationError, match=said):
+        client.tick_snap("BTC:USDC", at)
+
+
+def test_history_is_complete_and_sorted(client: FunctionClient) -> None:
+    """Pages of 1,000, two days, and answers in no order give the tape."""
+    found = client.tick_history("BTC:USDC", NOON, NOON + timedelta(days=1))
+    times = [tick["timestamp"] for tick in found]
+    assert sorted(times) == times
+    assert Counter(range(2_500)) == Counter(prices(found))
+    assert all(tick["backfilled"] for tick in found)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_midnight(count: int) -> None:
+    """A tick at exactly midnight is in history; of several, one: nobody can ask how many there were."""
+    midnight = datetime(2022, 7, 3, tzinfo=UTC)
+    with LocalServer(SimulatedMarket(rate=0.001), keys={"demo"}) as server:
+        server.import_ticks([wire(NOON, 1), *[wire(midnight, 2)] * count, wire(midnight + timedelta(seconds=1), 3)])
+        with FunctionClient("demo", server.url) as client:
+            assert prices(client.tick_history("BTC:USDC", NOON, midnight + timedelta(hours=1))) == [1, 2, 3]
+            assert prices(client.tick_history("BTC:USDC", midnight, midnight + timedelta(hours=1))) == [2, 3]
+
+
+def test_history_is_half_open(client: FunctionClient) -> None:
+    """The start is in it, the end is not."""
+    first, last = NOON + timedelta(hours=11, minutes=50), NOON + timedelta(hours=11, minutes=50, milliseconds=1)
+    assert prices(client.tick_history("BTC:USDC", first, last)) == [0]
+
+
+def test_history_up_to_now(client: FunctionClient) -> None:
+    """The end may be left out; the years between are leapt over."""
+    assert len(client.tick_history("BTC:USDC", date(2015, 1, 1))) == 2_500
+
+
+def test_history_of_one_exchange(client: FunctionClient) -> None:
+    """The network-specific series."""
+    found = client.tick_history("BTC:USDC", "2022-07-02", "2022-07-04", exchange="FTX")
+    assert set(range(0, 2_500, 2)) == set(prices(found))
+    assert client.tick_history("BTC:USDC", "2022-07-02", "2022-07-04", exchange="NOWHERE") == []
+
+
+def test_a_server_that_ignores_the_exchange_gives_the_same() -> None:
+    """The client filters too, and pages by what the server sent."""
+
+    def history(request: dict[str, Any]) -> bytes:
+        if request["functionName"] == "tickSnap":
+            return frame(json.dumps(TICKS[-1]))
+        time = request["time"] if request["time"] != "00:00:00.000" else "00:00:00"
+        later = [tick for tick in TICKS if tick["date"] == request["date"] and tick["time"] > time][:1_000]
+        random.shuffle(later)
+        return frame(json.dumps(dict(enumerate(later))))
+
+    with Peer(answer(history)) as peer, FunctionClient("demo", peer.url, timeout=PATIENCE) as client:
+        found = client.tick_history("BTC:USDC", "2022-07-02", "2022-07-04", exchange="FTX")
+    assert set(range(0, 2_500, 2)) == set(prices(found))
+
+
+def test_history_is_lazy(client: FunctionClient, server: LocalServer) -> None:
+    """A page is fetched when the last one is used up; a generator that is dropped leaves the client usable."""
+    before = server.stats.calls
+    ticks = client.iter_tick_history("BTC:USDC", NOON, NOON + timedelta(days=1))
+    assert before == server.stats.calls
+    next(ticks)
+    assert before + 1 == server.stats.calls
+    del ticks
+    assert client.authenticate()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("BTC-USDC", "2022-07-02"),
+        (7, "2022-07-02"),
+        ("BTCN2202207", "2022-07-02"),
+        ("BTC:USDC", "2022-07-02", "2022-07-01"),
+        ("BTC:USDC", "2022-07-02", None, ""),
+        ("BTC:USDC", "2022-07-02", None, 5),
+        ("BTC:USDC", "2022-07-02", None, None, "yes"),
+    ],
+)
+def test_history_refuses_bad_arguments_at_once(client: FunctionClient, arguments: tuple[Any, ...]) -> None:
+    """Before anything is asked, also where the result is lazy."""
+    with pytest.raises(ConfigurationError):
+        client.iter_tick_history(*arguments)
+
+
+def test_real_trades(shared_data: Path) -> None:
+    """Recorded trades, equal ones included, come back as they are: text, number and multiplicity."""
+    lines = [json.loads(line) for line in (shared_data / "tape-small.jsonl").read_text().splitlines()]
+    recorded = [line.get("resultData", line) for line in lines]
+    fields = ("pair", "date", "time", "exchange", "price")
+    with LocalServer(SimulatedMarket(rate=0.001), keys={"demo"}) as server:
+        server.import_ticks(recorded)
+        with FunctionClient("demo", server.url, timeout=PATIENCE, parse_price=str) as client:
+            found = []
+            for pair in sorted({tick["pair"] for tick in recorded}):
+                found += client.tick_history(pair, "2021-01-01", "2025-01-01")
+    assert Counter(tuple(t[f] for f in fields) for t in recorded) == Counter(tuple(t[f] for f in fields) for t in found)  # type: ignore[literal-required]
+
+
+def test_reference_data(client: FunctionClient) -> None:
+    """An object of facts."""
+    assert client.reference_data("BTC")["securityId"] == "BTC"
+
+
+def test_greeks_history_is_not_there_yet(client: FunctionClient) -> None:
+    """It says so, whatever is asked."""
+    with pytest.raises(NotAvailable, match="future release"):
+        client.greeks_history("BTCN2202207", start="2022-07-02")
+
+
+def test_any_function_can_be_called(client: FunctionClient) -> None:
+    """By the wire's own names."""
+    assert client.call("keepAlive") == {"keepAlive": True}
+    assert "19" in client.call("tickSnap", pair="BTC:USDC", date="2022-07-03", time="00:00")["price"]
+
+
+@pytest.mark.parametrize("arguments", [{"APIKey": KEY}, {"functionName": "x"}, {"when": NOON}, {"x": float("nan")}])
+def test_calls_refuse_what_is_theirs(client: FunctionClient, arguments: dict[str, Any]) -> None:
+    """The key and the name are added by the client; what is no JSON can't be sent."""
+    with pytest.raises(ConfigurationError) as caught:
+        client.call("echo", **arguments)
+    assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["", None, 5])
+def test_a_function_has_a_name(client: FunctionClient, name: Any) -> None:
+    """Nothing else can be called, nor can a security without a name be asked for."""
+    with pytest.raises(ConfigurationError, match="function_name"):
+        client.call(name)
+    with pytest.raises(ConfigurationError, match="security_id"):
+        client.reference_data(name)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda client: client.tick_snap("BTC:USDC", "1999-01-01"), "no tick at or before"),
+        (lambda client: client.tick_snap("XRP:USDC"), "XRP:USDC"),
+        (lambda client: client.tick_history("XRP:USDC", "2022-07-02"), "XRP:USDC"),
+        (lambda client: client.call("makeCoffee"), "makeCoffee"),
+    ],
+)
+def test_errors_name_the_call(client: FunctionClient, call: Callable[[FunctionClient], Any], said: str) -> None:
+    """The function, its arguments, and what the server says."""
+    with pytest.raises(FunctionError, match=said) as caught:
+        call(client)
+    assert caught.value.function in str(caught.value)
+    assert "demo" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("parse", "expected"), [(Decimal, Decimal("2499")), (str, "2499"), (float, 2499.0)])
+def test_prices_are_parsed_as_wanted(server: LocalServer, parse: Callable[[str], Any], expected: Any) -> None:
+    """As those of live ticks are."""
+    with FunctionClient("demo", server.url, parse_price=parse) as client:
+        price = client.tick_snap("BTC:USDC")["price"]
+    assert (type(expected), expected) == (type(price), price)
+
+
+def test_a_price_that_can_not_be_parsed(server: LocalServer) -> None:
+    """The user's own exception is the cause. A key that ends as a field is named takes nothing from the tick."""
+    KeySource.of("any-time")
+
+    def broken(text: str) -> float:
+        raise ArithmeticError("mine")
+
+    with FunctionClient("demo", server.url, parse_price=broken) as client:
+        with pytest.raises(DecodeError, match="parse_price refused") as caught:
+            client.tick_snap("BTC:USDC")
+        assert isinstance(caught.value.__cause__, ArithmeticError)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        {"0": 5},
+        {"0": {"pair": "BTC:USDC"}},
+        {"0": TICKS[0], "1": {**TICKS[0], "pair": "ETH:USDC"}},
+        {"0": {**TICKS[0], "price": "NaN"}},
+        {"0": {**TICKS[0], "date": "2022-02-30"}},
+        {"0": None},
+        {"results": [TICKS[0]]},
+    ],
+)
+def test_history_that_is_none(sent: dict[str, Any]) -> None:
+    """An answer with anything in it that is no tick of that pair is an error, and not a shorter history."""
+    with (
+        Peer(answer(lambda request: frame(json.dumps(sent)))) as peer,
+        FunctionClient("demo", peer.url) as client,
+        pytest.raises(DecodeError, match="BTC:USDC"),
+    ):
+        client.tick_history("BTC:USDC", "2022-07-02", "2022-07-03")
+
+
+# Faults on the way.
+
+
+def test_a_server_that_fails_functions(server: LocalServer, client: FunctionClient) -> None:
+    """Its error is an error, once; then all is well."""
+    server.fail_functions(1, "out of order")
+    with pytest.raises(FunctionError, match="out of order"):
+        client.authenticate()
+    assert client.authenticate()
+
+
+def test_a_server_that_drops_calls(server: LocalServer, client: FunctionClient) -> None:
+    """They are made again, and history has no hole."""
+    server.drop_functions(3)
+    assert len(client.tick_history("BTC:USDC", NOON, NOON + timedelta(days=1))) == 2_500
+
+
+def test_a_server_that_stalls(server: LocalServer) -> None:
+    """The call times out; what is answered late is not taken for the next call's answer."""
+    with FunctionClient("demo", server.url, timeout=0.3, connections=1) as client:
+        server.stall_functions(1)
+        with pytest.raises(CallTimeout):
+            client.tick_snap("BTC:USDC", "2022-07-03")
+        server.resume()
+        client._timeout = PATIENCE
+        assert client.reference_data("BTC")["securityId"] == "BTC"
+
+
+def test_history_over_a_restart(server: LocalServer) -> None:
+    """The server goes and comes back while history is read: the reader does not notice."""
+    with LocalServer(SimulatedMarket(rate=0.001), keys={"demo"}) as local:
+        local.import_ticks(TICKS)
+        with FunctionClient("demo", local.url, timeout=PATIENCE, reconnect=QUICK) as client:
+            ticks = client.iter_tick_history("BTC:USDC", NOON, NOON + timedelta(days=1))
+            found = [next(ticks)]
+            local.drop_connections(reset=True)
+            found += ticks
+    assert Counter(range(2_500)) == Counter(prices(found))
+
+
+def test_many_threads_read_history(client: FunctionClient) -> None:
+    """Each gets its own exchange's, whole."""
+    found: dict[int, set[int]] = {}
+
+    def read(number: int) -> None:
+        exchange = "FTX" if number % 2 else "BINANCE"
+        found[number] = set(prices(client.tick_history("BTC:USDC", NOON, NOON + timedelta(days=1), exchange)))
+
+    threads = [threading.Thread(target=read, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert {number: set(range(1 - number % 2, 2_500, 2)) for number in range(8)} == found
+
+
+def test_beside_a_listener() -> None:
+    """What a listener received live is in history."""
+    tape = [wire(NOON + timedelta(seconds=n), n) for n in range(300)]
+    with LocalServer(Tape(tape, speed=None), keys={"demo"}) as server:
+        live: list[Tick] = []
+        # Started by the loop, which misses nothing then.
+        for tick in StreamListener("BTC:USDC", api_key="demo", endpoint=server.url):
+            live.append(tick)
+            if len(live) == 300:
+                break
+        with FunctionClient("demo", server.url) as client:
+            assert prices(live) == prices(client.tick_history("BTC:USDC", NOON, NOON + timedelta(hours=1)))
+
+
+def test_over_tls() -> None:
+    """With a context of the user's own; without it the certificate is refused."""
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    sizes = [0, 100, 16_000, 49_000, *range(65_300, 65_600, 20), 82_000, 131_050, 300_000]
+
+    def sized(request: dict[str, Any]) -> bytes:
+        return frame(json.dumps({"text": "x" * request["size"]}))
+
+    with Peer(answer(sized), context=context) as peer:
+        with FunctionClient("demo", peer.url, ssl_context=trusting, timeout=PATIENCE) as client:
+            # Around what is read in one go, where TLS may have read more than it has given out.
+            assert sizes == [len(client.call("sized", size=size)["text"]) for size in sizes]
+            assert peer.accepted == 1
+        with FunctionClient("demo", peer.url) as client, pytest.raises(ConnectionFailed, match="certificate"):
+            client.authenticate()
+
+
+# Progress.
+
+
+def test_progress_is_shown(client: FunctionClient, capfd: pytest.CaptureFixture[str]) -> None:
+    """On stderr, by the time that is covered; the ticks are the same."""
+    found = client.tick_history("BTC:USDC", NOON, NOON + timedelta(days=1), progress=True)
+    out, err = capfd.readouterr()
+    assert len(found) == 2_500
+    assert out == ""
+    assert "2,500 ticks" in err
+    assert "100%" in err
+
+
+def test_progress_without_tqdm(client: FunctionClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says at once what to install."""
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    with pytest.raises(ConfigurationError, match=r'pip install "finx-streamer\[progress\]"'):
+        client.iter_tick_history("BTC:USDC", NOON, progress=True)
+
+
+# Arguments.
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"timeout": 0},
+        {"timeout": "1"},
+        {"timeout": True},
+        {"timeout": float("nan")},
+        {"connections": 0},
+        {"connections": 1.5},
+        {"parse_price": "float"},
+        {"reconnect": True},
+        {"connect_timeout": -1},
+        {"ssl_context": True},
+        {"allow_insecure": 1},
+        {"name": ""},
+        {"endpoint": "nowhere"},
+        {"endpoint": "ws://example.com/"},
+        {"api_key": ""},
+        {"api_key": 5},
+    ],
+)
+def test_wrong_arguments_are_refused(wrong: dict[str, Any]) -> None:
+    """At once, by name, and without the key in any frame of this package."""
+    with pytest.raises(ConfigurationError, match="endpoint" if wrong.get("endpoint") else next(iter(wrong))) as caught:
+        FunctionClient(**({"api_key": "s3cr3t-of-mine"} | wrong))
+    shown = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+    ours = [frame for frame in shown.stack if "finx_streamer" in frame.filename and "tests" not in frame.filename]
+    assert "s3cr3t-of-mine" not in str([frame.locals for frame in ours])
+
+
+def test_the_signature() -> None:
+    """It is what the documentation promises."""
+    names = list(inspect.signature(FunctionClient).parameters)
+    assert names[:6] == ["api_key", "endpoint", "timeout", "connections", "parse_price", "reconnect"]
+    assert names[6:] == ["connect_timeout", "ssl_context", "proxy", "allow_insecure", "name"]
+
+
+def test_a_client_that_was_never_used_costs_nothing() -> None:
+    """No thread, no connection, no question for the key."""
+    before = threading.active_count()
+    with FunctionClient(lambda: 1 // 0, "wss://nowhere.invalid/") as client:  # type: ignore[arg-type, return-value]
+        assert before == threading.active_count()
+        assert re.fullmatch(
+            r"<FunctionClient finx-streamer-functions-\d+ 0 connected at wss://nowhere.invalid/>", repr(client)
+        )
+
+
+# The key.
+
+
+def quoting(request: dict[str, Any]) -> bytes:
+    """A server that quotes the key in whatever it says, in the way that the call asks for."""
+    texts = {
+        "error": json.dumps({"error": f"bad key {KEY} of {request}"}),
+        "nonsense": f"nonsense {KEY}",
+        "list": json.dumps([KEY]),
+        "fine": json.dumps({"isAuth": True, "APIKey": KEY}),
+        "tickHistory": json.dumps({"0": {**TICKS[0], "price": KEY}}),
+        "tickSnap": json.dumps({**TICKS[0], "time": KEY, KEY: KEY}),
+    }
+    if request["functionName"] == "close":
+        return close_frame(1011, f"key {KEY}".encode())
+    if request["functionName"] == "binary":
+        return frame(KEY.encode(), 0x2)
+    if request["functionName"] == "silence":
+        return b""
+    return frame(texts[request["functionName"]])
+
+
+@pytest.mark.parametrize("callable_key", [False, True], ids=["str", "callable"])
+@pytest.mark.parametrize(
+    "function", ["error", "nonsense", "list", "fine", "close", "binary", "silence", "tickHistory", "tickSnap"]
+)
+def test_the_key_is_nowhere_to_be_found(function: str, callable_key: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    """Not in errors, their causes, the locals of their frames, answers, logs, nor the library's trace."""
+    log = io.StringIO()
+    handler = logging.StreamHandler(log)
+    root, library = logging.getLogger(), logging.getLogger("websocket")
+    level, library_level = root.level, library.level
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    websocket.enableTrace(True, logging.StreamHandler(log))
+    texts: list[str] = []
+    try:
+        with Peer(answer(quoting)) as peer:
+            # Not in a local variable: those of the frames that an exception passes are looked through as well.
+            made = FunctionClient(give if callable_key else KEY, peer.url, timeout=0.5, reconnect=None)
+            try:
+                texts.append(str(ask(made, function)))
+            except FinxStreamerError as error:
+                found: BaseException | None = error
+                while found is not None:
+                    shown = traceback.TracebackException.from_exception(found, capture_locals=True)
+                    texts += ["".join(shown.format()), repr(found), repr(vars(found)), repr(found.args)]
+                    found = found.__cause__ or found.__context__
+            else:
+                assert function == "fine"
+            texts += [repr(made), str([thread.name for thread in threading.enumerate()])]
+            made.close()
+    finally:
+        websocket.enableTrace(False)
+        for added in library.handlers[:]:
+            library.removeHandler(added)
+        library.setLevel(library_level)
+        root.removeHandler(handler)
+        root.setLevel(level)
+    assert len(texts) >= 3
+    for text in [*texts, log.getvalue(), *capfd.readouterr()]:
+        assert_clean(text, function)
+
+
+def ask(client: FunctionClient, function: str) -> Any:
+    """Call it."""
+    if function == "tickHistory":
+        return client.tick_history("BTC:USDC", "2022-07-02")
+    return client.tick_snap("BTC:USDC") if function == "tickSnap" else client.call(function)

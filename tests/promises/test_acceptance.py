@@ -1,0 +1,168 @@
+"""The whole, end to end: recorded trades through a real server into callbacks, complete and in order."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finx_streamer import FinxStreamerError, ReconnectPolicy, SlowConsumer, State, StreamListener, Tick
+from finx_streamer.server import LocalServer, SimulatedMarket, Tape
+
+WIRE_FIELDS = ("pair", "date", "time", "exchange", "price")
+TAPES = ("tape-small.jsonl", "tape.jsonl.gz")
+PATIENCE = 30.0
+
+
+def read_tape(path: Path) -> list[dict[str, str]]:
+    """The lines of a tape."""
+    text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def of_pair(lines: Iterable[dict[str, str]], pair: str) -> list[dict[str, str]]:
+    """The ticks of one pair, in order."""
+    return [line for line in lines if line["pair"] == pair]
+
+
+def wire_part(tick: Tick) -> dict[str, Any]:
+    """The fields that came over the wire."""
+    return {field: tick[field] for field in WIRE_FIELDS}  # type: ignore[literal-required]
+
+
+def collect(server: LocalServer, pairs: list[str], count: int, **settings: Any) -> list[dict[str, Any]]:
+    """Listen to pairs until so many ticks have come."""
+    got: list[dict[str, Any]] = []
+    errors: list[FinxStreamerError] = []
+    complete = threading.Event()
+
+    def keep(tick: Tick) -> None:
+        got.append(wire_part(tick))
+        if len(got) == count:
+            complete.set()
+
+    listener = StreamListener(
+        *pairs,
+        api_key="demo",
+        endpoint=server.url,
+        on_tick=keep,
+        on_error=errors.append,
+        parse_price=str,
+        **settings,
+    )
+    with listener:
+        complete.wait(PATIENCE)
+    # A short queue that the server always fills is reported, and loses nothing.
+    assert [error for error in errors if not isinstance(error, SlowConsumer)] == []
+    return got
+
+
+@pytest.mark.parametrize("tape", TAPES)
+@pytest.mark.parametrize("dispatch", ["thread", "inline"])
+def test_one_pair_of_a_tape_arrives_whole_and_in_order(shared_data: Path, tape: str, dispatch: str) -> None:
+    """One pair's ticks arrive complete, in order, each field as the file has it."""
+    expected = of_pair(read_tape(shared_data / tape), "BTC:USDT")
+    with LocalServer(Tape(shared_data / tape, speed=None), keys={"demo"}) as server:
+        assert expected == collect(server, ["BTC:USDT"], len(expected), dispatch=dispatch)
+
+
+@pytest.mark.parametrize("tape", TAPES)
+@pytest.mark.parametrize("dispatch", ["thread", "inline"])
+@pytest.mark.parametrize("queue_size", [1, 100, 65_536])
+def test_every_pair_of_a_tape_in_one_listener(shared_data: Path, tape: str, dispatch: str, queue_size: int) -> None:
+    """All pairs at once: each pair's ticks arrive complete and in order, however short the queue."""
+    lines = read_tape(shared_data / tape)
+    pairs = sorted({line["pair"] for line in lines})
+    with LocalServer(Tape(shared_data / tape, speed=None, wait_for=len(pairs)), keys={"demo"}) as server:
+        got = collect(server, pairs, len(lines), dispatch=dispatch, queue_size=queue_size)
+    assert len(lines) == len(got)
+    for pair in pairs:
+        assert of_pair(lines, pair) == of_pair(got, pair)
+
+
+@pytest.mark.parametrize("form", ["enveloped", "flat"])
+def test_both_forms_of_the_wire_give_the_same_ticks(shared_data: Path, form: str) -> None:
+    """The documented message and the vendor's later one end in the same dict."""
+    expected = of_pair(read_tape(shared_data / TAPES[0]), "ETH:USDT")
+    with LocalServer(Tape(shared_data / TAPES[0], speed=None), keys={"demo"}, form=form) as server:
+        assert expected == collect(server, ["ETH:USDT"], len(expected))
+
+
+def serve(port: int) -> tuple[subprocess.Popen[str], int]:
+    """A server process of its own, once it can be connected to, and its port."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "finx_streamer", "serve", "--port", str(port), "--rate", "500"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if found := re.search(r"ws://127\.0\.0\.1:(\d+)", line):
+            return process, int(found[1])
+    raise AssertionError("the server named no URL")
+
+
+def test_the_listener_survives_the_servers_death() -> None:
+    """A server that is killed and started again on the same port is found again, without any help."""
+    process, port = serve(0)
+    ticks = [threading.Event(), threading.Event()]
+    lost = threading.Event()
+    phase = 0
+
+    def note(_symbol: str, state: State) -> None:
+        if state is State.RECONNECTING:
+            lost.set()
+
+    listener = StreamListener(
+        "BTC:USDC",
+        api_key="demo",
+        endpoint=f"ws://127.0.0.1:{port}/",
+        on_tick=lambda tick: ticks[phase].set(),
+        on_state=note,
+        on_error=lambda error: None,
+        reconnect=ReconnectPolicy(initial=0.05, maximum=0.5),
+    )
+    try:
+        with listener:
+            assert ticks[0].wait(PATIENCE)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            assert lost.wait(PATIENCE)
+            phase = 1
+            assert process.stdout is not None
+            process.stdout.close()
+            process, _ = serve(port)
+            assert ticks[1].wait(PATIENCE)
+            assert listener.stats.reconnects == 1
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def test_a_listener_leaves_nothing_behind_after_500_lives() -> None:
+    """500 starts and stops leave no thread and no file descriptor."""
+    with LocalServer(SimulatedMarket(rate=2_000.0, seed=1), keys={"demo"}) as server:
+        names = {thread.name for thread in threading.enumerate()}
+        before = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
+        for life in range(500):
+            listener = StreamListener("BTC:USDT", api_key="demo", endpoint=server.url).start()
+            if life % 2:
+                next(iter(listener))
+            assert listener.stop()
+        after = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
+        assert names == {thread.name for thread in threading.enumerate()}
+    # The server may still be closing its ends of the last few.
+    assert after - before <= 10

@@ -1,0 +1,401 @@
+"""Streams without gaps, end to end: what `on_tick` gets is what the market sent, whatever becomes of connections."""
+
+from __future__ import annotations
+
+import json
+import random
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+from finx_streamer import CallTimeout, Gap, GapNotFilled
+from finx_streamer import run as run_module
+from finx_streamer.server import LocalServer
+from tests.support.market import BEGIN, OTHER, PAIR, Market, begin, interrupt, outage, prices, send, tick, wait_held
+from tests.support.peers import PATIENCE, Seen
+from tests.support.storm import bursts, killings, storm
+
+
+@pytest.fixture
+def server() -> Iterator[LocalServer]:
+    with LocalServer(Market(PAIR, OTHER), keys={"demo"}, close_timeout=0.2) as server:
+        yield server
+
+
+# A gap is filled.
+
+
+def test_ticks_of_an_outage_come_before_the_live_ones(server: LocalServer, seen: Seen, dispatch: str) -> None:
+    """What passed while nobody listened is fetched, marked, and told of, in its place."""
+    order: list[Any] = []
+    with seen.listener(server.url, backfill=True, dispatch=dispatch) as listener:
+        listener.on_tick(lambda each: order.append((int(each["price"]) - 19_200, each["backfilled"])))
+        listener.on_gap(order.append)
+        server.wait_connected(1)
+        send(server, 1, 2)
+        seen.wait_ticks(2)
+        with outage(server, seen):
+            send(server, 3, 4, 5)
+        send(server, 6, 7)
+        seen.wait_ticks(7)
+        gap = seen.gaps[0]
+        assert [(1, False), (2, False), (3, True), (4, True), (5, True), gap, (6, False), (7, False)] == order
+        assert gap.symbol == PAIR
+        assert (BEGIN + timedelta(milliseconds=20), BEGIN + timedelta(milliseconds=60)) == (gap.since, gap.until)
+        assert (gap.filled, gap.ticks) == (True, 3)
+        stats = listener.stats.streams[PAIR]
+        assert (stats.gaps, stats.filled_ticks, stats.ticks) == (1, 3, 7)
+    assert seen.of_type(GapNotFilled) == []
+
+
+def test_every_reconnect_is_looked_into(server: LocalServer, seen: Seen) -> None:
+    """A gap in which nothing passed is told as one of no ticks; several gaps are told one by one."""
+    with seen.listener(server.url, backfill=True):
+        server.wait_connected(1)
+        for number in (1, 11, 21):
+            send(server, number)
+            seen.wait_for(lambda number=number: number in prices(seen))  # type: ignore[misc]
+            with outage(server, seen):
+                pass
+            send(server, number + 5)
+            seen.wait_for(lambda number=number: number + 5 in prices(seen))  # type: ignore[misc]
+        assert [(gap.filled, gap.ticks) for gap in seen.gaps] == [(True, 0)] * 3
+    assert prices(seen) == [1, 6, 11, 16, 21, 26]
+
+
+def test_a_quiet_market_keeps_nothing_back(server: LocalServer, seen: Seen) -> None:
+    """With no live tick to wait for, what passed in the outage is fetched all the same."""
+    with seen.listener(server.url, backfill=True):
+        begin(server, seen)
+        with outage(server, seen):
+            send(server, 2, 3)
+        seen.wait_ticks(3)
+        seen.wait_for(lambda: seen.gaps)
+        assert (True, 2, BEGIN + timedelta(milliseconds=30)) == (
+            seen.gaps[0].filled,
+            seen.gaps[0].ticks,
+            seen.gaps[0].until,
+        )
+        send(server, 4)
+        seen.wait_ticks(4)
+    assert prices(seen) == [1, 2, 3, 4]
+
+
+def test_a_gap_may_be_longer_than_an_answer_and_a_day(server: LocalServer, seen: Seen) -> None:
+    """Thousands of ticks over two midnights are fetched page by page."""
+    numbers = [*range(2, 3_000), *range(8_640_000, 8_641_500), *range(17_280_001, 17_281_200)]
+    with seen.listener(server.url, backfill=True, queue_size=100):
+        begin(server, seen)
+        with outage(server, seen):
+            send(server, *numbers)
+        send(server, 17_281_300)
+        seen.wait_ticks(len(numbers) + 2)
+    assert [1, *numbers, 17_281_300] == prices(seen)
+    assert [len(numbers)] == [gap.ticks for gap in seen.gaps]
+
+
+def test_equal_ticks_are_different_trades(server: LocalServer, seen: Seen) -> None:
+    """Of equal lines before, within and after the outage each is delivered once."""
+    with seen.listener(server.url, backfill=True):
+        server.wait_connected(1)
+        send(server, 1, 1)
+        seen.wait_ticks(2)
+        with outage(server, seen):
+            send(server, 1, 1, 1)
+        send(server, 1, 2)
+        seen.wait_ticks(7)
+    assert prices(seen) == [1] * 6 + [2]
+    assert seen.gaps[0].ticks == 3
+
+
+def test_only_the_exchanges_that_are_kept_are_filled(server: LocalServer, seen: Seen) -> None:
+    """What `exchanges` leaves out of the live stream is left out of a gap, too."""
+    with seen.listener(server.url, backfill=True, exchanges=["OKX"]):
+        server.wait_connected(1)
+        server.emit(tick(1, exchange="OKX"))
+        seen.wait_ticks(1)
+        with outage(server, seen):
+            server.emit(tick(2), tick(3, exchange="OKX"), tick(4))
+        server.emit(tick(5), tick(6, exchange="OKX"))
+        seen.wait_ticks(3)
+    assert prices(seen) == [1, 3, 6]
+    assert [gap.ticks for gap in seen.gaps] == [1]
+
+
+def test_prices_are_parsed_alike(server: LocalServer, seen: Seen) -> None:
+    """A backfilled price is what `parse_price` makes of it, as any other."""
+    with seen.listener(server.url, backfill=True, parse_price=Decimal):
+        interrupt(server, seen)
+        seen.wait_ticks(3)
+    assert [Decimal("19201.50"), Decimal("19202.50"), Decimal("19203.50")] == [each["price"] for each in seen.ticks]
+
+
+def test_prices_that_never_compare_equal_are_no_ground_to_fill_a_gap(server: LocalServer, seen: Seen) -> None:
+    """Where ticks can't be recognised, nothing is delivered twice; the gap says why."""
+
+    class Price:
+        def __init__(self, text: str) -> None:
+            self.text = text
+
+        def __int__(self) -> int:
+            return int(float(self.text))
+
+    with seen.listener(server.url, backfill=True, parse_price=Price):
+        interrupt(server, seen)
+        seen.wait_ticks(2)
+    assert prices(seen) == [1, 3]
+    assert "knows none of the ticks" in str(seen.of_type(GapNotFilled)[0])
+
+
+def test_over_tls(seen: Seen) -> None:
+    """History comes over TLS with the listener's own context."""
+    authority = trustme.CA()
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(serving)
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    with (
+        LocalServer(Market(), keys={"demo"}, ssl_context=serving, host="localhost") as server,
+        seen.listener(server.url, backfill=True, ssl_context=context),
+    ):
+        interrupt(server, seen)
+        seen.wait_ticks(3)
+    assert prices(seen) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("overflow", ["drop_oldest", "latest"])
+def test_with_a_queue_that_drops(server: LocalServer, seen: Seen, overflow: str) -> None:
+    """A gap is filled whatever the overflow policy; what that drops of it is the user's choice, and told."""
+    with seen.listener(server.url, backfill=True, overflow=overflow, queue_size=1_000) as listener:
+        begin(server, seen)
+        with outage(server, seen):
+            send(server, 2, 3, 4)
+        send(server, 5)
+        seen.wait_for(lambda: 5 in prices(seen))
+        stats = listener.stats
+        assert 5 == stats.ticks == len(seen.ticks) + stats.dropped
+        assert stats.filled_ticks == 3
+
+
+# A gap is not filled.
+
+
+def test_without_backfill_gaps_are_told(server: LocalServer, seen: Seen, dispatch: str) -> None:
+    """`backfill=False` asks for nothing; each reconnect is told as a gap, before the first live tick."""
+    order: list[Any] = []
+    with seen.listener(server.url, backfill=False, dispatch=dispatch) as listener:
+        listener.on_tick(lambda each: order.append(int(each["price"]) - 19_200))
+        listener.on_gap(order.append)
+        begin(server, seen)
+        with outage(server, seen):
+            send(server, 2)
+        send(server, 3, 4)
+        seen.wait_ticks(3)
+    gap = seen.gaps[0]
+    assert [1, gap, 3, 4] == order
+    expected = Gap(PAIR, BEGIN + timedelta(milliseconds=10), BEGIN + timedelta(milliseconds=30), False, 0)
+    assert expected == gap
+    assert seen.of_type(GapNotFilled) == []
+    assert server.stats.calls == 0
+
+
+@pytest.mark.parametrize("message", ["function 'tickHistory' is not available", "no rights"])
+def test_without_history_the_live_ticks_come_at_once(server: LocalServer, seen: Seen, message: str) -> None:
+    """Where the server does not answer with history, the gap says so, and the stream goes on."""
+    server.fail_functions(None, message)
+    with seen.listener(server.url, backfill=True) as listener:
+        interrupt(server, seen)
+        seen.wait_ticks(2)
+        seen.wait_for(lambda: seen.of_type(GapNotFilled))
+        assert [(gap.filled, gap.ticks) for gap in seen.gaps] == [(False, 0)]
+        error = seen.of_type(GapNotFilled)[0]
+        assert error.symbol == PAIR
+        assert message in str(error)
+        assert (listener.stats.gaps, listener.stats.filled_ticks) == (1, 0)
+    assert prices(seen) == [1, 3]
+
+
+def test_what_was_not_filled_is_not_filled_later(server: LocalServer, seen: Seen) -> None:
+    """A later gap is filled with what was missed in it, and not with what was given up before."""
+    server.fail_functions(1)
+    with seen.listener(server.url, backfill=True):
+        interrupt(server, seen)
+        seen.wait_ticks(2)
+        with outage(server, seen):
+            send(server, 4)
+        send(server, 5)
+        seen.wait_ticks(4)
+    assert prices(seen) == [1, 3, 4, 5]
+    assert [(gap.filled, gap.ticks) for gap in seen.gaps] == [(False, 0), (True, 1)]
+
+
+def test_history_that_does_not_answer(server: LocalServer, seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wait for history is bounded, and the live ticks come then."""
+    monkeypatch.setattr(run_module, "HISTORY_TIMEOUT", 0.2)
+    server.stall_functions(None)
+    with seen.listener(server.url, backfill=True):
+        interrupt(server, seen)
+        seen.wait_ticks(2)
+        seen.wait_for(lambda: seen.of_type(GapNotFilled))
+    assert prices(seen) == [1, 3]
+    assert "no answer within 0.2 s" in str(seen.of_type(GapNotFilled)[0])
+    assert seen.of_type(CallTimeout) == []
+
+
+def test_before_the_first_tick_there_is_no_gap(server: LocalServer, seen: Seen) -> None:
+    """With no tick before the outage nothing tells from when on ticks are missing: nothing is asked, or told."""
+    with seen.listener(server.url, backfill=True):
+        server.wait_connected(1)
+        with outage(server, seen):
+            send(server, 1)
+        send(server, 2)
+        seen.wait_ticks(1)
+        assert (prices(seen), seen.gaps, server.stats.calls) == ([2], [], 0)
+
+
+# Meanwhile.
+
+
+def test_other_streams_are_not_held_up(server: LocalServer, seen: Seen) -> None:
+    """While history hangs for one stream, the ticks of another come as ever."""
+    server.stall_functions(None)
+    with seen.listener(server.url, PAIR, OTHER, backfill=True):
+        server.wait_connected(2)
+        send(server, 1)
+        send(server, 1, pair=OTHER)
+        seen.wait_ticks(2)
+        with outage(server, seen):
+            send(server, 2)
+        send(server, 3)
+        server.wait_until(lambda stats: stats.calls >= 1)
+        send(server, *range(2, 500), pair=OTHER)
+        seen.wait_for(lambda: len(prices(seen, OTHER)) == 499)
+        assert prices(seen) == [1]
+        server.stall_functions(0)
+        server.resume()
+        seen.wait_for(lambda: prices(seen) == [1, 2, 3])
+    assert list(range(1, 500)) == prices(seen, OTHER)
+
+
+def test_live_ticks_wait_in_bounded_memory(server: LocalServer, seen: Seen) -> None:
+    """A stream whose gap takes long is not read beyond the queue's size, and nothing of it is lost for that."""
+    server.stall_functions(None)
+    with seen.listener(server.url, backfill=True, queue_size=50) as listener:
+        begin(server, seen)
+        with outage(server, seen):
+            send(server, 2)
+        for block in range(100):
+            send(server, *range(3 + block * 100, 103 + block * 100))
+        server.wait_until(lambda stats: stats.calls >= 1)
+        assert listener.stats.streams[PAIR].messages < 2_000
+        server.stall_functions(0)
+        server.resume()
+        seen.wait_ticks(10_002)
+    assert list(range(1, 10_003)) == prices(seen)
+
+
+def test_stop_in_the_midst_of_a_gap(server: LocalServer, seen: Seen) -> None:
+    """It does not wait for history: what was received is delivered, and the gap is told as not filled."""
+    server.stall_functions(None)
+    listener = seen.listener(server.url, backfill=True).start()
+    begin(server, seen)
+    with outage(server, seen):
+        send(server, 2)
+    send(server, 3, 4)
+    server.wait_until(lambda stats: stats.calls >= 1)
+    wait_held(listener, 2)
+    asked = time.monotonic()
+    assert listener.stop(PATIENCE)
+    assert time.monotonic() - asked < PATIENCE / 2
+    assert listener.join(0)
+    assert prices(seen) == [1, 3, 4]
+    assert [gap.filled for gap in seen.gaps] == [False]
+    assert [thread.name for thread in threading.enumerate() if listener.name in thread.name] == []
+
+
+def test_remove_in_the_midst_of_a_gap(server: LocalServer, seen: Seen) -> None:
+    """The stream ends with what was received; a stream of the same pair begins anew, without a gap."""
+    server.stall_functions(None)
+    with seen.listener(server.url, PAIR, OTHER, backfill=True) as listener:
+        begin(server, seen, streams=2)
+        with outage(server, seen):
+            send(server, 2)
+        send(server, 3)
+        server.wait_until(lambda stats: stats.calls >= 1)
+        wait_held(listener, 1)
+        listener.remove(PAIR)
+        seen.wait_ticks(2)
+        server.wait_until(lambda stats: PAIR not in stats.symbols)
+        listener.add(PAIR)
+        server.wait_connected(2)
+        send(server, 4)
+        seen.wait_ticks(3)
+    assert prices(seen) == [1, 3, 4]
+    assert [gap.filled for gap in seen.gaps] == [False]
+
+
+def test_a_silent_server(server: LocalServer, seen: Seen) -> None:
+    """A connection that has died without a word is found by its missing pong, and its gap is filled."""
+    with seen.listener(server.url, backfill=True, ping_interval=0.1, ping_timeout=0.1):
+        begin(server, seen)
+        connections = server.stats.connections_total
+        server.go_silent()
+        send(server, 2)
+        server.wait_until(lambda stats: stats.connections_total > connections)
+        send(server, 3)
+        seen.wait_ticks(3)
+    assert prices(seen) == [1, 2, 3]
+
+
+def test_a_history_connection_that_drops_is_made_anew(server: LocalServer, seen: Seen) -> None:
+    """What befalls a call befalls no gap: it is asked again."""
+    server.drop_functions(2)
+    with seen.listener(server.url, backfill=True):
+        interrupt(server, seen)
+        seen.wait_ticks(3)
+    assert [gap.filled for gap in seen.gaps] == [True]
+
+
+# Storms.
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    ("seed", "settings"),
+    [(1, {}), (2, {"dispatch": "inline"}), (3, {"queue_size": 64})],
+    ids=["thread", "inline", "small queue"],
+)
+def test_nothing_is_lost_in_a_storm(seed: int, settings: dict[str, Any]) -> None:
+    """Under faults at random moments, with equal ticks and several a millisecond, each tick comes once and in order."""
+    outcome = storm(bursts([PAIR, OTHER], 8_000, random.Random(seed)), 800.0, 100, seed, **settings)
+    print(outcome)
+    assert outcome.mistakes() == []
+    assert len(outcome.gaps) > 10
+
+
+@pytest.mark.timeout(180)
+def test_nothing_is_lost_when_the_server_is_killed(tmp_path: Path) -> None:
+    """SIGKILL at random moments, and a store that has lost its last batch but for what the exchange still knows."""
+    outcome = killings(tmp_path, bursts([PAIR, OTHER], 6_000, random.Random(5)), 700.0, 8, 5)
+    print(outcome)
+    assert outcome.mistakes() == []
+    assert len(outcome.gaps) > 5
+
+
+@pytest.mark.timeout(180)
+def test_recorded_trades_survive_a_storm(shared_data: Path) -> None:
+    """The same with real trades, which are years apart, and of which many are equal."""
+    lines = [json.loads(line) for line in (shared_data / "tape-small.jsonl").read_text().splitlines()]
+    ticks = [line for line in lines if line["pair"] in ("BTC:USDT", "ETH:USDT")]
+    outcome = storm(ticks, 200.0, 100, seed=4)
+    print(outcome)
+    assert outcome.mistakes() == []
+    assert len(outcome.gaps) > 10

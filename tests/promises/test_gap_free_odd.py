@@ -1,0 +1,484 @@
+"""What may befall the filling of gaps from outside: users' own objects, odd ticks, odd servers, odd moments."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import attrs
+import pytest
+
+from finx_streamer import ConnectionFailed, GapNotFilled, ReconnectPolicy, State
+from finx_streamer.server import LocalServer
+from finx_streamer.streaming import resequencer as flow_module
+from finx_streamer.streaming.delivered_window import DeliveredWindow
+from finx_streamer.streaming.recovery import Deliver, Finish, Probe, Recovery
+from finx_streamer.values import Tick
+from tests.streaming.test_recovery import history, line, told_apart
+from tests.streaming.test_recovery import tick as read
+from tests.support.market import OTHER, PAIR, Market, begin, outage, prices, send, tick, wait_held
+from tests.support.peers import Caller, Peer, Script, Seen, frame, stay
+
+
+@pytest.fixture
+def server() -> Iterator[LocalServer]:
+    with LocalServer(Market(PAIR, OTHER), keys={"demo"}, close_timeout=0.2) as server:
+        yield server
+
+
+# What users do with ticks, and what they make of prices.
+
+
+@pytest.mark.parametrize("change", [dict.clear, lambda tick: tick.update(timestamp="", price="", exchange="")])
+def test_a_callback_may_change_its_tick(
+    server: LocalServer, seen: Seen, dispatch: str, change: Callable[[Tick], None]
+) -> None:
+    """A tick is the user's: what he does with it neither ends the listener nor has a tick come twice."""
+    got: list[int] = []
+
+    def keep(each: Tick) -> None:
+        got.append(int(each["price"]) - 19_200)
+        change(each)
+        seen.on_tick(each)
+
+    with seen.listener(server.url, backfill=True, dispatch=dispatch, on_tick=keep) as listener:
+        server.wait_connected(1)
+        for number in range(1, 11):
+            send(server, number)
+            seen.wait_ticks(number)
+        send(server, *range(11, 60))
+        seen.wait_ticks(59)
+        assert listener.stats.ticks == 59
+        with outage(server, seen):
+            send(server, 60, 61)
+        send(server, 62)
+        seen.wait_ticks(62)
+        assert State.STREAMING is listener.state
+    assert list(range(1, 63)) == got
+    assert [(gap.filled, gap.ticks) for gap in seen.gaps] == [(True, 2)]
+
+
+@attrs.define
+class Price:
+    """Equal to another of the same text, and without a hash, as mutable classes are."""
+
+    text: str
+
+    def __int__(self) -> int:
+        return int(float(self.text))
+
+
+def test_prices_without_a_hash(server: LocalServer, seen: Seen, dispatch: str) -> None:
+    """Prices that can't be counted end no listener: the gap says why, and nothing comes twice, at no gap of several."""
+    with seen.listener(server.url, backfill=True, parse_price=Price, dispatch=dispatch) as listener:
+        server.wait_connected(1)
+        for number in (1, 4, 7):
+            send(server, number)
+            seen.wait_for(lambda number=number: number in prices(seen))  # type: ignore[misc]
+            with outage(server, seen):
+                send(server, number + 1)
+            send(server, number + 2)
+            seen.wait_for(lambda number=number: number + 2 in prices(seen))  # type: ignore[misc]
+        assert State.STREAMING is listener.state
+    assert prices(seen) == [1, 3, 4, 6, 7, 9]
+    assert [gap.filled for gap in seen.gaps] == [False] * 3
+
+
+# Odd ticks.
+
+
+@pytest.mark.parametrize(("date", "time"), [("0001-01-01", "00:00:00.000Z"), ("9999-12-31", "23:59:59.999Z")])
+def test_ticks_at_the_ends_of_time(server: LocalServer, seen: Seen, date: str, time: str) -> None:
+    """A tick whose date no time can be added to, or taken from, ends no listener."""
+    odd = {**tick(1), "date": date, "time": time}
+    with seen.listener(server.url, backfill=True) as listener:
+        server.wait_connected(1)
+        server.emit(odd, odd, odd, odd, odd)
+        seen.wait_ticks(5)
+        with outage(server, seen):
+            pass
+        server.emit(odd)
+        seen.wait_ticks(6)
+        send(server, 2)
+        seen.wait_ticks(7)
+        assert State.STREAMING is listener.state
+
+
+def test_ticks_lost_behind_one_with_a_wrong_time() -> None:
+    """Where the last tick was far ahead of the stream, what was missed behind it is found, or not called found."""
+    trail = DeliveredWindow()
+    for each in (read(0), read(1), read(60)):
+        trail.extend([each])
+    recovery = Recovery("BTC:USDC", trail, 0.0)
+    known = history([read(0), read(1), read(2), read(3), read(60)])
+    steps = recovery.hold([read(3)], 0.0)
+    if not any(isinstance(step, Finish) for step in steps):
+        begin, end = steps[0].start, steps[0].end
+        steps = told_apart(recovery, [each for each in known if begin <= each["timestamp"] < end])
+    assert isinstance(steps[-1], Finish)
+    found = [each for step in steps if isinstance(step, Deliver) for each in step.ticks] + steps[-1].before
+    assert not steps[-1].gap.filled or [line(read(2))] == [line(each) for each in found]
+
+
+def test_a_time_ahead_in_a_long_run_is_remembered() -> None:
+    """Of two exchanges one is ahead by less than the margin: what was delivered of it is not fetched once more."""
+    every: list[Tick] = []
+    trail = DeliveredWindow()
+    for run in range(41):
+        ticks = [read(run * 0.1 + number * 0.0015) for number in range(64)]
+        ticks[20] = read(run * 0.1 + 0.03 + 0.9, exchange="OKX")
+        trail.extend(ticks)
+        every += ticks
+    recovery = Recovery("BTC:USDC", trail, 0.0)
+    live = read(4.2)
+    fetch = recovery.hold([live], 0.0)[0]
+    known = history([each for each in [*every, live] if fetch.start <= each["timestamp"] < fetch.end])
+    end = told_apart(recovery, known)[-1]
+    assert isinstance(end, Finish)
+    assert (end.gap.ticks, end.gap.filled) == (0, True)
+
+
+# No room to hold more.
+
+
+def test_a_late_tick_that_is_not_read_for_want_of_room_comes_once() -> None:
+    """What history knows, and lies unread because the store is full, is not fetched as well, be it late."""
+    trail = DeliveredWindow()
+    trail.extend([read(1)])
+    recovery = Recovery("BTC:USDC", trail, 0.0)
+    recovery.hold([read(3), read(4)], 0.0)
+    if recovery.can_pause:
+        recovery.no_room(0.0)
+    recovery.page(history([read(1), read(3), read(3.5), read(4)]))
+    steps = recovery.fetched(0.1)
+    if steps and isinstance(steps[0], Probe):
+        recovery.hold([read(3.5)], 0.1)
+        steps = recovery.answered(0.2)
+    end = steps[-1]
+    assert isinstance(end, Finish)
+    assert (end.gap.ticks, end.gap.filled) == (0, True)
+
+
+def test_a_lost_tick_ahead_of_the_live_ones_is_found_without_room() -> None:
+    """A lost tick within the margin after the first live one is not forgotten because the store is full."""
+    trail = DeliveredWindow()
+    trail.extend([read(1)])
+    recovery = Recovery("BTC:USDC", trail, 0.0)
+    recovery.hold([read(3), read(3.1)], 0.0)
+    if recovery.can_pause:
+        recovery.no_room(0.0)
+    recovery.page(history([read(1), read(3), read(3.1), read(3.5, exchange="OKX")]))
+    steps = recovery.fetched(0.1)
+    if steps and isinstance(steps[0], Probe):
+        steps = recovery.answered(0.2)
+    end = steps[-1]
+    assert isinstance(end, Finish)
+    assert not end.gap.filled or end.gap.ticks == 1
+
+
+# Odd servers.
+
+
+def answer(request: dict[str, Any], ticks: list[dict[str, str]]) -> dict[str, Any]:
+    """What a well-behaved server says of these ticks."""
+    at = (request["date"], request["time"])
+    if request["functionName"] == "tickSnap":
+        return max(ticks, key=lambda each: (each["date"], each["time"]))
+    return {str(n): each for n, each in enumerate(ticks) if at[0] == each["date"] and at[1] < each["time"]}
+
+
+def deaf(*connections: list[dict[str, str]], known: list[dict[str, str]]) -> Callable[[Caller], None]:
+    """A script of a server that answers no pings: the n-th stream gets the n-th list of ticks, and all but the last
+    end then; history knows others. Streams go on at each `b"more"`."""
+    streams = iter(connections)
+    count = Counter[str]()
+
+    def script(caller: Caller) -> None:
+        caller.welcome()
+        if "/streamer/" in caller.path:
+            while True:
+                opcode, payload = caller.read_frame()
+                if opcode == 1:
+                    caller.send(frame(json.dumps(answer(json.loads(payload), known))))
+        count["streams"] += 1
+        for each in next(streams):
+            caller.send(frame(json.dumps({"results": "streaming", "resultData": each})))
+        if count["streams"] < len(connections):
+            caller.leave()
+            return
+        caller.wait_until_left()
+
+    return script
+
+
+@pytest.mark.parametrize("live", [[3], [3, 4, 150], []], ids=["one", "several", "none"])
+def test_a_server_that_answers_no_pings(seen: Seen, live: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wait for the answer to a ping is bounded: the live ticks come all the same, and the doubt is told."""
+    monkeypatch.setattr(flow_module, "PATIENCE", 3.0)
+    known = [tick(number) for number in [1, 2, *live]]
+    with (
+        Peer(deaf([tick(1)], [tick(number) for number in live], known=known)) as peer,
+        seen.listener(peer.url, backfill=True, ping_interval=None),
+    ):
+        seen.wait_for(lambda: seen.gaps)
+        seen.wait_for(lambda: prices(seen)[-1:] == (live[-1:] or prices(seen)[-1:]))
+        seen.wait_for(lambda: any(isinstance(error, GapNotFilled) for error in seen.errors))
+    assert [1, 2, *live] == prices(seen)
+    assert [(gap.filled, gap.ticks) for gap in seen.gaps] == [(False, 1)]
+
+
+# Two gaps, and the moments between them.
+
+
+def test_an_outage_right_after_a_gap_that_was_not_filled(server: LocalServer, seen: Seen) -> None:
+    """Where no live tick came between two outages, what was missed in the second is found, or told of."""
+    server.fail_functions(1)
+    with seen.listener(server.url, backfill=True):
+        begin(server, seen)
+        with outage(server, seen):
+            pass
+        seen.wait_for(lambda: seen.gaps)
+        assert [gap.filled for gap in seen.gaps] == [False]
+        with outage(server, seen):
+            send(server, 2)
+        send(server, 3)
+        seen.wait_for(lambda: 3 in prices(seen))
+    assert prices(seen) == [1, 2, 3]
+    assert [gap.filled for gap in seen.gaps] == [False, True]
+
+
+def test_a_live_tick_after_a_gap_that_was_not_filled(server: LocalServer, seen: Seen) -> None:
+    """What was given up stays given up once the stream has gone on, though the next outage be close to it."""
+    server.fail_functions(1)
+    with seen.listener(server.url, backfill=True):
+        begin(server, seen)
+        with outage(server, seen):
+            send(server, 2)
+        seen.wait_for(lambda: seen.gaps)
+        send(server, 3)
+        seen.wait_ticks(2)
+        with outage(server, seen):
+            send(server, 4)
+        send(server, 5)
+        seen.wait_ticks(4)
+    assert prices(seen) == [1, 3, 4, 5]
+    assert [gap.filled for gap in seen.gaps] == [False, True]
+
+
+def test_outages_one_after_another_withhold_no_ticks(
+    server: LocalServer, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each begins the question to history anew, and that hangs: the live ticks come after a time nonetheless."""
+    monkeypatch.setattr(flow_module, "PATIENCE", 1.0)
+    server.stall_functions(None)
+    with seen.listener(server.url, backfill=True) as listener:
+        begin(server, seen)
+        for number in itertools.count(2):
+            with outage(server, seen):
+                pass
+            send(server, number)
+            if seen.gaps:
+                break
+        seen.wait_for(lambda: prices(seen) == list(range(1, number + 1)))
+        assert listener.stats.held == 0
+    assert {False} == {gap.filled for gap in seen.gaps}
+    assert len(seen.gaps) == sum(isinstance(error, GapNotFilled) for error in seen.errors)
+
+
+# Little room.
+
+
+def test_a_burst_of_one_moment_is_read_whatever_the_room(server: LocalServer, seen: Seen, dispatch: str) -> None:
+    """More ticks of one time than there is room for: the answer to the ping behind them is read, and none doubled."""
+    server.stall_functions(None)
+    with seen.listener(server.url, backfill=True, queue_size=1, dispatch=dispatch):
+        begin(server, seen)
+        with outage(server, seen):
+            send(server, 2)
+        send(server, *[3] * 900)
+        server.wait_until(lambda stats: stats.calls >= 1)
+        server.stall_functions(0)
+        server.resume()
+        seen.wait_ticks(902)
+        send(server, 4)
+        seen.wait_for(lambda: prices(seen)[-1] == 4)
+    assert [1, 2, *[3] * 900, 4] == prices(seen)
+    assert [(gap.filled, gap.ticks) for gap in seen.gaps] == [(True, 1)]
+
+
+def interrupted(history: Script, back: Script) -> Script:
+    """A peer whose stream sends tick 1 and leaves, and whose next one goes on as `back` has it, welcomed; history is
+    another's matter."""
+    first = threading.Event()
+
+    def script(caller: Caller) -> None:
+        if "/streamer/" in caller.read_request().decode():
+            history(caller)
+            return
+        caller.welcome()
+        if first.is_set():
+            back(caller)
+            return
+        first.set()
+        caller.send(frame(json.dumps({"results": "streaming", "resultData": tick(1)})))
+        caller.leave()
+
+    return script
+
+
+@pytest.mark.parametrize("backfill", [False, True])
+def test_notices_take_no_room(seen: Seen, backfill: bool) -> None:
+    """More notices than there is room for ticks, before the first tick after an outage, hold nothing up."""
+
+    def back(caller: Caller) -> None:
+        if backfill:
+            seen.wait_for(lambda: seen.gaps)
+        caller.send(frame('{"keepAlive":true}') * 100)
+        seen.wait_for(lambda: len(seen.notices) == 100)
+        caller.send(frame(json.dumps({"results": "streaming", "resultData": tick(2)})))
+        caller.wait_until_left()
+
+    script = interrupted(lambda caller: caller.refuse("404 Not Found"), back)
+    with Peer(script) as peer, seen.listener(peer.url, backfill=backfill, queue_size=4):
+        seen.wait_ticks(2)
+    assert prices(seen) == [1, 2]
+    assert [gap.filled for gap in seen.gaps] == [False]
+
+
+@pytest.mark.parametrize("kind", ["ticks of one moment", "notices"])
+def test_what_is_held_has_a_bound(seen: Seen, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While history hangs, what can't be done without is held to a bound; then the gap is given up, and said to be."""
+    message = json.dumps({"results": "streaming", "resultData": tick(2)}) if kind != "notices" else '{"keepAlive":true}'
+    most = 50_000
+    monkeypatch.setattr(flow_module, "MOST_HELD", most)
+    count = most + 1
+
+    def back(caller: Caller) -> None:
+        caller.send(frame(message) * count)
+        caller.wait_until_left()
+
+    with Peer(interrupted(stay(), back)) as peer, seen.listener(peer.url, backfill=True, queue_size=4):
+        seen.wait_for(lambda: len(seen.ticks) + len(seen.notices) == count + 1)
+        (reason,) = [str(error) for error in seen.errors if isinstance(error, GapNotFilled)]
+    assert "more came meanwhile than can wait" in reason
+
+
+# In callbacks.
+
+
+@pytest.mark.parametrize("where", ["tick", "gap", "error", "state"])
+@pytest.mark.parametrize("what", ["stop", "remove"])
+def test_ending_it_in_a_callback_of_a_gap(
+    server: LocalServer, seen: Seen, dispatch: str, what: str, where: str
+) -> None:
+    """Stop and remove are legal in every callback that a gap brings about, and leave no thread behind."""
+    done = threading.Event()
+
+    def act(*arguments: Any) -> None:
+        if where == "tick" and not arguments[0]["backfilled"]:
+            return
+        if where == "state" and arguments[1] is not State.RECONNECTING:
+            return
+        if not done.is_set():
+            listener.stop() if what == "stop" else listener.remove(PAIR)
+            done.set()
+
+    if where == "error":
+        server.fail_functions(None)
+    listener = seen.listener(server.url, PAIR, OTHER, backfill=True, dispatch=dispatch)
+    with listener:
+        begin(server, seen, streams=2)
+        server.drop_connections(PAIR)
+        getattr(listener, f"on_{where}")(act)
+        send(server, 2)
+        server.wait_until(lambda stats: PAIR in stats.symbols or done.is_set())
+        send(server, 3)
+        if where == "state":
+            server.drop_connections(PAIR)
+        assert done.wait(20)
+        if what == "remove":
+            server.wait_until(lambda stats: PAIR not in stats.symbols)
+            send(server, 1, pair=OTHER)
+            seen.wait_for(lambda: prices(seen, OTHER) == [1])
+    assert listener.join(5)
+    assert [thread.name for thread in threading.enumerate() if listener.name in thread.name] == []
+
+
+def test_a_listener_that_is_started_again_in_the_midst_of_a_gap(server: LocalServer, seen: Seen) -> None:
+    """It begins anew, and what the first one had asked for is nothing to it."""
+    server.stall_functions(None)
+    listener = seen.listener(server.url, backfill=True)
+    for calls, number in enumerate((1, 11, 21), 1):
+        listener.start()
+        server.wait_connected(1)
+        send(server, number)
+        seen.wait_for(lambda number=number: number in prices(seen))  # type: ignore[misc]
+        with outage(server, seen):
+            send(server, number + 1)
+        send(server, number + 2)
+        server.wait_until(lambda stats, calls=calls: stats.calls >= calls)  # type: ignore[misc]
+        wait_held(listener, 1)
+        assert listener.stop(10.0)
+        assert [thread.name for thread in threading.enumerate() if listener.name in thread.name] == []
+        # Else the next tick might go to the stream of before.
+        server.wait_until(lambda stats: not stats.streams)
+    assert prices(seen) == [1, 3, 11, 13, 21, 23]
+
+
+def test_what_was_held_comes_before_the_end(server: LocalServer, seen: Seen, dispatch: str) -> None:
+    """Where the attempts are used up in the midst of a gap, the ticks that were received are told of first."""
+    order: list[Any] = []
+    server.stall_functions(None)
+    policy = ReconnectPolicy(initial=0.01, factor=1.0, jitter=False, attempts=3)
+    listener = seen.listener(server.url, backfill=True, reconnect=policy, dispatch=dispatch)
+    listener.on_tick(lambda each: order.append(int(each["price"]) - 19_200))
+    listener.on_state(lambda symbol, state: order.append(state))
+    listener.on_gap(lambda gap: order.append(gap.filled))
+    with pytest.raises(ConnectionFailed), listener:  # noqa: PT012 (it comes with the last line)
+        begin(server, seen)
+        server.drop_connections(PAIR)
+        server.wait_until(lambda stats: stats.connections_total >= 2 and PAIR in stats.symbols)
+        send(server, 3, 4)
+        server.wait_until(lambda stats: stats.calls >= 1)
+        server.refuse_next(None, 503)
+        server.drop_connections(PAIR)
+        listener.join(20)
+    assert order[-4:] == [False, 3, 4, State.FAILED]
+
+
+def test_a_handshake_for_history_that_hangs_holds_up_no_stream(server: LocalServer, seen: Seen) -> None:
+    """Where the key for history is long in coming, the network thread does not wait for its worker to end."""
+    go_on, asked = threading.Event(), threading.Semaphore(0)
+
+    def key() -> str:
+        if "history" in threading.current_thread().name:
+            asked.release()
+            go_on.wait(20)
+        return "demo"
+
+    waited: list[str] = []
+
+    def notes(frame: Any, event: str, argument: object) -> None:
+        # Whoever joins a thread is noted, with his own name.
+        if event == "call" and frame.f_code is threading.Thread.join.__code__:
+            waited.append(threading.current_thread().name)
+
+    threading.setprofile(notes)
+    try:
+        with seen.listener(server.url, backfill=True, api_key=key) as listener:
+            begin(server, seen)
+            for number in (2, 3):
+                with outage(server, seen):
+                    pass
+                send(server, number)
+                assert asked.acquire(timeout=20)
+            assert [name for name in waited if name == f"{listener.name}-network"] == []
+            go_on.set()
+            seen.wait_ticks(3)
+    finally:
+        threading.setprofile(None)
+    assert prices(seen) == [1, 2, 3]

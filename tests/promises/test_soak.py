@@ -1,0 +1,69 @@
+"""The long run of `make soak`, made short, and what its ledger sees."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support.soak import GROUP, Course, Ledger, soak
+
+COURSE = Course(pairs=3, rate=300.0)
+TURNS = 4
+
+
+def course() -> list[Any]:
+    return [COURSE.tick(number) for number in range(TURNS * GROUP * COURSE.pairs)]
+
+
+def mistakes(ticks: list[Any]) -> list[str]:
+    ledger = Ledger(COURSE)
+    for tick in ticks:
+        ledger.take(tick)
+    ledger.check(len(course()))
+    return ledger.mistakes
+
+
+@given(st.randoms(use_true_random=False))
+def test_what_is_right_is_passed(rng: Any) -> None:
+    """History does not tell the order of ticks of one time, so that none is asked for within a group."""
+    ticks = course()
+    ticks.sort(key=lambda tick: (tick["date"], tick["time"], rng.random()))
+    assert mistakes(ticks) == []
+
+
+@given(st.integers(0, TURNS * GROUP * COURSE.pairs - 1))
+def test_a_lost_tick_is_seen(at: int) -> None:
+    """Whichever it is."""
+    ticks = course()
+    del ticks[at]
+    assert mistakes(ticks)
+
+
+@given(st.integers(0, TURNS * GROUP * COURSE.pairs - 1), st.integers(0, TURNS * GROUP * COURSE.pairs))
+def test_a_doubled_tick_is_seen(at: int, later: int) -> None:
+    """Wherever it comes again, also in place of one that is lost."""
+    ticks = course()
+    ticks.insert(later, ticks[at])
+    assert mistakes(ticks)
+    ticks.remove(next(tick for tick in ticks if tick != ticks[later]))
+    assert mistakes(ticks)
+
+
+def test_a_tick_of_another_time_is_seen() -> None:
+    """Late by a group."""
+    ticks = course()
+    ticks[0], ticks[GROUP * COURSE.pairs] = ticks[GROUP * COURSE.pairs], ticks[0]
+    assert mistakes(ticks)
+
+
+@pytest.mark.timeout(180)
+def test_a_short_soak() -> None:
+    """Nothing lost, no descriptor and no thread left. Memory is for the long run to judge."""
+    report = soak(Course(pairs=20, rate=2_000.0), minutes=0.15, seed=8, every=0.7)
+    print(report)
+    assert report.mistakes == []
+    assert report.before == report.after
+    assert sum(report.faults.values()) > 3

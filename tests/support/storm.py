@@ -1,0 +1,340 @@
+"""A market that goes on whatever becomes of its server, and storms of faults over a listener to it.
+
+`python -m tests.support.storm` runs them for as long as is wanted; tests run short ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import mmap
+import random
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from finx_streamer import FinxStreamerError, Gap, GapNotFilled, ReconnectPolicy, StreamListener, Tick
+from finx_streamer.server import LocalServer
+from tests.support.peers import free_port
+
+#: For as short outages as there can be.
+QUICK = ReconnectPolicy(initial=0.01, maximum=0.05)
+
+
+class Feed:
+    """A market source that goes on where it was when its server starts again, so many ticks a second."""
+
+    paced = True
+
+    def __init__(self, ticks: Iterable[Mapping[str, str]], rate: float) -> None:
+        self.ticks = [dict(tick) for tick in ticks]
+        self.pairs = frozenset(tick["pair"] for tick in self.ticks)
+        self.wait_for = len(self.pairs)
+        self._at = 0
+        self._rate = rate
+
+    def play(self, clock: Callable[[], float]) -> Iterator[tuple[float, Any]]:
+        begin = self._at
+        while self._at < len(self.ticks):
+            yield (self._at - begin) / self._rate, self.ticks[self._at]
+            # Whoever asks for the next one has sent this one.
+            self._at += 1
+
+
+def bursts(pairs: Iterable[str], count: int, rng: random.Random) -> list[dict[str, str]]:
+    """Ticks in time order, many of them equal and many within a millisecond, over a midnight."""
+    moment = datetime(2022, 7, 2, 23, 59, 58, tzinfo=UTC)
+    ticks: list[dict[str, str]] = []
+    names = list(pairs)
+    while len(ticks) < count:
+        moment += timedelta(microseconds=rng.choice([0, 0, 300, 1_000, 1_000, 7_000]))
+        # One at exactly midnight is more than history can be asked for.
+        if moment.time().isoformat("milliseconds") == "00:00:00.000":
+            moment += timedelta(milliseconds=1)
+        line = {
+            "date": moment.date().isoformat(),
+            "time": moment.time().isoformat("microseconds") + "Z",
+            "exchange": rng.choice(["BINANCE", "OKX"]),
+            "price": rng.choice(["19200.84", "19200.85"]),
+        }
+        ticks += [{"pair": rng.choice(names), **line} for _ in range(rng.choice([1, 1, 1, 2, 5]))]
+    return ticks[:count]
+
+
+@attrs.define
+class Outcome:
+    """What a storm did, and what came of it."""
+
+    seed: int
+    faults: Counter[str]
+    sent: list[dict[str, str]]
+    got: list[Tick] = attrs.field(factory=list)
+    gaps: list[Gap] = attrs.field(factory=list)
+    errors: list[FinxStreamerError] = attrs.field(factory=list)
+
+    def mistakes(self) -> list[str]:
+        """What is lost, doubled or out of order, a line each; and gaps that were not filled."""
+        # The end may have come in the midst of a gap.
+        found = [str(error) for error in self.errors if isinstance(error, GapNotFilled) and "stopped" not in str(error)]
+        for pair in sorted({tick["pair"] for tick in self.sent}):
+            sent = [_line(tick) for tick in self.sent if tick["pair"] == pair]
+            got = [_line(tick) for tick in self.got if tick["pair"] == pair]
+            lost, doubled = Counter(sent) - Counter(got), Counter(got) - Counter(sent)
+            found += [f"{pair} lost: {line} x {count}" for line, count in lost.items()]
+            found += [f"{pair} doubled: {line} x {count}" for line, count in doubled.items()]
+            # In history, ticks of the same time have no order: a sequence of times is what there is to compare.
+            if not lost and not doubled and [line[:2] for line in sent] != [line[:2] for line in got]:
+                found.append(f"{pair} out of order")
+            live = [_line(tick) for tick in self.got if tick["pair"] == pair and not tick["backfilled"]]
+            rest = iter(sent)
+            if not all(line in rest for line in live):
+                found.append(f"{pair}: live ticks out of order")
+        return found
+
+    def __str__(self) -> str:
+        faults = ", ".join(f"{count} x {name}" for name, count in sorted(self.faults.items()))
+        backfilled = sum(tick["backfilled"] for tick in self.got)
+        return (
+            f"seed {self.seed}: {len(self.sent)} ticks, {faults}; {len(self.gaps)} gaps, {backfilled} ticks backfilled"
+        )
+
+
+def _line(tick: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(tick[field] for field in ("date", "time", "exchange", "price"))
+
+
+class Mortal:
+    """A server in a process of its own, that can be killed: with a store in a file, on a port that stays.
+
+    Beside it is what an exchange has: how far the market is. What the store had not yet got when the server was killed
+    is read from there at the next start, as a server would.
+    """
+
+    def __init__(self, folder: Path, ticks: Iterable[Mapping[str, str]], rate: float) -> None:
+        self.port = free_port()
+        self.ticks = [dict(tick) for tick in ticks]
+        self._folder = folder
+        self._rate = rate
+        (folder / "ticks.json").write_text(json.dumps(self.ticks))
+        (folder / "position").write_bytes(bytes(_POSITION.size))
+        self._process: subprocess.Popen[str] | None = None
+
+    @property
+    def position(self) -> int:
+        """How many ticks have gone out, or are about to."""
+        return int(_POSITION.unpack((self._folder / "position").read_bytes())[0])
+
+    def start(self, missed: int = 0) -> None:
+        """So many ticks have passed since it was killed."""
+        command = [sys.executable, "-m", "tests.support.storm", "--serve", str(self._folder)]
+        arguments = ["--port", str(self.port), "--rate", str(self._rate), "--missed", str(missed)]
+        self._process = subprocess.Popen(command + arguments, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "ready\n"
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+
+
+_POSITION = struct.Struct("=q")
+
+
+class _Written(Feed):
+    """A feed that writes down how far it is, before anything goes out, for the life after the next."""
+
+    def __init__(self, ticks: list[dict[str, str]], rate: float, file: Path) -> None:
+        super().__init__(ticks, rate)
+        self._file = file.open("r+b")
+        self._map = mmap.mmap(self._file.fileno(), 0)
+        self._at = _POSITION.unpack_from(self._map)[0]
+
+    @property
+    def position(self) -> int:
+        return self._at
+
+    def leap(self, count: int) -> None:
+        self._at = min(self._at + count, len(self.ticks))
+        _POSITION.pack_into(self._map, 0, self._at)
+
+    def play(self, clock: Callable[[], float]) -> Iterator[tuple[float, Any]]:
+        for due, tick in super().play(clock):
+            _POSITION.pack_into(self._map, 0, self._at + 1)
+            yield due, tick
+
+
+def serve(folder: Path, port: int, rate: float, missed: int) -> None:
+    """A life of a `Mortal`, until it is killed."""
+    feed = _Written(json.loads((folder / "ticks.json").read_text()), rate, folder / "position")
+    feed.leap(missed)
+    server = LocalServer(feed, keys={"demo"}, port=port, store=folder / "store.db", store_batch=200)
+    server.import_ticks(feed.ticks[server.stats.ticks_stored : feed.position])
+    with server:
+        print("ready", flush=True)
+        threading.Event().wait()
+
+
+def killings(folder: Path, ticks: Iterable[Mapping[str, str]], rate: float, kills: int, seed: int) -> Outcome:
+    """Play the ticks, kill the server so many times at random moments, and wait until all has come."""
+    rng = random.Random(seed)
+    server = Mortal(folder, ticks, rate)
+    outcome = Outcome(seed, Counter(), server.ticks)
+    listening = _Listening(outcome)
+    pause = threading.Event()
+    server.start()
+    try:
+        with listening.listener(f"ws://127.0.0.1:{server.port}/"):
+            listening.begun.wait(30.0)
+            for _ in range(kills):
+                pause.wait(rng.choice([0.1, 0.3, 0.5]))
+                server.kill()
+                pause.wait(rng.choice([0.0, 0.2]))
+                server.start(missed=rng.choice([0, 10, 300]))
+                outcome.faults["kill"] += 1
+            listening.complete.wait(120.0)
+    finally:
+        server.kill()
+    return outcome
+
+
+class _Listening:
+    """Keeps what comes, and tells when each stream has begun, and when everything has come."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self.begun, self.complete = threading.Event(), threading.Event()
+        self._outcome = outcome
+        self._silent = {tick["pair"] for tick in outcome.sent}
+
+    def listener(self, url: str, **settings: Any) -> StreamListener:
+        return StreamListener(
+            *sorted(self._silent),
+            api_key="demo",
+            endpoint=url,
+            on_tick=self._keep,
+            on_gap=self._outcome.gaps.append,
+            on_error=self._outcome.errors.append,
+            parse_price=str,
+            reconnect=QUICK,
+            ping_interval=0.1,
+            ping_timeout=0.2,
+            **settings,
+        )
+
+    def _keep(self, tick: Tick) -> None:
+        self._outcome.got.append(tick)
+        if self._silent:
+            self._silent.discard(tick["pair"])
+            if not self._silent:
+                self.begun.set()
+        if len(self._outcome.got) == len(self._outcome.sent):
+            self.complete.set()
+
+
+def storm(ticks: Iterable[Mapping[str, str]], rate: float, faults: int, seed: int, **settings: Any) -> Outcome:
+    """Play the ticks, do so many faults at random moments meanwhile, and wait until all is quiet again."""
+    rng = random.Random(seed)
+    feed = Feed(ticks, rate)
+    outcome = Outcome(seed, Counter(), feed.ticks)
+    listening = _Listening(outcome)
+    pause = threading.Event()
+    with (
+        LocalServer(feed, keys={"demo"}, close_timeout=0.2) as server,
+        listening.listener(server.url, **settings),
+    ):
+        # What was before a stream's first tick is not promised.
+        listening.begun.wait(30.0)
+        while sum(outcome.faults.values()) < faults and not server.stats.finished:
+            pause.wait(rng.choice([0.0, 0.01, 0.05, 0.2]))
+            outcome.faults[fault(server, rng, pause)] += 1
+        server.wait_finished(300.0)
+        listening.complete.wait(30.0)
+        # What is doubled comes with the rest, which is handed on at the end.
+    return outcome
+
+
+def fault(
+    server: LocalServer, rng: random.Random, pause: threading.Event, seconds: Sequence[float] = (0.01, 0.1, 0.4)
+) -> str:
+    """One fault, to all streams or to one, of one of these lengths, and the end of it. Returns its name."""
+    symbol = rng.choice([None, *sorted(server.stats.symbols)])
+    lasting = rng.choice(seconds)
+    match name := rng.choice(["cut", "reset", "close", "silence", "refuse", "stall", "drop calls", "restart"]):
+        case "cut":
+            server.drop_connections(symbol)
+        case "reset":
+            server.drop_connections(symbol, reset=True)
+        case "close":
+            server.close_connections(rng.choice([1000, 1001, 1011, 1012, 1013]), symbol=symbol)
+        case "silence":
+            server.go_silent(symbol)
+            pause.wait(lasting)
+            server.resume()
+        case "refuse":
+            server.refuse_next(rng.randint(1, 3), 503)
+            server.drop_connections(symbol)
+        case "stall":
+            server.stall_next(rng.randint(1, 3))
+            server.drop_connections(symbol)
+            pause.wait(lasting)
+            server.stall_next(0)
+            server.resume()
+        case "drop calls":
+            server.drop_functions(rng.randint(1, 3), reset=rng.random() < 0.5)
+            server.drop_connections(symbol)
+        case "restart":
+            server.stop()
+            pause.wait(lasting)
+            server.start()
+    return name
+
+
+def main() -> None:
+    """Storms of growing seeds, until the time is over; exit code 1 at the first mistake."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--faults", type=int, default=100, help="of each storm, at most")
+    parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--rate", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--missed", type=int, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.serve is not None:
+        serve(given.serve, given.port, given.rate, given.missed)
+    ends = time.monotonic() + given.minutes * 60
+    for seed in itertools.count(given.seed):
+        rng = random.Random(seed)
+        pairs = ["BTC:USDC", "ETH:USDC", "SOL:USDC"][: rng.randint(1, 3)]
+        settings = {
+            "dispatch": rng.choice(["thread", "inline"]),
+            "queue_size": rng.choice([64, 1_000, 65_536]),
+        }
+        outcome = storm(bursts(pairs, 20_000, rng), rng.choice([500.0, 2_000.0]), given.faults, seed, **settings)
+        _judge(outcome)
+        with tempfile.TemporaryDirectory() as folder:
+            _judge(killings(Path(folder), bursts(pairs, 6_000, rng), 1_000.0, 10, seed))
+        if time.monotonic() > ends:
+            return
+
+
+def _judge(outcome: Outcome) -> None:
+    print(outcome, flush=True)
+    if mistakes := outcome.mistakes():
+        print(*mistakes[:20], *outcome.errors[-5:], sep="\n")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
