@@ -134,7 +134,7 @@ class Run:
         timing = settings.timing
         stream = Stream(
             name,
-            Session(name, settings.reconnect, timing, key_can_change=settings.keys.can_change),
+            Session(settings.reconnect, timing, key_can_change=settings.keys.can_change),
             Decoder(name, name if isinstance(symbol, Pair) else None, settings.parse_price),
             Counters(),
             settings.target(symbol),

@@ -1,4 +1,4 @@
-"""The state machine of one stream: no socket, no clock, no thread. Time is an argument, in monotonic seconds.
+"""The state machine of a connection: no socket, no clock, no thread. Time is an argument, in monotonic seconds.
 
 It is fed with what happened and answers with what to do, as a list of actions:
 
@@ -100,14 +100,12 @@ class Session:
 
     def __init__(
         self,
-        symbol: str,
         policy: ReconnectPolicy | None,
         timing: Timing,
         *,
         key_can_change: bool = False,
         rng: random.Random | None = None,
     ) -> None:
-        self.symbol = symbol
         self.state = State.IDLE
         self.link = Link.NONE
         self.attempt = 0
@@ -207,7 +205,6 @@ class Session:
         lasted = now - self._opened_at if self.link is Link.OPEN else None
         self._settle_backoff(now)
         self.link = Link.NONE
-        error.symbol = self.symbol
         error.attempt = self.attempt
         if isinstance(error, AuthenticationError):
             self._refused_at = min(self._refused_at, now)
@@ -272,7 +269,7 @@ class Session:
     def _stale(self, now: float) -> list[Action]:
         # Once a silence: the next message sets it again.
         self._stale_at = _NEVER
-        report = Report(StaleStream(now - self._last_tick, symbol=self.symbol))
+        report = Report(StaleStream(now - self._last_tick))
         if not self._timing.stale_reconnect:
             return [report]
         seconds = self._timing.stale_after

@@ -334,6 +334,7 @@ class Network:
                     logger.debug("%s: %s", stream.symbol, action.state.value)
                     self._delivery.put_event(Event(action.state, stream.symbol))
                 case Report():
+                    action.error.symbol = stream.symbol
                     self._delivery.put_event(Event(action.error, stream.symbol))
                 case End():
                     self._end(action.error)

@@ -184,7 +184,7 @@ def by_the_network(pieces: list[bytes], limit: int) -> tuple[Heard, list[str]]:
 
 
 def _stream(outlet: Delivery, network: Network) -> Stream:
-    session = Session(SYMBOL, ReconnectPolicy(), Timing())
+    session = Session(ReconnectPolicy(), Timing())
     session.start(0.0)
     session.handshake_started(0.0)
     session.opened(0.0)

@@ -42,13 +42,12 @@ from finx_streamer.streaming.session import (
 )
 from finx_streamer.values import State
 
-SYMBOL = "BTC:USDC"
 STEADY = ReconnectPolicy(initial=1.0, factor=2.0, maximum=8.0, jitter=False, reset_after=60.0)
 NEVER = math.inf
 
 
 def a_session(policy: ReconnectPolicy | None = STEADY, key_can_change: bool = False, **timing: Any) -> Session:
-    return Session(SYMBOL, policy, Timing(**timing), key_can_change=key_can_change)
+    return Session(policy, Timing(**timing), key_can_change=key_can_change)
 
 
 def an_open_session(policy: ReconnectPolicy | None = STEADY, key_can_change: bool = False, **timing: Any) -> Session:
@@ -172,7 +171,7 @@ def test_a_loss_is_reported_and_mended() -> None:
     session = an_open_session()
     error = a_loss(close_code=1006)
     assert [Report(error), Announce(State.RECONNECTING)] == session.lost(error, 5.0)
-    assert (error.symbol, error.attempt, error.will_retry, error.retry_in) == (SYMBOL, 1, True, 1.0)
+    assert (error.symbol, error.attempt, error.will_retry, error.retry_in) == (None, 1, True, 1.0)
     assert not session.delivers
     assert session.deadline == 6.0
     assert session.wake(5.9) == []
@@ -549,7 +548,7 @@ def test_a_stale_stream_is_reported_once_a_silence() -> None:
         session.received(begin, ticks=True)
         match run_until(session, begin + 99.0):
             case [(now, Report(StaleStream() as error))]:
-                assert (begin + 5.0, 5.0, SYMBOL) == (now, error.seconds, error.symbol)
+                assert (begin + 5.0, 5.0, None) == (now, error.seconds, error.symbol)
             case done:
                 pytest.fail(f"{done}")
     assert State.STREAMING is session.state
@@ -729,7 +728,7 @@ class Driver(RuleBasedStateMachine):
         timing=st.builds(Timing, seconds, optional_seconds, seconds, optional_seconds, optional_seconds),
     )
     def create(self, policy: ReconnectPolicy | None, key_can_change: bool, timing: Timing) -> None:
-        self.session = Session(SYMBOL, policy, timing, key_can_change=key_can_change, rng=random.Random(1))
+        self.session = Session(policy, timing, key_can_change=key_can_change, rng=random.Random(1))
         self.policy, self.timing = policy, timing
         self.now = 1_000.0
         self.handshake = self.open = self.held = self.started = self.stopped = False
