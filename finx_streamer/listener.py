@@ -20,6 +20,7 @@ from .config.reconnect import ReconnectPolicy
 from .config.symbols import Pair, Symbol
 from .connection.attempt import MAX_MESSAGE
 from .delivery.callbacks import Callback, Callbacks
+from .delivery.frontend import LiveView, Origin
 from .delivery.iteration import TickBuffer
 from .delivery.queues import QUEUES
 from .delivery.recent import Recent
@@ -33,17 +34,11 @@ if TYPE_CHECKING:
     import pandas
     import polars
 
-    from .notebook.live import Live
-    from .notebook.reruns import Origin
-
 logger = logging.getLogger("finx_streamer")
 
 _names = itertools.count(1)
 _C = TypeVar("_C", bound=Callback)
 _B = TypeVar("_B", bound=TickBuffer)
-#: How many of the last ticks are remembered where the user does not say. More than is in the processor's caches would
-#: slow a burst down.
-_KEPT, _KEPT_IN_NOTEBOOKS = 1_000, 10_000
 
 
 class StreamListener:
@@ -172,8 +167,9 @@ class StreamListener:
             max_message_size=check.positive_int("max_message_size", max_message_size),
             name=check.instance("name", name, "a str or None", check.is_name) or f"finx-streamer-{next(_names)}",
         )
+        self._frontend = jupyter.frontend()
         if keep is None:
-            keep = _KEPT_IN_NOTEBOOKS if jupyter.in_kernel() else _KEPT
+            keep = self._frontend.default_keep
         kept = check.instance("keep", keep, "an int >= 0", check.is_count)
         self._recent = Recent(kept) if kept else None
         #: None where the name is ours, and tells nothing.
@@ -186,7 +182,7 @@ class StreamListener:
         given = {"tick": on_tick, "error": on_error, "notice": on_notice, "state": on_state, "gap": on_gap}
         for event, callback in given.items():
             if callback is not None:
-                self._callbacks.add(event, callback)
+                self._register(event, callback)
 
     # Callbacks.
 
@@ -368,7 +364,7 @@ class StreamListener:
             own = self._run is None or self._run.ended.is_set()
             run = self._new_run() if own or self._run is None else self._run
             buffer = run.iterations.open(kind)
-            self._callbacks.add("tick", buffer, routed=False)
+            self._callbacks.add("tick", buffer)
         return run, own, buffer
 
     # Streams.
@@ -448,7 +444,7 @@ class StreamListener:
         """What `recent` gives, as a `polars.DataFrame`: see `finx_streamer.to_polars`."""
         return tables.to_polars(self.recent(n, pair))
 
-    def live(self, *pairs: str | Pair, rate: float = 15.0) -> Live:
+    def live(self, *pairs: str | Pair, rate: float = 15.0) -> LiveView:
         """A live view for a Jupyter notebook: a table of all streams, and a chart of the given pairs (by default the
         first). Starts the listener if need be.
 
@@ -458,13 +454,12 @@ class StreamListener:
         recent = self._kept("live()")
         wanted = [str(check.symbol(pair)) for pair in pairs]
         check.instance("rate", rate, "pictures a second, from 1 to 30", check.is_picture_rate)
-        if not jupyter.in_kernel():
-            raise ConfigurationError(
-                "live() shows something in Jupyter notebooks only; here, use callbacks or recent()"
-            )
-        from .notebook.live import live
+        return self._frontend.live(self, recent, wanted, rate, self._watch)
 
-        return live(self, recent, wanted, rate)
+    def _watch(self, watcher: Callable[[], None]) -> Callable[[], None]:
+        """Call `watcher`, on any thread, when the listener starts and when it ends. Returns what undoes this."""
+        self._watchers.append(watcher)
+        return lambda: self._watchers.remove(watcher)
 
     def _kept(self, what: str) -> Recent:
         if self._recent is None:
@@ -473,9 +468,7 @@ class StreamListener:
 
     def _repr_html_(self) -> str:
         """A picture of this moment, for notebooks. It runs no script, and takes no text of others for HTML."""
-        from .notebook.snapshot import snapshot
-
-        return snapshot(self)
+        return jupyter.snapshot(self)
 
     def __repr__(self) -> str:
         if not hasattr(self, "_run"):
@@ -496,24 +489,26 @@ class StreamListener:
         )
 
     def _register(self, event: str, callback: _C, pair: str | None = None) -> _C:
-        self._callbacks.add(event, callback, pair)
+        self._callbacks.add(event, callback, pair, self._frontend.place())
         return callback
 
     def _new_run(self) -> Run:
         self._check_process()
         if self._run is not None and self._run.network.alive:
             raise ConfigurationError(_STOPPING)
-        self._run = Run(self._settings, self._callbacks, self._symbols.values(), self._recent, self._watchers)
-        self._run.origin = self._origin()
+        self._run = Run(
+            self._settings,
+            self._callbacks,
+            self._symbols.values(),
+            self._recent,
+            self._watchers,
+            self._origin(),
+            self._frontend.error_display(self._callbacks.place_of),
+        )
         return self._run
 
     def _origin(self) -> Origin | None:
-        cell = jupyter.this_cell()
-        if cell is None:
-            return None
-        from .notebook.reruns import Origin
-
-        return Origin(cell, self._given_name, frozenset(self._symbols))
+        return self._frontend.origin(self._given_name, frozenset(self._symbols))
 
     def _replace_earlier(self) -> None:
         """In a notebook, stop what this listener takes the place of. Does nothing in a script."""

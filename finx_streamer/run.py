@@ -9,11 +9,10 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 
-from . import jupyter
 from .config.api_key import KeySource
 from .config.endpoint import Endpoint
 from .config.proxy import ProxyChoice
@@ -22,6 +21,7 @@ from .config.symbols import Pair, Symbol
 from .connection.attempt import ConnectionConfig
 from .delivery.callbacks import CallbackRunner, Callbacks
 from .delivery.dispatcher import Delivery, InlineDelivery, ThreadDelivery
+from .delivery.frontend import Origin
 from .delivery.iteration import Iterations
 from .delivery.queues import QUEUES
 from .delivery.recent import Recent
@@ -33,9 +33,6 @@ from .streaming.session import Session, Timing
 from .streaming.streams import Network, Stream
 from .values import State
 from .wire.decoder import Decoder
-
-if TYPE_CHECKING:
-    from .notebook.reruns import Origin
 
 logger = logging.getLogger("finx_streamer")
 #: Seconds for one call of tick history, to fill a gap.
@@ -57,11 +54,13 @@ class Run:
         symbols: Iterable[Symbol],
         recent: Recent | None,
         watchers: list[Callable[[], None]],
+        origin: Origin | None,
+        show_error: Callable[[FinxStreamerError], None] | None,
     ) -> None:
         self.pid = os.getpid()
         self.ended = threading.Event()
         #: Who started it, in a notebook.
-        self.origin: Origin | None = None
+        self.origin = origin
         #: What ended it, if it was not `stop`.
         self.error: BaseException | None = None
         #: Whether the user has been told of it: by `on_error`, or by what raised it.
@@ -75,7 +74,7 @@ class Run:
         ahead = {"block": settings.queue_size, "drop_oldest": min(64, settings.queue_size), "latest": 1}
         self.iterations = Iterations(ahead[settings.overflow], settings.dispatch == "thread", self._resume_reading)
         self._watchers = watchers
-        self.delivery = self._make_delivery(CallbackRunner(callbacks, self.counters, _teller(callbacks)), recent)
+        self.delivery = self._make_delivery(CallbackRunner(callbacks, self.counters, show_error), recent)
         self.network = Network(
             self.delivery,
             settings.exchanges,
@@ -273,16 +272,6 @@ class Settings:
 
 # Listeners that run, to be stopped when the interpreter exits: a daemon thread that is frozen in mid-call is no end.
 live_runs: dict[Run, Any] = {}
-
-
-def _teller(callbacks: Callbacks) -> Callable[[FinxStreamerError], None] | None:
-    """In a notebook, what shows errors that nobody takes."""
-    cell = jupyter.this_cell()
-    if cell is None:
-        return None
-    from .notebook.error_display import ErrorDisplay
-
-    return ErrorDisplay(cell, callbacks.cell_of)
 
 
 def _stop_all_at_exit() -> None:

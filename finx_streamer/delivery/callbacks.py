@@ -6,17 +6,14 @@ import inspect
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 
-from .. import jupyter
 from ..errors import CallbackError, ConfigurationError, FinxStreamerError, printable_lines
 from ..streaming.counters import Counters
 from ..values import Event, Gap, Notice, Tick
-
-if TYPE_CHECKING:
-    from ..notebook.cells import Cell
+from .frontend import Place
 
 logger = logging.getLogger("finx_streamer")
 
@@ -41,15 +38,13 @@ class _Registered:
     pair: str | None
     #: What to call: in a notebook the callback with its output in the cell that registered it; else the callback.
     call: Callback
-    cell: Cell | None = None
+    place: Place | None = None
 
     def replaces(self, earlier: _Registered) -> bool:
-        """Whether a rerun of a notebook's cell has registered the same once more. Never so in a script."""
-        if self.cell is None or earlier.cell is None or self.pair != earlier.pair:
+        """Whether a rerun of a notebook cell registered the same callback again. False in a script."""
+        if self.place is None or earlier.place is None or self.pair != earlier.pair:
             return False
-        from ..notebook.reruns import redefines
-
-        return redefines(self.cell, self.callback, earlier.cell, earlier.callback)
+        return self.place.redefines(self.callback, earlier.place, earlier.callback)
 
 
 class _TickCallbacks(dict[str, tuple[Callback, ...]]):
@@ -73,16 +68,17 @@ class Callbacks:
         #: Replaced at each change, so that who looks anew for each tick sees it.
         self.for_ticks = _TickCallbacks(())
 
-    def add(self, event: str, callback: Callback, pair: str | None = None, *, routed: bool = True) -> None:
-        """Raises `ConfigurationError` for what can't be called. `routed`: what it prints in a notebook belongs to the
-        cell that is being run."""
+    def add(self, event: str, callback: Callback, pair: str | None = None, place: Place | None = None) -> None:
+        """Register a callback. `place` is the notebook cell that shows its output.
+
+        Raises `ConfigurationError` for anything that can't be called.
+        """
         if not callable(callback):
             raise ConfigurationError(f"on_{event}: {type(callback).__name__} is not callable; expected a function")
         if any(map(inspect.iscoroutinefunction, (callback, getattr(callback, "__call__", None)))):  # noqa: B004
             # Calling it would run nothing.
             raise ConfigurationError(f"on_{event}: {callback!r} is a coroutine function; expected a plain function")
-        cell = jupyter.this_cell() if routed else None
-        new = _Registered(callback, pair, cell.routed(callback) if cell is not None else callback, cell)
+        new = _Registered(callback, pair, callback if place is None else place.route(callback), place)
         with self._lock:
             kept = [earlier for earlier in self._by_event[event] if not new.replaces(earlier)]
             self._by_event[event] = (*kept, new)
@@ -106,9 +102,9 @@ class Callbacks:
         found = (r.callback for registered in self._by_event.values() for r in registered if r.call is call)
         return next(found, call)
 
-    def cell_of(self, callback: Callback) -> Cell | None:
-        """The cell that registered it."""
-        found = (r.cell for registered in self._by_event.values() for r in registered if r.callback is callback)
+    def place_of(self, callback: Callback) -> Place | None:
+        """The notebook cell that registered it."""
+        found = (r.place for registered in self._by_event.values() for r in registered if r.callback is callback)
         return next(found, None)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextvars
 import hashlib
 import threading
+import types
 from collections.abc import Callable
 from importlib import metadata
 from typing import Any
@@ -37,14 +38,24 @@ class Cell:
         """Whether this is a later run of the same cell."""
         return self.id == other.id and self.execution != other.execution
 
+    def redefines(self, callback: Callable[..., Any], place: Cell, earlier: Callable[..., Any]) -> bool:
+        """Whether a callback registered here replaces one that was registered for the same event at `place`.
+
+        A named function of the notebook replaces its earlier definition, in any cell. Lambdas, local functions and
+        methods share their names with others, so they replace only callbacks from earlier runs of their cell.
+        """
+        if _qualified_name(callback) != _qualified_name(earlier):
+            return False
+        return self.reruns(place) or all(map(_is_notebook_function, (callback, earlier)))
+
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call on the calling thread, with output going to this cell."""
         if _DISPLAY_IGNORES_CONTEXT and not getattr(_hooked, "done", False):
             _hook_display()
         return self.context.copy().run(function, *arguments)
 
-    def routed(self, callback: Callable[..., Any]) -> Callable[..., Any]:
-        """The callback with its output in this cell, whoever calls it."""
+    def route(self, callback: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap a callback so that its output appears in this cell, on any thread."""
         if _DISPLAY_IGNORES_CONTEXT:
             return lambda *arguments: self.run(callback, *arguments)
         copy = self.context.copy
@@ -66,6 +77,20 @@ def this_cell() -> Cell | None:
     cell = Cell(_id(parent), str(parent["header"].get("msg_id", "")), parent, contextvars.copy_context())
     cell.context.run(_cell.set, cell)
     return cell
+
+
+def _qualified_name(callback: Callable[..., Any]) -> tuple[str, str]:
+    named = callback if hasattr(callback, "__qualname__") else type(callback)
+    return str(getattr(named, "__module__", "")), str(getattr(named, "__qualname__", ""))
+
+
+def _is_notebook_function(callback: Callable[..., Any]) -> bool:
+    """Whether it is a top-level function defined in the notebook, and not a lambda or a local function."""
+    return (
+        isinstance(callback, types.FunctionType)
+        and callback.__module__ == "__main__"
+        and "<" not in callback.__qualname__
+    )
 
 
 def _id(parent: dict[str, Any]) -> str:

@@ -11,17 +11,15 @@ import threading
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from IPython.display import display, update_display
 
+from ..delivery.frontend import ListenerView, Watch
 from ..delivery.recent import Recent
 from .cells import Cell, this_cell
 from .snapshot import snapshot
 from .view_model import ViewModel
-
-if TYPE_CHECKING:
-    from ..listener import StreamListener
 
 #: Seconds between two pictures where each is a whole table of HTML: more would hold up the page.
 _TABLE = 0.5
@@ -37,8 +35,9 @@ class Live(ABC):
     It can be shown more than once. `close()` ends it, and leaves the listener as it is; so does a rerun of its cell.
     """
 
-    def __init__(self, listener: StreamListener, recent: Recent, pairs: list[str], rate: float) -> None:
+    def __init__(self, listener: ListenerView, recent: Recent, pairs: list[str], rate: float, watch: Watch) -> None:
         self.listener = listener
+        self._watch = watch
         self.cell: Cell | None = this_cell()
         self.picture = ViewModel(listener, recent, pairs or listener.symbols[:1])
         #: Guards the picture. Never held while anything is sent.
@@ -51,7 +50,7 @@ class Live(ABC):
         self._thread = threading.Thread(target=self._main, name=f"{listener.name}-view", daemon=True)
 
     def start(self) -> None:
-        self.listener._watchers.append(self.wake)
+        self._unwatch = self._watch(self.wake)
         self._thread.start()
 
     def close(self) -> None:
@@ -60,7 +59,7 @@ class Live(ABC):
             return
         self._closed = True
         self.wake()
-        self.listener._watchers.remove(self.wake)
+        self._unwatch()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(_LAST)
         _views.discard(self)
@@ -143,15 +142,15 @@ class LiveTable(Live):
         return _TABLE
 
 
-def live(listener: StreamListener, recent: Recent, pairs: list[str], rate: float) -> Live:
+def live(listener: ListenerView, recent: Recent, pairs: list[str], rate: float, watch: Watch) -> Live:
     """Make a view and start what belongs to it; see `StreamListener.live`."""
     listener.start()
-    kind: Callable[[StreamListener, Recent, list[str], float], Live]
+    kind: Callable[[ListenerView, Recent, list[str], float, Watch], Live]
     try:
         from .widget import LiveWidget as kind
     except ImportError:
         kind = LiveTable
-    view = kind(listener, recent, pairs, rate)
+    view = kind(listener, recent, pairs, rate, watch)
     for earlier in tuple(_views):
         if view.cell is not None and earlier.cell is not None and view.cell.reruns(earlier.cell):
             earlier.close()

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
+from ..delivery.frontend import ListenerView
 from ..delivery.stats import ListenerStats, StreamStats
 from ..values import State
 from .text import escaped, price_text
-
-if TYPE_CHECKING:
-    from ..listener import StreamListener
 
 #: More streams than these are told by their number only.
 ROWS = 50
@@ -33,7 +30,7 @@ _TEXTS = ("stream", "state", "exchange")
 Lines = Mapping[str, Sequence[tuple[float, float]]]
 
 
-def snapshot(listener: StreamListener, lines: Lines | None = None) -> str:
+def snapshot(listener: ListenerView, lines: Lines | None = None) -> str:
     """The picture: the listener's state, a row for each stream, the sums, and when it was taken."""
     stats = listener.stats
     now = datetime.now(UTC)

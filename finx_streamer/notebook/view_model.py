@@ -10,15 +10,13 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ..delivery.frontend import ListenerView
 from ..delivery.recent import Recent
 from ..delivery.stats import ListenerStats, StreamStats
 from ..values import Tick
 from .text import plain, price_text
-
-if TYPE_CHECKING:
-    from ..listener import StreamListener
 
 #: More streams than these are told by their number only.
 ROWS = 200
@@ -95,7 +93,7 @@ class _Row:
 class ViewModel:
     """The state of one view. One thread at a time."""
 
-    def __init__(self, listener: StreamListener, recent: Recent, charts: Iterable[str]) -> None:
+    def __init__(self, listener: ListenerView, recent: Recent, charts: Iterable[str]) -> None:
         self._listener = listener
         self._recent = recent
         self._position = 0

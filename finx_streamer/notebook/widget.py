@@ -18,19 +18,17 @@ import time
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anywidget
 import traitlets
 from ipykernel.connect import get_connection_file
 from IPython.core.getipython import get_ipython
 
+from ..delivery.frontend import ListenerView, Watch
 from ..delivery.recent import Recent
 from .hearing import keep_hearing
 from .live import Live
-
-if TYPE_CHECKING:
-    from ..listener import StreamListener
 
 logger = logging.getLogger("finx_streamer")
 
@@ -64,8 +62,8 @@ class _Model(anywidget.AnyWidget):
 class LiveWidget(Live):
     """See the module."""
 
-    def __init__(self, listener: StreamListener, recent: Recent, pairs: list[str], rate: float) -> None:
-        super().__init__(listener, recent, pairs, rate)
+    def __init__(self, listener: ListenerView, recent: Recent, pairs: list[str], rate: float, watch: Watch) -> None:
+        super().__init__(listener, recent, pairs, rate, watch)
         with self.lock:
             self.picture.look()
             saved = self.picture.full()

@@ -1,0 +1,76 @@
+"""What a listener needs from its surroundings, a script or a notebook, and what the notebook needs from a listener."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, Self
+
+from ..errors import FinxStreamerError
+from ..values import State
+from .recent import Recent
+from .stats import ListenerStats
+
+
+class Place(Protocol):
+    """One run of a notebook cell."""
+
+    def route(self, callback: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap a callback so that its output appears in this cell, on any thread."""
+
+    def redefines(self, callback: Callable[..., Any], place: Self, earlier: Callable[..., Any]) -> bool:
+        """Whether a callback registered here replaces one that was registered for the same event at `place`."""
+
+
+class Origin(Protocol):
+    """Who started a listener."""
+
+    def replaces(self, earlier: Self) -> bool:
+        """Whether a listener of this origin replaces an earlier one."""
+
+
+class LiveView(Protocol):
+    """What `StreamListener.live` returns."""
+
+    def close(self) -> None:
+        """Draw once more, then stop drawing. The listener keeps running."""
+
+
+class ListenerView(Protocol):
+    """The part of a listener that views show."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def symbols(self) -> tuple[str, ...]: ...
+    @property
+    def state(self) -> State: ...
+    @property
+    def stats(self) -> ListenerStats: ...
+    def start(self) -> object: ...
+    def stop(self) -> bool: ...
+
+
+#: Registers a function to call, on any thread, when a listener starts or ends. Returns what undoes the registration.
+Watch = Callable[[Callable[[], None]], Callable[[], None]]
+
+
+class Frontend(Protocol):
+    """What a listener needs from its surroundings. `jupyter.frontend()` returns the right one."""
+
+    @property
+    def default_keep(self) -> int:
+        """How many ticks a listener keeps if its `keep` is None."""
+
+    def place(self) -> Place | None:
+        """The running cell. None outside of cells."""
+
+    def origin(self, name: str | None, symbols: frozenset[str]) -> Origin | None:
+        """The origin of a listener that starts now. `name` is None unless the user chose it. None outside of cells."""
+
+    def error_display(
+        self, place_of: Callable[[Callable[..., Any]], Any]
+    ) -> Callable[[FinxStreamerError], None] | None:
+        """What shows errors if there is no `on_error`. None: they are logged. `place_of` finds a callback's cell."""
+
+    def live(self, listener: ListenerView, recent: Recent, pairs: list[str], rate: float, watch: Watch) -> LiveView:
+        """Start a live view. Raises `ConfigurationError` outside of notebooks."""

@@ -1,0 +1,35 @@
+"""The frontend inside a Jupyter kernel. Imported by `jupyter.frontend()` only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..delivery.frontend import ListenerView, Watch
+from ..delivery.recent import Recent
+from .cells import Cell, this_cell
+from .error_display import ErrorDisplay
+from .reruns import Origin
+
+
+class Notebook:
+    """Routes output to cells, replaces what an earlier run of a cell left behind, and makes live views."""
+
+    default_keep = 10_000
+
+    def place(self) -> Cell | None:
+        return this_cell()
+
+    def origin(self, name: str | None, symbols: frozenset[str]) -> Origin | None:
+        cell = this_cell()
+        return None if cell is None else Origin(cell, name, symbols)
+
+    def error_display(self, place_of: Callable[[Callable[..., Any]], Cell | None]) -> ErrorDisplay | None:
+        cell = this_cell()
+        return None if cell is None else ErrorDisplay(cell, place_of)
+
+    def live(self, listener: ListenerView, recent: Recent, pairs: list[str], rate: float, watch: Watch) -> Any:
+        # IPython.display and the widget's libraries are slow to import.
+        from .live import live
+
+        return live(listener, recent, pairs, rate, watch)
