@@ -20,12 +20,12 @@ from .config.reconnect import ReconnectPolicy
 from .config.symbols import Pair, Symbol
 from .connection.attempt import ConnectionConfig
 from .delivery.callbacks import CallbackRunner, Callbacks
-from .delivery.dispatcher import Delivery, InlineDelivery, ThreadDelivery
+from .delivery.dispatcher import Dispatcher, InlineDelivery, ThreadDelivery
 from .delivery.frontend import Origin
 from .delivery.iteration import Iterations
 from .delivery.queues import QUEUES
 from .delivery.recent import Recent
-from .delivery.stats import ListenerStats, add_up
+from .delivery.stats import ListenerStats, add_up, snapshot
 from .errors import FinxStreamerError
 from .functions.client import FunctionClient
 from .streaming.counters import Counters
@@ -86,7 +86,7 @@ class Run:
         for symbol in symbols:
             self.add(symbol)
 
-    def _make_delivery(self, runner: CallbackRunner, recent: Recent | None) -> Delivery:
+    def _make_delivery(self, runner: CallbackRunner, recent: Recent | None) -> Dispatcher:
         size, name = self._settings.queue_size, f"{self._settings.name}-callbacks"
         if self._settings.dispatch == "inline":
             return InlineDelivery(runner, self.iterations, self._callbacks_ended, recent)
@@ -211,7 +211,7 @@ class Run:
     def stats(self) -> ListenerStats:
         depths = self.delivery.depths()
         streams = {
-            name: stream.counters.snapshot(stream.session.state, stream.session.reconnects, depths.get(name, 0))
+            name: snapshot(stream.counters, stream.session.state, stream.session.reconnects, depths.get(name, 0))
             for name, stream in self.streams.items()
         }
         return add_up(self.state, streams, self.delivery.depth(), self.delivery.peak)

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from ..errors import SlowConsumer, TicksDropped
 from ..streaming.counters import Counters
+from ..streaming.interfaces import Delivery
 from ..values import NO_BOUND, Event, Tick
 from .callbacks import CallbackRunner
 from .iteration import Iterations
@@ -38,27 +39,13 @@ DROP_REPORT_INTERVAL = 1.0
 OnEnd = Callable[[BaseException | None], None]
 
 
-class Delivery(Protocol):
-    """The callback side, as the network side and the listener see it."""
+class Dispatcher(Delivery, Protocol):
+    """The callback side of one run, from start to join."""
 
     @property
     def peak(self) -> int: ...
 
     def start(self) -> None: ...
-
-    def room(self) -> int:
-        """How many ticks may be put; 0: stop reading."""
-
-    def want_room(self) -> None:
-        """Call back when there is room again."""
-
-    def put_ticks(self, ticks: list[Tick]) -> None:
-        """Ticks of one stream, in order."""
-
-    def put_event(self, event: Event) -> None: ...
-
-    def flush(self) -> None:
-        """Have what was put delivered now: until then it may be held back, to be handed over together."""
 
     def finish(self) -> None:
         """Nothing more will be put."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 
 import attrs
 
+from ..streaming.counters import Counters
 from ..values import State, Tick
 
 
@@ -81,6 +83,30 @@ SUMMED = (
     "bytes",
     "rate",
 )
+
+
+def snapshot(counters: Counters, state: State, reconnects: int, queue_depth: int) -> StreamStats:
+    """Return a snapshot of one stream. `queue_depth`: how many of its ticks wait for callbacks."""
+    connected_at = counters.connected_at
+    return StreamStats(
+        state=state,
+        messages=counters.messages,
+        ticks=counters.ticks,
+        dropped=counters.dropped,
+        callback_errors=counters.callback_errors,
+        decode_errors=counters.decode_errors,
+        reconnects=reconnects,
+        gaps=counters.gaps,
+        filled_ticks=counters.filled_ticks,
+        held=counters.held,
+        bytes=counters.bytes,
+        rate=counters.rate(time.monotonic()),
+        lag=counters.lag,
+        queue_depth=queue_depth,
+        queue_peak=max(counters.queue_peak, queue_depth),
+        last_tick=counters.last_tick,
+        connected_since=datetime.fromtimestamp(connected_at, UTC) if connected_at else None,
+    )
 
 
 def add_up(state: State, streams: dict[str, StreamStats], queue_depth: int, queue_peak: int) -> ListenerStats:

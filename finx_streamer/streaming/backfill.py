@@ -7,14 +7,14 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
-from typing import Protocol
 
 import attrs
 
 from ..errors import FinxStreamerError
 from ..values import Tick
+from .interfaces import History
 
 logger = logging.getLogger("finx_streamer")
 
@@ -26,22 +26,6 @@ _AHEAD = 2
 _EMPTY_DAYS = 400
 #: How long `close` waits for the threads, which end as soon as their call is interrupted.
 _PATIENCE = 1.0
-
-
-class History(Protocol):
-    """Where ticks are fetched from. `FunctionClient` is one."""
-
-    def history_pages(
-        self, pair: str, start: datetime, end: datetime | None, *, empty_days: int | None
-    ) -> Iterator[list[Tick]]:
-        """Sorted lists of ticks, none empty, and none that begins before the last one's end. It may give up after so
-        many days without any."""
-
-    def interrupt(self) -> None:
-        """End what is under way. Waits for nothing."""
-
-    def close(self) -> None:
-        """End."""
 
 
 @attrs.define(eq=False)

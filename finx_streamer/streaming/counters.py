@@ -1,86 +1,77 @@
-"""streaming.counters"""
+"""The counters of one stream. `delivery.stats` makes snapshots of them for the user."""
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from datetime import UTC, datetime
+from datetime import datetime
 
-from ..delivery.stats import StreamStats
-from ..values import State, Tick
+from ..values import Tick
 
-#: Over how many seconds a rate is taken.
+#: Seconds over which the tick rate is averaged.
 RATE_WINDOW = 10
 
 
 class Counters:
-    """The counters of one stream. Each field has one writing thread, so none needs a lock."""
+    """Mutable counters, without a lock: each field has only one writing thread."""
 
     def __init__(self) -> None:
         self.messages = self.ticks = self.dropped = self.callback_errors = self.decode_errors = 0
         self.bytes = self.queue_peak = self.gaps = self.filled_ticks = self.held = 0
         self.last_tick: Tick | None = None
-        #: Its `received_ns` and `timestamp`, for the tick is the user's by now, who may change it.
-        self._times: tuple[int, datetime] | None = None
+        #: `time.time()` of the last handshake; None while disconnected.
         self.connected_at: float | None = None
-        #: Seconds, and how many ticks came in each.
-        self._seconds: deque[list[int]] = deque(maxlen=RATE_WINDOW + 1)
+        #: `received_ns` and `timestamp` of the last live tick. The user may change the tick itself.
+        self._last_times: tuple[int, datetime] | None = None
+        #: Pairs of monotonic second and live ticks in it, oldest first.
+        self._per_second: deque[list[int]] = deque(maxlen=RATE_WINDOW + 1)
         self._this_second = [-1, 0]
-        self._runs: deque[tuple[int, int]] = deque()
-        self._waiting = 0
+        #: Runs of ticks in the queue: the position of the last tick, and how many ticks.
+        self._queued_runs: deque[tuple[int, int]] = deque()
+        self._queued = 0
 
     def count_ticks(self, ticks: list[Tick], now: float) -> None:
-        """`now` is monotonic."""
+        """Count delivered ticks, at least one. `now` is in monotonic seconds."""
         self.ticks += len(ticks)
         self.last_tick = last = ticks[-1]
         if last["backfilled"]:
-            return  # old ones, which say nothing of how the stream does now
-        self._times = last["received_ns"], last["timestamp"]
+            return  # history says nothing about the current rate and lag
+        self._last_times = last["received_ns"], last["timestamp"]
         second = int(now)
         if second == self._this_second[0]:
             self._this_second[1] += len(ticks)
         else:
             self._this_second = [second, len(ticks)]
-            self._seconds.append(self._this_second)
+            self._per_second.append(self._this_second)
 
     def count_waiting(self, ticks: int, end: int, taken: int) -> None:
-        """Keep the peak of how many ticks of this stream wait, from positions in the queue alone.
+        """Update the peak of this stream's ticks in the queue, from positions alone: the callback side need not count.
 
-        `ticks` of them were put, and the last stands at position `end`; everything up to `taken` has left the queue.
-        Costs the callback side nothing, which would otherwise have to count each tick.
+        Args:
+            ticks: How many ticks were just put.
+            end: Position of the last of them in the queue.
+            taken: Position up to which everything has left the queue.
         """
-        while self._runs and self._runs[0][0] <= taken:
-            self._waiting -= self._runs.popleft()[1]
-        self._runs.append((end, ticks))
-        self._waiting += ticks
-        oldest_end, oldest = self._runs[0]
-        gone = max(0, oldest - (oldest_end - taken))
-        self.queue_peak = max(self.queue_peak, self._waiting - gone)
+        runs = self._queued_runs
+        while runs and runs[0][0] <= taken:
+            self._queued -= runs.popleft()[1]
+        runs.append((end, ticks))
+        self._queued += ticks
+        oldest_end, oldest = runs[0]
+        taken_of_oldest = max(0, oldest - (oldest_end - taken))
+        self.queue_peak = max(self.queue_peak, self._queued - taken_of_oldest)
 
-    def snapshot(self, state: State, reconnects: int, queue_depth: int) -> StreamStats:
-        received_ns, timestamp = self._times or (0, None)
-        return StreamStats(
-            state=state,
-            messages=self.messages,
-            ticks=self.ticks,
-            dropped=self.dropped,
-            callback_errors=self.callback_errors,
-            decode_errors=self.decode_errors,
-            reconnects=reconnects,
-            gaps=self.gaps,
-            filled_ticks=self.filled_ticks,
-            held=self.held,
-            bytes=self.bytes,
-            rate=self._rate(time.monotonic()),
-            lag=received_ns / 1e9 - timestamp.timestamp() if timestamp else None,
-            queue_depth=queue_depth,
-            queue_peak=max(self.queue_peak, queue_depth),
-            last_tick=self.last_tick,
-            connected_since=datetime.fromtimestamp(self.connected_at, UTC) if self.connected_at else None,
-        )
+    @property
+    def lag(self) -> float | None:
+        """Seconds from the last live tick's own time to its receipt; None before the first."""
+        if self._last_times is None:
+            return None
+        received_ns, timestamp = self._last_times
+        return received_ns / 1e9 - timestamp.timestamp()
 
-    def _rate(self, now: float) -> float:
-        recent = [(second, count) for second, count in tuple(self._seconds) if now - second <= RATE_WINDOW]
+    def rate(self, now: float) -> float:
+        """Return live ticks per second over the last `RATE_WINDOW` seconds."""
+        # A copy: the network thread appends meanwhile.
+        recent = [(second, count) for second, count in tuple(self._per_second) if now - second <= RATE_WINDOW]
         if not recent:
             return 0.0
         return sum(count for _, count in recent) / max(1.0, now - recent[0][0])

@@ -179,9 +179,6 @@ class LastTime:
     def extend(self, ticks: list[Tick]) -> None:
         self.last = ticks[-1]["timestamp"]
 
-    def restart(self) -> None:
-        self.last = None
-
 
 def _latest(run: list[Key]) -> datetime:
     """The latest time of a run; of a long one, nearly: this is in the path of every tick."""

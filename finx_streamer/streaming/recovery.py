@@ -129,7 +129,7 @@ class Recovery:
         self._found = 0
         self._latest = window.last
 
-    def hold(self, ticks: list[Tick], now: float) -> list[Step]:
+    def hold(self, ticks: list[Tick]) -> list[Step]:
         """Live ticks, at least one."""
         if self._held_from is None:
             self._held_from = ticks[0]["timestamp"]

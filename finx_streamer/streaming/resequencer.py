@@ -1,11 +1,13 @@
-"""The ticks of one stream on their way to the callback side: straight on, or held while a gap is looked into.
+"""Resequence one stream's ticks.
 
-All of it lives in the network thread. `gaps.Recovery` knows what is to be done about a gap; this does it: it holds live
-ticks back, has history fetched, and hands everything on in order, as the callback side has room for it.
+While a gap is being filled, live ticks are held back. Afterwards everything is delivered in order, as fast as the
+queue accepts it. `Recovery` decides what to do; `Resequencer` does it. Runs on the network thread only.
 """
 
 from __future__ import annotations
 
+import enum
+import logging
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -14,22 +16,24 @@ from typing import Any, Protocol
 
 import attrs
 
-from ..delivery.dispatcher import Delivery
 from ..values import NO_BOUND, Event, Gap, Tick
 from .backfill import Backfiller, Job
 from .counters import Counters
 from .delivered_window import DeliveredWindow, LastTime
+from .interfaces import Delivery
 from .recovery import PATIENCE, Deliver, Fetch, Finish, Probe, Recovery, Step
 
-#: How many ticks and events one stream may hold while it can't do with less, where `queue_size` is not more: two
-#: seconds of 250,000 ticks each, which no market has.
-MOST_HELD = 524_288
+logger = logging.getLogger("finx_streamer")
+
+#: How many ticks and events one stream may hold where it can't stop reading, unless `queue_size` is larger: two seconds
+#: at 250,000 ticks per second, more than any market brings.
+MAX_HELD = 524_288
 _NEVER = float("inf")
 
 
 @attrs.define(eq=False)
 class Allowance:
-    """How many ticks the streams of a listener hold back, all in all, and how many they may."""
+    """How many ticks and events all streams of a listener may hold back together, and how many they do."""
 
     size: int
     used: int = 0
@@ -40,39 +44,60 @@ class Allowance:
 
 
 class Host(Protocol):
-    """What a flow can't do itself. None of it is done at once."""
+    """The owner of one stream. It carries out each request after the current step, not during it."""
 
-    def probe(self, symbol: str) -> None:
-        """Send a ping on the stream; tell its answer by `answered`."""
+    def send_probe(self) -> None:
+        """Send a ping on the stream's connection. Report its answer through `Resequencer.probe_answered`."""
 
-    def proceed(self) -> None:
-        """Read the streams again that had no room."""
+    def resume_reading(self) -> None:
+        """Read again from all streams that were paused for lack of room."""
 
-    def schedule(self, symbol: str) -> None:
-        """Take note of a new `deadline`."""
+    def reschedule(self) -> None:
+        """Look at `Resequencer.deadline` again: it may have changed."""
+
+
+class _Phase(enum.Enum):
+    LIVE = "live"
+    DRAINING = "draining"
+    REPORTING = "reporting"
+    RECOVERING = "recovering"
+    GIVEN_UP = "given up"
 
 
 class Resequencer:
-    """See the module. There may be thousands of them, and they are small."""
+    """Decides for each tick of one stream: deliver it, queue it, or hold it.
 
+        LIVE ──opened──> REPORTING  ──next tick──────────> DRAINING ──queue empty──> LIVE
+             (backfill off)
+        LIVE ──opened──> RECOVERING ──filled───────────────> DRAINING
+             (backfill on)   │      ──failed, live ticks───> DRAINING
+                             └────────failed, no live tick─> GIVEN_UP ──next tick──> DRAINING
+
+    LIVE: ticks go straight to the delivery.
+    DRAINING: ticks join the queue, which drains into the delivery.
+    REPORTING: the time of the next tick ends the gap, which is reported but not filled.
+    RECOVERING: `Recovery` holds live ticks while history is fetched.
+    GIVEN_UP: the last gap failed before any live tick. The delivered window restarts at the next one.
+
+    A new connection leads from DRAINING and GIVEN_UP to a new gap, too. In REPORTING and RECOVERING it extends the gap.
+    """
+
+    # There may be thousands of instances.
     __slots__ = (
         "_allowance",
         "_backfiller",
         "_counters",
         "_delivery",
         "_exchanges",
-        "_gap_open",
-        "_given_up",
-        "_held",
+        "_give_up_at",
         "_host",
         "_job",
-        "_overdue_at",
-        "_pages",
+        "_pages_taken",
+        "_phase",
+        "_queue",
         "_recovery",
         "_symbol",
-        "_waiting",
-        "straight",
-        "window",
+        "_window",
     )
 
     def __init__(
@@ -85,9 +110,7 @@ class Resequencer:
         backfiller: Backfiller | None,
         host: Host,
     ) -> None:
-        #: Nothing is held and nothing waits: ticks may go straight to the delivery, by way of the window.
-        self.straight = True
-        self.window: DeliveredWindow | LastTime = DeliveredWindow() if backfiller is not None else LastTime()
+        """Without a `backfiller`, gaps are reported and not filled. `exchanges`: ticks of others are discarded."""
         self._symbol = symbol
         self._delivery = delivery
         self._counters = counters
@@ -95,192 +118,217 @@ class Resequencer:
         self._exchanges = exchanges
         self._backfiller = backfiller
         self._host = host
+        self._phase = _Phase.LIVE
+        self._window: DeliveredWindow | LastTime = DeliveredWindow() if backfiller is not None else LastTime()
+        #: Runs of ticks and events that leave as soon as there is room.
+        self._queue: deque[list[Tick] | Event] = deque()
+        #: The rest is set while RECOVERING only.
         self._recovery: Recovery | None = None
         self._job: Job | None = None
-        #: Without a backfiller: the connection is a new one, and the next tick tells where the gap ends.
-        self._gap_open = False
-        #: The last gap was given up with no live tick after it: the window begins anew at the next one.
-        self._given_up = False
-        #: What is to go out as soon as there is room: runs of ticks, and events.
-        self._waiting: deque[list[Tick] | Event] | None = None
-        #: How many ticks and events the recovery holds, and when they will have been held for too long.
-        self._held = 0
-        self._overdue_at = _NEVER
-        #: How many of the pages that were taken from the job wait among them.
-        self._pages = 0
+        #: When live ticks have been held, or a probe unanswered, for too long.
+        self._give_up_at = _NEVER
+        #: Pages of history that were taken from the job and not acknowledged yet.
+        self._pages_taken = 0
 
-    # The way of a tick.
+    @property
+    def is_live(self) -> bool:
+        """Whether ticks go straight to the delivery."""
+        return self._phase is _Phase.LIVE
 
-    def put_ticks(self, ticks: list[Tick]) -> None:
-        """Ticks of the stream, at least one, in order; not `straight`."""
-        now = time.monotonic()
-        if self._recovery is not None:
-            self._hold(len(ticks))
-            self._overdue_at = min(self._overdue_at, now + PATIENCE)
-            self._do(self._recovery.hold(ticks, now))
-            self._keep_bound(now)
-            return
-        if self._gap_open and self.window.last is not None:
-            self._gap_open = False
-            self._tell(Gap(self._symbol, self.window.last, ticks[0]["timestamp"], False, 0))
-        if self._given_up:
-            self._given_up = False
-            self.window.restart()
-        self._queue(ticks)
-        self.drain()
+    def _enter(self, phase: _Phase) -> None:
+        """Set the phase. Nothing else does."""
+        if phase is not self._phase:
+            logger.debug("%s: ticks are %s", self._symbol, phase.value)
+            self._phase = phase
+
+    # Ticks and events come in.
+
+    def put_ticks(self, ticks: list[Tick], now: float) -> bool:
+        """Deliver, queue or hold live ticks. Return whether any was wanted: `exchanges` may discard all of them."""
+        if self._exchanges is not None:
+            ticks = [tick for tick in ticks if tick["exchange"] in self._exchanges]
+        if not ticks:
+            return False
+        if self._phase is _Phase.LIVE:
+            self._window.extend(ticks)
+            self._counters.count_ticks(ticks, now)
+            self._delivery.put_ticks(ticks)
+        elif self._recovery is not None:
+            self._hold_ticks(self._recovery, ticks, now)
+        else:
+            self._end_gap_at(ticks[0])
+            self._queue_ticks(ticks)
+            self.drain()
+        return True
 
     def put_event(self, event: Event) -> None:
-        """Whatever has its place among the ticks."""
+        """Deliver, queue or hold an event, in order with the ticks."""
         if self._recovery is not None:
-            self._hold(1)
             self._recovery.hold_beside(event)
-            self._keep_bound(time.monotonic())
-        elif self._waiting:
-            self._line_up(event)
+            self._count_held(1)
+            self._limit_held(time.monotonic())
+        elif self._queue:
+            self._queue_event(event)
         else:
             self._delivery.put_event(event)
 
     def room(self) -> int:
-        """How many ticks may be read now; 0 or less: stop reading."""
-        if self.straight:
+        """Return how many ticks may be read now. At 0 or less, stop reading."""
+        if self._phase is _Phase.LIVE:
             return self._delivery.room()
         if self._recovery is not None and not self._recovery.can_pause:
-            # It can't do with less: what is left unread now would count as arrived when the ping is not answered.
+            # Unread ticks would look like lost ones.
             return NO_BOUND
         return self._allowance.room
 
-    def held_up(self, now: float) -> None:
-        """The stream is not read any more, for want of room."""
-        if self._recovery is not None and self._recovery.can_pause:
-            self._do(self._recovery.no_room(now))
+    # The connection changes.
 
-    # What the stream does.
+    def reading_paused(self, now: float) -> None:
+        """Take note that reading stopped for lack of room."""
+        if self._recovery is not None and self._recovery.can_pause:
+            self._carry_out(self._recovery.no_room(now))
 
     def lost(self, now: float) -> None:
+        """Take note that the connection was lost."""
         if self._recovery is not None:
-            self._do(self._recovery.lost(now))
+            self._carry_out(self._recovery.lost(now))
 
     def opened(self, now: float) -> None:
-        """Connected. What came before is missing, if there was anything."""
+        """Take note of a new connection: ticks may be missing, unless the stream has had none so far."""
         if self._recovery is not None:
-            self._do(self._recovery.opened(now))
-        elif self.window.last is not None:
-            self.straight = False
-            if isinstance(self.window, DeliveredWindow):
-                # With a gap that was given up just before, for nothing has come since: there is but one hole.
-                self._given_up = False
-                self._recovery = Recovery(self._symbol, self.window, now)
-                self._host.schedule(self._symbol)
-            else:
-                self._gap_open = True
+            self._carry_out(self._recovery.opened(now))
+        elif self._window.last is None:
+            return
+        elif isinstance(self._window, DeliveredWindow):
+            self._enter(_Phase.RECOVERING)
+            self._recovery = Recovery(self._symbol, self._window, now)
+            self._host.reschedule()
+        else:
+            self._enter(_Phase.REPORTING)
 
-    def answered(self, now: float) -> None:
-        """A ping was answered."""
+    def probe_answered(self, now: float) -> None:
+        """Take note of the answer to a probe."""
         if self._recovery is not None:
-            self._do(self._recovery.answered(now))
+            self._carry_out(self._recovery.answered(now))
 
     @property
     def deadline(self) -> float:
-        return min(self._recovery.deadline, self._overdue_at) if self._recovery is not None else _NEVER
+        """When to call `wake`; infinity for never."""
+        return min(self._recovery.deadline, self._give_up_at) if self._recovery is not None else _NEVER
 
     def wake(self, now: float) -> None:
+        """Do what is due. Harmless when nothing is."""
         if self._recovery is None:
             return
-        if now < self._overdue_at:
-            self._do(self._recovery.wake(now))
-        elif self._waiting:
-            # It is the callbacks that are slow: what was found for this gap has not gone out yet.
-            self._overdue_at = now + PATIENCE
-            self._host.schedule(self._symbol)
+        if now < self._give_up_at:
+            self._carry_out(self._recovery.wake(now))
+        elif self._queue:
+            # The callbacks are slow, not history: ticks found for this gap still wait for room.
+            self._give_up_at = now + PATIENCE
+            self._host.reschedule()
         else:
-            self._do(self._recovery.overdue(now))
+            self._carry_out(self._recovery.overdue(now))
 
     def end(self, reason: str) -> None:
-        """The stream ends: everything that was received goes out now, whatever the room."""
+        """End the stream: deliver everything that was received, even without room."""
         if self._recovery is not None:
-            self._do(self._recovery.give_up(reason))
+            self._carry_out(self._recovery.give_up(reason))
         self.drain(NO_BOUND)
 
-    # Out.
+    # Ticks and events go out.
 
     def drain(self, room: int | None = None) -> None:
-        """Hand on what waits, as far as there is room."""
-        full = self._allowance.room <= 0
-        waiting = self._waiting
-        while waiting:
+        """Deliver from the queue while there is room: `room` ticks per step, or what the delivery takes."""
+        was_full = self._allowance.room <= 0
+        while self._queue:
             left = self._delivery.room() if room is None else room
             if left <= 0:
                 self._delivery.want_room()
                 break
-            entry = waiting.popleft()
-            if isinstance(entry, Event):
-                self._allowance.used -= 1
-                self._delivery.put_event(entry)
-                continue
-            if len(entry) > left:
-                waiting.appendleft(entry[left:])
-                entry = entry[:left]
-            self._counters.count_ticks(entry, time.monotonic())
-            self._delivery.put_ticks(entry)
-            self._allowance.used -= len(entry)
+            self._deliver_next(left)
         else:
-            self._waiting = None
-            self._take_more()
-            self.straight = self._recovery is None and not (self._gap_open or self._given_up)
-        if self.straight or (full and self._allowance.room > 0):
-            self._host.proceed()
+            self._acknowledge_pages()
+            if self._phase is _Phase.DRAINING:
+                self._enter(_Phase.LIVE)
+        if self._phase is _Phase.LIVE or (was_full and self._allowance.room > 0):
+            self._host.resume_reading()
 
-    def _queue(self, ticks: list[Tick]) -> None:
+    def _deliver_next(self, room: int) -> None:
+        entry = self._queue.popleft()
+        if isinstance(entry, Event):
+            self._allowance.used -= 1
+            self._delivery.put_event(entry)
+            return
+        if len(entry) > room:
+            self._queue.appendleft(entry[room:])
+            entry = entry[:room]
+        self._allowance.used -= len(entry)
+        self._counters.count_ticks(entry, time.monotonic())
+        self._delivery.put_ticks(entry)
+
+    def _queue_ticks(self, ticks: list[Tick]) -> None:
         self._allowance.used += len(ticks)
-        self._line_up(ticks)
-        self.window.extend(ticks)
+        self._queue.append(ticks)
+        self._window.extend(ticks)
 
-    def _tell(self, gap: Gap) -> None:
+    def _queue_event(self, event: Event) -> None:
+        self._allowance.used += 1
+        self._queue.append(event)
+
+    def _queue_gap(self, gap: Gap) -> None:
         self._counters.gaps += 1
         self._counters.filled_ticks += gap.ticks
-        self._line_up(Event(gap, self._symbol))
+        self._queue_event(Event(gap, self._symbol))
 
-    def _line_up(self, entry: list[Tick] | Event) -> None:
-        if self._waiting is None:
-            self._waiting = deque()
-        if isinstance(entry, Event):
-            self._allowance.used += 1
-        self._waiting.append(entry)
+    def _end_gap_at(self, tick: Tick) -> None:
+        """End a gap that waits for the next live tick, if there is one."""
+        if self._phase is _Phase.REPORTING:
+            assert self._window.last is not None
+            self._queue_gap(Gap(self._symbol, self._window.last, tick["timestamp"], False, 0))
+        elif self._phase is _Phase.GIVEN_UP:
+            assert isinstance(self._window, DeliveredWindow)
+            self._window.restart()
+        self._enter(_Phase.DRAINING)
 
-    def _hold(self, count: int) -> None:
-        self._held += count
-        self._counters.held = self._held
+    # A gap is recovered.
+
+    def _hold_ticks(self, recovery: Recovery, ticks: list[Tick], now: float) -> None:
+        self._count_held(len(ticks))
+        self._give_up_at = min(self._give_up_at, now + PATIENCE)
+        self._carry_out(recovery.hold(ticks))
+        self._limit_held(now)
+
+    def _count_held(self, count: int) -> None:
+        self._counters.held += count
         self._allowance.used += count
 
-    def _keep_bound(self, now: float) -> None:
+    def _limit_held(self, now: float) -> None:
         recovery = self._recovery
         if recovery is None or self._allowance.room > 0:
             return
         if recovery.can_pause:
-            self._do(recovery.no_room(now))
-        elif self._held > max(self._allowance.size, MOST_HELD):
-            # The stream's time stands still, or it brings no ticks at all: that could go on without end.
-            self._do(recovery.give_up("more came meanwhile than can wait"))
+            self._carry_out(recovery.no_room(now))
+        elif self._counters.held > max(self._allowance.size, MAX_HELD):
+            # The ticks' own time doesn't advance, or only events arrive: this could go on forever.
+            self._carry_out(recovery.give_up("more came meanwhile than can wait"))
 
-    # A recovery's steps.
-
-    def _do(self, steps: list[Step]) -> None:
+    def _carry_out(self, steps: list[Step]) -> None:
         for step in steps:
             match step:
                 case Fetch():
                     self._fetch(step)
                 case Probe():
-                    self._host.probe(self._symbol)
-                    self._overdue_at = min(self._overdue_at, time.monotonic() + PATIENCE)
+                    self._host.send_probe()
+                    self._give_up_at = min(self._give_up_at, time.monotonic() + PATIENCE)
                 case Deliver():
-                    self._queue(step.ticks)
-                    if self._overdue_at < _NEVER:
-                        self._overdue_at = time.monotonic() + PATIENCE
+                    self._queue_ticks(step.ticks)
+                    if self._give_up_at < _NEVER:
+                        self._give_up_at = time.monotonic() + PATIENCE
                 case Finish():
                     self._finish(step)
         if steps:
             self.drain()
-        self._host.schedule(self._symbol)
+        self._host.reschedule()
 
     def _fetch(self, step: Fetch) -> None:
         assert self._backfiller is not None
@@ -289,65 +337,72 @@ class Resequencer:
             self._symbol,
             step.start,
             step.end,
-            on_page=lambda ticks: self._page(job, ticks),
-            on_end=lambda reason: self._end(job, reason),
+            on_page=lambda ticks: self._take_page(job, ticks),
+            on_end=lambda reason: self._end_job(job, reason),
         )
         self._job = job
         self._backfiller.fetch(job)
 
-    def _page(self, job: Job, ticks: list[Tick]) -> None:
+    def _take_page(self, job: Job, ticks: list[Tick]) -> None:
         if job is not self._job or self._recovery is None:
             return
         if self._exchanges is not None:
             ticks = [tick for tick in ticks if tick["exchange"] in self._exchanges]
-        self._pages += 1
-        self._do(self._recovery.page(ticks))
-        if not self._waiting:
-            self._take_more()
+        self._pages_taken += 1
+        self._carry_out(self._recovery.page(ticks))
+        if not self._queue:
+            self._acknowledge_pages()
 
-    def _take_more(self) -> None:
-        """The pages that were taken have gone out, or lie where they are told apart: others may come."""
-        pages, self._pages = self._pages, 0
+    def _acknowledge_pages(self) -> None:
+        """Let the job fetch more: the pages taken so far were delivered, or `Recovery` keeps them."""
+        pages, self._pages_taken = self._pages_taken, 0
         if self._job is not None:
             for _ in range(pages):
                 self._job.taken()
 
-    def _end(self, job: Job, reason: str | None) -> None:
+    def _end_job(self, job: Job, reason: str | None) -> None:
         if job is not self._job or self._recovery is None:
             return
         self._job = None
-        self._do(self._recovery.fetched(time.monotonic()) if reason is None else self._recovery.failed(reason))
-
-    def _finish(self, step: Finish) -> None:
-        assert self._recovery is not None
-        self._drop_job()
-        # What was held is counted anew on its way out.
-        self._allowance.used -= self._held
-        self._held = self._counters.held = 0
-        self._overdue_at = _NEVER
-        self._recovery = None
-        if step.before:
-            self._queue(step.before)
-        self._tell(step.gap)
-        if step.error is not None:
-            self._line_up(Event(step.error, self._symbol))
-            self._given_up = not any(type(entry) is dict for entry in step.after)
-            if not self._given_up:
-                self.window.restart()
-        for entry in _runs(step.after):
-            if isinstance(entry, Event):
-                self._line_up(entry)
-            else:
-                self._queue(entry)
+        recovery = self._recovery
+        self._carry_out(recovery.fetched(time.monotonic()) if reason is None else recovery.failed(reason))
 
     def _drop_job(self) -> None:
         if self._job is not None:
             self._job.cancel()
-        self._job, self._pages = None, 0
+        self._job, self._pages_taken = None, 0
+
+    def _finish(self, step: Finish) -> None:
+        self._drop_job()
+        self._recovery = None
+        self._give_up_at = _NEVER
+        self._enter(_Phase.DRAINING)
+        # Held entries are counted again when they join the queue.
+        self._allowance.used -= self._counters.held
+        self._counters.held = 0
+        if step.before:
+            self._queue_ticks(step.before)
+        self._queue_gap(step.gap)
+        if step.error is not None:
+            self._queue_event(Event(step.error, self._symbol))
+            self._restart_window(step.after)
+        for entry in _group_ticks(step.after):
+            if isinstance(entry, Event):
+                self._queue_event(entry)
+            else:
+                self._queue_ticks(entry)
+
+    def _restart_window(self, held: list[Any]) -> None:
+        """Never ask for the given-up ticks again: restart the window at the first live tick, now or when it comes."""
+        assert isinstance(self._window, DeliveredWindow)
+        if any(type(entry) is dict for entry in held):
+            self._window.restart()
+        else:
+            self._enter(_Phase.GIVEN_UP)
 
 
-def _runs(entries: list[Any]) -> Iterator[Any]:
-    """Ticks in lists, and what stands between them as it is."""
+def _group_ticks(entries: list[Any]) -> Iterator[list[Tick] | Event]:
+    """Yield consecutive ticks as lists, and events as they are."""
     for is_tick, some in groupby(entries, key=lambda entry: type(entry) is dict):
         if is_tick:
             yield list(some)

@@ -27,12 +27,12 @@ from ..connection.failures import translate
 from ..connection.handshake import outcome_of
 from ..connection.poller import new_poller
 from ..connection.websocket import READ_SIZE, Binary, Connection
-from ..delivery.dispatcher import Delivery
 from ..errors import AuthenticationError, ConnectionFailed, DecodeError
 from ..values import NO_BOUND, Event, Tick
 from ..wire.decoder import LONGEST_NOTICE, Decoder, Message
-from .backfill import Backfiller, History
+from .backfill import Backfiller
 from .counters import Counters
+from .interfaces import Delivery, History
 from .resequencer import Allowance, Resequencer
 from .session import Action, Announce, Connect, Disconnect, End, Report, SendKeepAlive, SendPing, Session
 
@@ -299,7 +299,7 @@ class Network:
             self._allowance,
             self._exchanges,
             self._backfiller,
-            self,
+            _Host(self, stream),
         )
         self._streams[stream.symbol] = stream
         self._do(stream, stream.session.start(time.monotonic()))
@@ -362,18 +362,6 @@ class Network:
         if error is not None and not self._ending:
             self._failure = error
             self._end_all(drain=True)
-
-    # What flows want done: not in the midst of what is being done.
-
-    def probe(self, symbol: str) -> None:
-        self._afterwards.append(lambda: self._send(self._streams.get(symbol), Connection.send_probe))
-
-    def proceed(self) -> None:
-        self._afterwards.append(self._resume)
-
-    def schedule(self, symbol: str) -> None:
-        if stream := self._streams.get(symbol):
-            self._schedule(stream)
 
     # Connections come and go.
 
@@ -506,7 +494,7 @@ class Network:
             return taken
         if connection.probe_answered:
             connection.probe_answered = None
-            stream.flow.answered(self._now)
+            stream.flow.probe_answered(self._now)
         if connection.ended is not None:
             self._lost(stream, connection.ended)
         elif taken >= room:
@@ -558,18 +546,8 @@ class Network:
             stream.flow.put_event(Event(message, stream.symbol))  # type: ignore[arg-type]
 
     def _put_ticks(self, stream: Stream, ticks: list[Tick]) -> None:
-        if self._exchanges is not None:
-            ticks = [tick for tick in ticks if tick["exchange"] in self._exchanges]
-        if not ticks:
-            return
-        stream.got_tick = True
-        flow = stream.flow
-        if flow.straight:
-            flow.window.extend(ticks)
-            stream.counters.count_ticks(ticks, self._now)
-            self._delivery.put_ticks(ticks)
-        else:
-            flow.put_ticks(ticks)
+        if stream.flow.put_ticks(ticks, self._now):
+            stream.got_tick = True
 
     def _decoded(self, stream: Stream, payload: bytes | Binary, received_ns: int) -> Message | DecodeError:
         decoder = stream.decoder
@@ -603,8 +581,8 @@ class Network:
         else:
             self._watch(stream)
 
-    def _send(self, stream: Stream | None, send: Callable[[Connection], None]) -> None:
-        if stream is None or stream.connection is None:
+    def _send(self, stream: Stream, send: Callable[[Connection], None]) -> None:
+        if stream.connection is None:
             return
         try:
             send(stream.connection)
@@ -620,8 +598,8 @@ class Network:
             stream.session.hold(time.monotonic())
             self._paused.append(stream)
             self._watch(stream)
-            stream.flow.held_up(time.monotonic())
-        if stream.flow.straight:
+            stream.flow.reading_paused(time.monotonic())
+        if stream.flow.is_live:
             self._delivery.want_room()
         elif stream.flow.room() > 0:
             # What came was no ticks, and took no room.
@@ -629,7 +607,7 @@ class Network:
 
     def _resume(self) -> None:
         for stream in self._streams.values():
-            if not stream.flow.straight:
+            if not stream.flow.is_live:
                 stream.flow.drain()
         paused, self._paused = self._paused, []
         for stream in paused:
@@ -671,6 +649,24 @@ class Network:
             self._poller.unregister(fd)
             del self._watched[fd]
             stream.watched = 0
+
+
+@attrs.frozen(eq=False)
+class _Host:
+    """The network thread, as the resequencer of one stream sees it."""
+
+    network: Network
+    stream: Stream
+
+    def send_probe(self) -> None:
+        network, stream = self.network, self.stream
+        network._afterwards.append(lambda: network._send(stream, Connection.send_probe))
+
+    def resume_reading(self) -> None:
+        self.network._afterwards.append(self.network._resume)
+
+    def reschedule(self) -> None:
+        self.network._schedule(self.stream)
 
 
 @attrs.frozen(eq=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from datetime import UTC, datetime
-from types import SimpleNamespace
 from typing import get_type_hints
 
 import attrs
@@ -12,8 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finx_streamer.delivery.stats import SUMMED, ListenerStats, StreamStats, add_up
-from finx_streamer.streaming import counters as counting
+from finx_streamer.delivery.stats import SUMMED, ListenerStats, StreamStats, add_up, snapshot
 from finx_streamer.streaming.counters import Counters
 from finx_streamer.values import State, Tick
 
@@ -34,14 +32,12 @@ def a_tick(received_after: float = 0.25) -> Tick:
 
 def rate_at(counters: Counters, now: float) -> float:
     """The rate in a snapshot that is taken at a moment of our choice."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(counting, "time", SimpleNamespace(monotonic=lambda: now))
-        return counters.snapshot(State.STREAMING, 0, 0).rate
+    return counters.rate(now)
 
 
 def test_a_new_stream_has_counted_nothing() -> None:
     """All zero, and None for what there is not yet."""
-    assert StreamStats(state=State.IDLE) == Counters().snapshot(State.IDLE, 0, 0)
+    assert StreamStats(state=State.IDLE) == snapshot(Counters(), State.IDLE, 0, 0)
 
 
 def test_a_snapshot_has_what_was_counted() -> None:
@@ -49,7 +45,7 @@ def test_a_snapshot_has_what_was_counted() -> None:
     counters = Counters()
     counters.messages, counters.dropped, counters.callback_errors, counters.decode_errors = 1, 2, 3, 4
     counters.bytes, counters.queue_peak, counters.connected_at = 5, 6, 1_656_775_855.5
-    snapshot = counters.snapshot(State.STREAMING, 7, 3)
+    stats = snapshot(counters, State.STREAMING, 7, 3)
     assert (
         StreamStats(
             state=State.STREAMING,
@@ -63,16 +59,16 @@ def test_a_snapshot_has_what_was_counted() -> None:
             queue_peak=6,
             connected_since=datetime(2022, 7, 2, 15, 30, 55, 500_000, UTC),
         )
-        == snapshot
+        == stats
     )
 
 
 def test_a_snapshot_stays_as_it_was() -> None:
     """What is counted later does not change it, and nor does the user."""
     counters = Counters()
-    before = counters.snapshot(State.STREAMING, 0, 0)
+    before = snapshot(counters, State.STREAMING, 0, 0)
     counters.count_ticks([a_tick()], 100.0)
-    assert (before.ticks, counters.snapshot(State.STREAMING, 0, 0).ticks) == (0, 1)
+    assert (before.ticks, snapshot(counters, State.STREAMING, 0, 0).ticks) == (0, 1)
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         before.ticks = 5  # type: ignore[misc]
 
@@ -82,15 +78,15 @@ def test_ticks_are_counted_and_the_last_one_kept() -> None:
     counters = Counters()
     last = a_tick(received_after=1.5)
     counters.count_ticks([a_tick(), a_tick(), last], 100.0)
-    snapshot = counters.snapshot(State.STREAMING, 0, 0)
-    assert snapshot.ticks == 3
-    assert last is snapshot.last_tick
-    assert snapshot.lag == pytest.approx(1.5, abs=1e-6)
+    stats = snapshot(counters, State.STREAMING, 0, 0)
+    assert stats.ticks == 3
+    assert last is stats.last_tick
+    assert stats.lag == pytest.approx(1.5, abs=1e-6)
 
 
 def test_a_peak_is_never_below_the_depth() -> None:
     """A snapshot does not contradict itself."""
-    assert Counters().snapshot(State.STREAMING, 0, 9).queue_peak == 9
+    assert snapshot(Counters(), State.STREAMING, 0, 9).queue_peak == 9
 
 
 @pytest.mark.parametrize("now", [30.0, 30.5, 30.999])

@@ -16,9 +16,9 @@ import attrs
 
 from finx_streamer.config.reconnect import ReconnectPolicy
 from finx_streamer.connection.websocket import Binary, Connection
-from finx_streamer.delivery.dispatcher import Delivery
 from finx_streamer.errors import AuthenticationError, ConnectionFailed, DecodeError, ProtocolError
 from finx_streamer.streaming.counters import Counters
+from finx_streamer.streaming.interfaces import Delivery
 from finx_streamer.streaming.resequencer import Allowance, Resequencer
 from finx_streamer.streaming.session import Session, Timing
 from finx_streamer.streaming.streams import Network, Stream
@@ -172,7 +172,7 @@ def by_the_network(pieces: list[bytes], limit: int) -> tuple[Heard, list[str]]:
     network = Network(outlet, None, "fuzz", lambda failure: None, NO_BOUND, None)
     try:
         with open_to_read() as (connection, far):
-            stream = _stream(outlet, network)
+            stream = _stream(outlet)
             for _ in _read(connection, far, pieces):
                 connection.wire.received_ns = NOW_NS
                 while network._take(stream, connection, limit):
@@ -183,13 +183,23 @@ def by_the_network(pieces: list[bytes], limit: int) -> tuple[Heard, list[str]]:
     return heard, outlet.entries
 
 
-def _stream(outlet: Delivery, network: Network) -> Stream:
+class Owner:
+    """Does nothing: this stream is never interrupted."""
+
+    def send_probe(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+    def reschedule(self) -> None: ...
+
+
+def _stream(outlet: Delivery) -> Stream:
     session = Session(ReconnectPolicy(), Timing())
     session.start(0.0)
     session.handshake_started(0.0)
     session.opened(0.0)
     stream = Stream(SYMBOL, session, Decoder(SYMBOL, SYMBOL), Counters(), None)  # type: ignore[arg-type]
-    stream.flow = Resequencer(SYMBOL, outlet, stream.counters, Allowance(NO_BOUND), None, None, network)
+    stream.flow = Resequencer(SYMBOL, outlet, stream.counters, Allowance(NO_BOUND), None, None, Owner())
     return stream
 
 

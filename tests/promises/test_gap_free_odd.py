@@ -115,7 +115,7 @@ def test_ticks_lost_behind_one_with_a_wrong_time() -> None:
         trail.extend([each])
     recovery = Recovery("BTC:USDC", trail, 0.0)
     known = history([read(0), read(1), read(2), read(3), read(60)])
-    steps = recovery.hold([read(3)], 0.0)
+    steps = recovery.hold([read(3)])
     if not any(isinstance(step, Finish) for step in steps):
         begin, end = steps[0].start, steps[0].end
         steps = told_apart(recovery, [each for each in known if begin <= each["timestamp"] < end])
@@ -135,7 +135,7 @@ def test_a_time_ahead_in_a_long_run_is_remembered() -> None:
         every += ticks
     recovery = Recovery("BTC:USDC", trail, 0.0)
     live = read(4.2)
-    fetch = recovery.hold([live], 0.0)[0]
+    fetch = recovery.hold([live])[0]
     known = history([each for each in [*every, live] if fetch.start <= each["timestamp"] < fetch.end])
     end = told_apart(recovery, known)[-1]
     assert isinstance(end, Finish)
@@ -150,13 +150,13 @@ def test_a_late_tick_that_is_not_read_for_want_of_room_comes_once() -> None:
     trail = DeliveredWindow()
     trail.extend([read(1)])
     recovery = Recovery("BTC:USDC", trail, 0.0)
-    recovery.hold([read(3), read(4)], 0.0)
+    recovery.hold([read(3), read(4)])
     if recovery.can_pause:
         recovery.no_room(0.0)
     recovery.page(history([read(1), read(3), read(3.5), read(4)]))
     steps = recovery.fetched(0.1)
     if steps and isinstance(steps[0], Probe):
-        recovery.hold([read(3.5)], 0.1)
+        recovery.hold([read(3.5)])
         steps = recovery.answered(0.2)
     end = steps[-1]
     assert isinstance(end, Finish)
@@ -168,7 +168,7 @@ def test_a_lost_tick_ahead_of_the_live_ones_is_found_without_room() -> None:
     trail = DeliveredWindow()
     trail.extend([read(1)])
     recovery = Recovery("BTC:USDC", trail, 0.0)
-    recovery.hold([read(3), read(3.1)], 0.0)
+    recovery.hold([read(3), read(3.1)])
     if recovery.can_pause:
         recovery.no_room(0.0)
     recovery.page(history([read(1), read(3), read(3.1), read(3.5, exchange="OKX")]))
@@ -354,7 +354,7 @@ def test_what_is_held_has_a_bound(seen: Seen, kind: str, monkeypatch: pytest.Mon
     """While history hangs, what can't be done without is held to a bound; then the gap is given up, and said to be."""
     message = json.dumps({"results": "streaming", "resultData": tick(2)}) if kind != "notices" else '{"keepAlive":true}'
     most = 50_000
-    monkeypatch.setattr(flow_module, "MOST_HELD", most)
+    monkeypatch.setattr(flow_module, "MAX_HELD", most)
     count = most + 1
 
     def back(caller: Caller) -> None:

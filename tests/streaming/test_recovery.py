@@ -89,7 +89,7 @@ def told_apart(recovery: Recovery, found: list[Tick], now: float = 1.0) -> list[
 def test_lost_ticks_come_before_the_live_ones() -> None:
     """What history knows beyond what was delivered and received comes first, then the gap, then the live ticks."""
     recovery = after_outage(tick(0), tick(1))
-    fetch = only(recovery.hold([tick(4), tick(5)], 0.1), Fetch)
+    fetch = only(recovery.hold([tick(4), tick(5)]), Fetch)
     assert tick(1)["timestamp"] - 2 * SECOND == fetch.start
     assert tick(6)["timestamp"] < fetch.end <= tick(7)["timestamp"]
     assert recovery.page(history([tick(0), tick(1), tick(2), tick(3), tick(4), tick(5)])) == []
@@ -110,7 +110,7 @@ def test_lost_ticks_come_before_the_live_ones() -> None:
 def test_equal_lines_are_counted() -> None:
     """Of five equal trades two were delivered before and one is live: two were lost."""
     recovery = after_outage(tick(1), tick(1))
-    recovery.hold([tick(1)], 0.0)
+    recovery.hold([tick(1)])
     end = only(told_apart(recovery, history([tick(1)] * 5)), Finish)
     assert [tick(1, backfilled=True)] * 2 == end.before
     assert (end.gap.ticks, end.gap.filled) == (2, True)
@@ -119,7 +119,7 @@ def test_equal_lines_are_counted() -> None:
 def test_nothing_lost_is_a_filled_gap_of_no_ticks() -> None:
     """Where history knows no more than was received, the gap says so."""
     recovery = after_outage(tick(1))
-    recovery.hold([tick(2)], 0.0)
+    recovery.hold([tick(2)])
     end = only(told_apart(recovery, history([tick(1), tick(2)])), Finish)
     assert (end.gap.ticks, end.gap.filled, end.before) == (0, True, [])
 
@@ -127,7 +127,7 @@ def test_nothing_lost_is_a_filled_gap_of_no_ticks() -> None:
 def test_late_ticks_are_looked_for_within_the_margin() -> None:
     """A lost tick whose time is before the last delivered one is found as well."""
     recovery = after_outage(tick(5))
-    recovery.hold([tick(6)], 0.0)
+    recovery.hold([tick(6)])
     found = history([tick(3.5), tick(4.9), tick(5), tick(6), tick(6.5)])
     early, end = told_apart(recovery, found)
     assert isinstance(early, Deliver)
@@ -141,10 +141,10 @@ def test_late_ticks_are_looked_for_within_the_margin() -> None:
 def test_a_tick_on_its_way_is_not_lost() -> None:
     """What history knows already, and the stream brings before the answer to the ping, is delivered once."""
     recovery = after_outage(tick(1))
-    recovery.hold([tick(3)], 0.0)
+    recovery.hold([tick(3)])
     recovery.page(history([tick(1), tick(2), tick(3), tick(3.1)]))
     only(recovery.fetched(0.1), Probe)
-    assert recovery.hold([tick(3.1)], 0.1) == []
+    assert recovery.hold([tick(3.1)]) == []
     end = only(recovery.answered(0.2), Finish)
     assert [tick(3), tick(3.1)] == end.after
 
@@ -152,10 +152,10 @@ def test_a_tick_on_its_way_is_not_lost() -> None:
 def test_equal_ticks_that_come_meanwhile_make_it_ask_again() -> None:
     """Where a tick of the first live one's time comes after the question, history is asked anew to count right."""
     recovery = after_outage(tick(1))
-    recovery.hold([tick(3)], 0.0)
+    recovery.hold([tick(3)])
     recovery.page(history([tick(1), tick(3), tick(3)]))
     only(recovery.fetched(0.1), Probe)
-    recovery.hold([tick(3)], 0.1)
+    recovery.hold([tick(3)])
     assert recovery.answered(0.2) == []
     assert recovery.deadline == pytest.approx(0.2 + PAUSES[0])
     only(recovery.wake(recovery.deadline), Fetch)
@@ -167,7 +167,7 @@ def test_equal_ticks_that_come_meanwhile_make_it_ask_again() -> None:
 def test_a_history_that_is_behind_is_asked_again() -> None:
     """While history does not know the first live tick it may not know the lost ones: it is asked later."""
     recovery = after_outage(tick(1))
-    recovery.hold([tick(3)], 0.0)
+    recovery.hold([tick(3)])
     assert told_apart(recovery, history([tick(1)])) == []
     only(recovery.wake(recovery.deadline), Fetch)
     end = only(told_apart(recovery, history([tick(1), tick(2), tick(3)])), Finish)
@@ -178,7 +178,7 @@ def test_a_history_that_is_behind_is_asked_again() -> None:
 def test_a_history_that_stays_behind_leaves_the_gap_open() -> None:
     """What was found by then is delivered, and the gap says that it may not be all."""
     recovery = after_outage(tick(1))
-    recovery.hold([tick(3)], 0.0)
+    recovery.hold([tick(3)])
     for _ in PAUSES:
         assert told_apart(recovery, history([tick(1), tick(2)])) == []
         only(recovery.wake(recovery.deadline), Fetch)
@@ -191,7 +191,7 @@ def test_a_history_that_stays_behind_leaves_the_gap_open() -> None:
 def test_a_foreign_history_is_not_believed() -> None:
     """Where none of the delivered ticks is known to history, it is another series, and would double everything."""
     recovery = after_outage(tick(0.5), tick(1))
-    recovery.hold([tick(3)], 0.0)
+    recovery.hold([tick(3)])
     end = only(told_apart(recovery, history([tick(0.5, 1.01), tick(1, 1.01), tick(2), tick(3)])), Finish)
     assert ([], [tick(3)], False) == (end.before, end.after, end.gap.filled)
     assert "none of the ticks" in str(end.error)
@@ -200,7 +200,7 @@ def test_a_foreign_history_is_not_believed() -> None:
 def test_a_store_that_lost_its_last_batch_is_believed() -> None:
     """That history has forgotten ticks which were delivered says nothing about those after them."""
     recovery = after_outage(tick(0.5), tick(1))
-    recovery.hold([tick(3)], 0.0)
+    recovery.hold([tick(3)])
     end = only(told_apart(recovery, history([tick(2), tick(3)])), Finish)
     assert [tick(2, backfilled=True)] == end.before
     assert end.gap.filled
@@ -209,7 +209,7 @@ def test_a_store_that_lost_its_last_batch_is_believed() -> None:
 def test_times_that_go_back_can_not_be_told_apart() -> None:
     """A recording that begins again has times that history knows twice."""
     recovery = after_outage(tick(100), tick(101), tick(102))
-    end = only(recovery.hold([tick(1)], 0.0), Finish)
+    end = only(recovery.hold([tick(1)]), Finish)
     assert ([], [tick(1)], False) == (end.before, end.after, end.gap.filled)
     assert "gone back" in str(end.error)
 
@@ -217,7 +217,7 @@ def test_times_that_go_back_can_not_be_told_apart() -> None:
 def test_one_tick_with_a_wrong_time_does_no_harm() -> None:
     """A single time far ahead is not taken for the stream's own."""
     recovery = after_outage(tick(1), tick(9e6), tick(2))
-    recovery.hold([tick(4)], 0.0)
+    recovery.hold([tick(4)])
     end = only(told_apart(recovery, history([tick(1), tick(2), tick(3), tick(4)])), Finish)
     assert [tick(3, backfilled=True)] == end.before
     assert end.gap.filled
@@ -237,10 +237,10 @@ def test_without_a_live_tick_history_is_asked_after_a_while() -> None:
 def test_no_history_lets_the_live_ticks_go() -> None:
     """Where history can't be had the live ticks wait no longer, with what stands between them in its place."""
     recovery = after_outage(tick(1))
-    recovery.hold([tick(3)], 0.0)
+    recovery.hold([tick(3)])
     notice = object()
     recovery.hold_beside(notice)
-    recovery.hold([tick(4)], 0.0)
+    recovery.hold([tick(4)])
     end = only(recovery.failed("unknown function"), Finish)
     assert [tick(3), notice, tick(4)] == end.after
     assert (end.gap.filled, end.gap.ticks) == (False, 0)
@@ -252,7 +252,7 @@ def test_no_history_lets_the_live_ticks_go() -> None:
 def test_a_long_gap_goes_out_page_by_page() -> None:
     """What lies before the margin of the first live tick is delivered without waiting for the rest."""
     recovery = after_outage(tick(0))
-    recovery.hold([tick(100)], 0.0)
+    recovery.hold([tick(100)])
     delivered: list[Tick] = []
     for page in range(10):
         for step in recovery.page(history([tick(page * 10 + second) for second in range(10)])):
@@ -272,11 +272,11 @@ def test_a_full_hold_needs_no_answer() -> None:
     """With no room to hold more nothing is read, pongs included: what is newer than all that is held is yet to come,
     and what is older by less than the margin may be."""
     recovery = after_outage(tick(1))
-    recovery.hold([tick(3)], 0.0)
+    recovery.hold([tick(3)])
     assert not recovery.can_pause
-    recovery.hold([tick(3), tick(7)], 0.0)
+    recovery.hold([tick(3), tick(7)])
     assert not recovery.can_pause
-    recovery.hold([tick(7.1)], 0.0)
+    recovery.hold([tick(7.1)])
     assert recovery.can_pause
     recovery.no_room(0.0)
     recovery.fetched(0.1)
@@ -290,7 +290,7 @@ def test_a_full_hold_needs_no_answer() -> None:
 def test_the_end_of_the_connection_stands_for_the_answer() -> None:
     """What was on its way is lost with the connection, and is taken from history."""
     recovery = after_outage(tick(1))
-    recovery.hold([tick(3)], 0.0)
+    recovery.hold([tick(3)])
     recovery.page(history([tick(1), tick(2), tick(3), tick(3.5)]))
     only(recovery.fetched(0.1), Probe)
     end = only(recovery.lost(0.2), Finish)
@@ -301,7 +301,7 @@ def test_the_end_of_the_connection_stands_for_the_answer() -> None:
 def test_a_server_that_answers_no_ping_is_not_awaited_for_ever() -> None:
     """Whatever is driving this says when: what was found goes out, and the doubt is told."""
     recovery = after_outage(tick(1))
-    recovery.hold([tick(3)], 0.0)
+    recovery.hold([tick(3)])
     recovery.page(history([tick(1), tick(2), tick(3)]))
     only(recovery.fetched(1.0), Probe)
     assert recovery.wake(1e9) == []
@@ -314,7 +314,7 @@ def test_a_server_that_answers_no_ping_is_not_awaited_for_ever() -> None:
 def test_a_history_that_hangs_is_not_awaited_for_ever() -> None:
     """The live ticks go, and what history had said by then has gone before them."""
     recovery = after_outage(tick(1))
-    recovery.hold([tick(20)], 0.0)
+    recovery.hold([tick(20)])
     deliver = only(recovery.page(history([tick(1), tick(2), tick(9)])), Deliver)
     assert [tick(2, backfilled=True)] == deliver.ticks
     end = only(recovery.overdue(30.0), Finish)
@@ -325,7 +325,7 @@ def test_a_history_that_hangs_is_not_awaited_for_ever() -> None:
 def test_a_history_that_is_behind_for_too_long() -> None:
     """Overdue between two questions: what the last answer had goes out."""
     recovery = after_outage(tick(1))
-    recovery.hold([tick(3)], 0.0)
+    recovery.hold([tick(3)])
     assert told_apart(recovery, history([tick(1), tick(2)])) == []
     end = only(recovery.overdue(30.0), Finish)
     assert (False, [tick(2, backfilled=True)], [tick(3)]) == (end.gap.filled, end.before, end.after)
@@ -335,12 +335,12 @@ def test_a_history_that_is_behind_for_too_long() -> None:
 def test_a_new_connection_makes_it_ask_again() -> None:
     """What passed between two connections within one gap is part of it."""
     recovery = after_outage(tick(1))
-    recovery.hold([tick(3)], 0.0)
+    recovery.hold([tick(3)])
     recovery.lost(0.1)
     recovery.opened(0.2)
     assert recovery.page(history([tick(1), tick(2), tick(3)])) == []
     assert recovery.fetched(0.3) == []
-    only(recovery.hold([tick(5)], 0.4), Fetch)
+    only(recovery.hold([tick(5)]), Fetch)
     end = only(told_apart(recovery, history([tick(1), tick(2), tick(3), tick(4), tick(5)])), Finish)
     assert [tick(2, backfilled=True)] == end.before
     assert [tick(3), tick(4, backfilled=True), tick(5)] == end.after
@@ -378,7 +378,7 @@ def test_history_without_end_ends_the_gap() -> None:
     for live in ([], [tick(1.0)]):
         recovery = after_outage(tick(0.0))
         if live:
-            only(recovery.hold(live, 0.0), Fetch)
+            only(recovery.hold(live), Fetch)
         else:
             only(recovery.wake(FIRST_WAIT), Fetch)
         page = [tick(0.5, backfilled=True)] * (MOST_TOLD // 4)
@@ -423,7 +423,7 @@ def test_more_ticks_of_one_moment_than_are_remembered_are_told() -> None:
     for _ in range(30):
         trail.extend([tick(5)])
     recovery = Recovery("BTC:USDC", trail, 0.0)
-    recovery.hold([tick(7)], 0.0)
+    recovery.hold([tick(7)])
     end = told_apart(recovery, history([tick(6), tick(7)]))[-1]
     assert isinstance(end, Finish)
     assert [tick(6, backfilled=True)] == end.before
@@ -467,7 +467,7 @@ class World:
             if entry is PONG:
                 self.do(self.recovery.answered(self.now) if self.recovery else [])
             elif self.recovery is not None:
-                self.do(self.recovery.hold([entry], self.now))
+                self.do(self.recovery.hold([entry]))
             else:
                 self.deliver([entry])
 

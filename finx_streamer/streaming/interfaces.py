@@ -1,0 +1,47 @@
+"""What streaming needs from the packages above it: `delivery` and `functions` implement these protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Protocol
+
+from ..values import Event, Tick
+
+
+class Delivery(Protocol):
+    """Takes ticks and events on their way to the callbacks. The network thread makes all calls."""
+
+    def room(self) -> int:
+        """Return how many ticks may be put now. At 0 or less, stop reading."""
+
+    def want_room(self) -> None:
+        """Ask to be notified when there is room again."""
+
+    def put_ticks(self, ticks: list[Tick]) -> None:
+        """Put ticks of one stream, in order. From here on they belong to the user, who may change them."""
+
+    def put_event(self, event: Event) -> None:
+        """Put an event behind the ticks that were put before it."""
+
+    def flush(self) -> None:
+        """Wake the callback side if it has work. Entries may wait until then, to be handed over in one batch."""
+
+
+class History(Protocol):
+    """A source of historical ticks. `FunctionClient` is one."""
+
+    def history_pages(
+        self, pair: str, start: datetime, end: datetime | None, *, empty_days: int | None
+    ) -> Iterator[list[Tick]]:
+        """Yield non-empty pages of ticks, sorted by time within and across pages.
+
+        `end` is exclusive; None means up to the last tick. Raise an error after `empty_days` consecutive days without
+        a tick.
+        """
+
+    def interrupt(self) -> None:
+        """Abort the call in progress. Returns at once."""
+
+    def close(self) -> None:
+        """Release the connection."""
