@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from finx_streamer.delivery.stats import SUMMED, ListenerStats, StreamStats, add_up, snapshot
-from finx_streamer.streaming.counters import Counters
+from finx_streamer.streaming.counters import RATE_WINDOW, Counters
 from finx_streamer.values import State, Tick
 
 
@@ -28,11 +28,6 @@ def a_tick(received_after: float = 0.25) -> Tick:
         "received_ns": int((moment.timestamp() + received_after) * 1e9),
         "backfilled": False,
     }
-
-
-def rate_at(counters: Counters, now: float) -> float:
-    """The rate in a snapshot that is taken at a moment of our choice."""
-    return counters.rate(now)
 
 
 def test_a_new_stream_has_counted_nothing() -> None:
@@ -95,14 +90,14 @@ def test_a_steady_stream_has_its_rate(now: float) -> None:
     counters = Counters()
     for tenth in range(int(now * 10)):
         counters.count_ticks([a_tick()], tenth / 10)
-    assert rate_at(counters, now) == pytest.approx(10.0, rel=0.05)
+    assert counters.rate(now) == pytest.approx(10.0, rel=0.05)
 
 
 def test_the_rate_falls_to_nothing_with_the_stream() -> None:
     """Ten seconds after the last tick the rate is 0."""
     counters = Counters()
     counters.count_ticks([a_tick()] * 50, 100.0)
-    assert [rate_at(counters, now) for now in (100.5, 105.0, 110.0, 111.0)] == [50.0, 10.0, 5.0, 0.0]
+    assert [counters.rate(now) for now in (100.5, 105.0, 110.0, 111.0)] == [50.0, 10.0, 5.0, 0.0]
 
 
 def test_a_long_stream_keeps_little() -> None:
@@ -110,7 +105,7 @@ def test_a_long_stream_keeps_little() -> None:
     counters = Counters()
     for second in range(1_000):
         counters.count_ticks([a_tick()], float(second))
-    assert len(counters._seconds) == counting.RATE_WINDOW + 1
+    assert len(counters._per_second) == RATE_WINDOW + 1
 
 
 steps = st.lists(
