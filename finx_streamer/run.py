@@ -186,15 +186,9 @@ class Run:
     async def wait_async(self, timeout: float | None) -> bool:
         """The same in an event loop, which goes on meanwhile."""
         # Only here, for asyncio is a tenth of what it takes to import this package.
-        from .delivery.async_iteration import LoopBell, until
+        from .delivery.async_iteration import wait_until
 
-        bell = LoopBell()
-        self._watchers.append(bell.ring)
-        try:
-            ended = await until(self.ended.is_set, bell, timeout)
-        finally:
-            self._watchers.remove(bell.ring)
-        return ended and self.wait(0.0)
+        return await wait_until(self.ended.is_set, self._watchers, timeout) and self.wait(0.0)
 
     @property
     def state(self) -> State:

@@ -1,7 +1,7 @@
-"""`async for tick in listener`, and waiting for a listener's end in an event loop. No thread of its own.
+"""`async for tick in listener` and `wait_async`, without a thread of their own.
 
-A loop that awaits something which never comes does not always notice an interrupt: the signal may be taken by another
-thread, while the loop sleeps on. So waits are in slices.
+Waits are cut into slices, because an event loop that awaits something that never comes may not notice Ctrl-C: another
+thread may take the signal while the loop sleeps.
 """
 
 from __future__ import annotations
@@ -15,33 +15,35 @@ from queue import Empty
 from ..values import Tick
 from .iteration import TickBuffer
 
-#: Seconds that a loop sleeps at a time.
+#: The longest sleep of an event loop, in seconds.
 SLICE = 0.25
-#: After how many ticks that were there already the loop's other work gets its turn.
+#: After this many ticks without a wait, other tasks of the event loop get a turn.
 _TURN = 64
 
 
-class LoopBell:
-    """Wakes what waits in an event loop, from any thread. Made within the loop."""
+class AsyncWakeup:
+    """Wakes one coroutine from any thread. Create it within the event loop."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._rung = False
+        self._woken = False
         self._sleeper: asyncio.Future[None] | None = None
 
-    def ring(self) -> None:
-        # The loop may have been closed meanwhile.
+    def wake(self) -> None:
+        """End the current wait, or the next one. From any thread."""
+        # The loop may have been closed.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._wake)
 
-    def silence(self) -> None:
-        """What is to be got_tick is what comes from now on."""
-        self._rung = False
+    def clear(self) -> None:
+        """Forget earlier calls of `wake`."""
+        self._woken = False
 
     async def wait(self, seconds: float) -> None:
-        """Until it rings, or for so long. (`asyncio.wait_for` may lose a cancellation up to Python 3.11.)"""
-        if self._rung:
+        """Wait for `wake`, at most this long."""
+        if self._woken:
             return
+        # Not asyncio.wait_for: up to Python 3.11 it may lose a cancellation.
         self._sleeper = self._loop.create_future()
         timer = self._loop.call_later(seconds, self._wake)
         try:
@@ -51,17 +53,17 @@ class LoopBell:
             self._sleeper = None
 
     def _wake(self) -> None:
-        self._rung = True
+        self._woken = True
         if self._sleeper is not None and not self._sleeper.done():
             self._sleeper.set_result(None)
 
 
 class AsyncTickBuffer(TickBuffer):
-    """One iteration's ticks, taken within an event loop."""
+    """A `TickBuffer` whose ticks are taken within an event loop."""
 
     def __init__(self, size: int, wait: bool, on_room: Callable[[], None]) -> None:
         super().__init__(size, wait, on_room)
-        self._bell = LoopBell()
+        self._wakeup = AsyncWakeup()
         self._sleeps = False
         self._turn = 0
 
@@ -69,50 +71,53 @@ class AsyncTickBuffer(TickBuffer):
         super().__call__(tick)
         if self._sleeps:
             self._sleeps = False
-            self._bell.ring()
+            self._wakeup.wake()
 
     def end(self) -> None:
         super().end()
-        self._bell.ring()
+        self._wakeup.wake()
 
     def close(self) -> None:
         super().close()
-        self._bell.ring()
+        self._wakeup.wake()
 
     async def take_async(self) -> Tick | None:
-        """The next tick; None when there will be none."""
+        """Wait for the next tick and return it. None at the end."""
         self._turn += 1
         if self._turn % _TURN == 0:
             await asyncio.sleep(0)
-        while True:
-            if self._closed or (self._ended and self._ticks.empty()):
-                return None
+        while not (self._closed or (self._ended and self._ticks.empty())):
             try:
                 tick = self._ticks.get_nowait()
             except Empty:
                 await self._sleep()
                 continue
             if tick is not None:
-                self._taken()
+                self._after_take()
                 return tick
+        return None
 
     async def _sleep(self) -> None:
-        self._bell.silence()
+        self._wakeup.clear()
         self._sleeps = True
-        # Looked at once more: whoever puts after this sees that somebody sleeps.
+        # Check again: a tick may have been put before `_sleeps` was set.
         if self._ticks.empty() and not self._closed and not self._ended:
-            await self._bell.wait(SLICE)
+            await self._wakeup.wait(SLICE)
         self._sleeps = False
 
 
-async def until(is_done: Callable[[], bool], bell: LoopBell, timeout: float | None) -> bool:
-    """Wait until it is done; whoever does it rings the bell. False where it was not in time."""
+async def wait_until(is_done: Callable[[], bool], watchers: list[Callable[[], None]], timeout: float | None) -> bool:
+    """Wait until `is_done()`. Return False after `timeout` seconds. `watchers` are called when it may have changed."""
     deadline = None if timeout is None else time.monotonic() + timeout
-    while True:
-        bell.silence()
-        if is_done():
-            return True
-        left = SLICE if deadline is None else min(SLICE, deadline - time.monotonic())
-        if left <= 0:
-            return False
-        await bell.wait(left)
+    wakeup = AsyncWakeup()
+    watchers.append(wakeup.wake)
+    try:
+        while not is_done():
+            left = SLICE if deadline is None else min(SLICE, deadline - time.monotonic())
+            if left <= 0:
+                return False
+            await wakeup.wait(left)
+            wakeup.clear()
+        return True
+    finally:
+        watchers.remove(wakeup.wake)

@@ -1,4 +1,4 @@
-"""The user's callbacks: who is registered for what, and how one is called."""
+"""The user's callbacks: the registry of them, and the runner that calls them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ logger = logging.getLogger("finx_streamer")
 
 
 def _make_printable(record: logging.LogRecord) -> bool:
-    """Have the traceback formatted here: an exception of the user's may quote what the server sent, and logs are read
-    on terminals."""
+    """Escape the traceback. A user's exception may quote the server, and logs are read on terminals."""
     if record.exc_info and not record.exc_text:
         record.exc_text = printable_lines(logging.Formatter().formatException(record.exc_info))
     return True
@@ -33,14 +32,15 @@ EVENTS = ("tick", "error", "notice", "state", "gap")
 
 
 @attrs.frozen
-class _Registered:
+class _Registration:
     callback: Callback
     pair: str | None
-    #: What to call: in a notebook the callback with its output in the cell that registered it; else the callback.
+    #: The notebook cell that registered it.
+    place: Place | None
+    #: The callback itself or, in a notebook, a wrapper that routes its output to `place`.
     call: Callback
-    place: Place | None = None
 
-    def replaces(self, earlier: _Registered) -> bool:
+    def replaces(self, earlier: _Registration) -> bool:
         """Whether a rerun of a notebook cell registered the same callback again. False in a script."""
         if self.place is None or earlier.place is None or self.pair != earlier.pair:
             return False
@@ -48,9 +48,9 @@ class _Registered:
 
 
 class _TickCallbacks(dict[str, tuple[Callback, ...]]):
-    """The tick callbacks for each pair, in order of registration; found out when a pair is first asked for."""
+    """The tick callbacks of each pair, in order of registration. Filled on the first lookup of a pair."""
 
-    def __init__(self, registered: tuple[_Registered, ...]) -> None:
+    def __init__(self, registered: tuple[_Registration, ...]) -> None:
         super().__init__()
         self._registered = registered
 
@@ -60,34 +60,34 @@ class _TickCallbacks(dict[str, tuple[Callback, ...]]):
 
 
 class Callbacks:
-    """A registry that may be changed from any thread while another one calls what is in it."""
+    """A thread-safe registry. It may change while callbacks run."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._by_event: dict[str, tuple[_Registered, ...]] = dict.fromkeys(EVENTS, ())
-        #: Replaced at each change, so that who looks anew for each tick sees it.
+        self._by_event: dict[str, tuple[_Registration, ...]] = dict.fromkeys(EVENTS, ())
+        #: Replaced on every change, so that an identity check detects one.
         self.for_ticks = _TickCallbacks(())
 
     def add(self, event: str, callback: Callback, pair: str | None = None, place: Place | None = None) -> None:
         """Register a callback. `place` is the notebook cell that shows its output.
 
-        Raises `ConfigurationError` for anything that can't be called.
+        Raises `ConfigurationError` if the callback can't be called, or is a coroutine function.
         """
         if not callable(callback):
             raise ConfigurationError(f"on_{event}: {type(callback).__name__} is not callable; expected a function")
         if any(map(inspect.iscoroutinefunction, (callback, getattr(callback, "__call__", None)))):  # noqa: B004
             # Calling it would run nothing.
             raise ConfigurationError(f"on_{event}: {callback!r} is a coroutine function; expected a plain function")
-        new = _Registered(callback, pair, callback if place is None else place.route(callback), place)
+        new = _Registration(callback, pair, place, callback if place is None else place.route(callback))
         with self._lock:
             kept = [earlier for earlier in self._by_event[event] if not new.replaces(earlier)]
             self._by_event[event] = (*kept, new)
             self.for_ticks = _TickCallbacks(self._by_event["tick"])
 
     def remove(self, callback: Callback) -> None:
-        """Undo every registration of it. Raises `ConfigurationError` where there is none."""
+        """Undo every registration of a callback. Raises `ConfigurationError` if there is none."""
         with self._lock:
-            # By equality and not identity: a bound method is a new object at each access.
+            # Compare by equality: every access to a bound method makes a new object.
             kept = {event: tuple(r for r in rs if r.callback != callback) for event, rs in self._by_event.items()}
             if kept == self._by_event:
                 raise ConfigurationError(f"remove_callback: {callback!r} is not registered")
@@ -95,43 +95,45 @@ class Callbacks:
             self.for_ticks = _TickCallbacks(self._by_event["tick"])
 
     def of(self, event: str) -> tuple[Callback, ...]:
-        return tuple(registered.call for registered in self._by_event[event])
+        """Return the callbacks of an event, in order of registration."""
+        return tuple(registration.call for registration in self._by_event[event])
 
     def original(self, call: Callback) -> Callback:
-        """The user's own callback, of what is called for it."""
-        found = (r.callback for registered in self._by_event.values() for r in registered if r.call is call)
-        return next(found, call)
+        """Return the user's own callback behind a callable that `of` or `for_ticks` returned."""
+        return next((r.callback for r in self._all() if r.call is call), call)
 
     def place_of(self, callback: Callback) -> Place | None:
-        """The notebook cell that registered it."""
-        found = (r.place for registered in self._by_event.values() for r in registered if r.callback is callback)
-        return next(found, None)
+        """Return the notebook cell that registered a callback."""
+        return next((r.place for r in self._all() if r.callback is callback), None)
+
+    def _all(self) -> list[_Registration]:
+        return [registration for of_event in self._by_event.values() for registration in of_event]
 
 
 class CallbackRunner:
-    """CallPool callbacks one at a time, and turns what they raise into errors. Owned by the callback side."""
+    """Runs callbacks one at a time, and reports their exceptions. Used by one thread, except for the two flags."""
 
     def __init__(
         self,
         callbacks: Callbacks,
         counters: Mapping[str, Counters],
-        tell: Callable[[FinxStreamerError], None] | None = None,
+        show_error: Callable[[FinxStreamerError], None] | None = None,
     ) -> None:
-        #: Set by `abandon`, from any thread: from then on no call begins.
+        #: Once set, by any thread, no call begins.
         self.abandoned = False
-        #: Set from any thread: a run of ticks has to end after the tick that is being handled.
+        #: Set by any thread to end a batch of ticks after the current one.
         self.interrupted = False
         self._callbacks = callbacks
         self._counters = counters
-        #: Takes errors that no `on_error` takes; None: the log does.
-        self._tell = tell
+        #: Shows errors if there is no `on_error` callback. If None, they are logged.
+        self._show_error = show_error
 
     def abandon(self) -> None:
         """Begin no further call."""
         self.abandoned = self.interrupted = True
 
-    def ticks(self, entries: Iterable[Tick | Event]) -> Event | None:
-        """Call for each tick, in order, up to the first event, which is returned, or until interrupted."""
+    def run_ticks(self, entries: Iterable[Tick | Event]) -> Event | None:
+        """Call the callbacks for each tick, in order. Return the first event; None at the end or when interrupted."""
         callbacks = self._callbacks
         table = callbacks.for_ticks
         pair: str | None = None
@@ -140,14 +142,14 @@ class CallbackRunner:
         for tick in entries:
             if type(tick) is not dict:
                 return tick  # type: ignore[return-value]
-            # Most ticks are of the same pair as the one before: the same object, and not merely an equal one.
+            # Most ticks have the same pair as the tick before, and even the same str object.
             if tick["pair"] is not pair or callbacks.for_ticks is not table:
                 table, pair = callbacks.for_ticks, tick["pair"]
                 called = table[pair]
                 only = called[0] if len(called) == 1 else None
             if self.abandoned:
                 return None
-            # Nearly always there is one, and a loop over one would double the cost of all that is here.
+            # Usually there is only one callback, and a loop over it would double the cost of this method.
             if only is None:
                 self._call_each(called, pair, tick)
             else:
@@ -159,24 +161,25 @@ class CallbackRunner:
                 return None
         return None
 
-    def event(self, event: Event) -> None:
+    def run_event(self, event: Event) -> None:
+        """Call the callbacks for an error, notice, gap or change of state."""
         payload = event.payload
         if isinstance(payload, FinxStreamerError):
-            self.error(payload)
+            self.report(payload)
         elif isinstance(payload, Notice):
-            self._call_all("notice", payload.symbol, payload)
+            self._call_each(self._callbacks.of("notice"), payload.symbol, payload)
         elif isinstance(payload, Gap):
-            self._call_all("gap", payload.symbol, payload)
+            self._call_each(self._callbacks.of("gap"), payload.symbol, payload)
         else:
-            self._call_all("state", event.symbol, event.symbol, payload)
+            self._call_each(self._callbacks.of("state"), event.symbol, event.symbol, payload)
 
-    def error(self, error: FinxStreamerError) -> None:
-        """Hand an error to `on_error`; to the log where nobody is registered."""
+    def report(self, error: FinxStreamerError) -> None:
+        """Call the `on_error` callbacks. Without any, show or log the error."""
         callbacks = self._callbacks.of("error")
-        if not callbacks and self._tell is not None:
-            self._tell(error)
+        if not callbacks and self._show_error is not None:
+            self._show_error(error)
         elif not callbacks:
-            # The traceback is of the user's own callback: it shows him where to look.
+            # A callback's traceback shows the user where to look.
             logger.error("%s", error, exc_info=error.__cause__ if isinstance(error, CallbackError) else None)
         for callback in callbacks:
             if self.abandoned:
@@ -184,15 +187,12 @@ class CallbackRunner:
             try:
                 callback(error)
             except Exception as cause:
-                # Not handed to on_error again: that would go round for ever.
-                self._count(error.symbol)
-                if self._tell is not None:
-                    self._tell(self._error_of(callback, error, cause, error.symbol))
+                # Don't pass it to on_error again: that could go on forever.
+                failure = self._count_failure(callback, error, cause, error.symbol)
+                if self._show_error is not None:
+                    self._show_error(failure)
                 else:
                     logger.exception("on_error callback %r raised while it handled: %s", callback, error)
-
-    def _call_all(self, event: str, symbol: str | None, *arguments: object) -> None:
-        self._call_each(self._callbacks.of(event), symbol, *arguments)
 
     def _call_each(self, callbacks: tuple[Callback, ...], symbol: str | None, *arguments: object) -> None:
         for callback in callbacks:
@@ -204,15 +204,11 @@ class CallbackRunner:
                 self._failed(callback, arguments[-1], cause, symbol)
 
     def _failed(self, callback: Callback, argument: object, cause: Exception, symbol: str | None) -> None:
-        self._count(symbol)
-        self.error(self._error_of(callback, argument, cause, symbol))
+        self.report(self._count_failure(callback, argument, cause, symbol))
 
-    def _error_of(self, call: Callback, argument: object, cause: Exception, symbol: str | None) -> CallbackError:
+    def _count_failure(self, call: Callback, argument: object, cause: Exception, symbol: str | None) -> CallbackError:
+        if counters := self._counters.get(symbol or ""):
+            counters.callback_errors += 1
         error = CallbackError(self._callbacks.original(call), argument, symbol=symbol)
         error.__cause__ = cause
         return error
-
-    def _count(self, symbol: str | None) -> None:
-        counters = self._counters.get(symbol or "")
-        if counters:
-            counters.callback_errors += 1

@@ -86,11 +86,11 @@ class InlineDelivery:
         self._thread = threading.get_ident()
         if self._recent is not None:
             self._recent.extend(ticks)
-        self._runner.ticks(ticks)
+        self._runner.run_ticks(ticks)
 
     def put_event(self, event: Event) -> None:
         self._thread = threading.get_ident()
-        self._runner.event(event)
+        self._runner.run_event(event)
 
     def finish(self) -> None:
         self._on_end(None)
@@ -236,9 +236,9 @@ class ThreadDelivery:
             # A run of ticks is called for in one loop, which ends at an event, at the end of the queue (IndexError), or
             # when something besides the queue needs a look.
             with contextlib.suppress(IndexError):
-                event = runner.ticks(starmap(pop, repeat((), budget)))
+                event = runner.run_ticks(starmap(pop, repeat((), budget)))
             if event is not None:
-                runner.event(event)
+                runner.run_event(event)
             elif not self._await_more():
                 return
 
@@ -263,7 +263,7 @@ class ThreadDelivery:
         # Cleared before the look: what the other side sets meanwhile is seen next time.
         self._runner.interrupted = self._runner.abandoned
         while self._urgent:
-            self._runner.event(self._urgent.popleft())
+            self._runner.run_event(self._urgent.popleft())
         self._report_dropped()
         if self._dropped and self._queue.depth():
             self._runner.interrupted = True
@@ -278,7 +278,7 @@ class ThreadDelivery:
 
     def _report_dropped(self, everything: bool = False) -> None:
         for pair, count in self._dropped.due(time.monotonic(), everything):
-            self._runner.error(TicksDropped(count, symbol=pair))
+            self._runner.report(TicksDropped(count, symbol=pair))
 
 
 class Wakeup:

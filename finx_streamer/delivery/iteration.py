@@ -1,4 +1,4 @@
-"""`for tick in listener`: ticks handed from the callback side to the thread that iterates, in bounded memory."""
+"""`for tick in listener`: hands ticks from the callback thread to the iterating thread, in bounded memory."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ from ..values import NO_BOUND, Tick
 
 
 class TickBuffer:
-    """One iteration's ticks. It is a tick callback; with `wait` it makes the runner wait while it is full.
+    """A tick callback that buffers ticks for one iteration. With `wait`, the callback blocks while the buffer is full.
 
-    No lock is held anywhere, but within C: a signal handler may stop the listener in the midst of `take`, and what
-    that waits for must not wait for `take`.
+    No locks in Python code: a signal handler may interrupt `take` and re-enter through stop().
     """
 
     def __init__(self, size: int, wait: bool, on_room: Callable[[], None]) -> None:
-        #: The thread that iterates.
+        #: The iterating thread.
         self.thread = threading.get_ident()
         self._size = size
         self._wait = wait
         self._on_room = on_room
-        #: Ticks, and None where something else needs a look.
+        #: None wakes the consumer, to check the flags.
         self._ticks: SimpleQueue[Tick | None] = SimpleQueue()
-        #: Wakes the runner that waits for room, which is `_full` then.
+        #: Wakes a producer that waits for room. `_full` is set while it waits.
         self._room: SimpleQueue[None] = SimpleQueue()
         self._full = False
         self._closed = False
@@ -34,7 +33,7 @@ class TickBuffer:
     def __call__(self, tick: Tick) -> None:
         while self._wait and not self._closed and self._ticks.qsize() >= self._size:
             self._full = True
-            # Looked at once more: who takes after this sees that somebody waits.
+            # Check again: a tick may have been taken before `_full` was set.
             if self._ticks.qsize() >= self._size and not self._closed:
                 self._room.get()
         if not self._closed:
@@ -44,35 +43,34 @@ class TickBuffer:
         return NO_BOUND if self._closed else max(0, self._size - self._ticks.qsize())
 
     def take(self) -> Tick | None:
-        """The next tick, waiting for it; None when there will be none."""
+        """Wait for the next tick and return it. None at the end."""
         self.thread = threading.get_ident()
-        tick: Tick | None = None
-        while tick is None:
-            if self._closed or (self._ended and self._ticks.empty()):
-                return None
+        while not (self._closed or (self._ended and self._ticks.empty())):
             tick = self._ticks.get()
-        self._taken()
-        return tick
+            if tick is not None:
+                self._after_take()
+                return tick
+        return None
 
     def end(self) -> None:
-        """Nothing more will come: what is here is still given out."""
+        """No more ticks will come. The buffered ones can still be taken."""
         self._ended = True
         self._ticks.put(None)
 
     def close(self) -> None:
-        """Nobody wants more, and whoever waits is let go."""
+        """Discard further ticks, and wake both sides."""
         self._closed = True
         self._ticks.put(None)
-        self._wake()
+        self._wake_producer()
         self._on_room()
 
-    def _taken(self) -> None:
+    def _after_take(self) -> None:
         if self._wait:
-            self._wake()
+            self._wake_producer()
         elif self._ticks.qsize() == self._size // 2:
             self._on_room()
 
-    def _wake(self) -> None:
+    def _wake_producer(self) -> None:
         if self._full:
             self._full = False
             self._room.put(None)
@@ -82,7 +80,7 @@ _B = TypeVar("_B", bound=TickBuffer)
 
 
 class Iterations:
-    """All iterations over one listener."""
+    """The open iterations over one run of a listener."""
 
     def __init__(self, size: int, wait: bool, on_room: Callable[[], None]) -> None:
         self._size = size
@@ -96,7 +94,7 @@ class Iterations:
         buffer = kind(self._size, self._wait, self._on_room)
         with self._lock:
             self._buffers = (*self._buffers, buffer)
-        # Looked at after it was added, as `end` looks at the buffers after it has said so: one of the two sees.
+        # Check after adding. `end` sets the flag before it reads the buffers, so one of the two ends this buffer.
         if self._ended:
             buffer.end()
         return buffer
@@ -107,29 +105,31 @@ class Iterations:
         buffer.close()
 
     def room(self) -> int:
-        """How many more ticks every iteration can take."""
+        """Return how many ticks fit into every buffer."""
         return min((buffer.room() for buffer in self._buffers), default=NO_BOUND)
 
     def want_room(self) -> None:
-        """A loop that takes a tick calls back. If it took its last one just before this, nobody would: so look."""
+        """Have `on_room` called when there is room again."""
+        # A loop calls it after taking a tick. It may have taken its last one just before this.
         if self.room():
             self._on_room()
 
     def end(self) -> None:
-        """Nothing more will come, not to those either that are opened from now on.
+        """End all iterations, and those that are opened later.
 
-        Without the lock: a signal handler that strikes while its thread holds it may wait for this.
+        No lock: the caller may be waited for by a signal handler that interrupted a thread holding it.
         """
         self._ended = True
         for buffer in self._buffers:
             buffer.end()
 
     def close_all(self) -> None:
+        """Close all iterations."""
         for buffer in self._buffers:
             buffer.close()
 
     def close_own(self) -> None:
-        """Close the iterations of the calling thread, which can't take while it does something else."""
+        """Close the iterations of the calling thread, which can't take ticks while it waits elsewhere."""
         for buffer in self._buffers:
             if buffer.thread == threading.get_ident():
                 buffer.close()

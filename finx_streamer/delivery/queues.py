@@ -1,7 +1,6 @@
-"""The bounded queue between the network side and the callback side, in three overflow policies.
+"""The bounded queue between the network thread and the callback thread, with three overflow policies.
 
-One thread puts, one takes. Entries are ticks (plain dicts) and `Event`s, and leave in the order in which they came;
-under `latest` a pair's newest tick takes the place of its older one. Ticks alone are ever dropped, never events.
+One thread puts, the other takes. Entries are ticks (plain dicts) and `Event`s. Only ticks are ever dropped.
 """
 
 from __future__ import annotations
@@ -17,37 +16,36 @@ Entry = Tick | Event
 
 
 class TickQueue(Protocol):
-    """What the dispatch needs of a queue.
+    """A queue of ticks and events.
 
-    `put_ticks`, `put_event` and `room` are for the thread that puts, `pop` and `clear` for the one that takes, `depth`
-    and `depths` for any. These two take no lock: a signal handler that strikes within them may stop the listener, and
-    what that waits for must not wait for them.
+    The producer calls `put_ticks`, `put_event` and `room`. The consumer calls `pop` and `clear`. Any thread may call
+    `depth` and `depths`, which take no lock: a signal handler may re-enter through stop().
     """
 
     def put_ticks(self, ticks: list[Tick]) -> dict[str, int]:
-        """Append ticks of one pair, at least one. Returns how many were dropped for it, a pair."""
+        """Append one or more ticks of one pair. Return how many ticks of each pair were dropped."""
 
     def put_event(self, event: Event) -> None:
-        """Append an event, whatever the bound."""
+        """Append an event. The size limit doesn't apply."""
 
     def pop(self) -> Entry:
-        """The oldest entry. Raises IndexError where there is none."""
+        """Remove and return the oldest entry. Raises IndexError if the queue is empty."""
 
     def room(self) -> int:
-        """How many more ticks may be put before reading has to stop."""
+        """Return how many ticks fit. At 0 or less, reading must stop."""
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all entries."""
 
     def depth(self) -> int:
-        """How many entries wait."""
+        """Return the number of entries."""
 
     def depths(self) -> dict[str, int]:
-        """How many ticks of each pair wait, where there are any."""
+        """Return the number of ticks of each pair that has any."""
 
 
 class BlockQueue:
-    """Nothing is dropped: with no room left, the network side stops reading. Needs no lock: `deque` is atomic."""
+    """Drops nothing: when it is full, the network thread stops reading. Needs no lock, because `deque` is atomic."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -75,13 +73,12 @@ class BlockQueue:
 
 
 class DropOldestQueue:
-    """With no room left, the oldest ticks make place for the newest. Ticks and events lie apart, so that to drop ticks
-    costs the same however many events wait among them."""
+    """When full, drops the oldest ticks. Ticks and events are stored apart, so that dropping takes constant time."""
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._ticks: deque[Tick] = deque()
-        #: Each behind how many ticks of all time it was put.
+        #: Each with the value of `_put` when it was put, which is its place among the ticks.
         self._events: deque[tuple[int, Event]] = deque()
         #: How many ticks were ever put.
         self._put = 0
@@ -120,7 +117,7 @@ class DropOldestQueue:
 
 
 class LatestQueue:
-    """One tick a pair: the newest takes the place of the one that waits."""
+    """Keeps one tick per pair: a newer tick takes the older one's place in the queue."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -146,7 +143,7 @@ class LatestQueue:
         with self._lock:
             self._events += 1
             self._entries.append(event)
-            # What comes after the event must not overtake it in an older tick's place.
+            # A tick put after this event must not overtake it by taking an older tick's place.
             self._waiting.clear()
 
     def pop(self) -> Entry:
@@ -184,5 +181,5 @@ QUEUES: dict[str, Callable[[int], TickQueue]] = {
 
 
 def _count(entries: Iterable[Entry]) -> dict[str, int]:
-    """Of a copy, which is made in one step: the other side goes on meanwhile."""
+    """Count ticks by pair. Takes a copy of a deque, because the other thread changes the original meanwhile."""
     return Counter(entry["pair"] for entry in entries if not isinstance(entry, Event))

@@ -1,4 +1,4 @@
-"""The ticks that were received last, for whoever wants to look back: `listener.recent()`."""
+"""The ticks received last, for `listener.recent()` and the live view."""
 
 from __future__ import annotations
 
@@ -10,58 +10,54 @@ _FIELDS = frozenset(Tick.__annotations__)
 
 
 class Recent:
-    """A ring of at least the last `size` ticks of a listener, in order of receipt.
+    """A ring buffer of at least the last `size` ticks, in order of receipt.
 
-    Runs of ticks are kept as they come, so that a run costs as much as a tick. One thread extends; any may look.
+    It stores whole batches, so that adding a batch costs as much as adding a tick. One thread adds, any may read.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
-        #: Each run, behind how many ticks had come with its end.
-        self._runs: deque[tuple[int, list[Tick]]] = deque()
-        self._total = 0
+        #: Each batch, with the value of `total` at its end.
+        self._batches: deque[tuple[int, list[Tick]]] = deque()
+        #: How many ticks were ever added.
+        self.total = 0
         self._count = 0
 
     def extend(self, ticks: list[Tick]) -> None:
-        """Ticks in order, at least one. The list is kept, not copied."""
-        self._total += len(ticks)
+        """Add one or more ticks. Keeps the list instead of copying it."""
+        self.total += len(ticks)
         self._count += len(ticks)
-        self._runs.append((self._total, ticks))
-        while self._count - len(self._runs[0][1]) >= self.size:
-            self._count -= len(self._runs.popleft()[1])
-
-    @property
-    def total(self) -> int:
-        """How many ticks have ever come."""
-        return self._total
+        self._batches.append((self.total, ticks))
+        while self._count - len(self._batches[0][1]) >= self.size:
+            self._count -= len(self._batches.popleft()[1])
 
     def last(self, count: int, pair: str | None = None) -> list[Tick]:
-        """The last `count` ticks (of a pair), oldest first; fewer where there are not so many."""
+        """Return up to `count` of the last ticks, of one pair or of all, oldest first."""
         found: list[Tick] = []
-        # The last `size` of all, and not what happens to be kept beyond it: the bound does not depend on the runs.
+        # Look at the last `size` ticks only: how many more are stored depends on the batches.
         left = self.size
-        for _, run in reversed(self._runs.copy()):
-            of_run = run[-left:]
-            left -= len(of_run)
-            found += (tick for tick in reversed(of_run) if _whole(tick) and pair in {None, tick["pair"]})
+        for _, batch in reversed(self._batches.copy()):
+            wanted = batch[-left:]
+            left -= len(wanted)
+            found += (tick for tick in reversed(wanted) if _is_complete(tick) and pair in {None, tick["pair"]})
             if len(found) >= count or left <= 0:
                 break
         return found[:count][::-1]
 
     def since(self, position: int, limit: int) -> tuple[list[Tick], int]:
-        """What has come since a position, the last `limit` of it; and the position to ask from next time."""
-        runs = self._runs.copy()
-        end = runs[-1][0] if runs else position
+        """Return up to `limit` of the last ticks added after a position, and the position to pass next time."""
+        batches = self._batches.copy()
+        end = batches[-1][0] if batches else position
         wanted = min(end - position, limit)
         newest: list[list[Tick]] = []
-        for _, run in reversed(runs):
+        for _, batch in reversed(batches):
             if wanted <= 0:
                 break
-            newest.append(run[-wanted:])
+            newest.append(batch[-wanted:])
             wanted -= len(newest[-1])
-        return [tick for run in reversed(newest) for tick in run if _whole(tick)], end
+        return [tick for batch in reversed(newest) for tick in batch if _is_complete(tick)], end
 
 
-def _whole(tick: Tick) -> bool:
-    """Whether a callback has left it a tick: they are the users' to change."""
+def _is_complete(tick: Tick) -> bool:
+    """Whether all fields are there. Callbacks may change the ticks they get."""
     return tick.keys() >= _FIELDS

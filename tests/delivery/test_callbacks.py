@@ -26,7 +26,7 @@ class Stage:
         self.called: list[Any] = []
         self.callbacks = Callbacks()
         self.counters = {PAIR: Counters()}
-        self.caller = CallbackRunner(self.callbacks, self.counters)
+        self.runner = CallbackRunner(self.callbacks, self.counters)
 
     def note(self, name: str) -> Any:
         """A callback that notes its name and what it was given."""
@@ -52,7 +52,7 @@ def test_several_callbacks_are_called_in_order_of_registration(stage: Stage) -> 
     """The first registered is the first called."""
     for name in "abc":
         stage.callbacks.add("tick", stage.note(name))
-    stage.caller.ticks([TICK])
+    stage.runner.run_ticks([TICK])
     assert stage.called == [("a", TICK), ("b", TICK), ("c", TICK)]
 
 
@@ -61,7 +61,7 @@ def test_a_callback_may_be_narrowed_to_a_pair(stage: Stage) -> None:
     stage.callbacks.add("tick", stage.note("all"))
     stage.callbacks.add("tick", stage.note("mine"), PAIR)
     stage.callbacks.add("tick", stage.note("other"), "ETH:USDC")
-    stage.caller.ticks([TICK])
+    stage.runner.run_ticks([TICK])
     assert stage.called == [("all", TICK), ("mine", TICK)]
 
 
@@ -69,11 +69,11 @@ def test_what_is_registered_or_removed_later_counts_from_the_next_tick(stage: St
     """The registry may change while ticks flow."""
     late, early = stage.note("late"), stage.note("early")
     stage.callbacks.add("tick", early)
-    stage.caller.ticks([TICK])
+    stage.runner.run_ticks([TICK])
     stage.callbacks.add("tick", late)
-    stage.caller.ticks([TICK])
+    stage.runner.run_ticks([TICK])
     stage.callbacks.remove(early)
-    stage.caller.ticks([TICK])
+    stage.runner.run_ticks([TICK])
     assert [name for name, _ in stage.called] == ["early", "early", "late", "late"]
 
 
@@ -86,8 +86,8 @@ def test_a_callback_may_remove_itself_while_it_is_called(stage: Stage) -> None:
 
     stage.callbacks.add("tick", once)
     stage.callbacks.add("tick", lambda tick: stage.called.append("always"))
-    stage.caller.ticks([TICK])
-    stage.caller.ticks([TICK])
+    stage.runner.run_ticks([TICK])
+    stage.runner.run_ticks([TICK])
     assert stage.called == ["once", "always", "always"]
 
 
@@ -105,7 +105,7 @@ def test_a_bound_method_can_be_removed(stage: Stage) -> None:
     """Each access makes a new object of it; they are equal."""
     stage.callbacks.add("tick", stage.method)
     stage.callbacks.remove(stage.method)
-    stage.caller.ticks([TICK])
+    stage.runner.run_ticks([TICK])
     assert stage.called == []
 
 
@@ -145,10 +145,10 @@ def test_each_event_goes_to_its_own_callbacks(stage: Stage) -> None:
     for event in EVENTS:
         stage.callbacks.add(event, stage.note(event))
     error, notice = TicksDropped(3), Notice(PAIR, {"keepAlive": True}, 1)
-    stage.caller.event(Event(error, PAIR))
-    stage.caller.event(Event(notice, PAIR))
-    stage.caller.event(Event(State.STREAMING, PAIR))
-    stage.caller.ticks([TICK])
+    stage.runner.run_event(Event(error, PAIR))
+    stage.runner.run_event(Event(notice, PAIR))
+    stage.runner.run_event(Event(State.STREAMING, PAIR))
+    stage.runner.run_ticks([TICK])
     assert [("error", error), ("notice", notice), ("state", PAIR, State.STREAMING), ("tick", TICK)] == stage.called
 
 
@@ -161,9 +161,9 @@ def test_a_callback_that_raises_stops_nothing(stage: Stage, event: str) -> None:
     stage.callbacks.add("error", errors.append)
     given = {"tick": TICK, "notice": Notice(PAIR, {}, 1), "state": State.STREAMING}[event]
     if event == "tick":
-        stage.caller.ticks([TICK])
+        stage.runner.run_ticks([TICK])
     else:
-        stage.caller.event(Event(given, PAIR))  # type: ignore[arg-type]
+        stage.runner.run_event(Event(given, PAIR))  # type: ignore[arg-type]
     [error] = errors
     assert isinstance(error, CallbackError)
     assert (fails, given, PAIR) == (error.callback, error.argument, error.symbol)
@@ -178,7 +178,7 @@ def test_an_error_callback_that_raises_is_logged_and_counted(stage: Stage, caplo
     stage.callbacks.add("error", stage.note("next"))
     error = TicksDropped(3, symbol=PAIR)
     with caplog.at_level(logging.ERROR, "finx_streamer"):
-        stage.caller.error(error)
+        stage.runner.report(error)
     assert [("next", error)] == stage.called
     assert len(caplog.records) == 1
     assert "3 ticks dropped" in caplog.text
@@ -189,7 +189,7 @@ def test_an_error_callback_that_raises_is_logged_and_counted(stage: Stage, caplo
 def test_with_nobody_registered_errors_are_logged(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
     """Never printed, and without a traceback of ours."""
     with caplog.at_level(logging.ERROR, "finx_streamer"):
-        stage.caller.event(Event(TicksDropped(3, symbol=PAIR), PAIR))
+        stage.runner.run_event(Event(TicksDropped(3, symbol=PAIR), PAIR))
     assert [(f"{PAIR}: 3 ticks dropped: callbacks are slower than the stream", None)] == [
         (record.getMessage(), record.exc_info) for record in caplog.records
     ]
@@ -199,7 +199,7 @@ def test_with_nobody_registered_a_callbacks_traceback_is_logged(stage: Stage, ca
     """It shows the user the line of his own that failed."""
     stage.callbacks.add("tick", fails)
     with caplog.at_level(logging.ERROR, "finx_streamer"):
-        stage.caller.ticks([TICK])
+        stage.runner.run_ticks([TICK])
     assert 'raise ZeroDivisionError("division by zero")' in caplog.text
 
 
@@ -215,9 +215,9 @@ def test_what_a_server_sent_does_not_act_on_the_terminal_by_way_of_an_exception(
     stage.callbacks.add(event, quotes)
     with caplog.at_level(logging.ERROR, "finx_streamer"):
         if event == "tick":
-            stage.caller.ticks([TICK])
+            stage.runner.run_ticks([TICK])
         else:
-            stage.caller.error(TicksDropped(3))
+            stage.runner.report(TicksDropped(3))
     assert "ValueError: unknown exchange \\x1b]0;title\\x07\nsecond line\\r\\u202e\n" in caplog.text + "\n"
     assert [line for line in caplog.text.split("\n") if not line.isprintable()] == []
 
@@ -226,7 +226,7 @@ def test_with_somebody_registered_errors_are_not_logged(stage: Stage, caplog: py
     """Who handles an error decides what to log."""
     stage.callbacks.add("error", stage.note("mine"))
     with caplog.at_level(logging.DEBUG, "finx_streamer"):
-        stage.caller.error(TicksDropped(3))
+        stage.runner.report(TicksDropped(3))
     assert caplog.records == []
 
 
@@ -236,16 +236,16 @@ def test_after_abandon_no_call_begins(stage: Stage, event: str) -> None:
 
     def abandon(*arguments: object) -> None:
         stage.called.append("first")
-        stage.caller.abandoned = True
+        stage.runner.abandoned = True
 
     stage.callbacks.add(event, abandon)
     stage.callbacks.add(event, stage.note("second"))
     events = {"error": TicksDropped(3), "notice": Notice(PAIR, {}, 1), "state": State.STREAMING, "gap": GAP}
     for _ in range(2):
         if event == "tick":
-            stage.caller.ticks([TICK])
+            stage.runner.run_ticks([TICK])
         else:
-            stage.caller.event(Event(events[event], PAIR))
+            stage.runner.run_event(Event(events[event], PAIR))
     assert stage.called == ["first"]
 
 
@@ -259,7 +259,7 @@ def test_what_wants_to_end_the_program_is_let_through(stage: Stage, event: str, 
 
     stage.callbacks.add(event, leave)
     events = {"error": TicksDropped(3), "notice": Notice(PAIR, {}, 1), "state": State.STREAMING, "gap": GAP}
-    call = stage.caller.ticks if event == "tick" else stage.caller.event
+    call = stage.runner.run_ticks if event == "tick" else stage.runner.run_event
     with pytest.raises(raised):
         call([TICK] if event == "tick" else Event(events[event], PAIR))  # type: ignore[arg-type]
     assert stage.counters[PAIR].callback_errors == 0
@@ -269,6 +269,6 @@ def test_an_error_of_no_stream_is_counted_nowhere(stage: Stage) -> None:
     """A callback that fails on a listener's own event finds no counters, and that is no fault."""
     stage.callbacks.add("state", fails)
     stage.callbacks.add("error", stage.note("error"))
-    stage.caller.event(Event(State.STREAMING))
+    stage.runner.run_event(Event(State.STREAMING))
     assert [name for name, *_ in stage.called] == ["error"]
     assert stage.counters[PAIR].callback_errors == 0
