@@ -1,4 +1,4 @@
-"""The three overflow policies, against models that are too simple to be wrong, and under two threads."""
+"""The three overflow policies, compared with simple models, and used by two threads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PATIENCE = 50.0
 
 
 def taken(queue: TickQueue) -> Entry | None:
-    """The oldest entry; None where there is none."""
+    """Take the oldest entry. None if the queue is empty."""
     try:
         return queue.pop()
     except IndexError:
@@ -27,17 +27,17 @@ def taken(queue: TickQueue) -> Entry | None:
 
 
 def ticks_of(pair: str, first: int, count: int) -> list[Tick]:
-    """Ticks that are told apart by their numbers."""
+    """Ticks with consecutive numbers as prices."""
     return [{"pair": pair, "price": number} for number in range(first, first + count)]  # type: ignore[typeddict-item]
 
 
 def shown(entry: Entry) -> str:
-    """An entry, briefly: its pair and number, or its event's."""
+    """An entry as short text: the pair and number of a tick, or the symbol of an event."""
     return f"event {entry.symbol}" if isinstance(entry, Event) else f"{entry['pair']} {entry['price']}"
 
 
 class Block:
-    """Nothing is ever dropped."""
+    """The model of a queue that drops nothing."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -55,7 +55,7 @@ class Block:
 
 
 class DropOldest(Block):
-    """The oldest ticks go until `size` are left."""
+    """The model of a queue that drops the oldest ticks until `size` are left."""
 
     def put(self, ticks: list[Tick]) -> dict[str, int]:
         self.entries += ticks
@@ -71,7 +71,7 @@ class DropOldest(Block):
 
 
 class Latest(DropOldest):
-    """A tick takes the place of its pair's older one, if that stands behind the last event."""
+    """The model of a queue in which a tick replaces its pair's older one, unless an event came in between."""
 
     def put(self, ticks: list[Tick]) -> dict[str, int]:
         dropped: Counter[str] = Counter()
@@ -102,23 +102,24 @@ steps = st.lists(
 )
 
 
-def test_there_is_a_model_of_each_policy() -> None:
-    """No policy is left out of the tests below."""
+def test_every_policy_has_a_model() -> None:
+    """The tests below leave out no policy."""
     assert QUEUES.keys() == MODELS.keys()
 
 
 @pytest.mark.parametrize("policy", MODELS)
 @given(size=st.integers(1, 8), given_steps=steps)
 @settings(deadline=None, max_examples=250)
-def test_a_queue_does_what_its_model_does(policy: str, size: int, given_steps: list[tuple[str, str, int]]) -> None:
-    """Order, room, depths and counts of what is dropped are the model's after every step."""
+def test_a_queue_behaves_like_its_model(policy: str, size: int, given_steps: list[tuple[str, str, int]]) -> None:
+    """After every step, order, room, depths and dropped counts equal those of the model."""
     queue, model = QUEUES[policy](size), MODELS[policy](size)
     number = 0
     for kind, pair, count in given_steps:
         number += count
         if kind == "put":
             ticks = ticks_of(pair, number, count)
-            assert model.put(list(ticks)) == queue.put_ticks(ticks)
+            expected_drops = model.put(list(ticks))
+            assert queue.put_ticks(ticks) == expected_drops
         elif kind == "event":
             event = Event(State.STREAMING, str(number))
             queue.put_event(event)
@@ -128,23 +129,24 @@ def test_a_queue_does_what_its_model_does(policy: str, size: int, given_steps: l
             model.entries.clear()
         else:
             for _ in range(count):
-                assert (model.entries.pop(0) if model.entries else None) == taken(queue)
-        assert len(model.entries) == queue.depth()
-        assert model.room() == queue.room()
+                expected_entry = model.entries.pop(0) if model.entries else None
+                assert taken(queue) == expected_entry
+        assert queue.depth() == len(model.entries)
+        assert queue.room() == model.room()
         for name in PAIRS:
             expected = sum(not isinstance(entry, Event) and entry["pair"] == name for entry in model.entries)
-            assert expected == queue.depths().get(name, 0)
-    assert [*map(shown, model.entries)] == [*map(shown, everything(queue))]
+            assert queue.depths().get(name, 0) == expected
+    assert [*map(shown, everything(queue))] == [*map(shown, model.entries)]
 
 
 def everything(queue: TickQueue) -> Iterator[Entry]:
-    """What is in the queue, taken out."""
+    """Take all entries out of a queue."""
     while (entry := taken(queue)) is not None:
         yield entry
 
 
 def fill(queue: TickQueue) -> dict[str, int]:
-    """Two of A, an event, two of B, an event, three of A; what was dropped in all."""
+    """Put two ticks of A, an event, two of B, an event and three of A. Return what was dropped in total."""
     dropped: Counter[str] = Counter(queue.put_ticks(ticks_of("A", 1, 2)))
     queue.put_event(Event(State.STREAMING, "one"))
     dropped.update(queue.put_ticks(ticks_of("B", 3, 2)))
@@ -153,8 +155,8 @@ def fill(queue: TickQueue) -> dict[str, int]:
     return dict(dropped)
 
 
-def test_block_keeps_all_in_order_and_tells_how_much_room_there_is() -> None:
-    """Beyond its size it takes what was read already, and its room is 0 or less."""
+def test_block_keeps_everything_in_order_and_reports_its_room() -> None:
+    """It accepts more ticks than its size, because they were already read. Its room is 0 or less then."""
     queue = BlockQueue(8)
     assert queue.room() == 8
     assert fill(queue) == {}
@@ -174,21 +176,21 @@ def test_block_keeps_all_in_order_and_tells_how_much_room_there_is() -> None:
 
 
 def test_drop_oldest_keeps_the_newest_ticks_and_every_event() -> None:
-    """What was dropped is counted a pair; events keep their places among the ticks that are left."""
+    """It counts dropped ticks by pair, and events keep their places among the remaining ticks."""
     queue = DropOldestQueue(4)
     assert fill(queue) == {"A": 2, "B": 1}
     assert [*map(shown, everything(queue))] == ["event one", "B 4", "event two", "A 5", "A 6", "A 7"]
 
 
-def test_latest_keeps_one_tick_a_pair_that_overtakes_no_event() -> None:
-    """The newest tick takes its predecessor's place, but never one before an event that it came after."""
+def test_latest_keeps_one_tick_per_pair_and_never_overtakes_an_event() -> None:
+    """The newest tick replaces its predecessor, unless an event came in between."""
     queue = LatestQueue(4)
     assert fill(queue) == {"A": 3, "B": 1}
     assert [*map(shown, everything(queue))] == ["A 2", "event one", "B 4", "event two", "A 7"]
 
 
-def test_latest_keeps_the_place_of_the_pair_that_waits_longest() -> None:
-    """A busy pair does not push the others back."""
+def test_latest_keeps_the_order_of_the_pairs() -> None:
+    """A busy pair doesn't push the others back."""
     queue = LatestQueue(4)
     for number in range(3):
         queue.put_ticks(ticks_of("A", number, 1))
@@ -197,8 +199,8 @@ def test_latest_keeps_the_place_of_the_pair_that_waits_longest() -> None:
 
 
 @pytest.mark.parametrize("policy", ["drop_oldest", "latest"])
-def test_a_policy_that_drops_ticks_stops_reading_for_events_alone(policy: str) -> None:
-    """Events are never dropped, so a flood of them has to be held back."""
+def test_dropping_policies_run_out_of_room_only_through_events(policy: str) -> None:
+    """Events are never dropped, so too many of them must stop reading."""
     queue = QUEUES[policy](2)
     queue.put_ticks(ticks_of("A", 0, 100))
     queue.put_event(Event(State.STREAMING, "one"))
@@ -213,8 +215,8 @@ def test_a_policy_that_drops_ticks_stops_reading_for_events_alone(policy: str) -
 
 
 @pytest.fixture
-def impatient_threads() -> Iterator[None]:
-    """Threads take turns as often as possible, so that they meet in the middle of things."""
+def frequent_switches() -> Iterator[None]:
+    """Switch threads as often as possible, so that races become likely."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -222,7 +224,7 @@ def impatient_threads() -> Iterator[None]:
 
 
 def exchange(queue: TickQueue, batches: list[list[Tick]], respect_room: bool) -> tuple[list[Entry], Counter[str]]:
-    """One thread puts the batches, an event after each, while this one takes; what was taken, and what was dropped."""
+    """Put batches on another thread, an event after each, and take them here. Return what was taken and dropped."""
     dropped: Counter[str] = Counter()
     done = threading.Event()
 
@@ -249,28 +251,29 @@ def exchange(queue: TickQueue, batches: list[list[Tick]], respect_room: bool) ->
 BATCHES = [ticks_of(PAIRS[number % 3], number * 7, number % 7 + 1) for number in range(1_500)]
 
 
-@pytest.mark.usefixtures("impatient_threads")
-def test_block_loses_and_mixes_up_nothing_between_two_threads() -> None:
-    """What one thread puts, the other takes: all of it, in order."""
+@pytest.mark.usefixtures("frequent_switches")
+def test_block_delivers_everything_in_order_between_two_threads() -> None:
+    """The consumer takes everything that the producer puts."""
     queue = BlockQueue(20)
     taken, dropped = exchange(queue, BATCHES, respect_room=True)
     expected = [entry for batch in BATCHES for entry in (*map(shown, batch), f"event {batch[0]['pair']}")]
-    assert expected == [*map(shown, taken)]
+    assert [*map(shown, taken)] == expected
     assert not dropped
     assert (queue.depth(), queue.room()) == (0, 20)
 
 
-@pytest.mark.usefixtures("impatient_threads")
+@pytest.mark.usefixtures("frequent_switches")
 @pytest.mark.parametrize("policy", ["drop_oldest", "latest"])
-def test_what_is_dropped_and_what_is_taken_are_all_there_was_between_two_threads(policy: str) -> None:
-    """Every tick is taken or counted as dropped, a pair's order is kept, and no event is lost."""
+def test_dropping_policies_account_for_every_tick_between_two_threads(policy: str) -> None:
+    """Every tick is taken or counted as dropped, ticks stay in order, and no event is lost."""
     queue = QUEUES[policy](5)
     taken, dropped = exchange(queue, BATCHES, respect_room=False)
     ticks = [entry for entry in taken if not isinstance(entry, Event)]
     put = Counter(tick["pair"] for batch in BATCHES for tick in batch)
-    assert put == Counter(tick["pair"] for tick in ticks) + dropped
+    assert Counter(tick["pair"] for tick in ticks) + dropped == put
     numbers = [tick["price"] for tick in ticks]
-    assert sorted(numbers) == numbers
-    assert BATCHES[-1][-1] == ticks[-1]
-    assert len(BATCHES) == len(taken) - len(ticks)
-    assert 0 == queue.depth() == sum(queue.depths().values())
+    assert numbers == sorted(numbers)
+    assert ticks[-1] == BATCHES[-1][-1]
+    assert len(taken) - len(ticks) == len(BATCHES)
+    assert queue.depth() == 0
+    assert sum(queue.depths().values()) == 0
