@@ -1,8 +1,4 @@
-"""From the network side to the user's callbacks: through a bounded queue and a thread of its own, or inline.
-
-The network thread calls `room`, `put_ticks`, `put_event` and, once, `finish`. Where `room` was 0 it stops reading,
-says so with `want_room`, and is called back (`on_room`) when it is worth going on.
-"""
+"""Delivery from the network thread to the user's callbacks: through a bounded queue and a thread, or inline."""
 
 from __future__ import annotations
 
@@ -23,19 +19,16 @@ from .iteration import Iterations
 from .queues import TickQueue
 from .recent import Recent
 
-#: A queue is nearly full above this share, and has recovered below that one.
-HIGH, LOW = 0.8, 0.25
-#: Reading goes on when the queue has fallen to this share.
-RESUME = 0.5
-#: How many entries are put before a sleeping callback thread is woken in the midst of a burst. To wake it costs two
-#: context switches, during which neither thread works.
-HAND_OVER = 4_096
-#: Seconds over which a queue that does not recover counts as one that stays nearly full.
+#: Fill levels of the queue: nearly full above HIGH, recovered below LOW. Reading resumes at RESUME.
+HIGH, LOW, RESUME = 0.8, 0.25, 0.5
+#: During a burst, a sleeping callback thread is woken after this many entries. Each wake-up costs two context switches.
+BATCH_SIZE = 4_096
+#: `SlowConsumer` is reported after the queue was nearly full for this many seconds.
 SLOW_AFTER = 1.0
-#: Seconds between two reports of dropped ticks of one pair.
+#: Seconds between two reports of dropped ticks for one pair.
 DROP_REPORT_INTERVAL = 1.0
 
-#: Called when the last callback has returned, with what a callback raised to end everything, if one did.
+#: Called after the last callback. The argument is what a callback raised to end everything, or None.
 OnEnd = Callable[[BaseException | None], None]
 
 
@@ -43,29 +36,32 @@ class Dispatcher(Delivery, Protocol):
     """The callback side of one run, from start to join."""
 
     @property
-    def peak(self) -> int: ...
+    def peak(self) -> int:
+        """The highest `depth` so far."""
 
     def start(self) -> None: ...
 
     def finish(self) -> None:
-        """Nothing more will be put."""
+        """No more entries will be put. Deliver the rest, then call `on_end`."""
 
     def abandon(self) -> None:
         """Begin no further call. From any thread."""
 
     def join(self, timeout: float) -> None:
-        """Wait for the thread, if there is one and it is not the calling one."""
+        """Wait for the callback thread, unless it is the calling one."""
 
-    def depth(self) -> int: ...
+    def depth(self) -> int:
+        """How many entries wait for callbacks."""
 
-    def depths(self) -> dict[str, int]: ...
+    def depths(self) -> dict[str, int]:
+        """How many ticks of each pair wait for callbacks."""
 
     def runs_here(self) -> bool:
-        """Whether the calling thread is the one that runs callbacks."""
+        """Whether callbacks run on the calling thread."""
 
 
 class InlineDelivery:
-    """Callbacks run on the network thread. Only a `for tick in listener` may make it wait for room."""
+    """Runs callbacks on the network thread. Only a `for tick in listener` can run out of room."""
 
     peak = 0
 
@@ -80,7 +76,7 @@ class InlineDelivery:
         self.want_room = iterations.want_room
 
     def start(self) -> None:
-        """There is no thread to start."""
+        """Do nothing: there is no callback thread."""
 
     def put_ticks(self, ticks: list[Tick]) -> None:
         self._thread = threading.get_ident()
@@ -99,10 +95,10 @@ class InlineDelivery:
         self._runner.abandon()
 
     def join(self, timeout: float) -> None:
-        """There is no thread of its own."""
+        """Do nothing: there is no callback thread."""
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: callbacks have already run."""
 
     def depth(self) -> int:
         return 0
@@ -115,7 +111,7 @@ class InlineDelivery:
 
 
 class ThreadDelivery:
-    """Callbacks run on a thread of their own, which sleeps while the queue is empty."""
+    """Runs callbacks on a thread of their own, which sleeps while the queue is empty."""
 
     def __init__(
         self,
@@ -139,19 +135,20 @@ class ThreadDelivery:
         self._on_room = on_room
         self._on_end = on_end
         self._recent = recent
-        self._bell = Wakeup()
+        self._wakeup = Wakeup()
         self._finished = False
         #: How many entries were ever put.
         self._put = 0
-        #: How many entries were put since the callback thread was last woken.
+        #: How many entries were put since the last wake-up.
         self._pending = 0
         self._room_wanted = False
-        self._dropped = _Dropped()
-        self._slow = _SlowWatch(size)
+        self._drops = _DropReports()
+        self._slow = _SlowConsumerCheck(size)
+        #: Events that overtake the queue.
         self._urgent: deque[Event] = deque()
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
 
-    # The network side's calls.
+    # Called by the network thread. `abandon`, `join` and `runs_here` may be called by any thread.
 
     def start(self) -> None:
         self._thread.start()
@@ -163,25 +160,25 @@ class ThreadDelivery:
     def put_ticks(self, ticks: list[Tick]) -> None:
         if self._recent is not None:
             self._recent.extend(ticks)
-        waited, pair = self._queue.depth(), ticks[0]["pair"]
-        # From here on the ticks are the user's, who may change them.
+        depth_before, pair = self._queue.depth(), ticks[0]["pair"]
+        # From here on the ticks belong to the user, who may change them.
         dropped = self._queue.put_ticks(ticks)
         if dropped:
             for name, count in dropped.items():
                 if counters := self._counters.get(name):
                     counters.dropped += count
-            self._dropped.add(dropped)
+            self._drops.add(dropped)
             self._interrupt()
         self._put += len(ticks)
         depth = self._queue.depth()
         self.peak = max(self.peak, depth)
         if counters := self._counters.get(pair):
             counters.count_waiting(len(ticks), self._put, self._put - depth)
-        if self._slow.looks(depth) and self._slow.is_told(waited, depth, time.monotonic()):
+        if self._slow.applies(depth) and self._slow.is_due(depth_before, depth, time.monotonic()):
             self._urgent.append(Event(SlowConsumer(depth, self._size)))
             self._interrupt()
         self._pending += len(ticks)
-        if self._pending >= HAND_OVER:
+        if self._pending >= BATCH_SIZE:
             self.flush()
 
     def put_event(self, event: Event) -> None:
@@ -193,24 +190,24 @@ class ThreadDelivery:
     def flush(self) -> None:
         if self._pending:
             self._pending = 0
-            self._bell.ring()
+            self._wakeup.wake()
 
     def finish(self) -> None:
         self._finished = True
-        self._bell.ring()
+        self._wakeup.wake()
 
     def abandon(self) -> None:
         self._runner.abandon()
-        self._bell.ring()
+        self._wakeup.wake()
 
     def join(self, timeout: float) -> None:
         if self._thread.is_alive() and not self.runs_here():
             self._thread.join(timeout)
 
     def _interrupt(self) -> None:
-        """Something besides the queue needs a look: one flag, so that a tick pays for one check."""
+        """Have the callback thread look beyond the queue. There is only one flag, so that a tick costs one check."""
         self._runner.interrupted = True
-        self._bell.ring()
+        self._wakeup.wake()
 
     def runs_here(self) -> bool:
         return threading.current_thread() is self._thread
@@ -222,7 +219,7 @@ class ThreadDelivery:
         try:
             self._deliver()
         except BaseException as error:
-            # SystemExit, KeyboardInterrupt: the callback wants everything to end. join() raises it.
+            # A callback raised SystemExit or KeyboardInterrupt to end everything. join() raises it again.
             crash = error
             self._runner.abandon()
         self._queue.clear()
@@ -231,41 +228,41 @@ class ThreadDelivery:
     def _deliver(self) -> None:
         runner, pop = self._runner, self._queue.pop
         while not runner.abandoned:
-            budget = self._look_aside() if runner.interrupted or self._room_wanted else NO_BOUND
+            limit = self._handle_interrupt() if runner.interrupted or self._room_wanted else NO_BOUND
             event: Event | None = None
-            # A run of ticks is called for in one loop, which ends at an event, at the end of the queue (IndexError), or
-            # when something besides the queue needs a look.
+            # One call runs a whole batch of ticks. It ends at an event, at the end of the queue (IndexError), at the
+            # limit, or when it is interrupted.
             with contextlib.suppress(IndexError):
-                event = runner.run_ticks(starmap(pop, repeat((), budget)))
+                event = runner.run_ticks(starmap(pop, repeat((), limit)))
             if event is not None:
                 runner.run_event(event)
-            elif not self._await_more():
+            elif not self._wait_for_work():
                 return
 
-    def _await_more(self) -> bool:
-        """Sleep until there is something to do. False: there will be nothing more."""
+    def _wait_for_work(self) -> bool:
+        """Sleep until there is something to do. Return False at the end."""
         if self._queue.depth() or self._runner.interrupted or self._room_wanted:
             return True
         if self._finished:
-            # Looked at once more: what was put before the end was told may have come since the look above.
+            # Check again: an entry may have been put after the check above and before the end.
             if self._queue.depth():
                 return True
-            self._report_dropped(everything=True)
+            self._report_drops(everything=True)
             return False
-        # Whatever was put since that look has rung.
-        self._bell.wait(self._dropped.due_in(time.monotonic()))
-        if self._dropped:
+        # Returns at once if an entry was put since the check.
+        self._wakeup.wait(self._drops.due_in(time.monotonic()))
+        if self._drops:
             self._runner.interrupted = True
         return True
 
-    def _look_aside(self) -> int:
-        """Do what stands beside the queue. Returns after how many ticks, at the latest, to look again."""
-        # Cleared before the look: what the other side sets meanwhile is seen next time.
+    def _handle_interrupt(self) -> int:
+        """Do what is due besides the queue. Return how many ticks may run before the next call."""
+        # Clear the flag first, so that an interrupt from now on is handled next time.
         self._runner.interrupted = self._runner.abandoned
         while self._urgent:
             self._runner.run_event(self._urgent.popleft())
-        self._report_dropped()
-        if self._dropped and self._queue.depth():
+        self._report_drops()
+        if self._drops and self._queue.depth():
             self._runner.interrupted = True
         if not self._room_wanted:
             return NO_BOUND
@@ -276,37 +273,37 @@ class ThreadDelivery:
         self._on_room()
         return NO_BOUND
 
-    def _report_dropped(self, everything: bool = False) -> None:
-        for pair, count in self._dropped.due(time.monotonic(), everything):
+    def _report_drops(self, everything: bool = False) -> None:
+        for pair, count in self._drops.take_due(time.monotonic(), everything):
             self._runner.report(TicksDropped(count, symbol=pair))
 
 
 class Wakeup:
-    """Wakes one sleeper. A ring before the sleep is not lost: the sleep ends at once.
+    """Wakes one sleeping thread. A wake-up before the sleep isn't lost: the sleep ends at once.
 
-    `threading.Event` does the same with a lock made for each wait, and takes ten times as long.
+    `threading.Event` creates a lock for each wait, and takes ten times as long.
     """
 
     def __init__(self) -> None:
-        #: Held while nobody has rung.
-        self._silent = threading.Lock()
-        self._silent.acquire()
+        #: Released by `wake`.
+        self._asleep = threading.Lock()
+        self._asleep.acquire()
 
-    def ring(self) -> None:
-        """From any thread."""
-        if self._silent.locked():
-            try:  # noqa: SIM105 (in the path of each hand-over)
-                self._silent.release()
+    def wake(self) -> None:
+        """End the current wait, or the next one. From any thread."""
+        if self._asleep.locked():
+            try:  # noqa: SIM105 (on the hot path)
+                self._asleep.release()
             except RuntimeError:
-                pass  # somebody else has rung in the same moment
+                pass  # another thread released it at the same moment
 
     def wait(self, timeout: float | None) -> None:
-        """Until the next ring, if none is to be answered already."""
-        self._silent.acquire(timeout=-1 if timeout is None else timeout)
+        """Wait for `wake`, at most `timeout` seconds."""
+        self._asleep.acquire(timeout=-1 if timeout is None else timeout)
 
 
-class _Dropped:
-    """How many ticks of each pair were dropped since it was last reported, and when the next report is due."""
+class _DropReports:
+    """Counts the dropped ticks of each pair since its last report, and knows when the next report is due."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -321,16 +318,17 @@ class _Dropped:
             for pair, count in dropped.items():
                 self._counts[pair] = self._counts.get(pair, 0) + count
 
-    def due(self, now: float, everything: bool) -> list[tuple[str, int]]:
+    def take_due(self, now: float, everything: bool) -> list[tuple[str, int]]:
+        """Remove and return the counts whose report is due, or all of them."""
         if not self._counts:
             return []
         with self._lock:
-            ripe = [pair for pair in self._counts if everything or now >= self._due_at(pair)]
-            self._reported.update(dict.fromkeys(ripe, now))
-            return [(pair, self._counts.pop(pair)) for pair in ripe]
+            due = [pair for pair in self._counts if everything or now >= self._due_at(pair)]
+            self._reported.update(dict.fromkeys(due, now))
+            return [(pair, self._counts.pop(pair)) for pair in due]
 
     def due_in(self, now: float) -> float | None:
-        """Seconds until the next report; None while there is nothing to report."""
+        """Return the seconds until the next report. None if there is nothing to report."""
         with self._lock:
             return max(0.0, min(map(self._due_at, self._counts)) - now) if self._counts else None
 
@@ -338,26 +336,26 @@ class _Dropped:
         return self._reported.get(pair, -DROP_REPORT_INTERVAL) + DROP_REPORT_INTERVAL
 
 
-class _SlowWatch:
-    """Tells once when a queue stays nearly full, and again only after it had recovered."""
+class _SlowConsumerCheck:
+    """Detects a queue that stays nearly full. Due once, and again only after the queue had recovered."""
 
     def __init__(self, size: int) -> None:
         self._high, self._low = size * HIGH, size * LOW
         self._since: float | None = None
-        self._told = False
+        self._reported = False
 
-    def looks(self, depth: int) -> bool:
-        """Whether there is anything to watch: mostly there is not, and no need to know the time."""
+    def applies(self, depth: int) -> bool:
+        """Whether `is_due` must be called. Usually not, which saves asking for the time."""
         return self._since is not None or depth > self._high
 
-    def is_told(self, before: int, after: int, now: float) -> bool:
-        """The depths are those before and after a put: bursts that fill the queue tell nothing of the time between."""
+    def is_due(self, before: int, after: int, now: float) -> bool:
+        """Whether to report now, given the depths before and after a put: a burst may fill the queue only briefly."""
         if before <= self._low:
-            self._since, self._told = None, False
+            self._since, self._reported = None, False
         if self._since is None:
             if after > self._high:
                 self._since = now
-        elif not self._told and now - self._since >= SLOW_AFTER:
-            self._told = True
+        elif not self._reported and now - self._since >= SLOW_AFTER:
+            self._reported = True
             return True
         return False

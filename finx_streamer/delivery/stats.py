@@ -1,4 +1,4 @@
-"""What is counted: mutable counters inside, frozen snapshots for the user."""
+"""Frozen snapshots of the counters, for the user."""
 
 from __future__ import annotations
 
@@ -13,18 +13,8 @@ from ..values import State, Tick
 
 
 @attrs.frozen(kw_only=True)
-class StreamStats:
-    """A snapshot of one stream.
-
-    `state`: a `State`. `messages`, `bytes`: what was received, in messages and in bytes of the connection. `ticks`:
-    handed on to your callbacks; `last_tick`: the last of them, None before the first. `dropped`: by the overflow
-    policy. `callback_errors`: how often a callback raised; `decode_errors`: messages that could not be understood.
-    `reconnects`: how often the connection was made anew. `gaps`: how often the connection was lost and ticks may have
-    passed; `filled_ticks`: of `ticks`, those that history supplied. `held`: what was received and waits while a gap is
-    filled. `rate`: live ticks a second over the last 10 s. `lag`: seconds from the last live tick's own time to its
-    receipt. `queue_depth`, `queue_peak`: ticks that wait for callbacks, now and at most. `connected_since`: aware
-    datetime in UTC, None while there is no connection.
-    """
+class Totals:
+    """What streams and listeners both count."""
 
     state: State
     messages: int = 0
@@ -38,6 +28,32 @@ class StreamStats:
     held: int = 0
     bytes: int = 0
     rate: float = 0.0
+
+
+@attrs.frozen(kw_only=True)
+class StreamStats(Totals):
+    """A snapshot of one stream's counters.
+
+    Attributes:
+        state: The state of the stream.
+        messages: Messages received.
+        ticks: Ticks passed on to your callbacks.
+        dropped: Ticks dropped by the overflow policy.
+        callback_errors: Exceptions raised by callbacks.
+        decode_errors: Messages that could not be decoded.
+        reconnects: How often the connection was re-established.
+        gaps: How often the connection was lost and ticks may have been missed.
+        filled_ticks: Those of `ticks` that came from history.
+        held: Ticks received and held back while a gap is being filled.
+        bytes: Bytes received on the connection.
+        rate: Live ticks per second over the last 10 s.
+        lag: Seconds from the last live tick's own time to its receipt. None before the first.
+        queue_depth: Ticks that wait for callbacks now.
+        queue_peak: The highest `queue_depth` so far.
+        last_tick: The last tick. None before the first.
+        connected_since: Time of the last handshake, aware and in UTC. None while disconnected.
+    """
+
     lag: float | None = None
     queue_depth: int = 0
     queue_peak: int = 0
@@ -46,60 +62,45 @@ class StreamStats:
 
 
 @attrs.frozen(kw_only=True)
-class ListenerStats:
-    """A snapshot of a listener: `streams` by symbol, and the sums over them, fields as in `StreamStats`.
+class ListenerStats(Totals):
+    """A snapshot of a listener's counters: the sums over its streams. Removed streams don't count.
 
-    No sums are `state`, that of the whole (see `StreamListener.state`), and `queue_depth` and `queue_peak`, which are
-    those of the one queue that all streams share. Streams that were removed are not counted any more.
+    Only `state`, `queue_depth` and `queue_peak` aren't sums. All streams share one queue.
+
+    Attributes:
+        state: The state of the listener, as in `StreamListener.state`.
+        messages: Messages received.
+        ticks: Ticks passed on to your callbacks.
+        dropped: Ticks dropped by the overflow policy.
+        callback_errors: Exceptions raised by callbacks.
+        decode_errors: Messages that could not be decoded.
+        reconnects: How often connections were re-established.
+        gaps: How often a connection was lost and ticks may have been missed.
+        filled_ticks: Those of `ticks` that came from history.
+        held: Ticks received and held back while gaps are being filled.
+        bytes: Bytes received on the connections.
+        rate: Live ticks per second over the last 10 s.
+        queue_depth: Entries that wait for callbacks now.
+        queue_peak: The highest `queue_depth` so far.
+        streams: A `StreamStats` for each symbol.
     """
 
-    state: State
-    messages: int = 0
-    ticks: int = 0
-    dropped: int = 0
-    callback_errors: int = 0
-    decode_errors: int = 0
-    reconnects: int = 0
-    gaps: int = 0
-    filled_ticks: int = 0
-    held: int = 0
-    bytes: int = 0
-    rate: float = 0.0
     queue_depth: int = 0
     queue_peak: int = 0
     streams: Mapping[str, StreamStats] = attrs.field(factory=dict)
 
 
-SUMMED = (
-    "messages",
-    "ticks",
-    "dropped",
-    "callback_errors",
-    "decode_errors",
-    "reconnects",
-    "gaps",
-    "filled_ticks",
-    "held",
-    "bytes",
-    "rate",
-)
+SUMMED = tuple(field.name for field in attrs.fields(Totals) if field.name != "state")
+_COUNTED = tuple(name for name in SUMMED if name not in ("reconnects", "rate"))
 
 
 def snapshot(counters: Counters, state: State, reconnects: int, queue_depth: int) -> StreamStats:
     """Return a snapshot of one stream. `queue_depth`: how many of its ticks wait for callbacks."""
     connected_at = counters.connected_at
     return StreamStats(
+        **{name: getattr(counters, name) for name in _COUNTED},
         state=state,
-        messages=counters.messages,
-        ticks=counters.ticks,
-        dropped=counters.dropped,
-        callback_errors=counters.callback_errors,
-        decode_errors=counters.decode_errors,
         reconnects=reconnects,
-        gaps=counters.gaps,
-        filled_ticks=counters.filled_ticks,
-        held=counters.held,
-        bytes=counters.bytes,
         rate=counters.rate(time.monotonic()),
         lag=counters.lag,
         queue_depth=queue_depth,
@@ -110,6 +111,6 @@ def snapshot(counters: Counters, state: State, reconnects: int, queue_depth: int
 
 
 def add_up(state: State, streams: dict[str, StreamStats], queue_depth: int, queue_peak: int) -> ListenerStats:
-    """The snapshot of a listener from those of its streams."""
+    """Return the snapshot of a listener, from those of its streams."""
     sums = {name: sum(getattr(stream, name) for stream in streams.values()) for name in SUMMED}
     return ListenerStats(state=state, queue_depth=queue_depth, queue_peak=queue_peak, streams=streams, **sums)
