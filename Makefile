@@ -1,9 +1,12 @@
-# Every target sets up what it needs in .venv. Another Python: make clean; make test PYTHON=python3.12
+# Every target installs what it needs into .venv. For another Python: make clean; make test PYTHON=python3.12
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.cfg setup.py pyproject.toml finx_streamer/_version.py
 DEMO_SECONDS ?= 30
+# Many tests wait more than they compute, so two workers per core pay off. One process, for a debugger: WORKERS=0
+WORKERS ?= 4
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 OTHER_PYTHONS ?= 3.12 3.13
 
 .DEFAULT_GOAL := help
@@ -15,20 +18,24 @@ help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: test
-test: $(VENV)/.installed-dev ## run the tests; arguments for pytest: make test ARGS="-k cli"
-	$(BIN)/python -m pytest tests $(ARGS)
+test: $(VENV)/.installed-dev ## run the tests, except the slow ones; with pytest's options: make test ARGS="-k cli"
+	$(PYTEST) -m "not slow" tests $(ARGS)
+
+.PHONY: test-all
+test-all: $(VENV)/.installed-dev ## run all tests, with more examples for each property; CI runs this
+	$(PYTEST) --hypothesis-profile thorough tests $(ARGS)
 
 .PHONY: test-notebook
-test-notebook: $(VENV)/.installed-browser ## the live view in JupyterLab and Chromium (Debian: apt install chromium)
+test-notebook: $(VENV)/.installed-browser ## test the live view in JupyterLab and Chromium (Debian: apt install chromium)
 	$(BIN)/python -m pytest tests/notebook/test_browser.py $(ARGS)
 
 .PHONY: bench-notebook
-bench-notebook: $(VENV)/.installed-browser ## what the live view costs, 2 minutes: table of docs/jupyter.md
+bench-notebook: $(VENV)/.installed-browser ## measure the cost of the live view, 2 minutes: the table in docs/jupyter.md
 	$(BIN)/python -m tests.notebook.measure $(ARGS)
 
 .PHONY: coverage
-coverage: $(VENV)/.installed-dev ## run the tests and show what they do not reach
-	$(BIN)/python -m pytest tests --cov --cov-report=term $(ARGS)
+coverage: $(VENV)/.installed-dev ## run the tests and show the lines they miss
+	$(PYTEST) -m "not slow" tests --cov --cov-report=term $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.installed-dev ## check style, format and types
@@ -37,25 +44,25 @@ lint: $(VENV)/.installed-dev ## check style, format and types
 	$(BIN)/mypy --strict -p finx_streamer
 
 .PHONY: format
-format: $(VENV)/.installed-dev ## mend style and format where a tool can
+format: $(VENV)/.installed-dev ## fix style and format, as far as tools can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 .PHONY: demo
-demo: $(VENV)/.installed-cli ## live ticks of a simulated market in this terminal, for 30 s
+demo: $(VENV)/.installed-cli ## show live ticks of a simulated market in this terminal, 30 s
 	$(BIN)/finx-streamer demo --duration $(DEMO_SECONDS)
 
 .PHONY: audit
-audit: $(VENV)/.installed-ci ## ask for known vulnerabilities of what we depend on; ARGS=--strict: or fail
+audit: $(VENV)/.installed-ci ## look for known vulnerabilities in the dependencies; with ARGS=--strict, an unreachable service fails
 	$(BIN)/python .ci/audit.py $(ARGS)
 
 .PHONY: lowest
-lowest: $(VENV)/.installed-ci ## quick tests with the lowest versions that setup.cfg allows
+lowest: $(VENV)/.installed-ci ## run quick tests with the lowest dependency versions that setup.cfg allows
 	$(BIN)/python .ci/lowest.py cli progress speed > $(VENV)/lowest.txt
 	.ci/quick $(BIN)/python $(VENV)-lowest $(VENV)/lowest.txt
 
 .PHONY: versions
-versions: $(VENV)/.installed-ci ## quick tests with the other versions of Python, where they are found
+versions: $(VENV)/.installed-ci ## run quick tests with the other Python versions installed here
 	@for version in $(OTHER_PYTHONS); do \
 		found=; \
 		for python in python$$version $(HOME)/.pyenv/versions/$$version.*/bin/python; do \
@@ -64,7 +71,7 @@ versions: $(VENV)/.installed-ci ## quick tests with the other versions of Python
 		if [ -n "$$found" ]; then \
 			.ci/quick "$$found" "$(VENV)-$$version" || exit 1; \
 		else \
-			echo "versions: SKIPPED: there is no python$$version here"; \
+			echo "versions: SKIPPED: python$$version is not installed here"; \
 		fi; \
 	done
 
@@ -74,27 +81,27 @@ docs: $(VENV)/.installed-dev ## build the documentation into docs/_build/html
 	@echo "docs/_build/html/index.html"
 
 .PHONY: bench
-bench: $(VENV)/.installed-bench ## beside other clients, 15 minutes; a part: make bench ARGS="burst latency --rounds 9"
+bench: $(VENV)/.installed-bench ## compare with other clients, 15 minutes; a part of it: make bench ARGS="burst latency --rounds 9"
 	$(BIN)/python tests/benchmarks/run.py $(ARGS)
 
 .PHONY: soak
-soak: $(VENV)/.installed-dev $(VENV)/.installed-soak ## 200 pairs, 20,000 ticks/s, faults, 30 minutes: make soak ARGS="--minutes 5"
+soak: $(VENV)/.installed-dev $(VENV)/.installed-soak ## run 200 pairs at 20,000 ticks/s with faults, 30 minutes: make soak ARGS="--minutes 5"
 	$(BIN)/python -m tests.support.soak $(ARGS)
 
 .PHONY: storm
-storm: $(VENV)/.installed-dev ## storms of quick faults, over a few pairs, 30 minutes: make storm ARGS="--minutes 5 --seed 7"
+storm: $(VENV)/.installed-dev ## run storms of fast faults on a few pairs, 30 minutes: make storm ARGS="--minutes 5 --seed 7"
 	$(BIN)/python -m tests.support.storm $(ARGS)
 
 .PHONY: autobahn
-autobahn: $(VENV)/.installed-dev ## the Autobahn test suite against the transport; needs Python 2.7, e.g. pyenv's
+autobahn: $(VENV)/.installed-dev ## run the Autobahn test suite against the WebSocket client; needs Python 2.7, for example pyenv's
 	$(BIN)/python tests/autobahn/run.py $(ARGS)
 
 .PHONY: fuzz
-fuzz: $(VENV)/.installed-fuzz ## coverage-guided fuzzing, 10 minutes each of five targets: make fuzz ARGS="frames --seconds 60"
+fuzz: $(VENV)/.installed-fuzz ## fuzz five targets, guided by coverage, 10 minutes each: make fuzz ARGS="frames --seconds 60"
 	$(BIN)/python -m tests.fuzz $(ARGS)
 
 .PHONY: import-time
-import-time: $(VENV)/.installed-dev ## what `import finx_streamer` costs
+import-time: $(VENV)/.installed-dev ## measure the cost of `import finx_streamer`
 	$(BIN)/python tests/benchmarks/import_time.py $(ARGS)
 
 .PHONY: dist
@@ -102,22 +109,22 @@ dist: $(VENV)/.installed-dev ## build the wheel and the source archive into dist
 	$(BIN)/python -m build
 
 .PHONY: clean
-clean: ## remove whatever the other targets made
+clean: ## remove everything that the other targets created
 	rm -rf $(VENV) $(VENV)-* build dist docs/_build htmlcov .coverage .coverage.* *.egg-info
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# An editable install of one extra. The stamp is older than setup.cfg after a change there, and so it runs again.
+# An editable install of one extra. A change in setup.cfg makes the stamp outdated, so the install runs again.
 $(VENV)/.installed-%: $(SOURCES) | $(BIN)/python
 	@echo "installing finx-streamer[$*] into $(VENV) …"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[$*]" || { \
-		echo "make: pip could not install finx-streamer[$*]; its message is above." >&2; \
-		echo "make: is PyPI within reach? After a broken install, 'make clean' starts afresh." >&2; \
+		echo "make: pip can't install finx-streamer[$*]; see its message above." >&2; \
+		echo "make: can this machine reach PyPI? After a broken install, run 'make clean' and try again." >&2; \
 		exit 1; }
 	@touch $@
 
-# Debian ships python3 without the means to make a virtual environment (python3-venv). Then virtualenv is fetched into
-# a folder of its own: nothing outside this directory is touched.
+# Debian ships python3 without the venv module (package python3-venv). In that case, use virtualenv from PyPI, in its own
+# folder. Nothing outside this directory changes.
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "make: finx-streamer needs Python 3.11 or newer, and PYTHON=$(PYTHON) is not. Try: make PYTHON=python3.12" >&2; \
@@ -125,10 +132,10 @@ $(BIN)/python:
 	@echo "creating $(VENV) …"
 	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { \
 		rm -rf $(VENV); \
-		echo "python3-venv is missing; trying virtualenv …"; \
+		echo "python3-venv is missing. Trying virtualenv …"; \
 		$(PYTHON) -m pip install --quiet --disable-pip-version-check --upgrade --target .venv-bootstrap virtualenv && \
 		PYTHONPATH=.venv-bootstrap $(PYTHON) -m virtualenv --quiet $(VENV); \
 	} || { \
 		rm -rf $(VENV); \
-		echo "make: no virtual environment could be made. On Debian and Ubuntu: sudo apt install python3-venv" >&2; \
+		echo "make: can't create a virtual environment. On Debian and Ubuntu: sudo apt install python3-venv" >&2; \
 		exit 1; }

@@ -1,7 +1,6 @@
-"""Ask the advisory service about everything that finx-streamer[all] installs, in the environment that this runs in.
+"""Look for known vulnerabilities in everything that finx-streamer[all] installs into this environment.
 
-Exit code 1 where a version has a known vulnerability. Where the service is out of reach nothing is known: that is said,
-and is no failure, unless --strict is given.
+The exit code is 1 if there are any. If the advisory service can't be reached, this is printed; with --strict, it fails.
 """
 
 from __future__ import annotations
@@ -15,55 +14,57 @@ from importlib import metadata
 from packaging.requirements import Requirement
 
 ROOT = "finx-streamer"
+TIMEOUT = 180
 
 
-def installed(name: str, extras: frozenset[str], found: dict[str, str]) -> None:
-    """Add what is installed of a distribution's requirements, and of theirs, to `found`."""
+def collect_versions(name: str, extras: frozenset[str], versions: dict[str, str]) -> None:
+    """Add the installed requirements of a distribution to `versions`, recursively."""
     try:
         distribution = metadata.distribution(name)
     except metadata.PackageNotFoundError:
         return
     if name != ROOT:
-        found[distribution.name] = distribution.version
+        versions[distribution.name] = distribution.version
     for line in distribution.requires or ():
         required = Requirement(line)
-        asked = any(required.marker is None or required.marker.evaluate({"extra": each}) for each in {"", *extras})
-        if asked and (required.name == ROOT or required.name not in found):
-            installed(required.name, frozenset(required.extras), found)
+        applies = any(required.marker is None or required.marker.evaluate({"extra": each}) for each in {"", *extras})
+        if applies and (required.name == ROOT or required.name not in versions):
+            collect_versions(required.name, frozenset(required.extras), versions)
+
+
+def report_unknown(reason: str) -> int:
+    """Print that nothing was audited. Return the exit code."""
+    print(f"audit: NOT AUDITED: {reason}")
+    return int("--strict" in sys.argv)
 
 
 def main() -> int:
-    """Returns the exit code."""
-    found: dict[str, str] = {}
-    installed(ROOT, frozenset({"all"}), found)
-    with tempfile.NamedTemporaryFile("w", suffix=".txt") as list_:
-        list_.write("".join(f"{name}=={version}\n" for name, version in sorted(found.items())))
-        list_.flush()
-        command = [sys.executable, "-m", "pip_audit", "--no-deps", "--disable-pip", "-f", "json", "-r", list_.name]
+    """Run the audit. Return the exit code."""
+    versions: dict[str, str] = {}
+    collect_versions(ROOT, frozenset({"all"}), versions)
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as pins:
+        pins.write("".join(f"{name}=={version}\n" for name, version in sorted(versions.items())))
+        pins.flush()
+        command = [sys.executable, "-m", "pip_audit", "--no-deps", "--disable-pip", "-f", "json", "-r", pins.name]
         try:
-            asked = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+            audit = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
         except subprocess.TimeoutExpired:
-            return unknown("the advisory service did not answer within 180 s")
+            return report_unknown(f"the advisory service did not answer within {TIMEOUT} s")
     try:
-        answers = json.loads(asked.stdout)["dependencies"]
+        results = json.loads(audit.stdout)["dependencies"]
     except (ValueError, KeyError):
-        return unknown((asked.stderr.strip().splitlines() or ["no answer"])[-1])
-    bad = [(each["name"], each["version"], one["id"]) for each in answers for one in each.get("vulns", ())]
-    for name, version, advisory in bad:
+        return report_unknown((audit.stderr.strip().splitlines() or ["no answer"])[-1])
+    findings = [(each["name"], each["version"], one["id"]) for each in results for one in each.get("vulns", ())]
+    for name, version, advisory in findings:
         print(f"audit: {name} {version}: {advisory}")
-    skipped = [each["name"] for each in answers if "skip_reason" in each]
-    if bad:
+    skipped = [each["name"] for each in results if "skip_reason" in each]
+    if findings:
         return 1
     if skipped:
-        return unknown(f"the advisory service knows nothing of {', '.join(skipped)}: is it within reach?")
-    print(f"audit: no known vulnerabilities in {len(answers)} packages")
+        names = ", ".join(skipped)
+        return report_unknown(f"the advisory service has no data on {names}. Can this machine reach it?")
+    print(f"audit: no known vulnerabilities in {len(results)} packages")
     return 0
-
-
-def unknown(why: str) -> int:
-    """Nothing is known."""
-    print(f"audit: NOT AUDITED: {why}")
-    return int("--strict" in sys.argv)
 
 
 if __name__ == "__main__":

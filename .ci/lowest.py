@@ -1,6 +1,6 @@
-"""Print, as pip constraints, the lowest versions that setup.cfg allows of what it requires.
+"""Print the lowest dependency versions that setup.cfg allows, as pip constraints.
 
-Of the base and of the extras named as arguments; extras that those refer to are included.
+Covers the base requirements, the extras given as arguments, and the extras that those include.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ _BOUND = re.compile(r"([A-Za-z0-9._-]+)>=([0-9][^;,\s]*)")
 _EXTRA = re.compile(r"finx-streamer\[(.+)\]")
 
 
-def lowest(extras: list[str]) -> list[str]:
-    """The constraints, sorted. Raises ValueError for a requirement without a lower bound."""
+def lowest_versions(extras: list[str]) -> list[str]:
+    """Return the constraints, sorted. Raise ValueError if a requirement has no lower bound."""
     settings = configparser.ConfigParser(interpolation=None)
     settings.read(SETTINGS, encoding="utf-8")
-    wanted = settings["options"]["install_requires"].split("\n")
-    left, seen = list(extras), set(extras)
-    while left:
-        for line in settings["options.extras_require"][left.pop()].split("\n"):
-            if another := _EXTRA.fullmatch(line.strip()):
-                left += {another[1]} - seen
-                seen.add(another[1])
+    requirements = settings["options"]["install_requires"].split("\n")
+    pending, seen = list(extras), set(extras)
+    while pending:
+        for line in settings["options.extras_require"][pending.pop()].split("\n"):
+            if included := _EXTRA.fullmatch(line.strip()):
+                pending += {included[1]} - seen
+                seen.add(included[1])
             else:
-                wanted.append(line)
-    found = set()
-    for line in filter(None, map(str.strip, wanted)):
+                requirements.append(line)
+    constraints = set()
+    for line in filter(None, map(str.strip, requirements)):
         if line.startswith("#"):
             continue
         bound = _BOUND.match(line)
         if bound is None:
             raise ValueError(f"setup.cfg: {line!r} has no lower bound")
-        found.add(f"{bound[1]}=={bound[2]}")
-    return sorted(found)
+        constraints.add(f"{bound[1]}=={bound[2]}")
+    return sorted(constraints)
 
 
 if __name__ == "__main__":
-    print("\n".join(lowest(sys.argv[1:])))
+    print("\n".join(lowest_versions(sys.argv[1:])))

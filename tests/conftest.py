@@ -1,20 +1,25 @@
-"""What several test modules share."""
+"""Fixtures and Hypothesis profiles for all tests."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+from tests.support import effort  # noqa: F401 (registers the profiles)
 from tests.support.peers import Seen
 
-#: Recorded trades, beside the checkout. They are not part of the project: a clone elsewhere has none.
+#: Recorded trades, next to the checkout. They aren't part of the project, so other clones don't have them.
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+# `make test-all` overrides this with --hypothesis-profile.
+settings.load_profile("quick")
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of recorded trades; skips the test where it is absent."""
+    """The folder of recorded trades. Skips the test if it doesn't exist."""
     if not (SHARED_DATA / "tape-small.jsonl").exists():
         pytest.skip(f"no recorded trades at {SHARED_DATA}")
     return SHARED_DATA
@@ -22,11 +27,11 @@ def shared_data() -> Path:
 
 @pytest.fixture
 def seen() -> Seen:
-    """What the listener of the test calls back with."""
+    """Records what the test's listener passes to its callbacks."""
     return Seen()
 
 
 @pytest.fixture(params=["thread", "inline"])
 def dispatch(request: pytest.FixtureRequest) -> str:
-    """Both ways in which callbacks can be run."""
+    """Each of the two ways to run callbacks."""
     return str(request.param)
