@@ -30,9 +30,6 @@ ROWS = (
 #: Imports that may point down, with the reason for each.
 ALLOWED = {
     ("listener", "jupyter"): "the one entry point to the notebook; a script imports nothing behind it",
-    ("streaming.resequencer", "delivery.dispatcher"): "moves soon",
-    ("streaming.counters", "delivery.stats"): "moves soon",
-    ("streaming.streams", "delivery.dispatcher"): "moves soon",
     ("config.proxy", "connection.http_response"): "moves soon",
 }
 #: What the server may import from the client. It shares no codec, so that two equal bugs can't cancel each other out.
