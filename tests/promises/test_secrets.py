@@ -493,6 +493,9 @@ def test_the_command_line_does_not_show_the_key(
         arguments += {"history": ["--start", "2022-07-02", "--end", "2022-07-03"], "snap": [], "listen": []}[command]
         if command == "listen":
             arguments += ["--duration", "0.3"]
+        elif end == "500":
+            # A 500 is retried until the timeout.
+            arguments += ["--timeout", "1"]
         if by == "file":
             arguments += ["--api-key-file", str(keys if end != "key as file" else tmp_path / "nothing")]
         ran = subprocess.run(
@@ -507,3 +510,5 @@ def test_the_command_line_does_not_show_the_key(
     assert_clean(ran.stdout, "output")
     assert_clean(ran.stderr, "terminal")
     assert "Traceback" not in ran.stderr
+    if end in ("401", "500"):
+        assert end in ran.stderr
