@@ -18,13 +18,14 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from finx_streamer.config import redaction as keys
 from finx_streamer.config.api_key import ENVIRONMENT_VARIABLE, KeySource
 from finx_streamer.config.redaction import MASK, ApiKey, redact, shown
 from finx_streamer.errors import AuthenticationError, ConfigurationError, ConnectionFailed
+from tests.support.effort import examples
 
 KEY = "kEy/with+odd=chars%and\"quotes'&back\\slash~9"
 
@@ -243,7 +244,7 @@ SPELLINGS = {
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
 @given(key=printable)
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @example(key="!" + "\\" * 48 + "8")
 def test_a_key_is_hidden_in_each_of_its_spellings(spelling: str, key: str) -> None:
     """However a URL, a JSON text, a repr or a log may spell the key, nothing of it remains."""
@@ -261,7 +262,7 @@ issued = st.text(string.ascii_letters + string.digits + "-_~+/=&<", min_size=5, 
 
 @pytest.mark.parametrize("spelling", CHARACTERWISE)
 @given(key=issued, data=st.data())
-@settings(deadline=None, max_examples=60)
+@examples(60)
 def test_a_key_that_the_text_is_cut_in_leaves_nothing_of_it(spelling: str, key: str, data: st.DataObject) -> None:
     """A peer or a segment cuts where it likes, also within an escape: four characters are a secret already."""
     spell = SPELLINGS[spelling]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from finx_streamer.config.api_key import KeySource
@@ -150,7 +150,6 @@ def test_the_url_of_greeks_is_the_protocols() -> None:
 
 
 @given(st.text([chr(code) for code in range(0x21, 0x7F)], min_size=1, max_size=24))
-@settings(deadline=None)
 def test_a_key_can_not_break_out_of_its_segment(key: str) -> None:
     """Whatever is in the key, the path has three segments, no query and no fragment."""
     url = Endpoint.BETA.stream_url(PAIR, ApiKey(key))

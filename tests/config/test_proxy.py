@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import trustme
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from finx_streamer import (
@@ -714,7 +714,6 @@ def test_nothing_is_read_beyond_the_proxys_answer(name: str) -> None:
     assert converse(proxy, TUNNELS[name] + b"\x16\x03\r\n\r\nrest", ends=False) == (None, b"\x16\x03\r\n\r\nrest")
 
 
-@settings(deadline=None)
 @given(
     scheme=st.sampled_from(["http", "socks5h"]),
     start=st.sampled_from([b"", b"HTTP/1.1 ", b"HTTP/1.1 200 OK\r\n", GREETED, b"\x05\x02\x01\x00", GREETED + b"\x05"]),

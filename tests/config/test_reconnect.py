@@ -7,7 +7,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from finx_streamer.config.reconnect import LONGEST_RETRY_AFTER, ReconnectPolicy, is_fatal, retry_delay
@@ -74,7 +74,6 @@ def test_without_jitter_delays_grow_to_the_maximum_and_stay_there() -> None:
     st.floats(0, 1e308),
     st.integers(0, 2**32),
 )
-@settings(deadline=None)
 def test_full_jitter_draws_between_nothing_and_the_delay_without_jitter(
     initial: float, factor: float, maximum: float, seed: int
 ) -> None:

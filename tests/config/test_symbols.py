@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from finx_streamer.config.symbols import MONTH_LETTERS, Option, Pair, parse_symbol
@@ -30,7 +30,6 @@ NOT_PAIRS = [
 
 
 @given(codes, codes)
-@settings(deadline=None)
 def test_a_pair_reads_what_it_prints(base: str, quote: str) -> None:
     """BASE:QUOTE is read into its parts and printed again as it was."""
     assert Pair(base, quote) == Pair.parse(f"{base}:{quote}")
@@ -38,7 +37,6 @@ def test_a_pair_reads_what_it_prints(base: str, quote: str) -> None:
 
 
 @given(codes.filter(lambda code: len(code) <= 24), st.integers(0, 9999), st.integers(1, 12))
-@settings(deadline=None)
 def test_an_option_reads_what_it_prints(underlying: str, year: int, month: int) -> None:
     """Each agreeing contract is read into its parts and printed again as it was."""
     text = f"{underlying}{MONTH_LETTERS[month - 1]}{year % 10}{year:04}{month:02}"
@@ -140,7 +138,6 @@ def test_a_long_value_is_cut_in_the_refusal() -> None:
 
 
 @given(st.one_of(st.text(max_size=80), st.from_regex(r"[A-Z]{0,4}[FN]?[0-9]{5,9}")))
-@settings(deadline=None)
 def test_any_text_is_a_symbol_or_a_configuration_error(text: str) -> None:
     """What is accepted prints itself; all else raises the one error."""
     try:

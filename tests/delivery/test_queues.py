@@ -8,11 +8,12 @@ from collections import Counter
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from finx_streamer.delivery.queues import QUEUES, BlockQueue, DropOldestQueue, Entry, LatestQueue, TickQueue
 from finx_streamer.values import NO_BOUND, Event, State, Tick
+from tests.support.effort import examples
 
 PAIRS = ("A:X", "B:X", "C:X")
 PATIENCE = 50.0
@@ -109,7 +110,7 @@ def test_every_policy_has_a_model() -> None:
 
 @pytest.mark.parametrize("policy", MODELS)
 @given(size=st.integers(1, 8), given_steps=steps)
-@settings(deadline=None, max_examples=250)
+@examples(250)
 def test_a_queue_behaves_like_its_model(policy: str, size: int, given_steps: list[tuple[str, str, int]]) -> None:
     """After every step, order, room, depths and dropped counts equal those of the model."""
     queue, model = QUEUES[policy](size), MODELS[policy](size)

@@ -8,12 +8,13 @@ from typing import get_type_hints
 
 import attrs
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from finx_streamer.delivery.stats import SUMMED, ListenerStats, StreamStats, add_up, snapshot
 from finx_streamer.streaming.counters import RATE_WINDOW, Counters
 from finx_streamer.values import State, Tick
+from tests.support.effort import examples
 
 
 def a_tick(received_after: float = 0.25) -> Tick:
@@ -119,7 +120,7 @@ steps = st.lists(
 
 
 @given(steps)
-@settings(deadline=None, max_examples=200)
+@examples(200)
 def test_the_peak_is_that_of_the_streams_own_ticks(given_steps: list[tuple[str, int]]) -> None:
     """Positions alone give the peak that counting each tick in the queue would give."""
     counters, queue, put, peak = Counters(), deque[str](), 0, 0

@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
@@ -20,6 +20,7 @@ from websockets.sync.client import ClientConnection, connect
 from finx_streamer.errors import ConfigurationError
 from finx_streamer.server import LocalServer, SimulatedMarket, Tape
 from finx_streamer.server.functions import CallError, numbered, prepare, read_call, refusal
+from tests.support.effort import examples
 
 Dial = Callable[..., ClientConnection]
 KEY = "a-secret-key"
@@ -291,7 +292,7 @@ def test_numbers_count_over_a_shuffled_list(numbers: list[int], chance: random.R
     assert sorted(numbers) == prices(answer)
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(
     st.lists(st.tuples(st.integers(0, 40), st.sampled_from(["", "0", "00", "01", "1", "123456789012"])), max_size=30),
     st.integers(0, 41),

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import websocket
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
@@ -24,6 +24,10 @@ from websockets.sync.client import ClientConnection, connect
 from finx_streamer.server import LocalServer, SimulatedMarket
 from finx_streamer.server.keys import KeyRing
 from finx_streamer.server.service import MESSAGE_LIMIT
+from tests.support.effort import examples
+
+# One server for all of these tests. At the end, its log is checked.
+pytestmark = pytest.mark.xdist_group("hostile")
 
 Dial = Callable[..., ClientConnection]
 PATIENCE = 20.0
@@ -100,7 +104,7 @@ def leave(sock: socket.socket, reset: bool) -> None:
     sock.close()
 
 
-FUZZ = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = examples(120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 line = st.sampled_from(
     [
         b"GET / HTTP/1.1",

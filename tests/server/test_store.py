@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from websockets.sync.client import ClientConnection, connect
 
@@ -24,6 +24,7 @@ from finx_streamer.errors import ConfigurationError
 from finx_streamer.server import LocalServer, SimulatedMarket, Tape
 from finx_streamer.server.store import TickStore, fields_of
 from finx_streamer.server.ticks import midnight, moment
+from tests.support.effort import examples
 
 DAY = "2022-07-02"
 START = moment(DAY, "00:00:00")
@@ -97,7 +98,7 @@ def exact(time: dict[str, str]) -> Decimal:
 @example(
     [tick("12:00:00", exchange="\ud800"), tick("12:00:00", exchange='"\0\n\\'), tick("12:00:00")], "00:00", None, 9
 )
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_history_and_snap_are_what_a_search_of_all_ticks_finds(
     ticks: list[dict[str, str]], time: str, exchange: str | None, most: int
 ) -> None:

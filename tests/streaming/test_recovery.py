@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from finx_streamer.streaming.delivered_window import _MOST_NAMES, DeliveredWindow, _names
@@ -25,6 +25,7 @@ from finx_streamer.streaming.recovery import (
     Step,
 )
 from finx_streamer.values import Tick
+from tests.support.effort import examples
 
 START = datetime(2022, 7, 2, 23, 59, 50, tzinfo=UTC)
 PONG = object()
@@ -562,7 +563,7 @@ OTHERS = st.one_of(
 
 
 @given(st.lists(st.one_of(IN_ORDER, IN_ORDER, OTHERS), max_size=60), st.integers(1, 5), st.integers(0, 9))
-@settings(max_examples=500, deadline=None)
+@examples(500)
 def test_a_stream_in_order_stays_in_order(program: list[tuple[Any, ...]], page: int, seed: int) -> None:
     """Whatever happens to connections, and whenever history answers: nothing lost, nothing doubled, all in order."""
     world = World(page, seed)
@@ -578,7 +579,7 @@ def test_a_stream_in_order_stays_in_order(program: list[tuple[Any, ...]], page: 
 
 
 @given(st.lists(st.one_of(EMIT, EMIT, OTHERS), max_size=60), st.integers(1, 5), st.integers(0, 9))
-@settings(max_examples=500, deadline=None)
+@examples(500)
 def test_late_ticks_are_neither_lost_nor_doubled(program: list[tuple[Any, ...]], page: int, seed: int) -> None:
     """With ticks that are late within the margin, each is still delivered once, and the live ones in their order.
 

@@ -12,7 +12,6 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -41,6 +40,7 @@ from finx_streamer.streaming.session import (
     Timing,
 )
 from finx_streamer.values import State
+from tests.support.effort import examples
 
 STEADY = ReconnectPolicy(initial=1.0, factor=2.0, maximum=8.0, jitter=False, reset_after=60.0)
 NEVER = math.inf
@@ -918,5 +918,5 @@ class Driver(RuleBasedStateMachine):
             assert self.now - self.silent_since <= self.timing.ping_interval + self.timing.ping_timeout + 1e-6
 
 
-Driver.TestCase.settings = settings(deadline=None, max_examples=250, stateful_step_count=50)
+Driver.TestCase.settings = examples(250, stateful_step_count=50)
 TestWhateverComes = Driver.TestCase

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from finx_streamer.errors import PAYLOAD_LIMIT, DecodeError, ServerError
@@ -22,6 +22,7 @@ from finx_streamer.wire import decoder as messages
 from finx_streamer.wire import json_codec as wirejson
 from finx_streamer.wire.decoder import LONGEST_FIELD, LONGEST_MESSAGE, LONGEST_NOTICE, MAX_DEPTH, Decoder
 from finx_streamer.wire.json_codec import loads_stdlib
+from tests.support.effort import examples
 
 PAIR = "BTC:USDC"
 NOW_NS = 1_656_775_855_900_000_000
@@ -598,7 +599,7 @@ def outcome(load: Callable[[bytes], Any], payload: bytes) -> str:
 
 @pytest.mark.skipif(wirejson.msgspec is None, reason="msgspec is not installed")
 @given(payloads)
-@settings(deadline=None, max_examples=1_500)
+@examples(1_500)
 @example(b'{"a":"\\ud800","a":1}')
 @example(b"-" + b"9" * 4_300)
 @example(b'"\xed\xa0\x80"')
@@ -614,7 +615,6 @@ def test_msgspec_is_used_where_it_is_installed() -> None:
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(10**30), 10**30))
-@settings(deadline=None)
 def test_numbers_are_read_exactly(number: float) -> None:
     """No digit of a number is lost by either reader."""
     for name, load in loaders().items():
@@ -646,7 +646,7 @@ mostly_ticks = st.one_of(
         payloads, mostly_ticks, mostly_ticks.map(lambda tick: b'{"results":"streaming","resultData":' + tick + b"}")
     )
 )
-@settings(deadline=None, max_examples=700)
+@examples(700)
 @example(payload=b'{"error":' + b"[" * 985 + b"]" * 985 + b"}")
 @example(payload=b'{"error":' + b"[" * 990 + b"]" * 990 + b"}")
 def test_whatever_comes_is_one_message_or_one_decode_error(name: str, payload: bytes) -> None:
@@ -748,7 +748,7 @@ def nearly_ticks(draw: st.DrawFn) -> bytes:
 
 
 @given(nearly_ticks(), st.sampled_from([float, Decimal, str]))
-@settings(deadline=None, max_examples=1_500)
+@examples(1_500)
 @example(json.dumps(FORMS["enveloped"]({**FLAT, "time": "15:30:55.817+00:00"})).encode(), float)
 @example(json.dumps(FORMS["enveloped"]({**FLAT, "price": "1e999"})).encode(), float)
 @example(json.dumps(FORMS["enveloped"]({**FLAT, "price": "9" * 400})).encode(), float)

@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 import pytest
 import websocket
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from websocket import ABNF
 
@@ -23,10 +23,11 @@ from finx_streamer.connection.handshake import open_connection
 from finx_streamer.connection.websocket import Binary, Connection
 from finx_streamer.errors import ProtocolError
 from finx_streamer.wire.frames import MAX_FRAGMENTS, FrameError, check_next, text_frames
+from tests.support.effort import examples
 from tests.support.peers import BINARY, CLOSE, PATIENCE, PING, PONG, TEXT, Caller, Peer, close_frame, frame
 
 MEBIBYTE = 1 << 20
-EXAMPLES = settings(deadline=None, max_examples=60)
+EXAMPLES = examples(60)
 
 
 @attrs.define

@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from finx_streamer.errors import DecodeError
@@ -18,6 +18,7 @@ from finx_streamer.wire import json_codec as wirejson
 from finx_streamer.wire.decoder import Decoder
 from finx_streamer.wire.frames import text_frames
 from finx_streamer.wire.tick_pattern import TickPattern
+from tests.support.effort import examples
 
 PAIR = "BTC:USDC"
 DATE = "2022-07-02"
@@ -173,7 +174,7 @@ raw = st.builds(
 
 
 @given(st.lists(st.builds(frame, texts | raw, headers), max_size=6).map(b"".join), st.integers(0, 200))
-@settings(deadline=None, max_examples=1_500)
+@examples(1_500)
 @example(frame(text(), 126) + frame(text()), 0)
 def test_what_is_taken_is_what_the_thorough_way_takes(data: bytes, cut: int) -> None:
     """Whatever the bytes, and wherever they are cut: the same ticks out of the same frames, or none."""
@@ -187,7 +188,7 @@ def test_what_is_taken_is_what_the_thorough_way_takes(data: bytes, cut: int) -> 
 
 
 @given(texts | raw)
-@settings(deadline=None, max_examples=500)
+@examples(500)
 def test_a_template_is_learned_from_good_ticks_alone(payload: bytes) -> None:
     """What the decoder refuses teaches it nothing."""
     decoder = Decoder(PAIR, PAIR)
