@@ -157,6 +157,7 @@ def test_shell_example(
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "line",

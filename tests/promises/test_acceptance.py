@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import os
 import re
@@ -76,9 +77,15 @@ def test_one_pair_of_a_tape_arrives_whole_and_in_order(shared_data: Path, tape: 
         assert expected == collect(server, ["BTC:USDT"], len(expected), dispatch=dispatch)
 
 
-@pytest.mark.parametrize("tape", TAPES)
+@pytest.mark.parametrize(
+    ("tape", "queue_size"),
+    [
+        *itertools.product(TAPES, (100, 65_536)),
+        (TAPES[0], 1),
+        pytest.param(TAPES[1], 1, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("dispatch", ["thread", "inline"])
-@pytest.mark.parametrize("queue_size", [1, 100, 65_536])
 def test_every_pair_of_a_tape_in_one_listener(shared_data: Path, tape: str, dispatch: str, queue_size: int) -> None:
     """All pairs at once: each pair's ticks arrive complete and in order, however short the queue."""
     lines = read_tape(shared_data / tape)
@@ -152,12 +159,13 @@ def test_the_listener_survives_the_servers_death() -> None:
             process.stdout.close()
 
 
-def test_a_listener_leaves_nothing_behind_after_500_lives() -> None:
-    """500 starts and stops leave no thread and no file descriptor."""
+@pytest.mark.parametrize("lives", [50, pytest.param(500, marks=pytest.mark.slow)])
+def test_a_listener_leaves_nothing_behind_after_many_lives(lives: int) -> None:
+    """Many starts and stops leave no thread and no file descriptor."""
     with LocalServer(SimulatedMarket(rate=2_000.0, seed=1), keys={"demo"}) as server:
         names = {thread.name for thread in threading.enumerate()}
         before = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
-        for life in range(500):
+        for life in range(lives):
             listener = StreamListener("BTC:USDT", api_key="demo", endpoint=server.url).start()
             if life % 2:
                 next(iter(listener))

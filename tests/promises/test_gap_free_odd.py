@@ -349,11 +349,11 @@ def test_notices_take_no_room(seen: Seen, backfill: bool) -> None:
     assert [gap.filled for gap in seen.gaps] == [False]
 
 
+@pytest.mark.parametrize("most", [5_000, pytest.param(50_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["ticks of one moment", "notices"])
-def test_what_is_held_has_a_bound(seen: Seen, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_held_has_a_bound(seen: Seen, kind: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """While history hangs, what can't be done without is held to a bound; then the gap is given up, and said to be."""
     message = json.dumps({"results": "streaming", "resultData": tick(2)}) if kind != "notices" else '{"keepAlive":true}'
-    most = 50_000
     monkeypatch.setattr(flow_module, "MAX_HELD", most)
     count = most + 1
 

@@ -60,9 +60,10 @@ def test_a_tick_of_another_time_is_seen() -> None:
 
 
 @pytest.mark.timeout(180)
-def test_a_short_soak() -> None:
-    """Nothing lost, no descriptor and no thread left. Memory is for the long run to judge."""
-    report = soak(Course(pairs=20, rate=2_000.0), minutes=0.15, seed=8, every=0.7)
+@pytest.mark.parametrize("minutes", [0.06, pytest.param(0.15, marks=pytest.mark.slow)])
+def test_a_short_soak(minutes: float) -> None:
+    """A short soak loses no tick and leaves no descriptor and no thread. Only a long one can judge memory."""
+    report = soak(Course(pairs=20, rate=2_000.0), minutes=minutes, seed=8, every=0.7)
     print(report)
     assert report.mistakes == []
     assert report.before == report.after
