@@ -24,7 +24,7 @@ from ..errors import AuthenticationError, CallTimeout, ConfigurationError, Decod
 from ..values import Tick
 from ..wire.decoder import Decoder
 from .call_pool import Answer, CallPool
-from .history import pages, shown_by_time
+from .history import HistoryWalk, with_progress_bar
 
 _names = itertools.count(1)
 #: Added by the client itself.
@@ -202,7 +202,7 @@ class FunctionClient:
         check.instance("progress", progress, "True or False", check.is_bool)
         found = self.history_pages(name, since, until, exchange)
         if progress:
-            found = shown_by_time(found, name, since, until)
+            found = with_progress_bar(found, name, since, until)
         return itertools.chain.from_iterable(found)
 
     def reference_data(self, security_id: str) -> dict[str, Any]:
@@ -246,16 +246,16 @@ class FunctionClient:
         exchange: str | None = None,
         empty_days: int | None = None,
     ) -> Iterator[list[Tick]]:
-        """`history.pages` over this client: sorted lists of ticks of aware times, in order, none of them empty."""
+        """`HistoryWalk.pages` over this client: sorted lists of ticks of aware times, in order, none of them empty."""
         narrow = {"exchange": exchange} if exchange is not None else {}
-        found = pages(
+        found = HistoryWalk(
             lambda pair, date, time: self._fetch(pair, date, time, narrow),
             lambda pair, date, time: self._snap_if_any(pair, date, time, narrow),
             pair,
             start,
             end,
-            empty_days=empty_days,
-        )
+            max_empty_days=empty_days,
+        ).pages()
         # A server that does not know of the argument sends all: so what a page is, is decided before this.
         return found if exchange is None else _of_exchange(found, exchange)
 

@@ -1,13 +1,6 @@
-"""Tick history, page by page, exact at the seams. No socket, no key, no thread: two functions fetch for it.
+"""Read tick history page by page, without duplicates and without holes.
 
-The server gives at most 1,000 ticks of one UTC day after a time, and a time can be told to the millisecond. A full page
-ends somewhere among ticks of the same moment, so it is trusted up to a whole millisecond that it goes beyond, and the
-next page begins there: what lies in (after, upto] is taken from one page only, by the ticks' own times. Nothing is
-compared with anything, for equal ticks are different trades.
-
-Two things the protocol leaves in the dark. Where a full page lies within one millisecond, the rest of that millisecond
-can't be asked for: `IncompleteHistory`. And "after midnight" leaves out a tick at exactly 00:00:00, which no other day
-has either: it is looked for by tick snap, which knows one tick of that moment, and not how many there were.
+No socket, key or thread: two functions make the requests.
 """
 
 from __future__ import annotations
@@ -24,14 +17,14 @@ from ..values import Tick
 
 logger = logging.getLogger("finx_streamer")
 
-#: The most ticks in an answer. Source: D.
-PAGE = 1_000
+#: The most ticks in one answer. Source: D.
+PAGE_SIZE = 1_000
 
-#: Asks tick history: the ticks of a pair on a date (YYYY-MM-DD) after a time (HH:MM:SS.fff, UTC), in any order.
-Fetch = Callable[[str, str, str], list[Tick]]
-#: Asks tick snap: the last tick of a pair at or before a date and time; None where there is none. `FunctionError` where
-#: that can't be known.
-Snap = Callable[[str, str, str], Tick | None]
+#: Requests tick history: the ticks of a pair on a date (YYYY-MM-DD) after a time (HH:MM:SS.fff, UTC), in any order.
+FetchPage = Callable[[str, str, str], list[Tick]]
+#: Requests a tick snap: the last tick of a pair at or before a date and time, or None if there is none. Raises
+#: `FunctionError` if the server doesn't offer snaps.
+FetchSnap = Callable[[str, str, str], Tick | None]
 
 _MICROSECOND = timedelta(microseconds=1)
 _MILLISECOND = timedelta(milliseconds=1)
@@ -40,204 +33,182 @@ _DAY = timedelta(days=1)
 _timestamp = itemgetter("timestamp")
 
 
-def pages(
-    fetch: Fetch,
-    snap: Snap | None,
-    pair: str,
-    start: datetime,
-    end: datetime | None,
-    limit: int = PAGE,
-    empty_days: int | None = None,
-) -> Iterator[list[Tick]]:
-    """The ticks of `start` <= time < `end` (aware datetimes), in lists that are never empty.
-
-    Each list is sorted by time, and no tick of a later list is as early as one of an earlier list; the order among
-    ticks of the same time is the server's whim. Days without ticks are leapt over with the help of `snap`; where that
-    is None, or is refused (`FunctionError`, which is logged), they are asked for one by one.
-
-    `end` None: up to the last tick there is when it is asked for, by the server's clock and not by ours. That takes
-    `snap`; without it, days are asked for up to the day after today.
-
-    `limit` is how many ticks a full answer has. One history call a list and at least one a day with ticks, and two snap
-    calls a day at most, besides some where days are empty. `empty_days` is how many days in a row may be asked for in
-    vain; None: any number. Raises `IncompleteHistory` beyond that, and where a full answer lies within one millisecond;
-    and whatever `fetch` and `snap` raise.
-    """
-    until = end.astimezone(UTC) if end else None
-    return _Walk(fetch, snap, pair, start.astimezone(UTC), until, limit, empty_days).pages()
-
-
 @attrs.define
-class _Walk:
-    """One way from start to end."""
+class HistoryWalk:
+    """The walk through a pair's history, from `start` up to, but not including, `end`.
 
-    fetch: Fetch
-    snap: Snap | None
+    An answer holds at most 1,000 ticks of one UTC day after a time, and a request can't be finer than a millisecond. A
+    full answer may have cut its last moment short. It is therefore used only up to the last millisecond that it surely
+    covers, and the next request starts there. Each millisecond comes from one answer, so ticks needn't be compared:
+    equal ticks are different trades.
+
+    The protocol leaves two limits. If one millisecond fills an answer, the rest of it can't be requested:
+    `IncompleteHistory`. And "after midnight" excludes a tick at exactly 00:00:00, which no other day includes. A tick
+    snap finds one such tick, but can't tell how many there were.
+
+    Args:
+        fetch_page: Requests tick history.
+        fetch_snap: Requests a tick snap, which is used to skip days without ticks. If it is None, or the server refuses
+            it, each day is requested.
+        pair: The pair, such as "BTC:USDC".
+        start: An aware datetime.
+        end: An aware datetime, or None for the last tick there is, by the server's clock. Without snaps, None means the
+            end of the day after today.
+        page_size: How many ticks a full answer has.
+        max_empty_days: How many days in a row may be requested without finding a tick. None: no limit.
+    """
+
+    fetch_page: FetchPage
+    fetch_snap: FetchSnap | None
     pair: str
     start: datetime
     end: datetime | None
-    limit: int
-    empty_days: int | None
-    #: The time of the last tick before the end, as far as snap has told.
-    last: datetime | None = None
-    #: The day that had been read when snap was last asked.
-    asked: date | None = None
+    page_size: int = PAGE_SIZE
+    max_empty_days: int | None = None
+    #: The time of the last tick before the end, according to the newest snap of it.
+    _latest: datetime | None = attrs.field(init=False, default=None)
+    #: The day that had been read when that snap was requested.
+    _latest_requested_on: date | None = attrs.field(init=False, default=None)
 
-    @property
-    def horizon(self) -> datetime:
-        """Where to end at the latest. A clock may be wrong, but hardly by a day."""
-        return self.end or max(self.start, datetime.now(UTC)) + _DAY
+    def __attrs_post_init__(self) -> None:
+        self.start = self.start.astimezone(UTC)
+        self.end = self.end and self.end.astimezone(UTC)
 
     def pages(self) -> Iterator[list[Tick]]:
-        if self.start >= self.horizon:
+        """Yield sorted, non-empty lists of ticks, each later than the one before. The next is requested on demand.
+
+        A page takes one history call, and a day at least one. Besides, a day takes at most two snap calls, and a run of
+        empty days a few.
+
+        Raises:
+            IncompleteHistory: A full answer lies within one millisecond, or there were `max_empty_days` empty days.
+            FinxStreamerError: Anything that `fetch_page` and `fetch_snap` raise.
+        """
+        if self.start >= self._horizon:
             return
         day: date | None = self.start.date()
-        in_vain = 0
+        empty_days = 0
         while day is not None:
-            in_vain += 1
-            for page in self._day(day):
-                in_vain = 0
+            empty_days += 1
+            for page in self._pages_of_day(day):
+                empty_days = 0
                 yield page
-            if in_vain and in_vain == self.empty_days:
-                asked = {"pair": self.pair, "date": day.isoformat()}
-                raise IncompleteHistory("tickHistory", asked, f"no tick on {in_vain} days in a row: that is far enough")
-            day = self._next_day(day, in_vain == 0)
+            if empty_days and empty_days == self.max_empty_days:
+                reason = f"no tick on {empty_days} days in a row; gave up"
+                raise IncompleteHistory("tickHistory", {"pair": self.pair, "date": day.isoformat()}, reason)
+            day = self._next_day(day, skip_empty_days=empty_days > 0)
 
-    # Within a day.
+    @property
+    def _horizon(self) -> datetime:
+        """The time at which the walk ends at the latest. This machine's clock may be wrong, but hardly by a day."""
+        return self.end or max(self.start, datetime.now(UTC)) + _DAY
 
-    def _day(self, day: date) -> Iterator[list[Tick]]:
-        """The pages of one day."""
+    def _pages_of_day(self, day: date) -> Iterator[list[Tick]]:
         midnight = _midnight(day)
-        stop = min(midnight + _DAY, self.horizon)
+        stop = min(midnight + _DAY, self._horizon)
         low = max(self.start, midnight)
-        after = max(midnight, _ceil(low) - _MILLISECOND)
+        after = max(midnight, _last_millisecond_before(low))
         while after < stop:
-            over = stop < midnight + _DAY or self._is_over(day)
-            answer = self._answer(day, after)
-            if not over and len(answer) < self.limit and self._is_over(day, ask=True):
-                # It ended while it was asked about: the last of its ticks may have come after the answer.
-                answer = self._answer(day, after)
-            upto = self._sure(answer, after, stop) if len(answer) >= self.limit else stop
+            complete = stop < midnight + _DAY or self._has_later_ticks(day)
+            answer = self._request(day, after)
+            if not complete and len(answer) < self.page_size and self._ask_for_later_ticks(day):
+                # The day ended between the two requests: its last ticks may be missing from the answer.
+                answer = self._request(day, after)
+            upto = self._last_complete_millisecond(answer, after, stop)
             page = [tick for tick in answer if low <= tick["timestamp"] <= upto and tick["timestamp"] < stop]
-            if low == midnight == after:
-                page = self._at_midnight(day, page) + page
+            if low == midnight:
+                page = self._tick_at_midnight(day, page) + page
             if page:
                 yield page
             after, low = upto, upto + _MICROSECOND
 
-    def _answer(self, day: date, after: datetime) -> list[Tick]:
-        return sorted(self.fetch(self.pair, day.isoformat(), _clock(after)), key=_timestamp)
+    def _request(self, day: date, after: datetime) -> list[Tick]:
+        return sorted(self.fetch_page(self.pair, day.isoformat(), _time_of_day(after)), key=_timestamp)
 
-    def _sure(self, answer: list[Tick], after: datetime, stop: datetime) -> datetime:
-        """Up to which millisecond a full answer is all there is: there may be more ticks of its last moment."""
-        last: datetime = answer[-1]["timestamp"]
-        if last >= stop:
+    def _last_complete_millisecond(self, answer: list[Tick], after: datetime, stop: datetime) -> datetime:
+        """Return the time up to which an answer is complete: a full one may have cut its last moment short."""
+        if len(answer) < self.page_size or answer[-1]["timestamp"] >= stop:
             return stop
-        upto = _floor(last)
-        if upto == last:
-            upto -= _MILLISECOND
+        upto = _last_millisecond_before(answer[-1]["timestamp"])
         if upto <= after:
             raise IncompleteHistory(
                 "tickHistory",
-                {"pair": self.pair, "date": after.date().isoformat(), "time": _clock(after)},
-                f"{len(answer)} ticks within one millisecond: there may be more of them, and no way to ask for those",
+                {"pair": self.pair, "date": after.date().isoformat(), "time": _time_of_day(after)},
+                f"{len(answer)} ticks within one millisecond: there may be more, and they can't be requested",
             )
         return upto
 
-    def _at_midnight(self, day: date, page: list[Tick]) -> list[Tick]:
-        """The tick at exactly 00:00:00, of which no history tells; none where a server tells of it all the same."""
-        if any(map(_is_midnight, page)):
+    def _tick_at_midnight(self, day: date, page: list[Tick]) -> list[Tick]:
+        """Return the tick at exactly 00:00:00, unless the page has it already."""
+        if any(map(_is_at_midnight, page)):
             return []
         midnight = _midnight(day)
-        tick = self._last_before(midnight)
-        # Of times that are cut to microseconds, one just after midnight is at midnight, too.
-        return [tick] if tick is not None and tick["timestamp"] == midnight and _is_midnight(tick) else []
+        tick = self._snap(midnight)
+        # The timestamp alone doesn't decide: it is cut to microseconds.
+        return [tick] if tick and tick["timestamp"] == midnight and _is_at_midnight(tick) else []
 
-    # From day to day.
-
-    def _next_day(self, day: date, found: bool) -> date | None:
-        """The next day that may have ticks; None where there is none before the end."""
+    def _next_day(self, day: date, *, skip_empty_days: bool) -> date | None:
+        """Return the next day that may have ticks, or None at the end."""
         following = day + _DAY
-        if _midnight(following) >= self.horizon:
+        if _midnight(following) >= self._horizon or not self._ask_for_later_ticks(day):
             return None
-        over = self._is_over(day, ask=True)
-        if self.snap is None:
+        if self._latest is None or not skip_empty_days:
             return following
-        if self.last is None or not over:
-            return None
-        return following if found else self._leap(following, self.last.date())
+        return self._first_day_with_ticks(following, self._latest.date())
 
-    def _is_over(self, day: date, ask: bool = False) -> bool:
-        """Whether this day is complete, because there are later ticks.
+    def _has_later_ticks(self, day: date) -> bool:
+        """Return whether ticks of a later day are known, so that this day is complete."""
+        return self._latest is not None and self._latest.date() > day
 
-        With `ask` the server is asked, once a day, if that is not known. True where snap is refused, for nothing better
-        can be known then.
-        """
-        if ask and self.asked != day and (self.last is None or self.last.date() <= day):
-            # Anew, where the last answer has been reached: more may have come.
-            self.asked = day
-            latest = self._last_before(_ceil(self.horizon))
-            self.last = latest["timestamp"] if latest is not None else None
-        return (ask and self.snap is None) or (self.last is not None and self.last.date() > day)
+    def _ask_for_later_ticks(self, day: date) -> bool:
+        """As `_has_later_ticks`, but ask the server once a day if none are known. Without snaps, assume so."""
+        if self._latest_requested_on != day and not self._has_later_ticks(day):
+            self._latest_requested_on = day
+            latest = self._snap(_last_millisecond_before(self._horizon) + _MILLISECOND)
+            self._latest = latest["timestamp"] if latest else None
+        return self.fetch_snap is None or self._has_later_ticks(day)
 
-    def _leap(self, low: date, high: date) -> date:
-        """The first day from `low` on that has ticks, or one before it. `high` has some."""
+    def _first_day_with_ticks(self, low: date, high: date) -> date:
+        """Return the first day from `low` on that has ticks, or an earlier one. `high` has ticks."""
         step = _DAY
         while low < high:
             middle = min(low + step, low + (high - low) // 2)
-            # Not the last millisecond of that day, for there may be ticks within it.
-            tick = self._last_before(_midnight(middle + _DAY))
-            if self.snap is None:
+            # Not one millisecond earlier: that millisecond may have ticks, too.
+            tick = self._snap(_midnight(middle + _DAY))
+            if self.fetch_snap is None:
                 break
             if tick is None or tick["timestamp"] < _midnight(low):
                 low, step = middle + _DAY, 2 * step
             elif tick["timestamp"].date() < high:
                 high = tick["timestamp"].date()
             else:
-                break  # at exactly the beginning of `high`: of the days before it this says nothing
+                break  # A tick at the first moment of `high` hides those of the days before.
         return low
 
-    def _last_before(self, moment: datetime) -> Tick | None:
-        """The last tick at or before this, if there is one. A snap that is refused is not asked again."""
-        if self.snap is None:
+    def _snap(self, moment: datetime) -> Tick | None:
+        """Return the last tick at or before a moment. If the server refuses, don't ask again."""
+        if self.fetch_snap is None:
             return None
         try:
-            return self.snap(self.pair, moment.date().isoformat(), _clock(moment))
+            return self.fetch_snap(self.pair, moment.date().isoformat(), _time_of_day(moment))
+        except CallTimeout:
+            raise
         except FunctionError as refusal:
-            if isinstance(refusal, CallTimeout):
-                raise
-            logger.warning("history goes on day by day, without ticks of exactly midnight: %s", refusal)
-            self.snap = None
+            logger.warning(
+                "%s: the server refuses tick snaps, so every day of history is requested, and ticks at exactly "
+                "midnight UTC are left out: %s",
+                self.pair,
+                refusal,
+            )
+            self.fetch_snap = None
             return None
 
 
-def _midnight(day: date) -> datetime:
-    return datetime(day.year, day.month, day.day, tzinfo=UTC)
+def with_progress_bar(pages: Iterator[list[Tick]], pair: str, start: datetime, end: datetime) -> Iterator[list[Tick]]:
+    """Return the same pages, and show on stderr how much of the time from start to end they cover.
 
-
-def _floor(moment: datetime) -> datetime:
-    return moment.replace(microsecond=moment.microsecond // 1_000 * 1_000)
-
-
-def _ceil(moment: datetime) -> datetime:
-    floor = _floor(moment)
-    return floor if floor == moment else floor + _MILLISECOND
-
-
-def _clock(moment: datetime) -> str:
-    """The time of day as requests have it: milliseconds are the finest they can say."""
-    return moment.time().isoformat("milliseconds")
-
-
-def _is_midnight(tick: Tick) -> bool:
-    """Whether the wire's own text, which may be finer than a timestamp, says exactly 00:00:00."""
-    return not tick["time"].strip("0:.Z")
-
-
-def shown_by_time(pages: Iterator[list[Tick]], pair: str, start: datetime, end: datetime) -> Iterator[list[Tick]]:
-    """The same pages, while a bar shows how much of the time from start to end is covered.
-
-    Raises `ConfigurationError` at once where tqdm is not installed.
+    Raises:
+        ConfigurationError: tqdm is not installed. Raised by the call itself, not by the first `next`.
     """
     try:
         from tqdm import tqdm
@@ -246,10 +217,10 @@ def shown_by_time(pages: Iterator[list[Tick]], pair: str, start: datetime, end: 
             'progress=True needs tqdm, which is not installed: pip install "finx-streamer[progress]"'
         ) from None
 
-    def shown() -> Iterator[list[Tick]]:
-        form = "{desc}: {percentage:3.0f}%|{bar}| {postfix} [{elapsed}<{remaining}]"
+    def show() -> Iterator[list[Tick]]:
+        bar_format = "{desc}: {percentage:3.0f}%|{bar}| {postfix} [{elapsed}<{remaining}]"
         ticks = 0
-        with tqdm(total=(end - start).total_seconds(), desc=pair, bar_format=form) as bar:
+        with tqdm(total=(end - start).total_seconds(), desc=pair, bar_format=bar_format) as bar:
             for page in pages:
                 ticks += len(page)
                 bar.set_postfix_str(f"{ticks:,} ticks", refresh=False)
@@ -257,4 +228,24 @@ def shown_by_time(pages: Iterator[list[Tick]], pair: str, start: datetime, end: 
                 yield page
             bar.update((end - start).total_seconds() - bar.n)
 
-    return shown()
+    return show()
+
+
+def _midnight(day: date) -> datetime:
+    return datetime(day.year, day.month, day.day, tzinfo=UTC)
+
+
+def _last_millisecond_before(moment: datetime) -> datetime:
+    """Return the last whole millisecond that is earlier than a moment."""
+    earlier = moment - _MICROSECOND
+    return earlier.replace(microsecond=earlier.microsecond // 1_000 * 1_000)
+
+
+def _time_of_day(moment: datetime) -> str:
+    """Return the time as requests have it, in milliseconds."""
+    return moment.time().isoformat("milliseconds")
+
+
+def _is_at_midnight(tick: Tick) -> bool:
+    """Return whether the server's own text, which may be finer than the timestamp, says exactly 00:00:00."""
+    return not tick["time"].strip("0:.Z")

@@ -1,10 +1,10 @@
-"""Paging through tick history, against a model that knows all ticks: exactly those asked for, or an error."""
+"""Paging through tick history, compared with a simulated server that knows all ticks."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -12,16 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finx_streamer import CallTimeout, FunctionError, IncompleteHistory, Tick
-from finx_streamer.functions.history import pages
+from finx_streamer.functions.history import FetchPage, FetchSnap, HistoryWalk
 
 PAIR = "BTC:USDC"
-#: What answers hold in these tests, in the place of 1,000.
-LIMIT = 4
-DAY = datetime(2022, 7, 2, tzinfo=UTC)
+#: How many ticks a full answer has in these tests, instead of 1,000.
+PAGE_SIZE = 4
+MIDNIGHT = datetime(2022, 7, 2, tzinfo=UTC)
+NOON = MIDNIGHT + timedelta(hours=12)
+DAY = timedelta(days=1)
 
 
-def at(moment: datetime, digits: str = "", exchange: str = "X") -> Tick:
-    """A tick; `digits` are put behind those of the microseconds, which a timestamp does not keep."""
+def tick_at(moment: datetime, digits: str = "", exchange: str = "X") -> Tick:
+    """Return a tick. `digits` follow the microseconds in its `time`; a timestamp doesn't keep them."""
     return {
         "pair": PAIR,
         "date": moment.date().isoformat(),
@@ -34,68 +36,118 @@ def at(moment: datetime, digits: str = "", exchange: str = "X") -> Tick:
     }
 
 
-def exact(tick: Tick) -> str:
-    """Sorts as time does, to the last digit."""
+def exact_time(tick: Tick) -> str:
+    """Return a text that sorts by time, to the last digit."""
     return f"{tick['date']} {tick['time'].rstrip('Z'):0<20}"
 
 
-class Model:
-    """A server that knows all ticks, and counts what it is asked. Its answers are shuffled."""
+def is_at_midnight(tick: Tick) -> bool:
+    return not tick["time"].strip("0:.Z")
 
-    def __init__(self, ticks: Iterable[Tick], limit: int = LIMIT, *, inclusive: bool = False, seed: int = 0) -> None:
-        self.ticks = sorted(ticks, key=exact)
-        self.limit = limit
-        self.inclusive = inclusive
-        self.fetches = self.snaps = 0
+
+class SimulatedServer:
+    """Knows all ticks, shuffles its answers and counts the requests.
+
+    With `inclusive`, history "after" a time includes that time. Without `snaps`, tick snap is an unknown function.
+    """
+
+    def __init__(
+        self,
+        ticks: Iterable[Tick],
+        page_size: int = PAGE_SIZE,
+        *,
+        inclusive: bool = False,
+        snaps: bool = True,
+        seed: int = 0,
+    ) -> None:
+        self.ticks = sorted(ticks, key=exact_time)
+        self.page_size = page_size
+        self.page_requests = self.snap_requests = 0
+        self._inclusive = inclusive
+        self._snaps = snaps
         self._random = random.Random(seed)
 
-    def fetch(self, pair: str, date: str, time: str) -> list[Tick]:
-        """The first so many of one day after a time."""
+    def fetch_page(self, pair: str, date: str, time: str) -> list[Tick]:
+        """Answer with the first ticks of one day after a time."""
         assert pair == PAIR
-        assert len(time) == 12, "milliseconds"
-        self.fetches += 1
+        assert len(time) == len("00:00:00.000")
+        self.page_requests += 1
         after = f"{date} {time:0<20}"
-        day = [tick for tick in self.ticks if tick["date"] == date]
-        found = [tick for tick in day if exact(tick) > after or (self.inclusive and exact(tick) == after)]
-        answer = found[: self.limit]
+        of_day = [tick for tick in self.ticks if tick["date"] == date]
+        found = [tick for tick in of_day if exact_time(tick) > after or (self._inclusive and exact_time(tick) == after)]
+        answer = found[: self.page_size]
         self._random.shuffle(answer)
         return answer
 
-    def snap(self, pair: str, date: str, time: str) -> Tick | None:
-        """The last one at or before a time."""
-        self.snaps += 1
+    def fetch_snap(self, pair: str, date: str, time: str) -> Tick | None:
+        """Answer with the last tick at or before a time."""
+        self.snap_requests += 1
+        if not self._snaps:
+            raise FunctionError("tickSnap", {}, "unknown function")
         moment = f"{date} {time:0<20}"
-        return max((tick for tick in self.ticks if exact(tick) <= moment), key=exact, default=None)
+        return max((tick for tick in self.ticks if exact_time(tick) <= moment), key=exact_time, default=None)
 
-    def no_snap(self, pair: str, date: str, time: str) -> Tick | None:
-        """What a server without that function says."""
-        self.snaps += 1
-        raise FunctionError("tickSnap", {}, "unknown function")
-
-    def between(self, start: datetime, end: datetime | None) -> list[Tick]:
-        """What history has to be."""
+    def ticks_between(self, start: datetime, end: datetime | None) -> list[Tick]:
+        """Return the history that the client should find."""
         return [t for t in self.ticks if start <= t["timestamp"] and (end is None or t["timestamp"] < end)]
 
+    def may_be_incomplete(self, start: datetime, end: datetime | None) -> bool:
+        """Return whether the ticks of some millisecond fill an answer, so that it doesn't show where they end."""
+        in_millisecond: Counter[datetime] = Counter()
+        for tick in self.ticks_between(start - timedelta(milliseconds=1), end):
+            moment: datetime = tick["timestamp"]
+            up = moment + timedelta(microseconds=-moment.microsecond % 1_000)
+            for millisecond in {up, up if moment != up else up + timedelta(milliseconds=1)}:
+                in_millisecond[millisecond] += 1
+        return any(count >= self.page_size for count in in_millisecond.values())
 
-def texts(ticks: Iterable[Tick]) -> Counter[tuple[str, str]]:
-    """Ticks as a multiset."""
-    return Counter((exact(tick), tick["exchange"]) for tick in ticks)
+
+def walk(
+    server: SimulatedServer,
+    start: datetime,
+    end: datetime | None,
+    *,
+    max_empty_days: int | None = None,
+    fetch_page: FetchPage | None = None,
+    fetch_snap: FetchSnap | None = None,
+) -> Iterator[list[Tick]]:
+    """Return the pages of a walk through the server's history."""
+    fetch_page = fetch_page or server.fetch_page
+    fetch_snap = fetch_snap or server.fetch_snap
+    return HistoryWalk(fetch_page, fetch_snap, PAIR, start, end, server.page_size, max_empty_days).pages()
 
 
-def checked(model: Model, start: datetime, end: datetime | None, *, snap: bool = True) -> list[list[Tick]]:
-    """The pages, of which each is sorted and later than the one before."""
-    found = list(pages(model.fetch, model.snap if snap else model.no_snap, PAIR, start, end, model.limit))
-    last = datetime.min.replace(tzinfo=UTC)
-    for page in found:
+def read(server: SimulatedServer, start: datetime, end: datetime | None) -> list[Tick]:
+    """Return the ticks of all pages, after checking that each page is sorted and later than the one before."""
+    ticks: list[Tick] = []
+    for page in walk(server, start, end):
         times = [tick["timestamp"] for tick in page]
         assert times
-        assert sorted(times) == times
-        assert last < times[0]
-        last = times[-1]
-    return found
+        assert times == sorted(times)
+        assert not ticks or ticks[-1]["timestamp"] < times[0]
+        ticks += page
+    return ticks
 
 
-# Few different moments, so that they meet: at midnights, milliseconds, and among and between these.
+def multiset(ticks: Iterable[Tick]) -> Counter[tuple[str, str]]:
+    return Counter((exact_time(tick), tick["exchange"]) for tick in ticks)
+
+
+def check_exact_or_refused(server: SimulatedServer, start: datetime, end: datetime | None) -> None:
+    """Check that the client finds exactly the right ticks, or raises because it can't know them."""
+    try:
+        found = read(server, start, end)
+    except IncompleteHistory:
+        assert server.may_be_incomplete(start, end)
+    else:
+        assert multiset(found) == multiset(server.ticks_between(start, end))
+
+
+def times(pages: Iterable[list[Tick]]) -> list[datetime]:
+    return [tick["timestamp"] for page in pages for tick in page]
+
+
+# Few different moments, so that ticks often share one: at midnight, on whole milliseconds, and between these.
 _OFFSETS = st.one_of(
     st.integers(0, 5).map(lambda ms: timedelta(milliseconds=ms)),
     st.integers(0, 12).map(lambda n: timedelta(microseconds=n * 500 + n % 3)),
@@ -103,29 +155,19 @@ _OFFSETS = st.one_of(
     st.sampled_from([timedelta(0), timedelta(hours=12), timedelta(hours=12, microseconds=1)]),
 )
 _DAYS = st.sampled_from([0, 0, 1, 2, 3, 9, 40, 41])
-_MOMENTS = st.builds(lambda days, offset: DAY + timedelta(days=days) + offset, _DAYS, _OFFSETS)
+_MOMENTS = st.builds(lambda days, offset: MIDNIGHT + timedelta(days=days) + offset, _DAYS, _OFFSETS)
 _TICKS = st.lists(
-    st.builds(at, _MOMENTS, st.sampled_from(["", "", "", "001", "9"]), st.sampled_from("XY")), max_size=40
+    st.builds(tick_at, _MOMENTS, st.sampled_from(["", "", "", "001", "9"]), st.sampled_from("XY")), max_size=40
 )
+_PAGE_SIZES = st.integers(2, 6)
 
 
-def unknowable(model: Model, start: datetime, end: datetime | None) -> bool:
-    """Whether some millisecond holds so many ticks that one answer does not show where they end."""
-    cells: Counter[datetime] = Counter()
-    for tick in model.between(start - timedelta(milliseconds=1), end):
-        moment: datetime = tick["timestamp"]
-        up = moment + timedelta(microseconds=-moment.microsecond % 1_000)
-        for cell in {up, up if moment != up else up + timedelta(milliseconds=1)}:
-            cells[cell] += 1
-    return any(count >= model.limit for count in cells.values())
-
-
-def without_repeated_midnights(ticks: list[Tick]) -> list[Tick]:
-    """Of ticks at exactly midnight one is left: nobody can ask how many there are."""
+def with_one_tick_per_midnight(ticks: list[Tick]) -> list[Tick]:
+    """Drop all but one of the ticks at the same midnight: the protocol can't tell how many there are."""
     seen: set[str] = set()
     kept = []
     for tick in ticks:
-        if not tick["time"].strip("0:.Z"):
+        if is_at_midnight(tick):
             if tick["date"] in seen:
                 continue
             seen.add(tick["date"])
@@ -133,169 +175,154 @@ def without_repeated_midnights(ticks: list[Tick]) -> list[Tick]:
     return kept
 
 
-@given(_TICKS, _MOMENTS, st.one_of(st.none(), _MOMENTS), st.integers(2, 6), st.integers(0, 3))
+@given(_TICKS, _MOMENTS, st.one_of(st.none(), _MOMENTS), _PAGE_SIZES, st.integers(0, 3))
 def test_history_is_exact_or_an_error(
-    ticks: list[Tick], start: datetime, end: datetime | None, limit: int, seed: int
+    ticks: list[Tick], start: datetime, end: datetime | None, page_size: int, seed: int
 ) -> None:
-    """Whatever the ticks: those of [start, end), each once, in order; or the error, where it can't be known."""
-    model = Model(without_repeated_midnights(ticks), limit, seed=seed)
-    try:
-        found = checked(model, start, end)
-    except IncompleteHistory:
-        assert unknowable(model, start, end)
-    else:
-        assert texts(model.between(start, end)) == texts(tick for page in found for tick in page)
+    """The client finds each tick of [start, end) once, in order, or raises `IncompleteHistory`."""
+    check_exact_or_refused(SimulatedServer(with_one_tick_per_midnight(ticks), page_size, seed=seed), start, end)
 
 
-@given(_TICKS, _MOMENTS, _MOMENTS, st.integers(2, 6))
-def test_without_snap_all_but_midnight_is_exact(ticks: list[Tick], start: datetime, end: datetime, limit: int) -> None:
-    """A server without tick snap is asked for each day, and can't tell of ticks at exactly midnight."""
-    model = Model([tick for tick in ticks if tick["time"].strip("0:.Z")], limit)
-    try:
-        found = checked(model, start, end, snap=False)
-    except IncompleteHistory:
-        assert unknowable(model, start, end)
-    else:
-        assert texts(model.between(start, end)) == texts(tick for page in found for tick in page)
-    assert model.snaps <= 1
-
-
-@given(_TICKS, _MOMENTS, _MOMENTS, st.integers(2, 6))
-def test_a_server_that_includes_the_time_itself_gives_the_same(
-    ticks: list[Tick], start: datetime, end: datetime, limit: int
+@given(_TICKS, _MOMENTS, _MOMENTS, _PAGE_SIZES)
+def test_history_without_snaps_is_exact_except_at_midnight(
+    ticks: list[Tick], start: datetime, end: datetime, page_size: int
 ) -> None:
-    """Should "after" mean "at or after" somewhere, nothing comes twice, and midnight is known in full."""
-    model = Model(ticks, limit, inclusive=True)
-    try:
-        found = checked(model, start, end)
-    except IncompleteHistory:
-        assert unknowable(model, start, end)
-    else:
-        assert texts(model.between(start, end)) == texts(tick for page in found for tick in page)
+    """Without tick snap, each day is requested, and only ticks at exactly midnight are left out."""
+    server = SimulatedServer([tick for tick in ticks if not is_at_midnight(tick)], page_size, snaps=False)
+    check_exact_or_refused(server, start, end)
+    assert server.snap_requests <= 1
 
 
-@pytest.mark.parametrize("start", [DAY, DAY - timedelta(hours=1)], ids=["from midnight", "over midnight"])
-def test_a_tick_at_exactly_midnight_is_found(start: datetime) -> None:
-    """No history has it, for it is after no time of its day; tick snap tells of it."""
-    model = Model([at(DAY - timedelta(seconds=1)), at(DAY), at(DAY + timedelta(seconds=1))])
-    found = checked(model, start, DAY + timedelta(hours=1))
-    assert texts(model.between(start, None)) == texts(tick for page in found for tick in page)
+@given(_TICKS, _MOMENTS, _MOMENTS, _PAGE_SIZES)
+def test_history_is_exact_if_after_includes_the_time_itself(
+    ticks: list[Tick], start: datetime, end: datetime, page_size: int
+) -> None:
+    """If "after" means "at or after", no tick is returned twice, and all ticks at midnight are found."""
+    check_exact_or_refused(SimulatedServer(ticks, page_size, inclusive=True), start, end)
 
 
-def test_just_after_midnight_is_not_midnight() -> None:
-    """Digits beyond the microseconds decide, which a timestamp does not have."""
-    model = Model([at(DAY, "0001"), at(DAY, "0001")])
-    found = checked(model, DAY, DAY + timedelta(hours=1))
-    assert [tick["time"] for page in found for tick in page] == ["00:00:00.0000000001Z"] * 2
+@pytest.mark.parametrize("start", [MIDNIGHT, MIDNIGHT - timedelta(hours=1)], ids=["from midnight", "over midnight"])
+def test_finds_a_tick_at_exactly_midnight(start: datetime) -> None:
+    """No history includes that tick, since it isn't after any time of its day; tick snap returns it."""
+    around = [MIDNIGHT - timedelta(seconds=1), MIDNIGHT, MIDNIGHT + timedelta(seconds=1)]
+    server = SimulatedServer(map(tick_at, around))
+    found = read(server, start, MIDNIGHT + timedelta(hours=1))
+    assert multiset(found) == multiset(server.ticks_between(start, None))
 
 
-def test_a_millisecond_with_a_full_answer_is_an_error() -> None:
-    """Nobody can know whether there are more, and how many: no loop, no loss, no guess."""
-    model = Model([at(DAY + timedelta(hours=1))] * LIMIT)
+def test_a_tick_just_after_midnight_is_not_at_midnight() -> None:
+    """Digits beyond the microseconds decide, although a timestamp doesn't have them."""
+    server = SimulatedServer([tick_at(MIDNIGHT, "0001"), tick_at(MIDNIGHT, "0001")])
+    found = read(server, MIDNIGHT, MIDNIGHT + timedelta(hours=1))
+    assert [tick["time"] for tick in found] == ["00:00:00.0000000001Z"] * 2
+
+
+def test_a_full_answer_within_one_millisecond_is_an_error() -> None:
+    """The client neither loops, nor guesses, nor returns a shorter history."""
+    hour = MIDNIGHT + timedelta(hours=1)
+    server = SimulatedServer([tick_at(hour)] * PAGE_SIZE)
     with pytest.raises(IncompleteHistory, match=r"2022-07-02.*00:59:59\.999.*within one millisecond"):
-        checked(model, DAY + timedelta(hours=1), DAY + timedelta(hours=2))
+        read(server, hour, hour + timedelta(hours=1))
 
 
-def test_a_millisecond_with_one_less_is_not() -> None:
-    """What fits an answer is known, even if a full answer had cut it."""
-    hour = DAY + timedelta(hours=1)
-    model = Model([at(hour - timedelta(minutes=1))] * 2 + [at(hour)] * (LIMIT - 1) + [at(hour + timedelta(minutes=1))])
-    assert sum(map(len, checked(model, DAY, None))) == LIMIT + 2
+def test_a_millisecond_that_almost_fills_an_answer_is_complete() -> None:
+    """A millisecond whose ticks fit one answer is found, even if a full answer had cut it short."""
+    minute = timedelta(minutes=1)
+    before, during, after = [tick_at(NOON - minute)] * 2, [tick_at(NOON)] * (PAGE_SIZE - 1), [tick_at(NOON + minute)]
+    assert len(read(SimulatedServer(before + during + after), MIDNIGHT, None)) == PAGE_SIZE + 2
 
 
-def test_an_answer_that_is_beyond_the_end_is_enough() -> None:
-    """A full answer that goes beyond the end is complete up to there, even within a millisecond."""
-    hour = DAY + timedelta(hours=1)
-    model = Model([at(hour + timedelta(microseconds=n)) for n in range(LIMIT)])
-    assert sum(map(len, checked(model, hour, hour + timedelta(microseconds=LIMIT - 1)))) == LIMIT - 1
+def test_a_full_answer_that_reaches_beyond_the_end_is_complete() -> None:
+    """Such an answer is complete up to the end, even within a millisecond."""
+    server = SimulatedServer([tick_at(NOON + timedelta(microseconds=n)) for n in range(PAGE_SIZE)])
+    assert len(read(server, NOON, NOON + timedelta(microseconds=PAGE_SIZE - 1))) == PAGE_SIZE - 1
 
 
-def test_a_server_that_does_not_advance_is_no_loop() -> None:
-    """Should it answer with the same ticks whatever the time, that is an error."""
-    same = [at(DAY + timedelta(seconds=n)) for n in range(LIMIT)]
+def test_a_server_that_repeats_its_answer_is_an_error() -> None:
+    """If the server answers with the same ticks at any time, the client doesn't loop."""
+    same = [tick_at(MIDNIGHT + timedelta(seconds=n)) for n in range(PAGE_SIZE)]
+    pages = HistoryWalk(lambda pair, date, time: list(same), None, PAIR, MIDNIGHT, MIDNIGHT + DAY, PAGE_SIZE).pages()
     with pytest.raises(IncompleteHistory):
-        list(pages(lambda pair, date, time: list(same), None, PAIR, DAY, DAY + timedelta(days=1), LIMIT))
+        list(pages)
 
 
-def test_years_without_ticks_are_leapt_over() -> None:
-    """A handful of questions for each stretch, not one for each of 4,000 days."""
-    day = timedelta(days=1)
-    model = Model([at(DAY), at(DAY + 1_500 * day), at(DAY + 4_000 * day)])
-    found = checked(model, DAY - 1_000 * day, DAY + 5_000 * day)
-    assert sum(map(len, found)) == 3
-    assert model.fetches + model.snaps < 120
+def test_skips_years_without_ticks() -> None:
+    """An empty stretch takes a few requests, not one for each of 4,000 days."""
+    server = SimulatedServer([tick_at(MIDNIGHT), tick_at(MIDNIGHT + 1_500 * DAY), tick_at(MIDNIGHT + 4_000 * DAY)])
+    found = read(server, MIDNIGHT - 1_000 * DAY, MIDNIGHT + 5_000 * DAY)
+    assert len(found) == 3
+    assert server.page_requests + server.snap_requests < 120
 
 
-@pytest.mark.parametrize("patience", [49, 50, None])
-def test_days_that_are_asked_for_in_vain_are_bounded_on_request(patience: int | None) -> None:
-    """Where snap does not tell of the next tick: `IncompleteHistory` after so many."""
-    noons = [DAY + timedelta(days=days, hours=12) for days in (0, 50)]
-    model = Model(map(at, noons))
-    found = pages(model.fetch, model.no_snap, PAIR, DAY, DAY + timedelta(days=60), LIMIT, patience)
-    assert noons[0] == next(found)[0]["timestamp"]
-    if patience == 49:
+@pytest.mark.parametrize("max_empty_days", [49, 50, None])
+def test_gives_up_after_too_many_empty_days(max_empty_days: int | None) -> None:
+    """Without snaps, the client requests at most that many empty days in a row."""
+    noons = [NOON, NOON + 50 * DAY]
+    server = SimulatedServer(map(tick_at, noons), snaps=False)
+    pages = walk(server, MIDNIGHT, MIDNIGHT + 60 * DAY, max_empty_days=max_empty_days)
+    assert times([next(pages)]) == noons[:1]
+    if max_empty_days == 49:
         with pytest.raises(IncompleteHistory, match="no tick on 49 days in a row"):
-            next(found)
-        assert model.fetches <= 2 * 50  # without snap each day is asked for twice, for it may have ended meanwhile
+            next(pages)
+        # Without snaps each day is requested twice, because it may have ended in between.
+        assert server.page_requests <= 2 * 50
     else:
-        assert noons[1:] == [tick["timestamp"] for page in found for tick in page]
+        assert times(pages) == noons[1:]
 
 
-def test_a_gap_of_some_minutes_takes_few_calls() -> None:
-    """One call, and one to learn whether a day follows; none where the end is on the same day."""
-    hour = DAY + timedelta(hours=1)
-    model = Model([at(hour + timedelta(seconds=n)) for n in range(LIMIT - 1)])
-    assert len(checked(model, hour, hour + timedelta(minutes=5))) == 1
-    assert (model.fetches, model.snaps) == (1, 0)
-    assert len(checked(model, hour, None)) == 1
-    assert (model.fetches, model.snaps) == (2, 1)
+def test_a_short_interval_takes_few_requests() -> None:
+    """It takes one page; and, if the end is open, one snap to learn whether another day follows."""
+    server = SimulatedServer([tick_at(NOON + timedelta(seconds=n)) for n in range(PAGE_SIZE - 1)])
+    assert len(list(walk(server, NOON, NOON + timedelta(minutes=5)))) == 1
+    assert (server.page_requests, server.snap_requests) == (1, 0)
+    assert len(list(walk(server, NOON, None))) == 1
+    assert (server.page_requests, server.snap_requests) == (2, 1)
 
 
-def test_an_open_end_does_not_ask_our_clock() -> None:
-    """Ticks of a server whose clock is ahead are there, up to a day beyond our time."""
+def test_an_open_end_does_not_depend_on_our_clock() -> None:
+    """Ticks of a server whose clock is ahead are found, up to a day beyond our time."""
     ahead = datetime.now(UTC) + timedelta(hours=20)
-    model = Model([at(ahead - timedelta(days=3)), at(ahead)])
-    assert sum(map(len, checked(model, ahead - timedelta(days=4), None))) == 2
+    server = SimulatedServer([tick_at(ahead - 3 * DAY), tick_at(ahead)])
+    assert len(read(server, ahead - 4 * DAY, None)) == 2
 
 
-@pytest.mark.parametrize("snap", [True, False])
-def test_a_day_that_ends_while_it_is_asked_about_is_whole(snap: bool) -> None:
-    """Ticks that come between the last answer of one day and the first of the next are in one of them."""
-    evening, late, morning = DAY + timedelta(hours=23), DAY + timedelta(hours=23.9), DAY + timedelta(hours=25)
-    model = Model([at(evening)])
+@pytest.mark.parametrize("snaps", [True, False])
+def test_a_day_that_ends_between_two_requests_is_complete(snaps: bool) -> None:
+    """Ticks that arrive between the last request of one day and the first of the next are found."""
+    evening, late, morning = (MIDNIGHT + timedelta(hours=hours) for hours in (23, 23.9, 25))
+    server = SimulatedServer([tick_at(evening)], snaps=snaps)
 
-    def fetch(pair: str, date: str, time: str) -> list[Tick]:
-        answer = model.fetch(pair, date, time)
-        if model.fetches == 1:
-            # The market goes on.
-            model.ticks += [at(late), at(morning)]
+    def fetch_page(pair: str, date: str, time: str) -> list[Tick]:
+        answer = server.fetch_page(pair, date, time)
+        if server.page_requests == 1:
+            server.ticks += [tick_at(late), tick_at(morning)]
         return answer
 
-    found = pages(fetch, model.snap if snap else model.no_snap, PAIR, evening, DAY + timedelta(days=2), LIMIT)
-    assert [evening, late, morning] == [tick["timestamp"] for page in found for tick in page]
+    pages = walk(server, evening, MIDNIGHT + 2 * DAY, fetch_page=fetch_page)
+    assert times(pages) == [evening, late, morning]
 
 
-def test_pages_are_fetched_one_at_a_time() -> None:
-    """The next one is asked for when the last one has been taken."""
-    model = Model([at(DAY + timedelta(seconds=n)) for n in range(100)])
-    found = pages(model.fetch, model.snap, PAIR, DAY, DAY + timedelta(days=1), LIMIT)
-    assert model.fetches == 0
-    next(found)
-    assert model.fetches == 1
+def test_pages_are_fetched_on_demand() -> None:
+    """The next page is requested when the last one has been consumed."""
+    server = SimulatedServer([tick_at(MIDNIGHT + timedelta(seconds=n)) for n in range(100)])
+    pages = walk(server, MIDNIGHT, MIDNIGHT + DAY)
+    assert server.page_requests == 0
+    next(pages)
+    assert server.page_requests == 1
 
 
-def test_a_timeout_is_not_taken_for_a_refusal() -> None:
-    """A snap that was not answered says nothing of the function: the error is the caller's."""
+def test_a_timeout_is_not_a_refusal() -> None:
+    """A snap without an answer says nothing about the function, so the caller gets the error."""
 
-    def silent(pair: str, date: str, time: str) -> Tick | None:
+    def time_out(pair: str, date: str, time: str) -> Tick | None:
         raise CallTimeout("tickSnap", {}, "no answer")
 
     with pytest.raises(CallTimeout):
-        list(pages(Model([]).fetch, silent, PAIR, DAY, None, LIMIT))
+        list(walk(SimulatedServer([]), MIDNIGHT, None, fetch_snap=time_out))
 
 
-def test_nothing_between_equal_times() -> None:
-    """An empty interval takes no call."""
-    model = Model([at(DAY)])
-    assert checked(model, DAY, DAY) == []
-    assert model.fetches + model.snaps == 0
+def test_an_empty_interval_takes_no_request() -> None:
+    """There is nothing to ask for between equal times."""
+    server = SimulatedServer([tick_at(MIDNIGHT)])
+    assert read(server, MIDNIGHT, MIDNIGHT) == []
+    assert server.page_requests + server.snap_requests == 0
