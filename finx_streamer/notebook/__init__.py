@@ -1,4 +1,4 @@
-"""Everything for Jupyter: output in the right cell, reruns, snapshots, and the live view.
+"""Jupyter integration: output in the right cell, reruns, snapshots and the live view.
 
-Nothing here is imported before a kernel runs, or before it is asked for.
+Only `finx_streamer.jupyter` imports from here, and only when needed.
 """

@@ -1,8 +1,8 @@
-"""The cell that is being run, and how code on other threads writes into its output.
+"""The running cell, and how code on other threads writes to its output.
 
-A kernel finds the cell to which output belongs by context variables, which a thread of ours does not have; what it does
-without them differs from version to version. So a callback is called in a copy of the context of the cell that
-registered it. (A copy for each call, because a context can't be entered by two threads at a time.)
+A kernel finds the cell that output belongs to through context variables. Our threads don't have them, and each version
+of ipykernel does something else without them. So a callback runs in a copy of the context of the cell that registered
+it. Each call gets its own copy, because two threads can't enter the same context at a time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import attrs
 from IPython.core.getipython import get_ipython
 
-#: Kernels before 7 send what is displayed to the last cell that was run, whatever the context.
+#: Before version 7, kernels send displayed objects to the cell that ran last, in spite of the context.
 _DISPLAY_IGNORES_CONTEXT = int(metadata.version("ipykernel").partition(".")[0]) < 7
 
 _cell: contextvars.ContextVar[Cell | None] = contextvars.ContextVar("finx_streamer_cell", default=None)
@@ -27,7 +27,7 @@ _hooked = threading.local()
 
 @attrs.frozen(eq=False, repr=False)
 class Cell:
-    """A cell in one of its runs: `id` is the same in each, `execution` is not."""
+    """One run of a cell. All runs of a cell have the same `id`, and each has its own `execution`."""
 
     id: str
     execution: str
@@ -49,7 +49,7 @@ class Cell:
         return self.reruns(place) or all(map(_is_notebook_function, (callback, earlier)))
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call on the calling thread, with output going to this cell."""
+        """Call a function on this thread, with its output in this cell."""
         if _DISPLAY_IGNORES_CONTEXT and not getattr(_hooked, "done", False):
             _hook_display()
         return self.context.copy().run(function, *arguments)
@@ -63,14 +63,14 @@ class Cell:
 
 
 def this_cell() -> Cell | None:
-    """The cell that is being run, or whose callback is; None outside of cells."""
+    """Return the running cell or, in a callback, the cell that registered it. None outside of cells."""
     shell: Any = get_ipython()
     if (known := _cell.get()) is not None and threading.current_thread() is not threading.main_thread():
         return known
     try:
         parent = shell.get_parent() if shell is not None else None
     except (AttributeError, LookupError):
-        # A subclass of the kernel's, or a thread without a context in a kernel that has no fallback.
+        # A shell of another kind, or a thread without the kernel's context.
         return None
     if not parent or "header" not in parent:
         return None
@@ -94,24 +94,24 @@ def _is_notebook_function(callback: Callable[..., Any]) -> bool:
 
 
 def _id(parent: dict[str, Any]) -> str:
-    """The front end's own name of the cell; where it gives none, its code: an edited cell is another one then."""
+    """Return the front end's ID of the cell. Without one, hash the code: then an edited cell counts as another cell."""
     about = parent.get("metadata") or {}
-    named = about.get("cellId") or about.get("cell_id")
-    if named:
-        return str(named)
+    given = about.get("cellId") or about.get("cell_id")
+    if given:
+        return str(given)
     code = str((parent.get("content") or {}).get("code", ""))
     return hashlib.sha256(code.encode("utf-8", "replace")).hexdigest()
 
 
 def _hook_display() -> None:
-    """Have what this thread displays go to the cell whose context it is in."""
+    """Route objects that this thread displays to the cell whose context it runs in."""
     _hooked.done = True
     publisher: Any = getattr(get_ipython(), "display_pub", None)
     if hasattr(publisher, "register_hook"):
-        publisher.register_hook(_to_cell)
+        publisher.register_hook(_route_message)
 
 
-def _to_cell(message: dict[str, Any]) -> dict[str, Any]:
+def _route_message(message: dict[str, Any]) -> dict[str, Any]:
     cell = _cell.get()
     if cell is not None:
         message["parent_header"] = cell.parent["header"]

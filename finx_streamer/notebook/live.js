@@ -1,9 +1,13 @@
-// The live view's page. `uPlot` stands in front of this file. Text from the kernel is set as text, never as HTML.
+// The page of the live view. `uPlot` is prepended to this file. Set text from the kernel as text, never as HTML.
 
 const COLOURS = ["#4c8dd6", "#e07b39", "#2e9e4f", "#c2529b", "#8f7ae0", "#b59a00", "#17a2a2", "#d9423a"];
-const LOOK_EVERY = 2000;
+// Milliseconds between two messages that say that the view is visible.
+const VISIBLE_EVERY = 2000;
+// Milliseconds without a message after which the view reports that there is no data.
 const QUIET_AFTER = 3000;
+// Milliseconds to wait for an answer to a stop before repeating it on the control channel.
 const ANSWER_WITHIN = 400;
+// The highest number of points in a chart.
 const ROWS_KEPT = 9000;
 const ENDED = ["stopped", "failed"];
 
@@ -31,7 +35,7 @@ function priceText(price) {
   return text.includes("e") ? text : text.replace(/\B(?=(\d{3})+(?!\d)(?=\.|$))/, ",");
 }
 
-// An exchange has the same colour in all charts.
+// Gives each exchange the same colour in all charts.
 class Colours {
   constructor() { this.names = []; }
 
@@ -41,7 +45,7 @@ class Colours {
   }
 }
 
-// One pair: a line for each exchange over a common time.
+// The chart of one pair, with a line for each exchange.
 class PairChart {
   constructor(pair, host, colours) {
     this.pair = pair;
@@ -212,8 +216,8 @@ function drawSpark(canvas, points, colour) {
   pen.stroke();
 }
 
-// A message over the kernel's control channel, which answers while a cell is running. Resolves to whether it went out.
-function overControl(kernel, type, content) {
+// Send a message on the kernel's control channel, which is served while a cell runs. Resolves to whether it was answered.
+function sendOnControl(kernel, type, content) {
   let settings;
   try {
     settings = JSON.parse(document.getElementById("jupyter-config-data").textContent);
@@ -248,7 +252,7 @@ function render({ model, el }) {
   const page = `${Date.now().toString(36)}${Math.random().toString(36).slice(2)}`;
   const light = element("span", { class: "light" });
   const title = element("span", { class: "title" });
-  const sums = element("span", { class: "sums" });
+  const totals = element("span", { class: "totals" });
   const stop = element("button", { type: "button", class: "stop", text: "Stop", "aria-label": "stop the listener" });
   const body = element("tbody");
   const heads = ["stream", "state", "price", "exchange", "last minute", "ticks/s", "lag", "ticks", "gaps"];
@@ -262,21 +266,21 @@ function render({ model, el }) {
   const spoken = element("span", { class: "quiet", role: "status", "aria-live": "polite" });
   const root = element("div", { class: "finx", role: "region", "aria-label": "live ticks" },
     element("header", {}, title, light, note, element("span", { class: "space" }), stop),
-    element("div", { class: "scroll", tabindex: "-1" }, table), more, sums, charts, spoken);
+    element("div", { class: "scroll", tabindex: "-1" }, table), more, totals, charts, spoken);
   el.append(root);
 
   let symbols = [];
   let rows = [];
   let state = "";
-  let heard = performance.now();
+  let lastMessage = performance.now();
   let isLive = false;
   let quiet = false;
   let stopTimer = 0;
-  let wanted = false;
+  let drawRequested = false;
   const plots = new Map();
   const colours = new Colours();
   const dirtySparks = new Set();
-  // For measurements: how many frames came, how many were drawn, and the last one's way in ms, by both clocks.
+  // For measurements: frames received, frames drawn, and the latency of each frame in ms, by the clocks of both sides.
   const meter = { frames: 0, drawn: 0, lag: [], full: 0 };
   root.finxMeter = meter;
 
@@ -320,8 +324,8 @@ function render({ model, el }) {
     }
   }
 
-  function showCounted(message) {
-    if (!message.sums) return;
+  function showStats(message) {
+    if (!message.totals) return;
     if (message.state !== state) {
       state = message.state;
       light.dataset.state = state;
@@ -330,8 +334,8 @@ function render({ model, el }) {
       stop.disabled = ENDED.includes(state) || !isLive;
       if (ENDED.includes(state)) clearStop();
     }
-    const s = message.sums;
-    setText(sums, `${whole(s.ticks)} ticks · ${s.rate.toFixed(1)}/s · ${whole(s.waiting)} waiting · ${whole(s.dropped)} dropped · `
+    const s = message.totals;
+    setText(totals, `${whole(s.ticks)} ticks · ${s.rate.toFixed(1)}/s · ${whole(s.waiting)} waiting · ${whole(s.dropped)} dropped · `
       + `${whole(s.reconnects)} reconnects · ${whole(s.gaps)} gaps · ${whole(s.errors)} errors`);
     message.streams.forEach(([name, rate, lag, ticks, gaps], i) => {
       const row = rows[i];
@@ -356,17 +360,17 @@ function render({ model, el }) {
       plots.get(pair).load(full);
     }
     rows.forEach((row, i) => row.pick.setAttribute("aria-pressed", String(plots.has(symbols[i]))));
-    showCounted(message);
+    showStats(message);
   }
 
   function showFrame(message) {
     for (const [i, row] of Object.entries(message.rows)) showRow(Number(i), row, true);
     for (const [pair, points] of Object.entries(message.points)) plots.get(pair)?.add(message.now, points);
-    showCounted(message);
+    showStats(message);
   }
 
   function draw() {
-    wanted = false;
+    drawRequested = false;
     const colour = COLOURS[0];
     for (const i of dirtySparks) if (rows[i]) drawSpark(rows[i].spark, rows[i].points, colour);
     dirtySparks.clear();
@@ -374,12 +378,12 @@ function render({ model, el }) {
     meter.drawn += 1;
   }
 
-  function wantDraw() {
-    if (!wanted) { wanted = true; requestAnimationFrame(draw); }
+  function requestDraw() {
+    if (!drawRequested) { drawRequested = true; requestAnimationFrame(draw); }
   }
 
   function received(message) {
-    heard = performance.now();
+    lastMessage = performance.now();
     if (!isLive) { isLive = true; stop.disabled = ENDED.includes(state); }
     if (message.kind === "stopping") {
       clearStop();
@@ -394,7 +398,7 @@ function render({ model, el }) {
       if (meter.lag.length > 2000) meter.lag.shift();
     }
     if (quiet || ENDED.includes(state)) { quiet = false; note.className = "note"; setText(note, ""); }
-    wantDraw();
+    requestDraw();
   }
 
   function clearStop() {
@@ -406,32 +410,32 @@ function render({ model, el }) {
     stop.disabled = true;
     setText(note, "stopping …");
     model.send({ kind: "stop", page });
-    // A kernel that runs a cell may not hear it.
+    // A kernel that runs a cell may not read it.
     stopTimer = setTimeout(async () => {
-      const sent = await overControl(model.get("kernel"), "finx_streamer_stop", { view: String(model.get("view_id")) });
-      if (!sent && stopTimer) setText(note, "the kernel is busy: it stops when the running cell has ended");
+      const sent = await sendOnControl(model.get("kernel"), "finx_streamer_stop", { view: String(model.get("view_id")) });
+      if (!sent && stopTimer) setText(note, "the kernel is busy: the listener stops when the running cell ends");
     }, ANSWER_WITHIN);
   });
 
-  // Whether anybody can see this.
+  // Visibility.
   let inView = true;
-  const isSeen = () => inView && document.visibilityState === "visible" && root.isConnected;
-  const look = () => { if (isSeen()) model.send({ kind: "look", page }); };
-  const change = () => {
-    if (isSeen()) { heard = performance.now(); look(); } else model.send({ kind: "away", page });
+  const isVisible = () => inView && document.visibilityState === "visible" && root.isConnected;
+  const sendVisible = () => { if (isVisible()) model.send({ kind: "visible", page }); };
+  const visibilityChanged = () => {
+    if (isVisible()) { lastMessage = performance.now(); sendVisible(); } else model.send({ kind: "hidden", page });
   };
   const observer = new IntersectionObserver((entries) => {
     const now = entries[entries.length - 1].isIntersecting;
-    if (now !== inView) { inView = now; change(); }
+    if (now !== inView) { inView = now; visibilityChanged(); }
   });
   observer.observe(root);
-  document.addEventListener("visibilitychange", change);
+  document.addEventListener("visibilitychange", visibilityChanged);
   const resizer = new ResizeObserver(() => { for (const plot of plots.values()) plot.resize(); });
   resizer.observe(root);
-  const looking = setInterval(look, LOOK_EVERY);
-  const watching = setInterval(() => {
-    const silence = performance.now() - heard;
-    if (!isSeen() || ENDED.includes(state) || silence < QUIET_AFTER) return;
+  const visibleTimer = setInterval(sendVisible, VISIBLE_EVERY);
+  const quietTimer = setInterval(() => {
+    const silence = performance.now() - lastMessage;
+    if (!isVisible() || ENDED.includes(state) || silence < QUIET_AFTER) return;
     if (!quiet) { quiet = true; setText(spoken, "no data from the kernel"); stop.disabled = true; }
     note.className = "note bad";
     setText(note, `no data for ${Math.round(silence / 1000)} s`);
@@ -439,20 +443,20 @@ function render({ model, el }) {
 
   model.on("msg:custom", received);
   const saved = model.get("saved");
-  if (saved && saved.symbols) { showFull(saved); heard = performance.now(); wantDraw(); }
+  if (saved && saved.symbols) { showFull(saved); lastMessage = performance.now(); requestDraw(); }
   stop.disabled = true;
   model.send({ kind: "hello", page });
 
   return () => {
-    clearInterval(looking);
-    clearInterval(watching);
+    clearInterval(visibleTimer);
+    clearInterval(quietTimer);
     clearStop();
     observer.disconnect();
     resizer.disconnect();
-    document.removeEventListener("visibilitychange", change);
+    document.removeEventListener("visibilitychange", visibilityChanged);
     model.off("msg:custom", received);
     for (const plot of plots.values()) plot.remove();
-    try { model.send({ kind: "away", page }); } catch { /* the kernel has gone */ }
+    try { model.send({ kind: "hidden", page }); } catch { /* the kernel is gone */ }
   };
 }
 

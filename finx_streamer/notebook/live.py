@@ -1,7 +1,7 @@
-"""`listener.live()`: a view in a notebook that moves.
+"""`listener.live()`: a view of a listener that updates itself in a notebook.
 
-A thread of its own takes in what has come and has it drawn, so that a busy kernel does not stand in its way. While no
-page looks it takes note and sends nothing.
+Each view has a thread that collects new ticks and draws them, so that it works while the kernel is busy. While no page
+shows the view, it collects and sends nothing.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from .cells import Cell, this_cell
 from .snapshot import snapshot
 from .view_model import ViewModel
 
-#: Seconds between two pictures where each is a whole table of HTML: more would hold up the page.
-_TABLE = 0.5
-#: Seconds for the last picture, when a view is closed.
-_LAST = 1.0
+#: Seconds between two updates of the HTML table. Each sends the whole table, so more would slow down the page.
+_TABLE_INTERVAL = 0.5
+#: How long `close` waits for the last update, in seconds.
+_CLOSE_TIMEOUT = 1.0
 
-HINT = 'A table that moves by itself, with charts: pip install "finx-streamer[notebook]", then restart the kernel.'
+HINT = 'For a table that updates itself, with charts: pip install "finx-streamer[notebook]", then restart the kernel.'
 
 
 class Live(ABC):
-    """A view of a listener: show it as the last expression of a cell, or by `display`.
+    """A live view of a listener: show it as the last expression of a cell, or with `display`.
 
-    It can be shown more than once. `close()` ends it, and leaves the listener as it is; so does a rerun of its cell.
+    You can show it more than once. `close()` ends it, and so does a rerun of its cell. The listener keeps running.
     """
 
     def __init__(self, listener: ListenerView, recent: Recent, pairs: list[str], rate: float, watch: Watch) -> None:
         self.listener = listener
-        self._watch = watch
         self.cell: Cell | None = this_cell()
-        self.picture = ViewModel(listener, recent, pairs or listener.symbols[:1])
-        #: Guards the picture. Never held while anything is sent.
+        self.view_model = ViewModel(listener, recent, pairs or listener.symbols[:1])
+        #: Guards the view model. Never held while sending.
         self.lock = threading.Lock()
         self.interval = 1.0 / rate
+        self._watch = watch
         self._display_id = uuid.uuid4().hex
         self._wake = threading.Event()
         self._closed = False
@@ -54,96 +54,88 @@ class Live(ABC):
         self._thread.start()
 
     def close(self) -> None:
-        """Draw once more, and no further."""
+        """Draw once more, then stop drawing. The listener keeps running."""
         if self._closed:
             return
         self._closed = True
         self.wake()
         self._unwatch()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
-            self._thread.join(_LAST)
+            self._thread.join(_CLOSE_TIMEOUT)
         _views.discard(self)
 
     def wake(self) -> None:
-        """Look now: something has changed that is not to wait for its turn."""
+        """Update now."""
         self._wake.set()
 
     @abstractmethod
-    def bundle(self) -> dict[str, Any]:
-        """What to display, by type. Called without the lock."""
+    def mime_bundle(self) -> dict[str, Any]:
+        """Return the content to display, by MIME type. Called without the lock."""
 
     @abstractmethod
     def draw(self) -> None:
-        """Have what is new drawn, if anybody looks."""
+        """Draw changes, if a page shows the view."""
 
     @abstractmethod
     def pause(self) -> float:
-        """Seconds until the next look."""
+        """Return the seconds until the next update."""
 
-    def still(self) -> str:
-        """A picture of this moment in HTML, which stays in an exported notebook."""
+    def static_html(self) -> str:
+        """Return the current state as HTML, which stays in an exported notebook."""
         with self.lock:
-            lines = self.picture.sparks()
+            lines = self.view_model.sparklines()
         return snapshot(self.listener, lines)
 
     def _ipython_display_(self) -> None:
         self._shown = True
-        display(self.bundle(), raw=True, display_id=self._display_id)  # type: ignore[no-untyped-call]
+        display(self.mime_bundle(), raw=True, display_id=self._display_id)  # type: ignore[no-untyped-call]
 
     def redisplay(self) -> None:
-        """Put what there is now in the place of what was displayed."""
-        if not self._shown:
-            return
-        # Front ends find the place by its id. nbclient takes notice only of what the running cell sends, and that is
-        # for kernels whatever comes from a thread without a context; but 7.0 refuses it from there.
-        try:
-            self._update()
-        except LookupError:
-            if self.cell is not None:
-                self.cell.run(self._update)
-
-    def _update(self) -> None:
-        update_display(self.bundle(), raw=True, display_id=self._display_id)  # type: ignore[no-untyped-call]
+        """Replace the displayed content with the current one."""
+        # Front ends find it by its ID. Run without a cell's context: nbclient accepts updates only from the running
+        # cell, and kernels attribute output of threads without a context to that cell.
+        if self._shown:
+            update_display(self.mime_bundle(), raw=True, display_id=self._display_id)  # type: ignore[no-untyped-call]
 
     def _main(self) -> None:
         ended = False
         while not self._closed:
-            self._look()
-            is_over = self.listener.state.ended
-            if is_over and not ended:
+            self._update()
+            has_ended = self.listener.state.ended
+            if has_ended and not ended:
                 self.redisplay()
                 self.draw()
-            ended = is_over
-            # Where the listener has ended nothing comes of itself.
+            ended = has_ended
+            # After the listener's end, nothing changes until `wake` is called.
             self._wake.wait(None if ended else self.pause())
             self._wake.clear()
         if not _exiting and not ended:
             self.redisplay()
 
-    def _look(self) -> None:
+    def _update(self) -> None:
         with self.lock:
             if self.listener.state.ended:
-                self.picture.count()
-            self.picture.look()
+                self.view_model.update_stats()
+            self.view_model.update()
         self.draw()
 
 
 class LiveTable(Live):
-    """The plain way, for notebooks without the extra: a table of HTML, drawn anew twice a second."""
+    """The fallback without the `notebook` extra: an HTML table, replaced twice a second."""
 
-    def bundle(self) -> dict[str, Any]:
-        html = f'{self.still()}<div style="opacity:.75;font-size:90%">{HINT}</div>'
+    def mime_bundle(self) -> dict[str, Any]:
+        html = f'{self.static_html()}<div style="opacity:.75;font-size:90%">{HINT}</div>'
         return {"text/html": html, "text/plain": repr(self.listener)}
 
     def draw(self) -> None:
         self.redisplay()
 
     def pause(self) -> float:
-        return _TABLE
+        return _TABLE_INTERVAL
 
 
 def live(listener: ListenerView, recent: Recent, pairs: list[str], rate: float, watch: Watch) -> Live:
-    """Make a view and start what belongs to it; see `StreamListener.live`."""
+    """Create a view, and start it and its listener. See `StreamListener.live`."""
     listener.start()
     kind: Callable[[ListenerView, Recent, list[str], float, Watch], Live]
     try:

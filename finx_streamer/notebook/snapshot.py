@@ -1,4 +1,4 @@
-"""A listener as a static picture in HTML: no script, no request, and all text escaped."""
+"""A listener's current state as static HTML: no scripts, no requests, all text escaped."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ..delivery.stats import ListenerStats, StreamStats
 from ..values import State
 from .text import escaped, price_text
 
-#: More streams than these are told by their number only.
+#: The highest number of streams shown. For the rest, only their number.
 ROWS = 50
 
-#: Readable on white and on black.
+#: Readable on white and on black backgrounds.
 _COLOURS = {
     State.STREAMING: "#2e9e4f",
     State.CONNECTING: "#c98a00",
@@ -26,12 +26,12 @@ _CELL = "padding:2px 10px;text-align:{};border:none;border-bottom:1px solid rgba
 _HEADINGS = ("stream", "state", "price", "exchange", "age", "ticks/s", "ticks", "gaps")
 _TEXTS = ("stream", "state", "exchange")
 
-#: A path's points in both directions from 0 to 1, by stream.
+#: The points of a sparkline by stream. Both coordinates are from 0 to 1.
 Lines = Mapping[str, Sequence[tuple[float, float]]]
 
 
 def snapshot(listener: ListenerView, lines: Lines | None = None) -> str:
-    """The picture: the listener's state, a row for each stream, the sums, and when it was taken."""
+    """Return HTML with the listener's state, a row for each stream, the totals and the current time."""
     stats = listener.stats
     now = datetime.now(UTC)
     streams = list(stats.streams.items())
@@ -45,7 +45,7 @@ def snapshot(listener: ListenerView, lines: Lines | None = None) -> str:
         f"<div><b>{escaped(listener.name)}</b> {_light(stats.state)}</div>"
         '<table style="border-collapse:collapse;border:none;font-variant-numeric:tabular-nums;background:none">'
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
-        f'<div style="opacity:.75">{_sums(stats)}<br>'
+        f'<div style="opacity:.75">{_totals(stats)}<br>'
         f"as of {now:%Y-%m-%d %H:%M:%S} UTC</div></div>"
     )
 
@@ -75,7 +75,7 @@ def _light(state: State) -> str:
     return f'<span style="color:{_COLOURS[state]}" aria-hidden="true">●</span> {state.value}'
 
 
-def _sums(stats: ListenerStats) -> str:
+def _totals(stats: ListenerStats) -> str:
     errors = stats.callback_errors + stats.decode_errors
     return (
         f"{stats.ticks:,} ticks · {stats.rate:,.1f}/s · {stats.dropped:,} dropped · {stats.reconnects:,} reconnects · "
@@ -84,7 +84,7 @@ def _sums(stats: ListenerStats) -> str:
 
 
 def _line(points: Sequence[tuple[float, float]]) -> str:
-    """A sparkline."""
+    """Return a sparkline as SVG."""
     if len(points) < 2:
         return ""
     path = " ".join(f"{2 + x * 96:.1f},{18 - y * 16:.1f}" for x, y in points)
@@ -95,7 +95,7 @@ def _line(points: Sequence[tuple[float, float]]) -> str:
 
 
 def age(seconds: float) -> str:
-    """Seconds, as short as they can be told."""
+    """Format a duration in seconds as short text."""
     if seconds < 0.9995:
         return f"{max(0.0, seconds) * 1000:.0f} ms"
     if seconds < 99.95:

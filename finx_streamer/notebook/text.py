@@ -1,31 +1,31 @@
-"""Text from outside, made harmless: an exchange may be named anything."""
+"""Makes text from the server harmless: an exchange may have any name."""
 
 from __future__ import annotations
 
 import html
 import unicodedata
 
-#: As much as is shown of one text.
+#: The highest number of characters shown.
 _LONGEST = 60
 
 
 def plain(value: object) -> str:
-    """One short line. Control characters, and those that turn the direction of text, are shown as their numbers."""
+    """Return one short line. Invisible characters, and those that change the direction of text, become escapes."""
     text = str(value)
     if len(text) > _LONGEST:
         text = text[: _LONGEST - 1] + "…"
-    return "".join(f"\\u{ord(c):04x}" if unicodedata.category(c) in _UNSEEN else c for c in text)
+    return "".join(f"\\u{ord(c):04x}" if unicodedata.category(c) in _INVISIBLE else c for c in text)
 
 
 def escaped(value: object) -> str:
-    """The same, as text within HTML or within an attribute in quotes."""
+    """Return `plain(value)` escaped for HTML text and for quoted attributes."""
     return html.escape(plain(value), quote=True)
 
 
 def price_text(price: object) -> str:
-    """A price for a table: a float without the noise of its last digits, anything else as it prints."""
+    """Format a price: a float without rounding noise in its last digits, any other type with `str`."""
     return format(price, ".12g") if isinstance(price, float) else plain(price)
 
 
-#: Control and format characters, private and unassigned ones, halves of surrogate pairs, ends of lines and paragraphs.
-_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+#: Unicode categories: control, format, surrogate, private use, unassigned, line and paragraph separators.
+_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})

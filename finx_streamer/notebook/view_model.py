@@ -1,7 +1,6 @@
-"""What a live view shows, conflated: of any number of ticks, what a page can draw. It knows nothing of Jupyter.
+"""The state of a live view: conflates any number of ticks into what a page can draw. Independent of Jupyter.
 
-A page is sent one full picture, and from then on frames that tell what has changed. Both are JSON. All text in them is
-plain (see `text`), and pages take it for text and not for HTML.
+A page gets the full state once, then frames with changes. Both are JSON. All text in them is plain, see `text`.
 """
 
 from __future__ import annotations
@@ -18,31 +17,31 @@ from ..delivery.stats import ListenerStats, StreamStats
 from ..values import Tick
 from .text import plain, price_text
 
-#: More streams than these are told by their number only.
+#: The highest number of streams shown. For the rest, only their number.
 ROWS = 200
-#: More charts than these can't be looked at.
+#: The highest number of charts.
 CHARTS = 4
-#: Of more ticks in one frame, only the last are looked at: they say the same, and the rest only costs time.
+#: The highest number of ticks used per frame. The last ones show the same as all of them, in less time.
 _PER_FRAME = 5_000
-#: Seconds between two looks at the counters.
+#: Seconds between two reads of the counters.
 _STATS_EVERY = 0.5
-#: A sparkline has so many points, of so many seconds each.
-_SPARK, _SPARK_SECONDS = 60, 1.0
-#: A chart's history has so many rows, of so many seconds each: ten minutes.
+#: The number of points in a sparkline, and the seconds between two of them.
+_SPARK_POINTS, _SPARK_SECONDS = 60, 1.0
+#: The number of rows in a chart's history, and the seconds between two of them. Together ten minutes.
 _ROWS_KEPT, _ROW_SECONDS = 1_200, 0.5
-#: More exchanges than these have no line of their own.
+#: The highest number of exchanges with a line in a chart.
 _LINES = 12
 
 
 class Chart:
-    """The last prices of one pair at each of its exchanges, in rows of half a second."""
+    """The last prices of one pair at each exchange, with one row per half second."""
 
     def __init__(self) -> None:
         self.exchanges: list[str] = []
         self._rows: deque[tuple[float, dict[int, float]]] = deque(maxlen=_ROWS_KEPT)
 
     def add(self, at: float, exchange: str, price: float) -> int | None:
-        """Returns which line it belongs to; None where there is no room for another one."""
+        """Add a price. Return the index of its line, or None if the chart has no room for another line."""
         if exchange not in self.exchanges:
             if len(self.exchanges) >= _LINES:
                 return None
@@ -54,14 +53,14 @@ class Chart:
         return line
 
     def full(self) -> dict[str, Any]:
-        """All rows, as columns."""
+        """Return the whole history, as columns."""
         rows = list(self._rows)
         lines = [[prices.get(line) for _, prices in rows] for line in range(len(self.exchanges))]
         return {"exchanges": list(self.exchanges), "x": [at for at, _ in rows], "y": lines}
 
 
 class _Row:
-    """One stream's last price."""
+    """The last price of one stream."""
 
     def __init__(self) -> None:
         self.price: float | None = None
@@ -69,10 +68,10 @@ class _Row:
         self.exchange = "-"
         self.at = 0.0
         self.direction = 0
-        self.spark: deque[float] = deque(maxlen=_SPARK)
+        self.spark: deque[float] = deque(maxlen=_SPARK_POINTS)
         self._spark_from = -math.inf
 
-    def see(self, tick: Tick) -> None:
+    def update(self, tick: Tick) -> None:
         at, price = tick["received_ns"] / 1e9, _number(tick["price"])
         if price is not None and self.price is not None and price != self.price:
             self.direction = 1 if price > self.price else -1
@@ -86,12 +85,12 @@ class _Row:
         elif self.spark:
             self.spark[-1] = price
 
-    def now(self) -> list[Any]:
+    def values(self) -> list[Any]:
         return [self.text, self.exchange, self.at, self.direction]
 
 
 class ViewModel:
-    """The state of one view. One thread at a time."""
+    """The state of one view. Not thread-safe."""
 
     def __init__(self, listener: ListenerView, recent: Recent, charts: Iterable[str]) -> None:
         self._listener = listener
@@ -113,7 +112,7 @@ class ViewModel:
         return tuple(self._charts)
 
     def choose(self, pairs: Iterable[str]) -> None:
-        """Which pairs to draw, with what is known of their past. Those that are not listened to are left out."""
+        """Choose the pairs to chart, and load their recent ticks. Ignores pairs that the listener doesn't have."""
         wanted = [pair for pair in dict.fromkeys(pairs) if pair in self._listener.symbols][:CHARTS]
         known, self._charts = self._charts, {}
         for pair in wanted:
@@ -123,30 +122,30 @@ class ViewModel:
                     if (price := _number(tick["price"])) is not None:
                         chart.add(tick["received_ns"] / 1e9, plain(tick["exchange"]), price)
 
-    def look(self) -> None:
-        """Take in what has come since the last time."""
+    def update(self) -> None:
+        """Take in the ticks received since the last call."""
         ticks, self._position = self._recent.since(self._position, _PER_FRAME)
         for tick in ticks:
             pair = tick["pair"]
             row = self._rows.get(pair)
             if row is None:
                 row = self._rows[pair] = _Row()
-            row.see(tick)
+            row.update(tick)
             self._changed.add(pair)
             if row.price is not None and (chart := self._charts.get(pair)) is not None:
                 line = chart.add(row.at, row.exchange, row.price)
                 if line is not None:
                     self._points.setdefault(pair, {})[line] = row.price
         if time.monotonic() - self._stats_at >= _STATS_EVERY:
-            self.count()
+            self.update_stats()
 
-    def count(self) -> None:
-        """Look at the counters."""
+    def update_stats(self) -> None:
+        """Read the counters."""
         self._stats_at = time.monotonic()
         self._stats = self._listener.stats
 
     def full(self) -> dict[str, Any]:
-        """All of it."""
+        """Return the full state. The next frame has the changes since then."""
         self._symbols = self._listener.symbols
         shown = self._symbols[:ROWS]
         self._changed.clear()
@@ -157,17 +156,17 @@ class ViewModel:
             "name": plain(self._listener.name),
             "symbols": [plain(symbol) for symbol in shown],
             "more": len(self._symbols) - len(shown),
-            "rows": [self._row(symbol).now() for symbol in shown],
+            "rows": [self._row(symbol).values() for symbol in shown],
             "sparks": [list(self._row(symbol).spark) for symbol in shown],
             "charts": {pair: chart.full() for pair, chart in self._charts.items()},
-            **self._counted(),
+            **self._stats_fields(),
         }
 
     def frame(self) -> dict[str, Any] | None:
-        """What has changed since the last frame, or since `full`; None where nothing has."""
+        """Return the changes since the last frame or full state. None without changes."""
         if self._listener.symbols != self._symbols:
             return self.full()
-        rows = {i: self._rows[s].now() for i, s in enumerate(self._symbols[:ROWS]) if s in self._changed}
+        rows = {i: self._rows[s].values() for i, s in enumerate(self._symbols[:ROWS]) if s in self._changed}
         points = {
             pair: {"exchanges": self._charts[pair].exchanges, "y": prices}
             for pair, prices in self._points.items()
@@ -175,26 +174,26 @@ class ViewModel:
         }
         self._changed.clear()
         self._points = {}
-        counted = self._counted() if self._stats_at > self._stats_sent else {}
-        if not rows and not counted:
+        changed_stats = self._stats_fields() if self._stats_at > self._stats_sent else {}
+        if not rows and not changed_stats:
             return None
-        return {"kind": "frame", "now": time.time(), "rows": rows, "points": points, **counted}
+        return {"kind": "frame", "now": time.time(), "rows": rows, "points": points, **changed_stats}
 
-    def sparks(self) -> dict[str, list[tuple[float, float]]]:
-        """A line of recent prices for each stream, within a square of 1 by 1."""
+    def sparklines(self) -> dict[str, list[tuple[float, float]]]:
+        """Return the recent prices of each stream as points. Both coordinates are from 0 to 1."""
         return {symbol: _scaled(list(row.spark)) for symbol, row in self._rows.items()}
 
     def _row(self, symbol: str) -> _Row:
         return self._rows.get(symbol) or _Row()
 
-    def _counted(self) -> dict[str, Any]:
+    def _stats_fields(self) -> dict[str, Any]:
         self._stats_sent = self._stats_at
         stats = self._stats
         none = StreamStats(state=stats.state)
         streams = [stats.streams.get(symbol, none) for symbol in self._symbols[:ROWS]]
         return {
             "state": stats.state.value,
-            "sums": {
+            "totals": {
                 "ticks": stats.ticks,
                 "rate": stats.rate,
                 "dropped": stats.dropped,
@@ -208,7 +207,7 @@ class ViewModel:
 
 
 def _number(price: Any) -> float | None:
-    """A price as it can be drawn, whatever `parse_price` made of it."""
+    """Return a price as a finite float. None if it isn't one: `parse_price` may return any type."""
     try:
         number = float(price)
     except (TypeError, ValueError, OverflowError):

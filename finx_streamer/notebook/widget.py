@@ -1,22 +1,21 @@
-"""The live view as a Jupyter widget: a model here, `live.js` in the page, and messages in between.
+"""The live view as a Jupyter widget: a model here, `live.js` in the page, and messages between them.
 
-From the page: `hello` (it wants a full picture), `look` and `away` (whether it is seen), `chart` (which pairs to draw),
-`stop`. To the page: `full`, `frame`, and `stopping` as the answer to a stop.
+From the page: `hello` (it needs the full state), `visible` and `hidden`, `chart` (the pairs to draw), `stop`. To the
+page: `full`, `frame`, and `stopping` as the answer to `stop`.
 
-Messages from pages are handled by the kernel's main thread, which a running cell keeps busy, unless page and kernel
-have subshells for them. So a stop that is not answered at once is sent again over the kernel's control channel, which
-is always open: `control_stop`. Frames are sent in the context of the page's own last message: by it a kernel with
-subshells knows where the page's answers are to be handled.
+Unless page and kernel support subshells, the kernel's main thread handles these messages, and a running cell keeps it
+busy. So a page repeats an unanswered stop on the kernel's control channel, which is always served: `control_stop`.
+Frames are sent in the context of the page's last message, which tells a kernel with subshells where to handle replies.
 """
 
 from __future__ import annotations
 
 import contextvars
-import logging
 import threading
 import time
+import warnings
 from functools import cache
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +26,16 @@ from IPython.core.getipython import get_ipython
 
 from ..delivery.frontend import ListenerView, Watch
 from ..delivery.recent import Recent
-from .hearing import keep_hearing
 from .live import Live
 
-logger = logging.getLogger("finx_streamer")
-
-#: A page that has not said for so many seconds that it is seen is not. It says so every two.
-_SEEN = 5.0
-#: Seconds between two frames to a page of which nothing can be got_tick, since a cell is running.
-_UNHEARD = 0.5
-#: Seconds between two frames at least, while a page looks: it can tell a quiet market from a dead kernel by it.
+#: A page counts as visible for this many seconds after its last message. It sends one every two seconds.
+_VISIBLE_FOR = 5.0
+#: Seconds between two frames while a running cell keeps the kernel from reading the page's messages.
+_BUSY_INTERVAL = 0.5
+#: The longest time between two frames to a visible page, in seconds. It shows that the kernel is alive.
 _PULSE = 1.0
-#: Seconds between two looks while no page looks.
-_UNSEEN = 0.5
+#: Seconds between two updates while no page is visible.
+_HIDDEN_INTERVAL = 0.5
 #: The type of our message on the control channel.
 CONTROL_STOP = "finx_streamer_stop"
 
@@ -48,9 +44,11 @@ def _file(name: str) -> str:
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-class _Model(anywidget.AnyWidget):
-    """What Jupyter knows of the view. `saved` is a full picture, for pages without a kernel; `kernel` and `view_id` are
-    what a stop over the control channel needs."""
+class _Widget(anywidget.AnyWidget):
+    """The state that Jupyter stores and sends to each page.
+
+    `saved` is the full state, for pages without a kernel. A stop on the control channel needs `kernel` and `view_id`.
+    """
 
     _esm = _file("uPlot.min.js") + "\n" + _file("live.js")
     _css = _file("uPlot.min.css") + "\n" + _file("live.css")
@@ -60,48 +58,48 @@ class _Model(anywidget.AnyWidget):
 
 
 class LiveWidget(Live):
-    """See the module."""
+    """A live view that draws tables and charts in the page."""
 
     def __init__(self, listener: ListenerView, recent: Recent, pairs: list[str], rate: float, watch: Watch) -> None:
         super().__init__(listener, recent, pairs, rate, watch)
         with self.lock:
-            self.picture.look()
-            saved = self.picture.full()
-        self._model = _Model(saved=saved, kernel=_kernel_id())
-        self._model.view_id = self._model.model_id
-        self._model.on_msg(self._received)
+            self.view_model.update()
+            saved = self.view_model.full()
+        self._widget = _Widget(saved=saved, kernel=_kernel_id())
+        self._widget.view_id = self._widget.model_id
+        self._widget.on_msg(self._receive)
         self._context = contextvars.copy_context()
-        #: Until when each page counts as seen.
-        self._seen_until: dict[str, float] = {}
+        #: Until when each page counts as visible.
+        self._visible_until: dict[str, float] = {}
         self._sent_at = 0.0
         self._wants_full = False
         self._stopping = False
-        _by_model[self._model.model_id] = self
-        _listen_to_control()
-        keep_hearing()
+        _by_id[self._widget.model_id] = self
+        _serve_control_channel()
+        _warn_about_ipykernel()
         _busy()
 
     def close(self) -> None:
         super().close()
-        _by_model.pop(self._model.model_id, None)
+        _by_id.pop(self._widget.model_id, None)
 
-    def bundle(self) -> dict[str, Any]:
-        view = {"version_major": 2, "version_minor": 0, "model_id": self._model.model_id}
+    def mime_bundle(self) -> dict[str, Any]:
+        view = {"version_major": 2, "version_minor": 0, "model_id": self._widget.model_id}
         return {
             "application/vnd.jupyter.widget-view+json": view,
-            "text/html": self.still(),
+            "text/html": self.static_html(),
             "text/plain": repr(self.listener),
         }
 
     def draw(self) -> None:
         now = time.monotonic()
-        if not self._wants_full and not self._is_seen(now):
+        if not self._wants_full and not self._is_visible(now):
             return
         with self.lock:
             if self._wants_full:
                 self._wants_full = False
-                frame = self.picture.full()
-            elif (changes := self.picture.frame()) is not None:
+                frame = self.view_model.full()
+            elif (changes := self.view_model.frame()) is not None:
                 frame = changes
             elif now - self._sent_at >= _PULSE:
                 frame = {"kind": "frame", "now": time.time(), "rows": {}, "points": {}}
@@ -112,16 +110,16 @@ class LiveWidget(Live):
 
     def redisplay(self) -> None:
         with self.lock:
-            saved = self.picture.full()
+            saved = self.view_model.full()
             self._wants_full = True
-        self._context.copy().run(setattr, self._model, "saved", saved)
+        self._context.copy().run(setattr, self._widget, "saved", saved)
         super().redisplay()
 
     def pause(self) -> float:
         now = time.monotonic()
-        if not self._is_seen(now):
-            return _UNSEEN
-        return self.interval if self._is_heard(now) else _UNHEARD
+        if not self._is_visible(now):
+            return _HIDDEN_INTERVAL
+        return self.interval if self._is_confirmed_visible(now) else _BUSY_INTERVAL
 
     def stop(self) -> None:
         """Stop the listener, as the button does. Returns at once."""
@@ -137,10 +135,10 @@ class LiveWidget(Live):
             self._stopping = False
             self.wake()
 
-    # What pages say.
+    # Messages from pages.
 
-    def _received(self, _: Any, content: Any, __: Any) -> None:
-        """From whichever thread handles messages: none of it takes long."""
+    def _receive(self, _: Any, content: Any, __: Any) -> None:
+        """Handle a message, quickly, on the thread that received it."""
         if not isinstance(content, dict):
             return
         self._context = contextvars.copy_context()
@@ -148,22 +146,22 @@ class LiveWidget(Live):
         match content.get("kind"):
             case "hello":
                 self._wants_full = True
-                self._look_of(page)
-            case "look":
-                self._look_of(page)
-            case "away":
-                self._seen_until.pop(page, None)
+                self._set_visible(page)
+            case "visible":
+                self._set_visible(page)
+            case "hidden":
+                self._visible_until.pop(page, None)
             case "chart":
                 self._choose(content.get("pairs"))
             case "stop":
                 self.stop()
 
-    def _look_of(self, page: str) -> None:
+    def _set_visible(self, page: str) -> None:
         now = time.monotonic()
-        was_seen = self._is_seen(now)
-        self._seen_until = {other: until for other, until in self._seen_until.items() if until > now}
-        self._seen_until[page] = now + _SEEN
-        if not was_seen or self._wants_full:
+        was_visible = self._is_visible(now)
+        self._visible_until = {other: until for other, until in self._visible_until.items() if until > now}
+        self._visible_until[page] = now + _VISIBLE_FOR
+        if not was_visible or self._wants_full:
             self._wants_full = True
             self.wake()
 
@@ -171,29 +169,29 @@ class LiveWidget(Live):
         if not isinstance(pairs, list) or not all(isinstance(pair, str) for pair in pairs):
             return
         with self.lock:
-            self.picture.choose(pairs)
+            self.view_model.choose(pairs)
             self._wants_full = True
         self.wake()
 
-    def _is_heard(self, now: float) -> bool:
-        return any(until > now for until in tuple(self._seen_until.values()))
+    def _is_confirmed_visible(self, now: float) -> bool:
+        return any(until > now for until in tuple(self._visible_until.values()))
 
-    def _is_seen(self, now: float) -> bool:
-        """Whether a page looks, as far as can be known: while a cell is running, pages may talk in vain."""
-        return self._is_heard(now) or (bool(self._seen_until) and _busy().is_set())
+    def _is_visible(self, now: float) -> bool:
+        """Whether a page shows the view, as far as we know: while a cell runs, messages may not get through."""
+        return self._is_confirmed_visible(now) or (bool(self._visible_until) and _busy().is_set())
 
     def _send(self, message: dict[str, Any]) -> None:
-        self._context.copy().run(self._model.send, message)
+        self._context.copy().run(self._widget.send, message)
 
 
-_by_model: dict[str, LiveWidget] = {}
+_by_id: dict[str, LiveWidget] = {}
 
 
 @cache
 def _busy() -> threading.Event:
-    """Set while a cell is running."""
+    """Return an event that is set while a cell runs."""
     busy = threading.Event()
-    # The first view is made by a cell.
+    # A cell creates the first view.
     busy.set()
     events = getattr(get_ipython(), "events", None)
     if events is not None:
@@ -202,8 +200,21 @@ def _busy() -> threading.Event:
     return busy
 
 
+@cache
+def _warn_about_ipykernel() -> None:
+    """Warn once per process about kernels that may stop reading requests (ipykernel issue 1554)."""
+    version = metadata.version("ipykernel")
+    if [7, 0] <= [int(part) for part in version.split(".")[:2]] < [7, 4]:
+        warnings.warn(
+            f"ipykernel {version} can stop responding while a live view is open: it may miss a request that arrives "
+            "while it sends a reply. Run pip install --upgrade ipykernel, then restart the kernel.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
 def _kernel_id() -> str:
-    """As a Jupyter server names this kernel; it makes the connection file's name out of it."""
+    """Return the kernel's ID in the Jupyter server, which the name of the connection file contains."""
     try:
         return Path(get_connection_file()).stem.removeprefix("kernel-")
     except RuntimeError:
@@ -211,8 +222,8 @@ def _kernel_id() -> str:
 
 
 @cache
-def _listen_to_control() -> None:
-    """Have the kernel take our message on its control channel, too."""
+def _serve_control_channel() -> None:
+    """Register `control_stop` with the kernel."""
     kernel = getattr(get_ipython(), "kernel", None)
     handlers = getattr(kernel, "control_handlers", None)
     if isinstance(handlers, dict):
@@ -220,9 +231,9 @@ def _listen_to_control() -> None:
 
 
 def control_stop(stream: Any, ident: Any, parent: dict[str, Any]) -> None:
-    """A stop that came over the control channel."""
+    """Stop a view's listener, on request from the control channel."""
     content = parent.get("content") or {}
-    view = _by_model.get(str(content.get("view")))
+    view = _by_id.get(str(content.get("view")))
     if view is not None:
         view.stop()
     kernel: Any = getattr(get_ipython(), "kernel", None)

@@ -23,7 +23,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import Browser
 
 from finx_streamer.server import LocalServer, SimulatedMarket
-from tests.notebook.browser import Book, Lab, chromium, opened
+from tests.support.browser import Book, Lab, chromium, opened
 
 BASES = ("BTC", "ETH", "SOL", "ADA", "XRP")
 QUOTES = ("USDC", "USDT", "EUR", "USD", "GBP", "JPY", "CHF", "AUD", "CAD", "BRL")
@@ -97,7 +97,7 @@ def _row(lab: Lab, browser: Browser, rate: float, how_many: int, seconds: float)
 def _reading(book: Book, browser: Browser, kernel: int) -> dict[str, Any]:
     """What has been counted so far; CPU in seconds."""
     # The counters come once in a while, and are new when they change.
-    shown = "document.querySelector('.finx .sums').textContent"
+    shown = "document.querySelector('.finx .totals').textContent"
     book.wait(f"old => {shown} !== old", book.page.evaluate(f"() => {shown}"))
     sums = str(book.page.evaluate(f"() => {shown}"))
     counted = re.match(r"([\d,]+) ticks", sums)

@@ -17,8 +17,8 @@ if not shutil.which("chromium"):
 
 from playwright.sync_api import Browser
 
-from tests.notebook.browser import Book, Lab, chromium, opened
-from tests.notebook.kernels import ROOT, install
+from tests.support.browser import Book, Lab, chromium, opened
+from tests.support.kernels import ROOT, install
 
 pytestmark = pytest.mark.timeout(180)
 

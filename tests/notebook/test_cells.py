@@ -1,22 +1,24 @@
-"""Output goes to the cell that registered a callback, in every supported kernel; kernels stay in hand."""
+"""Output of callbacks in the right cell, and interrupts and shutdowns, in every supported kernel."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from tests.notebook.kernels import SERVED, Kernel
+from tests.support.kernels import SERVED, Kernel
 
 LISTEN = """
 from IPython.display import display, HTML
 listener = StreamListener("BTC:USDC", **PLACE)
-go, told = threading.Event(), threading.Event()
+go, shown = threading.Event(), threading.Event()
 
 @listener.on_tick
 def show(tick):
-    if go.is_set() and not told.is_set():
+    if go.is_set() and not shown.is_set():
         print("printed")
         display(HTML("<b>displayed</b>"))
-        told.set()
+        shown.set()
 
 listener.start()
 None
@@ -24,18 +26,18 @@ None
 
 
 @pytest.fixture(autouse=True)
-def nothing_runs_afterwards(any_kernel: Kernel) -> object:
-    """Each test finds a kernel at rest."""
+def stop_all_afterwards(any_kernel: Kernel) -> object:
+    """Each test finds a kernel without running listeners."""
     yield
     any_kernel.run("finx_streamer.stop_all()")
 
 
 @pytest.mark.parametrize("dispatch", ["thread", "inline"])
 def test_output_of_a_callback_goes_to_its_cell(any_kernel: Kernel, dispatch: str) -> None:
-    """What it prints and displays, though other cells have run since, and another is running."""
+    """Printed and displayed output goes there, even while another cell runs."""
     registering = any_kernel.run(f"PLACE['dispatch'] = {dispatch!r}\n" + LISTEN)
     later = any_kernel.run("print('later')")
-    running = any_kernel.run("go.set(); assert told.wait(20); print('running')")
+    running = any_kernel.run("go.set(); assert shown.wait(20); print('running')")
     any_kernel.wait(lambda: any_kernel.text(registering) and any_kernel.shown(registering), "output")
     assert any_kernel.text(registering) == "printed\n"
     assert [shown["text/html"] for shown in any_kernel.shown(registering)] == ["<b>displayed</b>"]
@@ -43,8 +45,8 @@ def test_output_of_a_callback_goes_to_its_cell(any_kernel: Kernel, dispatch: str
     assert (any_kernel.text(running), any_kernel.shown(running)) == ("running\n", [])
 
 
-def test_two_cells_have_each_their_own_output(any_kernel: Kernel) -> None:
-    """Callbacks of one listener, registered by several cells; handlers of logging print where the callback belongs."""
+def test_several_cells_share_a_listener_and_keep_their_own_output(any_kernel: Kernel) -> None:
+    """Each callback's output appears in the cell that registered it."""
     any_kernel.run("listener = StreamListener('BTC:USDC', **PLACE)")
     cells = []
     for number in range(3):
@@ -60,11 +62,11 @@ def test_two_cells_have_each_their_own_output(any_kernel: Kernel) -> None:
     any_kernel.run("listener.start(); assert all(d.wait(20) for d in (done_0, done_1, done_2))")
     for number, cell in enumerate(cells):
         any_kernel.wait(lambda cell=cell: any_kernel.text(cell), "output")  # type: ignore[misc]
-        assert f"from {number}\n" == any_kernel.text(cell)
+        assert any_kernel.text(cell) == f"from {number}\n"
 
 
-def test_an_error_of_a_callback_is_shown_once_in_its_cell(any_kernel: Kernel) -> None:
-    """As one short traceback of the user's own lines; again at 10 and 100, and not in between."""
+def test_a_callback_error_is_shown_in_its_cell(any_kernel: Kernel) -> None:
+    """The traceback has only the user's own lines, and appears the 1st and 10th time but not in between."""
     cell = any_kernel.run(
         "failing = StreamListener('BTC:USDC', **PLACE)\n"
         "calls, enough = 0, threading.Event()\n"
@@ -82,12 +84,12 @@ def test_an_error_of_a_callback_is_shown_once_in_its_cell(any_kernel: Kernel) ->
     assert shown.count("Traceback") == 2
     assert shown.count("CallbackError: BTC:USDC: callback broken raised ValueError: no such price") == 2
     assert "in broken" in shown
-    assert "finx_streamer/callbacks.py" not in shown
+    assert "finx_streamer/" not in shown
     assert any_kernel.text(starting, "stderr") == ""
 
 
-def test_an_error_of_no_callback_is_shown_in_the_cell_that_started(any_kernel: Kernel) -> None:
-    """A refused key would otherwise be silent in a notebook."""
+def test_other_errors_are_shown_in_the_cell_that_started_the_listener(any_kernel: Kernel) -> None:
+    """A rejected key would otherwise go unnoticed in a notebook."""
     any_kernel.run("refused = StreamListener('BTC:USDC', endpoint=server.url, api_key='wrong-key')")
     starting = any_kernel.run("refused.start()\nNone")
     any_kernel.wait(lambda: any_kernel.text(starting, "stderr"), "the error")
@@ -95,8 +97,8 @@ def test_an_error_of_no_callback_is_shown_in_the_cell_that_started(any_kernel: K
     assert "wrong-key" not in any_kernel.text(starting, "stderr")
 
 
-def test_errors_go_to_the_log_where_there_is_one(any_kernel: Kernel) -> None:
-    """And are not shown twice."""
+def test_errors_are_logged_where_logging_is_configured(any_kernel: Kernel) -> None:
+    """They aren't shown in the cell as well."""
     any_kernel.run(
         "import logging\nrecords = []\n"
         "class Keep(logging.Handler):\n    def emit(self, record): records.append(record.getMessage())\n"
@@ -123,9 +125,9 @@ def test_errors_go_to_the_log_where_there_is_one(any_kernel: Kernel) -> None:
     ],
 )
 def test_an_interrupt_ends_a_waiting_cell(any_kernel: Kernel, waiting: str) -> None:
-    """And leaves a listener running that ran before."""
+    """A listener that ran before keeps running."""
     any_kernel.run("listener = StreamListener('BTC:USDC', **PLACE).start()")
-    any_kernel.run("quiet = StreamListener('ETH:USDC', **PLACE, exchanges=['NOBODY']).start()")
+    any_kernel.run("quiet = StreamListener('ETH:USDC', **PLACE, exchanges=['NONE']).start()")
     cell = any_kernel.begin(f"print('begun')\n{waiting}")
     any_kernel.wait(lambda: "begun" in any_kernel.text(cell), "begun")
     any_kernel.interrupt()
@@ -136,9 +138,9 @@ def test_an_interrupt_ends_a_waiting_cell(any_kernel: Kernel, waiting: str) -> N
 
 
 @pytest.mark.parametrize("dispatch", ["thread", "inline"])
-def test_a_kernel_with_running_listeners_ends_by_itself(version_path: object, dispatch: str) -> None:
-    """When it is asked to: nothing has to be killed."""
-    with Kernel(version_path) as kernel:  # type: ignore[arg-type]
+def test_a_kernel_with_running_listeners_shuts_down_cleanly(version_path: Path | None, dispatch: str) -> None:
+    """It exits on request and doesn't have to be killed."""
+    with Kernel(version_path) as kernel:
         kernel.run(SERVED + f"PLACE['dispatch'] = {dispatch!r}\n")
         kernel.run("listener = StreamListener('BTC:USDC', on_tick=lambda tick: time.sleep(0.01), **PLACE).start()")
         kernel.run("listener.live()")

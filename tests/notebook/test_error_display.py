@@ -1,4 +1,4 @@
-"""Errors that no `on_error` takes, as a cell shows them."""
+"""How a cell shows errors without an `on_error` callback."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ from finx_streamer.notebook.cells import Cell
 from finx_streamer.notebook.error_display import ErrorDisplay
 
 
-def test_what_a_server_sent_is_shown_escaped(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A callback's exception may quote it; the traceback's lines stay lines."""
+def test_escapes_control_characters(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A callback's exception may quote the server; the traceback keeps its line breaks."""
 
     def quotes(tick: object) -> None:
         raise ValueError("unknown exchange \x1b]0;title\x07\nsecond line")
@@ -25,7 +23,7 @@ def test_what_a_server_sent_is_shown_escaped(
         quotes(None)
     except ValueError as cause:
         error.__cause__ = cause
-    # Else the test run's own handler would take it.
+    # Otherwise pytest's own log handler would take the error.
     monkeypatch.setattr(logging.getLogger("finx_streamer"), "propagate", False)
     ErrorDisplay(Cell("a", "1", {}, contextvars.copy_context()), lambda callback: None)(error)
     shown = capsys.readouterr().err

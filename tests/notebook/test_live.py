@@ -1,4 +1,4 @@
-"""The live view in real kernels, with the test in the place of the page."""
+"""The live view in real kernels. The tests play the part of the page."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from tests.notebook.kernels import OUR_THREADS, Kernel
+from tests.support.kernels import OUR_THREADS, SERVED, Kernel, install
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
-#: A cell that keeps the kernel busy until a file is there.
+#: A cell that keeps the kernel busy until the listener ends.
 BUSY = "import os\nprint('begun')\nwhile not listener.state.ended: time.sleep(0.01)"
 
 
@@ -22,145 +22,164 @@ def kernel(any_kernel: Kernel) -> Iterator[Kernel]:
 
 
 @pytest.fixture
-def model(kernel: Kernel) -> str:
-    """The model of a live view, whose page has just said hello."""
+def widget(kernel: Kernel) -> str:
+    """The ID of a live view's widget, with one visible page."""
     return opened(kernel)
 
 
-def opened(kernel: Kernel, rest: str = "") -> str:
-    cell = kernel.run(f"listener = StreamListener('BTC:USDC', 'ETH:USDC', **PLACE)\nlistener.live({rest})")
+def opened(kernel: Kernel, arguments: str = "") -> str:
+    """Create a listener and a live view, and open a page. Return the widget's ID."""
+    cell = kernel.run(f"listener = StreamListener('BTC:USDC', 'ETH:USDC', **PLACE)\nlistener.live({arguments})")
     [shown] = kernel.shown(cell)
-    model = str(shown[WIDGET]["model_id"])  # type: ignore[index]
-    kernel.say(model, kind="hello", page="p")
-    kernel.wait(lambda: kernel.heard(model, "full"), "a full picture")
-    return model
+    widget = str(shown[WIDGET]["model_id"])  # type: ignore[index]
+    kernel.send(widget, kind="hello", page="p")
+    kernel.wait(lambda: kernel.received(widget, "full"), "the full state")
+    return widget
 
 
-def frames(kernel: Kernel, model: str, key: str = "rows") -> list[dict[str, Any]]:
-    return [frame for frame in kernel.heard(model, "frame") if frame.get(key)]
+def frames(kernel: Kernel, widget: str, key: str = "rows") -> list[dict[str, Any]]:
+    """The frames that have something under this key."""
+    return [frame for frame in kernel.received(widget, "frame") if frame.get(key)]
 
 
 def redisplayed(kernel: Kernel, cell: str) -> list[str]:
-    """The pictures that have taken the place of what was displayed by a cell."""
+    """The HTML that replaced a cell's displayed output, one for each update."""
     [place] = [m["content"]["transient"] for m in kernel.messages[cell] if m["msg_type"] == "display_data"]
     found = [m["content"] for of_cell in tuple(kernel.messages.values()) for m in tuple(of_cell) if "content" in m]
     return [c["data"]["text/html"] for c in found if c.get("transient") == place][1:]
 
 
-def test_a_view_starts_its_listener_and_shows_it(kernel: Kernel) -> None:
-    """As a widget; and as a picture for those that have none, which stays in an exported notebook."""
+def test_a_view_starts_and_shows_its_listener(kernel: Kernel) -> None:
+    """It displays a widget, and static HTML for front ends without widgets and for exported notebooks."""
     cell = kernel.run("listener = StreamListener('BTC:USDC', **PLACE)\nlistener.live()")
     [shown] = kernel.shown(cell)
-    assert {WIDGET, "text/html", "text/plain"} == set(shown)
+    assert set(shown) == {WIDGET, "text/html", "text/plain"}
     assert "BTC:USDC" in shown["text/html"]
     assert "<script" not in shown["text/html"]
     assert kernel.value("listener.state.ended") == "False"
     kernel.run("listener.stop()")
-    kernel.wait(lambda: any("stopped" in html for html in redisplayed(kernel, cell)), "the picture that stays")
+    kernel.wait(lambda: any("stopped" in html for html in redisplayed(kernel, cell)), "the last update")
 
 
-def test_frames_come_while_a_page_looks(kernel: Kernel, model: str) -> None:
-    """With the last prices, the chart's points, and the counters."""
-    kernel.wait(lambda: len(frames(kernel, model)) > 10, "frames")
-    kernel.wait(lambda: frames(kernel, model, "points"), "points")
-    counted = kernel.wait(lambda: [f for f in frames(kernel, model, "sums") if f["state"] == "streaming"], "counters")
+def test_a_visible_page_gets_frames(kernel: Kernel, widget: str) -> None:
+    """Frames have the last prices, the chart's points and the counters."""
+    kernel.wait(lambda: len(frames(kernel, widget)) > 10, "frames")
+    kernel.wait(lambda: frames(kernel, widget, "points"), "points")
+    counted = kernel.wait(lambda: [f for f in frames(kernel, widget, "totals") if f["state"] == "streaming"], "totals")
     assert len(counted[-1]["streams"]) == 2
-    assert [pair for frame in frames(kernel, model, "points")[:1] for pair in frame["points"]] == ["BTC:USDC"]
+    assert [pair for frame in frames(kernel, widget, "points")[:1] for pair in frame["points"]] == ["BTC:USDC"]
 
 
-def test_nothing_is_sent_while_no_page_looks(kernel: Kernel, model: str) -> None:
-    """Neither before a page has said hello, nor after it went away; and the past is there when it comes back."""
-    kernel.wait(lambda: frames(kernel, model), "frames")
-    kernel.say(model, kind="away", page="p")
-    kernel.wait_idle(kernel.begin("view_quiet = True"))
+def test_a_hidden_page_gets_nothing(kernel: Kernel, widget: str) -> None:
+    """When the page becomes visible again, it gets the full state with the history."""
+    kernel.wait(lambda: frames(kernel, widget), "frames")
+    kernel.send(widget, kind="hidden", page="p")
+    kernel.run("view_quiet = True")
     # One frame may have been on its way.
     before = len(kernel.comms)
     kernel.run("position = listener._recent.total\nwhile listener._recent.total < position + 100: time.sleep(0.01)")
     assert len(kernel.comms) <= before + 1
-    pictures = len(kernel.heard(model, "full"))
-    kernel.say(model, kind="look", page="p")
-    full = kernel.wait(lambda: kernel.heard(model, "full")[pictures:], "a full picture")[0]
+    full_states = len(kernel.received(widget, "full"))
+    kernel.send(widget, kind="visible", page="p")
+    full = kernel.wait(lambda: kernel.received(widget, "full")[full_states:], "the full state")[0]
     assert full["charts"]["BTC:USDC"]["x"]
 
 
-def test_a_page_that_is_loaded_again_gets_the_history(kernel: Kernel, model: str) -> None:
-    """All of the chart, as it was."""
-    kernel.wait(lambda: len(frames(kernel, model, "points")) > 10, "points")
-    pictures = len(kernel.heard(model, "full"))
-    kernel.say(model, kind="hello", page="q")
-    full = kernel.wait(lambda: kernel.heard(model, "full")[pictures:], "a full picture")[0]
-    first = kernel.heard(model, "full")[0]["charts"]["BTC:USDC"]
+def test_a_reloaded_page_gets_the_history(kernel: Kernel, widget: str) -> None:
+    """The chart starts where it started before."""
+    kernel.wait(lambda: len(frames(kernel, widget, "points")) > 10, "points")
+    full_states = len(kernel.received(widget, "full"))
+    kernel.send(widget, kind="hello", page="q")
+    full = kernel.wait(lambda: kernel.received(widget, "full")[full_states:], "the full state")[0]
+    first = kernel.received(widget, "full")[0]["charts"]["BTC:USDC"]
     again = full["charts"]["BTC:USDC"]
     assert len(again["x"]) >= len(first["x"])
-    assert first["x"] == again["x"][: len(first["x"])]
+    assert again["x"][: len(first["x"])] == first["x"]
 
 
-def test_a_page_chooses_what_is_charted(kernel: Kernel, model: str) -> None:
-    """Pairs that are listened to; nonsense is left out."""
-    kernel.say(model, kind="chart", page="p", pairs=["ETH:USDC", "XXX:YYY"])
-    kernel.wait(lambda: list(kernel.heard(model, "full")[-1]["charts"]) == ["ETH:USDC"], "the other chart")
-    for nonsense in ("ETH:USDC", [1], None, {}):
-        kernel.say(model, kind="chart", page="p", pairs=nonsense)
-    kernel.say(model, kind=None)
-    kernel.say(model, kind="chart", page="p", pairs=["BTC:USDC"])
-    kernel.wait(lambda: list(kernel.heard(model, "full")[-1]["charts"]) == ["BTC:USDC"], "the first chart")
+def test_a_page_chooses_the_charts(kernel: Kernel, widget: str) -> None:
+    """Unknown pairs and malformed messages are ignored."""
+    kernel.send(widget, kind="chart", page="p", pairs=["ETH:USDC", "XXX:YYY"])
+    kernel.wait(lambda: list(kernel.received(widget, "full")[-1]["charts"]) == ["ETH:USDC"], "the other chart")
+    for malformed in ("ETH:USDC", [1], None, {}):
+        kernel.send(widget, kind="chart", page="p", pairs=malformed)
+    kernel.send(widget, kind=None)
+    kernel.send(widget, kind="chart", page="p", pairs=["BTC:USDC"])
+    kernel.wait(lambda: list(kernel.received(widget, "full")[-1]["charts"]) == ["BTC:USDC"], "the first chart")
 
 
-def test_the_button_stops_the_listener(kernel: Kernel, model: str) -> None:
-    """It is answered, and then the last picture comes."""
-    kernel.say(model, kind="stop", page="p")
-    kernel.wait(lambda: kernel.heard(model, "stopping"), "an answer")
-    kernel.wait(lambda: kernel.heard(model, "full")[-1]["state"] == "stopped", "the last picture")
+def test_the_button_stops_the_listener(kernel: Kernel, widget: str) -> None:
+    """The page gets an answer, and then the last state."""
+    kernel.send(widget, kind="stop", page="p")
+    kernel.wait(lambda: kernel.received(widget, "stopping"), "an answer")
+    kernel.wait(lambda: kernel.received(widget, "full")[-1]["state"] == "stopped", "the last state")
 
 
-def test_the_control_channel_stops_it_while_a_cell_is_running(kernel: Kernel, model: str) -> None:
-    """Which would not end otherwise: it waits for the listener's end."""
+def test_the_control_channel_stops_the_listener_while_a_cell_runs(kernel: Kernel, widget: str) -> None:
+    """The cell waits for the listener's end, so it ends with the listener."""
     cell = kernel.begin(BUSY)
     kernel.wait(lambda: "begun" in kernel.text(cell), "begun")
-    kernel.control("finx_streamer_stop", view=model)
-    kernel.wait(lambda: kernel.heard(model, "stopping"), "an answer")
+    kernel.control("finx_streamer_stop", view=widget)
+    kernel.wait(lambda: kernel.received(widget, "stopping"), "an answer")
     kernel.wait_idle(cell)
     assert kernel.errors(cell) == []
 
 
-def test_a_view_goes_on_when_its_listener_is_started_again(kernel: Kernel, model: str) -> None:
-    """It was told of the end, and is told of the new beginning."""
+def test_a_view_continues_when_its_listener_starts_again(kernel: Kernel, widget: str) -> None:
+    """The view is notified of the end and of the new start."""
     kernel.run("listener.stop()")
-    kernel.wait(lambda: kernel.heard(model, "full")[-1]["state"] == "stopped", "the last picture")
-    before = len(frames(kernel, model))
+    kernel.wait(lambda: kernel.received(widget, "full")[-1]["state"] == "stopped", "the last state")
+    before = len(frames(kernel, widget))
     kernel.run("listener.start()")
-    kernel.say(model, kind="look", page="p")
-    kernel.wait(lambda: len(frames(kernel, model)) > before + 5, "frames")
+    kernel.send(widget, kind="visible", page="p")
+    kernel.wait(lambda: len(frames(kernel, widget)) > before + 5, "frames")
 
 
-def test_a_kernel_hears_a_talkative_page(kernel: Kernel, model: str) -> None:
-    """Whose messages come just when replies are sent: some versions would hear nothing more from then on."""
+def test_a_kernel_reads_every_message_of_a_busy_page(kernel: Kernel, widget: str) -> None:
+    """Messages that arrive while replies are sent would stop the kernel versions that the extra excludes."""
     for _ in range(50):
         cell = kernel.begin("1")
         for _ in range(20):
-            kernel.say(model, kind="look", page="p")
+            kernel.send(widget, kind="visible", page="p")
         kernel.wait_idle(cell)
 
 
-def test_an_unknown_view_stops_nothing(kernel: Kernel, model: str) -> None:
-    """Whatever the message has in it."""
-    kernel.control("finx_streamer_stop", view="nobody")
+def test_warns_once_about_a_kernel_that_may_stop(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The first live view warns and names the version; the second one doesn't."""
+    with Kernel(install(["ipykernel==7.3.0"], tmp_path_factory.mktemp("ipykernel"))) as kernel:
+        kernel.run(SERVED)
+        first = kernel.run("listener = StreamListener('BTC:USDC', **PLACE)\nlistener.live()")
+        second = kernel.run("listener.live()")
+        kernel.run("listener.stop()")
+        assert "RuntimeWarning: ipykernel 7.3.0 can stop responding" in kernel.text(first, "stderr")
+        assert kernel.text(second, "stderr") == ""
+
+
+def test_does_not_warn_about_a_fixed_kernel(kernel: Kernel) -> None:
+    """Versions that the extra allows cause no warning."""
+    cell = kernel.run("listener = StreamListener('BTC:USDC', **PLACE)\nlistener.live()")
+    assert kernel.text(cell, "stderr") == ""
+
+
+def test_a_stop_for_an_unknown_view_does_nothing(kernel: Kernel, widget: str) -> None:
+    """The content of the message doesn't matter."""
+    kernel.control("finx_streamer_stop", view="unknown")
     kernel.control("finx_streamer_stop")
     assert kernel.value("listener.state.ended") == "False"
 
 
-def test_frames_come_while_a_cell_is_running(kernel: Kernel, model: str) -> None:
-    """The kernel can't hear the page then, and draws all the same."""
+def test_a_page_gets_frames_while_a_cell_runs(kernel: Kernel, widget: str) -> None:
+    """The kernel can't read the page's messages meanwhile."""
     cell = kernel.begin(BUSY)
     kernel.wait(lambda: "begun" in kernel.text(cell), "begun")
-    before = len(frames(kernel, model))
-    kernel.wait(lambda: len(frames(kernel, model)) > before + 10, "frames")
-    kernel.control("finx_streamer_stop", view=model)
+    before = len(frames(kernel, widget))
+    kernel.wait(lambda: len(frames(kernel, widget)) > before + 10, "frames")
+    kernel.control("finx_streamer_stop", view=widget)
     kernel.wait_idle(cell)
 
 
 def test_a_rerun_closes_the_earlier_view(kernel: Kernel) -> None:
-    """And its thread."""
+    """The earlier view's thread ends."""
     kernel.run("listener = StreamListener('BTC:USDC', **PLACE).start()")
     code = "view = listener.live()\nview"
     kernel.run(code, cell="live")
@@ -168,30 +187,30 @@ def test_a_rerun_closes_the_earlier_view(kernel: Kernel) -> None:
     kernel.run("earlier = view")
     kernel.run(code, cell="live")
     assert kernel.value("(earlier._thread.is_alive(), view._thread.is_alive())") == "(False, True)"
-    assert threads == kernel.value(OUR_THREADS)
+    assert kernel.value(OUR_THREADS) == threads
     kernel.run("view.close()")
     assert kernel.value("view._thread.is_alive()") == "False"
 
 
 def test_without_the_extra_a_table_is_shown(kernel: Kernel) -> None:
-    """It moves, ends with its listener, and says what to install for more."""
+    """The table updates itself until its listener ends, and says what to install for more."""
     kernel.run("import sys\nsys.modules.pop('finx_streamer.notebook.widget', None)\nsys.modules['anywidget'] = None")
     try:
         cell = kernel.run("listener = StreamListener('BTC:USDC', **PLACE)\nlistener.live()")
         kernel.wait(lambda: len(redisplayed(kernel, cell)) > 2, "updates")
         kernel.run("listener.stop()")
-        kernel.wait(lambda: "stopped" in redisplayed(kernel, cell)[-1], "the last picture")
+        kernel.wait(lambda: "stopped" in redisplayed(kernel, cell)[-1], "the last update")
     finally:
         kernel.run("del sys.modules['anywidget']")
     assert WIDGET not in kernel.shown(cell)[0]
     assert 'pip install "finx-streamer[notebook]"' in redisplayed(kernel, cell)[-1]
 
 
-def test_prices_of_any_kind(kernel: Kernel) -> None:
-    """Decimals and texts are shown as they are."""
+def test_draws_prices_of_other_types(kernel: Kernel) -> None:
+    """Decimal and str prices are drawn like floats."""
     kernel.run("from decimal import Decimal")
     for kind in ("Decimal", "str"):
         cell = kernel.run(f"listener = StreamListener('BTC:USDC', parse_price={kind}, **PLACE)\nlistener.live()")
-        model = str(kernel.shown(cell)[0][WIDGET]["model_id"])  # type: ignore[index]
-        kernel.say(model, kind="hello", page="p")
-        kernel.wait(lambda model=model: frames(kernel, model, "points"), "points")  # type: ignore[misc]
+        widget = str(kernel.shown(cell)[0][WIDGET]["model_id"])  # type: ignore[index]
+        kernel.send(widget, kind="hello", page="p")
+        kernel.wait(lambda widget=widget: frames(kernel, widget, "points"), "points")  # type: ignore[misc]

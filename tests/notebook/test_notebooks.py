@@ -1,4 +1,4 @@
-"""Every notebook of the docs runs from its first cell to its last, with no key and no network."""
+"""Every notebook of the docs runs to its end, without a key and without a network."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import pytest
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
 
-from tests.notebook.kernels import ROOT
+from tests.support.kernels import ROOT
 
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 
 
 @pytest.fixture
-def surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No key, and this checkout."""
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment without a key, in which kernels import this checkout."""
     monkeypatch.delenv("FINX_API_KEY", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")
@@ -27,13 +27,13 @@ def surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    """An event loop that is closed in the end, which nbclient's own would not be."""
+    """An event loop that is closed at the end. nbclient leaves its own one open."""
     with asyncio.Runner() as runner:
         yield runner.get_loop()
 
 
 def executed(path: Path, folder: Path, loop: asyncio.AbstractEventLoop) -> Any:
-    """The notebook with its outputs."""
+    """Run a notebook and return it with its outputs."""
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(notebook, timeout=50, kernel_name="python3", resources={"metadata": {"path": str(folder)}})
     try:
@@ -44,8 +44,8 @@ def executed(path: Path, folder: Path, loop: asyncio.AbstractEventLoop) -> Any:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: str(path.stem))
-def test_notebook(path: Path, tmp_path: Path, surroundings: None, loop: asyncio.AbstractEventLoop) -> None:
-    """No cell fails; and exported as HTML it has the pictures of its listeners, as they were in the end."""
+def test_notebook(path: Path, tmp_path: Path, environment: None, loop: asyncio.AbstractEventLoop) -> None:
+    """No cell fails, and the exported HTML shows the last state of its listeners."""
     notebook = executed(path, tmp_path, loop)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     assert [output for output in outputs if output.output_type == "error"] == []
@@ -65,12 +65,12 @@ def test_notebook(path: Path, tmp_path: Path, surroundings: None, loop: asyncio.
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: str(path.stem))
-def test_notebooks_are_kept_without_outputs(path: Path) -> None:
-    """Whoever opens one sees his own."""
+def test_notebooks_are_stored_without_outputs(path: Path) -> None:
+    """Readers see only output of their own runs."""
     cells = nbformat.read(path, as_version=4).cells
     assert [cell.id for cell in cells if cell.get("outputs") or cell.get("execution_count")] == []
 
 
-def test_there_are_notebooks() -> None:
-    """The four that the docs speak of."""
+def test_the_documented_notebooks_exist() -> None:
+    """The docs list four notebooks."""
     assert [path.stem for path in NOTEBOOKS] == ["errors_and_gaps", "first_ticks", "history_research", "live_portfolio"]

@@ -1,44 +1,46 @@
-"""A rerun of a cell replaces what its earlier run has made, and a script knows nothing of it."""
+"""Reruns of a cell replace the listeners and callbacks of its earlier run. Scripts are unaffected."""
 
 from __future__ import annotations
+
+import threading
 
 import pytest
 
 from finx_streamer import StreamListener, listeners, stop_all
-from tests.notebook.kernels import OUR_THREADS, Kernel
+from tests.support.kernels import OUR_THREADS, Kernel
 from tests.support.peers import PAIR, Peer, Seen, stay, ticks
 
 
 @pytest.mark.parametrize("name", ["", ", name='mine'"])
 @pytest.mark.parametrize("last", ["None", "listener", "listener.live()"])
 def test_a_rerun_leaves_one_listener(kernel: Kernel, name: str, last: str) -> None:
-    """Named or not, shown as the last expression or not; with the threads of one. (The kernel's own come and go.)"""
+    """The threads of the earlier listeners end, too."""
     code = f"listener = StreamListener('BTC:USDC', **PLACE{name}).start()\n{last}"
     kernel.run(code, cell="a")
     threads = kernel.value(OUR_THREADS)
     for _ in range(3):
         kernel.run(code, cell="a")
     assert kernel.value("finx_streamer.listeners() == [listener]") == "True"
-    assert threads == kernel.value(OUR_THREADS)
+    assert kernel.value(OUR_THREADS) == threads
 
 
-def test_an_edited_cell_replaces_what_it_had_started_before(kernel: Kernel) -> None:
-    """It is the same cell, as front ends name it."""
+def test_an_edited_cell_replaces_its_earlier_listener(kernel: Kernel) -> None:
+    """The front end's ID of the cell stays the same."""
     kernel.run("listener = StreamListener('BTC:USDC', **PLACE).start()", cell="b")
     kernel.run("listener = StreamListener('BTC:USDC', **PLACE, queue_size=9).start()", cell="b")
     assert kernel.value("len(finx_streamer.listeners())") == "1"
 
 
-def test_a_front_end_that_does_not_name_cells(kernel: Kernel) -> None:
-    """There the code tells them apart."""
+def test_a_rerun_without_a_cell_id_leaves_one_listener(kernel: Kernel) -> None:
+    """If the front end sends no ID, cells are identified by their code."""
     for _ in range(2):
-        name = kernel.begin("listener = StreamListener('BTC:USDC', **PLACE).start()", cellId=None)
-        kernel.wait_idle(name)
+        run = kernel.begin("listener = StreamListener('BTC:USDC', **PLACE).start()", cellId=None)
+        kernel.wait_idle(run)
     assert kernel.value("len(finx_streamer.listeners())") == "1"
 
 
-def test_what_does_not_belong_together_is_left_alone(kernel: Kernel) -> None:
-    """Several in one run of a cell, the same in other cells, and other names."""
+def test_unrelated_listeners_keep_running(kernel: Kernel) -> None:
+    """Listeners from the same run, from other cells, and with other names or symbols replace nothing."""
     kernel.run("a, b = (StreamListener('BTC:USDC', **PLACE).start() for _ in range(2))", cell="c")
     kernel.run("c = StreamListener('BTC:USDC', **PLACE).start()", cell="d")
     kernel.run("d = StreamListener('BTC:USDC', **PLACE, name='d').start()", cell="d")
@@ -47,7 +49,7 @@ def test_what_does_not_belong_together_is_left_alone(kernel: Kernel) -> None:
 
 
 def test_the_earlier_callbacks_stop_before_the_new_ones_start(kernel: Kernel) -> None:
-    """The replaced listener calls nobody any more."""
+    """A replaced listener calls no callback any more."""
     code = (
         "def register(number):\n"
         "    called = globals()[f'called_{number}'] = threading.Event()\n"
@@ -72,8 +74,8 @@ def test_the_earlier_callbacks_stop_before_the_new_ones_start(kernel: Kernel) ->
         "listener.on_tick(functools.partial(count_for, 1))\nNone",
     ],
 )
-def test_a_callback_that_is_defined_again_replaces_the_earlier(kernel: Kernel, code: str) -> None:
-    """Each tick is handed to one of them, the last."""
+def test_a_redefined_callback_replaces_the_earlier_one(kernel: Kernel, code: str) -> None:
+    """Only the last definition is called."""
     kernel.run(
         "import functools\n"
         "listener = StreamListener('BTC:USDC', **PLACE)\n"
@@ -86,8 +88,8 @@ def test_a_callback_that_is_defined_again_replaces_the_earlier(kernel: Kernel, c
     assert kernel.value("len(listener._callbacks.of('tick'))") == "1"
 
 
-def test_callbacks_that_are_not_the_same_are_kept(kernel: Kernel) -> None:
-    """Other pairs, other events, other objects' methods, two lambdas of one cell; what is removed is gone."""
+def test_different_callbacks_are_kept(kernel: Kernel) -> None:
+    """Other pairs, events, objects and lambdas don't replace each other, and each can be removed."""
     kernel.run(
         "listener = StreamListener('BTC:USDC', **PLACE)\n"
         "def show(*_): pass\n"
@@ -102,11 +104,11 @@ def test_callbacks_that_are_not_the_same_are_kept(kernel: Kernel) -> None:
     assert kernel.value("(len(listener._callbacks.of('tick')), len(listener._callbacks.of('error')))") == "(3, 0)"
 
 
-def test_a_script_sees_none_of_this(seen: Seen) -> None:
-    """Listeners of one name live side by side, and a callback that is registered twice is called twice."""
+def test_scripts_replace_nothing(seen: Seen) -> None:
+    """Listeners with the same name run side by side, and a callback registered twice is called twice."""
     with Peer(stay(ticks(1, 1))) as peer:
         both = [seen.listener(peer.url, name="mine").start() for _ in range(2)]
-        assert both == listeners()
+        assert listeners() == both
         for _ in range(2):
             both[0].on_tick(print)
         assert both[0]._callbacks.of("tick").count(print) == 2
@@ -115,10 +117,8 @@ def test_a_script_sees_none_of_this(seen: Seen) -> None:
     assert [listener.state.ended for listener in both] == [True, True]
 
 
-def test_stopping_all_says_whether_all_have_stopped(seen: Seen) -> None:
-    """A callback that does not return is waited for so long, and no longer; it may stop all, too."""
-    import threading
-
+def test_stop_all_returns_whether_all_have_stopped(seen: Seen) -> None:
+    """It waits no longer than its timeout for a callback that doesn't return."""
     begun, leave = threading.Event(), threading.Event()
 
     def hold(tick: object) -> None:

@@ -1,4 +1,4 @@
-"""The static picture of a listener, and that no text of others can do harm in it."""
+"""The static HTML of a listener, in which no text from the server can do harm."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EVIL = "<img src=x onerror=alert(1)>\"'&\x1b[31m\x00\u202e</td><script>alert(2)<
 
 
 class Reader(HTMLParser):
-    """All tags, attributes and text of a picture."""
+    """Collects all tags, attributes and text of an HTML fragment."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Reader(HTMLParser):
 
 
 def assert_harmless(html: str) -> Reader:
-    """Nothing but a table, and nothing that runs or loads."""
+    """Check that there is only a table, and nothing that runs or loads."""
     read = Reader(html)
     assert read.open == []
     assert read.tags <= {"div", "b", "span", "table", "thead", "tbody", "tr", "th", "td", "br", "svg", "polyline"}
@@ -59,8 +59,8 @@ def assert_harmless(html: str) -> Reader:
 
 
 @given(st.text())
-def test_any_text_is_made_one_line_without_effect(text: str) -> None:
-    """Printable, of bounded length, and the same again where it was so already."""
+def test_text_becomes_one_harmless_line(text: str) -> None:
+    """It is printable, bounded and free of HTML."""
     shown = plain(text)
     assert shown.isprintable() or all(c.isprintable() or c.isspace() for c in shown)
     assert "\n" not in shown
@@ -79,33 +79,33 @@ def test_any_text_is_made_one_line_without_effect(text: str) -> None:
         (float("nan"), "nan"),
     ],
 )
-def test_prices_for_the_eye(price: object, shown: str) -> None:
-    """Floats without the noise of their last digits, anything else as it is."""
-    assert shown == price_text(price)
+def test_formats_prices(price: object, shown: str) -> None:
+    """Floats lose the rounding noise of their last digits, other types stay as they are."""
+    assert price_text(price) == shown
 
 
 @pytest.mark.parametrize(
     ("seconds", "shown"), [(-1, "0 ms"), (0.0123, "12 ms"), (0.9996, "1.0 s"), (59.96, "60.0 s"), (7_200, "120 min")]
 )
-def test_ages(seconds: float, shown: str) -> None:
-    """As short as they can be told."""
-    assert shown == age(seconds)
+def test_formats_ages(seconds: float, shown: str) -> None:
+    """The unit depends on the size."""
+    assert age(seconds) == shown
 
 
 def test_a_listener_that_was_never_started() -> None:
-    """Its state and its streams, with nothing known of them."""
+    """The snapshot shows its state and its streams without values."""
     read = assert_harmless(StreamListener(PAIR, "ETH:USDC", name="mine")._repr_html_())
     for text in ("mine", "idle", PAIR, "ETH:USDC", "0 ticks"):
         assert text in read.text
 
 
 def test_a_listener_without_symbols() -> None:
-    """Is a picture, too."""
+    """The snapshot is valid."""
     assert_harmless(StreamListener()._repr_html_())
 
 
-def test_what_there_is_to_know(seen: Seen) -> None:
-    """State, last price and exchange, sums, and the time of the picture."""
+def test_a_running_listener(seen: Seen) -> None:
+    """The snapshot shows state, last price, exchange, totals and the current time."""
     with Peer(stay(ticks(1, 7))) as peer, seen.listener(peer.url) as listener:
         seen.wait_ticks(7)
         read = assert_harmless(listener._repr_html_())
@@ -120,30 +120,30 @@ def test_what_there_is_to_know(seen: Seen) -> None:
 
 
 def test_an_evil_exchange_is_shown_as_text(seen: Seen) -> None:
-    """In the picture with and without lines, and in what the live view's pages are sent."""
+    """This holds for the snapshot, with and without sparklines, and for messages to the page."""
     data = {"pair": PAIR, "date": "2022-07-02", "time": "15:30:55.817Z", "exchange": EVIL, "price": "1.5"}
     evil = frame(json.dumps({"results": "streaming", "resultData": data}))
     with Peer(stay(tick(1), evil)) as peer, seen.listener(peer.url, name=EVIL) as listener:
         seen.wait_ticks(2)
         assert_harmless(listener._repr_html_())
-        picture = ViewModel(listener, listener._kept(""), [PAIR])
-        picture.look()
-        assert_harmless(snapshot(listener, picture.sparks()))
-        sent = json.dumps([picture.full(), picture.frame()], ensure_ascii=False)
+        view_model = ViewModel(listener, listener._kept(""), [PAIR])
+        view_model.update()
+        assert_harmless(snapshot(listener, view_model.sparklines()))
+        sent = json.dumps([view_model.full(), view_model.frame()], ensure_ascii=False)
     assert sent.isprintable()
     assert State.STOPPED is listener.state
 
 
-def test_the_key_is_not_in_the_picture(seen: Seen) -> None:
-    """Nor in what pages are sent."""
+def test_the_key_is_not_shown(seen: Seen) -> None:
+    """Neither the snapshot nor messages to the page contain it."""
     with Peer(stay(tick(1))) as peer, seen.listener(peer.url, api_key="very-secret") as listener:
         seen.wait_ticks(1)
-        picture = ViewModel(listener, listener._kept(""), [PAIR])
-        assert "very-secret" not in listener._repr_html_() + repr(listener) + json.dumps(picture.full())
+        view_model = ViewModel(listener, listener._kept(""), [PAIR])
+        assert "very-secret" not in listener._repr_html_() + repr(listener) + json.dumps(view_model.full())
 
 
-def test_of_very_many_streams_the_first_are_shown() -> None:
-    """And how many more there are."""
+def test_shows_a_limited_number_of_streams() -> None:
+    """For the others, the snapshot shows only their number."""
     listener = StreamListener(*(f"A{number}:USDC" for number in range(60)))
     read = assert_harmless(listener._repr_html_())
     assert "A49:USDC" in read.text

@@ -1,4 +1,4 @@
-"""What the live view shows, of any number of ticks."""
+"""The state of a live view, for any number of ticks."""
 
 from __future__ import annotations
 
@@ -30,19 +30,18 @@ def a_tick(price: Any, received_ns: int, pair: str = PAIR, exchange: str = "BINA
 
 
 class Stage:
-    """A picture of a listener that does not run, and ticks from nowhere."""
+    """The view model of a listener that isn't running, and a way to add ticks."""
 
     def __init__(self, *charts: str) -> None:
         self.listener = StreamListener(PAIR, OTHER)
         self.recent = Recent(20_000)
-        self.picture = ViewModel(self.listener, self.recent, charts)
+        self.view_model = ViewModel(self.listener, self.recent, charts)
         self.now = 0
 
     def tick(self, price: Any, pair: str = PAIR, exchange: str = "BINANCE", after: float = 0.1) -> None:
         self.now += int(after * SECOND)
-        made = a_tick(price, self.now, pair, exchange)
-        self.recent.extend([made])
-        self.picture.look()
+        self.recent.extend([a_tick(price, self.now, pair, exchange)])
+        self.view_model.update()
 
 
 @pytest.fixture
@@ -50,30 +49,30 @@ def stage() -> Stage:
     return Stage(PAIR)
 
 
-def test_a_frame_tells_what_has_changed_since_the_last(stage: Stage) -> None:
-    """Whatever came in between counts for nothing: the last price does."""
-    stage.picture.full()
+def test_a_frame_has_the_changes_since_the_last_one(stage: Stage) -> None:
+    """Only the last price of each stream counts."""
+    stage.view_model.full()
     for price in (1.0, 2.0, 3.5):
         stage.tick(price)
-    frame = stage.picture.frame()
+    frame = stage.view_model.frame()
     assert frame is not None
-    assert {0: ["3.5", "BINANCE", stage.now / 1e9, 1]} == frame["rows"]
+    assert frame["rows"] == {0: ["3.5", "BINANCE", stage.now / 1e9, 1]}
     assert frame["points"] == {PAIR: {"exchanges": ["BINANCE"], "y": {0: 3.5}}}
 
 
-def test_no_change_no_frame(stage: Stage) -> None:
-    """There is nothing to send then."""
+def test_without_changes_there_is_no_frame(stage: Stage) -> None:
+    """There is nothing to send."""
     stage.tick(1.0)
-    stage.picture.full()
-    assert stage.picture.frame() is None
+    stage.view_model.full()
+    assert stage.view_model.frame() is None
 
 
-def test_the_full_picture_has_the_history_of_its_charts(stage: Stage) -> None:
-    """A line for each exchange over a common time, and gaps where one had no price."""
+def test_the_full_state_has_the_history_of_its_charts(stage: Stage) -> None:
+    """Each exchange has a line over a common time axis, with None where it had no price."""
     stage.tick(1.0)
     stage.tick(5.0, exchange="KRAKEN", after=1.0)
     stage.tick(2.0, after=1.0)
-    full = stage.picture.full()
+    full = stage.view_model.full()
     chart = full["charts"][PAIR]
     assert (chart["exchanges"], chart["x"]) == (["BINANCE", "KRAKEN"], [0.1, 1.1, 2.1])
     assert chart["y"] == [[1.0, None, 2.0], [None, 5.0, None]]
@@ -81,53 +80,53 @@ def test_the_full_picture_has_the_history_of_its_charts(stage: Stage) -> None:
     json.dumps(full, allow_nan=False)
 
 
-def test_a_chart_that_is_chosen_later_has_a_past(stage: Stage) -> None:
-    """As far as the listener remembers."""
+def test_a_chart_chosen_later_has_a_history(stage: Stage) -> None:
+    """It is made of the listener's recent ticks."""
     for price in (1.0, 2.0):
         stage.tick(price, pair=OTHER, after=1.0)
-    stage.picture.choose([OTHER])
-    assert stage.picture.full()["charts"][OTHER]["y"] == [[1.0, 2.0]]
-    assert stage.picture.charts == (OTHER,)
+    stage.view_model.choose([OTHER])
+    assert stage.view_model.full()["charts"][OTHER]["y"] == [[1.0, 2.0]]
+    assert stage.view_model.charts == (OTHER,)
 
 
-def test_what_can_not_be_charted_is_left_out(stage: Stage) -> None:
-    """A pair that is not listened to; the same twice; more than can be looked at."""
-    stage.picture.choose(["XXX:YYY", PAIR, PAIR])
-    assert stage.picture.charts == (PAIR,)
+def test_ignores_pairs_that_can_not_be_charted(stage: Stage) -> None:
+    """Unknown pairs, duplicates and too many pairs are left out."""
+    stage.view_model.choose(["XXX:YYY", PAIR, PAIR])
+    assert stage.view_model.charts == (PAIR,)
     stage.listener.add(*(f"A{n}:USDC" for n in range(9)))
-    stage.picture.choose(stage.listener.symbols)
-    assert len(stage.picture.charts) == CHARTS
+    stage.view_model.choose(stage.listener.symbols)
+    assert len(stage.view_model.charts) == CHARTS
 
 
 @pytest.mark.parametrize("price", ["one", None, float("nan"), float("inf"), 10**400, object()])
-def test_prices_that_are_no_numbers_are_shown_and_not_drawn(stage: Stage, price: Any) -> None:
-    """`parse_price` may make anything."""
+def test_prices_that_are_not_numbers_are_shown_but_not_drawn(stage: Stage, price: Any) -> None:
+    """`parse_price` may return any type."""
     stage.tick(1.0)
     stage.tick(price)
-    full = stage.picture.full()
+    full = stage.view_model.full()
     assert full["charts"][PAIR]["y"] == [[1.0]]
     assert full["rows"][0][0] != "1"
     json.dumps(full, allow_nan=False)
 
 
-def test_symbols_that_come_and_go_make_a_full_picture(stage: Stage) -> None:
-    """A page has to make its rows anew."""
-    stage.picture.full()
+def test_a_change_of_symbols_causes_a_full_state(stage: Stage) -> None:
+    """The page must rebuild its rows."""
+    stage.view_model.full()
     stage.listener.add("SOL:USDC")
-    frame = stage.picture.frame()
+    frame = stage.view_model.frame()
     assert frame is not None
     assert (frame["kind"], frame["symbols"]) == ("full", [PAIR, OTHER, "SOL:USDC"])
 
 
-def test_of_very_many_streams_the_first_are_shown() -> None:
-    """And how many more there are."""
+def test_shows_a_limited_number_of_streams() -> None:
+    """For the others, the state has only their number."""
     listener = StreamListener(*(f"A{number}:USDC" for number in range(ROWS + 7)))
     full = ViewModel(listener, Recent(1), []).full()
     assert (len(full["rows"]), len(full["streams"]), full["more"]) == (ROWS, ROWS, 7)
 
 
 def test_memory_is_bounded(stage: Stage) -> None:
-    """However long it goes on, and however many exchanges there are."""
+    """Neither time nor the number of exchanges makes it grow beyond its limits."""
     chart = Chart()
     for number in range(5_000):
         chart.add(float(number), f"E{number % 50}", 1.0)
@@ -136,14 +135,14 @@ def test_memory_is_bounded(stage: Stage) -> None:
     assert len(full["exchanges"]) <= 12
     for number in range(200):
         stage.tick(float(number), after=1.0)
-    assert len(stage.picture.full()["sparks"][0]) == 60
+    assert len(stage.view_model.full()["sparks"][0]) == 60
 
 
-def test_a_burst_between_two_frames_costs_no_more_than_its_end(stage: Stage) -> None:
-    """The last ticks are looked at, and the last price is right."""
-    stage.picture.full()
+def test_only_the_end_of_a_burst_is_processed(stage: Stage) -> None:
+    """The last price is right all the same."""
+    stage.view_model.full()
     stage.recent.extend([a_tick(float(n), n, exchange="X") for n in range(50_000)])
-    stage.picture.look()
-    frame = stage.picture.frame()
+    stage.view_model.update()
+    frame = stage.view_model.frame()
     assert frame is not None
     assert frame["rows"][0][0] == "49999"

@@ -1,4 +1,4 @@
-"""Real Jupyter kernels, and what each cell's output was."""
+"""Real Jupyter kernels, and the output of each cell."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from typing import Any, Self
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
 
-#: How long anything that has to happen may take. Nothing passes by waiting for it.
+#: The timeout of every wait, in seconds. No test passes by timing out.
 PATIENCE = 30.0
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = [sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
 
-#: How many threads of ours there are, but for those that shake hands, which come and go.
+#: The number of our threads, except those for handshakes, which are short-lived.
 OUR_THREADS = "sum(t.name.startswith('finx-') and '-handshake-' not in t.name for t in threading.enumerate())"
-#: What notebooks of these tests begin with.
+#: The first cell of each test: a server of ticks in the kernel.
 SERVED = """
 import time, threading
 import finx_streamer
@@ -37,7 +37,7 @@ PLACE = {"endpoint": server.url, "api_key": "demo"}
 
 
 class Kernel:
-    """A kernel in a process of its own. What it says is sorted by the cell that it belongs to."""
+    """A kernel in a process of its own. Its messages are sorted by the cell they belong to."""
 
     def __init__(self, extra_path: Path | None = None) -> None:
         self._manager = AsyncKernelManager()
@@ -45,12 +45,12 @@ class Kernel:
         paths = [str(ROOT)] if extra_path is None else [str(extra_path), str(ROOT)]
         self._environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
         self.messages: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        #: Messages that are about widgets, whomever they belong to.
+        #: All messages about widgets.
         self.comms: list[dict[str, Any]] = []
-        #: The requests that have been replied to.
+        #: The requests with a reply.
         self._replied: set[str] = set()
         self._changed = threading.Condition()
-        # The client without "async" in its name leaves event loops open behind it.
+        # The synchronous client leaves event loops open.
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="kernel client")
 
@@ -101,19 +101,19 @@ class Kernel:
                 self._replied.add(message["parent_header"].get("msg_id", ""))
                 self._changed.notify_all()
 
-    def wait(self, is_there: Callable[[], Any], what: str = "") -> Any:
-        """Wait until it is there, whatever the kernel says meanwhile. Returns it."""
+    def wait(self, find: Callable[[], Any], what: str = "") -> Any:
+        """Wait until `find` returns something true, and return it. It is called after every message."""
         deadline = time.monotonic() + PATIENCE
         with self._changed:
-            while not (found := is_there()):
+            while not (found := find()):
                 for reader in self._readers:
                     assert not reader.done(), reader.exception()
-                assert time.monotonic() < deadline, f"not there in time: {what}"
+                assert time.monotonic() < deadline, f"timed out: {what}"
                 self._changed.wait(0.2)
         return found
 
     def begin(self, code: str, cell: str | None = None, **metadata: Any) -> str:
-        """Run a cell without waiting. Returns the name of this run, by which its output is known."""
+        """Run a cell without waiting. Return the message ID of the request, which identifies the output."""
         content = {
             "code": code, "silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": False,
             "stop_on_error": True,
@@ -124,46 +124,46 @@ class Kernel:
     async def _send(self, kind: str, content: dict[str, Any], metadata: dict[str, Any], control: bool = False) -> str:
         message = self.client.session.msg(kind, content, metadata=metadata)
         channel = self.client.control_channel if control else self.client.shell_channel
-        # The channel's own `send` goes past the socket's event loop, which then may miss a reply that comes meanwhile.
+        # The channel's own `send` bypasses the socket's event loop, which then may miss a reply.
         await channel.socket.send_multipart(self.client.session.serialize(message))
         return str(message["header"]["msg_id"])
 
     def run(self, code: str, cell: str | None = None) -> str:
-        """Run a cell to its end, which has to be a good one."""
-        name = self.begin(code, cell)
-        self.wait_idle(name)
-        assert self.errors(name) == []
-        return name
+        """Run a cell, wait for its end, and check that it raised nothing."""
+        run = self.begin(code, cell)
+        self.wait_idle(run)
+        assert self.errors(run) == []
+        return run
 
-    def wait_idle(self, name: str) -> None:
-        """Wait until a cell has ended, and, as front ends do, until the kernel has said so on both of its channels."""
-        self.wait(lambda: any(_is_idle(message) for message in tuple(self.messages[name])), "idle")
-        self.wait(lambda: name in self._replied, "a reply")
+    def wait_idle(self, run: str) -> None:
+        """Wait until the kernel reports the end of a cell on both channels, as front ends do."""
+        self.wait(lambda: any(_is_idle(message) for message in tuple(self.messages[run])), "idle")
+        self.wait(lambda: run in self._replied, "a reply")
 
-    def errors(self, name: str) -> list[str]:
-        """The exceptions that a cell ended with."""
-        found = self.messages[name]
+    def errors(self, run: str) -> list[str]:
+        """Return the tracebacks of a cell."""
+        found = self.messages[run]
         return ["\n".join(m["content"]["traceback"]) for m in found if m["msg_type"] == "error"]
 
-    def text(self, name: str, stream: str = "stdout") -> str:
-        """What was printed into a cell's output."""
-        found = [message for message in tuple(self.messages[name]) if message["msg_type"] == "stream"]
+    def text(self, run: str, stream: str = "stdout") -> str:
+        """Return what was printed to a cell's output."""
+        found = [message for message in tuple(self.messages[run]) if message["msg_type"] == "stream"]
         return "".join(message["content"]["text"] for message in found if message["content"]["name"] == stream)
 
-    def shown(self, name: str) -> list[dict[str, str]]:
-        """What was displayed in a cell's output, each by type."""
+    def shown(self, run: str) -> list[dict[str, str]]:
+        """Return what was displayed in a cell's output, by MIME type."""
         kinds = ("display_data", "update_display_data", "execute_result")
-        return [m["content"]["data"] for m in tuple(self.messages[name]) if m["msg_type"] in kinds]
+        return [m["content"]["data"] for m in tuple(self.messages[run]) if m["msg_type"] in kinds]
 
     def value(self, expression: str) -> str:
-        """The value of an expression, as text."""
+        """Return the value of an expression, as text."""
         return self.text(self.run(f"print({expression})")).rstrip("\n")
 
     def interrupt(self) -> None:
         self._do(self._manager.interrupt_kernel())
 
     def shut_down(self) -> int | None:
-        """Ask it to end, wait, and return its exit status; None where it had to be killed."""
+        """Request a shutdown, wait, and return the exit status. None if the kernel didn't exit in time."""
         self._do(self._send("shutdown_request", {"restart": False}, {}, control=True))
         process = self._manager.provisioner.process  # type: ignore[union-attr]
         try:
@@ -171,20 +171,20 @@ class Kernel:
         except subprocess.TimeoutExpired:
             return None
 
-    def say(self, comm: str, **content: Any) -> str:
-        """What a page of a widget says to its model."""
+    def send(self, comm: str, **content: Any) -> str:
+        """Send a message from a page to its widget."""
         data = {"method": "custom", "content": content}
         return self._do(self._send("comm_msg", {"comm_id": comm, "data": data}, {}))
 
     def control(self, kind: str, **content: Any) -> str:
-        """A message on the control channel."""
+        """Send a message on the control channel."""
         return self._do(self._send(kind, content, {}, control=True))
 
-    def heard(self, comm: str, kind: str) -> list[dict[str, Any]]:
-        """What a model has said to its pages."""
+    def received(self, comm: str, kind: str) -> list[dict[str, Any]]:
+        """Return the messages of one kind from a widget to its pages."""
         data = [m["content"]["data"] for m in tuple(self.comms) if m["content"]["comm_id"] == comm]
-        said = [d["content"] for d in data if d.get("method") == "custom"]
-        return [content for content in said if content["kind"] == kind]
+        contents = [d["content"] for d in data if d.get("method") == "custom"]
+        return [content for content in contents if content["kind"] == kind]
 
 
 def _is_idle(message: dict[str, Any]) -> bool:
@@ -192,7 +192,7 @@ def _is_idle(message: dict[str, Any]) -> bool:
 
 
 def install(requirements: list[str], folder: Path) -> Path:
-    """Packages into a folder that is put before all others."""
+    """Install packages into a folder, to be put first on the path."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps"]
     subprocess.run([*pip, "--target", str(folder), *requirements], check=True, capture_output=True)
     return folder

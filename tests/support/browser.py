@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from playwright.sync_api import Browser, Page, TimeoutError, sync_playwright
 
-from tests.notebook.kernels import PATIENCE, ROOT
+from tests.support.kernels import PATIENCE, ROOT
 
 CHROMIUM = shutil.which("chromium") or ""
 TOKEN = "for-tests"
