@@ -5,14 +5,10 @@ from __future__ import annotations
 import gc
 import os
 import signal
-import subprocess
 import sys
-import tempfile
-import textwrap
 import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -43,8 +39,8 @@ from tests.support.peers import (
     tick,
     ticks,
 )
+from tests.support.program import Program, run_program
 
-ROOT = Path(__file__).parents[1]
 SLOW = ReconnectPolicy(initial=30.0, maximum=30.0, jitter=False)
 #: What has to be quick takes no longer than this, on a machine that is busy with other things too.
 AT_ONCE = 4.0
@@ -708,8 +704,9 @@ def wait_until_gone() -> None:
         time.sleep(0.01)  # nothing tells the end of a thread that is not known by name
 
 
-def test_nothing_is_left_after_many_lives() -> None:
-    """500 starts and stops leave no thread and no file descriptor behind, however far each of them came."""
+@pytest.mark.parametrize("lives", [100, pytest.param(500, marks=pytest.mark.slow)])
+def test_many_lives_leave_nothing_behind(lives: int) -> None:
+    """Starts and stops leave no thread and no file descriptor behind, in any stage of a connection."""
 
     def live(listener: StreamListener, number: int) -> None:
         listener.start()
@@ -725,99 +722,48 @@ def test_nothing_is_left_after_many_lives() -> None:
         wait_until_gone()
         gc.collect()
         before = len(os.listdir("/proc/self/fd"))
-        theirs = peer.accepted
+        earlier = peer.accepted
         urls = [peer.url, peer.url, peer.url, mute.url, f"ws://127.0.0.1:{free_port()}/"]
-        for number in range(500):
+        for number in range(lives):
             url = peer.url if number % 5 == 0 else urls[number % 5]
             seen.ticks.clear()
             live(seen.listener(url, dispatch="inline" if number % 3 else "thread", reconnect=SLOW), number)
         wait_until_gone()
         gc.collect()
         assert our_threads() == []
-        # The peers' ends of those connections are open still.
-        accepted = peer.accepted - theirs + mute.accepted
+        # The peers' ends of those connections are still open.
+        accepted = peer.accepted - earlier + mute.accepted
         assert len(os.listdir("/proc/self/fd")) <= before + accepted
 
 
-# Scripts, in processes of their own.
-
-
-def run_script(body: str, *, interrupt: bool = True, peer: Peer | LocalServer) -> tuple[int, str, str, float]:
-    """Run a script that prints FLOWS once ticks flow; interrupt it then. Its code, output, errors and seconds after."""
-    source = textwrap.dedent(
-        """
-        import sys, threading, time
-        from finx_streamer import StreamListener
-        flows = threading.Event()
-        def say(tick):
-            if not flows.is_set():
-                flows.set()
-                print("FLOWS", flush=True)
-        listener = StreamListener("BTC:USDC", api_key="demo", endpoint=sys.argv[1], on_tick=say)
-        """
-    ) + textwrap.dedent(body)
-    command = [sys.executable, "-c", source, peer.url]
-    with (
-        tempfile.TemporaryFile("w+") as complaints,
-        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=complaints, text=True) as process,
-    ):
-        killer = threading.Timer(PATIENCE, process.kill)
-        killer.start()
-        assert process.stdout is not None
-        first = process.stdout.readline()
-        begun = time.monotonic()
-        if interrupt:
-            process.send_signal(signal.SIGINT)
-        output = process.stdout.read()
-        code = process.wait()
-        seconds = time.monotonic() - begun
-        killer.cancel()
-        complaints.seek(0)
-        errors = complaints.read()
-    assert first == "FLOWS\n", errors
-    return code, output, errors, seconds
+# Scripts, each in its own process.
 
 
 @pytest.fixture
-def market() -> Any:
-    """A server with ticks that do not end."""
+def market() -> Iterator[LocalServer]:
+    """A server whose ticks don't end."""
     with LocalServer(SimulatedMarket(["BTC:USDC"], rate=200.0, seed=1), keys={"demo"}) as server:
         yield server
 
 
-SCRIPTS = {
-    "join": "listener.start(); listener.join()",
-    "start().join": "listener.start().join()",
-    "iteration": "for tick in listener: pass",
-    "iteration in with": """
-        with listener:
-            for tick in listener: pass
-    """,
-    "join in with": """
-        with listener:
-            listener.join()
-    """,
-    "sleep in with": """
-        with listener:
-            time.sleep(60)
-    """,
-    "inline": """
-        listener = StreamListener("BTC:USDC", api_key="demo", endpoint=sys.argv[1], on_tick=say, dispatch="inline")
-        listener.start().join()
-    """,
-}
-STUCK = """
-def stick(tick):
-    if flows.is_set():
-        time.sleep(60)
-listener.on_tick(stick)
-"""
+def time_to_end(program: Program, *, interrupt: bool) -> tuple[int, str, str, float]:
+    """Wait for a program's first tick and for its end. Return its code, output and errors, and the seconds between."""
+    assert program.read_line() == "FLOWS"
+    started = time.monotonic()
+    if interrupt:
+        program.interrupt()
+    code, output, errors = program.wait()
+    return code, output, errors, time.monotonic() - started
 
 
-@pytest.mark.parametrize("body", SCRIPTS.values(), ids=SCRIPTS)
-def test_ctrl_c_ends_a_script(market: LocalServer, body: str) -> None:
-    """Ctrl-C is a KeyboardInterrupt in the main thread, at once, with no other traceback and no complaint."""
-    code, _, errors, seconds = run_script(body, peer=market)
+CTRL_C = ["join", "start_and_join", "inline", "loop", "loop_in_with", "join_in_with", "sleep_in_with"]
+
+
+@pytest.mark.parametrize("name", CTRL_C)
+def test_ctrl_c_ends_a_script(market: LocalServer, name: str) -> None:
+    """Ctrl-C raises KeyboardInterrupt in the main thread at once, and nothing else is printed."""
+    with Program("ctrl_c", name, market.url) as program:
+        code, _, errors, seconds = time_to_end(program, interrupt=True)
     assert code == -signal.SIGINT
     assert errors.rstrip().endswith("KeyboardInterrupt")
     assert errors.count("Traceback") == 1
@@ -825,102 +771,39 @@ def test_ctrl_c_ends_a_script(market: LocalServer, body: str) -> None:
     assert seconds < AT_ONCE
 
 
-@pytest.mark.parametrize("body", ["join", "iteration", "iteration in with", "join in with", "sleep in with"])
-def test_ctrl_c_ends_a_script_whose_callback_is_stuck(market: LocalServer, body: str) -> None:
-    """A callback that never returns does not keep a script alive."""
-    code, _, errors, seconds = run_script(STUCK + textwrap.dedent(SCRIPTS[body]), peer=market)
+@pytest.mark.parametrize("name", ["join", "loop", "loop_in_with", "join_in_with", "sleep_in_with"])
+def test_ctrl_c_ends_a_script_with_a_stuck_callback(market: LocalServer, name: str) -> None:
+    """A callback that never returns doesn't keep a script alive."""
+    with Program("ctrl_c", name, market.url, "stuck") as program:
+        code, _, errors, seconds = time_to_end(program, interrupt=True)
     assert code == -signal.SIGINT
     assert errors.rstrip().endswith("KeyboardInterrupt")
     assert seconds < AT_ONCE
 
 
-ENDINGS = {
-    "running": "listener.start(); flows.wait()",
-    "stopped": "listener.start(); flows.wait(); listener.stop()",
-    "left iteration": """
-        for tick in listener: break
-    """,
-    "sys.exit in with": """
-        with listener:
-            flows.wait(); sys.exit(0)
-    """,
-    "stuck callback": STUCK + "listener.start(); flows.wait(); time.sleep(0.1)",
-    "stop in callback": """
-        listener.on_tick(lambda tick: listener.stop())
-        listener.start(); listener.join()
-    """,
-}
-
-
-@pytest.mark.parametrize("body", ENDINGS.values(), ids=ENDINGS)
-def test_a_script_that_ends_exits(market: LocalServer, body: str) -> None:
-    """A script that comes to its end exits promptly and in silence, whatever the listener is doing."""
-    code, _, errors, seconds = run_script(body, interrupt=False, peer=market)
-    assert (code, errors) == (0, "")
+@pytest.mark.parametrize("name", ["stopped", "left_loop", "sys_exit_in_with", "stuck_callback", "stop_in_callback"])
+def test_a_script_exits_at_its_end(market: LocalServer, name: str) -> None:
+    """A script exits promptly and prints nothing, in any state of the listener."""
+    with Program("endings", name, market.url) as program:
+        code, output, errors, seconds = time_to_end(program, interrupt=False)
+    assert (code, output, errors) == (0, "", "")
     assert seconds < AT_ONCE
 
 
-def test_a_signal_handler_may_stop_the_listener(market: LocalServer) -> None:
-    """stop() in a SIGINT handler ends join() in the main thread, and the script goes on from there."""
-    body = """
-        import signal
-        signal.signal(signal.SIGINT, lambda *_: listener.stop())
-        for tick in listener: pass
-        print("ended", listener.join(), flush=True)
-    """
-    code, output, errors, seconds = run_script(body, peer=market)
+def test_a_signal_handler_can_stop_the_listener(market: LocalServer) -> None:
+    """stop() in a SIGINT handler ends the loop and join() in the main thread, and the script continues."""
+    with Program("ctrl_c", "signal_handler", market.url) as program:
+        code, output, errors, seconds = time_to_end(program, interrupt=True)
     assert (code, output, errors) == (0, "ended True\n", "")
     assert seconds < AT_ONCE
 
 
-def test_a_fork_is_refused_and_not_hung() -> None:
-    """In a child process, which has no threads of the listener's, it says so, and stop() returns."""
-    if sys.version_info >= (3, 12):
-        pytest.skip("fork with threads warns from here on")
-    with Peer(stay(tick(1))) as peer:
-        body = """
-            import os
-            listener.start(); flows.wait()
-            if (child := os.fork()) == 0:
-                refused = 0
-                try:
-                    assert listener.stop()
-                    for attempt in (
-                        listener.start,
-                        lambda: next(iter(listener)),
-                        lambda: listener.add("ETH:USDC"),
-                        lambda: listener.remove("BTC:USDC"),
-                    ):
-                        try:
-                            attempt()
-                        except ValueError as error:
-                            refused += "before a fork" in str(error)
-                finally:
-                    os._exit(refused)
-            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-        """
-        code, output, errors, _ = run_script(body, interrupt=False, peer=peer)
-    assert (code, output, errors) == (0, "4\n", "")
-
-
-def test_a_fork_in_a_loop_leaves_it_at_once() -> None:
-    """A child process that leaves the loop does not wait for threads that are not there."""
-    if sys.version_info >= (3, 12):
-        pytest.skip("fork with threads warns from here on")
-    with Peer(stay(tick(1))) as peer:
-        body = """
-            import os, time
-            child = None
-            for received in listener:
-                child = os.fork()
-                begun = time.monotonic()
-                break
-            if child == 0:
-                os._exit(int(time.monotonic() - begun))
-            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-        """
-        code, output, errors, _ = run_script(body, interrupt=False, peer=peer)
-    assert (code, output, errors) == (0, "0\n", "")
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="since Python 3.12, a fork with threads warns")
+@pytest.mark.parametrize(("name", "output"), [("use_in_child", "4\n"), ("leave_loop_in_child", "0\n")])
+def test_a_forked_child_does_not_hang(name: str, output: str) -> None:
+    """In a child, which has no listener threads, calls raise errors, stop() returns, and a loop ends at once."""
+    with Peer(stay(tick(1))) as peer, Program("forks", name, peer.url) as program:
+        assert time_to_end(program, interrupt=False)[:3] == (0, output, "")
 
 
 def test_connection_failures_do_not_end_a_listener(seen: Seen) -> None:
@@ -962,35 +845,11 @@ def test_a_drain_delivers_what_waited_for_room() -> None:
     assert list(range(1, 21)) == seen.prices
 
 
-def test_no_thread_to_be_had_is_an_error_and_leaves_nothing() -> None:
-    """Where the system has no thread to give, `start` raises, and the listener has ended."""
-    script = """
-import threading
-from finx_streamer import StreamListener
-listener = StreamListener("BTC:USDC", api_key="some-key", endpoint="ws://127.0.0.1:9/")
-begin, left = threading.Thread.start, [ALLOWED]
-
-def start(thread):
-    if not left[0]:
-        raise RuntimeError("can't start new thread")
-    left[0] -= 1
-    begin(thread)
-
-threading.Thread.start = start
-try:
-    listener.start()
-except RuntimeError as error:
-    print(error, listener.join(5), threading.active_count())
-"""
-    for allowed in (0, 1):
-        ended = subprocess.run(
-            [sys.executable, "-c", script.replace("ALLOWED", str(allowed))],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
-        assert (ended.stdout, ended.stderr) == ("can't start new thread True 1\n", "")
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_start_fails_without_threads(allowed: int) -> None:
+    """If the system allows no more threads, start() raises and the listener has ended."""
+    ended = run_program("scarcity", "no_thread_at_start", allowed)
+    assert (ended.stdout, ended.stderr) == ("can't start new thread True 1\n", "")
 
 
 @pytest.mark.parametrize("overflow", ["drop_oldest", "latest"])

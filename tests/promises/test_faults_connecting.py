@@ -7,12 +7,11 @@ are tried again, and keys that are refused, in test_network.py; proxies in test_
 from __future__ import annotations
 
 import contextlib
-import os
+import shlex
 import shutil
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 import time
 import warnings
@@ -27,9 +26,9 @@ import trustme
 from finx_streamer import CallTimeout, ConnectionFailed, FunctionClient, ProtocolError, ReconnectPolicy, State
 from finx_streamer.connection.websocket import MAX_HEADER
 from tests.support.peers import PAIR, PATIENCE, Caller, Peer, Script, Seen, free_port, refuse, stay, tick, watched
+from tests.support.program import program_command, program_environment, run_program
 
 NEVER_AGAIN = ReconnectPolicy(initial=3_600.0, maximum=3_600.0, jitter=False)
-ROOT = Path(__file__).resolve().parents[2]
 #: A name that no resolver knows.
 NAME = "ticks.example"
 
@@ -204,33 +203,10 @@ def test_functions_do_not_wait_for_a_resolver_that_hangs(stuck_resolver: Any) ->
         client.tick_snap(PAIR)
 
 
-#: Run where /etc/resolv.conf points to a name server that takes questions and answers none.
-SILENT_NAME_SERVER = """
-import socket, threading
-from finx_streamer import ReconnectPolicy, StreamListener
-
-server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-server.bind(("127.0.0.1", 53))
-told, errors = threading.Event(), []
-listener = StreamListener(
-    "BTC:USDC", api_key="demo", endpoint="wss://ticks.example/", connect_timeout=0.5, proxy="",
-    reconnect=ReconnectPolicy(initial=3600.0, maximum=3600.0, jitter=False),
-    on_error=lambda error: (errors.append(error), told.set()),
-)
-listener.start()
-assert b"ticks" in server.recv(4096)
-assert told.wait(20)
-print(errors[0])
-assert listener.start().stop()
-print("stopped")
-"""
-
-
 def test_a_name_server_that_does_not_answer(tmp_path: Path) -> None:
     """With a real resolver that waits for a silent name server the attempt is bounded, and the process exits."""
     (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.1\noptions timeout:30 attempts:3\n")
     (tmp_path / "nsswitch.conf").write_text("hosts: dns\n")
-    (tmp_path / "script.py").write_text(SILENT_NAME_SERVER)
     inside = ["unshare", "--user", "--map-root-user", "--mount", "--net", "sh", "-c"]
     steps = [
         "ip link set lo up",
@@ -238,15 +214,16 @@ def test_a_name_server_that_does_not_answer(tmp_path: Path) -> None:
         f"mount --bind {tmp_path}/nsswitch.conf /etc/nsswitch.conf",
     ]
     ready = " && ".join(steps)
+    command = shlex.join(program_command("silent_name_server"))
     if not shutil.which("unshare") or subprocess.run([*inside, ready], capture_output=True, check=False).returncode:
         pytest.skip("no namespaces of our own on this machine (unshare), to change the name server in")
     child = subprocess.run(
-        [*inside, f"{ready} && exec {sys.executable} {tmp_path}/script.py"],
+        [*inside, f"{ready} && exec {command}"],
         capture_output=True,
         text=True,
         timeout=PATIENCE,
         check=False,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=program_environment(),
     )
     assert child.returncode == 0, child.stderr
     assert "no connection within 0.5 s" in child.stdout
@@ -394,59 +371,10 @@ def test_the_systems_file_of_authorities_is_used(
 
 # Descriptors.
 
-#: Takes all file descriptors but some, as long as it is told to, whenever the key is asked for.
-HOG = """
-import os, resource, sys, threading
-from finx_streamer import ReconnectPolicy, StreamListener
 
-url, left, first = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-hogs, asked, errors, done = [], 0, 0, threading.Event()
-
-def key():
-    global asked
-    asked += 1
-    if asked >= first and errors < first + 2:
-        try:
-            while True:
-                hogs.append(os.open(os.devnull, os.O_RDONLY))
-        except OSError:
-            for _ in range(left):
-                os.close(hogs.pop())
-    return "demo"
-
-def on_error(error):
-    global errors
-    errors += 1
-    os.write(1, f"{error}\\n".encode())
-    if errors == first + 2:
-        while hogs:
-            os.close(hogs.pop())
-
-def on_tick(tick):
-    os.write(1, b"tick\\n")
-    if errors >= first + 2:
-        done.set()
-
-policy = ReconnectPolicy(initial=0.01, factor=1.0, jitter=False)
-with StreamListener("BTC:USDC", api_key=key, endpoint=url, on_tick=on_tick, on_error=on_error, reconnect=policy,
-                    backfill=False, dispatch="inline") as listener:
-    while not done.wait(0.1):
-        if listener.state.ended:
-            sys.exit(3)
-"""
-
-
-def starved(url: str, left: int, first: int, **environment: str) -> list[str]:
-    """What a listener tells that has so many descriptors left from its nth attempt on, and later has enough again."""
-    child = subprocess.run(
-        [sys.executable, "-c", HOG, url, str(left), str(first)],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-        env=os.environ | environment,
-    )
+def run_starved(url: str, left: int, first: int, **environment: str) -> list[str]:
+    """What a listener prints that has `left` descriptors from attempt `first` on, and after two errors enough again."""
+    child = run_program("scarcity", "few_descriptors", url, left, first, **environment)
     assert child.returncode == 0, child.stdout + child.stderr
     return child.stdout.splitlines()
 
@@ -459,7 +387,7 @@ def test_descriptors_that_run_out_are_waited_for() -> None:
         caller.leave()
 
     with Peer(leave, stay(tick(2))) as peer:
-        told = starved(peer.url, 0, 2)
+        told = run_starved(peer.url, 0, 2)
     assert told[0] == "tick"
     assert told[-1] == "tick"
     assert "without a close frame" in told[1]
@@ -487,7 +415,7 @@ def test_a_last_descriptor_is_no_fault_of_the_certificate(theirs: ssl.SSLContext
     # None left when the context is made; then, after an attempt that got no certificate, when it is to be verified.
     for first, scripts in ((1, [secured]), (2, [cut_off, secured])):
         with Peer(*scripts) as peer:
-            told = starved(peer.url.replace("ws:", "wss:"), 1, first, **folder)
+            told = run_starved(peer.url.replace("ws:", "wss:"), 1, first, **folder)
         assert told[-1] == "tick"
         assert len([line for line in told if "too many open files" in line and "next attempt in" in line]) == 3, told
 

@@ -6,12 +6,9 @@ import itertools
 import os
 import signal
 import socket
-import subprocess
 import sys
-import textwrap
 import threading
 import time
-from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
@@ -23,62 +20,9 @@ from finx_streamer.delivery.queues import BlockQueue, DropOldestQueue, LatestQue
 from finx_streamer.server import LocalServer, SimulatedMarket
 from finx_streamer.streaming.streams import Network
 from tests.support.peers import PAIR, PATIENCE, Caller, Peer, Seen, stay, tick, ticks
+from tests.support.program import Program
 
-ROOT = Path(__file__).resolve().parents[2]
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-#: A script's own preface: a listener that prints FLOWS at its first tick, with the settings of the test.
-PREFACE = r"""
-import os, resource, signal, sys, threading, time
-from finx_streamer import ConnectionFailed, ReconnectPolicy, StreamListener
-flows = threading.Event()
-quick = ReconnectPolicy(initial=0.02, factor=1.0, jitter=False)
-def say(tick):
-    if not flows.is_set():
-        # In one piece, and before anything else that is printed.
-        os.write(1, b"FLOWS\n")
-        flows.set()
-def make(**settings):
-    defaults = dict(api_key="demo", endpoint=sys.argv[1], on_tick=say, reconnect=quick)
-    return StreamListener("BTC:USDC", **defaults | settings)
-"""
-
-
-class Running:
-    """A script in a process of its own, whose lines are read one after another. It is killed when its time is over."""
-
-    def __init__(self, body: str, url: str, *options: str) -> None:
-        source = PREFACE + textwrap.dedent(body)
-        self.process = subprocess.Popen(
-            [sys.executable, *options, "-c", source, url],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self._killer = threading.Timer(2 * PATIENCE, self.process.kill)
-
-    def __enter__(self) -> Running:
-        self._killer.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._killer.cancel()
-        self.process.kill()
-        self.process.communicate()
-
-    def line(self) -> str:
-        """The next line that it prints."""
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            assert self.process.stderr is not None
-            raise AssertionError(self.process.stderr.read())
-        return line.rstrip("\n")
-
-    def end(self) -> tuple[int, str, str]:
-        """Its exit code, and what else it printed and complained of."""
-        output, complaints = self.process.communicate(timeout=2 * PATIENCE)
-        return self.process.returncode, output, complaints
 
 
 @pytest.fixture
@@ -92,41 +36,13 @@ def market() -> Any:
 
 
 @linux_only
-def test_500_lives_from_five_threads_leave_nothing(market: LocalServer) -> None:
-    """After a warm-up, 500 listeners started and stopped by five threads at once leave as many threads and descriptors
-    as there were, and at most 2 MiB of memory."""
-    body = """
-        import gc
-        from concurrent.futures import ThreadPoolExecutor
-        def live(number):
-            # As far as the handshake, as far as a tick, in the midst of a backoff; by both ways of dispatch.
-            begun = threading.Event()
-            listener = make(
-                endpoint=sys.argv[1] if number % 3 else "ws://127.0.0.1:9/",
-                on_tick=lambda tick: begun.set(),
-                on_error=lambda error: begun.set(),
-                dispatch="inline" if number % 2 else "thread",
-            ).start()
-            if number % 5:
-                assert begun.wait(20)
-            assert listener.stop(20, drain=number % 7 == 0)
-        def measure():
-            gc.collect()
-            pages = int(open("/proc/self/statm").read().split()[1])
-            return len(os.listdir("/proc/self/fd")), threading.active_count(), pages * resource.getpagesize()
-        def round(lives):
-            with ThreadPoolExecutor(5) as pool:
-                list(pool.map(live, range(lives)))
-        round(500)
-        before = measure()
-        round(500)
-        after = measure()
-        print(after[0] - before[0], after[1] - before[1], after[2] - before[2], flush=True)
-    """
-    with Running(body, market.url) as script:
-        fds, threads, memory = map(int, script.line().split())
-        assert script.end() == (0, "", "")
-    assert (fds, threads) == (0, 0)
+@pytest.mark.parametrize("lives", [100, pytest.param(500, marks=pytest.mark.slow)])
+def test_lives_from_five_threads_leave_nothing(market: LocalServer, lives: int) -> None:
+    """After a warm-up, listeners started and stopped by five threads leave no thread, no descriptor and no memory."""
+    with Program("lives", "leaks", market.url, lives) as program:
+        descriptors, threads, memory = map(int, program.read_line().split())
+        assert program.wait() == (0, "", "")
+    assert (descriptors, threads) == (0, 0)
     assert memory <= 2 * 1024 * 1024
 
 
@@ -174,89 +90,51 @@ def _connects_to(fd: str, port: int) -> bool:
 # Exits.
 
 
+#: Programs and their exit codes.
 EXITS = {
-    "running": ("listener = make().start(); flows.wait()", 0),
-    "inline": ("listener = make(dispatch='inline').start(); flows.wait()", 0),
-    "no reference kept": ("make().start(); flows.wait()", 0),
-    "sys.exit": ("listener = make().start(); flows.wait(); sys.exit(7)", 7),
-    "an exception": ("listener = make().start(); flows.wait(); 1 / 0", 1),
-    "a full queue": (
-        "listener = make(queue_size=1, on_tick=lambda tick: (say(tick), time.sleep(0.05))).start(); flows.wait()",
-        0,
-    ),
-    "a stuck inline callback": (
-        "listener = make(dispatch='inline', on_tick=lambda t: (say(t), time.sleep(60))).start(); flows.wait()",
-        0,
-    ),
-    "a backoff": ("listener = make().start(); flows.wait(); failed = make(endpoint='ws://127.0.0.1:9/').start()", 0),
-    "within a thread that loops": (
-        "listener = make()\nthreading.Thread(target=lambda: list(listener), daemon=True).start(); flows.wait()",
-        0,
-    ),
+    "running": 0,
+    "inline": 0,
+    "not_kept": 0,
+    "sys_exit": 7,
+    "exception": 1,
+    "full_queue": 0,
+    "stuck_inline_callback": 0,
+    "backoff": 0,
+    "loop_in_thread": 0,
 }
 
 
-@pytest.mark.parametrize(("body", "code"), EXITS.values(), ids=EXITS)
-def test_the_interpreter_exits_with_a_listener_running(market: LocalServer, body: str, code: int) -> None:
-    """A script that comes to its end does so at once, in silence, with its own exit code."""
-    with Running(body, market.url) as script:
-        assert script.line() == "FLOWS"
-        assert script.process.wait(PATIENCE) == code
-        _, output, complaints = script.end()
+@pytest.mark.parametrize(("name", "code"), EXITS.items())
+def test_the_interpreter_exits_with_a_running_listener(market: LocalServer, name: str, code: int) -> None:
+    """A script exits at its end, with its own exit code, and prints nothing else."""
+    with Program("endings", name, market.url) as program:
+        assert program.read_line() == "FLOWS"
+        assert program.process.wait(PATIENCE) == code
+        _, output, errors = program.wait()
     assert output == ""
-    assert (complaints == "") or (code == 1 and complaints.endswith("ZeroDivisionError: division by zero\n"))
+    assert errors == "" or (code == 1 and errors.endswith("ZeroDivisionError\n"))
 
 
 @pytest.mark.parametrize("dispatch_", ["thread", "inline"])
-def test_the_interpreter_exits_in_the_midst_of_a_gap(dispatch_: str) -> None:
-    """History that does not answer holds no exit up."""
-    body = f"""
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
-        states = []
-        listener = make(dispatch={dispatch_!r}, on_state=lambda symbol, state: states.append(state.value)).start()
-        flows.wait()
-        while states.count("streaming") < 2:
-            time.sleep(0.01)
-        print("GAP", flush=True)
-        signal.sigwait([signal.SIGUSR1])
-    """
+def test_the_interpreter_exits_during_a_gap(dispatch_: str) -> None:
+    """History that doesn't answer doesn't delay the exit."""
     server = LocalServer(SimulatedMarket([PAIR], rate=200.0, seed=1), keys={"demo"})
     server.stall_functions(None)
-    with server, Running(body, server.url) as script:
-        assert script.line() == "FLOWS"
+    with server, Program("endings", "gap", server.url, dispatch_) as program:
+        assert program.read_line() == "FLOWS"
         server.drop_connections(only="streams")
-        assert script.line() == "GAP"
+        assert program.read_line() == "GAP"
         server.wait_until(lambda stats: stats.calls > 0)
-        script.process.send_signal(signal.SIGUSR1)
-        assert script.process.wait(PATIENCE) == 0
-        assert script.end() == (0, "", "")
+        program.process.send_signal(signal.SIGUSR1)
+        assert program.process.wait(PATIENCE) == 0
+        assert program.wait() == (0, "", "")
 
 
-def test_a_fork_within_a_callback_is_told_in_the_child(market: LocalServer) -> None:
-    """In a child that was forked by a callback, the listener says what is wrong, stop() returns, and the exit works."""
-    body = """
-        child = []
-        def fork(tick):
-            if not child:
-                child.append(os.fork())
-                if child[0] == 0:
-                    said = "nothing"
-                    try:
-                        listener.stop()
-                        listener.start()
-                    except ValueError as error:
-                        said = str(error)
-                    print("CHILD", said, flush=True)
-                    os._exit(0)
-                print("PARENT", os.waitstatus_to_exitcode(os.waitpid(child[0], 0)[1]), flush=True)
-        listener = make(on_tick=fork, dispatch="inline").start()
-        while not child:
-            time.sleep(0.01)
-        listener.stop()
-    """
-    with Running(body, market.url, "-W", "ignore::DeprecationWarning") as script:
-        lines = [script.line(), script.line()]
-        assert script.end() == (0, "", "")
+def test_a_fork_in_a_callback_is_reported_in_the_child(market: LocalServer) -> None:
+    """In a child that a callback forked, the listener says what is wrong, stop() returns, and the exit works."""
+    with Program("forks", "fork_in_callback", market.url, options=["-W", "ignore::DeprecationWarning"]) as program:
+        lines = [program.read_line(), program.read_line()]
+        assert program.wait() == (0, "", "")
     assert [lines[0].split()[0], lines[1]] == ["CHILD", "PARENT 0"]
     assert "before a fork" in lines[0]
     assert "make a new one here" in lines[0]
@@ -267,41 +145,25 @@ def test_a_fork_within_a_callback_is_told_in_the_child(market: LocalServer) -> N
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs SIGSTOP")
 @pytest.mark.parametrize("lost", [True, False], ids=["given up by the server", "kept by the server"])
-def test_a_suspended_process_goes_on(lost: bool) -> None:
-    """After a pause many times as long as all bounds, the stream goes on: over the old connection where the server kept
-    it, else over one new one. There is no storm of attempts, and no tick is lost."""
+def test_a_suspended_process_continues(lost: bool) -> None:
+    """After a pause longer than all timeouts, the stream continues, with at most one reconnect and without a loss."""
     tape = SimulatedMarket([PAIR], rate=100.0, seed=1)
     with LocalServer(tape, keys={"demo"}) as server:
-        body = """
-            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
-            seen, errors = [], []
-            listener = make(on_error=errors.append, ping_interval=0.2, ping_timeout=0.2, connect_timeout=5.0)
-            listener.on_tick(lambda tick: seen.append(tick))
-            listener.start()
-            flows.wait()
-            print("READY", flush=True)
-            signal.sigwait([signal.SIGUSR1])
-            now = len(seen)
-            while len(seen) < now + 100:
-                time.sleep(0.01)
-            print(len(errors), listener.stats.reconnects, flush=True)
-            listener.stop()
-        """
-        with Running(body, server.url) as script:
-            assert [script.line(), script.line()] == ["FLOWS", "READY"]
+        with Program("suspended", "suspended", server.url) as program:
+            assert [program.read_line(), program.read_line()] == ["FLOWS", "READY"]
             first = server.stats.connections_total
-            script.process.send_signal(signal.SIGSTOP)
+            program.process.send_signal(signal.SIGSTOP)
             if lost:
                 server.drop_connections()
             time.sleep(1.5)  # the pause itself
-            script.process.send_signal(signal.SIGCONT)
-            script.process.send_signal(signal.SIGUSR1)
-            errors, reconnects = map(int, script.line().split())
-            assert script.end() == (0, "", "")
-        # Another connection asks tick history what passed meanwhile.
+            program.process.send_signal(signal.SIGCONT)
+            program.process.send_signal(signal.SIGUSR1)
+            errors, reconnects = map(int, program.read_line().split())
+            assert program.wait() == (0, "", "")
+        # A second connection asks tick history for the pause.
         assert server.stats.connections_total - first <= 2 * lost
     assert errors <= 1
-    assert int(lost) == reconnects
+    assert reconnects == int(lost)
 
 
 # What runs out.
@@ -309,69 +171,26 @@ def test_a_suspended_process_goes_on(lost: bool) -> None:
 
 @linux_only
 def test_descriptors_run_out_while_reconnecting(market: LocalServer) -> None:
-    """With no descriptor left an attempt is a `ConnectionFailed` that says so, with a backoff; it recovers."""
-    body = """
-        errors = []
-        told = threading.Condition()
-        def on_error(error):
-            with told:
-                errors.append(error)
-                told.notify_all()
-        listener = make(on_error=on_error).start()
-        flows.wait()
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
-        print("NONE LEFT", flush=True)
-        with told:
-            assert told.wait_for(lambda: len(errors) >= 10, 20)
-            assert {ConnectionFailed} == {type(error) for error in errors}, errors
-            print(errors[-1].reason, errors[-1].will_retry, flush=True)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        flows.clear()
-        assert flows.wait(20)
-        print(listener.state.value, listener.stats.reconnects, flush=True)
-        assert listener.stop()
-    """
-    with Running(body, market.url) as script:
-        assert [script.line(), script.line()] == ["FLOWS", "NONE LEFT"]
+    """Without free descriptors, attempts fail with a `ConnectionFailed` that says so, and a later one succeeds."""
+    with Program("scarcity", "no_descriptors", market.url) as program:
+        assert [program.read_line(), program.read_line()] == ["FLOWS", "NONE LEFT"]
         market.drop_connections()
-        text = script.line()
+        text = program.read_line()
         assert "too many open files" in text
         assert text.endswith(" True")
-        assert script.line() == "FLOWS"
-        assert script.line() == "streaming 1"
-        assert script.end() == (0, "", "")
+        assert program.read_line() == "FLOWS"
+        assert program.read_line() == "streaming 1"
+        assert program.wait() == (0, "", "")
 
 
 def test_threads_run_out_while_reconnecting(market: LocalServer) -> None:
-    """With no thread to be had an attempt is a `ConnectionFailed`, with a backoff; when there are some it recovers."""
-    body = """
-        begin, allowed = threading.Thread.start, threading.Event()
-        allowed.set()
-        def start(thread):
-            if not allowed.is_set():
-                raise RuntimeError("can't start new thread")
-            begin(thread)
-        threading.Thread.start = start
-        errors = []
-        listener = make(on_error=errors.append).start()
-        flows.wait()
-        allowed.clear()
-        print("NONE LEFT", flush=True)
-        while len(errors) < 10:
-            time.sleep(0.01)
-        print({(type(error).__name__, error.reason, error.will_retry) for error in errors[1:]}, flush=True)
-        allowed.set()
-        flows.clear()
-        assert flows.wait(20)
-        assert listener.stop()
-    """
-    with Running(body, market.url) as script:
-        assert [script.line(), script.line()] == ["FLOWS", "NONE LEFT"]
+    """If no thread can be started, attempts fail with `ConnectionFailed`, and a later one succeeds."""
+    with Program("scarcity", "no_threads", market.url) as program:
+        assert [program.read_line(), program.read_line()] == ["FLOWS", "NONE LEFT"]
         market.drop_connections()
-        assert script.line() == "{('ConnectionFailed', \"can't start new thread\", True)}"
-        assert script.line() == "FLOWS"
-        assert script.end() == (0, "", "")
+        assert program.read_line() == "{('ConnectionFailed', \"can't start new thread\", True)}"
+        assert program.read_line() == "FLOWS"
+        assert program.wait() == (0, "", "")
 
 
 def test_memory_runs_out_in_an_attempt(seen: Seen) -> None:
@@ -385,24 +204,8 @@ def test_memory_runs_out_in_an_attempt(seen: Seen) -> None:
 
 
 @linux_only
-def test_memory_runs_out_while_a_message_is_read(seen: Seen) -> None:
-    """A message for which there is no memory costs its connection, and not the listener."""
-    body = """
-        later = ReconnectPolicy(initial=0.3, factor=1.0, jitter=False)
-        errors = []
-        def on_error(error):
-            resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-            errors.append(error)
-        listener = make(on_error=on_error, max_message_size=1 << 30, backfill=False, reconnect=later).start()
-        flows.wait()
-        size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (size + (48 << 20), resource.RLIM_INFINITY))
-        print("LITTLE LEFT", flush=True)
-        flows.clear()
-        assert flows.wait(20)
-        print(type(errors[0]).__name__, errors[0].reason, errors[0].will_retry, flush=True)
-        assert listener.stop()
-    """
+def test_memory_runs_out_while_a_message_is_read() -> None:
+    """A message that doesn't fit into memory costs its connection, and the listener continues."""
     go_on = threading.Event()
 
     def huge(caller: Caller) -> None:
@@ -414,13 +217,13 @@ def test_memory_runs_out_while_a_message_is_read(seen: Seen) -> None:
             caller.send(chunk)
         caller.wait_until_left()
 
-    with Peer(huge, stay(tick(2))) as peer, Running(body, peer.url) as script:
-        assert [script.line(), script.line()] == ["FLOWS", "LITTLE LEFT"]
+    with Peer(huge, stay(tick(2))) as peer, Program("scarcity", "no_memory", peer.url) as program:
+        assert [program.read_line(), program.read_line()] == ["FLOWS", "LITTLE LEFT"]
         go_on.set()
-        assert script.line() == "FLOWS"
-        kind, _, told = script.line().partition(" ")
-        assert (kind, "memory" in told.lower()) == ("ConnectionFailed", True), told
-        assert script.end() == (0, "", "")
+        assert program.read_line() == "FLOWS"
+        kind, _, reason = program.read_line().partition(" ")
+        assert (kind, "memory" in reason.lower()) == ("ConnectionFailed", True), reason
+        assert program.wait() == (0, "", "")
 
 
 # A signal handler may strike anywhere.

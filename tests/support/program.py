@@ -1,0 +1,82 @@
+"""Programs that run in their own process. Tests read their output line by line, and send them signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Self
+
+from tests.support.peers import PATIENCE
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAMS = Path(__file__).parent / "programs"
+
+
+def program_command(name: str, *arguments: object, options: Iterable[str] = ()) -> list[str]:
+    """The command that runs a program of tests/support/programs. `options` are the interpreter's."""
+    return [sys.executable, *options, str(PROGRAMS / f"{name}.py"), *map(str, arguments)]
+
+
+def program_environment(**variables: str) -> dict[str, str]:
+    """This process's environment with more variables. Imports come from this checkout."""
+    return os.environ | {"PYTHONPATH": str(ROOT)} | variables
+
+
+def run_program(
+    name: str, *arguments: object, options: Iterable[str] = (), **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end."""
+    return subprocess.run(
+        program_command(name, *arguments, options=options),
+        env=program_environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE,
+        check=False,
+    )
+
+
+class Program:
+    """A running program. It's killed at the end of the `with` block, or when it takes too long."""
+
+    def __init__(self, name: str, *arguments: object, options: Iterable[str] = ()) -> None:
+        self.process = subprocess.Popen(
+            program_command(name, *arguments, options=options),
+            env=program_environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._killer = threading.Timer(2 * PATIENCE, self.process.kill)
+
+    def __enter__(self) -> Self:
+        self._killer.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._killer.cancel()
+        self.process.kill()
+        self.process.communicate()
+
+    def interrupt(self) -> None:
+        """Send Ctrl-C."""
+        self.process.send_signal(signal.SIGINT)
+
+    def read_line(self) -> str:
+        """The next line of its output. Fails with its error output if there is none."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            assert self.process.stderr is not None
+            raise AssertionError(self.process.stderr.read())
+        return line.rstrip("\n")
+
+    def wait(self) -> tuple[int, str, str]:
+        """Wait for its end. Return its exit code, the rest of its output, and its error output."""
+        output, errors = self.process.communicate(timeout=2 * PATIENCE)
+        return self.process.returncode, output, errors
