@@ -69,7 +69,7 @@ class FinxStreamerError(Exception):
         return type(self).__name__
 
     def __str__(self) -> str:
-        text = printable(self._text())
+        text = make_printable(self._text())
         return f"{self.symbol}: {text}" if self.symbol else text
 
     def __repr__(self) -> str:
@@ -250,21 +250,17 @@ class NotAvailable(FinxStreamerError):
         return self.message
 
 
-def cut(payload: str | bytes) -> str | bytes:
+def truncate(payload: str | bytes) -> str | bytes:
     """The payload as an error may keep it: whole if short, else its first `PAYLOAD_LIMIT` characters."""
     return payload if len(payload) <= PAYLOAD_LIMIT else payload[:PAYLOAD_LIMIT]
 
 
-def printable(text: str) -> str:
-    """The text with control characters and other invisible ones escaped: errors are printed to terminals."""
+def make_printable(text: str, *, keep_newlines: bool = False) -> str:
+    """Escape invisible characters: errors are printed to terminals."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def printable_lines(text: str) -> str:
-    """As `printable`, but line breaks stay: for a traceback, which ends with whatever the exception says."""
-    return "\n".join(map(printable, text.split("\n")))
+    keep = "\n" if keep_newlines else ""
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
 def _shown(payload: str | bytes, limit: int = 120) -> str:

@@ -22,7 +22,7 @@ from finx_streamer.errors import (
     SlowConsumer,
     StaleStream,
     TicksDropped,
-    cut,
+    truncate,
 )
 
 CLASSES = {
@@ -162,5 +162,5 @@ def test_the_text_of_an_error_stays_short(error: FinxStreamerError) -> None:
 def test_cut_keeps_what_is_short_and_the_beginning_of_what_is_long(unit: str | bytes) -> None:
     """`PAYLOAD_LIMIT` characters are kept, and not one more."""
     whole = unit * PAYLOAD_LIMIT
-    assert whole == cut(whole)
-    assert whole == cut(whole + unit)
+    assert whole == truncate(whole)
+    assert whole == truncate(whole + unit)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import FinxStreamerError, Gap, Notice, StreamListener, Tick
-from ..errors import printable
+from ..errors import make_printable
 from .text import brief, filled, say
 
 CSV_HEADER = "pair,date,time,exchange,price,timestamp,received_ns,backfilled\n"
@@ -65,7 +65,7 @@ def safe_cell(text: str) -> str:
     # A spreadsheet may strip blanks, and takes a full-width equals sign for the plain one.
     first = unicodedata.normalize("NFKC", text.lstrip()[:1])
     prefix = "'" if first.startswith(_FORMULA) or not text[:1].isprintable() else ""
-    return prefix + printable(text).replace(";", r"\x3b")
+    return prefix + make_printable(text).replace(";", r"\x3b")
 
 
 class Lines:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import FinxStreamerError, Gap, ListenerStats, Notice, StreamListener, StreamStats, Tick
-from ..errors import printable
+from ..errors import make_printable
 from .text import brief, count, filled
 
 #: Seconds between two pictures: more often than this nobody reads.
@@ -63,7 +63,7 @@ class LiveTable:
         self._live.stop()
 
     def _picture(self, stats: ListenerStats) -> Group:
-        table = Table(title=Text(printable(self._title)), title_justify="left", expand=False)
+        table = Table(title=Text(make_printable(self._title)), title_justify="left", expand=False)
         for heading in ("pair", "price", "change", "exchange", "rate", "lag", "state"):
             numeric = heading in ("price", "change", "rate", "lag")
             table.add_column(heading, justify="right" if numeric else "left", no_wrap=True, max_width=24)
@@ -76,7 +76,7 @@ class LiveTable:
         price = change = exchange = _NOTHING
         if tick is not None:
             price = Text(_short(tick["price"]), style="bold")
-            exchange = Text(printable(tick["exchange"]))
+            exchange = Text(make_printable(tick["exchange"]))
             change = _change(self._first.setdefault(symbol, tick["price"]), tick["price"])
         return [
             Text(symbol),

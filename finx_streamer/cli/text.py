@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from .. import Gap
-from ..errors import printable
+from ..errors import make_printable
 
 #: How much of a server's words is shown, in characters.
 _SHOWN = 300
@@ -24,7 +24,7 @@ def filled(gap: Gap) -> str:
 def brief(text: str) -> str:
     """What a server may have composed, harmless and short enough to be read: a message may have megabytes."""
     # Cut before it is escaped, which takes its time, and after, for an escape is longer than what it stands for.
-    shown = printable(text[: _SHOWN + 1])
+    shown = make_printable(text[: _SHOWN + 1])
     return shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "…"
 
 
@@ -32,7 +32,7 @@ def say(text: str) -> None:
     """One line on standard error. That nobody reads it is no reason to fail."""
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
-            print(f"finx-streamer: {printable(text)}", file=sys.stderr, flush=True)
+            print(f"finx-streamer: {make_printable(text)}", file=sys.stderr, flush=True)
 
 
 def warn_of_readers(option: str, file: Path) -> None:

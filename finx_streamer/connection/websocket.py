@@ -24,7 +24,6 @@ from collections.abc import Callable, Iterator
 from itertools import takewhile
 from typing import Any
 
-import attrs
 import websocket
 from websocket import ABNF, WebSocketApp
 
@@ -32,7 +31,15 @@ from .._version import __version__
 from ..config.endpoint import redact
 from ..config.redaction import ApiKey
 from ..errors import ConnectionFailed, ProtocolError
-from ..wire.frames import LONGEST_QUICK, Fragments, FrameError, check_next, text_frames, too_large
+from ..wire.frames import (
+    MAX_PLAIN_PAYLOAD,
+    Binary,
+    Fragments,
+    FrameError,
+    frame_size,
+    message_too_large,
+    read_text_frames,
+)
 from .attempt import Attempt
 from .failures import (
     _check_answer,
@@ -234,13 +241,6 @@ class _AppDispatcher:
         return sock.send(data)
 
 
-@attrs.frozen
-class Binary:
-    """A binary message, which FinX does not send."""
-
-    payload: bytes
-
-
 class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
     """A `WebSocketApp` whose frames are read when the network thread says so."""
 
@@ -286,7 +286,7 @@ class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
     @property
     def before_message(self) -> bool:
         """Whether what is read next begins a message, and is not within one, or behind the end."""
-        return not self.wire.readable and self._fragments.begun is None and self.ended is None
+        return not self.wire.readable and self._fragments.pending_size is None and self.ended is None
 
     def messages(self, limit: int) -> list[bytes | Binary]:
         """Up to `limit` messages of what has been read, in order. Sets `ended` where the stream's end is among them."""
@@ -296,9 +296,9 @@ class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
             while len(received) < limit and self.ended is None and self._take_frames(limit - len(received)):
                 pass
         except FrameError as fault:
-            self.fail(fault.error(), fault.code)
+            self.fail(fault.to_protocol_error(), fault.code)
         except websocket.WebSocketException as fault:
-            self.fail(FrameError(redact(str(fault))).error(), 1002)
+            self.fail(FrameError(redact(str(fault))).to_protocol_error(), 1002)
         except OSError as fault:
             self.ended = translate(fault)
         return received
@@ -312,12 +312,12 @@ class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
         """Read a run of plain text frames, or one frame of another kind by way of the library. False: out of bytes."""
         wire = self.wire
         if not wire.readable:
-            if self._fragments.begun is None:
-                payloads, wire.at = text_frames(wire.buffer, wire.at, limit)
+            if self._fragments.pending_size is None:
+                payloads, wire.at = read_text_frames(wire.buffer, wire.at, limit)
                 if payloads:
                     self._take_texts(payloads)
                     return wire.at < len(wire.buffer)
-            wire.readable = check_next(wire.buffer, wire.at, self._fragments.begun, self._max_message)
+            wire.readable = frame_size(wire.buffer, wire.at, self._fragments.pending_size, self._max_message)
             if not wire.readable:
                 return False
         self._read_frame()
@@ -333,10 +333,10 @@ class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
                 self.ended = closed(None, None)
 
     def _take_texts(self, payloads: list[bytes]) -> None:
-        if self._max_message < LONGEST_QUICK and max(map(len, payloads), default=0) > self._max_message:
+        if self._max_message < MAX_PLAIN_PAYLOAD and max(map(len, payloads), default=0) > self._max_message:
             # The quick reader knows of no such bound.
             self._take_texts([*takewhile(lambda payload: len(payload) <= self._max_message, payloads)])
-            raise too_large(self._max_message)
+            raise message_too_large(self._max_message)
         if not all(map(bytes.isascii, payloads)):
             for number, payload in enumerate(payloads):
                 try:
@@ -406,7 +406,7 @@ class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
             self._take_texts([payload])
         except FrameError as fault:
             # The library would swallow it.
-            self.fail(fault.error(), fault.code)
+            self.fail(fault.to_protocol_error(), fault.code)
 
     def take_close(self, code: int | None, reason: str | None) -> None:
         """The end of the connection, from the library."""

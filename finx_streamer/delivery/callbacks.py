@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from ..errors import CallbackError, ConfigurationError, FinxStreamerError, printable_lines
+from ..errors import CallbackError, ConfigurationError, FinxStreamerError, make_printable
 from ..streaming.counters import Counters
 from ..values import Event, Gap, Notice, Tick
 from .frontend import Place
@@ -21,7 +21,7 @@ logger = logging.getLogger("finx_streamer")
 def _make_printable(record: logging.LogRecord) -> bool:
     """Escape the traceback. A user's exception may quote the server, and logs are read on terminals."""
     if record.exc_info and not record.exc_text:
-        record.exc_text = printable_lines(logging.Formatter().formatException(record.exc_info))
+        record.exc_text = make_printable(logging.Formatter().formatException(record.exc_info), keep_newlines=True)
     return True
 
 

@@ -34,7 +34,7 @@ from ..config.redaction import ApiKey
 from ..connection.attempt import Attempt, ConnectionConfig
 from ..connection.failures import translate
 from ..connection.handshake import outcome_of
-from ..connection.websocket import Binary, Connection
+from ..connection.websocket import Connection
 from ..errors import (
     AuthenticationError,
     CallTimeout,
@@ -47,6 +47,7 @@ from ..errors import (
 )
 from ..values import Notice
 from ..wire.decoder import Decoder
+from ..wire.frames import Binary
 
 logger = logging.getLogger("finx_streamer")
 
@@ -362,11 +363,8 @@ class CallPool:
     ) -> Answer | FinxStreamerError:
         """The answer as an object, or as an error. The connection is clean if this was all that it had to say."""
         received_ns = connection.wire.received_ns
-        decoder = Decoder(call.function, None, bounded=False)
-        payload = messages[0]
-        if isinstance(payload, Binary):
-            return decoder.binary(redact(payload.payload.decode("latin-1")).encode("latin-1"))
-        message = _decoded(decoder, payload, call.data)
+        decoder = Decoder(call.function, None, bounded=False, redact_notices=not call.data)
+        message = decoder.decode(messages[0], received_ns)
         if isinstance(message, DecodeError):
             return message
         call.clean = len(messages) == 1 and connection.between_messages
@@ -375,7 +373,8 @@ class CallPool:
             fresh = time.monotonic() - line.opened < self._trust_key or not self._target.keys.can_change
             call.clean = call.clean and fresh
             return call.error(message.message)
-        return Answer(message, received_ns)
+        assert isinstance(message, Notice), "the decoder knows of no pair"
+        return Answer(message.message, received_ns)
 
     # Connections come and go.
 
@@ -610,7 +609,7 @@ class CallPool:
     def _kept_alive(self, line: PooledConnection, payload: bytes | Binary) -> None:
         """The answer to a keepAlive. An error may say that the key has grown old."""
         line.answer_by = _NEVER
-        if isinstance(payload, Binary) or not isinstance(_decoded(Decoder("keepAlive", None), payload, True), dict):
+        if not isinstance(Decoder("keepAlive", None).decode(payload, 0), Notice):
             self._drop(line)
             return
         line.used = time.monotonic()
@@ -673,22 +672,6 @@ def _send(connection: Connection, request: dict[str, Any]) -> ConnectionFailed |
     except Exception as cause:
         return translate(cause)
     return None
-
-
-def _decoded(decoder: Decoder, payload: bytes, data: bool) -> dict[str, Any] | ServerError | DecodeError:
-    """A JSON object, or an error. Free of the key, which the server may have quoted, unless it is data."""
-    if data:
-        with contextlib.suppress(DecodeError):
-            answer = decoder.decode(payload, 0)
-            if isinstance(answer, Notice):
-                return answer.message
-    try:
-        answer = decoder.decode(redact(payload.decode()).encode(), 0)
-    except DecodeError as error:
-        # This frame holds the payload as it came.
-        return error.with_traceback(None)
-    assert not isinstance(answer, dict), "the decoder knows of no pair"
-    return answer.message if isinstance(answer, Notice) else answer
 
 
 def _shown(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -282,12 +282,17 @@ class FunctionClient:
         return self._calls.call(function, arguments, self._timeout, data=data)
 
     def _ticks(self, pair: str, raws: list[Any], received_ns: int) -> list[Tick]:
-        found = _decoded(Decoder(pair, pair, self._parse_price), raws, received_ns)
-        if isinstance(found, DecodeError):
-            # This frame could show the answer as it came.
-            raws.clear()
-            raise found
-        return found
+        decoder, ticks = Decoder(pair, pair, self._parse_price), list[Tick]()
+        for raw in raws:
+            tick = decoder.decode_tick(raw, received_ns)
+            if isinstance(tick, DecodeError):
+                # This frame could show the answer as it came.
+                raws.clear()
+                del raw
+                raise tick
+            tick["backfilled"] = True
+            ticks.append(tick)
+        return ticks
 
     # Life.
 
@@ -313,41 +318,6 @@ class FunctionClient:
             return "<FunctionClient, not made>"
         state = "closed" if self._calls.closed else f"{self._calls.connections} connected"
         return f"<FunctionClient {self._name} {state} at {self._where}>"
-
-
-def _decoded(decoder: Decoder, raws: list[Any], received_ns: int) -> list[Tick] | DecodeError:
-    """The ticks of an answer, or the error of the first that is none, without the key, which a server may quote."""
-    ticks: list[Tick] = []
-    for raw in raws:
-        try:
-            ticks.append(decoder.tick(raw, received_ns))
-        except DecodeError:
-            break
-    else:
-        for tick in ticks:
-            tick["backfilled"] = True
-        return ticks
-    # The error cuts what it shows, and a part of the key would not be recognised: so it is made of what has none.
-    try:
-        decoder.tick(_without_key(raw), received_ns)
-    except DecodeError as error:
-        return error.with_traceback(None)
-    return DecodeError("not a tick, but for the API key in it", symbol=decoder.symbol)
-
-
-_FIELDS = Tick.__annotations__.keys()
-
-
-def _without_key(value: Any) -> Any:
-    """Decoded JSON, with the key taken out of every text."""
-    if isinstance(value, str):
-        return redact(value)
-    if isinstance(value, list):
-        return [*map(_without_key, value)]
-    if isinstance(value, dict):
-        # A field's name is none of the server's words, whatever a key may begin or end with.
-        return {name if name in _FIELDS else redact(name): _without_key(inner) for name, inner in value.items()}
-    return value
 
 
 def _of_exchange(found: Iterator[list[Tick]], exchange: str) -> Iterator[list[Tick]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..errors import CallbackError, FinxStreamerError, printable_lines
+from ..errors import CallbackError, FinxStreamerError, make_printable
 from .cells import Cell
 
 logger = logging.getLogger("finx_streamer")
@@ -54,7 +54,7 @@ def _show(error: FinxStreamerError, count: int) -> None:
     if isinstance(error, CallbackError) and error.__cause__ is not None:
         cause = error.__cause__
         lines += traceback.format_exception(type(cause), cause, _skip_package(cause.__traceback__), limit=-_FRAMES)
-    print(printable_lines("".join(lines)), end="", file=sys.stderr, flush=True)
+    print(make_printable("".join(lines), keep_newlines=True), end="", file=sys.stderr, flush=True)
 
 
 def _skip_package(trace: TracebackType | None) -> TracebackType | None:

@@ -20,16 +20,16 @@ from collections.abc import Callable
 
 import attrs
 
-from ..config.endpoint import redact
 from ..config.redaction import ApiKey
 from ..connection.attempt import Attempt, ConnectionConfig
 from ..connection.failures import translate
 from ..connection.handshake import outcome_of
 from ..connection.poller import new_poller
-from ..connection.websocket import READ_SIZE, Binary, Connection
+from ..connection.websocket import READ_SIZE, Connection
 from ..errors import AuthenticationError, ConnectionFailed, DecodeError
 from ..values import NO_BOUND, Event, Tick
-from ..wire.decoder import LONGEST_NOTICE, Decoder, Message
+from ..wire.decoder import Decoder, Message
+from ..wire.frames import Binary
 from .backfill import Backfiller
 from .counters import Counters
 from .interfaces import Delivery, History
@@ -509,7 +509,7 @@ class Network:
         text = str(wire.buffer, "latin-1")
         while taken < limit:
             if connection.before_message:
-                ticks, wire.at = stream.decoder.take_run(text, wire.at, limit - taken, wire.received_ns)
+                ticks, wire.at = stream.decoder.match_ticks(text, wire.at, limit - taken, wire.received_ns)
                 if ticks:
                     taken += len(ticks)
                     counters.messages += len(ticks)
@@ -528,48 +528,28 @@ class Network:
         return taken
 
     def _hand_on(self, stream: Stream, messages: list[bytes | Binary], received_ns: int) -> None:
-        decode_run = stream.decoder.decode_run
+        decode_ticks = stream.decoder.decode_ticks
         at, size = 0, len(messages)
         while at < size:
-            ticks = decode_run(messages, at, received_ns)
+            ticks = decode_ticks(messages, at, received_ns)
             at += len(ticks)
             self._put_ticks(stream, ticks)
             if at < size:
                 # One that is no tick, or one with a peculiarity.
-                self._put_message(stream, self._decoded(stream, messages[at], received_ns))
+                self._put_message(stream, stream.decoder.decode(messages[at], received_ns))
                 at += 1
 
-    def _put_message(self, stream: Stream, message: Message | DecodeError) -> None:
+    def _put_message(self, stream: Stream, message: Message) -> None:
         if type(message) is dict:
             self._put_ticks(stream, [message])
-        else:
-            stream.flow.put_event(Event(message, stream.symbol))  # type: ignore[arg-type]
+            return
+        if isinstance(message, DecodeError):
+            stream.counters.decode_errors += 1
+        stream.flow.put_event(Event(message, stream.symbol))  # type: ignore[arg-type]
 
     def _put_ticks(self, stream: Stream, ticks: list[Tick]) -> None:
         if stream.flow.put_ticks(ticks, self._now):
             stream.got_tick = True
-
-    def _decoded(self, stream: Stream, payload: bytes | Binary, received_ns: int) -> Message | DecodeError:
-        decoder = stream.decoder
-        if isinstance(payload, Binary):
-            stream.counters.decode_errors += 1
-            return decoder.binary(redact(payload.payload[:LONGEST_NOTICE].decode("latin-1")).encode("latin-1"))
-        with contextlib.suppress(DecodeError):
-            message = decoder.decode(payload, received_ns)
-            if type(message) is dict:
-                return message
-        if len(payload) > LONGEST_NOTICE:
-            # The look for keys takes its time: only what an error may keep is looked at.
-            stream.counters.decode_errors += 1
-            beginning = redact(payload[:LONGEST_NOTICE].decode("utf-8", "replace")).encode()
-            return decoder.too_long(beginning, len(payload))
-        # What is no tick is read again: a server may quote the request, and with it the key.
-        try:
-            return decoder.decode(redact(payload.decode()).encode(), received_ns)
-        except DecodeError as error:
-            stream.counters.decode_errors += 1
-            # This frame holds the payload as it came.
-            return error.with_traceback(None)
 
     def _on_writable(self, stream: Stream) -> None:
         if stream.connection is None:

@@ -7,22 +7,26 @@ results.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Any, NoReturn
+from typing import Any
 
 import attrs
 
-from ..errors import PAYLOAD_LIMIT, DecodeError, ServerError, cut
+from ..config.redaction import redact
+from ..errors import PAYLOAD_LIMIT, DecodeError, ServerError, truncate
 from ..values import Notice, Tick
+from .frames import Binary
 from .json_codec import ENVELOPED, FLAT, REFUSALS, TickForm, loads
 from .tick_pattern import TickPattern
 
-Message = Tick | Notice | ServerError
+#: Errors are values here: they travel to the callbacks like ticks and notices.
+Message = Tick | Notice | ServerError | DecodeError
 
 _TICK_FIELDS = frozenset({"pair", "date", "time", "exchange", "price", "UTCDate", "unixDate"})
 _NO_TICK = object()
@@ -33,10 +37,10 @@ _TIME = re.compile(r"[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]*)?Z?")
 #: Only one way to match each text, and an exponent that no type of number makes a megabyte of.
 _PRICE = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
 #: How many characters a field of a tick may have: a stream's ticks wait by the ten thousand.
-LONGEST_FIELD = 4_096
+MAX_FIELD = 4_096
 #: How many bytes a message of a stream may have, and one that is no tick, which is kept as it is. A tick takes fewer
 #: than 200.
-LONGEST_MESSAGE, LONGEST_NOTICE = 1_048_576, 65_536
+MAX_MESSAGE, MAX_NOTICE = 1_048_576, 65_536
 #: How deep a message may be nested. Any limit would do, but Python's own is not at the same depth for all readers.
 MAX_DEPTH = 100
 
@@ -56,25 +60,26 @@ class Decoder:
     pair: str | None
     parse_price: Callable[[str], Any] = float
     bounded: bool = True
+    redact_notices: bool = True
     #: The last date that was seen to be one.
     _date: str = attrs.field(default="", init=False)
     #: How to read the form of tick that came last.
     _form: TickForm = attrs.field(default=ENVELOPED, init=False)
     #: What the last tick looked like, where it looked as documented.
-    _template: TickPattern | None = attrs.field(default=None, init=False)
+    _pattern: TickPattern | None = attrs.field(default=None, init=False)
 
-    def take_run(self, text: str, at: int, limit: int, received_ns: int) -> tuple[list[Tick], int]:
+    def match_ticks(self, text: str, at: int, limit: int, received_ns: int) -> tuple[list[Tick], int]:
         """At most `limit` ticks out of a read buffer from `at` on, where a frame begins, and where the last one ends.
 
         `text` is the buffer read as latin-1. The quickest path: it takes ticks that look like the last one, and leaves
-        the rest of the buffer to `decode_run`, by way of the framing.
+        the rest of the buffer to `decode_ticks`, by way of the framing.
         """
-        if self._template is None:
+        if self._pattern is None:
             return [], at
         parse_price = float if self.parse_price is float else self._price
-        return self._template.ticks(text, at, limit, parse_price, received_ns)
+        return self._pattern.ticks(text, at, limit, parse_price, received_ns)
 
-    def decode_run(self, payloads: list[Any], at: int, received_ns: int) -> list[Tick]:
+    def decode_ticks(self, payloads: list[Any], at: int, received_ns: int) -> list[Tick]:
         """The ticks of the payloads from `at` on, as long as each is a tick without any peculiarity.
 
         The first that is not here needs a closer look, by `decode`. This is the path that has to be quick: each check
@@ -89,7 +94,7 @@ class Decoder:
         parse_price = None if self.parse_price is float else self._price
         try:
             for payload in islice(payloads, at, None):
-                if len(payload) > LONGEST_FIELD:
+                if len(payload) > MAX_FIELD:
                     break
                 raw = read(payload)
                 if enveloped:
@@ -122,58 +127,77 @@ class Decoder:
         except REFUSALS:
             pass
         if ticks:
-            self._template = TickPattern.of(payloads[at], pair, ticks[0]["date"])
+            self._pattern = TickPattern.of(payloads[at], pair, ticks[0]["date"])
         return ticks
 
-    def decode(self, payload: bytes, received_ns: int) -> Message:
-        """One message. `payload` is UTF-8 text. Raises `DecodeError`, which carries the payload, and nothing else."""
-        if self.bounded and len(payload) > LONGEST_MESSAGE:
-            raise self.too_long(payload, len(payload))
+    def decode(self, payload: bytes | Binary, received_ns: int) -> Message:
+        """Decode one message. An error is returned, not raised: a traceback would keep the payload.
+
+        Everything except a tick is redacted, because a server may quote the request, and with it the API key.
+        """
+        if isinstance(payload, Binary):
+            return self._error("a binary message; expected text", _redacted(payload.payload[:MAX_NOTICE]), binary=True)
+        if self.bounded and len(payload) > MAX_MESSAGE:
+            return self._too_long(payload)
+        message = self._decode(payload, received_ns)
+        if type(message) is dict or (not self.redact_notices and isinstance(message, Notice)):
+            return message
+        if self.bounded and len(payload) > MAX_NOTICE:
+            return self._too_long(payload)
+        return self._decode(_redacted(payload), received_ns)
+
+    def decode_tick(self, raw: Any, received_ns: int) -> Tick | DecodeError:
+        """Decode a tick that is part of a message, as in the answers of functions. An error is redacted."""
+        with contextlib.suppress(_NotATick):
+            return self._tick(raw, received_ns)
+        text = redact(json.dumps(raw))
+        try:
+            self._tick(json.loads(text), received_ns)
+        except _NotATick as fault:
+            reason, cause = str(fault), fault.__cause__
+        except ValueError:
+            reason, cause = "not a tick", None
+        else:
+            reason, cause = "not a tick, but for the API key in it", None
+        return self._error(reason, text.encode(), cause)
+
+    def _decode(self, payload: bytes, received_ns: int) -> Message:
         try:
             message = loads(payload)
         except (ValueError, RecursionError) as cause:
-            broken = f"not JSON ({cause})"
-        else:
-            broken = "" if type(message) is dict else f"expected a JSON object, not {_json_type(message)}"
-        if broken:
-            # Outside of the handler, for the exception of the standard library holds the whole payload.
-            self._refuse(broken, payload)
-        # A level takes two bytes: what is shorter needs no look.
+            # Keep its text only: the standard library's exception holds the whole payload.
+            return self._error(f"not JSON ({cause})", payload)
+        if type(message) is not dict:
+            return self._error(f"expected a JSON object, not {_json_type(message)}", payload)
+        # Each level takes two bytes, so shorter messages can't be too deep.
         if len(payload) > 2 * MAX_DEPTH and _too_deep(message):
-            self._refuse(f"nested more than {MAX_DEPTH} deep", payload)
+            return self._error(f"nested more than {MAX_DEPTH} deep", payload)
         raw = _tick_part(message)
         if raw is _NO_TICK or self.pair is None:
-            if self.bounded and len(payload) > LONGEST_NOTICE:
-                raise self.too_long(payload, len(payload))
             return self._other(message, received_ns)
         self._form = FLAT if raw is message else ENVELOPED
         try:
             return self._tick(raw, received_ns)
         except _NotATick as fault:
-            self._refuse(str(fault), payload, fault.__cause__)
+            return self._error(str(fault), payload, fault.__cause__)
 
-    def tick(self, raw: Any, received_ns: int) -> Tick:
-        """A tick that is a part of a message, as in the answers of functions. Raises `DecodeError`."""
-        try:
-            if type(raw) is dict:
-                return self._tick(raw, received_ns)
-            reason, cause = f"{_json_type(raw)} in the place of a tick", None
-        except _NotATick as fault:
-            reason, cause = str(fault), fault.__cause__
-        raise DecodeError(reason, cut(json.dumps(raw)), symbol=self.symbol) from cause
+    def _error(
+        self, reason: str, payload: bytes, cause: BaseException | None = None, *, binary: bool = False
+    ) -> DecodeError:
+        # A character takes at most four bytes.
+        kept = payload if binary else payload[: 4 * PAYLOAD_LIMIT].decode("utf-8", "replace")
+        error = DecodeError(reason, truncate(kept), symbol=self.symbol)
+        error.__cause__ = cause
+        return error
 
-    def binary(self, payload: bytes) -> DecodeError:
-        """The error for a binary message: FinX sends text alone."""
-        return DecodeError("a binary message; expected text", cut(payload), symbol=self.symbol)
-
-    def too_long(self, payload: bytes, size: int) -> DecodeError:
-        """The error for a message of so many bytes, of which `payload` may be the beginning alone."""
-        reason = f"a message of {size:,} bytes that is no tick; expected {LONGEST_NOTICE:,} at most"
-        return DecodeError(reason, cut(_beginning(payload)), symbol=self.symbol)
+    def _too_long(self, payload: bytes) -> DecodeError:
+        reason = f"a message of {len(payload):,} bytes that is no tick; expected {MAX_NOTICE:,} at most"
+        # Redacting takes time: only redact what the error may keep.
+        return self._error(reason, _redacted(payload[:MAX_NOTICE]))
 
     def _tick(self, raw: Any, received_ns: int) -> Tick:
         if type(raw) is not dict:
-            raise _NotATick(f"resultData is {_json_type(raw)}; expected an object")
+            raise _NotATick(f"expected a tick object, not {_json_type(raw)}")
         pair = _text(raw, "pair")
         if pair != self.pair:
             raise _NotATick(f"a tick of {pair[:70]!r} on the stream of {self.pair}")
@@ -210,13 +234,9 @@ class Decoder:
             )
         return Notice(self.symbol, message, received_ns)
 
-    def _refuse(self, reason: str, payload: bytes, cause: BaseException | None = None) -> NoReturn:
-        raise DecodeError(reason, cut(_beginning(payload)), symbol=self.symbol) from cause
 
-
-def _beginning(payload: bytes) -> str:
-    """What an error may keep of it, and a little more: a character takes at most four bytes."""
-    return payload[: 4 * PAYLOAD_LIMIT].decode("utf-8", "replace")
+def _redacted(payload: bytes) -> bytes:
+    return redact(payload.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
 
 
 def _tick_part(message: dict[str, Any]) -> Any:
@@ -236,8 +256,8 @@ def _text(raw: dict[str, Any], field: str) -> str:
         raise _NotATick(f"field {field!r} is missing") from None
     if type(value) is not str:
         raise _NotATick(f"field {field!r} is {_json_type(value)}; expected a string")
-    if len(value) > LONGEST_FIELD:
-        raise _NotATick(f"field {field!r} has {len(value):,} characters; expected {LONGEST_FIELD} at most")
+    if len(value) > MAX_FIELD:
+        raise _NotATick(f"field {field!r} has {len(value):,} characters; expected {MAX_FIELD} at most")
     return value
 
 

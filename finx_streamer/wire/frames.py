@@ -1,9 +1,7 @@
-"""Websocket frames in a buffer: the plain ones read at once, the others checked before the library reads them.
+"""WebSocket frames in a read buffer, without I/O.
 
-Nearly every frame of a stream is a whole text message, unmasked and without reserved bits. `text_frames` takes a run of
-those out of a buffer in one tight loop. `check_next` looks at the header of whatever comes next and refuses what RFC
-6455 forbids, or what is too large, before a byte of it is stored; the rest is the library's, so that protocol behaviour
-stays the library's. `Fragments` puts a fragmented message together in time that is linear in its bytes.
+`read_text_frames` takes plain text frames out of the buffer, which is nearly all of them. `frame_size` checks the
+header of any other frame before `websocket-client` reads it, and `Fragments` joins fragmented messages in linear time.
 """
 
 from __future__ import annotations
@@ -11,40 +9,50 @@ from __future__ import annotations
 from itertools import repeat
 from typing import Any
 
+import attrs
+
 from ..errors import ProtocolError
 
-#: A first byte that says: final fragment, no reserved bits, text.
+#: The first byte of a final text fragment without reserved bits.
 _WHOLE_TEXT = 0x81
 _FIN, _RESERVED, _OPCODE, _MASK, _LENGTH = 0x80, 0x70, 0x0F, 0x80, 0x7F
 _KNOWN_OPCODES = frozenset({0x0, 0x1, 0x2, 0x8, 0x9, 0xA})
 _CONTROL = 0x8
-#: The payload of a plain text frame has no more bytes.
-LONGEST_QUICK = 65_535
-#: How many fragments one message may have; an empty one costs the sender two bytes, and us a hundred.
+_PROTOCOL_ERROR, _TOO_BIG = 1002, 1009
+#: The largest payload of a plain text frame, in bytes: its length fits in two bytes.
+MAX_PLAIN_PAYLOAD = 65_535
+#: The most fragments a message may have. An empty one costs the sender two bytes, and this process a hundred.
 MAX_FRAGMENTS = 100_000
 
 
-class FrameError(Exception):
-    """The peer broke the protocol; `code` is what to close with."""
+@attrs.frozen
+class Binary:
+    """The payload of a binary message. FinX sends only text."""
 
-    def __init__(self, reason: str, code: int = 1002) -> None:
+    payload: bytes
+
+
+class FrameError(Exception):
+    """The peer broke the protocol. `code` is the close code to answer with."""
+
+    def __init__(self, reason: str, code: int = _PROTOCOL_ERROR) -> None:
         super().__init__(reason)
         self.code = code
 
-    def error(self) -> ProtocolError:
-        """The typed error for the user."""
+    def to_protocol_error(self) -> ProtocolError:
+        """Return the public error for this violation."""
         return ProtocolError(f"the server broke the websocket protocol: {self}")
 
 
-def too_large(bound: int) -> FrameError:
-    """The fault of a message that has more bytes than it may."""
-    return FrameError(f"a message of over {bound} bytes", 1009)
+def message_too_large(max_message: int) -> FrameError:
+    """Return the error for a message of more than `max_message` bytes."""
+    return FrameError(f"a message of over {max_message} bytes", _TOO_BIG)
 
 
-def text_frames(buffer: bytes, at: int, limit: int) -> tuple[list[bytes], int]:
-    """The payloads of at most `limit` plain text frames that lie complete in `buffer` from `at` on, and where they end.
+def read_text_frames(buffer: bytes, at: int, limit: int) -> tuple[list[bytes], int]:
+    """Return the payloads of up to `limit` plain text frames from `at` on, and the offset behind the last one.
 
-    Stops at the first frame that is incomplete, or anything but plain.
+    Stops at the first frame that is incomplete or not plain: fragmented, not text, masked, or over 65,535 bytes.
     """
     payloads: list[bytes] = []
     append = payloads.append
@@ -71,13 +79,13 @@ def text_frames(buffer: bytes, at: int, limit: int) -> tuple[list[bytes], int]:
     return payloads, at
 
 
-def check_next(buffer: bytes, at: int, begun: int | None, max_message: int) -> int:
-    """The size in bytes, header included, of the frame at `at`, which is for the library to read; 0: wait for more.
+def frame_size(buffer: bytes, at: int, pending_size: int | None, max_message: int) -> int:
+    """Check the frame at `at` and return its size in bytes, header included. 0 means: wait for more bytes.
 
-    `begun`: how many bytes a fragmented message has so far; None where none has begun. Raises `FrameError`.
+    `pending_size` is the size of the unfinished fragmented message so far, or None without one. Raises `FrameError`.
     """
-    ahead = len(buffer) - at
-    if ahead < 2:
+    available = len(buffer) - at
+    if available < 2:
         return 0
     first, second = buffer[at], buffer[at + 1]
     opcode, length = first & _OPCODE, second & _LENGTH
@@ -92,21 +100,21 @@ def check_next(buffer: bytes, at: int, begun: int | None, max_message: int) -> i
             raise FrameError("a fragmented control frame")
         if length > 125:
             raise FrameError("a control frame of over 125 bytes")
-    elif (opcode == 0) is (begun is None):
+    elif (opcode == 0) is (pending_size is None):
         raise FrameError("a new message within a fragmented one" if opcode else "a continuation of nothing")
     header = 2 + {126: 2, 127: 8}.get(length, 0)
-    if ahead < header:
+    if available < header:
         return 0
     if header > 2:
         length = int.from_bytes(buffer[at + 2 : at + header], "big")
-    if length + (begun or 0) > max_message and opcode < _CONTROL:
-        raise too_large(max_message)
-    # A plain text frame of modest size is not given to the library in pieces: its rest is awaited.
-    return 0 if first == _WHOLE_TEXT and header < 10 and ahead < header + length else header + length
+    if length + (pending_size or 0) > max_message and opcode < _CONTROL:
+        raise message_too_large(max_message)
+    # Wait for the rest of a plain text frame: `read_text_frames` is faster than the library.
+    return 0 if first == _WHOLE_TEXT and header < 10 and available < header + length else header + length
 
 
 class Fragments:
-    """The library's `continuous_frame`, with bounds. The library's own appends to bytes: that takes quadratic time."""
+    """A bounded replacement for the library's `continuous_frame`, which takes quadratic time."""
 
     def __init__(self) -> None:
         self._opcode = 0
@@ -114,12 +122,12 @@ class Fragments:
         self._size = 0
 
     @property
-    def begun(self) -> int | None:
-        """The bytes of the message that has begun and is not complete; None where there is none."""
+    def pending_size(self) -> int | None:
+        """The size in bytes of the unfinished message so far, or None without one."""
         return self._size if self._parts else None
 
     def validate(self, frame: Any) -> None:
-        """`check_next` has done so."""
+        """Do nothing: `frame_size` has checked the frame."""
 
     def add(self, frame: Any) -> None:
         if not self._parts:
@@ -127,13 +135,13 @@ class Fragments:
         self._parts.append(frame.data)
         self._size += len(frame.data)
         if len(self._parts) > MAX_FRAGMENTS:
-            raise FrameError(f"a message of over {MAX_FRAGMENTS} fragments", 1009)
+            raise FrameError(f"a message of over {MAX_FRAGMENTS} fragments", _TOO_BIG)
 
     def is_fire(self, frame: Any) -> bool:
         return bool(frame.fin)
 
     def extract(self, frame: Any) -> tuple[int, Any]:
-        # The library hands on the opcode of the last fragment, which says nothing.
+        # The last fragment's own opcode is 0; the message's opcode is the first fragment's.
         frame.data, frame.opcode = b"".join(self._parts), self._opcode
         self._parts, self._size = [], 0
         return self._opcode, frame

@@ -19,7 +19,8 @@ from finx_streamer.config.redaction import ApiKey
 from finx_streamer.connection import websocket as transport
 from finx_streamer.connection.attempt import MAX_MESSAGE, Attempt, ConnectionConfig
 from finx_streamer.connection.handshake import open_connection
-from finx_streamer.connection.websocket import Binary, Connection
+from finx_streamer.connection.websocket import Connection
+from finx_streamer.wire.frames import Binary
 
 #: How long a connection may rest, in seconds. The suite's own patience is shorter.
 PATIENCE = 60.0

@@ -45,7 +45,7 @@ def _requests(port: int, function: str, contender: str) -> Callable[[], int]:
     def call() -> int:
         answer: dict[str, Any] = post(url, json=arguments, timeout=10.0).json()
         raws = [answer] if function == "tickSnap" else list(answer.values())
-        return len([decoder.tick(raw, time.time_ns()) for raw in raws])
+        return len([decoder.decode_tick(raw, time.time_ns()) for raw in raws])
 
     return call
 

@@ -25,7 +25,8 @@ from finx_streamer.config.proxy import ProxyChoice
 from finx_streamer.config.symbols import parse_symbol
 from finx_streamer.connection.attempt import MAX_MESSAGE, Attempt, ConnectionConfig
 from finx_streamer.connection.handshake import open_connection
-from finx_streamer.connection.websocket import MAX_HEADER, Binary, Connection
+from finx_streamer.connection.websocket import MAX_HEADER, Connection
+from finx_streamer.wire.frames import Binary
 from tests.support.peers import (
     BINARY,
     CLOSE,

@@ -15,15 +15,16 @@ from typing import Any
 import attrs
 
 from finx_streamer.config.reconnect import ReconnectPolicy
-from finx_streamer.connection.websocket import Binary, Connection
-from finx_streamer.errors import AuthenticationError, ConnectionFailed, DecodeError, ProtocolError
+from finx_streamer.connection.websocket import Connection
+from finx_streamer.errors import AuthenticationError, ConnectionFailed, ProtocolError
 from finx_streamer.streaming.counters import Counters
 from finx_streamer.streaming.interfaces import Delivery
 from finx_streamer.streaming.resequencer import Allowance, Resequencer
 from finx_streamer.streaming.session import Session, Timing
 from finx_streamer.streaming.streams import Network, Stream
 from finx_streamer.values import NO_BOUND
-from finx_streamer.wire.decoder import Decoder, Message
+from finx_streamer.wire.decoder import Decoder
+from finx_streamer.wire.frames import Binary
 from tests.fuzz.near import PAIR, Far, dialled, in_pieces, welcome
 from tests.support.peers import BINARY, CLOSE, PING, PONG, TEXT, close_frame, frame, tick_text
 
@@ -205,16 +206,7 @@ def _stream(outlet: Delivery) -> Stream:
 
 def decoded(message: bytes | Binary) -> str:
     """What a decoder that has seen nothing before makes of a message."""
-    decoder = Decoder(SYMBOL, SYMBOL)
-    entry: Message | DecodeError
-    if isinstance(message, Binary):
-        entry = decoder.binary(message.payload)
-    else:
-        try:
-            entry = decoder.decode(message, NOW_NS)
-        except DecodeError as error:
-            entry = error
-    return repr(entry)
+    return repr(Decoder(SYMBOL, SYMBOL).decode(message, NOW_NS))
 
 
 @contextlib.contextmanager

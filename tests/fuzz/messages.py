@@ -12,15 +12,12 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
-from finx_streamer.config.endpoint import redact
 from finx_streamer.errors import PAYLOAD_LIMIT, DecodeError, ServerError
-from finx_streamer.functions import call_pool as calls
-from finx_streamer.functions import client as functions
 from finx_streamer.values import NO_BOUND, Notice
 from finx_streamer.wire import decoder as messages
-from finx_streamer.wire import json_codec as wirejson
+from finx_streamer.wire import json_codec
 from finx_streamer.wire.decoder import Decoder
-from finx_streamer.wire.frames import text_frames
+from finx_streamer.wire.frames import read_text_frames
 from finx_streamer.wire.json_codec import ENVELOPED, ENVELOPED_STDLIB, FLAT, FLAT_STDLIB, TickForm
 from tests.fuzz.near import KEY, PAIR, check_secrecy, holds_traces
 from tests.support.peers import frame
@@ -28,7 +25,7 @@ from tests.support.peers import frame
 SYMBOL = str(PAIR)
 _ESCAPED = "".join(f"\\u{ord(character):04X}" for character in KEY).encode()
 NOW_NS = 1_656_775_855_900_000_000
-_READERS = (wirejson.loads, wirejson.loads_stdlib)
+_READERS = (json_codec.loads, json_codec.loads_stdlib)
 _FORMS = (ENVELOPED, FLAT, ENVELOPED_STDLIB, FLAT_STDLIB)
 _VALUES, _SPACED, _LATER, _MANY = 0x01, 0x02, 0x04, 0xF0
 #: How often a payload is repeated within itself, to see that its cost does not grow faster than its size.
@@ -95,11 +92,10 @@ def _thorough(payload: bytes, parse_price: Callable[[str], Any]) -> str:
 
 
 def _decode(decoder: Decoder, payload: bytes) -> Any:
-    try:
-        return decoder.decode(payload, NOW_NS)
-    except DecodeError as error:
-        _check_error(error)
-        return error
+    message = decoder.decode(payload, NOW_NS)
+    if isinstance(message, DecodeError):
+        _check_error(message)
+    return message
 
 
 def _shown(message: Any) -> str:
@@ -124,7 +120,7 @@ def _in_runs(payloads: list[bytes], form: TickForm, parse_price: Callable[[str],
     decoder, found = Decoder(SYMBOL, SYMBOL, parse_price), list[str]()
     decoder._form = form
     while len(found) < len(payloads):
-        found += map(repr, decoder.decode_run(payloads, len(found), NOW_NS))
+        found += map(repr, decoder.decode_ticks(payloads, len(found), NOW_NS))
         if len(found) < len(payloads):
             found.append(_shown(_decode(decoder, payloads[len(found)])))
     return found
@@ -136,9 +132,9 @@ def _compare_templates(payloads: list[bytes], parse_price: Callable[[str], Any])
     text = buffer.decode("latin-1")
     for taught in (*_TAUGHT, payloads[0]):
         decoder = Decoder(SYMBOL, SYMBOL, parse_price)
-        decoder.decode_run([taught], 0, NOW_NS)
-        ticks, end = decoder.take_run(text, 0, NO_BOUND, NOW_NS)
-        taken, same_end = text_frames(buffer, 0, len(ticks))
+        decoder.decode_ticks([taught], 0, NOW_NS)
+        ticks, end = decoder.match_ticks(text, 0, NO_BOUND, NOW_NS)
+        taken, same_end = read_text_frames(buffer, 0, len(ticks))
         assert (len(ticks), end) == (len(taken), same_end)
         assert [_thorough(payload, parse_price) for payload in taken] == [*map(repr, ticks)]
 
@@ -149,21 +145,22 @@ def _check_answers(payload: bytes, parse_price: Callable[[str], Any]) -> None:
         payload.decode("utf-8")
     except UnicodeDecodeError:
         return  # the transport lets no such text pass
-    shown = calls._decoded(Decoder("call", None), payload, False)
-    if isinstance(shown, ServerError | DecodeError):
-        check_secrecy(f"{shown!r} {shown.__dict__!r}")
-    else:
-        check_secrecy(repr(shown))
-    data = calls._decoded(Decoder("call", None), payload, True)
-    if isinstance(data, ServerError | DecodeError):
-        check_secrecy(f"{data!r} {data.__dict__!r}")
+    for redact_notices in (True, False):
+        answer = Decoder("call", None, bounded=False, redact_notices=redact_notices).decode(payload, NOW_NS)
+        if isinstance(answer, ServerError | DecodeError):
+            check_secrecy(f"{answer!r} {answer.__dict__!r}")
+        elif redact_notices:
+            check_secrecy(repr(answer))
+    if not isinstance(answer, Notice):
         return
-    ticks = functions._decoded(Decoder(SYMBOL, SYMBOL, parse_price), [data, *data.values()], NOW_NS)
-    if isinstance(ticks, DecodeError):
-        _check_error(ticks)
-        check_secrecy(f"{ticks!r} {ticks.__dict__!r}")
+    decoder = Decoder(SYMBOL, SYMBOL, parse_price)
+    for raw in (answer.message, *answer.message.values()):
+        tick = decoder.decode_tick(raw, NOW_NS)
+        if isinstance(tick, DecodeError):
+            _check_error(tick)
+            check_secrecy(f"{tick!r} {tick.__dict__!r}")
     # A notice on a stream.
-    clean = _decode(Decoder(SYMBOL, None), redact(payload.decode()).encode())
+    clean = _decode(Decoder(SYMBOL, None), payload)
     if isinstance(clean, Notice):
         check_secrecy(repr(clean.message))
 

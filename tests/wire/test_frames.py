@@ -22,7 +22,7 @@ from finx_streamer.connection.attempt import Attempt, ConnectionConfig
 from finx_streamer.connection.handshake import open_connection
 from finx_streamer.connection.websocket import Binary, Connection
 from finx_streamer.errors import ProtocolError
-from finx_streamer.wire.frames import MAX_FRAGMENTS, FrameError, check_next, text_frames
+from finx_streamer.wire.frames import MAX_FRAGMENTS, FrameError, frame_size, read_text_frames
 from tests.support.effort import examples
 from tests.support.peers import BINARY, CLOSE, PATIENCE, PING, PONG, TEXT, Caller, Peer, close_frame, frame
 
@@ -287,11 +287,11 @@ def test_a_message_in_many_fragments_arrives() -> None:
 @EXAMPLES
 def test_any_bytes_are_frames_or_one_error(data: bytes, at: int, limit: int) -> None:
     """Whatever the bytes are, the reader stays within them and within the limit."""
-    payloads, end = text_frames(data, at, limit)
+    payloads, end = read_text_frames(data, at, limit)
     assert len(payloads) <= limit
     assert at <= end <= max(at, len(data))
     with contextlib.suppress(FrameError):
-        check_next(data, end, None, 1_000)
+        frame_size(data, end, None, 1_000)
 
 
 def test_a_limit_leaves_the_rest_in_the_buffer() -> None:

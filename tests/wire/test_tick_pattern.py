@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from finx_streamer.errors import DecodeError
 from finx_streamer.values import Tick
-from finx_streamer.wire import json_codec as wirejson
+from finx_streamer.wire import json_codec
 from finx_streamer.wire.decoder import Decoder
-from finx_streamer.wire.frames import text_frames
+from finx_streamer.wire.frames import read_text_frames
 from finx_streamer.wire.tick_pattern import TickPattern
 from tests.support.effort import examples
 
@@ -42,19 +42,19 @@ def frame(payload: bytes, length: int | None = None, first: int = 0x81) -> bytes
 def taught(payload: bytes, **options: Any) -> Decoder:
     """A decoder that has seen such a tick."""
     decoder = Decoder(PAIR, PAIR, **options)
-    assert len(decoder.decode_run([payload], 0, NOW_NS)) == 1
+    assert len(decoder.decode_ticks([payload], 0, NOW_NS)) == 1
     return decoder
 
 
 def taken(decoder: Decoder, *frames: bytes, limit: int = ALL) -> tuple[list[Tick], int]:
-    return decoder.take_run(b"".join(frames).decode("latin-1"), 0, limit, NOW_NS)
+    return decoder.match_ticks(b"".join(frames).decode("latin-1"), 0, limit, NOW_NS)
 
 
 @pytest.mark.parametrize("separators", [COMPACT, SPACED])
-@pytest.mark.parametrize("form", [wirejson.ENVELOPED, wirejson.ENVELOPED_STDLIB])
+@pytest.mark.parametrize("form", [json_codec.ENVELOPED, json_codec.ENVELOPED_STDLIB])
 @pytest.mark.parametrize("parse_price", [float, Decimal, str])
 def test_ticks_as_documented_are_taken(
-    separators: tuple[str, str], form: wirejson.TickForm, parse_price: Callable[[str], Any]
+    separators: tuple[str, str], form: json_codec.TickForm, parse_price: Callable[[str], Any]
 ) -> None:
     """After one tick, all that look like it are taken at once, whatever their time, exchange and price."""
     decoder = Decoder(PAIR, PAIR, parse_price=parse_price)
@@ -64,7 +64,7 @@ def test_ticks_as_documented_are_taken(
         for n in range(1, 40)
     ]
     frames = [*map(frame, payloads)]
-    assert len(decoder.decode_run(payloads[:1], 0, NOW_NS)) == 1
+    assert len(decoder.decode_ticks(payloads[:1], 0, NOW_NS)) == 1
     expected = [Decoder(PAIR, PAIR, parse_price=parse_price).decode(payload, NOW_NS) for payload in payloads]
     assert (expected, sum(map(len, frames))) == taken(decoder, *frames)
 
@@ -142,7 +142,7 @@ def test_another_day_or_style_is_learned_from_its_first_tick() -> None:
     decoder = taught(text())
     for other in (text(date="2022-07-03"), text(SPACED, date="2022-07-03"), text()):
         assert taken(decoder, frame(other)) == ([], 0)
-        expected = decoder.decode_run([other], 0, NOW_NS)
+        expected = decoder.decode_ticks([other], 0, NOW_NS)
         assert expected == taken(decoder, frame(other))[0]
 
 
@@ -181,7 +181,7 @@ def test_what_is_taken_is_what_the_thorough_way_takes(data: bytes, cut: int) -> 
     data = data[: len(data) - cut]
     for learned in (text(), text(SPACED)):
         ticks, end = taken(taught(learned), data)
-        payloads, same_end = text_frames(data, 0, len(ticks))
+        payloads, same_end = read_text_frames(data, 0, len(ticks))
         assert (len(ticks), end) == (len(payloads), same_end)
         thorough = Decoder(PAIR, PAIR)
         assert [thorough.decode(payload, NOW_NS) for payload in payloads] == ticks
@@ -195,5 +195,5 @@ def test_a_template_is_learned_from_good_ticks_alone(payload: bytes) -> None:
     try:
         decoder.decode(payload, NOW_NS)
     except DecodeError:
-        assert decoder.decode_run([payload], 0, NOW_NS) == []
+        assert decoder.decode_ticks([payload], 0, NOW_NS) == []
         assert taken(decoder, frame(payload)) == ([], 0)
