@@ -1,4 +1,4 @@
-"""streaming.delivered_window"""
+"""The most recently delivered ticks of a stream, from which `Recovery` knows what was not missed."""
 
 from __future__ import annotations
 
@@ -11,117 +11,116 @@ from typing import Any
 
 from ..values import Tick
 
-#: Ticks may arrive up to so much later than others of the same or a later time, and are still told apart.
-MARGIN = timedelta(seconds=1)
-#: How many delivered ticks of a stream are remembered, about. Beyond it the margin before an outage is shorter. More
-#: would cost speed in a burst, where each tick that is kept pushes another one out of the processor's cache.
-REMEMBERED = 1_024
-#: After how many runs of ticks a window is tidied up, and how many ticks are a long run.
-_LOOK_AFTER, _LONG = 4, 16
+#: How much later than ticks with the same or a later timestamp a tick may arrive and still count as late.
+LATENESS = timedelta(seconds=1)
+#: How many delivered ticks of a stream are remembered, approximately. A larger window slows down bursts: each new tick
+#: then evicts one that has left the CPU cache.
+WINDOW_SIZE = 1_024
+#: Trim after this many runs of ticks. A run of at least `_LONG_RUN` ticks is kept as one list.
+_TRIM_EVERY, _LONG_RUN = 4, 16
 
-_MOMENT = timedelta(microseconds=1)
-_EARLIEST, _LATEST = (time.replace(tzinfo=UTC) for time in (datetime.min, datetime.max))
+#: The resolution of tick times.
+MOMENT = timedelta(microseconds=1)
+EARLIEST, _LATEST = (time.replace(tzinfo=UTC) for time in (datetime.min, datetime.max))
 
-
-#: What a tick is recognised by: exchange, time and price.
+#: What identifies a tick: exchange, time and price. Equal keys may be different trades.
 Key = tuple[str, datetime, Any]
-_parts: Callable[[Any], Key] = itemgetter("exchange", "timestamp", "price")
-#: The exchanges' names, each once. Not by `sys.intern`: Python 3.12 never gives back what is interned.
+tick_key: Callable[[Any], Key] = itemgetter("exchange", "timestamp", "price")
+#: One object per exchange name. Not `sys.intern`: Python 3.12 never frees interned strings.
 _names: dict[str, str] = {}
-_MOST_NAMES = 1_024
+_MAX_NAMES = 1_024
 
 
 class DeliveredWindow:
-    """The ticks of a stream that were delivered last: those within the margin, as far as there is room.
+    """Keys of the ticks that were delivered within `lateness` of the stream's current time, up to about `size`.
 
-    It is in the path of every tick, for each of a thousand streams. What is kept is exchange, time and price, for the
-    ticks themselves are the user's to change: of a few ticks one after another in one deque, which gives the garbage
-    collector nothing to look through; of a long run a list of keys. What has grown old is forgotten every fourth run.
+    Every delivered tick passes through here, on each of a thousand streams. It keeps keys and not ticks, because users
+    may change ticks. Short runs are stored flat, three entries per tick, which leaves the garbage collector nothing to
+    traverse; a long run is one list of keys.
     """
 
     __slots__ = (
-        "_aged",
-        "_anew",
         "_begin",
-        "_checked",
         "_count",
-        "_crowded",
-        "_fresh",
-        "_kept",
-        "_reached",
+        "_entries",
+        "_evicted_until",
+        "_expired_until",
+        "_last_at_trim",
+        "_runs_since_trim",
         "_size",
+        "_steady_time",
         "last",
-        "margin",
+        "lateness",
     )
 
-    def __init__(self, margin: timedelta = MARGIN, size: int = REMEMBERED) -> None:
-        self.margin = margin
-        #: The time of the tick that was delivered last.
+    def __init__(self, lateness: timedelta = LATENESS, size: int = WINDOW_SIZE) -> None:
+        self.lateness = lateness
+        #: The time of the last delivered tick.
         self.last: datetime | None = None
         self._size = size
-        self._kept: deque[Any] = deque()
+        self._entries: deque[Any] = deque()
+        #: How many ticks the entries stand for.
         self._count = 0
-        #: The time of the first tick of all: what was before it is nobody's loss.
+        #: Ticks before this time were never part of the stream, so they can't be missing.
         self._begin: datetime | None = None
-        self._anew = False
-        #: How many runs came since the last look at them, and the time of the last tick at that look.
-        self._fresh = 0
-        self._checked: datetime | None = None
-        #: What was forgotten for its age is earlier than this.
-        self._aged: datetime | None = None
-        #: The latest time that was forgotten for want of room.
-        self._crowded: datetime | None = None
-        #: How far the stream has got. It moves only where two looks in a row agree, so that one tick with a wrong time
-        #: can't move it.
-        self._reached: datetime | None = None
+        self._runs_since_trim = 0
+        self._last_at_trim: datetime | None = None
+        #: The stream's current time. It advances when two consecutive trims agree: one tick with a wrong time can't
+        #: advance it.
+        self._steady_time: datetime | None = None
+        #: Ticks that were dropped for their age are earlier than this.
+        self._expired_until: datetime | None = None
+        #: The latest time of the ticks that were dropped for lack of room.
+        self._evicted_until: datetime | None = None
 
     def extend(self, ticks: list[Tick]) -> None:
-        """Ticks that are about to be handed on, at least one."""
+        """Add a run of ticks that are about to be delivered, at least one."""
         self.last = ticks[-1]["timestamp"]
-        if len(ticks) < _LONG:
+        if len(ticks) < _LONG_RUN:
             for tick in ticks:
                 exchange = tick["exchange"]
-                self._kept.extend((_names.setdefault(exchange, exchange), tick["timestamp"], tick["price"]))
+                self._entries.extend((_names.setdefault(exchange, exchange), tick["timestamp"], tick["price"]))
         else:
-            self._kept.append(list(map(_parts, ticks)))
+            self._entries.append(list(map(tick_key, ticks)))
         self._count += len(ticks)
-        self._fresh += 1
-        if self._fresh >= _LOOK_AFTER or self._count > self._size or self._begin is None:
-            self._look(ticks[0]["timestamp"], self.last)
+        self._runs_since_trim += 1
+        if self._runs_since_trim >= _TRIM_EVERY or self._count > self._size or self._begin is None:
+            self._trim(ticks[0]["timestamp"], self.last)
 
-    def restart(self) -> None:
-        """What came before the next tick, or with it, is not to be asked for, though the stream has been that far."""
-        self._anew = True
-        self._reached = self._furthest()
-        self._kept.clear()
+    def restart(self, first: datetime) -> None:
+        """Forget all ticks: no later gap asks for one up to the time `first`, that of the next tick."""
+        self._steady_time = self._furthest_time()
+        self._begin, self._last_at_trim = later(first, MOMENT), first
+        self._entries.clear()
         self._count = 0
-        self.last = self._begin = self._checked = self._aged = self._crowded = None
+        self.last = self._expired_until = self._evicted_until = None
 
     @property
     def floor(self) -> datetime | None:
-        """A time before this one is too late to be a late tick's: the stream plays a recording again, say."""
-        furthest = self._furthest()
-        return furthest and _earlier(furthest, self.margin)
+        """The earliest plausible time. Older ticks mean that time went backwards, not late delivery."""
+        furthest = self._furthest_time()
+        return furthest and earlier(furthest, self.lateness)
 
     @property
     def overrun(self) -> bool:
-        """Whether so many ticks had the time of the last one that not all of them are remembered."""
-        return self._crowded is not None and self.last is not None and self._crowded >= self.last
+        """Whether more ticks had the time of the last one than are remembered."""
+        return self._evicted_until is not None and self.last is not None and self._evicted_until >= self.last
 
-    def window(self) -> tuple[datetime, list[Key]]:
-        """From when on all delivered ticks are remembered, and their keys. Only after the first `extend`."""
+    def snapshot(self) -> tuple[datetime, list[Key]]:
+        """Return the time from which all delivered ticks are remembered, and their countable keys. Needs a tick."""
         keys = self._keys()
         last = keys[-1][1]
         assert self._begin is not None
-        start = max(_earlier(last, self.margin), self._begin, self._aged or self._begin)
-        if self._crowded is not None and self._crowded >= start:
-            # Well behind that, for it is an estimate where a run was long.
-            start = _later(max(self._crowded, self._crowded + (last - self._crowded) / 2), _MOMENT)
-        return start, [key for key in keys if key[1] >= start]
+        start = max(earlier(last, self.lateness), self._begin, self._expired_until or self._begin)
+        evicted = self._evicted_until
+        if evicted is not None and evicted >= start:
+            # Keep a distance: the time of an evicted long run is an estimate.
+            start = later(max(evicted, evicted + (last - evicted) / 2), MOMENT)
+        return start, [countable(key) for key in keys if key[1] >= start]
 
     def _keys(self) -> list[Key]:
         keys: list[Key] = []
-        entries = iter(self._kept)
+        entries = iter(self._entries)
         for entry in entries:
             if type(entry) is list:
                 keys += entry
@@ -129,47 +128,56 @@ class DeliveredWindow:
                 keys.append((entry, next(entries), next(entries)))
         return keys
 
-    def _furthest(self) -> datetime | None:
+    def _furthest_time(self) -> datetime | None:
+        """Return the latest time that two consecutive ticks reached, or the steady time if that is later."""
         times = [time for _, time, _ in self._keys()]
-        steady = [*map(min, times, times[1:]), *([self._reached] if self._reached else [])]
+        steady = [*map(min, times, times[1:]), *([self._steady_time] if self._steady_time else [])]
         return max(steady, default=None)
 
-    def _look(self, first: datetime, last: datetime) -> None:
-        """Take note of how far the stream is, and forget what is out of the margin."""
-        self._fresh = 0
-        if len(_names) > _MOST_NAMES:
+    def _trim(self, first: datetime, last: datetime) -> None:
+        """Advance the steady time, and drop ticks that are too old or too many. The arguments are of the last run."""
+        self._runs_since_trim = 0
+        if len(_names) > _MAX_NAMES:
             _names.clear()
         if self._begin is None:
-            self._begin = _later(first, _MOMENT) if self._anew else first
-        steady = min(self._checked or first, last)
-        self._checked = last
-        if self._reached is None or steady > self._reached:
-            self._reached = steady
-        bound = _earlier(steady, self.margin)
-        kept = self._kept
+            self._begin = first
+        steady = min(self._last_at_trim or first, last)
+        self._last_at_trim = last
+        if self._steady_time is None or steady > self._steady_time:
+            self._steady_time = steady
+        cutoff = earlier(steady, self.lateness)
+        entries = self._entries
         while True:
-            head = kept[0]
-            size, latest = (len(head), _latest(head)) if type(head) is list else (1, kept[1])
-            if self._count == size:
+            head = entries[0]
+            if type(head) is list:
+                size, latest = len(head), self._latest_time(head, cutoff)
+            else:
+                size, latest = 1, entries[1]
+            if size == self._count:
                 break
-            if latest < bound and type(head) is list and latest >= _earlier(bound, self.margin):
-                # One that the estimate has passed over may be ahead of it by the margin, and so still be needed.
-                latest = max(time for _, time, _ in head)
             if self._count - size >= self._size:
-                # A time that was never reached is a wrong one, or of an exchange that is ahead; others go with it.
-                edge = min(latest, self._reached)
-                self._crowded = edge if self._crowded is None else max(self._crowded, edge)
-            elif latest < bound:
-                self._aged = bound if self._aged is None else max(self._aged, bound)
+                # A later time than the stream's is wrong, or from an exchange whose clock is ahead.
+                until = min(latest, self._steady_time)
+                self._evicted_until = until if self._evicted_until is None else max(self._evicted_until, until)
+            elif latest < cutoff:
+                self._expired_until = cutoff if self._expired_until is None else max(self._expired_until, cutoff)
             else:
                 break
             self._count -= size
             for _ in range(1 if type(head) is list else 3):
-                kept.popleft()
+                entries.popleft()
+
+    def _latest_time(self, run: list[Key], cutoff: datetime) -> datetime:
+        """Return the latest time of a long run, estimated where the difference doesn't matter."""
+        latest = max(time for _, time, _ in itertools.chain(run[-32:], run[:-32:32]))
+        if earlier(cutoff, self.lateness) <= latest < cutoff:
+            # A tick that the estimate skipped may be later by `lateness`, and so still be needed.
+            latest = max(time for _, time, _ in run)
+        return latest
 
 
-class LastTime:
-    """What is known of a stream whose gaps are told, and not filled: the time of the tick that was delivered last."""
+class LastTickTime:
+    """The time of the last delivered tick: enough for a stream whose gaps are reported but not filled."""
 
     __slots__ = ("last",)
 
@@ -180,15 +188,20 @@ class LastTime:
         self.last = ticks[-1]["timestamp"]
 
 
-def _latest(run: list[Key]) -> datetime:
-    """The latest time of a run; of a long one, nearly: this is in the path of every tick."""
-    return max(time for _, time, _ in itertools.chain(run[-32:], run[:-32:32]))
+def countable(key: Key) -> Key:
+    """Return a hashable key. An unhashable price equals only itself."""
+    try:
+        hash(key)
+    except Exception:
+        return key[0], key[1], id(key[2])
+    return key
 
 
-def _earlier(time: datetime, by: timedelta) -> datetime:
-    """Not before the beginning of all times, at which a server's clock may well stand."""
-    return time - by if time - _EARLIEST > by else _EARLIEST
+def earlier(time: datetime, by: timedelta) -> datetime:
+    """Subtract without overflow: a server may send the first moment of the calendar."""
+    return time - by if time - EARLIEST > by else EARLIEST
 
 
-def _later(time: datetime, by: timedelta) -> datetime:
+def later(time: datetime, by: timedelta) -> datetime:
+    """Add without overflow."""
     return time + by if _LATEST - time > by else _LATEST

@@ -19,9 +19,9 @@ import attrs
 from ..values import NO_BOUND, Event, Gap, Tick
 from .backfill import Backfiller, Job
 from .counters import Counters
-from .delivered_window import DeliveredWindow, LastTime
+from .delivered_window import DeliveredWindow, LastTickTime
 from .interfaces import Delivery
-from .recovery import PATIENCE, Deliver, Fetch, Finish, Probe, Recovery, Step
+from .recovery import HOLD_TIMEOUT, Deliver, Fetch, Finish, Probe, Recovery, Step
 
 logger = logging.getLogger("finx_streamer")
 
@@ -119,7 +119,7 @@ class Resequencer:
         self._backfiller = backfiller
         self._host = host
         self._phase = _Phase.LIVE
-        self._window: DeliveredWindow | LastTime = DeliveredWindow() if backfiller is not None else LastTime()
+        self._window: DeliveredWindow | LastTickTime = DeliveredWindow() if backfiller is not None else LastTickTime()
         #: Runs of ticks and events that leave as soon as there is room.
         self._queue: deque[list[Tick] | Event] = deque()
         #: The rest is set while RECOVERING only.
@@ -164,7 +164,7 @@ class Resequencer:
     def put_event(self, event: Event) -> None:
         """Deliver, queue or hold an event, in order with the ticks."""
         if self._recovery is not None:
-            self._recovery.hold_beside(event)
+            self._recovery.hold_event(event)
             self._count_held(1)
             self._limit_held(time.monotonic())
         elif self._queue:
@@ -186,7 +186,7 @@ class Resequencer:
     def reading_paused(self, now: float) -> None:
         """Take note that reading stopped for lack of room."""
         if self._recovery is not None and self._recovery.can_pause:
-            self._carry_out(self._recovery.no_room(now))
+            self._carry_out(self._recovery.reading_paused(now))
 
     def lost(self, now: float) -> None:
         """Take note that the connection was lost."""
@@ -209,7 +209,7 @@ class Resequencer:
     def probe_answered(self, now: float) -> None:
         """Take note of the answer to a probe."""
         if self._recovery is not None:
-            self._carry_out(self._recovery.answered(now))
+            self._carry_out(self._recovery.probe_answered(now))
 
     @property
     def deadline(self) -> float:
@@ -224,7 +224,7 @@ class Resequencer:
             self._carry_out(self._recovery.wake(now))
         elif self._queue:
             # The callbacks are slow, not history: ticks found for this gap still wait for room.
-            self._give_up_at = now + PATIENCE
+            self._give_up_at = now + HOLD_TIMEOUT
             self._host.reschedule()
         else:
             self._carry_out(self._recovery.overdue(now))
@@ -287,14 +287,14 @@ class Resequencer:
             self._queue_gap(Gap(self._symbol, self._window.last, tick["timestamp"], False, 0))
         elif self._phase is _Phase.GIVEN_UP:
             assert isinstance(self._window, DeliveredWindow)
-            self._window.restart()
+            self._window.restart(tick["timestamp"])
         self._enter(_Phase.DRAINING)
 
     # A gap is recovered.
 
     def _hold_ticks(self, recovery: Recovery, ticks: list[Tick], now: float) -> None:
         self._count_held(len(ticks))
-        self._give_up_at = min(self._give_up_at, now + PATIENCE)
+        self._give_up_at = min(self._give_up_at, now + HOLD_TIMEOUT)
         self._carry_out(recovery.hold(ticks))
         self._limit_held(now)
 
@@ -307,10 +307,10 @@ class Resequencer:
         if recovery is None or self._allowance.room > 0:
             return
         if recovery.can_pause:
-            self._carry_out(recovery.no_room(now))
+            self._carry_out(recovery.reading_paused(now))
         elif self._counters.held > max(self._allowance.size, MAX_HELD):
             # The ticks' own time doesn't advance, or only events arrive: this could go on forever.
-            self._carry_out(recovery.give_up("more came meanwhile than can wait"))
+            self._carry_out(recovery.give_up("more arrived during the gap than can be held"))
 
     def _carry_out(self, steps: list[Step]) -> None:
         for step in steps:
@@ -319,11 +319,11 @@ class Resequencer:
                     self._fetch(step)
                 case Probe():
                     self._host.send_probe()
-                    self._give_up_at = min(self._give_up_at, time.monotonic() + PATIENCE)
+                    self._give_up_at = min(self._give_up_at, time.monotonic() + HOLD_TIMEOUT)
                 case Deliver():
                     self._queue_ticks(step.ticks)
                     if self._give_up_at < _NEVER:
-                        self._give_up_at = time.monotonic() + PATIENCE
+                        self._give_up_at = time.monotonic() + HOLD_TIMEOUT
                 case Finish():
                     self._finish(step)
         if steps:
@@ -365,7 +365,7 @@ class Resequencer:
             return
         self._job = None
         recovery = self._recovery
-        self._carry_out(recovery.fetched(time.monotonic()) if reason is None else recovery.failed(reason))
+        self._carry_out(recovery.fetched(time.monotonic()) if reason is None else recovery.fetch_failed(reason))
 
     def _drop_job(self) -> None:
         if self._job is not None:
@@ -392,19 +392,20 @@ class Resequencer:
             else:
                 self._queue_ticks(entry)
 
-    def _restart_window(self, held: list[Any]) -> None:
+    def _restart_window(self, held: list[Tick | Event]) -> None:
         """Never ask for the given-up ticks again: restart the window at the first live tick, now or when it comes."""
         assert isinstance(self._window, DeliveredWindow)
-        if any(type(entry) is dict for entry in held):
-            self._window.restart()
-        else:
+        first = next((entry for entry in held if not isinstance(entry, Event)), None)
+        if first is None:
             self._enter(_Phase.GIVEN_UP)
+        else:
+            self._window.restart(first["timestamp"])
 
 
 def _group_ticks(entries: list[Any]) -> Iterator[list[Tick] | Event]:
     """Yield consecutive ticks as lists, and events as they are."""
-    for is_tick, some in groupby(entries, key=lambda entry: type(entry) is dict):
-        if is_tick:
-            yield list(some)
+    for is_event, group in groupby(entries, key=lambda entry: isinstance(entry, Event)):
+        if is_event:
+            yield from group
         else:
-            yield from some
+            yield list(group)

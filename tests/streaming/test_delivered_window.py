@@ -1,0 +1,122 @@
+"""The window of delivered ticks: what it remembers, and what it says about the rest."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finx_streamer.streaming.delivered_window import _MAX_NAMES, DeliveredWindow, LastTickTime, _names
+from finx_streamer.values import Tick
+from tests.support.effort import examples
+from tests.support.recovery import at, keys_of, tick, window_of
+
+SECOND = timedelta(seconds=1)
+
+
+def test_remembers_nothing_from_before_the_first_tick() -> None:
+    """Ticks before the stream's first one can't be missing."""
+    window = window_of(tick(5), tick(5.1))
+    assert window.snapshot() == (at(5), keys_of(tick(5), tick(5.1)))
+
+
+def test_forgets_ticks_older_than_the_lateness() -> None:
+    """Only ticks that a gap may need are kept."""
+    window = window_of(*(tick(number * 0.1) for number in range(100)))
+    start, keys = window.snapshot()
+    assert start == at(8.9)
+    assert keys == keys_of(*(tick(number * 0.1) for number in range(89, 100)))
+
+
+def test_evicts_the_oldest_ticks_beyond_its_size() -> None:
+    """It then starts later, so that it holds every tick from its start on."""
+    window = DeliveredWindow(SECOND, size=10)
+    for number in range(50):
+        window.extend([tick(number * 0.001), tick(number * 0.001, 2.0)])
+    start, keys = window.snapshot()
+    assert at(0.045) < start < at(0.049)
+    every = [tick(number * 0.001, price) for number in range(50) for price in (1.0, 2.0)]
+    assert keys == keys_of(*(each for each in every if each["timestamp"] >= start))
+
+
+def test_overruns_when_one_time_has_too_many_ticks() -> None:
+    """If it can't remember every tick of the last time, it says so."""
+    assert not window_of(*[tick(5)] * 10, size=10).overrun
+    assert window_of(*[tick(5)] * 30, size=10).overrun
+    assert not window_of(*[tick(5)] * 30, tick(5.1), size=10).overrun
+
+
+def test_restart_forgets_the_ticks_up_to_the_next_one() -> None:
+    """Ticks of a gap that was given up are not found later, out of order."""
+    window = window_of(*(tick(number * 0.1) for number in range(20)))
+    window.restart(at(2.5))
+    assert window.last is None
+    window.extend([tick(2.5), tick(2.6)])
+    start, keys = window.snapshot()
+    assert at(2.5) < start < at(2.6)
+    assert keys == keys_of(tick(2.6))
+
+
+def test_restart_keeps_the_floor() -> None:
+    """How far the stream got is known after a restart, too."""
+    window = window_of(*(tick(number * 0.1) for number in range(20)))
+    assert window.floor == at(0.8)
+    window.restart(at(2.5))
+    assert window.floor == at(0.8)
+
+
+def test_one_wrong_time_does_not_move_the_floor() -> None:
+    """A single tick far ahead of the others does not count as the stream's time."""
+    window = window_of(tick(1), tick(1.1), tick(9e6), tick(1.2))
+    assert window.floor == at(0.2)
+
+
+def test_survives_the_ends_of_the_calendar() -> None:
+    """The earliest and the latest date cause no overflow."""
+    window = DeliveredWindow(SECOND)
+    for time in (at(0).replace(year=1, month=1, day=1), at(0).replace(year=9999, month=12, day=31)):
+        window.extend([{**tick(0), "timestamp": time}] * 5)
+    assert window.floor is not None
+    assert window.snapshot()[1] != []
+
+
+def test_does_not_accumulate_exchange_names() -> None:
+    """A server that invents exchanges doesn't fill the memory."""
+    window = DeliveredWindow()
+    for number in range(5 * _MAX_NAMES):
+        window.extend([tick(number, exchange=f"X{number}")])
+    assert len(_names) <= _MAX_NAMES + 4
+
+
+def test_unhashable_prices_can_be_counted() -> None:
+    """A price without a hash gets a key that equals no other."""
+    (first, second) = window_of(tick(1, [1.0]), tick(1, [1.0])).snapshot()[1]
+    assert len({first, second}) == 2
+
+
+def test_last_tick_time_remembers_one_time() -> None:
+    """Without backfill, the time of the last tick is enough."""
+    last = LastTickTime()
+    assert last.last is None
+    last.extend([tick(2), tick(1)])
+    assert last.last == at(1)
+
+
+@given(
+    st.lists(st.lists(st.tuples(st.integers(0, 400), st.integers(0, 50)), min_size=1, max_size=40), min_size=1),
+    st.sampled_from([5, 50, 1_024]),
+)
+@examples(200)
+def test_a_snapshot_misses_no_tick_from_its_start(runs: list[list[tuple[int, int]]], size: int) -> None:
+    """With times that advance by up to 0.4 s a tick and are late by up to 0.05 s, in short and long runs."""
+    window, delivered, now = DeliveredWindow(SECOND, size), list[Tick](), 10.0
+    for run in runs:
+        ticks = []
+        for advance, late in run:
+            now += advance / 1_000
+            ticks.append(tick(now - late / 1_000, exchange=f"X{len(delivered)}"))
+            delivered.append(ticks[-1])
+        window.extend(ticks)
+    start, keys = window.snapshot()
+    assert keys == keys_of(*(each for each in delivered if each["timestamp"] >= start))
