@@ -36,7 +36,7 @@ ALLOWED = {
 SHARED_WITH_SERVER = {"errors", "values", "config.symbols"}
 
 #: Both shrink to nothing.
-TEST_IMPORTS = {"cli.test_history", "functions.test_client", "promises.test_gap_free_odd"}
+TEST_IMPORTS = {"cli.test_history", "functions.test_client"}
 CYCLE = ("notebook.widget", "notebook.live")
 LONG = {"functions.call_pool", "server.local", "streaming.streams"}
 MOST_FILES_AT_THE_TOP = 16

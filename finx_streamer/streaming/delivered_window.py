@@ -45,7 +45,6 @@ class DeliveredWindow:
         "_entries",
         "_evicted_until",
         "_expired_until",
-        "_last_at_trim",
         "_runs_since_trim",
         "_size",
         "_steady_time",
@@ -64,9 +63,8 @@ class DeliveredWindow:
         #: Ticks before this time were never part of the stream, so they can't be missing.
         self._begin: datetime | None = None
         self._runs_since_trim = 0
-        self._last_at_trim: datetime | None = None
-        #: The stream's current time. It advances when two consecutive trims agree: one tick with a wrong time can't
-        #: advance it.
+        #: The stream's current time. It advances when the ends of two runs in a row agree: one tick with a wrong time
+        #: can't advance it.
         self._steady_time: datetime | None = None
         #: Ticks that were dropped for their age are earlier than this.
         self._expired_until: datetime | None = None
@@ -75,7 +73,7 @@ class DeliveredWindow:
 
     def extend(self, ticks: list[Tick]) -> None:
         """Add a run of ticks that are about to be delivered, at least one."""
-        self.last = ticks[-1]["timestamp"]
+        previous, self.last = self.last, ticks[-1]["timestamp"]
         if len(ticks) < _LONG_RUN:
             for tick in ticks:
                 exchange = tick["exchange"]
@@ -85,12 +83,12 @@ class DeliveredWindow:
         self._count += len(ticks)
         self._runs_since_trim += 1
         if self._runs_since_trim >= _TRIM_EVERY or self._count > self._size or self._begin is None:
-            self._trim(ticks[0]["timestamp"], self.last)
+            self._trim(previous or ticks[0]["timestamp"], self.last)
 
     def restart(self, first: datetime) -> None:
         """Forget all ticks: no later gap asks for one up to the time `first`, that of the next tick."""
         self._steady_time = self._furthest_time()
-        self._begin, self._last_at_trim = later(first, MOMENT), first
+        self._begin = later(first, MOMENT)
         self._entries.clear()
         self._count = 0
         self.last = self._expired_until = self._evicted_until = None
@@ -134,15 +132,17 @@ class DeliveredWindow:
         steady = [*map(min, times, times[1:]), *([self._steady_time] if self._steady_time else [])]
         return max(steady, default=None)
 
-    def _trim(self, first: datetime, last: datetime) -> None:
-        """Advance the steady time, and drop ticks that are too old or too many. The arguments are of the last run."""
+    def _trim(self, previous: datetime, last: datetime) -> None:
+        """Advance the steady time, and drop ticks that are too old or too many.
+
+        `previous` and `last` are the times at which the last two runs ended.
+        """
         self._runs_since_trim = 0
         if len(_names) > _MAX_NAMES:
             _names.clear()
         if self._begin is None:
-            self._begin = first
-        steady = min(self._last_at_trim or first, last)
-        self._last_at_trim = last
+            self._begin = previous
+        steady = min(previous, last)
         if self._steady_time is None or steady > self._steady_time:
             self._steady_time = steady
         cutoff = earlier(steady, self.lateness)

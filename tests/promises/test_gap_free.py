@@ -152,7 +152,7 @@ def test_prices_that_never_compare_equal_are_no_ground_to_fill_a_gap(server: Loc
         interrupt(server, seen)
         seen.wait_ticks(2)
     assert prices(seen) == [1, 3]
-    assert "knows none of the ticks" in str(seen.of_type(GapNotFilled)[0])
+    assert "has none of the ticks" in str(seen.of_type(GapNotFilled)[0])
 
 
 def test_over_tls(seen: Seen) -> None:

@@ -14,12 +14,8 @@ import pytest
 
 from finx_streamer import ConnectionFailed, GapNotFilled, ReconnectPolicy, State
 from finx_streamer.server import LocalServer
-from finx_streamer.streaming import resequencer as flow_module
-from finx_streamer.streaming.delivered_window import DeliveredWindow
-from finx_streamer.streaming.recovery import Deliver, Finish, Probe, Recovery
+from finx_streamer.streaming import resequencer as resequencer_module
 from finx_streamer.values import Tick
-from tests.streaming.test_recovery import history, line, told_apart
-from tests.streaming.test_recovery import tick as read
 from tests.support.market import OTHER, PAIR, Market, begin, outage, prices, send, tick, wait_held
 from tests.support.peers import Caller, Peer, Script, Seen, frame, stay
 
@@ -108,78 +104,6 @@ def test_ticks_at_the_ends_of_time(server: LocalServer, seen: Seen, date: str, t
         assert State.STREAMING is listener.state
 
 
-def test_ticks_lost_behind_one_with_a_wrong_time() -> None:
-    """Where the last tick was far ahead of the stream, what was missed behind it is found, or not called found."""
-    trail = DeliveredWindow()
-    for each in (read(0), read(1), read(60)):
-        trail.extend([each])
-    recovery = Recovery("BTC:USDC", trail, 0.0)
-    known = history([read(0), read(1), read(2), read(3), read(60)])
-    steps = recovery.hold([read(3)])
-    if not any(isinstance(step, Finish) for step in steps):
-        begin, end = steps[0].start, steps[0].end
-        steps = told_apart(recovery, [each for each in known if begin <= each["timestamp"] < end])
-    assert isinstance(steps[-1], Finish)
-    found = [each for step in steps if isinstance(step, Deliver) for each in step.ticks] + steps[-1].before
-    assert not steps[-1].gap.filled or [line(read(2))] == [line(each) for each in found]
-
-
-def test_a_time_ahead_in_a_long_run_is_remembered() -> None:
-    """Of two exchanges one is ahead by less than the margin: what was delivered of it is not fetched once more."""
-    every: list[Tick] = []
-    trail = DeliveredWindow()
-    for run in range(41):
-        ticks = [read(run * 0.1 + number * 0.0015) for number in range(64)]
-        ticks[20] = read(run * 0.1 + 0.03 + 0.9, exchange="OKX")
-        trail.extend(ticks)
-        every += ticks
-    recovery = Recovery("BTC:USDC", trail, 0.0)
-    live = read(4.2)
-    fetch = recovery.hold([live])[0]
-    known = history([each for each in [*every, live] if fetch.start <= each["timestamp"] < fetch.end])
-    end = told_apart(recovery, known)[-1]
-    assert isinstance(end, Finish)
-    assert (end.gap.ticks, end.gap.filled) == (0, True)
-
-
-# No room to hold more.
-
-
-def test_a_late_tick_that_is_not_read_for_want_of_room_comes_once() -> None:
-    """What history knows, and lies unread because the store is full, is not fetched as well, be it late."""
-    trail = DeliveredWindow()
-    trail.extend([read(1)])
-    recovery = Recovery("BTC:USDC", trail, 0.0)
-    recovery.hold([read(3), read(4)])
-    if recovery.can_pause:
-        recovery.no_room(0.0)
-    recovery.page(history([read(1), read(3), read(3.5), read(4)]))
-    steps = recovery.fetched(0.1)
-    if steps and isinstance(steps[0], Probe):
-        recovery.hold([read(3.5)])
-        steps = recovery.answered(0.2)
-    end = steps[-1]
-    assert isinstance(end, Finish)
-    assert (end.gap.ticks, end.gap.filled) == (0, True)
-
-
-def test_a_lost_tick_ahead_of_the_live_ones_is_found_without_room() -> None:
-    """A lost tick within the margin after the first live one is not forgotten because the store is full."""
-    trail = DeliveredWindow()
-    trail.extend([read(1)])
-    recovery = Recovery("BTC:USDC", trail, 0.0)
-    recovery.hold([read(3), read(3.1)])
-    if recovery.can_pause:
-        recovery.no_room(0.0)
-    recovery.page(history([read(1), read(3), read(3.1), read(3.5, exchange="OKX")]))
-    steps = recovery.fetched(0.1)
-    if steps and isinstance(steps[0], Probe):
-        steps = recovery.answered(0.2)
-    end = steps[-1]
-    assert isinstance(end, Finish)
-    assert not end.gap.filled or end.gap.ticks == 1
-
-
 # Odd servers.
 
 
@@ -218,7 +142,7 @@ def deaf(*connections: list[dict[str, str]], known: list[dict[str, str]]) -> Cal
 @pytest.mark.parametrize("live", [[3], [3, 4, 150], []], ids=["one", "several", "none"])
 def test_a_server_that_answers_no_pings(seen: Seen, live: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """The wait for the answer to a ping is bounded: the live ticks come all the same, and the doubt is told."""
-    monkeypatch.setattr(flow_module, "PATIENCE", 3.0)
+    monkeypatch.setattr(resequencer_module, "HOLD_TIMEOUT", 3.0)
     known = [tick(number) for number in [1, 2, *live]]
     with (
         Peer(deaf([tick(1)], [tick(number) for number in live], known=known)) as peer,
@@ -273,7 +197,7 @@ def test_outages_one_after_another_withhold_no_ticks(
     server: LocalServer, seen: Seen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each begins the question to history anew, and that hangs: the live ticks come after a time nonetheless."""
-    monkeypatch.setattr(flow_module, "PATIENCE", 1.0)
+    monkeypatch.setattr(resequencer_module, "HOLD_TIMEOUT", 1.0)
     server.stall_functions(None)
     with seen.listener(server.url, backfill=True) as listener:
         begin(server, seen)
@@ -354,7 +278,7 @@ def test_notices_take_no_room(seen: Seen, backfill: bool) -> None:
 def test_what_is_held_has_a_bound(seen: Seen, kind: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """While history hangs, what can't be done without is held to a bound; then the gap is given up, and said to be."""
     message = json.dumps({"results": "streaming", "resultData": tick(2)}) if kind != "notices" else '{"keepAlive":true}'
-    monkeypatch.setattr(flow_module, "MAX_HELD", most)
+    monkeypatch.setattr(resequencer_module, "MAX_HELD", most)
     count = most + 1
 
     def back(caller: Caller) -> None:
@@ -364,7 +288,7 @@ def test_what_is_held_has_a_bound(seen: Seen, kind: str, most: int, monkeypatch:
     with Peer(interrupted(stay(), back)) as peer, seen.listener(peer.url, backfill=True, queue_size=4):
         seen.wait_for(lambda: len(seen.ticks) + len(seen.notices) == count + 1)
         (reason,) = [str(error) for error in seen.errors if isinstance(error, GapNotFilled)]
-    assert "more came meanwhile than can wait" in reason
+    assert "more arrived during the gap than can be held" in reason
 
 
 # In callbacks.

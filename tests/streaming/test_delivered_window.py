@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from datetime import timedelta
 
 from hypothesis import given
@@ -103,20 +104,42 @@ def test_last_tick_time_remembers_one_time() -> None:
     assert last.last == at(1)
 
 
-@given(
-    st.lists(st.lists(st.tuples(st.integers(0, 400), st.integers(0, 50)), min_size=1, max_size=40), min_size=1),
-    st.sampled_from([5, 50, 1_024]),
-)
-@examples(200)
-def test_a_snapshot_misses_no_tick_from_its_start(runs: list[list[tuple[int, int]]], size: int) -> None:
-    """With times that advance by up to 0.4 s a tick and are late by up to 0.05 s, in short and long runs."""
-    window, delivered, now = DeliveredWindow(SECOND, size), list[Tick](), 10.0
-    for run in runs:
-        ticks = []
-        for advance, late in run:
-            now += advance / 1_000
-            ticks.append(tick(now - late / 1_000, exchange=f"X{len(delivered)}"))
-            delivered.append(ticks[-1])
-        window.extend(ticks)
+def deliver_at_random(window: DeliveredWindow, seed: int, pause: float, late: float) -> list[Tick]:
+    """Extend the window with short and long runs: pauses of up to `pause` seconds, lateness of up to `late`."""
+    rng = random.Random(seed)
+    delivered: list[Tick] = []
+    now = 10.0
+    for _ in range(rng.randint(1, 60)):
+        run: list[Tick] = []
+        now += rng.choice([0.0, 0.0, 0.5])
+        for _ in range(rng.choice([1, 1, 2, 5, 15, 16, 40, 200])):
+            now += pause * rng.random()
+            run.append(tick(now - late * rng.choice([0, 0, 1]) * rng.random(), len(delivered) + len(run)))
+        delivered += run
+        window.extend(run)
+    return delivered
+
+
+PAUSES = st.sampled_from([0.000_1, 0.002, 0.03])
+SEEDS = st.integers(0, 1_000_000)
+
+
+@given(SEEDS, PAUSES, st.sampled_from([64, 256]))
+@examples(250)
+def test_remembers_every_tick_from_its_start_on(seed: int, pause: float, size: int) -> None:
+    """In a stream that is in order, though it evicts ticks."""
+    window = DeliveredWindow(SECOND, size)
+    delivered = deliver_at_random(window, seed, pause, late=0.0)
     start, keys = window.snapshot()
+    assert keys == keys_of(*(each for each in delivered if each["timestamp"] >= start))
+
+
+@given(SEEDS, PAUSES)
+@examples(250)
+def test_remembers_late_ticks_from_its_start_on(seed: int, pause: float) -> None:
+    """In a stream with late ticks, as long as it evicts none."""
+    window = DeliveredWindow(SECOND, size=100_000)
+    delivered = deliver_at_random(window, seed, pause, late=1.0)
+    start, keys = window.snapshot()
+    assert start <= max(delivered[0]["timestamp"], max(each["timestamp"] for each in delivered) - SECOND)
     assert keys == keys_of(*(each for each in delivered if each["timestamp"] >= start))

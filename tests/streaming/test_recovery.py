@@ -525,7 +525,9 @@ OTHER_MOVES = st.one_of(
 )
 
 
-@given(st.lists(st.one_of(EMIT_IN_ORDER, EMIT_IN_ORDER, OTHER_MOVES), max_size=60), st.integers(1, 5), st.integers(0, 9))
+@given(
+    st.lists(st.one_of(EMIT_IN_ORDER, EMIT_IN_ORDER, OTHER_MOVES), max_size=60), st.integers(1, 5), st.integers(0, 9)
+)
 @examples(500)
 def test_ticks_in_order_stay_in_order(moves: list[tuple[Any, ...]], page_size: int, seed: int) -> None:
     """Nothing is lost, doubled or out of order, whenever connections break and history answers."""
