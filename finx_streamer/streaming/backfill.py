@@ -1,4 +1,4 @@
-"""Fetches history for gaps, beside the network thread: on a few threads, page by page, no faster than it is taken."""
+"""Fetch tick history for gaps, on a few worker threads and no faster than the network thread takes it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 
 import attrs
 
@@ -18,19 +19,19 @@ from .interfaces import History
 
 logger = logging.getLogger("finx_streamer")
 
-#: How many gaps are filled side by side. Others wait for their turn.
-SIDE_BY_SIDE = 4
-#: How many pages may be fetched before the first of them is taken.
-_AHEAD = 2
-#: How many days in a row may be asked for in vain: a tick with a wrong time may have named a far year.
-_EMPTY_DAYS = 400
-#: How long `close` waits for the threads, which end as soon as their call is interrupted.
-_PATIENCE = 1.0
+#: Further jobs wait for a free worker.
+MAX_CONCURRENT_FETCHES = 4
+#: How many pages a job may fetch before the first one is taken.
+_PAGES_AHEAD = 2
+#: Give up after this many consecutive days without a tick: a wrong tick time may lie years away.
+_MAX_EMPTY_DAYS = 400
+#: How many seconds `close` waits for the workers. They end as soon as their call is interrupted.
+_CLOSE_TIMEOUT = 1.0
 
 
 @attrs.define(eq=False)
 class Job:
-    """One fetch. `on_page` and, once, `on_end` (with the reason where it failed) are called in the network thread."""
+    """One fetch. The network thread calls `on_page` for each page and `on_end` once, with the reason if it failed."""
 
     pair: str
     start: datetime
@@ -38,124 +39,136 @@ class Job:
     on_page: Callable[[list[Tick]], None]
     on_end: Callable[[str | None], None]
     cancelled: bool = False
-    #: Where it is fetched from, while that goes on.
+    #: The source, while pages are fetched from it.
     history: History | None = None
-    _room: threading.Semaphore = attrs.field(factory=lambda: threading.Semaphore(_AHEAD))
+    _room: threading.Semaphore = attrs.field(factory=lambda: threading.Semaphore(_PAGES_AHEAD))
 
     def cancel(self) -> None:
-        """Nothing of it is wanted any more. A call that hangs is interrupted."""
+        """Stop fetching. A call in progress is interrupted, and `on_end` is not called."""
         self.cancelled = True
         self._room.release()
         history = self.history
         if history is not None:
-            # In the network thread: a handshake that hangs in name resolution must not hold up other streams.
+            # Not close(): a handshake that hangs in name resolution must not block the network thread.
             history.interrupt()
 
     def taken(self) -> None:
-        """A page was taken: the next may come."""
+        """Acknowledge a page, so that another one may be fetched."""
         self._room.release()
 
     def wait_for_room(self) -> None:
+        """Wait until one more page may be handed over."""
         self._room.acquire()
 
 
 class Backfiller:
-    """The threads and their work. `connect` gives a thread its history; `post` reaches the network thread, and says
-    False once that has ended.
+    """Runs jobs on up to `MAX_CONCURRENT_FETCHES` worker threads.
 
-    A thread lives as long as there are jobs, and so does its history: what is left of an earlier outage could be a
-    connection that has gone silent.
+    A worker has its own history connection. Both end when no job waits, because a connection that is left from an
+    earlier outage may be dead.
     """
 
     def __init__(self, connect: Callable[[], History], post: Callable[[Callable[[], None]], bool], name: str) -> None:
+        """Create no thread yet.
+
+        Args:
+            connect: Returns a history for one worker.
+            post: Runs a command on the network thread. Returns False if that thread has ended.
+            name: Prefix of the workers' thread names.
+        """
         self._connect = connect
         self._post = post
         self._name = name
+        self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._waiting: deque[Job] = deque()
-        self._running: dict[threading.Thread, Job | None] = {}
-        #: Those that take no further job, and have still to close their history.
-        self._leaving: set[threading.Thread] = set()
-        self._numbers = itertools.count(1)
+        #: Each worker's job. A worker without one is new, or closes its history.
+        self._jobs: dict[threading.Thread, Job | None] = {}
+        #: How many workers take further jobs.
+        self._active = 0
         self._closed = False
 
     def fetch(self, job: Job) -> None:
-        """Begin, or wait for one of the threads to be free. For the network thread."""
+        """Start a job, or queue it until a worker is free. Only for the network thread."""
         with self._lock:
             if self._closed:
                 return
             self._waiting.append(job)
-            if len(self._running) >= SIDE_BY_SIDE:
+            if self._active >= MAX_CONCURRENT_FETCHES:
                 return
             name = f"{self._name}-backfill-{next(self._numbers)}"
-            thread = threading.Thread(target=self._work, name=name, daemon=True)
-            self._running[thread] = None
+            worker = threading.Thread(target=self._work, name=name, daemon=True)
+            self._jobs[worker] = None
+            self._active += 1
         try:
-            thread.start()
+            worker.start()
         except RuntimeError as cause:
-            # No thread to be had: the system's limit, or the interpreter is going down.
-            with self._lock:
-                del self._running[thread]
-                if self._running or job not in self._waiting:
-                    return
-                self._waiting.remove(job)
-            reason = str(cause)
-            self._post(lambda: job.on_end(reason))
+            # The system has no more threads, or the interpreter shuts down.
+            self._fail_to_start(worker, job, str(cause))
 
     def close(self) -> None:
-        """End; what is under way is given up. Bounded, and from any thread."""
+        """Cancel all jobs and end the workers. Bounded, and safe from any thread."""
         with self._lock:
             self._closed = True
             self._waiting.clear()
-            running, threads = dict(self._running), [*self._running, *self._leaving]
-        for job in running.values():
+            jobs = dict(self._jobs)
+        for job in jobs.values():
             if job is not None:
                 job.cancel()
-        patience_ends = time.monotonic() + _PATIENCE
-        for thread in threads:
-            if thread.is_alive():
-                thread.join(max(0.0, patience_ends - time.monotonic()))
+        close_by = time.monotonic() + _CLOSE_TIMEOUT
+        for worker in jobs:
+            if worker.is_alive():
+                worker.join(max(0.0, close_by - time.monotonic()))
+
+    def _fail_to_start(self, worker: threading.Thread, job: Job, reason: str) -> None:
+        with self._lock:
+            del self._jobs[worker]
+            self._active -= 1
+            if self._active or job not in self._waiting:
+                return  # another worker takes the job, or has taken it
+            self._waiting.remove(job)
+        self._post(partial(job.on_end, reason))
 
     def _work(self) -> None:
-        """In a thread of its own, as long as there are jobs."""
-        here = threading.current_thread()
+        """Run jobs until none waits."""
         history: History | None = None
-        while True:
-            with self._lock:
-                job = self._waiting.popleft() if self._waiting else None
-                self._running[here] = job
-                if job is None:
-                    del self._running[here]
-                    self._leaving.add(here)
-                    break
+        while (job := self._next_job()) is not None:
             reason = None
             try:
                 history = history or self._connect()
-                self._run(job, history)
+                self._fetch_pages(job, history)
             except FinxStreamerError as error:
                 reason = f"no history ({error})"
             except BaseException as crash:
-                # A user's parse_price may raise SystemExit, too; this thread has to tell its end nonetheless.
+                # Even SystemExit, from the user's parse_price: the job must end.
                 logger.exception("unexpected %s while history was fetched", type(crash).__name__)
                 reason = f"no history ({type(crash).__name__})"
             if not job.cancelled:
-                self._post(lambda job=job, reason=reason: job.on_end(reason))  # type: ignore[misc]
+                self._post(partial(job.on_end, reason))
             if history is not None and (job.cancelled or reason is not None):
                 history.close()
                 history = None
         if history is not None:
             history.close()
         with self._lock:
-            self._leaving.discard(here)
+            del self._jobs[threading.current_thread()]
 
-    def _run(self, job: Job, history: History) -> None:
+    def _next_job(self) -> Job | None:
+        with self._lock:
+            job = self._waiting.popleft() if self._waiting else None
+            self._jobs[threading.current_thread()] = job
+            if job is None:
+                self._active -= 1
+            return job
+
+    def _fetch_pages(self, job: Job, history: History) -> None:
         job.history = history
         try:
             if job.cancelled:
-                return  # without a word to the server
-            for page in history.history_pages(job.pair, job.start, job.end, empty_days=_EMPTY_DAYS):
+                return  # before any call
+            for page in history.history_pages(job.pair, job.start, job.end, empty_days=_MAX_EMPTY_DAYS):
                 job.wait_for_room()
-                if job.cancelled or not self._post(lambda page=page: job.on_page(page)):  # type: ignore[misc]
+                if job.cancelled or not self._post(partial(job.on_page, page)):
                     break
         finally:
             job.history = None

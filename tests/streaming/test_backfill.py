@@ -1,4 +1,4 @@
-"""The threads that fetch history for gaps: a job always ends, whatever becomes of its history."""
+"""The workers that fetch history for gaps. A job always ends, even if its history fails."""
 
 from __future__ import annotations
 
@@ -11,36 +11,42 @@ from typing import Any
 import pytest
 
 from finx_streamer.errors import ConnectionFailed
-from finx_streamer.streaming.backfill import SIDE_BY_SIDE, Backfiller, Job
+from finx_streamer.streaming.backfill import MAX_CONCURRENT_FETCHES, Backfiller, Job
 
 START = datetime(2022, 7, 2, tzinfo=UTC)
-PATIENCE = 20.0
+TIMEOUT = 20.0
 
 
-class Book:
-    """A history of so many pages, each of one tick."""
+class FakeHistory:
+    """Returns `pages` pages of one tick each, then raises `fault`. Blocks before the first page if `gate` is given."""
 
-    def __init__(self, pages: int = 0, fault: Exception | None = None) -> None:
-        self.pages, self.fault = pages, fault
-        self.closed = 0
+    def __init__(self, pages: int = 0, fault: Exception | None = None, gate: threading.Event | None = None) -> None:
+        self.pages, self.fault, self.gate = pages, fault, gate
+        self.fetched = self.closed = 0
+        self.called = threading.Event()
 
     def history_pages(
         self, pair: str, start: datetime, end: datetime | None, *, empty_days: int | None
     ) -> Iterator[list[Any]]:
+        self.called.set()
+        if self.gate is not None:
+            assert self.gate.wait(TIMEOUT)
         for number in range(self.pages):
+            self.fetched += 1
             yield [{"pair": pair, "price": number}]
         if self.fault is not None:
             raise self.fault
 
     def interrupt(self) -> None:
-        """Nothing here hangs."""
+        if self.gate is not None:
+            self.gate.set()
 
     def close(self) -> None:
         self.closed += 1
 
 
-class Desk:
-    """The network thread's part: what was posted is done in turn, until so many jobs have ended."""
+class NetworkThread:
+    """Stands in for the network thread: runs posted commands until enough jobs have ended."""
 
     def __init__(self, connect: Callable[[], Any]) -> None:
         self._posted: queue.Queue[Callable[[], None]] = queue.Queue()
@@ -52,62 +58,124 @@ class Desk:
         self._posted.put(command)
         return True
 
-    def fetch(self) -> Job:
-        def page(ticks: list[Any]) -> None:
+    def fetch(self, acknowledge: bool = True) -> Job:
+        def take(ticks: list[Any]) -> None:
             self.pages.append(ticks)
-            job.taken()
+            if acknowledge:
+                job.taken()
 
-        job = Job("BTC:USDC", START, None, page, self.ends.append)
+        job = Job("BTC:USDC", START, None, take, self.ends.append)
         self.backfiller.fetch(job)
         return job
 
-    def wait(self, ends: int) -> list[str | None]:
-        while len(self.ends) < ends:
-            self._posted.get(timeout=PATIENCE)()
+    def run_until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._posted.get(timeout=TIMEOUT)()
+
+    def run_until_ended(self, jobs: int) -> list[str | None]:
+        """Return how the jobs ended."""
+        self.run_until(lambda: len(self.ends) == jobs)
         self.backfiller.close()
         return self.ends
 
 
-@pytest.mark.parametrize("fault", [ValueError("bad luck"), ConnectionFailed("no way")], ids=repr)
-def test_a_history_that_can_not_be_had(fault: Exception, caplog: pytest.LogCaptureFixture) -> None:
-    """Each job ends with the reason; a crash is told in the log."""
+def workers() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if "-backfill-" in thread.name]
 
-    def refuse() -> Book:
+
+@pytest.mark.parametrize("fault", [ValueError("bad luck"), ConnectionFailed("no way")], ids=repr)
+def test_jobs_end_if_no_history_can_be_created(fault: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    """Each job ends with the reason. An unexpected error is logged, too."""
+
+    def refuse() -> FakeHistory:
         raise fault
 
-    desk = Desk(refuse)
-    for _ in range(2 * SIDE_BY_SIDE):
-        desk.fetch()
-    assert len(desk.wait(2 * SIDE_BY_SIDE)) == 2 * SIDE_BY_SIDE
-    told = str(fault) if isinstance(fault, ConnectionFailed) else "ValueError"
-    assert {f"no history ({told})"} == set(desk.ends)
-    assert isinstance(fault, ConnectionFailed) == (not caplog.records)
+    network = NetworkThread(refuse)
+    for _ in range(2 * MAX_CONCURRENT_FETCHES):
+        network.fetch()
+    reason = str(fault) if isinstance(fault, ConnectionFailed) else "ValueError"
+    assert network.run_until_ended(2 * MAX_CONCURRENT_FETCHES) == [f"no history ({reason})"] * 8
+    assert bool(caplog.records) == isinstance(fault, ValueError)
 
 
-def test_a_history_that_fails_on_the_way() -> None:
-    """Its pages have come, the job ends with the reason, and it is closed."""
-    book = Book(3, RuntimeError())
-    desk = Desk(lambda: book)
-    desk.fetch()
-    assert desk.wait(1) == ["no history (RuntimeError)"]
-    assert ([page[0]["price"] for page in desk.pages], book.closed) == ([0, 1, 2], 1)
+def test_a_failing_history_delivers_its_pages_first() -> None:
+    """The job ends with the reason after the pages, and the history is closed."""
+    history = FakeHistory(3, RuntimeError())
+    network = NetworkThread(lambda: history)
+    network.fetch()
+    assert network.run_until_ended(1) == ["no history (RuntimeError)"]
+    assert [page[0]["price"] for page in network.pages] == [0, 1, 2]
+    assert history.closed == 1
 
 
 def test_each_history_is_closed_once() -> None:
-    """It is kept while there are jobs, and closed with its thread's last one."""
-    books = [Book(1) for _ in range(20)]
-    unused = list(books)
-    desk = Desk(unused.pop)
+    """A worker keeps its history while there are jobs, and closes it after its last one."""
+    histories = [FakeHistory(1) for _ in range(20)]
+    unused = list(histories)
+    network = NetworkThread(unused.pop)
     for _ in range(20):
-        desk.fetch()
-    assert desk.wait(20) == [None] * 20
-    assert len(desk.pages) == 20
-    assert [0] * len(unused) + [1] * (20 - len(unused)) == [book.closed for book in books]
+        network.fetch()
+    assert network.run_until_ended(20) == [None] * 20
+    assert len(network.pages) == 20
+    assert [history.closed for history in histories] == [0] * len(unused) + [1] * (20 - len(unused))
 
 
-def test_nothing_is_fetched_any_more_after_close() -> None:
-    """Not even begun."""
-    desk = Desk(Book)
-    desk.backfiller.close()
-    desk.fetch()
-    assert not [thread for thread in threading.enumerate() if "-backfill-" in thread.name]
+def test_few_jobs_run_at_once() -> None:
+    """Further jobs wait for a free worker."""
+    gate = threading.Event()
+    network = NetworkThread(lambda: FakeHistory(1, gate=gate))
+    for _ in range(3 * MAX_CONCURRENT_FETCHES):
+        network.fetch()
+    assert len(workers()) == MAX_CONCURRENT_FETCHES
+    gate.set()
+    assert network.run_until_ended(3 * MAX_CONCURRENT_FETCHES) == [None] * (3 * MAX_CONCURRENT_FETCHES)
+
+
+def test_pages_are_fetched_no_faster_than_they_are_taken() -> None:
+    """At most two pages are waiting, and one more is ready to be handed over."""
+    history = FakeHistory(10)
+    network = NetworkThread(lambda: history)
+    job = network.fetch(acknowledge=False)
+    network.run_until(lambda: len(network.pages) == 2)
+    assert history.fetched <= 3
+    job.taken()
+    network.run_until(lambda: len(network.pages) == 3)
+    assert history.fetched <= 4
+    job.cancel()
+    network.backfiller.close()
+    assert network.ends == []
+
+
+def test_a_cancelled_job_is_interrupted() -> None:
+    """Its call ends, its history is closed, and `on_end` isn't called. The next job gets another history."""
+    histories = [FakeHistory(1), FakeHistory(1, gate=threading.Event())]
+    unused = list(histories)
+    network = NetworkThread(unused.pop)
+    job = network.fetch()
+    assert histories[1].called.wait(TIMEOUT)
+    job.cancel()
+    network.fetch()
+    assert network.run_until_ended(1) == [None]
+    assert [history.closed for history in histories] == [1, 1]
+
+
+def test_close_ends_the_workers() -> None:
+    """Calls in progress are interrupted, and later jobs are not started."""
+    network = NetworkThread(lambda: FakeHistory(1, gate=threading.Event()))
+    for _ in range(2 * MAX_CONCURRENT_FETCHES):
+        network.fetch()
+    network.backfiller.close()
+    network.fetch()
+    assert workers() == []
+
+
+def test_a_job_ends_if_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason is the system's."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    network = NetworkThread(FakeHistory)
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    network.fetch()
+    assert network.run_until_ended(1) == ["can't start new thread"]
