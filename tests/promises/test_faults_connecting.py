@@ -443,7 +443,7 @@ def test_a_key_callable_that_hangs_is_bounded(seen: Seen) -> None:
             worker.join(PATIENCE)
             assert not worker.is_alive()
         assert [request.split(b"\r\n")[0] for request in peer.requests] == [b"GET /streaming/in-time/BTC:USDC HTTP/1.1"]
-    stuck = "no connection within 0.3 s: name resolution hangs, or the source of keys"
+    stuck = "no connection within 0.3 s: name resolution or the api_key callable hangs"
     assert [stuck] == [error.reason for error in seen.of_type(ConnectionFailed)]
 
 

@@ -25,8 +25,8 @@ from finx_streamer.errors import (
     StreamNotFound,
 )
 from finx_streamer.streaming.session import (
-    HURRY_EVERY,
-    KEY_PATIENCE,
+    EARLY_RETRY_INTERVAL,
+    NEW_KEY_TIMEOUT,
     Action,
     Announce,
     Connect,
@@ -346,7 +346,7 @@ def test_who_waits_for_the_network_can_be_hurried() -> None:
     assert not session.retry_by(10.6)
     session.lost(a_loss(), 10.7)
     assert not session.retry_by(10.8)
-    assert not session.retry_by(10.5 + HURRY_EVERY - 0.1)
+    assert not session.retry_by(10.5 + EARLY_RETRY_INTERVAL - 0.1)
     session.wake(session.deadline)
     session.lost(RateLimited("too many requests", status=429, retry_after=77.0), 30.0)
     assert not session.retry_by(31.0)
@@ -409,7 +409,7 @@ def test_a_new_key_may_be_a_moment_late() -> None:
         assert [Connect(after_refusal=True)] == session.wake(now)
         asked += 1
     assert 5 <= asked < 50
-    assert 100.0 + KEY_PATIENCE <= now < 100.0 + KEY_PATIENCE + 1.0
+    assert 100.0 + NEW_KEY_TIMEOUT <= now < 100.0 + NEW_KEY_TIMEOUT + 1.0
 
 
 def test_reconnects_count_connections_and_not_attempts() -> None:
