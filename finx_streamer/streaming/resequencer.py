@@ -138,7 +138,7 @@ class Resequencer:
     def _enter(self, phase: _Phase) -> None:
         """Set the phase. Nothing else does."""
         if phase is not self._phase:
-            logger.debug("%s: ticks are %s", self._symbol, phase.value)
+            logger.debug("%s: resequencer: %s", self._symbol, phase.value)
             self._phase = phase
 
     # Ticks and events come in.

@@ -47,9 +47,9 @@ def test_ticks_of_an_outage_come_before_the_live_ones(server: LocalServer, seen:
         send(server, 6, 7)
         seen.wait_ticks(7)
         gap = seen.gaps[0]
-        assert [(1, False), (2, False), (3, True), (4, True), (5, True), gap, (6, False), (7, False)] == order
+        assert order == [(1, False), (2, False), (3, True), (4, True), (5, True), gap, (6, False), (7, False)]
         assert gap.symbol == PAIR
-        assert (BEGIN + timedelta(milliseconds=20), BEGIN + timedelta(milliseconds=60)) == (gap.since, gap.until)
+        assert (gap.since, gap.until) == (BEGIN + timedelta(milliseconds=20), BEGIN + timedelta(milliseconds=60))
         assert (gap.filled, gap.ticks) == (True, 3)
         stats = listener.stats.streams[PAIR]
         assert (stats.gaps, stats.filled_ticks, stats.ticks) == (1, 3, 7)
@@ -79,11 +79,11 @@ def test_a_quiet_market_keeps_nothing_back(server: LocalServer, seen: Seen) -> N
             send(server, 2, 3)
         seen.wait_ticks(3)
         seen.wait_for(lambda: seen.gaps)
-        assert (True, 2, BEGIN + timedelta(milliseconds=30)) == (
+        assert (
             seen.gaps[0].filled,
             seen.gaps[0].ticks,
             seen.gaps[0].until,
-        )
+        ) == (True, 2, BEGIN + timedelta(milliseconds=30))
         send(server, 4)
         seen.wait_ticks(4)
     assert prices(seen) == [1, 2, 3, 4]
@@ -98,7 +98,7 @@ def test_a_gap_may_be_longer_than_an_answer_and_a_day(server: LocalServer, seen:
             send(server, *numbers)
         send(server, 17_281_300)
         seen.wait_ticks(len(numbers) + 2)
-    assert [1, *numbers, 17_281_300] == prices(seen)
+    assert prices(seen) == [1, *numbers, 17_281_300]
     assert [len(numbers)] == [gap.ticks for gap in seen.gaps]
 
 
@@ -135,7 +135,7 @@ def test_prices_are_parsed_alike(server: LocalServer, seen: Seen) -> None:
     with seen.listener(server.url, backfill=True, parse_price=Decimal):
         interrupt(server, seen)
         seen.wait_ticks(3)
-    assert [Decimal("19201.50"), Decimal("19202.50"), Decimal("19203.50")] == [each["price"] for each in seen.ticks]
+    assert [each["price"] for each in seen.ticks] == [Decimal("19201.50"), Decimal("19202.50"), Decimal("19203.50")]
 
 
 def test_prices_that_never_compare_equal_are_no_ground_to_fill_a_gap(server: LocalServer, seen: Seen) -> None:
@@ -200,9 +200,9 @@ def test_without_backfill_gaps_are_told(server: LocalServer, seen: Seen, dispatc
         send(server, 3, 4)
         seen.wait_ticks(3)
     gap = seen.gaps[0]
-    assert [1, gap, 3, 4] == order
+    assert order == [1, gap, 3, 4]
     expected = Gap(PAIR, BEGIN + timedelta(milliseconds=10), BEGIN + timedelta(milliseconds=30), False, 0)
-    assert expected == gap
+    assert gap == expected
     assert seen.of_type(GapNotFilled) == []
     assert server.stats.calls == 0
 
@@ -282,7 +282,7 @@ def test_other_streams_are_not_held_up(server: LocalServer, seen: Seen) -> None:
         server.stall_functions(0)
         server.resume()
         seen.wait_for(lambda: prices(seen) == [1, 2, 3])
-    assert list(range(1, 500)) == prices(seen, OTHER)
+    assert prices(seen, OTHER) == list(range(1, 500))
 
 
 def test_live_ticks_wait_in_bounded_memory(server: LocalServer, seen: Seen) -> None:
@@ -299,7 +299,7 @@ def test_live_ticks_wait_in_bounded_memory(server: LocalServer, seen: Seen) -> N
         server.stall_functions(0)
         server.resume()
         seen.wait_ticks(10_002)
-    assert list(range(1, 10_003)) == prices(seen)
+    assert prices(seen) == list(range(1, 10_003))
 
 
 def test_stop_in_the_midst_of_a_gap(server: LocalServer, seen: Seen) -> None:

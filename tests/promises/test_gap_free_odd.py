@@ -53,8 +53,8 @@ def test_a_callback_may_change_its_tick(
             send(server, 60, 61)
         send(server, 62)
         seen.wait_ticks(62)
-        assert State.STREAMING is listener.state
-    assert list(range(1, 63)) == got
+        assert listener.state is State.STREAMING
+    assert got == list(range(1, 63))
     assert [(gap.filled, gap.ticks) for gap in seen.gaps] == [(True, 2)]
 
 
@@ -79,7 +79,7 @@ def test_prices_without_a_hash(server: LocalServer, seen: Seen, dispatch: str) -
                 send(server, number + 1)
             send(server, number + 2)
             seen.wait_for(lambda number=number: number + 2 in prices(seen))  # type: ignore[misc]
-        assert State.STREAMING is listener.state
+        assert listener.state is State.STREAMING
     assert prices(seen) == [1, 3, 4, 6, 7, 9]
     assert [gap.filled for gap in seen.gaps] == [False] * 3
 
@@ -101,7 +101,7 @@ def test_ticks_at_the_ends_of_time(server: LocalServer, seen: Seen, date: str, t
         seen.wait_ticks(6)
         send(server, 2)
         seen.wait_ticks(7)
-        assert State.STREAMING is listener.state
+        assert listener.state is State.STREAMING
 
 
 # Odd servers.
@@ -151,7 +151,7 @@ def test_a_server_that_answers_no_pings(seen: Seen, live: list[int], monkeypatch
         seen.wait_for(lambda: seen.gaps)
         seen.wait_for(lambda: prices(seen)[-1:] == (live[-1:] or prices(seen)[-1:]))
         seen.wait_for(lambda: any(isinstance(error, GapNotFilled) for error in seen.errors))
-    assert [1, 2, *live] == prices(seen)
+    assert prices(seen) == [1, 2, *live]
     assert [(gap.filled, gap.ticks) for gap in seen.gaps] == [(False, 1)]
 
 
@@ -209,7 +209,7 @@ def test_outages_one_after_another_withhold_no_ticks(
                 break
         seen.wait_for(lambda: prices(seen) == list(range(1, number + 1)))
         assert listener.stats.held == 0
-    assert {False} == {gap.filled for gap in seen.gaps}
+    assert {gap.filled for gap in seen.gaps} == {False}
     assert len(seen.gaps) == sum(isinstance(error, GapNotFilled) for error in seen.errors)
 
 
@@ -230,7 +230,7 @@ def test_a_burst_of_one_moment_is_read_whatever_the_room(server: LocalServer, se
         seen.wait_ticks(902)
         send(server, 4)
         seen.wait_for(lambda: prices(seen)[-1] == 4)
-    assert [1, 2, *[3] * 900, 4] == prices(seen)
+    assert prices(seen) == [1, 2, *[3] * 900, 4]
     assert [(gap.filled, gap.ticks) for gap in seen.gaps] == [(True, 1)]
 
 
