@@ -1,4 +1,4 @@
-"""Streams without gaps, end to end: what `on_tick` gets is what the market sent, whatever becomes of connections."""
+"""Streams without gaps, end to end: `on_tick` gets what the market sent, whenever connections break."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def server() -> Iterator[LocalServer]:
         yield server
 
 
-# A gap is filled.
+# Filled gaps.
 
 
 def test_ticks_of_an_outage_come_before_the_live_ones(server: LocalServer, seen: Seen, dispatch: str) -> None:
-    """What passed while nobody listened is fetched, marked, and told of, in its place."""
+    """Missed ticks are fetched, marked, and delivered in order with the gap."""
     order: list[Any] = []
     with seen.listener(server.url, backfill=True, dispatch=dispatch) as listener:
         listener.on_tick(lambda each: order.append((int(each["price"]) - 19_200, each["backfilled"])))
@@ -56,8 +56,8 @@ def test_ticks_of_an_outage_come_before_the_live_ones(server: LocalServer, seen:
     assert seen.of_type(GapNotFilled) == []
 
 
-def test_every_reconnect_is_looked_into(server: LocalServer, seen: Seen) -> None:
-    """A gap in which nothing passed is told as one of no ticks; several gaps are told one by one."""
+def test_every_reconnect_reports_a_gap(server: LocalServer, seen: Seen) -> None:
+    """A gap without missed ticks has no ticks. Each interruption has its own gap."""
     with seen.listener(server.url, backfill=True):
         server.wait_connected(1)
         for number in (1, 11, 21):
@@ -71,26 +71,23 @@ def test_every_reconnect_is_looked_into(server: LocalServer, seen: Seen) -> None
     assert prices(seen) == [1, 6, 11, 16, 21, 26]
 
 
-def test_a_quiet_market_keeps_nothing_back(server: LocalServer, seen: Seen) -> None:
-    """With no live tick to wait for, what passed in the outage is fetched all the same."""
+def test_missed_ticks_do_not_wait_for_a_live_one(server: LocalServer, seen: Seen) -> None:
+    """In a quiet market, history is fetched without a live tick."""
     with seen.listener(server.url, backfill=True):
         begin(server, seen)
         with outage(server, seen):
             send(server, 2, 3)
         seen.wait_ticks(3)
         seen.wait_for(lambda: seen.gaps)
-        assert (
-            seen.gaps[0].filled,
-            seen.gaps[0].ticks,
-            seen.gaps[0].until,
-        ) == (True, 2, BEGIN + timedelta(milliseconds=30))
+        gap = seen.gaps[0]
+        assert (gap.filled, gap.ticks, gap.until) == (True, 2, BEGIN + timedelta(milliseconds=30))
         send(server, 4)
         seen.wait_ticks(4)
     assert prices(seen) == [1, 2, 3, 4]
 
 
-def test_a_gap_may_be_longer_than_an_answer_and_a_day(server: LocalServer, seen: Seen) -> None:
-    """Thousands of ticks over two midnights are fetched page by page."""
+def test_a_gap_may_span_many_pages_and_days(server: LocalServer, seen: Seen) -> None:
+    """Thousands of ticks across two midnights are fetched page by page."""
     numbers = [*range(2, 3_000), *range(8_640_000, 8_641_500), *range(17_280_001, 17_281_200)]
     with seen.listener(server.url, backfill=True, queue_size=100):
         begin(server, seen)
@@ -99,11 +96,11 @@ def test_a_gap_may_be_longer_than_an_answer_and_a_day(server: LocalServer, seen:
         send(server, 17_281_300)
         seen.wait_ticks(len(numbers) + 2)
     assert prices(seen) == [1, *numbers, 17_281_300]
-    assert [len(numbers)] == [gap.ticks for gap in seen.gaps]
+    assert [gap.ticks for gap in seen.gaps] == [len(numbers)]
 
 
 def test_equal_ticks_are_different_trades(server: LocalServer, seen: Seen) -> None:
-    """Of equal lines before, within and after the outage each is delivered once."""
+    """Equal ticks before, in and after the outage are each delivered once."""
     with seen.listener(server.url, backfill=True):
         server.wait_connected(1)
         send(server, 1, 1)
@@ -116,8 +113,8 @@ def test_equal_ticks_are_different_trades(server: LocalServer, seen: Seen) -> No
     assert seen.gaps[0].ticks == 3
 
 
-def test_only_the_exchanges_that_are_kept_are_filled(server: LocalServer, seen: Seen) -> None:
-    """What `exchanges` leaves out of the live stream is left out of a gap, too."""
+def test_unwanted_exchanges_are_not_filled(server: LocalServer, seen: Seen) -> None:
+    """`exchanges` applies to history as well as to the live stream."""
     with seen.listener(server.url, backfill=True, exchanges=["OKX"]):
         server.wait_connected(1)
         server.emit(tick(1, exchange="OKX"))
@@ -130,18 +127,20 @@ def test_only_the_exchanges_that_are_kept_are_filled(server: LocalServer, seen: 
     assert [gap.ticks for gap in seen.gaps] == [1]
 
 
-def test_prices_are_parsed_alike(server: LocalServer, seen: Seen) -> None:
-    """A backfilled price is what `parse_price` makes of it, as any other."""
+def test_backfilled_prices_are_parsed_too(server: LocalServer, seen: Seen) -> None:
+    """`parse_price` applies to history as well as to the live stream."""
     with seen.listener(server.url, backfill=True, parse_price=Decimal):
         interrupt(server, seen)
         seen.wait_ticks(3)
     assert [each["price"] for each in seen.ticks] == [Decimal("19201.50"), Decimal("19202.50"), Decimal("19203.50")]
 
 
-def test_prices_that_never_compare_equal_are_no_ground_to_fill_a_gap(server: LocalServer, seen: Seen) -> None:
-    """Where ticks can't be recognised, nothing is delivered twice; the gap says why."""
+def test_a_gap_is_not_filled_if_prices_never_compare_equal(server: LocalServer, seen: Seen) -> None:
+    """If ticks can't be recognized, none is delivered twice, and the gap reports why."""
 
     class Price:
+        """Comparable, but not hashable, like most mutable classes."""
+
         def __init__(self, text: str) -> None:
             self.text = text
 
@@ -155,8 +154,8 @@ def test_prices_that_never_compare_equal_are_no_ground_to_fill_a_gap(server: Loc
     assert "has none of the ticks" in str(seen.of_type(GapNotFilled)[0])
 
 
-def test_over_tls(seen: Seen) -> None:
-    """History comes over TLS with the listener's own context."""
+def test_history_comes_over_tls(seen: Seen) -> None:
+    """The listener's own SSL context is used."""
     authority = trustme.CA()
     serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(serving)
@@ -172,8 +171,8 @@ def test_over_tls(seen: Seen) -> None:
 
 
 @pytest.mark.parametrize("overflow", ["drop_oldest", "latest"])
-def test_with_a_queue_that_drops(server: LocalServer, seen: Seen, overflow: str) -> None:
-    """A gap is filled whatever the overflow policy; what that drops of it is the user's choice, and told."""
+def test_gaps_are_filled_with_a_queue_that_drops(server: LocalServer, seen: Seen, overflow: str) -> None:
+    """The overflow policy may drop backfilled ticks, too, and the counters include them."""
     with seen.listener(server.url, backfill=True, overflow=overflow, queue_size=1_000) as listener:
         begin(server, seen)
         with outage(server, seen):
@@ -181,15 +180,15 @@ def test_with_a_queue_that_drops(server: LocalServer, seen: Seen, overflow: str)
         send(server, 5)
         seen.wait_for(lambda: 5 in prices(seen))
         stats = listener.stats
-        assert 5 == stats.ticks == len(seen.ticks) + stats.dropped
+        assert stats.ticks == len(seen.ticks) + stats.dropped == 5
         assert stats.filled_ticks == 3
 
 
-# A gap is not filled.
+# Unfilled gaps.
 
 
-def test_without_backfill_gaps_are_told(server: LocalServer, seen: Seen, dispatch: str) -> None:
-    """`backfill=False` asks for nothing; each reconnect is told as a gap, before the first live tick."""
+def test_without_backfill_gaps_are_reported(server: LocalServer, seen: Seen, dispatch: str) -> None:
+    """`backfill=False` fetches nothing. Each gap is reported before the first live tick."""
     order: list[Any] = []
     with seen.listener(server.url, backfill=False, dispatch=dispatch) as listener:
         listener.on_tick(lambda each: order.append(int(each["price"]) - 19_200))
@@ -208,8 +207,8 @@ def test_without_backfill_gaps_are_told(server: LocalServer, seen: Seen, dispatc
 
 
 @pytest.mark.parametrize("message", ["function 'tickHistory' is not available", "no rights"])
-def test_without_history_the_live_ticks_come_at_once(server: LocalServer, seen: Seen, message: str) -> None:
-    """Where the server does not answer with history, the gap says so, and the stream goes on."""
+def test_without_history_the_live_ticks_are_released(server: LocalServer, seen: Seen, message: str) -> None:
+    """If history is refused, the gap reports it and the stream goes on."""
     server.fail_functions(None, message)
     with seen.listener(server.url, backfill=True) as listener:
         interrupt(server, seen)
@@ -223,8 +222,8 @@ def test_without_history_the_live_ticks_come_at_once(server: LocalServer, seen: 
     assert prices(seen) == [1, 3]
 
 
-def test_what_was_not_filled_is_not_filled_later(server: LocalServer, seen: Seen) -> None:
-    """A later gap is filled with what was missed in it, and not with what was given up before."""
+def test_a_given_up_gap_is_not_filled_later(server: LocalServer, seen: Seen) -> None:
+    """A later gap is filled with its own missed ticks only."""
     server.fail_functions(1)
     with seen.listener(server.url, backfill=True):
         interrupt(server, seen)
@@ -237,8 +236,8 @@ def test_what_was_not_filled_is_not_filled_later(server: LocalServer, seen: Seen
     assert [(gap.filled, gap.ticks) for gap in seen.gaps] == [(False, 0), (True, 1)]
 
 
-def test_history_that_does_not_answer(server: LocalServer, seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The wait for history is bounded, and the live ticks come then."""
+def test_the_wait_for_history_is_bounded(server: LocalServer, seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The live ticks are delivered after the timeout."""
     monkeypatch.setattr(run_module, "HISTORY_TIMEOUT", 0.2)
     server.stall_functions(None)
     with seen.listener(server.url, backfill=True):
@@ -251,7 +250,7 @@ def test_history_that_does_not_answer(server: LocalServer, seen: Seen, monkeypat
 
 
 def test_before_the_first_tick_there_is_no_gap(server: LocalServer, seen: Seen) -> None:
-    """With no tick before the outage nothing tells from when on ticks are missing: nothing is asked, or told."""
+    """Without a tick before the outage it is unknown from when on ticks are missing, so nothing is reported."""
     with seen.listener(server.url, backfill=True):
         server.wait_connected(1)
         with outage(server, seen):
@@ -261,11 +260,11 @@ def test_before_the_first_tick_there_is_no_gap(server: LocalServer, seen: Seen) 
         assert (prices(seen), seen.gaps, server.stats.calls) == ([2], [], 0)
 
 
-# Meanwhile.
+# During a gap.
 
 
-def test_other_streams_are_not_held_up(server: LocalServer, seen: Seen) -> None:
-    """While history hangs for one stream, the ticks of another come as ever."""
+def test_other_streams_go_on_during_a_gap(server: LocalServer, seen: Seen) -> None:
+    """While history hangs for one stream, the ticks of another are delivered."""
     server.stall_functions(None)
     with seen.listener(server.url, PAIR, OTHER, backfill=True):
         server.wait_connected(2)
@@ -285,8 +284,8 @@ def test_other_streams_are_not_held_up(server: LocalServer, seen: Seen) -> None:
     assert prices(seen, OTHER) == list(range(1, 500))
 
 
-def test_live_ticks_wait_in_bounded_memory(server: LocalServer, seen: Seen) -> None:
-    """A stream whose gap takes long is not read beyond the queue's size, and nothing of it is lost for that."""
+def test_held_ticks_are_bounded(server: LocalServer, seen: Seen) -> None:
+    """During a long gap the stream is read up to the queue's size, and nothing is lost."""
     server.stall_functions(None)
     with seen.listener(server.url, backfill=True, queue_size=50) as listener:
         begin(server, seen)
@@ -302,8 +301,8 @@ def test_live_ticks_wait_in_bounded_memory(server: LocalServer, seen: Seen) -> N
     assert prices(seen) == list(range(1, 10_003))
 
 
-def test_stop_in_the_midst_of_a_gap(server: LocalServer, seen: Seen) -> None:
-    """It does not wait for history: what was received is delivered, and the gap is told as not filled."""
+def test_stop_during_a_gap(server: LocalServer, seen: Seen) -> None:
+    """It doesn't wait for history: received ticks are delivered, and the gap is not filled."""
     server.stall_functions(None)
     listener = seen.listener(server.url, backfill=True).start()
     begin(server, seen)
@@ -321,8 +320,8 @@ def test_stop_in_the_midst_of_a_gap(server: LocalServer, seen: Seen) -> None:
     assert [thread.name for thread in threading.enumerate() if listener.name in thread.name] == []
 
 
-def test_remove_in_the_midst_of_a_gap(server: LocalServer, seen: Seen) -> None:
-    """The stream ends with what was received; a stream of the same pair begins anew, without a gap."""
+def test_remove_during_a_gap(server: LocalServer, seen: Seen) -> None:
+    """Received ticks are delivered. A new stream of the same pair starts without a gap."""
     server.stall_functions(None)
     with seen.listener(server.url, PAIR, OTHER, backfill=True) as listener:
         begin(server, seen, streams=2)
@@ -342,8 +341,8 @@ def test_remove_in_the_midst_of_a_gap(server: LocalServer, seen: Seen) -> None:
     assert [gap.filled for gap in seen.gaps] == [False]
 
 
-def test_a_silent_server(server: LocalServer, seen: Seen) -> None:
-    """A connection that has died without a word is found by its missing pong, and its gap is filled."""
+def test_a_silent_server_causes_a_gap(server: LocalServer, seen: Seen) -> None:
+    """A missing pong ends the connection, and the gap is filled."""
     with seen.listener(server.url, backfill=True, ping_interval=0.1, ping_timeout=0.1):
         begin(server, seen)
         connections = server.stats.connections_total
@@ -355,8 +354,8 @@ def test_a_silent_server(server: LocalServer, seen: Seen) -> None:
     assert prices(seen) == [1, 2, 3]
 
 
-def test_a_history_connection_that_drops_is_made_anew(server: LocalServer, seen: Seen) -> None:
-    """What befalls a call befalls no gap: it is asked again."""
+def test_a_lost_history_connection_is_replaced(server: LocalServer, seen: Seen) -> None:
+    """The call is repeated, and the gap is filled."""
     server.drop_functions(2)
     with seen.listener(server.url, backfill=True):
         interrupt(server, seen)
@@ -375,7 +374,7 @@ def test_a_history_connection_that_drops_is_made_anew(server: LocalServer, seen:
     ids=["thread", "inline", "small queue"],
 )
 def test_nothing_is_lost_in_a_storm(seed: int, settings: dict[str, Any], count: int, faults: int) -> None:
-    """With faults at random moments, equal ticks, and several ticks a millisecond, each tick comes once, in order."""
+    """With random faults and bursts of equal ticks, each tick is delivered once and in order."""
     outcome = storm(bursts([PAIR, OTHER], count, random.Random(seed)), 800.0, faults, seed, **settings)
     print(outcome)
     assert outcome.mistakes() == []
@@ -385,7 +384,7 @@ def test_nothing_is_lost_in_a_storm(seed: int, settings: dict[str, Any], count: 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize(("count", "kills"), [(1_800, 2), pytest.param(6_000, 8, marks=pytest.mark.slow)])
 def test_nothing_is_lost_when_the_server_is_killed(tmp_path: Path, count: int, kills: int) -> None:
-    """The server gets SIGKILL at random moments. Its store loses the last batch, and the exchange still has it."""
+    """The server dies by SIGKILL at random moments, and its store loses the last batch each time."""
     outcome = killings(tmp_path, bursts([PAIR, OTHER], count, random.Random(5)), 700.0, kills, 5)
     print(outcome)
     assert outcome.mistakes() == []
@@ -395,7 +394,7 @@ def test_nothing_is_lost_when_the_server_is_killed(tmp_path: Path, count: int, k
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize(("count", "faults"), [(500, 25), pytest.param(None, 100, marks=pytest.mark.slow)])
 def test_recorded_trades_survive_a_storm(shared_data: Path, count: int | None, faults: int) -> None:
-    """The same holds for real trades, which span years, and of which many are equal."""
+    """The same with recorded trades: they are years apart, and many are equal."""
     lines = [json.loads(line) for line in (shared_data / "tape-small.jsonl").read_text().splitlines()]
     ticks = [line for line in lines if line["pair"] in ("BTC:USDT", "ETH:USDT")]
     outcome = storm(ticks[:count], 200.0, faults, seed=4)

@@ -1,4 +1,4 @@
-"""What may befall the filling of gaps from outside: users' own objects, odd ticks, odd servers, odd moments."""
+"""Filling gaps under unusual conditions: users' own objects, odd ticks, odd servers, odd moments."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def server() -> Iterator[LocalServer]:
         yield server
 
 
-# What users do with ticks, and what they make of prices.
+# Users change ticks and parse prices.
 
 
 @pytest.mark.parametrize("change", [dict.clear, lambda tick: tick.update(timestamp="", price="", exchange="")])
 def test_a_callback_may_change_its_tick(
     server: LocalServer, seen: Seen, dispatch: str, change: Callable[[Tick], None]
 ) -> None:
-    """A tick is the user's: what he does with it neither ends the listener nor has a tick come twice."""
+    """Changes to a delivered tick neither end the listener nor make a tick arrive twice."""
     got: list[int] = []
 
     def keep(each: Tick) -> None:
@@ -60,7 +60,7 @@ def test_a_callback_may_change_its_tick(
 
 @attrs.define
 class Price:
-    """Equal to another of the same text, and without a hash, as mutable classes are."""
+    """Comparable, but not hashable, like most mutable classes."""
 
     text: str
 
@@ -68,8 +68,8 @@ class Price:
         return int(float(self.text))
 
 
-def test_prices_without_a_hash(server: LocalServer, seen: Seen, dispatch: str) -> None:
-    """Prices that can't be counted end no listener: the gap says why, and nothing comes twice, at no gap of several."""
+def test_unhashable_prices_end_no_listener(server: LocalServer, seen: Seen, dispatch: str) -> None:
+    """They can't be counted, so the gap is not filled, and no tick is delivered twice."""
     with seen.listener(server.url, backfill=True, parse_price=Price, dispatch=dispatch) as listener:
         server.wait_connected(1)
         for number in (1, 4, 7):
@@ -88,8 +88,10 @@ def test_prices_without_a_hash(server: LocalServer, seen: Seen, dispatch: str) -
 
 
 @pytest.mark.parametrize(("date", "time"), [("0001-01-01", "00:00:00.000Z"), ("9999-12-31", "23:59:59.999Z")])
-def test_ticks_at_the_ends_of_time(server: LocalServer, seen: Seen, date: str, time: str) -> None:
-    """A tick whose date no time can be added to, or taken from, ends no listener."""
+def test_times_at_the_ends_of_the_calendar_end_no_listener(
+    server: LocalServer, seen: Seen, date: str, time: str
+) -> None:
+    """Dates from which no time can be subtracted, or to which none can be added."""
     odd = {**tick(1), "date": date, "time": time}
     with seen.listener(server.url, backfill=True) as listener:
         server.wait_connected(1)
@@ -108,7 +110,7 @@ def test_ticks_at_the_ends_of_time(server: LocalServer, seen: Seen, date: str, t
 
 
 def answer(request: dict[str, Any], ticks: list[dict[str, str]]) -> dict[str, Any]:
-    """What a well-behaved server says of these ticks."""
+    """What a correct server answers from these ticks."""
     at = (request["date"], request["time"])
     if request["functionName"] == "tickSnap":
         return max(ticks, key=lambda each: (each["date"], each["time"]))
@@ -116,8 +118,10 @@ def answer(request: dict[str, Any], ticks: list[dict[str, str]]) -> dict[str, An
 
 
 def deaf(*connections: list[dict[str, str]], known: list[dict[str, str]]) -> Callable[[Caller], None]:
-    """A script of a server that answers no pings: the n-th stream gets the n-th list of ticks, and all but the last
-    end then; history knows others. Streams go on at each `b"more"`."""
+    """A server that answers no pings.
+
+    The nth stream gets the nth list of ticks; all but the last are closed then. History has the `known` ticks.
+    """
     streams = iter(connections)
     count = Counter[str]()
 
@@ -141,8 +145,8 @@ def deaf(*connections: list[dict[str, str]], known: list[dict[str, str]]) -> Cal
 
 @pytest.mark.parametrize("live", [[3], [3, 4, 150], []], ids=["one", "several", "none"])
 def test_a_server_that_answers_no_pings(seen: Seen, live: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The wait for the answer to a ping is bounded: the live ticks come all the same, and the doubt is told."""
-    monkeypatch.setattr(resequencer_module, "HOLD_TIMEOUT", 3.0)
+    """The wait for a pong is bounded: the live ticks are delivered, and the doubt is reported."""
+    monkeypatch.setattr(resequencer_module, "HOLD_TIMEOUT", 2.0)
     known = [tick(number) for number in [1, 2, *live]]
     with (
         Peer(deaf([tick(1)], [tick(number) for number in live], known=known)) as peer,
@@ -155,11 +159,11 @@ def test_a_server_that_answers_no_pings(seen: Seen, live: list[int], monkeypatch
     assert [(gap.filled, gap.ticks) for gap in seen.gaps] == [(False, 1)]
 
 
-# Two gaps, and the moments between them.
+# Gaps in a row.
 
 
-def test_an_outage_right_after_a_gap_that_was_not_filled(server: LocalServer, seen: Seen) -> None:
-    """Where no live tick came between two outages, what was missed in the second is found, or told of."""
+def test_an_outage_right_after_an_unfilled_gap(server: LocalServer, seen: Seen) -> None:
+    """Without a live tick between them, ticks missed in the second outage are found or reported."""
     server.fail_functions(1)
     with seen.listener(server.url, backfill=True):
         begin(server, seen)
@@ -175,8 +179,8 @@ def test_an_outage_right_after_a_gap_that_was_not_filled(server: LocalServer, se
     assert [gap.filled for gap in seen.gaps] == [False, True]
 
 
-def test_a_live_tick_after_a_gap_that_was_not_filled(server: LocalServer, seen: Seen) -> None:
-    """What was given up stays given up once the stream has gone on, though the next outage be close to it."""
+def test_an_outage_soon_after_an_unfilled_gap(server: LocalServer, seen: Seen) -> None:
+    """After a live tick, the ticks of the unfilled gap are not delivered any more."""
     server.fail_functions(1)
     with seen.listener(server.url, backfill=True):
         begin(server, seen)
@@ -193,10 +197,10 @@ def test_a_live_tick_after_a_gap_that_was_not_filled(server: LocalServer, seen: 
     assert [gap.filled for gap in seen.gaps] == [False, True]
 
 
-def test_outages_one_after_another_withhold_no_ticks(
+def test_repeated_outages_do_not_hold_ticks_forever(
     server: LocalServer, seen: Seen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each begins the question to history anew, and that hangs: the live ticks come after a time nonetheless."""
+    """Each outage restarts the fetch, but not the timeout after which live ticks are delivered."""
     monkeypatch.setattr(resequencer_module, "HOLD_TIMEOUT", 1.0)
     server.stall_functions(None)
     with seen.listener(server.url, backfill=True) as listener:
@@ -216,8 +220,8 @@ def test_outages_one_after_another_withhold_no_ticks(
 # Little room.
 
 
-def test_a_burst_of_one_moment_is_read_whatever_the_room(server: LocalServer, seen: Seen, dispatch: str) -> None:
-    """More ticks of one time than there is room for: the answer to the ping behind them is read, and none doubled."""
+def test_a_burst_with_one_time_is_read_without_room(server: LocalServer, seen: Seen, dispatch: str) -> None:
+    """The pong behind more equal ticks than there is room for is read, and no tick is doubled."""
     server.stall_functions(None)
     with seen.listener(server.url, backfill=True, queue_size=1, dispatch=dispatch):
         begin(server, seen)
@@ -235,8 +239,7 @@ def test_a_burst_of_one_moment_is_read_whatever_the_room(server: LocalServer, se
 
 
 def interrupted(history: Script, back: Script) -> Script:
-    """A peer whose stream sends tick 1 and leaves, and whose next one goes on as `back` has it, welcomed; history is
-    another's matter."""
+    """A peer whose first stream sends tick 1 and ends. Later streams follow `back`, and calls follow `history`."""
     first = threading.Event()
 
     def script(caller: Caller) -> None:
@@ -256,7 +259,7 @@ def interrupted(history: Script, back: Script) -> Script:
 
 @pytest.mark.parametrize("backfill", [False, True])
 def test_notices_take_no_room(seen: Seen, backfill: bool) -> None:
-    """More notices than there is room for ticks, before the first tick after an outage, hold nothing up."""
+    """More notices than there is room for ticks, before the first tick after an outage, don't block the stream."""
 
     def back(caller: Caller) -> None:
         if backfill:
@@ -273,13 +276,13 @@ def test_notices_take_no_room(seen: Seen, backfill: bool) -> None:
     assert [gap.filled for gap in seen.gaps] == [False]
 
 
-@pytest.mark.parametrize("most", [5_000, pytest.param(50_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("limit", [5_000, pytest.param(50_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["ticks of one moment", "notices"])
-def test_what_is_held_has_a_bound(seen: Seen, kind: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While history hangs, what can't be done without is held to a bound; then the gap is given up, and said to be."""
+def test_held_entries_are_bounded(seen: Seen, kind: str, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While history hangs, a stream that can't pause is read up to a bound. Then the gap is given up."""
     message = json.dumps({"results": "streaming", "resultData": tick(2)}) if kind != "notices" else '{"keepAlive":true}'
-    monkeypatch.setattr(resequencer_module, "MAX_HELD", most)
-    count = most + 1
+    monkeypatch.setattr(resequencer_module, "MAX_HELD", limit)
+    count = limit + 1
 
     def back(caller: Caller) -> None:
         caller.send(frame(message) * count)
@@ -296,10 +299,8 @@ def test_what_is_held_has_a_bound(seen: Seen, kind: str, most: int, monkeypatch:
 
 @pytest.mark.parametrize("where", ["tick", "gap", "error", "state"])
 @pytest.mark.parametrize("what", ["stop", "remove"])
-def test_ending_it_in_a_callback_of_a_gap(
-    server: LocalServer, seen: Seen, dispatch: str, what: str, where: str
-) -> None:
-    """Stop and remove are legal in every callback that a gap brings about, and leave no thread behind."""
+def test_ending_in_a_callback_of_a_gap(server: LocalServer, seen: Seen, dispatch: str, what: str, where: str) -> None:
+    """Stop and remove work in every callback that a gap triggers, and leave no thread behind."""
     done = threading.Event()
 
     def act(*arguments: Any) -> None:
@@ -332,8 +333,8 @@ def test_ending_it_in_a_callback_of_a_gap(
     assert [thread.name for thread in threading.enumerate() if listener.name in thread.name] == []
 
 
-def test_a_listener_that_is_started_again_in_the_midst_of_a_gap(server: LocalServer, seen: Seen) -> None:
-    """It begins anew, and what the first one had asked for is nothing to it."""
+def test_a_restart_during_a_gap(server: LocalServer, seen: Seen) -> None:
+    """The new run starts without a gap, and ignores answers to the old one."""
     server.stall_functions(None)
     listener = seen.listener(server.url, backfill=True)
     for calls, number in enumerate((1, 11, 21), 1):
@@ -348,13 +349,13 @@ def test_a_listener_that_is_started_again_in_the_midst_of_a_gap(server: LocalSer
         wait_held(listener, 1)
         assert listener.stop(10.0)
         assert [thread.name for thread in threading.enumerate() if listener.name in thread.name] == []
-        # Else the next tick might go to the stream of before.
+        # Otherwise the old stream might get the next tick.
         server.wait_until(lambda stats: not stats.streams)
     assert prices(seen) == [1, 3, 11, 13, 21, 23]
 
 
-def test_what_was_held_comes_before_the_end(server: LocalServer, seen: Seen, dispatch: str) -> None:
-    """Where the attempts are used up in the midst of a gap, the ticks that were received are told of first."""
+def test_held_ticks_come_before_the_end(server: LocalServer, seen: Seen, dispatch: str) -> None:
+    """When the attempts are used up during a gap, received ticks are delivered before the final state."""
     order: list[Any] = []
     server.stall_functions(None)
     policy = ReconnectPolicy(initial=0.01, factor=1.0, jitter=False, attempts=3)
@@ -374,8 +375,8 @@ def test_what_was_held_comes_before_the_end(server: LocalServer, seen: Seen, dis
     assert order[-4:] == [False, 3, 4, State.FAILED]
 
 
-def test_a_handshake_for_history_that_hangs_holds_up_no_stream(server: LocalServer, seen: Seen) -> None:
-    """Where the key for history is long in coming, the network thread does not wait for its worker to end."""
+def test_a_hanging_history_handshake_blocks_no_stream(server: LocalServer, seen: Seen) -> None:
+    """While the key for history is awaited, the network thread joins no worker."""
     go_on, asked = threading.Event(), threading.Semaphore(0)
 
     def key() -> str:
@@ -384,14 +385,14 @@ def test_a_handshake_for_history_that_hangs_holds_up_no_stream(server: LocalServ
             go_on.wait(20)
         return "demo"
 
-    waited: list[str] = []
+    joiners: list[str] = []
 
-    def notes(frame: Any, event: str, argument: object) -> None:
-        # Whoever joins a thread is noted, with his own name.
+    def record(frame: Any, event: str, argument: object) -> None:
+        # Record the name of each thread that joins another one.
         if event == "call" and frame.f_code is threading.Thread.join.__code__:
-            waited.append(threading.current_thread().name)
+            joiners.append(threading.current_thread().name)
 
-    threading.setprofile(notes)
+    threading.setprofile(record)
     try:
         with seen.listener(server.url, backfill=True, api_key=key) as listener:
             begin(server, seen)
@@ -400,7 +401,7 @@ def test_a_handshake_for_history_that_hangs_holds_up_no_stream(server: LocalServ
                     pass
                 send(server, number)
                 assert asked.acquire(timeout=20)
-            assert [name for name in waited if name == f"{listener.name}-network"] == []
+            assert [name for name in joiners if name == f"{listener.name}-network"] == []
             go_on.set()
             seen.wait_ticks(3)
     finally:
