@@ -1,4 +1,14 @@
-"""finx_streamer: live crypto ticks from FinX, in your callbacks. See `StreamListener`."""
+"""Live crypto prices from FinX.
+
+Set the environment variable `FINX_API_KEY` to your API key, then::
+
+    from finx_streamer import StreamListener
+
+    for tick in StreamListener("BTC:USDC", "ETH:USDC"):
+        print(tick["timestamp"], tick["pair"], tick["price"])
+
+`StreamListener` also delivers ticks to callbacks and to `async for`. `FunctionClient` fetches tick history.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`finx-streamer` and `python -m finx_streamer`."""
+"""The entry point of `finx-streamer` and `python -m finx_streamer`."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ import sys
 
 
 def main() -> None:
-    """Run the command line, or say in one line what is missing for it."""
+    """Run the command line. If a dependency is missing, print one line that names it."""
     try:
-        import rich  # noqa: F401 (the table needs it: better known now than when it is drawn)
+        import rich  # noqa: F401 (the live table needs it: fail now, not later)
 
         from .cli import app
     except ModuleNotFoundError as missing:
         if not missing.name or missing.name.partition(".")[0] == __package__:
             raise
         print(
-            f'finx-streamer: {missing.name} is not installed; the command line needs: pip install "finx-streamer[cli]"',
+            f'finx-streamer: {missing.name} is not installed. Install it with: pip install "finx-streamer[cli]"',
             file=sys.stderr,
         )
         sys.exit(2)
     except KeyboardInterrupt:
-        # Too early for a summary.
         sys.exit(130)
     app(prog_name="finx-streamer")
 

@@ -1,4 +1,4 @@
-"""_version"""
+"""The version of the package."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""Everything that `finx_streamer` raises or hands to `on_error`::
+"""All errors that `finx_streamer` raises or passes to `on_error`::
 
     FinxStreamerError
     ├── ConfigurationError (also a ValueError)   an argument is wrong; nothing was started
     ├── ConnectionFailed                         an attempt failed or a connection was lost
-    │   ├── AuthenticationError                  the key was refused (401, 403, close 1008)
+    │   ├── AuthenticationError                  the key was rejected (401, 403, close code 1008)
     │   ├── StreamNotFound                       the server has no such stream (404)
     │   ├── RateLimited                          too many requests (429)
-    │   └── ProtocolError                        the peer broke RFC 6455, or is no websocket server
-    ├── DecodeError                              a message could not be understood
+    │   └── ProtocolError                        the peer broke RFC 6455, or is no WebSocket server
+    ├── DecodeError                              a message could not be decoded
     ├── ServerError                              a message in which the server reports an error
     ├── CallbackError                            one of your callbacks raised
     ├── TicksDropped                             the overflow policy you chose dropped ticks
@@ -16,52 +16,33 @@
     ├── GapNotFilled                             ticks were missed and history could not supply them
     ├── FunctionError                            a function call was answered with an error
     │   ├── CallTimeout                          a function call was not answered in time
-    │   └── IncompleteHistory                    a part of tick history can't be asked for
+    │   └── IncompleteHistory                    a part of tick history can't be requested
     └── NotAvailable                             FinX has not released this yet
 
-An error carries its facts as attributes and composes its text only when it is printed. No error ever
-holds an API key: text from outside is scrubbed before it gets here.
+An error keeps its facts as attributes and formats its text when it's printed. No error contains an API key.
 """
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import attrs
 
-#: How much of an offending payload an error keeps, in characters.
+#: How much of a message a `DecodeError` keeps, in characters.
 PAYLOAD_LIMIT = 1_000
-
-
-def _rebuild(
-    cls: type[FinxStreamerError],
-    args: tuple[Any, ...],
-    state: dict[str, Any],
-    cause: BaseException | None,
-    context: BaseException | None,
-    suppress_context: bool,
-) -> FinxStreamerError:
-    error = cls.__new__(cls, *args)
-    error.__dict__.update(state)
-    error.__cause__, error.__context__ = cause, context
-    error.__suppress_context__ = suppress_context
-    return error
-
-
-def _portable(cause: BaseException | None) -> BaseException | None:
-    """The cause as it can be pickled: as it is, or else what it says. A callback may raise anything."""
-    try:
-        pickle.loads(pickle.dumps(cause))
-    except Exception:
-        return RuntimeError(f"{type(cause).__name__}: {cause}")
-    return cause
+#: How much of a message an error's text shows, in characters.
+_SHOWN = 120
 
 
 @attrs.define(slots=False, eq=False, repr=False, str=False)
 class FinxStreamerError(Exception):
-    """The base of all errors of this package. `symbol` names the stream concerned, if there is one."""
+    """The base of all errors of this package.
+
+    Attributes:
+        symbol (str | None): The stream that the error belongs to, if any.
+    """
 
     symbol: str | None = attrs.field(default=None, kw_only=True)
 
@@ -75,20 +56,19 @@ class FinxStreamerError(Exception):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {str(self)!r}>"
 
-    def __copy__(self) -> Self:
-        chain = self.__cause__, self.__context__, self.__suppress_context__
-        twin = _rebuild(type(self), self.args, dict(self.__dict__), *chain)
-        assert isinstance(twin, type(self))
-        return twin
-
     def __reduce__(self) -> tuple[Any, ...]:
-        cause, context = _portable(self.__cause__), _portable(self.__context__)
-        return _rebuild, (type(self), self.args, dict(self.__dict__), cause, context, self.__suppress_context__)
+        # `__init__` has keyword-only parameters, which the default can't pass.
+        state = {**self.__dict__, "__cause__": _picklable(self.__cause__)}
+        return type(self).__new__, (type(self), *self.args), state
 
 
 @attrs.define(slots=False, eq=False, repr=False, str=False)
 class ConfigurationError(FinxStreamerError, ValueError):
-    """An argument is wrong. The text names the argument, the value (never a key) and what is allowed."""
+    """An argument is wrong. The text names the argument, the value (never a key) and what is expected.
+
+    Attributes:
+        message (str): The text.
+    """
 
     message: str
 
@@ -98,19 +78,24 @@ class ConfigurationError(FinxStreamerError, ValueError):
 
 @attrs.define(slots=False, eq=False, repr=False, str=False)
 class ConnectionFailed(FinxStreamerError):
-    """A connection attempt failed, or an established connection was lost.
+    """A connection attempt failed, or a connection was lost.
 
-    `attempt` counts connection attempts since the last stable connection (1 is the first; 0 is the loss of a
-    connection that had been stable). `will_retry` says whether another attempt follows, `retry_in` after how many
-    seconds. `status` is the HTTP status of a refused handshake, `close_code` the websocket close code,
-    `retry_after` the wait in seconds that the server asked for.
+    Attributes:
+        reason (str): What happened.
+        status (int | None): HTTP status of the refused handshake.
+        close_code (int | None): WebSocket close code.
+        retry_after (float | None): The wait in seconds that the server asked for.
+        permanent (bool): True if another attempt can't help, e.g. because the certificate is invalid.
+        attempt (int): Number of the attempt since the last stable connection, from 1. 0 means that a stable connection
+            was lost.
+        will_retry (bool): Whether another attempt follows.
+        retry_in (float | None): Seconds until the next attempt.
     """
 
     reason: str
     status: int | None = attrs.field(default=None, kw_only=True)
     close_code: int | None = attrs.field(default=None, kw_only=True)
     retry_after: float | None = attrs.field(default=None, kw_only=True)
-    #: Whether trying again could not help, e.g. a certificate that is refused.
     permanent: bool = attrs.field(default=False, kw_only=True)
     attempt: int = attrs.field(default=0, kw_only=True)
     will_retry: bool = attrs.field(default=False, kw_only=True)
@@ -124,62 +109,80 @@ class ConnectionFailed(FinxStreamerError):
 
 @attrs.define(slots=False, eq=False, repr=False, str=False)
 class AuthenticationError(ConnectionFailed):
-    """The API key is missing or was refused (HTTP 401 or 403, close code 1008). Keys rotate every 24 hours."""
+    """The API key is missing or was rejected (HTTP 401 or 403, close code 1008). Keys rotate every 24 hours."""
 
 
 @attrs.define(slots=False, eq=False, repr=False, str=False)
 class StreamNotFound(ConnectionFailed):
-    """The server knows no such stream (HTTP 404): check the pair, and the endpoint's path prefix."""
+    """The server has no such stream (HTTP 404). Check the pair and the endpoint's path prefix."""
 
 
 @attrs.define(slots=False, eq=False, repr=False, str=False)
 class RateLimited(ConnectionFailed):
-    """The server asked for fewer requests (HTTP 429). It is retried after the server's Retry-After."""
+    """Too many requests (HTTP 429). The next attempt waits for the server's Retry-After."""
 
 
 @attrs.define(slots=False, eq=False, repr=False, str=False)
 class ProtocolError(ConnectionFailed):
-    """The peer broke the websocket protocol, or does not speak it."""
+    """The peer broke the WebSocket protocol, or doesn't speak it."""
 
 
 @attrs.define(slots=False, eq=False, repr=False, str=False)
 class DecodeError(FinxStreamerError):
-    """A message could not be understood. `payload` is what was received, cut at `PAYLOAD_LIMIT` characters."""
+    """A message could not be decoded.
+
+    Attributes:
+        reason (str): What is wrong.
+        payload (str | bytes): The first 1,000 characters of the message; bytes if it was a binary message.
+    """
 
     reason: str
     payload: str | bytes = attrs.field(default="")
 
     def _text(self) -> str:
-        return f"{self.reason}: {_shown(self.payload)}"
+        return f"{self.reason}: {_quote(self.payload)}"
 
 
 @attrs.define(slots=False, eq=False, repr=False, str=False)
 class ServerError(FinxStreamerError):
-    """The server sent a message that reports an error. `payload` is the decoded object."""
+    """The server sent a message that reports an error.
+
+    Attributes:
+        message (str): The server's text.
+        payload (dict): The decoded JSON object.
+    """
 
     message: str
     payload: dict[str, Any] = attrs.field(factory=dict)
 
     def _text(self) -> str:
-        return f"the server reports: {_shown(self.message)}"
+        return f"the server reports: {_quote(self.message)}"
 
 
 @attrs.define(slots=False, eq=False, repr=False, str=False)
 class CallbackError(FinxStreamerError):
-    """A callback raised. `callback` was called with `argument`; the cause is in `__cause__`."""
+    """A callback raised. Its exception is the `__cause__`.
+
+    Attributes:
+        callback (Callable): The callback that raised.
+        argument (object): What it was called with.
+    """
 
     callback: Callable[..., object]
     argument: object = None
 
     def _text(self) -> str:
         name = getattr(self.callback, "__qualname__", None) or type(self.callback).__name__
-        cause = self.__cause__
-        return f"callback {name} raised {type(cause).__name__}: {cause}"
+        return f"callback {name} raised {type(self.__cause__).__name__}: {self.__cause__}"
 
 
 @attrs.define(slots=False, eq=False, repr=False, str=False)
 class TicksDropped(FinxStreamerError):
-    """The overflow policy dropped `count` ticks of `symbol` since the last such report."""
+    """The overflow policy dropped ticks of `symbol`.
+
+    Attributes:
+        count (int): Number of dropped ticks since the last such error.
+    """
 
     count: int
 
@@ -189,18 +192,27 @@ class TicksDropped(FinxStreamerError):
 
 @attrs.define(slots=False, eq=False, repr=False, str=False)
 class SlowConsumer(FinxStreamerError):
-    """The queue has stayed over 80 % full. `depth` ticks of at most `size` wait."""
+    """The queue stays more than 80 % full.
+
+    Attributes:
+        depth (int): Number of ticks in the queue.
+        size (int): Capacity of the queue, in ticks.
+    """
 
     depth: int
     size: int
 
     def _text(self) -> str:
-        return f"callbacks fall behind: {self.depth} of at most {self.size} ticks wait"
+        return f"callbacks fall behind: the queue holds {self.depth} of at most {self.size} ticks"
 
 
 @attrs.define(slots=False, eq=False, repr=False, str=False)
 class StaleStream(FinxStreamerError):
-    """Nothing was received for `seconds`, though the connection answers."""
+    """The stream is silent, although the connection works.
+
+    Attributes:
+        seconds (float): Seconds since the last message.
+    """
 
     seconds: float
 
@@ -210,7 +222,11 @@ class StaleStream(FinxStreamerError):
 
 @attrs.define(slots=False, eq=False, repr=False, str=False)
 class GapNotFilled(FinxStreamerError):
-    """Ticks were missed and tick history could not supply them."""
+    """Ticks were missed and tick history could not supply them.
+
+    Attributes:
+        reason (str): Why not.
+    """
 
     reason: str
 
@@ -220,7 +236,13 @@ class GapNotFilled(FinxStreamerError):
 
 @attrs.define(slots=False, eq=False, repr=False, str=False)
 class FunctionError(FinxStreamerError):
-    """A function call was answered with an error. `arguments` never hold the key."""
+    """A function call was answered with an error.
+
+    Attributes:
+        function (str): Name of the function, e.g. "tickHistory".
+        arguments (dict): Arguments of the call, without the API key.
+        message (str): What went wrong.
+    """
 
     function: str
     arguments: dict[str, Any] = attrs.field(factory=dict)
@@ -237,12 +259,16 @@ class CallTimeout(FunctionError):
 
 @attrs.define(slots=False, eq=False, repr=False, str=False)
 class IncompleteHistory(FunctionError):
-    """More ticks share a millisecond than one answer holds, so that the rest of them can't be asked for."""
+    """More ticks share one millisecond than an answer holds, so the rest of them can't be requested."""
 
 
 @attrs.define(slots=False, eq=False, repr=False, str=False)
 class NotAvailable(FinxStreamerError):
-    """FinX has not released this yet."""
+    """FinX has not released this yet.
+
+    Attributes:
+        message (str): What is missing.
+    """
 
     message: str
 
@@ -250,20 +276,23 @@ class NotAvailable(FinxStreamerError):
         return self.message
 
 
-def truncate(payload: str | bytes) -> str | bytes:
-    """The payload as an error may keep it: whole if short, else its first `PAYLOAD_LIMIT` characters."""
-    return payload if len(payload) <= PAYLOAD_LIMIT else payload[:PAYLOAD_LIMIT]
-
-
 def make_printable(text: str, *, keep_newlines: bool = False) -> str:
-    """Escape invisible characters: errors are printed to terminals."""
+    """Escape control and other invisible characters, because errors are printed to terminals."""
     if text.isprintable():
         return text
     keep = "\n" if keep_newlines else ""
     return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
-def _shown(payload: str | bytes, limit: int = 120) -> str:
-    # repr, because a hostile payload may hold control characters, and errors are printed to terminals.
+def _quote(payload: str | bytes) -> str:
     text = repr(payload)
-    return text if len(text) <= limit else text[:limit] + "…"
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+
+
+def _picklable(cause: BaseException | None) -> BaseException | None:
+    """Replace a cause that doesn't survive pickling by its text. A callback may raise anything."""
+    try:
+        pickle.loads(pickle.dumps(cause))
+    except Exception:
+        return RuntimeError(f"{type(cause).__name__}: {cause}")
+    return cause

@@ -1,9 +1,10 @@
-"""Ticks as tables of pandas or Polars. Needs the extra `[pandas]` or `[polars]`."""
+"""Convert ticks to pandas or Polars tables. Needs the extra `[pandas]` or `[polars]`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from decimal import Decimal
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigurationError
@@ -13,32 +14,48 @@ if TYPE_CHECKING:
     import pandas
     import polars
 
-#: The columns, in order. The wire's `date` and `time` are left out: `timestamp` has both, cut to microseconds.
-COLUMNS = ("timestamp", "pair", "exchange", "price", "received", "backfilled")
+#: The fields of a tick that become columns. `date` and `time` don't: `timestamp` has both, truncated to microseconds.
+_FIELDS = ("timestamp", "pair", "exchange", "price", "received_ns", "backfilled")
+_read_fields = itemgetter(*_FIELDS)
+#: The digits of Polars' widest Decimal.
+_DECIMAL_DIGITS = 38
 
 
 def to_pandas(ticks: Iterable[Tick]) -> pandas.DataFrame:
-    """Ticks as a `pandas.DataFrame`, one row each, in their order.
+    """Convert ticks to a `pandas.DataFrame` with one row each, in the given order.
 
-    - `timestamp`: datetime64[us, UTC]; `received`: datetime64[ns, UTC], from `received_ns`;
-    - `pair`, `exchange`: categorical;
-    - `price`: float64 where all prices are floats or ints (and where there is no tick); else object, with the prices as
-      `parse_price` made them, such as `Decimal`;
-    - `backfilled`: bool.
+    The columns are:
 
-    Raises `ConfigurationError` where pandas is not installed.
+    - `timestamp`: datetime64[us, UTC]
+    - `pair`, `exchange`: category
+    - `price`: float64 if all prices are floats or ints; else object, with the prices as `parse_price` returned them
+    - `received`: datetime64[ns, UTC]
+    - `backfilled`: bool
+
+    Args:
+        ticks (Iterable[Tick]): Any ticks, e.g. from `FunctionClient.tick_history`.
+
+    Returns:
+        pandas.DataFrame: The table. Without ticks it's empty, with the same columns and types.
+
+    Raises:
+        ConfigurationError: `ticks` aren't ticks, or pandas isn't installed.
     """
     try:
         import pandas as pd
     except ImportError:
-        raise _missing("pandas") from None
+        raise _not_installed("pandas") from None
     columns = _columns(ticks)
     prices = columns["price"]
+
+    def category(texts: list[str]) -> pandas.Series[Any]:
+        return pd.Series(pd.Categorical(texts, categories=sorted(set(texts))))
+
     return pd.DataFrame(
         {
             "timestamp": pd.Series(columns["timestamp"], dtype="datetime64[us, UTC]"),
-            "pair": pd.Series(pd.Categorical(columns["pair"], categories=_categories(columns["pair"]))),
-            "exchange": pd.Series(pd.Categorical(columns["exchange"], categories=_categories(columns["exchange"]))),
+            "pair": category(columns["pair"]),
+            "exchange": category(columns["exchange"]),
             "price": pd.Series(prices, dtype="float64" if _all_of(prices, (float, int)) else "object"),
             "received": pd.Series(columns["received_ns"], dtype="int64").astype("datetime64[ns, UTC]"),
             "backfilled": pd.Series(columns["backfilled"], dtype="bool"),
@@ -47,20 +64,30 @@ def to_pandas(ticks: Iterable[Tick]) -> pandas.DataFrame:
 
 
 def to_polars(ticks: Iterable[Tick]) -> polars.DataFrame:
-    """Ticks as a `polars.DataFrame`, one row each, in their order.
+    """Convert ticks to a `polars.DataFrame` with one row each, in the given order.
 
-    - `timestamp`: Datetime[us, UTC]; `received`: Datetime[ns, UTC], from `received_ns`;
-    - `pair`, `exchange`: Categorical;
-    - `price`: Float64 where all prices are floats or ints (and where there is no tick); Decimal where each is a
-      `Decimal`, with as many decimal places as the finest has; String where each is a str; else Object;
-    - `backfilled`: Boolean.
+    The columns are:
 
-    Raises `ConfigurationError` where polars is not installed, or a `Decimal` has more digits than its 38.
+    - `timestamp`: Datetime[us, UTC]
+    - `pair`, `exchange`: Categorical
+    - `price`: Float64 if all prices are floats or ints; Decimal or String if all are `Decimal` or str; else Object
+    - `received`: Datetime[ns, UTC]
+    - `backfilled`: Boolean
+
+    Args:
+        ticks (Iterable[Tick]): Any ticks, e.g. from `FunctionClient.tick_history`.
+
+    Returns:
+        polars.DataFrame: The table. Without ticks it's empty, with the same columns and types.
+
+    Raises:
+        ConfigurationError: `ticks` aren't ticks, Polars isn't installed, or the prices need more than the 38 digits of
+            a Decimal column.
     """
     try:
         import polars as pl
     except ImportError:
-        raise _missing("polars") from None
+        raise _not_installed("polars") from None
     columns = _columns(ticks)
     return pl.DataFrame(
         [
@@ -76,24 +103,18 @@ def to_polars(ticks: Iterable[Tick]) -> polars.DataFrame:
 
 def _columns(ticks: Iterable[Tick]) -> dict[str, list[Any]]:
     if not isinstance(ticks, Iterable):
-        raise _no_ticks(f"{type(ticks).__name__} is no iterable of ticks")
+        raise _not_ticks(f"{type(ticks).__name__} is not iterable")
     rows = []
-    for t in ticks:
+    for tick in ticks:
         try:
-            row = t["timestamp"], t["pair"], t["exchange"], t["price"], t["received_ns"], t["backfilled"]
-        except (TypeError, KeyError, IndexError):
-            raise _no_ticks(f"one of them is of type {type(t).__name__}, and no tick") from None
-        rows.append(row)
-    names = ("timestamp", "pair", "exchange", "price", "received_ns", "backfilled")
-    return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)) if rows else {name: [] for name in names}
+            rows.append(_read_fields(tick))
+        except (TypeError, KeyError):
+            raise _not_ticks(f"one of them is a {type(tick).__name__}, not a tick") from None
+    return {field: [row[number] for row in rows] for number, field in enumerate(_FIELDS)}
 
 
-def _no_ticks(fault: str) -> ConfigurationError:
-    return ConfigurationError(f"ticks: {fault}; expected tick dicts, as tick_history gives")
-
-
-def _categories(values: list[str]) -> list[str]:
-    return sorted(set(values))
+def _not_ticks(reason: str) -> ConfigurationError:
+    return ConfigurationError(f"ticks: {reason}; expected tick dicts, as tick_history returns them")
 
 
 def _all_of(prices: list[Any], kinds: type | tuple[type, ...]) -> bool:
@@ -112,12 +133,13 @@ def _polars_price(prices: list[Any]) -> Any:
     finite = [price for price in prices if price.is_finite()]
     places = max((max(0, -int(price.as_tuple().exponent)) for price in finite), default=0)
     whole = max((price.adjusted() + 1 for price in finite if price), default=1)
-    if len(finite) < len(prices) or places + max(whole, 0) > 38:
+    if len(finite) < len(prices) or places + max(whole, 0) > _DECIMAL_DIGITS:
         raise ConfigurationError(
-            "to_polars: the prices take more digits than the 38 of a Decimal column; use parse_price=float or str"
+            f"to_polars: the prices need more than the {_DECIMAL_DIGITS} digits of a Decimal column; "
+            "use parse_price=float or str"
         )
-    return pl.Decimal(38, places)
+    return pl.Decimal(_DECIMAL_DIGITS, places)
 
 
-def _missing(name: str) -> ConfigurationError:
+def _not_installed(name: str) -> ConfigurationError:
     return ConfigurationError(f'to_{name} needs {name}, which is not installed: pip install "finx-streamer[{name}]"')

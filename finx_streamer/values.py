@@ -1,27 +1,33 @@
-"""values"""
+"""The values that travel from a stream to your callbacks: ticks, notices, gaps and states."""
 
 from __future__ import annotations
 
 import enum
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
 
 import attrs
 
-from .errors import (
-    FinxStreamerError,
-)
+from .errors import FinxStreamerError
 
-if TYPE_CHECKING:
-    pass
+#: A limit that is never reached, as an int.
+NO_BOUND = 1 << 30
 
 
 class Tick(TypedDict):
-    """One trade. A plain dict; `pair`, `date`, `time` and `exchange` are the wire's own text.
+    """One trade, as a plain dict.
 
-    `price` is what `parse_price` made of the wire's decimal string (float by default); `timestamp` is `date` and
-    `time` as an aware datetime in UTC, cut to microseconds; `received_ns` is `time.time_ns()` when the bytes were
-    read; `backfilled` says whether the tick was fetched from history. Source: S for the first five fields.
+    Attributes:
+        pair (str): E.g. "BTC:USDC".
+        date (str): UTC date of the trade, as sent: "2022-07-02".
+        time (str): UTC time of the trade, as sent: "15:30:55.817Z". The number of fraction digits varies.
+        exchange (str): E.g. "BINANCE".
+        price (Any): What `parse_price` returned for the decimal string that was sent. A float by default.
+        timestamp (datetime): `date` and `time` in UTC, truncated to microseconds.
+        received_ns (int): When this machine received the tick, in nanoseconds since 1970 (`time.time_ns()`).
+        backfilled (bool): True if the tick was fetched from history.
+
+    Source: S for the first five fields.
     """
 
     pair: str
@@ -36,10 +42,14 @@ class Tick(TypedDict):
 
 @attrs.frozen
 class Notice:
-    """A message that is no tick and reports no error, e.g. `{"keepAlive": true}`. Source: O.
+    """A message that is neither a tick nor an error, e.g. `{"keepAlive": true}`.
 
-    `symbol`: of the stream that it came on. `message`: the decoded JSON object. `received_ns`: `time.time_ns()` when
-    its bytes were read.
+    Attributes:
+        symbol (str): The stream that sent it.
+        message (dict): The decoded JSON object.
+        received_ns (int): When this machine received it, in nanoseconds since 1970 (`time.time_ns()`).
+
+    Source: O.
     """
 
     symbol: str
@@ -48,18 +58,26 @@ class Notice:
 
 
 @attrs.frozen
-class Event:
-    """What travels beside the ticks: an error, a notice, a gap, or a change of state (`symbol` names whose)."""
+class Gap:
+    """A stream's connection was lost, so ticks may have been missed.
 
-    payload: FinxStreamerError | Notice | Gap | State
-    symbol: str | None = None
+    Attributes:
+        symbol (str): The stream.
+        since (datetime): Timestamp (UTC) of the last tick before the gap.
+        until (datetime): Timestamp (UTC) of the first tick after the gap. Without one, of the last tick in history.
+        filled (bool): True if all missed ticks were fetched and delivered.
+        ticks (int): Number of ticks that were fetched from history and delivered.
+    """
 
-
-NO_BOUND = 1 << 30
+    symbol: str
+    since: datetime
+    until: datetime
+    filled: bool
+    ticks: int
 
 
 class State(enum.Enum):
-    """Where a stream, or a whole listener, is. STOPPED and FAILED are ends."""
+    """The state of a stream or of a listener. STOPPED and FAILED are final."""
 
     IDLE = "idle"
     CONNECTING = "connecting"
@@ -70,21 +88,13 @@ class State(enum.Enum):
 
     @property
     def ended(self) -> bool:
-        """Whether it is an end: STOPPED or FAILED."""
+        """Whether the state is final: STOPPED or FAILED."""
         return self in (State.STOPPED, State.FAILED)
 
 
 @attrs.frozen
-class Gap:
-    """The connection of a stream was lost, and ticks may have passed meanwhile.
+class Event:
+    """Anything but a tick that goes to a callback. `symbol` names the stream; None means the listener."""
 
-    `since` is the time of the last tick before the gap and `until` that of the first one after it (aware, UTC; the
-    ticks' own times). Where no tick has come since, `until` is the time of the last one that history knows. `ticks` is
-    how many were fetched from history and delivered. `filled` says whether these are all that had been missed.
-    """
-
-    symbol: str
-    since: datetime
-    until: datetime
-    filled: bool
-    ticks: int
+    payload: FinxStreamerError | Notice | Gap | State
+    symbol: str | None = None

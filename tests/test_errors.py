@@ -1,4 +1,4 @@
-"""The tree of errors: what each is, says, keeps and survives."""
+"""The errors: their tree, text, attributes, and copies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 
 from finx_streamer import errors
 from finx_streamer.errors import (
-    PAYLOAD_LIMIT,
     AuthenticationError,
     CallbackError,
     ConfigurationError,
@@ -22,7 +21,7 @@ from finx_streamer.errors import (
     SlowConsumer,
     StaleStream,
     TicksDropped,
-    truncate,
+    make_printable,
 )
 
 CLASSES = {
@@ -33,7 +32,7 @@ CLASSES = {
 
 
 def a_callback(argument: object) -> None:
-    """Something to name in a `CallbackError`."""
+    """Do nothing: `CallbackError` names this function."""
 
 
 EXAMPLES = [
@@ -58,8 +57,8 @@ EXAMPLES = [
 ]
 
 
-def test_the_drawn_tree_is_the_real_one() -> None:
-    """The module's docstring draws every class under its own base."""
+def test_the_drawn_tree_matches_the_classes() -> None:
+    """The module's docstring shows every class under its base."""
     drawn: dict[str, str] = {}
     path: list[str] = []
     for line in (errors.__doc__ or "").splitlines():
@@ -72,23 +71,23 @@ def test_the_drawn_tree_is_the_real_one() -> None:
 
 
 def test_there_is_an_example_of_each_class() -> None:
-    """No class is left out of the tests below."""
+    """The tests below cover every class."""
     assert set(CLASSES.values()) == {type(example) for example in EXAMPLES}
 
 
 def test_a_configuration_error_is_a_value_error() -> None:
-    """Whoever catches ValueError catches a wrong argument."""
+    """`except ValueError` catches a wrong argument."""
     assert issubclass(ConfigurationError, ValueError)
 
 
 @pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
-def test_each_prints_its_facts_and_its_stream(error: FinxStreamerError) -> None:
-    """The text is not empty, is one line, and begins with the stream where there is one."""
+def test_the_text_of_each_error_names_its_stream(error: FinxStreamerError) -> None:
+    """The text is one line, and starts with the stream if there is one."""
     text = str(error)
     assert text
     assert "\n" not in text
-    assert bool(error.symbol) == text.startswith("BTC:USDC: ")
-    assert f"<{type(error).__name__} {text!r}>" == repr(error)
+    assert text.startswith("BTC:USDC: ") is bool(error.symbol)
+    assert repr(error) == f"<{type(error).__name__} {text!r}>"
 
 
 @pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
@@ -96,22 +95,40 @@ def test_each_prints_its_facts_and_its_stream(error: FinxStreamerError) -> None:
     "duplicate", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))], ids=["copy", "pickle"]
 )
 def test_each_survives_copy_and_pickle(error: FinxStreamerError, duplicate: object) -> None:
-    """A copy, and what comes out of another process, has the same type, facts and text."""
+    """A copy has the same type, attributes and text."""
     twin = duplicate(error)  # type: ignore[operator]
-    assert type(error) is type(twin)
-    assert vars(error) == vars(twin)
-    assert str(error) == str(twin)
+    assert type(twin) is type(error)
+    assert vars(twin) == vars(error)
+    assert str(twin) == str(error)
+
+
+class _Rejected(Exception):
+    """Can be pickled, but not unpickled: its arguments aren't those of `__init__`."""
+
+    def __init__(self, price: str, limit: int) -> None:
+        super().__init__(f"{price} is over {limit}")
+
+
+@pytest.mark.parametrize("cause", [ValueError("no price"), _Rejected("5", 3), ZeroDivisionError()])
+def test_a_pickled_error_keeps_its_cause_or_its_text(cause: Exception) -> None:
+    """A cause that doesn't survive pickling is replaced by its text."""
+    error = CallbackError(a_callback)
+    error.__cause__ = cause
+    twin = pickle.loads(pickle.dumps(error))
+    assert str(cause) in str(twin)
+    assert type(cause).__name__ in str(twin)
+    assert type(twin.__cause__) is (RuntimeError if isinstance(cause, _Rejected) else type(cause))
 
 
 def test_errors_are_compared_by_identity() -> None:
-    """Two errors with equal facts are two events, and an error can be put into a set."""
+    """Two errors with equal attributes are two events, and an error can be a member of a set."""
     first, second = TicksDropped(3), TicksDropped(3)
     assert first != second
     assert len({first, second}) == 2
 
 
 @pytest.mark.parametrize(
-    ("facts", "text"),
+    ("attributes", "text"),
     [
         ({}, "refused (no further attempt)"),
         ({"attempt": 2}, "refused (attempt 2, no further attempt)"),
@@ -120,16 +137,16 @@ def test_errors_are_compared_by_identity() -> None:
         ({"attempt": 1, "symbol": "BTC:USDC"}, "BTC:USDC: refused (attempt 1, no further attempt)"),
     ],
 )
-def test_a_failed_connection_says_which_attempt_it_was_and_what_follows(facts: dict[str, object], text: str) -> None:
-    """`attempt`, `will_retry` and `retry_in` are part of the text, as they are when it is printed."""
+def test_a_failed_connection_names_its_attempt_and_the_next_one(attributes: dict[str, object], text: str) -> None:
+    """The text shows the current values of `attempt`, `will_retry` and `retry_in`."""
     error = ConnectionFailed("refused")
-    for name, value in facts.items():
+    for name, value in attributes.items():
         setattr(error, name, value)  # the session fills them in later
-    assert text == str(error)
+    assert str(error) == text
 
 
 def test_a_callback_error_names_the_callback_and_the_cause() -> None:
-    """The text says which function raised what."""
+    """The text names the function and its exception."""
     error = CallbackError(a_callback, None)
     error.__cause__ = ZeroDivisionError("division by zero")
     assert str(error) == "callback a_callback raised ZeroDivisionError: division by zero"
@@ -147,20 +164,26 @@ def test_a_callback_without_a_name_is_named_by_its_type() -> None:
 
 
 @pytest.mark.parametrize("error", [DecodeError("bad", "\x1b[2J\n\x00"), ServerError("\x1b[2J\n\x00")])
-def test_control_characters_from_outside_are_escaped(error: FinxStreamerError) -> None:
-    """What a peer sent can't steer the terminal that the error is printed to."""
+def test_control_characters_are_escaped(error: FinxStreamerError) -> None:
+    """A peer can't control the terminal that shows an error."""
     assert str(error).isprintable()
 
 
 @pytest.mark.parametrize("error", [DecodeError("bad", "x" * 100_000), ServerError("x" * 100_000)])
-def test_the_text_of_an_error_stays_short(error: FinxStreamerError) -> None:
-    """A long payload is cut in the text."""
+def test_the_text_of_an_error_is_short(error: FinxStreamerError) -> None:
+    """A long payload is truncated in the text."""
     assert len(str(error)) < 200
 
 
-@pytest.mark.parametrize("unit", ["x", b"x"])
-def test_cut_keeps_what_is_short_and_the_beginning_of_what_is_long(unit: str | bytes) -> None:
-    """`PAYLOAD_LIMIT` characters are kept, and not one more."""
-    whole = unit * PAYLOAD_LIMIT
-    assert whole == truncate(whole)
-    assert whole == truncate(whole + unit)
+@pytest.mark.parametrize(
+    ("text", "escaped", "with_newlines"),
+    [
+        ("BTC \u20bf", "BTC \u20bf", "BTC \u20bf"),
+        ("a\nb\x1b[2J", r"a\nb\x1b[2J", "a\nb\\x1b[2J"),
+        ("\u202e\x00\t", r"\u202e\x00\t", r"\u202e\x00\t"),
+    ],
+)
+def test_make_printable_escapes_invisible_characters(text: str, escaped: str, with_newlines: str) -> None:
+    """Newlines stay if you ask for it, e.g. in a traceback."""
+    assert make_printable(text) == escaped
+    assert make_printable(text, keep_newlines=True) == with_newlines

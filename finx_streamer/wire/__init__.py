@@ -1,1 +1,1 @@
-"""wire"""
+"""Bytes to ticks, notices and errors, without I/O."""

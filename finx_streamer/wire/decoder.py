@@ -1,13 +1,10 @@
-"""Text in, one typed message out (a tick, a notice, a server error), or exactly one `DecodeError`.
+"""Decode messages into ticks, notices and errors.
 
-Nothing here knows of sockets, keys or threads. The wire's two tick forms (S: enveloped; D: flat, with `UTCDate`) give
-the same dict. `msgspec` reads the JSON where it is installed, the standard library where it is not, with the same
-results.
+Both tick formats of the wire give the same dict, and both JSON parsers give the same results.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import re
@@ -19,41 +16,42 @@ from typing import Any
 import attrs
 
 from ..config.redaction import redact
-from ..errors import PAYLOAD_LIMIT, DecodeError, ServerError, truncate
+from ..errors import PAYLOAD_LIMIT, DecodeError, ServerError
 from ..values import Notice, Tick
 from .frames import Binary
-from .json_codec import ENVELOPED, FLAT, REFUSALS, TickForm, loads
+from .json_codec import ENVELOPED, FLAT, READ_ERRORS, TickForm, loads
 from .tick_pattern import TickPattern
 
-#: Errors are values here: they travel to the callbacks like ticks and notices.
+#: An error is a value here: like a tick or a notice, it goes to a callback.
 Message = Tick | Notice | ServerError | DecodeError
 
 _TICK_FIELDS = frozenset({"pair", "date", "time", "exchange", "price", "UTCDate", "unixDate"})
 _NO_TICK = object()
-#: Of what nearly every price consists. A rarer one, with an exponent say, takes the longer way.
+#: Nearly every price has only these characters. Others, such as exponents, take the slow path.
 _PLAIN_PRICE = "0123456789."
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _TIME = re.compile(r"[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]*)?Z?")
-#: Only one way to match each text, and an exponent that no type of number makes a megabyte of.
+#: Each text matches in one way only, so matching takes linear time. A longer exponent could make `Fraction` fill the
+#: memory.
 _PRICE = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
-#: How many characters a field of a tick may have: a stream's ticks wait by the ten thousand.
+#: The longest field of a tick, in characters: a queue holds many thousands of ticks.
 MAX_FIELD = 4_096
-#: How many bytes a message of a stream may have, and one that is no tick, which is kept as it is. A tick takes fewer
-#: than 200.
+#: The longest message of a stream, in bytes, and the longest one that isn't a tick. A tick has fewer than 200.
 MAX_MESSAGE, MAX_NOTICE = 1_048_576, 65_536
-#: How deep a message may be nested. Any limit would do, but Python's own is not at the same depth for all readers.
+#: How deep a message may be nested. Without this limit, each JSON parser would have its own.
 MAX_DEPTH = 100
 
 
 class _NotATick(ValueError):
-    """What is wrong with something that has to be a tick."""
+    """The reason why a value isn't a tick."""
 
 
 @attrs.define
 class Decoder:
-    """Reads the messages of one stream. `pair` is None for a stream that carries no ticks.
+    """Decodes the messages of one stream, or the answers to one function.
 
-    `bounded`: whether the length of a message has a bound; the answers of functions may be long.
+    `pair` is None for a stream without ticks. `bounded=False` accepts messages of any length. `redact_notices=False`
+    keeps notices as they are, for answers that are data.
     """
 
     symbol: str
@@ -61,29 +59,27 @@ class Decoder:
     parse_price: Callable[[str], Any] = float
     bounded: bool = True
     redact_notices: bool = True
-    #: The last date that was seen to be one.
+    #: The last date that was checked.
     _date: str = attrs.field(default="", init=False)
-    #: How to read the form of tick that came last.
+    #: The format of the last tick.
     _form: TickForm = attrs.field(default=ENVELOPED, init=False)
-    #: What the last tick looked like, where it looked as documented.
+    #: The pattern of the last tick, or None if it has none.
     _pattern: TickPattern | None = attrs.field(default=None, init=False)
 
     def match_ticks(self, text: str, at: int, limit: int, received_ns: int) -> tuple[list[Tick], int]:
-        """At most `limit` ticks out of a read buffer from `at` on, where a frame begins, and where the last one ends.
+        """Return up to `limit` ticks from the frame at `at` on, and the offset behind the last one.
 
-        `text` is the buffer read as latin-1. The quickest path: it takes ticks that look like the last one, and leaves
-        the rest of the buffer to `decode_ticks`, by way of the framing.
+        The fastest path: reads frames whose ticks look like the last one. `text` is the read buffer as latin-1.
         """
         if self._pattern is None:
             return [], at
         parse_price = float if self.parse_price is float else self._price
-        return self._pattern.ticks(text, at, limit, parse_price, received_ns)
+        return self._pattern.match_ticks(text, at, limit, parse_price, received_ns)
 
     def decode_ticks(self, payloads: list[Any], at: int, received_ns: int) -> list[Tick]:
-        """The ticks of the payloads from `at` on, as long as each is a tick without any peculiarity.
+        """Return the ticks of the payloads from `at` on, up to the first one that needs `decode`.
 
-        The first that is not here needs a closer look, by `decode`. This is the path that has to be quick: each check
-        is sufficient for what `decode` checks, at a fraction of the cost.
+        The fast path: its checks are stricter than those of `decode`, and much cheaper.
         """
         ticks: list[Tick] = []
         read, enveloped = self._form.read, self._form.enveloped
@@ -105,7 +101,7 @@ class Decoder:
                     _timestamp(date, time)
                     self._date, prefix = date, date + "T"
                 timestamp = parse_time(prefix + time)
-                # A point there and a Z here leave the parser one way to read the rest.
+                # With this point and this Z, the parser accepts only digits in between.
                 if time[8] != "." or time[-1] != "Z" or raw.pair != pair:
                     break
                 if parse_price is not None:
@@ -124,10 +120,10 @@ class Decoder:
                         "backfilled": False,
                     }
                 )
-        except REFUSALS:
+        except READ_ERRORS:
             pass
         if ticks:
-            self._pattern = TickPattern.of(payloads[at], pair, ticks[0]["date"])
+            self._pattern = TickPattern.from_tick(payloads[at], pair, ticks[0]["date"])
         return ticks
 
     def decode(self, payload: bytes | Binary, received_ns: int) -> Message:
@@ -136,7 +132,8 @@ class Decoder:
         Everything except a tick is redacted, because a server may quote the request, and with it the API key.
         """
         if isinstance(payload, Binary):
-            return self._error("a binary message; expected text", _redacted(payload.payload[:MAX_NOTICE]), binary=True)
+            kept = _redacted(payload.payload[:MAX_NOTICE])[:PAYLOAD_LIMIT]
+            return DecodeError("a binary message; expected text", kept, symbol=self.symbol)
         if self.bounded and len(payload) > MAX_MESSAGE:
             return self._too_long(payload)
         message = self._decode(payload, received_ns)
@@ -147,10 +144,11 @@ class Decoder:
         return self._decode(_redacted(payload), received_ns)
 
     def decode_tick(self, raw: Any, received_ns: int) -> Tick | DecodeError:
-        """Decode a tick that is part of a message, as in the answers of functions. An error is redacted."""
-        with contextlib.suppress(_NotATick):
+        """Decode a tick that is part of a message, such as an answer of tick history. An error is redacted."""
+        try:
             return self._tick(raw, received_ns)
-        text = redact(json.dumps(raw))
+        except _NotATick:
+            text = redact(json.dumps(raw))
         try:
             self._tick(json.loads(text), received_ns)
         except _NotATick as fault:
@@ -158,7 +156,7 @@ class Decoder:
         except ValueError:
             reason, cause = "not a tick", None
         else:
-            reason, cause = "not a tick, but for the API key in it", None
+            reason, cause = "not a tick: it contains the API key", None
         return self._error(reason, text.encode(), cause)
 
     def _decode(self, payload: bytes, received_ns: int) -> Message:
@@ -174,25 +172,23 @@ class Decoder:
             return self._error(f"nested more than {MAX_DEPTH} deep", payload)
         raw = _tick_part(message)
         if raw is _NO_TICK or self.pair is None:
-            return self._other(message, received_ns)
+            return self._notice_or_error(message, received_ns)
         self._form = FLAT if raw is message else ENVELOPED
         try:
             return self._tick(raw, received_ns)
         except _NotATick as fault:
             return self._error(str(fault), payload, fault.__cause__)
 
-    def _error(
-        self, reason: str, payload: bytes, cause: BaseException | None = None, *, binary: bool = False
-    ) -> DecodeError:
+    def _error(self, reason: str, payload: bytes, cause: BaseException | None = None) -> DecodeError:
         # A character takes at most four bytes.
-        kept = payload if binary else payload[: 4 * PAYLOAD_LIMIT].decode("utf-8", "replace")
-        error = DecodeError(reason, truncate(kept), symbol=self.symbol)
+        kept = payload[: 4 * PAYLOAD_LIMIT].decode("utf-8", "replace")
+        error = DecodeError(reason, kept[:PAYLOAD_LIMIT], symbol=self.symbol)
         error.__cause__ = cause
         return error
 
     def _too_long(self, payload: bytes) -> DecodeError:
-        reason = f"a message of {len(payload):,} bytes that is no tick; expected {MAX_NOTICE:,} at most"
-        # Redacting takes time: only redact what the error may keep.
+        reason = f"a message of {len(payload):,} bytes; expected at most {MAX_NOTICE:,}, or {MAX_MESSAGE:,} for a tick"
+        # Redacting takes time, and the error keeps only the beginning.
         return self._error(reason, _redacted(payload[:MAX_NOTICE]))
 
     def _tick(self, raw: Any, received_ns: int) -> Tick:
@@ -221,10 +217,10 @@ class Decoder:
         except Exception as cause:
             raise _NotATick(f"parse_price refused {text[:70]!r} ({type(cause).__name__}: {cause})") from cause
         if type(price) is float and not math.isfinite(price):
-            raise _NotATick(f"price {text[:70]!r} became {price}, which is no price")
+            raise _NotATick(f"parse_price returned {price} for {text[:70]!r}; expected a finite number")
         return price
 
-    def _other(self, message: dict[str, Any], received_ns: int) -> Notice | ServerError:
+    def _notice_or_error(self, message: dict[str, Any], received_ns: int) -> Notice | ServerError:
         reported = message.get("error") or message.get("errors")
         if not reported and message.get("results") == "error":
             reported = message.get("resultData") or "error"
@@ -240,10 +236,10 @@ def _redacted(payload: bytes) -> bytes:
 
 
 def _tick_part(message: dict[str, Any]) -> Any:
-    """The part of a message that has to be a tick; `_NO_TICK` where the message is something else."""
+    """Return the part of a message that must be a tick, or `_NO_TICK`."""
     if message.get("results") == "streaming" and "resultData" in message:
         return message["resultData"]
-    # Two fields of a tick make it a tick: with one missing it is a broken tick, and not some unknown notice.
+    # Two tick fields are enough: an incomplete tick is an error, not an unknown notice.
     if len(_TICK_FIELDS & message.keys()) >= 2 and not message.get("error"):
         return message
     return _NO_TICK
@@ -291,14 +287,14 @@ def _json_type(value: object) -> str:
 
 
 def _too_deep(message: dict[str, Any]) -> bool:
-    """Level by level, so that the depth costs no stack."""
+    """Walk level by level: recursion could exhaust the stack."""
     level: list[Any] = [message]
     for _ in range(MAX_DEPTH):
-        level = [inner for outer in level for inner in _items(outer) if type(inner) in (dict, list)]
+        level = [inner for outer in level for inner in _children(outer) if type(inner) in (dict, list)]
         if not level:
             return False
     return True
 
 
-def _items(container: Any) -> Iterable[Any]:
+def _children(container: Any) -> Iterable[Any]:
     return container.values() if type(container) is dict else container

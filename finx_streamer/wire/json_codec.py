@@ -1,8 +1,6 @@
-"""JSON off the wire: any document, or quickly the two forms of a tick. By `msgspec` where it is installed, else by the
-standard library, with the same results.
+"""Parse JSON with `msgspec` if it's installed, else with the standard library. Both give the same results.
 
-`loads` reads any document. `ENVELOPED` and `FLAT` read a tick that has the documented fields, each of its type, and
-nothing else; whatever has more, less or other they refuse, for `loads` to have a closer look.
+`loads` parses any document. `ENVELOPED` and `FLAT` parse only plain ticks, faster, and reject anything else.
 """
 
 from __future__ import annotations
@@ -21,20 +19,20 @@ except ImportError:
     msgspec = None  # type: ignore[assignment]
 else:
     if not issubclass(msgspec.DecodeError, ValueError):
-        # Before 0.21: what it raises would not be caught. Whoever has it for other reasons is not to suffer from it.
+        # Before 0.21. It may be installed for other reasons, so it's not an error.
         msgspec = None  # type: ignore[assignment]
 
-#: How many digits an integer may have; a sign counts as one. It is what `msgspec` allows.
+#: The longest integer, in characters with its sign. `msgspec` has the same limit.
 _MAX_DIGITS = 4_300
-#: An escape that is none or both halves of a surrogate pair.
+#: An escape that is a whole surrogate pair, or no surrogate.
 _ESCAPE = re.compile(rb"\\(?:[^u]|u(?![dD][89a-fA-F])....|u[dD][89abAB]..\\u[dD][c-fC-F]..)", re.DOTALL)
-#: What the readers of ticks may raise.
-REFUSALS = (ValueError, TypeError, KeyError, AttributeError, IndexError, StopIteration, RecursionError)
+#: What `TickForm.read` may raise.
+READ_ERRORS = (ValueError, TypeError, KeyError, AttributeError, IndexError, StopIteration, RecursionError)
 
 
 @attrs.frozen
 class TickForm:
-    """How to read one form of tick: the reader's result, or its `resultData`, has the wire's five fields."""
+    """A parser for one tick format. Its result, or its result's `resultData` if `enveloped`, has the five fields."""
 
     read: Callable[[bytes], Any]
     enveloped: bool = False
@@ -63,16 +61,16 @@ _scan: Callable[[str, int], tuple[Any, int]] = _decoder.scan_once  # type: ignor
 
 
 def loads_stdlib(payload: bytes) -> Any:
-    """JSON by the standard library, held to RFC 8259: no NaN, no infinity, no half of a surrogate pair."""
+    """Parse JSON with the standard library, strictly by RFC 8259: no NaN, no infinity, no lone surrogate."""
     value = _decode(payload.decode("utf-8"))
-    # In the text and not in the value: a key that comes twice takes its first value's place.
+    # Search the text, not the value: the value lacks what a duplicate key replaced.
     if b"\\u" in payload and b"\\" in _ESCAPE.sub(b"", payload):
-        raise ValueError("half of a surrogate pair")
+        raise ValueError("a lone surrogate")
     return value
 
 
 class _Fields:
-    """A tick's fields as the wire has them."""
+    """The fields of a tick, as sent."""
 
     __slots__ = ("date", "exchange", "pair", "price", "time")
 
@@ -81,13 +79,13 @@ class _Fields:
 
 
 def _plain_object(payload: bytes, size: int) -> Any:
-    """The JSON object that is all of the payload and has so many members, without escapes anywhere."""
+    """Parse a payload that is one JSON object with `size` members and no escapes."""
     if b"\\" in payload:
         raise ValueError("an escape")
     text = payload.decode("utf-8")
     value, end = _scan(text, 0)
     if end != len(text) or len(value) != size:
-        raise ValueError("more or less than a tick")
+        raise ValueError("not a plain tick")
     return value
 
 
@@ -95,23 +93,23 @@ def _read_enveloped(payload: bytes) -> _Fields:
     message = _plain_object(payload, 2)
     raw = message["resultData"]
     if message["results"] != "streaming" or len(raw) != 5:
-        raise ValueError("more or less than a tick")
-    # The others are checked by what is done with them.
+        raise ValueError("not a plain tick")
+    # The decoder's use of the other fields fails if they aren't strings.
     if type(raw["exchange"]) is not str:
-        raise TypeError("no string")
+        raise TypeError("exchange is not a string")
     return _Fields(raw["pair"], raw["date"], raw["time"], raw["exchange"], raw["price"])
 
 
 def _read_flat(payload: bytes) -> _Fields:
     raw = _plain_object(payload, 5)
-    moment = raw["UTCDate"]
-    if type(raw["exchange"]) is not str or type(raw["unixDate"]) not in (int, float) or moment[10] != "T":
-        raise TypeError("no string, no number, or no date and time")
-    return _Fields(raw["pair"], moment[:10], moment[11:], raw["exchange"], raw["price"])
+    utc_date = raw["UTCDate"]
+    if type(raw["exchange"]) is not str or type(raw["unixDate"]) not in (int, float) or utc_date[10] != "T":
+        raise TypeError("not a plain tick")
+    return _Fields(raw["pair"], utc_date[:10], utc_date[11:], raw["exchange"], raw["price"])
 
 
 loads: Callable[[bytes], Any] = loads_stdlib
-#: The documented form (source: S), and the vendor's later one (source: D).
+#: The documented tick format (source: S), and the vendor's later one (source: D).
 ENVELOPED = ENVELOPED_STDLIB = TickForm(_read_enveloped)
 FLAT = FLAT_STDLIB = TickForm(_read_flat)
 
@@ -142,7 +140,7 @@ if msgspec is not None:
         @property
         def time(self) -> str:
             if self.UTCDate[10] != "T":
-                raise ValueError("no date and time")
+                raise ValueError("not a date and time")
             return self.UTCDate[11:]
 
     loads = msgspec.json.Decoder().decode

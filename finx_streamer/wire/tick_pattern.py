@@ -1,10 +1,7 @@
-"""Runs of ticks that look alike, read out of a buffer in one go: framing, JSON and checks by one regular expression.
+"""Read runs of similar ticks straight out of the read buffer.
 
-A stream's ticks are the same byte for byte, but for the length of the frame and three values: time, exchange and price.
-What stands before the time does not change within a day. So one expression takes all frames of a buffer that look just
-so, in compiled code; whatever looks different in any way ends the run, for the thorough way to read. What is taken is
-what the thorough way would have made of it, since nothing else fits: no escape, no character beyond ASCII, no other
-key, and a length that is exactly the frame's.
+The ticks of a stream differ only in frame length, time, exchange and price. So one regular expression does the framing,
+the JSON and the checks. It matches only what the slow path would read in the same way: no escapes, only ASCII.
 """
 
 from __future__ import annotations
@@ -15,9 +12,9 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-#: How JSON is written: what stands after a key, and what between members. JavaScript's way, and Python's.
+#: Key and item separators of JSON, as JavaScript and as Python write them.
 _STYLES = ((":", ","), (": ", ", "))
-#: A whole text frame whose length takes two more bytes, the first of them 0: of 126 to 255 bytes, as nearly all are.
+#: The header of a text frame of 126 to 255 bytes, without the last byte of the length. Nearly all ticks fit in one.
 _HEADER = "\x81~\0"
 _SHORTEST_VALUES = len("00:00:00.Z") + len("0")
 
@@ -26,20 +23,23 @@ _Found = list[tuple[str, str, str, str, str]]
 
 @lru_cache(64)
 def _finder(style: tuple[str, str], beginning: int) -> tuple[Callable[[str, int, int], _Found], int]:
-    """What finds frames of one style, whose beginning has one size; and the size of such a frame without its values."""
+    """Return the function that finds the frames of one style, and the size of a frame without its values.
+
+    `beginning` is the length of the part before the time.
+    """
     colon, comma = style
     to_exchange, to_price, end = f'"{comma}"exchange"{colon}"', f'"{comma}"price"{colon}"', '"}}'
-    # The beginning is compared afterwards, which is quicker. A point there and a Z there leave the parser of times one
-    # way to read the rest; a price of so few digits is finite.
+    # The beginning is compared later, which is faster. With this point and this Z, the time parser accepts only digits
+    # in between. A price of 30 characters is finite.
     values = rf"([0-9:]{{8}}\.[0-9]*Z){to_exchange}([ !#-[\]-~]*){to_price}([0-9.]{{1,30}})"
     tick = f"{_HEADER}(.)(.{{{beginning}}}){values}{end}"
-    # The last alternative takes all that is left, where a tick does not: so none is found behind anything odd.
+    # The last alternative takes the rest of the buffer, so the run ends at the first frame that looks different.
     find = re.compile(f"{tick}|.+", re.DOTALL).findall
     return find, len(_HEADER) + 1 + beginning + len(to_exchange + to_price + end)
 
 
 def _beginning(pair: str, date: str, style: tuple[str, str]) -> str:
-    """What a tick's message begins with. Source: S for the keys and their order."""
+    """Return a tick message up to the time. The keys and their order are documented (source: S)."""
     colon, comma = style
     return (
         f'{{"results"{colon}"streaming"{comma}"resultData"{colon}'
@@ -48,7 +48,7 @@ def _beginning(pair: str, date: str, style: tuple[str, str]) -> str:
 
 
 class TickPattern:
-    """What the ticks of one pair look like on one day."""
+    """What the ticks of one pair and day look like."""
 
     def __init__(self, pair: str, date: str, style: tuple[str, str]) -> None:
         self._pair, self._date, self._day = pair, date, date + "T"
@@ -56,20 +56,20 @@ class TickPattern:
         self._find, self._fixed = _finder(style, len(self._beginning))
 
     @classmethod
-    def of(cls, payload: bytes, pair: str, date: str) -> TickPattern | None:
-        """The template of ticks that look like this one, which is known to be good; None for a form that has none."""
+    def from_tick(cls, payload: bytes, pair: str, date: str) -> TickPattern | None:
+        """Return the pattern of a valid tick's payload. None if it isn't in the documented format."""
         for style in _STYLES:
             if payload.startswith(_beginning(pair, date, style).encode()):
                 return cls(pair, date, style)
         return None
 
-    def ticks(
+    def match_ticks(
         self, text: str, at: int, limit: int, parse_price: Callable[[str], Any], received_ns: int
     ) -> tuple[list[Any], int]:
-        """At most `limit` ticks out of a buffer, read as latin-1, from `at` on; and where the last of them ends.
+        """Return up to `limit` ticks from the frame at `at` on, and the offset behind the last one.
 
-        Stops at the first frame that is incomplete, or in any way different. A ValueError of `parse_price` is a
-        difference, too.
+        `text` is the read buffer as latin-1. Stops at the first frame that is incomplete or looks different, and at a
+        price that `parse_price` rejects with a ValueError.
         """
         ticks: list[dict[str, Any]] = []
         append, parse_time = ticks.append, datetime.fromisoformat
@@ -84,12 +84,12 @@ class TickPattern:
             "received_ns": received_ns,
             "backfilled": False,
         }
-        # To copy it takes a third of the time that a new dict of eight keys takes.
+        # Copying takes a third of the time of a new dict.
         copy = blank.copy
         try:
             for length, begins, time, exchange, price in self._find(text, at, at + limit * (fixed + _SHORTEST_VALUES)):
                 size = fixed + len(time) + len(exchange) + len(price)
-                # The length that the header tells is without its own four bytes.
+                # The length in the header doesn't count the header's own four bytes.
                 if begins != beginning or ord(length) != size - 4:
                     break
                 tick = copy()

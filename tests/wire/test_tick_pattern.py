@@ -149,7 +149,7 @@ def test_another_day_or_style_is_learned_from_its_first_tick() -> None:
 def test_a_form_without_a_template_has_none() -> None:
     """The vendor's later form, and any other order of keys."""
     for payload in (json.dumps(VALUES).encode(), b'{"resultData":' + json.dumps(VALUES).encode() + b"}"):
-        assert None is TickPattern.of(payload, PAIR, DATE)
+        assert None is TickPattern.from_tick(payload, PAIR, DATE)
 
 
 pieces = st.sampled_from(
