@@ -13,8 +13,20 @@ from tests.support.peers import Seen
 #: Recorded trades, next to the checkout. They aren't part of the project, so other clones don't have them.
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
+#: Fixtures that start a kernel or a browser. The tests of each run in one process, so that it starts only once.
+SHARED_FIXTURES = ("lab", "any_kernel", "shared_kernel")
+
 # `make test-all` overrides this with --hypothesis-profile.
 settings.load_profile("quick")
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Group the tests that share an expensive fixture."""
+    for item in items:
+        for fixture in SHARED_FIXTURES:
+            if fixture in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.xdist_group(fixture))
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from playwright.sync_api import Browser
 from tests.support.browser import Book, Lab, chromium, opened
 from tests.support.kernels import ROOT, install
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 SERVE = """
 import time, threading, finx_streamer
