@@ -9,6 +9,8 @@ from datetime import UTC, datetime, timedelta
 from operator import itemgetter
 from typing import Any
 
+import attrs
+
 from ..values import Tick
 
 #: How much later than ticks with the same or a later timestamp a tick may arrive and still count as late.
@@ -31,6 +33,7 @@ _names: dict[str, str] = {}
 _MAX_NAMES = 1_024
 
 
+@attrs.define(eq=False, repr=False)
 class DeliveredWindow:
     """Keys of the ticks that were delivered within `lateness` of the stream's current time, up to about `size`.
 
@@ -39,37 +42,23 @@ class DeliveredWindow:
     traverse; a long run is one list of keys.
     """
 
-    __slots__ = (
-        "_begin",
-        "_count",
-        "_entries",
-        "_evicted_until",
-        "_expired_until",
-        "_runs_since_trim",
-        "_size",
-        "_steady_time",
-        "last",
-        "lateness",
-    )
-
-    def __init__(self, lateness: timedelta = LATENESS, size: int = WINDOW_SIZE) -> None:
-        self.lateness = lateness
-        #: The time of the last delivered tick.
-        self.last: datetime | None = None
-        self._size = size
-        self._entries: deque[Any] = deque()
-        #: How many ticks the entries stand for.
-        self._count = 0
-        #: Ticks before this time were never part of the stream, so they can't be missing.
-        self._begin: datetime | None = None
-        self._runs_since_trim = 0
-        #: The stream's current time. It advances when the ends of two runs in a row agree: one tick with a wrong time
-        #: can't advance it.
-        self._steady_time: datetime | None = None
-        #: Ticks that were dropped for their age are earlier than this.
-        self._expired_until: datetime | None = None
-        #: The latest time of the ticks that were dropped for lack of room.
-        self._evicted_until: datetime | None = None
+    lateness: timedelta = LATENESS
+    _size: int = WINDOW_SIZE
+    #: The time of the last delivered tick.
+    last: datetime | None = attrs.field(default=None, init=False)
+    _entries: deque[Any] = attrs.field(factory=deque, init=False)
+    #: How many ticks the entries stand for.
+    _count: int = attrs.field(default=0, init=False)
+    _runs_since_trim: int = attrs.field(default=0, init=False)
+    #: Ticks before this time were never part of the stream, so they can't be missing.
+    _begin: datetime | None = attrs.field(default=None, init=False)
+    #: The stream's current time. It advances when the ends of two runs in a row agree: one tick with a wrong time
+    #: can't advance it.
+    _steady_time: datetime | None = attrs.field(default=None, init=False)
+    #: Ticks that were dropped for their age are earlier than this.
+    _expired_until: datetime | None = attrs.field(default=None, init=False)
+    #: The latest time of the ticks that were dropped for lack of room.
+    _evicted_until: datetime | None = attrs.field(default=None, init=False)
 
     def extend(self, ticks: list[Tick]) -> None:
         """Add a run of ticks that are about to be delivered, at least one."""
@@ -176,13 +165,11 @@ class DeliveredWindow:
         return latest
 
 
+@attrs.define(eq=False)
 class LastTickTime:
     """The time of the last delivered tick: enough for a stream whose gaps are reported but not filled."""
 
-    __slots__ = ("last",)
-
-    def __init__(self) -> None:
-        self.last: datetime | None = None
+    last: datetime | None = None
 
     def extend(self, ticks: list[Tick]) -> None:
         self.last = ticks[-1]["timestamp"]

@@ -64,14 +64,14 @@ class _Phase(enum.Enum):
     GIVEN_UP = "given up"
 
 
+@attrs.define(eq=False, repr=False)
 class Resequencer:
     """Decides for each tick of one stream: deliver it, queue it, or hold it.
 
-        LIVE ──opened──> REPORTING  ──next tick──────────> DRAINING ──queue empty──> LIVE
-             (backfill off)
-        LIVE ──opened──> RECOVERING ──filled───────────────> DRAINING
-             (backfill on)   │      ──failed, live ticks───> DRAINING
-                             └────────failed, no live tick─> GIVEN_UP ──next tick──> DRAINING
+        LIVE ──opened──> REPORTING ──next tick──> DRAINING ──queue empty──> LIVE     (without a backfiller)
+
+        LIVE ──opened──> RECOVERING ──finished──> DRAINING ──queue empty──> LIVE     (with a backfiller)
+                             └──failed, no live tick yet──> GIVEN_UP ──next tick──> DRAINING
 
     LIVE: ticks go straight to the delivery.
     DRAINING: ticks join the queue, which drains into the delivery.
@@ -79,56 +79,31 @@ class Resequencer:
     RECOVERING: `Recovery` holds live ticks while history is fetched.
     GIVEN_UP: the last gap failed before any live tick. The delivered window restarts at the next one.
 
-    A new connection leads from DRAINING and GIVEN_UP to a new gap, too. In REPORTING and RECOVERING it extends the gap.
+    A new connection starts a gap from DRAINING and GIVEN_UP, too. In REPORTING and RECOVERING it extends the gap.
+    Ticks of exchanges that are not in `exchanges` are discarded; None keeps all.
     """
 
-    # There may be thousands of instances.
-    __slots__ = (
-        "_allowance",
-        "_backfiller",
-        "_counters",
-        "_delivery",
-        "_exchanges",
-        "_give_up_at",
-        "_host",
-        "_job",
-        "_pages_taken",
-        "_phase",
-        "_queue",
-        "_recovery",
-        "_symbol",
-        "_window",
-    )
+    _symbol: str
+    _delivery: Delivery
+    _counters: Counters
+    _allowance: Allowance
+    _exchanges: frozenset[str] | None
+    _backfiller: Backfiller | None
+    _host: Host
+    _phase: _Phase = attrs.field(default=_Phase.LIVE, init=False)
+    _window: DeliveredWindow | LastTickTime = attrs.field(init=False)
+    #: Runs of ticks and events that leave as soon as there is room.
+    _queue: deque[list[Tick] | Event] = attrs.field(factory=deque, init=False)
+    # The rest is set while RECOVERING only.
+    _recovery: Recovery | None = attrs.field(default=None, init=False)
+    _job: Job | None = attrs.field(default=None, init=False)
+    #: Pages of history that were taken from the job and not acknowledged yet.
+    _pages_taken: int = attrs.field(default=0, init=False)
+    #: When live ticks have been held, or a probe unanswered, for too long.
+    _give_up_at: float = attrs.field(default=_NEVER, init=False)
 
-    def __init__(
-        self,
-        symbol: str,
-        delivery: Delivery,
-        counters: Counters,
-        allowance: Allowance,
-        exchanges: frozenset[str] | None,
-        backfiller: Backfiller | None,
-        host: Host,
-    ) -> None:
-        """Without a `backfiller`, gaps are reported and not filled. `exchanges`: ticks of others are discarded."""
-        self._symbol = symbol
-        self._delivery = delivery
-        self._counters = counters
-        self._allowance = allowance
-        self._exchanges = exchanges
-        self._backfiller = backfiller
-        self._host = host
-        self._phase = _Phase.LIVE
-        self._window: DeliveredWindow | LastTickTime = DeliveredWindow() if backfiller is not None else LastTickTime()
-        #: Runs of ticks and events that leave as soon as there is room.
-        self._queue: deque[list[Tick] | Event] = deque()
-        #: The rest is set while RECOVERING only.
-        self._recovery: Recovery | None = None
-        self._job: Job | None = None
-        #: When live ticks have been held, or a probe unanswered, for too long.
-        self._give_up_at = _NEVER
-        #: Pages of history that were taken from the job and not acknowledged yet.
-        self._pages_taken = 0
+    def __attrs_post_init__(self) -> None:
+        self._window = DeliveredWindow() if self._backfiller is not None else LastTickTime()
 
     @property
     def is_live(self) -> bool:
