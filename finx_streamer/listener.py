@@ -18,7 +18,7 @@ from .config.endpoint import Endpoint, redact
 from .config.proxy import ProxyChoice
 from .config.reconnect import ReconnectPolicy
 from .config.symbols import Pair, Symbol
-from .connection.attempt import MAX_MESSAGE
+from .connection.attempt import MAX_MESSAGE, ConnectionConfig
 from .delivery.callbacks import Callback, Callbacks
 from .delivery.frontend import LiveView, Origin
 from .delivery.iteration import TickBuffer
@@ -146,8 +146,17 @@ class StreamListener:
         if dispatch == "inline" and overflow != "block":
             raise check.refusal("overflow", overflow, "'block' with dispatch='inline', which has no queue to overflow")
         self._settings = Settings(
-            keys=keys,
-            endpoint=where,
+            connection=ConnectionConfig(
+                where,
+                None,
+                keys,
+                timing.connect_timeout,
+                check.context_factory(
+                    check.instance("ssl_context", ssl_context, "an ssl.SSLContext or None", check.is_context)
+                ),
+                check.positive_int("max_message_size", max_message_size),
+                proxies,
+            ),
             exchanges=_checked_exchanges(exchanges),
             parse_price=check.instance(
                 "parse_price", parse_price, "a callable such as float or decimal.Decimal", callable
@@ -160,11 +169,6 @@ class StreamListener:
                 "reconnect", reconnect, "a ReconnectPolicy or None (None: no retry)", check.is_policy
             ),
             timing=timing,
-            context=check.context_factory(
-                check.instance("ssl_context", ssl_context, "an ssl.SSLContext or None", check.is_context)
-            ),
-            proxies=proxies,
-            max_message_size=check.positive_int("max_message_size", max_message_size),
             name=check.instance("name", name, "a str or None", check.is_name) or f"finx-streamer-{next(_names)}",
         )
         self._frontend = jupyter.frontend()
@@ -254,7 +258,7 @@ class StreamListener:
         """
         check.seconds("timeout", timeout, zero=True)
         run = self._run
-        if run is None or run.elsewhere:
+        if run is None or run.forked:
             return True
         if run.ended.is_set():
             return run.wait(timeout)
@@ -290,7 +294,7 @@ class StreamListener:
             return
         self.stop()
         run = self._run
-        if run is not None and not run.error_told and not self._callbacks.of("error"):
+        if run is not None and not run.error_raised and not self._callbacks.of("error"):
             self._raise_error(run)
 
     def __iter__(self) -> Iterator[Tick]:
@@ -310,7 +314,7 @@ class StreamListener:
             raise
         finally:
             self._callbacks.remove(buffer)
-            if not run.elsewhere:
+            if not run.forked:
                 run.iterations.close(buffer)
                 if own:
                     run.stop(patience, drain=False)
@@ -330,7 +334,7 @@ class StreamListener:
             self._raise_error(run)
         finally:
             self._callbacks.remove(buffer)
-            if not run.elsewhere:
+            if not run.forked:
                 run.iterations.close(buffer)
                 if own:
                     run.abandon()
@@ -475,7 +479,7 @@ class StreamListener:
             # In a traceback of the constructor's, which may show locals.
             return "<StreamListener, not made>"
         shown = ", ".join(self.symbols[:5]) + (", …" if len(self._symbols) > 5 else "")
-        where = redact(self._settings.endpoint.url)
+        where = redact(self._settings.connection.endpoint.url)
         return f"<StreamListener {self.name} {self.state.value}: {shown or 'no symbols'} at {where}{self._counts()}>"
 
     def _counts(self) -> str:
@@ -494,7 +498,7 @@ class StreamListener:
 
     def _new_run(self) -> Run:
         self._check_process()
-        if self._run is not None and self._run.network.alive:
+        if self._run is not None and self._run.streams.alive:
             raise ConfigurationError(_STOPPING)
         self._run = Run(
             self._settings,
@@ -520,7 +524,7 @@ class StreamListener:
                 listener.stop(drain=False)
 
     def _check_process(self) -> None:
-        if self._run is not None and self._run.elsewhere:
+        if self._run is not None and self._run.forked:
             raise ConfigurationError(
                 "this listener was started before a fork, and its threads are not in this process; make a new one here"
             )
@@ -535,21 +539,21 @@ class StreamListener:
     @staticmethod
     def _raise_error(run: Run) -> None:
         if run.error is not None:
-            run.error_told = True
+            run.error_raised = True
             # Not with the traces of those that it was raised to before.
             raise run.error.with_traceback(None)
 
 
 def listeners() -> list[StreamListener]:
     """The listeners that run in this process, in the order in which they were started."""
-    return [listener for run, listener in tuple(live_runs.items()) if not run.elsewhere]
+    return [listener for run, listener in tuple(live_runs.items()) if not run.forked]
 
 
 def stop_all(timeout: float = 5.0) -> bool:
     """Stop every listener of this process; what waits for callbacks is discarded. Returns False where a callback was
     still running after `timeout` seconds, which all have together."""
     check.seconds("timeout", timeout, zero=True)
-    running = [(run, listener) for run, listener in tuple(live_runs.items()) if not run.elsewhere]
+    running = [(run, listener) for run, listener in tuple(live_runs.items()) if not run.forked]
     deadline = time.monotonic() + timeout
     for run, _ in running:
         run.abandon()

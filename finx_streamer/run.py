@@ -1,11 +1,10 @@
-"""run"""
+"""One run of a listener, from `start` to its end: its streams, its delivery, and how they end together."""
 
 from __future__ import annotations
 
 import atexit
 import logging
 import os
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -13,39 +12,65 @@ from typing import Any
 
 import attrs
 
-from .config.api_key import KeySource
-from .config.endpoint import Endpoint
-from .config.proxy import ProxyChoice
 from .config.reconnect import ReconnectPolicy
 from .config.symbols import Pair, Symbol
 from .connection.attempt import ConnectionConfig
 from .delivery.callbacks import CallbackRunner, Callbacks
-from .delivery.dispatcher import Dispatcher, InlineDelivery, ThreadDelivery
+from .delivery.dispatcher import InlineDelivery, ThreadDelivery
 from .delivery.frontend import Origin
 from .delivery.iteration import Iterations
 from .delivery.queues import QUEUES
 from .delivery.recent import Recent
 from .delivery.stats import ListenerStats, add_up, snapshot
 from .errors import FinxStreamerError
-from .functions.client import FunctionClient
+from .functions.call_pool import CallPool
+from .functions.call_scheduler import PoolSettings
+from .functions.tick_reader import TickReader
 from .streaming.counters import Counters
 from .streaming.session import Session, Timing
-from .streaming.streams import Network, Stream
+from .streaming.stream import Stream
+from .streaming.streams import Streams
 from .values import State
 from .wire.decoder import Decoder
 
 logger = logging.getLogger("finx_streamer")
+
 #: Seconds for one call of tick history, to fill a gap.
 HISTORY_TIMEOUT = 10.0
-#: How long a thread that has done its work may take to return.
+#: Seconds that `stop` waits while an exception leaves a `with` block, for example after Ctrl-C.
+HURRIED_STOP = 0.5
+#: Seconds that a thread with nothing left to do may take to return.
 _LAST_STEPS = 1.0
 
-#: How long `stop` waits where an exception is on its way out of a `with` block, e.g. after Ctrl-C.
-HURRIED_STOP = 0.5
+
+@attrs.frozen
+class Settings:
+    """The listener's arguments, checked."""
+
+    connection: ConnectionConfig
+    exchanges: frozenset[str] | None
+    parse_price: Callable[[str], Any]
+    backfill: bool
+    dispatch: str
+    queue_size: int
+    overflow: str
+    reconnect: ReconnectPolicy | None
+    timing: Timing
+    name: str
 
 
 class Run:
-    """One life of a listener, from `start` to its end: the threads and what they share."""
+    """Connects the streams to the callbacks, and ends both. Every method is for any thread.
+
+    Args:
+        settings: The listener's arguments.
+        callbacks: The listener's callbacks, which may change during the run.
+        symbols: Where to begin.
+        recent: Keeps the last ticks; None keeps none.
+        watchers: Called, on any thread, when the run starts and when it ends. May change during the run.
+        origin: What started it, in a notebook.
+        show_error: Shows errors if there is no `on_error`; None: they are logged.
+    """
 
     def __init__(
         self,
@@ -57,224 +82,198 @@ class Run:
         origin: Origin | None,
         show_error: Callable[[FinxStreamerError], None] | None,
     ) -> None:
-        self.pid = os.getpid()
-        self.ended = threading.Event()
-        #: Who started it, in a notebook.
         self.origin = origin
-        #: What ended it, if it was not `stop`.
+        self.ended = threading.Event()
+        #: What ended it, unless `stop` did.
         self.error: BaseException | None = None
-        #: Whether the user has been told of it: by `on_error`, or by what raised it.
-        self.error_told = False
-        self.stopping = False
-        self.streams: dict[str, Stream] = {}
-        self.counters: dict[str, Counters] = {}
+        #: Whether the user has seen the error.
+        self.error_raised = False
+        self._pid = os.getpid()
+        self._stopping = False
+        self._by_symbol: dict[str, Stream] = {}
+        self._counters: dict[str, Counters] = {}
         self._settings = settings
-        # A `for` loop has a buffer behind the queue. Under a policy that drops, it has to be short: else the loop would
-        # see ticks that are out of date.
-        ahead = {"block": settings.queue_size, "drop_oldest": min(64, settings.queue_size), "latest": 1}
-        self.iterations = Iterations(ahead[settings.overflow], settings.dispatch == "thread", self._resume_reading)
         self._watchers = watchers
-        self.delivery = self._make_delivery(CallbackRunner(callbacks, self.counters, show_error), recent)
-        self.network = Network(
+        # A `for` loop reads from a buffer behind the queue. A policy that drops ticks needs a short one, or the loop
+        # would see outdated ticks.
+        buffered = {"block": settings.queue_size, "drop_oldest": min(64, settings.queue_size), "latest": 1}
+        self.iterations = Iterations(buffered[settings.overflow], settings.dispatch == "thread", self._resume_reading)
+        self.delivery = self._new_delivery(CallbackRunner(callbacks, self._counters, show_error), recent)
+        self.streams = Streams(
             self.delivery,
             settings.exchanges,
             settings.name,
-            self._network_ended,
+            self._streams_ended,
             settings.queue_size,
-            self._history if settings.backfill else None,
+            self._open_history if settings.backfill else None,
         )
         for symbol in symbols:
             self.add(symbol)
 
-    def _make_delivery(self, runner: CallbackRunner, recent: Recent | None) -> Dispatcher:
-        size, name = self._settings.queue_size, f"{self._settings.name}-callbacks"
-        if self._settings.dispatch == "inline":
-            return InlineDelivery(runner, self.iterations, self._callbacks_ended, recent)
-        queue = QUEUES[self._settings.overflow](size)
+    def _new_delivery(self, runner: CallbackRunner, recent: Recent | None) -> InlineDelivery | ThreadDelivery:
+        settings = self._settings
+        if settings.dispatch == "inline":
+            return InlineDelivery(runner, self.iterations, self._delivery_ended, recent)
         return ThreadDelivery(
-            runner, queue, size, self.counters, self._resume_reading, self._callbacks_ended, name, recent
+            runner,
+            QUEUES[settings.overflow](settings.queue_size),
+            settings.queue_size,
+            self._counters,
+            self._resume_reading,
+            self._delivery_ended,
+            f"{settings.name}-callbacks",
+            recent,
         )
 
-    def _history(self) -> FunctionClient:
+    def _open_history(self) -> TickReader:
         settings = self._settings
-        return FunctionClient.of_target(
-            settings.target(None),
-            timeout=HISTORY_TIMEOUT,
-            connections=1,
-            parse_price=settings.parse_price,
-            reconnect=settings.reconnect,
-            name=f"{settings.name}-history",
-        )
+        pool = CallPool(PoolSettings(settings.connection, settings.reconnect, 1, f"{settings.name}-history"))
+        return TickReader(pool, HISTORY_TIMEOUT, settings.parse_price)
 
     def _resume_reading(self) -> None:
-        self.network.resume_reading()
+        self.streams.resume_reading()
 
-    def start(self, listener: Any) -> None:
-        """Raises RuntimeError where the system has no more threads to give."""
-        live_runs[self] = listener
-        try:
-            # In this order, for the callback side ends by waiting for the network side.
-            self.network.start()
-            self.delivery.start()
-        except RuntimeError:
-            self._callbacks_ended(None)
-            raise
-        self._tell_watchers()
-
-    def abandon(self) -> None:
-        """End at once: no further call begins. Waits for nothing."""
-        self.stopping = True
-        self.delivery.abandon()
-        self.iterations.close_all()
-        self.network.stop()
+    # Streams.
 
     def add(self, symbol: Symbol) -> None:
+        """Open a stream."""
         settings, name = self._settings, str(symbol)
-        timing = settings.timing
-        stream = Stream(
-            name,
-            Session(settings.reconnect, timing, key_can_change=settings.keys.can_change),
-            Decoder(name, name if isinstance(symbol, Pair) else None, settings.parse_price),
-            Counters(),
-            settings.target(symbol),
-        )
-        self.streams = {**self.streams, name: stream}
-        self.counters[name] = stream.counters
-        self.network.add(stream)
+        decoder = Decoder(name, name if isinstance(symbol, Pair) else None, settings.parse_price)
+        stream = Stream(name, decoder, self.streams)
+        config = attrs.evolve(settings.connection, symbol=symbol)
+        session = Session(settings.reconnect, settings.timing, key_can_change=config.keys.can_change)
+        self.streams.add(stream, session, config)
+        self._by_symbol = {**self._by_symbol, name: stream}
+        self._counters[name] = stream.counters
 
     def remove(self, name: str) -> None:
-        self.streams = {other: stream for other, stream in self.streams.items() if other != name}
-        self.counters.pop(name, None)
-        self.network.remove(name)
-
-    def stop(self, timeout: float, drain: bool) -> bool:
-        """Whether it ended in time."""
-        self.stopping = True
-        here = self.delivery.runs_here()
-        self.iterations.close_own()
-        if here or not drain:
-            self.delivery.abandon()
-            self.iterations.close_all()
-        self.network.stop(drain=drain and not here)
-        if here:
-            return True
-        ended = self.wait(timeout)
-        if not ended:
-            self.delivery.abandon()
-            self.iterations.close_all()
-            logger.warning(
-                "stop: not ended after %g s; if a callback still runs, no further one will be called", timeout
-            )
-        return ended
-
-    @property
-    def elsewhere(self) -> bool:
-        """Whether this is a copy in a forked process, where its threads are not."""
-        return self.pid != os.getpid()
-
-    def wait(self, timeout: float | None) -> bool:
-        """Wait for the end; the threads have gone then, too. False if it has not come in time."""
-        patience_ends = None if timeout is None else time.monotonic() + timeout
-        if not self.ended.wait(timeout):
-            return False
-        # They have nothing left to do but to return; unless the network side is within a `parse_price` that hangs.
-        left = None if patience_ends is None else max(_LAST_STEPS, patience_ends - time.monotonic())
-        self.network.join(left)
-        self.delivery.join(_LAST_STEPS)
-        return not self.network.alive
-
-    async def wait_async(self, timeout: float | None) -> bool:
-        """The same in an event loop, which goes on meanwhile."""
-        # Only here, for asyncio is a tenth of what it takes to import this package.
-        from .delivery.async_iteration import wait_until
-
-        return await wait_until(self.ended.is_set, self._watchers, timeout) and self.wait(0.0)
+        """Close a stream."""
+        self._by_symbol = {other: stream for other, stream in self._by_symbol.items() if other != name}
+        self._counters.pop(name, None)
+        self.streams.remove(name)
 
     @property
     def state(self) -> State:
+        """How it ended, or the least settled state of its streams."""
         if self.error is not None:
             return State.FAILED
-        if self.stopping or self.ended.is_set():
+        if self._stopping or self.ended.is_set():
             return State.STOPPED
-        states = {stream.session.state for stream in self.streams.values()}
+        states = {stream.state for stream in self._by_symbol.values()}
         for state in (State.FAILED, State.RECONNECTING, State.CONNECTING, State.IDLE):
             if state in states:
                 return State.CONNECTING if state is State.IDLE else state
         return State.STREAMING if states else State.IDLE
 
     def stats(self) -> ListenerStats:
+        """A snapshot of all counters."""
         depths = self.delivery.depths()
         streams = {
-            name: snapshot(stream.counters, stream.session.state, stream.session.reconnects, depths.get(name, 0))
-            for name, stream in self.streams.items()
+            name: snapshot(stream.counters, stream.state, stream.reconnects, depths.get(name, 0))
+            for name, stream in self._by_symbol.items()
         }
         return add_up(self.state, streams, self.delivery.depth(), self.delivery.peak)
 
-    def _network_ended(self, outcome: BaseException | None) -> None:
-        if outcome is not None and self.error is None:
-            self.error = outcome
-            if not isinstance(outcome, FinxStreamerError):
-                logger.error("the network side ended with %s", type(outcome).__name__, exc_info=outcome)
+    # Life.
+
+    def start(self, listener: Any) -> None:
+        """Raises RuntimeError if the system has no more threads."""
+        live_runs[self] = listener
+        try:
+            # In this order: the delivery ends by waiting for the streams.
+            self.streams.start()
+            self.delivery.start()
+        except RuntimeError:
+            self._delivery_ended(None)
+            raise
+        self._notify_watchers()
+
+    def stop(self, timeout: float, drain: bool) -> bool:
+        """End within `timeout` seconds. Return whether that succeeded."""
+        self._stopping = True
+        in_callback = self.delivery.runs_here()
+        self.iterations.close_own()
+        if in_callback or not drain:
+            self._discard()
+        self.streams.stop(drain=drain and not in_callback)
+        if in_callback:
+            return True
+        ended = self.wait(timeout)
+        if not ended:
+            self._discard()
+            logger.warning(
+                "stop(): a callback is still running after %g s. No further callback will be called", timeout
+            )
+        return ended
+
+    def abandon(self) -> None:
+        """End at once, without waiting: no further callback is called."""
+        self._stopping = True
+        self._discard()
+        self.streams.stop()
+
+    def _discard(self) -> None:
+        self.delivery.abandon()
+        self.iterations.close_all()
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is a copy in a forked process, which has none of its threads."""
+        return self._pid != os.getpid()
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait for the end, threads included. Return False if it takes longer than `timeout` seconds."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if not self.ended.wait(timeout):
+            return False
+        # The threads have nothing left to do, unless a `parse_price` hangs.
+        self.streams.join(None if deadline is None else max(_LAST_STEPS, deadline - time.monotonic()))
+        self.delivery.join(_LAST_STEPS)
+        return not self.streams.alive
+
+    async def wait_async(self, timeout: float | None) -> bool:
+        """`wait` for event loops, which keep running."""
+        # asyncio takes a tenth of the time to import this package, so it is imported late.
+        from .delivery.async_iteration import wait_until
+
+        return await wait_until(self.ended.is_set, self._watchers, timeout) and self.wait(0.0)
+
+    def _streams_ended(self, error: BaseException | None) -> None:
+        """On the network thread, at its end."""
+        if error is not None and self.error is None:
+            self.error = error
+            if not isinstance(error, FinxStreamerError):
+                logger.error("the network thread crashed: %s", type(error).__name__, exc_info=error)
         self.delivery.finish()
 
-    def _callbacks_ended(self, crash: BaseException | None) -> None:
+    def _delivery_ended(self, crash: BaseException | None) -> None:
+        """After the last callback, with the exception that a callback raised to end everything, if one did."""
         if crash is not None and self.error is None:
             self.error = crash
-        self.network.stop()
-        self.network.join(1.0)
+        self.streams.stop()
+        self.streams.join(_LAST_STEPS)
         self.iterations.end()
         live_runs.pop(self, None)
         self.ended.set()
-        self._tell_watchers()
+        self._notify_watchers()
 
-    def _tell_watchers(self) -> None:
+    def _notify_watchers(self) -> None:
         for watcher in tuple(self._watchers):
             watcher()
 
 
-@attrs.frozen
-class Settings:
-    """What the constructor was given, checked."""
-
-    keys: KeySource = attrs.field(repr=False)
-    endpoint: Endpoint
-    exchanges: frozenset[str] | None
-    parse_price: Callable[[str], Any]
-    backfill: bool
-    dispatch: str
-    queue_size: int
-    overflow: str
-    reconnect: ReconnectPolicy | None
-    timing: Timing
-    context: Callable[[], ssl.SSLContext] = attrs.field(repr=False)
-    proxies: ProxyChoice
-    max_message_size: int
-    name: str
-
-    def target(self, symbol: Symbol | None) -> ConnectionConfig:
-        """What to connect to; None: the functions."""
-        return ConnectionConfig(
-            self.endpoint,
-            symbol,
-            self.keys,
-            self.timing.connect_timeout,
-            self.context,
-            self.max_message_size,
-            self.proxies,
-        )
-
-
-# Listeners that run, to be stopped when the interpreter exits: a daemon thread that is frozen in mid-call is no end.
+#: The runs in progress and their listeners.
 live_runs: dict[Run, Any] = {}
 
 
 def _stop_all_at_exit() -> None:
-    runs = [run for run in tuple(live_runs) if not run.elsewhere]
+    """A daemon thread that the interpreter freezes during a call would not end cleanly."""
+    runs = [run for run in tuple(live_runs) if not run.forked]
     for run in runs:
         run.abandon()
-    patience_ends = time.monotonic() + HURRIED_STOP
+    deadline = time.monotonic() + HURRIED_STOP
     for run in runs:
-        run.ended.wait(max(0.0, patience_ends - time.monotonic()))
+        run.ended.wait(max(0.0, deadline - time.monotonic()))
 
 
 atexit.register(_stop_all_at_exit)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 import ssl
 import weakref
 from collections.abc import Callable, Iterator
@@ -20,21 +19,20 @@ from ..config.proxy import ProxyChoice
 from ..config.reconnect import ReconnectPolicy
 from ..config.symbols import Pair
 from ..connection.attempt import ConnectionConfig
-from ..errors import AuthenticationError, CallTimeout, ConfigurationError, DecodeError, FunctionError, NotAvailable
+from ..errors import AuthenticationError, ConfigurationError, NotAvailable
 from ..values import Tick
-from ..wire.decoder import Decoder
-from .call_pool import Answer, CallPool
-from .history import HistoryWalk, with_progress_bar
+from .call_pool import CallPool
+from .call_scheduler import PoolSettings
+from .history import with_progress_bar
+from .tick_reader import TickReader
 
 _names = itertools.count(1)
 #: Added by the client itself.
 _RESERVED = ("APIKey", "functionName")
-#: How a server says that there is no tick at or before a time. Source: O.
-_NO_TICK = re.compile(r"\bno ticks?\b", re.IGNORECASE)
 
 
 class FunctionClient:
-    """CallPool FinX's functions over a few websocket connections, and waits for the answers::
+    """Calls FinX's functions over a few websocket connections, and waits for the answers::
 
         with FunctionClient() as client:
             client.tick_snap("BTC:USDC")
@@ -87,61 +85,26 @@ class FunctionClient:
         where.check_secrecy(check.instance("allow_insecure", allow_insecure, "True or False", check.is_bool))
         proxies.check_secrecy(where, allow_insecure)
         context = check.instance("ssl_context", ssl_context, "an ssl.SSLContext or None", check.is_context)
-        self._set_up(
-            ConnectionConfig(
-                where,
-                None,
-                keys,
-                check.seconds("connect_timeout", connect_timeout),
-                check.context_factory(context),
-                proxies=proxies,
-            ),
-            timeout=check.seconds("timeout", timeout),
-            connections=check.positive_int("connections", connections),
-            parse_price=check.instance(
-                "parse_price", parse_price, "a callable such as float or decimal.Decimal", callable
-            ),
-            reconnect=check.instance(
-                "reconnect", reconnect, "a ReconnectPolicy or None (None: no retry)", check.is_policy
-            ),
-            name=check.instance("name", name, "a str or None", check.is_name)
-            or f"finx-streamer-functions-{next(_names)}",
+        config = ConnectionConfig(
+            where,
+            None,
+            keys,
+            check.seconds("connect_timeout", connect_timeout),
+            check.context_factory(context),
+            proxies=proxies,
         )
-
-    @classmethod
-    def of_target(
-        cls,
-        target: ConnectionConfig,
-        *,
-        timeout: float,
-        connections: int,
-        parse_price: Callable[[str], Any],
-        reconnect: ReconnectPolicy | None,
-        name: str,
-    ) -> Self:
-        """A client of parts that were checked before; the symbol of `target` is None. For this package's own use."""
-        client = cls.__new__(cls)
-        client._set_up(
-            target, timeout=timeout, connections=connections, parse_price=parse_price, reconnect=reconnect, name=name
+        self._timeout = check.seconds("timeout", timeout)
+        size = check.positive_int("connections", connections)
+        price_parser = check.instance(
+            "parse_price", parse_price, "a callable such as float or decimal.Decimal", callable
         )
-        return client
-
-    def _set_up(
-        self,
-        target: ConnectionConfig,
-        *,
-        timeout: float,
-        connections: int,
-        parse_price: Callable[[str], Any],
-        reconnect: ReconnectPolicy | None,
-        name: str,
-    ) -> None:
-        self._timeout = timeout
-        self._parse_price = parse_price
-        self._name = name
-        self._where = redact(target.endpoint.url)
-        self._calls = CallPool(target, reconnect, connections, name)
-        # For those who forget to close it, and for the end of the interpreter.
+        policy = check.instance("reconnect", reconnect, "a ReconnectPolicy or None (None: no retry)", check.is_policy)
+        given = check.instance("name", name, "a str or None", check.is_name)
+        self._name = given or f"finx-streamer-functions-{next(_names)}"
+        self._where = redact(config.endpoint.url)
+        self._calls = CallPool(PoolSettings(config, policy, size, self._name))
+        self._ticks = TickReader(self._calls, self._timeout, price_parser)
+        # Also closes a client that is forgotten, and at the end of the interpreter.
         weakref.finalize(self, self._calls.close)
 
     # Functions.
@@ -149,7 +112,7 @@ class FunctionClient:
     def authenticate(self) -> bool:
         """Whether the server takes the API key. Raises `AuthenticationError` where there is none to show."""
         try:
-            return self._ask("authenticate", {}).message.get("isAuth") is True
+            return self._call("authenticate", {}).get("isAuth") is True
         except AuthenticationError as refusal:
             if refusal.status is None and refusal.close_code is None:
                 raise
@@ -164,7 +127,7 @@ class FunctionClient:
         """
         name = str(check.pair(pair))
         when = moment("at", at) if at is not None else datetime.now(UTC)
-        return self._snap(name, when.date().isoformat(), when.time().isoformat("milliseconds"))
+        return self._ticks.snap(name, when.date().isoformat(), when.time().isoformat("milliseconds"))
 
     def tick_history(
         self,
@@ -200,7 +163,7 @@ class FunctionClient:
         if exchange is not None:
             check.exchange("exchange", exchange)
         check.instance("progress", progress, "True or False", check.is_bool)
-        found = self.history_pages(name, since, until, exchange)
+        found = self._ticks.history_pages(name, since, until, exchange)
         if progress:
             found = with_progress_bar(found, name, since, until)
         return itertools.chain.from_iterable(found)
@@ -214,7 +177,7 @@ class FunctionClient:
         check.instance("security_id", security_id, "a str such as 'BTC'", _is_text)
         arguments = {"securityId": security_id}
         security_id = ""  # tracebacks may show it
-        return self._ask("referenceData", arguments).message
+        return self._call("referenceData", arguments)
 
     def greeks_history(self, *arguments: Any, **more: Any) -> list[Any]:
         """Not yet: FinX has announced it for a future release (S). Raises `NotAvailable`."""
@@ -234,75 +197,18 @@ class FunctionClient:
             json.dumps(arguments, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as cause:
             raise ConfigurationError(f"{function_name}: the arguments are no JSON: {redact(str(cause))}") from None
-        return self._ask(function_name, arguments).message
-
-    # Pages, for whoever puts them together himself.
-
-    def history_pages(
-        self,
-        pair: str,
-        start: datetime,
-        end: datetime | None,
-        exchange: str | None = None,
-        empty_days: int | None = None,
-    ) -> Iterator[list[Tick]]:
-        """`HistoryWalk.pages` over this client: sorted lists of ticks of aware times, in order, none of them empty."""
-        narrow = {"exchange": exchange} if exchange is not None else {}
-        found = HistoryWalk(
-            lambda pair, date, time: self._fetch(pair, date, time, narrow),
-            lambda pair, date, time: self._snap_if_any(pair, date, time, narrow),
-            pair,
-            start,
-            end,
-            max_empty_days=empty_days,
-        ).pages()
-        # A server that does not know of the argument sends all: so what a page is, is decided before this.
-        return found if exchange is None else _of_exchange(found, exchange)
-
-    def _fetch(self, pair: str, date: str, time: str, narrow: dict[str, str]) -> list[Tick]:
-        answer = self._ask("tickHistory", {"pair": pair, "date": date, "time": time, **narrow}, data=True)
-        return self._ticks(pair, list(answer.message.values()), answer.received_ns)
-
-    def _snap(self, pair: str, date: str, time: str, narrow: dict[str, str] | None = None) -> Tick:
-        answer = self._ask("tickSnap", {"pair": pair, "date": date, "time": time, **(narrow or {})}, data=True)
-        return self._ticks(pair, [answer.message], answer.received_ns)[0]
-
-    def _snap_if_any(self, pair: str, date: str, time: str, narrow: dict[str, str]) -> Tick | None:
-        try:
-            return self._snap(pair, date, time, narrow)
-        except FunctionError as error:
-            if isinstance(error, CallTimeout) or not _NO_TICK.search(error.message):
-                raise
-            return None
+        return self._call(function_name, arguments)
 
     # Within.
 
-    def _ask(self, function: str, arguments: dict[str, Any], *, data: bool = False) -> Answer:
-        self._calls.check_process()
-        return self._calls.call(function, arguments, self._timeout, data=data)
-
-    def _ticks(self, pair: str, raws: list[Any], received_ns: int) -> list[Tick]:
-        decoder, ticks = Decoder(pair, pair, self._parse_price), list[Tick]()
-        for raw in raws:
-            tick = decoder.decode_tick(raw, received_ns)
-            if isinstance(tick, DecodeError):
-                # This frame could show the answer as it came.
-                raws.clear()
-                del raw
-                raise tick
-            tick["backfilled"] = True
-            ticks.append(tick)
-        return ticks
+    def _call(self, function: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        return self._calls.call(function, arguments, self._timeout).message
 
     # Life.
 
     def close(self) -> None:
         """End at once: close the connections; calls under way raise `FunctionError`. Idempotent, from any thread."""
         self._calls.close()
-
-    def interrupt(self) -> None:
-        """As `close`, and waits for nothing. For this package's own use."""
-        self._calls.close(wait=False)
 
     def __enter__(self) -> Self:
         return self
@@ -318,12 +224,6 @@ class FunctionClient:
             return "<FunctionClient, not made>"
         state = "closed" if self._calls.closed else f"{self._calls.connections} connected"
         return f"<FunctionClient {self._name} {state} at {self._where}>"
-
-
-def _of_exchange(found: Iterator[list[Tick]], exchange: str) -> Iterator[list[Tick]]:
-    for page in found:
-        if wanted := [tick for tick in page if tick["exchange"] == exchange]:
-            yield wanted
 
 
 def _is_text(value: Any) -> bool:

@@ -29,6 +29,8 @@ from finx_streamer.config.api_key import KeySource
 from finx_streamer.config.endpoint import Endpoint
 from finx_streamer.connection.attempt import ConnectionConfig
 from finx_streamer.functions.call_pool import CallPool
+from finx_streamer.functions.call_scheduler import PoolSettings
+from tests.support.calls import answer, answer_calls, echo
 from tests.support.peers import (
     BINARY,
     CLOSE,
@@ -36,7 +38,6 @@ from tests.support.peers import (
     PING,
     PONG,
     QUICK,
-    TEXT,
     Caller,
     Peer,
     Script,
@@ -45,31 +46,6 @@ from tests.support.peers import (
     free_port,
     refuse,
 )
-
-#: What a server's handler makes of a request: the bytes to send.
-Handler = Callable[[dict[str, Any]], bytes]
-
-
-def echo(request: dict[str, Any]) -> bytes:
-    """Answers with what was asked."""
-    return frame(json.dumps({"echo": request.get("number")}))
-
-
-def answer(handler: Handler = echo, count: int | None = None) -> Script:
-    """A script that answers calls, at most so many, and then stays silent."""
-
-    def script(caller: Caller) -> None:
-        caller.welcome()
-        answered = 0
-        while True:
-            opcode, payload = caller.read_frame()
-            if opcode == CLOSE:
-                return
-            if opcode == TEXT and (count is None or answered < count):
-                answered += 1
-                caller.send(handler(json.loads(payload)))
-
-    return script
 
 
 def keeper_threads(name: str) -> list[str]:
@@ -110,7 +86,7 @@ def number(client: FunctionClient, value: int) -> Any:
 
 
 def test_a_connection_is_used_again(client: Callable[..., FunctionClient]) -> None:
-    """CallPool one after another take one connection, at the path for functions."""
+    """Calls one after another use one connection, at the path for functions."""
     with Peer(answer()) as peer, client(peer) as calls:
         assert list(range(20)) == [number(calls, value) for value in range(20)]
         assert peer.accepted == 1
@@ -149,7 +125,7 @@ def test_pings_between_calls_and_within_are_answered(client: Callable[..., Funct
             opcode, payload = caller.read_frame()
             assert opcode == PONG
             pongs.append(payload)
-        answer()(_Welcomed(caller))
+        answer_calls(caller)
 
     with Peer(script) as peer, client(peer) as calls:
         assert number(calls, 1) == 1
@@ -158,16 +134,6 @@ def test_pings_between_calls_and_within_are_answered(client: Callable[..., Funct
         assert number(calls, 2) == 2
         assert peer.accepted == 1
     assert pongs == [b"within"] + [b"idle"] * 3
-
-
-class _Welcomed:
-    """A caller that has its handshake behind it, for a script that begins with one."""
-
-    def __init__(self, caller: Caller) -> None:
-        self.read_frame, self.send = caller.read_frame, caller.send
-
-    def welcome(self) -> None:
-        """Has been done."""
 
 
 def test_a_large_answer_in_pieces(client: Callable[..., FunctionClient]) -> None:
@@ -411,7 +377,7 @@ def test_a_slow_line_is_no_silence(client: Callable[..., FunctionClient]) -> Non
 
 def test_a_line_that_is_slow_without_end_is_given_up(client: Callable[..., FunctionClient]) -> None:
     """And the error says how much had come."""
-    with Peer(slowly(10_000, 0.01)) as peer, pytest.raises(CallTimeout, match=r"[0-9,]+ bytes had come"):
+    with Peer(slowly(10_000, 0.01)) as peer, pytest.raises(CallTimeout, match=r"[0-9,]+ bytes had arrived"):
         number(client(peer, timeout=1.5), 1)
 
 
@@ -437,7 +403,7 @@ def test_a_server_that_does_not_complete_the_handshake(client: Callable[..., Fun
     with Peer(lambda caller: caller.wait_until_left()) as peer, client(peer, timeout=0.2) as calls:
         with pytest.raises(CallTimeout, match="still connecting"):
             number(calls, 1)
-        until(lambda: not calls._calls._openings)
+        until(lambda: not calls._calls._scheduler.handshakes._workers)
 
 
 def test_a_handshake_has_a_time_of_its_own(client: Callable[..., FunctionClient]) -> None:
@@ -459,7 +425,7 @@ def test_a_key_callable_that_hangs_is_a_timeout(client: Callable[..., FunctionCl
         with pytest.raises(CallTimeout):
             number(calls, 1)
         release.set()
-        until(lambda: not calls._calls._openings)
+        until(lambda: not calls._calls._scheduler.handshakes._workers)
         calls._timeout = PATIENCE
         assert number(calls, 2) == 2
 
@@ -515,12 +481,12 @@ def test_an_idle_connection_that_was_closed_is_not_used(client: Callable[..., Fu
 
 @pytest.fixture
 def kept() -> Iterator[Callable[..., CallPool]]:
-    """CallPool whose idle connections say soon that they are wanted."""
+    """Pools whose idle connections say soon that they are wanted."""
     made: list[CallPool] = []
 
     def make(peer: Peer, **settings: Any) -> CallPool:
         target = ConnectionConfig(Endpoint(peer.url), None, KeySource.of("demo"), PATIENCE, Any)  # type: ignore[arg-type]
-        made.append(CallPool(target, QUICK, 2, "kept", **settings))
+        made.append(CallPool(PoolSettings(target, QUICK, 2, "kept", **settings)))
         return made[-1]
 
     yield make
@@ -537,7 +503,7 @@ def test_an_idle_connection_says_that_it_is_wanted(kept: Callable[..., CallPool]
         return frame('{"keepAlive":true}') if request["functionName"] == "keepAlive" else echo(request)
 
     with Peer(answer(note)) as peer:
-        calls = kept(peer, keep_alive=0.02)
+        calls = kept(peer, keepalive_interval=0.02)
         assert calls.call("echo", {"number": 1}, PATIENCE).message == {"echo": 1}
         until(lambda: len(seen) >= 4)
         for value in range(50):
@@ -551,7 +517,7 @@ def test_an_idle_connection_says_that_it_is_wanted(kept: Callable[..., CallPool]
 def test_a_keep_alive_that_is_refused_ends_the_connection(kept: Callable[..., CallPool], said: str) -> None:
     """The next call makes another one, with the key of then."""
     with Peer(answer(lambda request: frame(said) if "number" not in request else echo(request))) as peer:
-        calls = kept(peer, keep_alive=0.02)
+        calls = kept(peer, keepalive_interval=0.02)
         assert calls.call("echo", {"number": 1}, PATIENCE).message == {"echo": 1}
         until(lambda: calls.connections == 0)
         assert calls.call("echo", {"number": 2}, PATIENCE).message == {"echo": 2}
@@ -568,7 +534,7 @@ def test_an_error_where_the_key_may_have_changed(trusted: float, connections: in
     keys = iter(["old", "new"])
     with Peer(answer(choosy)) as peer:
         target = ConnectionConfig(Endpoint(peer.url), None, KeySource.of(lambda: next(keys)), PATIENCE, Any)  # type: ignore[arg-type]
-        calls = CallPool(target, QUICK, 2, "rotating", trust_key=trusted)
+        calls = CallPool(PoolSettings(target, QUICK, 2, "rotating", key_trusted_for=trusted))
         try:
             with pytest.raises(FunctionError, match="key expired"):
                 calls.call("echo", {"number": 1}, PATIENCE)
@@ -631,7 +597,8 @@ def test_an_idle_client_does_not_wake_up(kept: Callable[..., CallPool]) -> None:
     with Peer(answer()) as peer:
         calls = kept(peer)
         calls.call("echo", {"number": 1}, PATIENCE)
-        assert 200.0 < (calls._patience() or 0.0) <= 240.0
+        (connection,) = calls._scheduler.connections
+        assert connection.deadline - time.monotonic() == pytest.approx(240.0, abs=40.0)
 
 
 # The end.
@@ -855,7 +822,7 @@ def test_interrupts_at_any_moment_leave_the_client_usable(client: Callable[..., 
                     interrupted += 1
             assert wrong == []
             assert [number(calls, value) for value in (1, 2, 3)] == [1, 2, 3]
-            assert len(calls._calls._lines) <= 2
+            assert len(calls._calls._scheduler.connections) <= 2
     finally:
         armed = False
         signal.setitimer(signal.ITIMER_REAL, 0)

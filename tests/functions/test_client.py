@@ -39,8 +39,8 @@ from finx_streamer import (
 )
 from finx_streamer.config.api_key import KeySource
 from finx_streamer.server import LocalServer, SimulatedMarket, Tape
-from tests.functions.test_call_pool import answer
 from tests.promises.test_secrets import KEY, assert_clean, give
+from tests.support.calls import answer
 from tests.support.peers import PATIENCE, QUICK, Peer, Script, close_frame, frame, refuse
 
 WireTick = dict[str, str]

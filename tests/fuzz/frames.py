@@ -21,7 +21,9 @@ from finx_streamer.streaming.counters import Counters
 from finx_streamer.streaming.interfaces import Delivery
 from finx_streamer.streaming.resequencer import Allowance, Resequencer
 from finx_streamer.streaming.session import Session, Timing
-from finx_streamer.streaming.streams import Network, Stream
+from finx_streamer.streaming.stream import Stream
+from finx_streamer.streaming.stream_connection import StreamConnection
+from finx_streamer.streaming.streams import Streams
 from finx_streamer.values import NO_BOUND
 from finx_streamer.wire.decoder import Decoder
 from finx_streamer.wire.frames import Binary
@@ -170,38 +172,27 @@ class Entries(Delivery):
 def by_the_network(pieces: list[bytes], limit: int) -> tuple[Heard, list[str]]:
     """By the network side's own way from a buffer to ticks, notices and errors."""
     heard, outlet = Heard(), Entries()
-    network = Network(outlet, None, "fuzz", lambda failure: None, NO_BOUND, None)
+    streams = Streams(outlet, None, "fuzz", lambda failure: None, NO_BOUND, None)
     try:
-        with open_to_read() as (connection, far):
-            stream = _stream(outlet)
-            for _ in _read(connection, far, pieces):
-                connection.wire.received_ns = NOW_NS
-                while network._take(stream, connection, limit):
+        with open_to_read() as (websocket, far):
+            connection = _stream_connection(streams)
+            for _ in _read(websocket, far, pieces):
+                websocket.wire.received_ns = NOW_NS
+                while connection._read_messages(websocket, limit):
                     pass
-            _conclude(heard, connection, far)
+            _conclude(heard, websocket, far)
     finally:
-        network._close()
+        streams.loop._close()
     return heard, outlet.entries
 
 
-class Owner:
-    """Does nothing: this stream is never interrupted."""
-
-    def send_probe(self) -> None: ...
-
-    def resume_reading(self) -> None: ...
-
-    def reschedule(self) -> None: ...
-
-
-def _stream(outlet: Delivery) -> Stream:
+def _stream_connection(streams: Streams) -> StreamConnection:
     session = Session(ReconnectPolicy(), Timing())
     session.start(0.0)
     session.handshake_started(0.0)
     session.opened(0.0)
-    stream = Stream(SYMBOL, session, Decoder(SYMBOL, SYMBOL), Counters(), None)  # type: ignore[arg-type]
-    stream.flow = Resequencer(SYMBOL, outlet, stream.counters, Allowance(NO_BOUND), None, None, Owner())
-    return stream
+    stream = Stream(SYMBOL, Decoder(SYMBOL, SYMBOL), streams)
+    return StreamConnection(streams, session, None, stream)  # type: ignore[arg-type]
 
 
 def decoded(message: bytes | Binary) -> str:

@@ -28,7 +28,7 @@ from finx_streamer import (
     StreamNotFound,
 )
 from finx_streamer.server import LocalServer, Tape
-from finx_streamer.streaming.streams import SIDE_BY_SIDE
+from finx_streamer.connection.handshakes import MAX_CONCURRENT
 from tests.support import market
 from tests.support.peers import (
     BINARY,
@@ -758,7 +758,7 @@ def test_all_streams_share_one_network_thread(seen: Seen) -> None:
 
 def test_hung_handshakes_let_the_others_pass(seen: Seen) -> None:
     """When all places are taken by handshakes that hang, those that wait get theirs after connect_timeout."""
-    dead = [f"DEAD{number}:USD" for number in range(SIDE_BY_SIDE)]
+    dead = [f"DEAD{number}:USD" for number in range(MAX_CONCURRENT)]
 
     def script(caller: Caller) -> None:
         if "DEAD" in caller.read_request().decode():
@@ -772,7 +772,7 @@ def test_hung_handshakes_let_the_others_pass(seen: Seen) -> None:
 
 def test_removing_hung_streams_gives_their_places_free(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
     """A handshake that nothing interrupts, in name resolution, holds no place once its stream is removed."""
-    hung = [f"DEAD{number}:USD" for number in range(SIDE_BY_SIDE)]
+    hung = [f"DEAD{number}:USD" for number in range(MAX_CONCURRENT)]
     release, stuck = threading.Event(), threading.Semaphore(0)
 
     def key() -> str:
@@ -811,7 +811,7 @@ def test_reconnects_leave_no_deadlines_behind(seen: Seen) -> None:
         for _ in range(4):
             assert pings.acquire(timeout=PATIENCE)
         # Not public, and not to be seen from outside but as a slow leak.
-        assert len(listener._run.network._heap) <= 5  # type: ignore[union-attr]
+        assert len(listener._run.streams.loop._deadlines) <= 5  # type: ignore[union-attr]
 
 
 def test_long_intervals_do_not_fill_the_heap(seen: Seen) -> None:
@@ -822,4 +822,4 @@ def test_long_intervals_do_not_fill_the_heap(seen: Seen) -> None:
         seen.listener(peer.url, reconnect=policy, ping_interval=86_400.0) as listener,
     ):
         seen.wait_ticks(1)
-        assert len(listener._run.network._heap) <= 70  # type: ignore[union-attr]
+        assert len(listener._run.streams.loop._deadlines) <= 70  # type: ignore[union-attr]

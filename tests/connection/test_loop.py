@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from finx_streamer.connection import poller as readiness
-from finx_streamer.connection.poller import Poller, SelectorPoller, new_poller
+from finx_streamer.connection import loop as loop_module
+from finx_streamer.connection.loop import Poller, SelectorPoller, new_poller
 
 PATIENCE = 10.0
 
@@ -63,4 +63,4 @@ def test_the_end_of_a_connection_is_a_reason_to_read(poller: Poller, pair: tuple
 def test_the_quickest_poller_is_taken() -> None:
     """On Linux it is epoll itself."""
     with contextlib.closing(new_poller()) as made:
-        assert getattr(readiness, "EpollPoller", SelectorPoller) is type(made)
+        assert getattr(loop_module, "EpollPoller", SelectorPoller) is type(made)

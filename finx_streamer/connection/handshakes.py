@@ -1,0 +1,133 @@
+"""The handshake pool: handshakes block, so they run on worker threads, a few at a time."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import deque
+from typing import Protocol
+
+import attrs
+
+from ..errors import ConnectionFailed
+from .attempt import Attempt, ConnectionConfig
+from .handshake import outcome_of
+from .loop import EventLoop
+from .websocket import Connection
+
+#: More at a time would be no faster, and would look like an attack to the server.
+MAX_CONCURRENT = 8
+#: Cancelled attempts may hang in name resolution, which can't be interrupted. Others start in their place, up to this.
+MAX_WORKERS = 4 * MAX_CONCURRENT
+#: A handshake ends itself at its deadline, with the reason. It counts as stuck only this many seconds later.
+GRACE = 0.25
+#: Seconds that the end of the loop waits for cancelled workers, in total.
+_JOIN_TIMEOUT = 0.2
+
+_STUCK = f"{MAX_WORKERS} earlier attempts still hang in name resolution, or in the api_key callable"
+
+
+class Requester(Protocol):
+    """Who asks for a handshake. Called on the loop's thread."""
+
+    def handshake_started(self) -> None:
+        """It may have waited for its turn: its time runs from now."""
+
+    def handshake_ended(self, handshake: Handshake, outcome: Connection | ConnectionFailed) -> None:
+        """It succeeded or failed. Not called after `cancel`."""
+
+
+@attrs.define(eq=False)
+class Handshake:
+    """One attempt to open a connection."""
+
+    config: ConnectionConfig
+    attempt: Attempt
+    requester: Requester
+    started: bool = False
+    cancelled: bool = False
+
+
+class Handshakes:
+    """Runs handshakes for everything on one loop. All methods are for the loop's thread."""
+
+    def __init__(self, loop: EventLoop, name: str) -> None:
+        self._loop = loop
+        self._name = name
+        self._numbers = itertools.count(1)
+        self._queue: deque[Handshake] = deque()
+        self._in_flight = 0
+        #: Threads that haven't reported an outcome, and threads that have but may not have returned.
+        self._workers: set[threading.Thread] = set()
+        self._returning: list[threading.Thread] = []
+
+    def request(self, handshake: Handshake) -> None:
+        """Start a handshake when its turn comes."""
+        self._queue.append(handshake)
+        self._start_queued()
+
+    def cancel(self, handshake: Handshake) -> None:
+        """Give up a handshake. Its connection is closed if it still opens."""
+        handshake.cancelled = True
+        if handshake.started:
+            handshake.attempt.cancel()
+            self._in_flight -= 1
+            self._start_queued()
+        else:
+            self._queue.remove(handshake)
+
+    def close(self) -> None:
+        """Wait briefly for the workers, after everything was cancelled. The rest are daemons that hang in DNS."""
+        self._queue.clear()
+        deadline = time.monotonic() + _JOIN_TIMEOUT
+        for worker in (*self._workers, *self._returning):
+            worker.join(max(0.0, deadline - time.monotonic()))
+
+    def _start_queued(self) -> None:
+        while self._queue and self._in_flight < MAX_CONCURRENT:
+            handshake = self._queue.popleft()
+            handshake.started = True
+            self._in_flight += 1
+            if len(self._workers) >= MAX_WORKERS:
+                self._fail_later(handshake, _STUCK)
+                continue
+            handshake.requester.handshake_started()
+            name = f"{self._name}-handshake-{next(self._numbers)}"
+            worker = threading.Thread(target=self._work, args=(handshake,), name=name, daemon=True)
+            self._workers.add(worker)
+            try:
+                worker.start()
+            except RuntimeError as cause:
+                # The system has no more threads, or the interpreter is shutting down.
+                self._workers.discard(worker)
+                self._fail_later(handshake, str(cause))
+
+    def _fail_later(self, handshake: Handshake, reason: str) -> None:
+        """Not at once: the requester is in the middle of its request."""
+        self._loop.defer(lambda: self._end(handshake, ConnectionFailed(reason)))
+
+    def _work(self, handshake: Handshake) -> None:
+        """Run on a worker thread."""
+        outcome = outcome_of(handshake.config, handshake.attempt)
+        worker = threading.current_thread()
+        if not self._loop.post(lambda: self._collect(worker, handshake, outcome), lambda: _discard(outcome)):
+            _discard(outcome)
+
+    def _collect(self, worker: threading.Thread, handshake: Handshake, outcome: Connection | ConnectionFailed) -> None:
+        self._workers.discard(worker)
+        self._returning = [thread for thread in (*self._returning, worker) if thread.is_alive()]
+        self._end(handshake, outcome)
+
+    def _end(self, handshake: Handshake, outcome: Connection | ConnectionFailed) -> None:
+        if handshake.cancelled:
+            _discard(outcome)
+        else:
+            self._in_flight -= 1
+            handshake.requester.handshake_ended(handshake, outcome)
+        self._start_queued()
+
+
+def _discard(outcome: Connection | ConnectionFailed) -> None:
+    if isinstance(outcome, Connection):
+        outcome.disconnect()

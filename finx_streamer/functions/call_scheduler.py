@@ -1,0 +1,399 @@
+"""Runs function calls over a few connections. Everything here lives on the thread of one event loop.
+
+The wire has no request IDs, so each connection has one call in flight (source: O). A connection on which something
+went wrong is closed: a late answer could be taken for the next call's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import logging
+import time
+from collections import deque
+from collections.abc import Iterator
+from queue import SimpleQueue
+from typing import Any
+
+import attrs
+
+from ..config.reconnect import ReconnectPolicy, is_fatal, retry_delay
+from ..config.redaction import ApiKey, redact
+from ..connection.attempt import ConnectionConfig
+from ..connection.channel import WebSocketChannel
+from ..connection.handshakes import GRACE, Handshakes
+from ..connection.loop import NEVER, EventLoop
+from ..connection.websocket import Binary, Connection
+from ..errors import AuthenticationError, CallTimeout, ConnectionFailed, FinxStreamerError, FunctionError
+
+logger = logging.getLogger("finx_streamer")
+
+#: Seconds within which the answer to a keepAlive must come.
+_KEEPALIVE_TIMEOUT = 20.0
+#: A call may take this many times its timeout while its answer keeps arriving.
+_LONGEST_ANSWER = 6
+#: With less time left than this many seconds, a call isn't retried.
+_LAST_RETRY = 0.05
+#: Bytes; a longer answer is data, not an error.
+_LONGEST_ERROR = 65_536
+
+
+@attrs.frozen
+class PoolSettings:
+    """What a call pool was given."""
+
+    #: Where to connect; its symbol is None.
+    config: ConnectionConfig
+    #: When to retry a call whose connection failed; None: never.
+    policy: ReconnectPolicy | None
+    #: The maximum number of connections.
+    size: int
+    #: Of the threads.
+    name: str
+    #: Seconds after which an idle connection sends a keepAlive. A server may close it after 300 (source: D).
+    keepalive_interval: float = 240.0
+    #: Seconds after the handshake during which an error answer isn't blamed on an expired key.
+    key_trusted_for: float = 60.0
+
+
+@attrs.frozen
+class Reply:
+    """An answer as it came, and `time.time_ns()` when its bytes were read."""
+
+    payload: bytes | Binary = attrs.field(repr=False)
+    received_ns: int
+
+
+class _Waiting(enum.Enum):
+    """What a call waits for. The value completes the message of a timeout."""
+
+    CONNECTION = "all connections are busy"
+    HANDSHAKE = "still connecting"
+    ANSWER = "the server is silent"
+    RETRY = "waiting to retry"
+
+
+class Call:
+    """One function call, over as many connections as it takes.
+
+    Args:
+        function: The name on the wire.
+        arguments: Its arguments, without the key.
+        timeout: Seconds.
+        delays: The waits between its attempts, in seconds.
+    """
+
+    def __init__(self, function: str, arguments: dict[str, Any], timeout: float, delays: Iterator[float]) -> None:
+        now = time.monotonic()
+        self.function = function
+        self.arguments = arguments
+        self.timeout = timeout
+        self.delays = delays
+        self.waits_for = _Waiting.CONNECTION
+        #: When it times out, unless more of its answer arrives; and when it does in any case.
+        self.answer_by = now + timeout
+        self.end_by = now + _LONGEST_ANSWER * timeout
+        self.retry_at = NEVER
+        self.attempt = 1
+        #: Why the attempt before failed.
+        self.failure: ConnectionFailed | None = None
+        #: See `WebSocketChannel`.
+        self.refused_key: ApiKey | None = None
+        self.next_key: ApiKey | None = None
+        self.connection: PooledConnection | None = None
+        self.bytes_received = 0
+        #: Set before the outcome is put. The caller waits at the queue, which is safe to interrupt.
+        self.finished = False
+        self.outcome: SimpleQueue[Reply | FinxStreamerError] = SimpleQueue()
+        #: Set when it is submitted.
+        self.scheduler: CallScheduler | None = None
+        #: For the loop: see `Timed`.
+        self.scheduled = NEVER
+
+    def finish(self, outcome: Reply | FinxStreamerError) -> None:
+        """Wake the caller."""
+        self.finished = True
+        self.outcome.put(outcome)
+
+    @property
+    def deadline(self) -> float:
+        return NEVER if self.finished else min(self.answer_by, self.retry_at)
+
+    def wake(self, now: float) -> None:
+        if self.finished or self.scheduler is None:
+            return
+        if now >= self.answer_by:
+            self.scheduler.finish(self, self._timed_out())
+        elif now >= self.retry_at:
+            self.retry_at = NEVER
+            self.scheduler.enqueue(self)
+
+    def count_received(self, size: int, now: float) -> None:
+        """More of the answer has arrived, which gives the rest more time: a slow line isn't silence."""
+        self.bytes_received += size
+        self.answer_by = min(self.end_by, now + self.timeout)
+
+    def error(self, message: str, kind: type[FunctionError] = FunctionError) -> FunctionError:
+        """An error of this call, without the key."""
+        shown = {name: redact(value) if isinstance(value, str) else value for name, value in self.arguments.items()}
+        return kind(self.function, shown, redact(message))
+
+    def _timed_out(self) -> FunctionError:
+        where = f"{self.bytes_received:,} bytes had arrived" if self.bytes_received else self.waits_for.value
+        before = f"; before that: {self.failure.reason}" if self.failure is not None else ""
+        return self.error(f"no answer within {self.timeout:g} s ({where}{before})", CallTimeout)
+
+
+class PooledConnection(WebSocketChannel):
+    """A connection that carries one call at a time, and a keepAlive now and then while it is idle.
+
+    Args:
+        scheduler: Whose connection it is.
+        call: What it is opened for.
+    """
+
+    __slots__ = ("_connect_by", "_keepalive_answer_by", "_keepalive_at", "_opened_at", "_scheduler", "call")
+
+    def __init__(self, scheduler: CallScheduler, call: Call) -> None:
+        super().__init__(scheduler.loop, scheduler.handshakes, scheduler.settings.config)
+        #: The call that has this connection.
+        self.call: Call | None = call
+        self._scheduler = scheduler
+        self._opened_at = 0.0
+        self._connect_by = self._keepalive_at = self._keepalive_answer_by = NEVER
+        self._refused_key, self._next_key = call.refused_key, call.next_key
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it has no call, and owes no answer to a keepAlive."""
+        return self.call is None and self._keepalive_answer_by == NEVER
+
+    def is_reusable(self) -> bool:
+        """Look whether it is still open, and the server has sent nothing unasked for."""
+        websocket = self.websocket
+        if websocket is None:
+            return False
+        unasked = self.fill(websocket) and websocket.messages(1)
+        return not unasked and self.websocket is not None and websocket.between_messages
+
+    def ask(self, call: Call) -> None:
+        """Send the request of a call, which has the connection until its answer has come."""
+        self.call, call.connection, call.waits_for = call, self, _Waiting.ANSWER
+        self._send_request({"functionName": call.function, **call.arguments})
+
+    def _send_request(self, request: dict[str, Any]) -> None:
+        self.send(lambda websocket: websocket.send_request(request))
+
+    # The handshake, and the end.
+
+    def handshake_started(self) -> None:
+        self._connect_by = time.monotonic() + self.config.connect_timeout + GRACE
+        self.loop.schedule(self)
+
+    def opened(self, websocket: Connection) -> None:
+        self._connect_by = NEVER
+        self._opened_at = time.monotonic()
+        self.update_watch()
+        if self.call is not None and self.is_reusable():
+            self.ask(self.call)
+        elif self.websocket is not None:
+            self.lost(websocket.ended or ConnectionFailed("the server sent something before it was asked"))
+
+    def lost(self, error: ConnectionFailed) -> None:
+        call = self.call
+        if call is not None:
+            if self.websocket is not None:
+                self.note_refusal(error, self.websocket.key)
+            call.refused_key, call.next_key = self._refused_key, self._next_key
+        self._scheduler.drop(self)
+        if call is not None:
+            self._scheduler.attempt_failed(call, error)
+
+    # Deadlines.
+
+    @property
+    def deadline(self) -> float:
+        return min(self._connect_by, self._keepalive_at, self._keepalive_answer_by)
+
+    def wake(self, now: float) -> None:
+        if now >= self._connect_by:
+            seconds = self.config.connect_timeout
+            self.lost(ConnectionFailed(f"no connection within {seconds:g} s: DNS or the api_key callable hangs"))
+        elif now >= self._keepalive_answer_by:
+            self._scheduler.drop(self)
+        elif now >= self._keepalive_at:
+            self._keepalive_at = NEVER
+            if self.is_idle:
+                self._keepalive_answer_by = now + _KEEPALIVE_TIMEOUT
+                self._send_request({"functionName": "keepAlive"})
+
+    def _idle_from(self, now: float) -> None:
+        self._keepalive_at = now + self._scheduler.settings.keepalive_interval
+        self.loop.schedule(self)
+
+    # Reading.
+
+    def on_readable(self) -> None:
+        websocket, call = self.websocket, self.call
+        if websocket is None:
+            return
+        size = self.fill(websocket)
+        if self.websocket is None:
+            return
+        if call is not None and size:
+            call.count_received(size, time.monotonic())
+        messages = websocket.messages(2)
+        if messages and call is not None:
+            self._answered(call, websocket, messages)
+        elif messages:
+            self._unasked(messages)
+        elif websocket.ended is not None:
+            self.lost(websocket.ended)
+        else:
+            self.update_watch()  # a ping may have left a pong to send
+
+    def _answered(self, call: Call, websocket: Connection, messages: list[bytes | Binary]) -> None:
+        now, payload = time.monotonic(), messages[0]
+        self.call = call.connection = None
+        settings = self._scheduler.settings
+        # An expired key may be the reason for an error. If there may be another, the next call asks for it.
+        key_may_be_old = settings.config.keys.can_change and now >= self._opened_at + settings.key_trusted_for
+        clean = len(messages) == 1 and websocket.between_messages and _is_object(payload)
+        if clean and not (key_may_be_old and _may_be_error(payload)):
+            self._idle_from(now)
+        else:
+            self._scheduler.drop(self)
+        self._scheduler.finish(call, Reply(payload, websocket.wire.received_ns))
+
+    def _unasked(self, messages: list[bytes | Binary]) -> None:
+        """The answer to a keepAlive. An error may mean that the key has expired; anything else could be taken for an
+        answer to the next call."""
+        payload = messages[0]
+        if self.is_idle or len(messages) > 1 or not _is_object(payload) or _may_be_error(payload):
+            self._scheduler.drop(self)
+        else:
+            self._keepalive_answer_by = NEVER
+            self._idle_from(time.monotonic())
+            self._scheduler.assign()
+
+
+class CallScheduler:
+    """Gives connections to calls, first come first served, and retries those whose connection failed.
+
+    `loop.start`, `loop.post` and `loop.stop` are for any thread; everything else is for the loop's own.
+    """
+
+    def __init__(self, settings: PoolSettings) -> None:
+        self.settings = settings
+        self.connections: list[PooledConnection] = []
+        self.loop = EventLoop(f"{settings.name}-calls", self._close, self._ended)
+        self.handshakes = Handshakes(self.loop, settings.name)
+        self._calls: set[Call] = set()
+        #: Those that wait for a connection.
+        self._queue: deque[Call] = deque()
+
+    def submit(self, call: Call) -> None:
+        """Begin a call."""
+        call.scheduler = self
+        self._calls.add(call)
+        self.loop.schedule(call)
+        self.enqueue(call)
+
+    def enqueue(self, call: Call) -> None:
+        """Let a call wait for a connection."""
+        call.waits_for = _Waiting.CONNECTION
+        self._queue.append(call)
+        self.assign()
+
+    def assign(self) -> None:
+        """Give idle connections, and new ones as far as allowed, to the calls that wait."""
+        while self._queue:
+            idle = next((connection for connection in self.connections if connection.is_idle), None)
+            if idle is not None and not idle.is_reusable():
+                self.drop(idle)
+            elif idle is not None:
+                idle.ask(self._queue.popleft())
+            elif len(self.connections) < self.settings.size:
+                call = self._queue.popleft()
+                call.waits_for = _Waiting.HANDSHAKE
+                call.connection = PooledConnection(self, call)
+                self.connections.append(call.connection)
+                call.connection.connect()
+            else:
+                return
+
+    def finish(self, call: Call, outcome: Reply | FinxStreamerError) -> None:
+        """End a call. A connection that it still has is closed: its answer would be taken for another call's."""
+        if call.finished:
+            return
+        self._calls.discard(call)
+        if call in self._queue:
+            self._queue.remove(call)
+        if call.connection is not None:
+            self.drop(call.connection)
+        self.loop.unschedule(call)
+        call.finish(outcome)
+        self.assign()
+
+    def drop(self, connection: PooledConnection) -> None:
+        """Close a connection and make room for another one."""
+        if connection.call is not None:
+            connection.call.connection = None
+            connection.call = None
+        connection.disconnect()
+        self.loop.unschedule(connection)
+        with contextlib.suppress(ValueError):
+            self.connections.remove(connection)
+        # Deferred, because the caller may be about to finish a call.
+        self.loop.defer(self.assign)
+
+    def attempt_failed(self, call: Call, failure: ConnectionFailed) -> None:
+        """Retry a call, or report the failure to its caller."""
+        failure.attempt, call.failure = call.attempt, failure
+        delay = self._retry_delay(call, failure)
+        if delay is None:
+            self.finish(call, failure)
+            return
+        logger.debug("%s: %s is retried in %.2f s: %s", self.settings.name, call.function, delay, failure)
+        call.attempt += 1
+        call.waits_for = _Waiting.RETRY
+        call.retry_at = time.monotonic() + delay
+        self.loop.schedule(call)
+
+    def _retry_delay(self, call: Call, failure: ConnectionFailed) -> float | None:
+        """Seconds to wait before the next attempt; None if there is none."""
+        policy, keys = self.settings.policy, self.settings.config.keys
+        if policy is None or (policy.attempts is not None and failure.attempt >= policy.attempts):
+            return None
+        another_key = isinstance(failure, AuthenticationError) and keys.can_change and not failure.permanent
+        if is_fatal(failure) and not another_key:
+            return None
+        left = call.answer_by - time.monotonic()
+        if left < _LAST_RETRY:
+            return None
+        drawn = next(call.delays)
+        if failure.retry_after:
+            delay = retry_delay(failure, drawn)
+            # Don't keep the caller waiting for an attempt that would come too late.
+            return delay if delay < left else None
+        # Use all the time: the line may be back before the policy would have tried.
+        return min(drawn, left / 2)
+
+    def _close(self) -> None:
+        for call in self._calls:
+            call.finish(call.error("the client was closed"))
+        for connection in self.connections:
+            connection.disconnect()
+        self.handshakes.close()
+
+    def _ended(self, crash: BaseException | None) -> None:
+        if crash is not None:
+            logger.error("%s: the thread of function calls crashed", self.settings.name, exc_info=crash)
+
+
+def _is_object(payload: bytes | Binary) -> bool:
+    return isinstance(payload, bytes) and payload.strip()[:1] == b"{" and payload.rstrip()[-1:] == b"}"
+
+
+def _may_be_error(payload: bytes | Binary) -> bool:
+    return isinstance(payload, bytes) and len(payload) <= _LONGEST_ERROR and b'"error' in payload
