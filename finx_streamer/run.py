@@ -28,7 +28,7 @@ from .functions.call_scheduler import PoolSettings
 from .functions.tick_reader import TickReader
 from .streaming.counters import Counters
 from .streaming.session import Session, Timing
-from .streaming.stream import Stream
+from .streaming.stream_connection import StreamConnection
 from .streaming.streams import Streams
 from .values import State
 from .wire.decoder import Decoder
@@ -90,7 +90,7 @@ class Run:
         self.error_raised = False
         self._pid = os.getpid()
         self._stopping = False
-        self._by_symbol: dict[str, Stream] = {}
+        self._connections: dict[str, StreamConnection] = {}
         self._counters: dict[str, Counters] = {}
         self._settings = settings
         self._watchers = watchers
@@ -139,16 +139,15 @@ class Run:
         """Open a stream."""
         settings, name = self._settings, str(symbol)
         decoder = Decoder(name, name if isinstance(symbol, Pair) else None, settings.parse_price)
-        stream = Stream(name, decoder, self.streams)
         config = attrs.evolve(settings.connection, symbol=symbol)
         session = Session(settings.reconnect, settings.timing, key_can_change=config.keys.can_change)
-        self.streams.add(stream, session, config)
-        self._by_symbol = {**self._by_symbol, name: stream}
-        self._counters[name] = stream.counters
+        connection = self.streams.add(name, decoder, session, config)
+        self._connections = {**self._connections, name: connection}
+        self._counters[name] = connection.stream.counters
 
     def remove(self, name: str) -> None:
         """Close a stream."""
-        self._by_symbol = {other: stream for other, stream in self._by_symbol.items() if other != name}
+        self._connections = {other: each for other, each in self._connections.items() if other != name}
         self._counters.pop(name, None)
         self.streams.remove(name)
 
@@ -159,7 +158,7 @@ class Run:
             return State.FAILED
         if self._stopping or self.ended.is_set():
             return State.STOPPED
-        states = {stream.state for stream in self._by_symbol.values()}
+        states = {connection.session.state for connection in self._connections.values()}
         for state in (State.FAILED, State.RECONNECTING, State.CONNECTING, State.IDLE):
             if state in states:
                 return State.CONNECTING if state is State.IDLE else state
@@ -169,8 +168,8 @@ class Run:
         """A snapshot of all counters."""
         depths = self.delivery.depths()
         streams = {
-            name: snapshot(stream.counters, stream.state, stream.reconnects, depths.get(name, 0))
-            for name, stream in self._by_symbol.items()
+            name: snapshot(each.stream.counters, each.session.state, each.session.reconnects, depths.get(name, 0))
+            for name, each in self._connections.items()
         }
         return add_up(self.state, streams, self.delivery.depth(), self.delivery.peak)
 

@@ -377,7 +377,7 @@ def test_stop_is_bounded_by_its_timeout(seen: Seen, dispatch: str, caplog: pytes
         begun = time.monotonic()
         assert not listener.stop(timeout=0.2)
         assert time.monotonic() - begun < AT_ONCE
-        assert "still runs" in caplog.text
+        assert "still running" in caplog.text
         with pytest.raises(ConfigurationError, match="still stopping"):
             listener.start()
         free.set()

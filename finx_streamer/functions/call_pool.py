@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from typing import Any
 
 import attrs
 
-from ..config.redaction import redact
-from ..connection.websocket import Binary
 from ..errors import ConfigurationError, ConnectionFailed, DecodeError, FinxStreamerError, FunctionError, ServerError
 from ..values import Notice
 from ..wire.decoder import Decoder
@@ -130,5 +127,3 @@ class CallPool:
 
 def _closed(call: Call) -> FunctionError:
     return call.error("the client is closed")
-
-

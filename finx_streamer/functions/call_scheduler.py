@@ -23,8 +23,9 @@ from ..connection.attempt import ConnectionConfig
 from ..connection.channel import WebSocketChannel
 from ..connection.handshakes import GRACE, Handshakes
 from ..connection.loop import NEVER, EventLoop
-from ..connection.websocket import Binary, Connection
+from ..connection.websocket import Connection
 from ..errors import AuthenticationError, CallTimeout, ConnectionFailed, FinxStreamerError, FunctionError
+from ..wire.frames import Binary
 
 logger = logging.getLogger("finx_streamer")
 

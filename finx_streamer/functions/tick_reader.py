@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
 
-from ..config.redaction import redact
 from ..errors import CallTimeout, DecodeError, FunctionError
 from ..values import Tick
 from ..wire.decoder import Decoder

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from ..config.redaction import redact
-from ..connection.loop import NEVER
-from ..connection.websocket import Binary, Connection
+from ..connection.channel import WebSocketChannel
+from ..connection.loop import NEVER, EventLoop
+from ..connection.websocket import Connection
 from ..errors import DecodeError
-from ..values import Event, State, Tick
-from ..wire.decoder import LONGEST_NOTICE, Decoder, Message
+from ..values import Event, Tick
+from ..wire.decoder import Decoder, Message
+from ..wire.frames import Binary
 from .counters import Counters
+from .resequencer import Resequencer
 
-if TYPE_CHECKING:
-    from .stream_connection import StreamConnection
-    from .streams import Streams
+
+class StreamOwner(Protocol):
+    """All streams of a listener."""
+
+    @property
+    def loop(self) -> EventLoop: ...
+
+    def new_resequencer(self, stream: Stream) -> Resequencer: ...
+
+    def resume(self) -> None:
+        """Read again from the streams that were paused."""
 
 
 class Stream:
@@ -24,14 +33,15 @@ class Stream:
     Args:
         symbol: The pair or option, as in its `str`.
         decoder: Turns its messages into ticks, notices and errors.
-        owner: The streams of the listener.
+        owner: All streams of the listener.
     """
 
     __slots__ = ("_owner", "connection", "counters", "decoder", "got_tick", "resequencer", "scheduled", "symbol")
 
-    connection: StreamConnection
+    #: Set by the connection.
+    connection: WebSocketChannel
 
-    def __init__(self, symbol: str, decoder: Decoder, owner: Streams) -> None:
+    def __init__(self, symbol: str, decoder: Decoder, owner: StreamOwner) -> None:
         self.symbol = symbol
         self.decoder = decoder
         self.counters = Counters()
@@ -41,16 +51,6 @@ class Stream:
         #: For the loop: see `Timed`.
         self.scheduled = NEVER
         self._owner = owner
-
-    @property
-    def state(self) -> State:
-        """For any thread."""
-        return self.connection.session.state
-
-    @property
-    def reconnects(self) -> int:
-        """For any thread."""
-        return self.connection.session.reconnects
 
     # The path of a tick.
 

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from ..connection.attempt import ConnectionConfig
 from ..connection.channel import WebSocketChannel
 from ..connection.failures import translate
-from ..connection.handshakes import GRACE
+from ..connection.handshakes import GRACE, Handshakes
+from ..connection.loop import EventLoop
 from ..connection.websocket import READ_SIZE, Connection
 from ..errors import ConnectionFailed
 from ..values import NO_BOUND, Event
+from .interfaces import Delivery
 from .session import Action, Announce, Connect, Disconnect, End, Report, SendKeepAlive, SendPing, Session
 from .stream import Stream
-
-if TYPE_CHECKING:
-    from .streams import Streams
 
 logger = logging.getLogger("finx_streamer")
 
@@ -25,11 +24,30 @@ logger = logging.getLogger("finx_streamer")
 _MESSAGES_WITHOUT_PATTERN = 64
 
 
+class ConnectionOwner(Protocol):
+    """All connections of a listener."""
+
+    loop: EventLoop
+    handshakes: Handshakes
+    delivery: Delivery
+    #: Those that aren't read, because there is no room.
+    paused: list[StreamConnection]
+
+    def resume(self) -> None:
+        """Read again from those that were paused."""
+
+    def retry_others(self, now: float) -> None:
+        """A connection has reached the server, so the others may retry soon."""
+
+    def fail(self, error: ConnectionFailed) -> None:
+        """An error that can't be retried has ended a connection."""
+
+
 class StreamConnection(WebSocketChannel):
     """A connection with its session (backoff, liveness, key) and the stream that its URL names.
 
     Args:
-        owner: The streams of the listener, which end with the last connection.
+        owner: All connections of the listener.
         session: Decides when to connect, ping, give up and end.
         config: Where to connect.
         stream: Gets every message.
@@ -37,7 +55,7 @@ class StreamConnection(WebSocketChannel):
 
     __slots__ = ("_owner", "session", "stream")
 
-    def __init__(self, owner: Streams, session: Session, config: ConnectionConfig, stream: Stream) -> None:
+    def __init__(self, owner: ConnectionOwner, session: Session, config: ConnectionConfig, stream: Stream) -> None:
         super().__init__(owner.loop, owner.handshakes, config)
         self._owner = owner
         self.session = session

@@ -12,6 +12,7 @@ from ..connection.attempt import ConnectionConfig
 from ..connection.handshakes import Handshakes
 from ..connection.loop import EventLoop
 from ..errors import ConnectionFailed
+from ..wire.decoder import Decoder
 from .backfill import Backfiller
 from .interfaces import Delivery, History
 from .resequencer import Allowance, Resequencer
@@ -65,10 +66,11 @@ class Streams:
         """Whether the network thread runs and isn't the calling one."""
         return self.loop.alive
 
-    def add(self, stream: Stream, session: Session, config: ConnectionConfig) -> None:
+    def add(self, symbol: str, decoder: Decoder, session: Session, config: ConnectionConfig) -> StreamConnection:
         """Connect, and deliver what the stream gets."""
-        connection = StreamConnection(self, session, config, stream)
+        connection = StreamConnection(self, session, config, Stream(symbol, decoder, self))
         self.loop.post(lambda: self._add(connection))
+        return connection
 
     def remove(self, symbol: str) -> None:
         """Close a stream. What it holds back is delivered first."""
@@ -97,7 +99,7 @@ class Streams:
         )
 
     def retry_others(self, now: float) -> None:
-        """A connection has reached the server, so those in backoff retry soon, but not all at once."""
+        """A connection has reached the server, so the others retry soon, but not all at once."""
         span = max(1.0, len(self._connections) / _RETRIES_PER_SECOND)
         for connection in self._connections.values():
             connection.retry_by(now + random.uniform(0.0, span))

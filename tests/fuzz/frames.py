@@ -17,9 +17,7 @@ import attrs
 from finx_streamer.config.reconnect import ReconnectPolicy
 from finx_streamer.connection.websocket import Connection
 from finx_streamer.errors import AuthenticationError, ConnectionFailed, ProtocolError
-from finx_streamer.streaming.counters import Counters
 from finx_streamer.streaming.interfaces import Delivery
-from finx_streamer.streaming.resequencer import Allowance, Resequencer
 from finx_streamer.streaming.session import Session, Timing
 from finx_streamer.streaming.stream import Stream
 from finx_streamer.streaming.stream_connection import StreamConnection

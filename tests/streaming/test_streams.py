@@ -27,8 +27,8 @@ from finx_streamer import (
     State,
     StreamNotFound,
 )
-from finx_streamer.server import LocalServer, Tape
 from finx_streamer.connection.handshakes import MAX_CONCURRENT
+from finx_streamer.server import LocalServer, Tape
 from tests.support import market
 from tests.support.peers import (
     BINARY,
