@@ -219,7 +219,7 @@ class PooledConnection(WebSocketChannel):
     def wake(self, now: float) -> None:
         if now >= self._connect_by:
             seconds = self.config.connect_timeout
-            self.lost(ConnectionFailed(f"no connection within {seconds:g} s: DNS or the api_key callable hangs"))
+            self.lost(ConnectionFailed(f"no connection within {seconds:g} s: name resolution or the api_key callable hangs"))
         elif now >= self._keepalive_answer_by:
             self._scheduler.drop(self)
         elif now >= self._keepalive_at:

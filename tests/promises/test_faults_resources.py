@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from finx_streamer import ConnectionFailed, ReconnectPolicy
+from finx_streamer.connection.loop import EventLoop
 from finx_streamer.delivery.iteration import Iterations
 from finx_streamer.delivery.queues import BlockQueue, DropOldestQueue, LatestQueue
 from finx_streamer.server import LocalServer, SimulatedMarket
-from finx_streamer.streaming.streams import Network
 from tests.support.peers import PAIR, PATIENCE, Caller, Peer, Seen, stay, tick, ticks
 from tests.support.program import Program
 
@@ -297,7 +297,7 @@ def test_stop_in_the_midst_of_asking_the_network_side(seen: Seen, dispatch_: str
     with Peer(stay(ticks(1, 100))) as peer:
         listener = seen.listener(peer.url, dispatch=dispatch_).start()
         seen.wait_ticks(1)
-        trace, took = interrupt_within({Network.post.__code__}, line, lambda: results.append(listener.stop(PATIENCE)))
+        trace, took = interrupt_within({EventLoop.post.__code__}, line, lambda: results.append(listener.stop(PATIENCE)))
         before = sys.gettrace()
         sys.settrace(trace)
         try:
