@@ -1,4 +1,4 @@
-"""Every code block of the README and the docs is run, against a local server."""
+"""Every code block in the README and in the docs runs, against a local server."""
 
 from __future__ import annotations
 
@@ -17,28 +17,22 @@ import attrs
 import pytest
 
 from finx_streamer.server import LocalServer, SimulatedMarket
+from tests.support.program import ROOT, program_command, program_environment
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-#: Blocks that hold what is printed, and nothing to run.
+#: The languages of blocks that show output.
 SHOWN = {"text", ""}
-#: How much an example has to print before Ctrl-C ends it, where it would go on for ever.
+#: Examples that don't end get Ctrl-C after this many lines.
 ENOUGH_LINES = 3
-#: How a Python example goes on for ever. All others come to an end, and are left to: Ctrl-C might meet the interpreter
-#: in the midst of ending.
+#: The start of Python examples that don't end. All others run to their end, because Ctrl-C could meet the interpreter
+#: while it exits.
 ENDLESS = "for tick in StreamListener("
-
-#: What stands before each Python example: "production" is the local server, and files are in a folder of their own.
-PRELUDE = """
-import finx_streamer
-finx_streamer.Endpoint.PRODUCTION = finx_streamer.Endpoint({url!r})
-"""
 
 
 @attrs.frozen
 class Block:
-    """A fenced code block and where it stands."""
+    """A fenced code block and its position."""
 
     page: Path
     line: int
@@ -50,7 +44,7 @@ class Block:
 
 
 def blocks(language: str) -> list[Block]:
-    """The blocks in a language, of all pages."""
+    """All blocks in a language."""
     found = []
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
@@ -62,14 +56,14 @@ def blocks(language: str) -> list[Block]:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[LocalServer]:
-    """A market that never rests, and accepts any key."""
+    """A server with a busy market that accepts any key."""
     with LocalServer(SimulatedMarket(rate=200.0, seed=1)) as running:
         yield running
 
 
 @pytest.fixture(autouse=True)
 def interruptible() -> Iterator[None]:
-    """A child inherits an ignored SIGINT, and ignored it is where the tests run in a shell's background."""
+    """Let child processes receive SIGINT. They inherit that it's ignored if the tests run in a shell's background."""
     earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, earlier)
@@ -77,13 +71,13 @@ def interruptible() -> Iterator[None]:
 
 @pytest.fixture
 def environment(server: LocalServer, tmp_path: Path) -> dict[str, str]:
-    """What an example finds around it: a key, and the commands of this installation."""
+    """The environment of an example: a key, and the commands of this installation."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return os.environ | {"FINX_API_KEY": "a-demo-key", "PATH": path, "PYTHONUNBUFFERED": "1", "COLUMNS": "120"}
+    return program_environment(FINX_API_KEY="a-demo-key", PATH=path, PYTHONUNBUFFERED="1", COLUMNS="120")
 
 
 def run(command: list[str], cwd: Path, environment: dict[str, str], enough: int | None = None) -> tuple[int, str, str]:
-    """Run a command to its end, or until it has printed enough lines: then it gets Ctrl-C."""
+    """Run a command to its end, or send it Ctrl-C when it has printed enough lines."""
     process = subprocess.Popen(
         command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -108,21 +102,21 @@ def run(command: list[str], cwd: Path, environment: dict[str, str], enough: int 
     return process.returncode, "".join(lines), "".join(errors)
 
 
-def test_every_block_is_of_a_language_that_is_run_or_shown() -> None:
-    """No code block escapes the tests by its language."""
+def test_every_block_has_a_known_language() -> None:
+    """No code block escapes the tests because of its language."""
     languages = {found[1] for page in PAGES for found in FENCE.finditer(page.read_text(encoding="utf-8"))}
     known = {"python", "sh"} | SHOWN
-    assert set() == {language for language in languages - known if not language.startswith("{")}
+    assert {language for language in languages - known if not language.startswith("{")} == set()
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=str)
 def test_python_example(block: Block, server: LocalServer, environment: dict[str, str], tmp_path: Path) -> None:
-    """Each Python example runs as it stands, to its end or until Ctrl-C, without an error."""
+    """Each Python example runs as written, to its end or until Ctrl-C, without an error."""
     script = tmp_path / "example.py"
-    script.write_text(PRELUDE.format(url=server.url) + block.code, encoding="utf-8")
+    script.write_text(block.code, encoding="utf-8")
     endless = ENDLESS in block.code
     enough = ENOUGH_LINES if endless else None
-    status, output, errors = run([sys.executable, str(script)], tmp_path, environment, enough)
+    status, output, errors = run(program_command("example", server.url, script), tmp_path, environment, enough)
     if endless and errors.rstrip().endswith("KeyboardInterrupt"):
         return
     assert status == 0, f"{block} ended with {status}:\n{output}\n{errors}"
@@ -143,7 +137,7 @@ def test_python_example(block: Block, server: LocalServer, environment: dict[str
 def test_shell_example(
     block: Block, line: str, server: LocalServer, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """Each command of the shell examples runs, its production server being the local one."""
+    """Each command in the shell examples runs, with the local server in place of the production server."""
     line = line.split("#")[0].strip()
     for command in (" listen ", " history ", " snap "):
         if command in line and "--endpoint" not in line:
@@ -164,7 +158,7 @@ def test_shell_example(
     sorted({line for b in blocks("sh") for line in b.code.splitlines() if line.startswith("pip install")}),
 )
 def test_install_example(line: str, tmp_path: Path) -> None:
-    """Each install command works, with this checkout in the place of the package's name."""
+    """Each install command works, with this checkout in place of the package's name."""
     home = tmp_path / "venv"
     venv.create(home, with_pip=True)
     requirement = shlex.split(line.split("#")[0])[2]
@@ -175,4 +169,4 @@ def test_install_example(line: str, tmp_path: Path) -> None:
     if requirement == "finx-streamer":
         listed = subprocess.run([*pip, "list", "--format=freeze"], check=True, capture_output=True, text=True).stdout
         names = {entry.split("==")[0].split(" @")[0].lower().replace("_", "-") for entry in listed.split("\n") if entry}
-        assert {"finx-streamer", "websocket-client", "attrs"} == names - {"pip", "setuptools", "wheel"}
+        assert names - {"pip", "setuptools", "wheel"} == {"finx-streamer", "websocket-client", "attrs"}
