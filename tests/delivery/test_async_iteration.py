@@ -1,4 +1,4 @@
-"""Listeners in an event loop."""
+"""`async for tick in listener` and `wait_async`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from finx_streamer import ConfigurationError, ConnectionFailed, State, StreamLis
 from tests.support.peers import PAIR, PATIENCE, Peer, Seen, refuse, stay, ticks
 
 
-def test_a_loop_starts_the_listener_and_stops_what_it_started(seen: Seen, dispatch: str) -> None:
-    """Its ticks are those of `for`, and no thread is left behind."""
+def test_a_loop_starts_the_listener_and_stops_it_at_the_end(seen: Seen, dispatch: str) -> None:
+    """It gets the same ticks as `for`, and leaves no thread behind."""
 
     async def take(listener: StreamListener) -> list[int]:
         got = []
@@ -25,14 +25,14 @@ def test_a_loop_starts_the_listener_and_stops_what_it_started(seen: Seen, dispat
 
     with Peer(stay(ticks(1, 1_000))) as peer:
         listener = seen.listener(peer.url, dispatch=dispatch)
-        assert list(range(1, 501)) == asyncio.run(take(listener))
-        assert State.STOPPED is listener.state
-        # The peer has threads of its own, which take their time to notice.
+        assert asyncio.run(take(listener)) == list(range(1, 501))
+        assert listener.state is State.STOPPED
+        # Check by name, because the peer's own threads end later.
         assert [thread.name for thread in threading.enumerate() if thread.name.startswith(listener.name)] == []
 
 
-def test_a_loop_leaves_a_listener_running_that_ran_before(seen: Seen, dispatch: str) -> None:
-    """Who started it stops it."""
+def test_a_loop_does_not_stop_a_running_listener(seen: Seen, dispatch: str) -> None:
+    """The loop stops only a listener that it started."""
 
     async def take_one(listener: StreamListener) -> None:
         async for _ in listener:
@@ -40,11 +40,11 @@ def test_a_loop_leaves_a_listener_running_that_ran_before(seen: Seen, dispatch: 
 
     with Peer(stay(ticks(1, 10))) as peer, seen.listener(peer.url, dispatch=dispatch) as listener:
         asyncio.run(take_one(listener))
-        assert State.STOPPED is not listener.state
+        assert listener.state is not State.STOPPED
 
 
-def test_other_tasks_have_their_turn(seen: Seen, dispatch: str) -> None:
-    """Though ticks be there all the time, and the body of the loop awaits nothing."""
+def test_other_tasks_get_their_turn(seen: Seen, dispatch: str) -> None:
+    """They run even if there are always ticks and the loop's body awaits nothing."""
 
     async def both(listener: StreamListener) -> int:
         turns = 0
@@ -69,7 +69,7 @@ def test_other_tasks_have_their_turn(seen: Seen, dispatch: str) -> None:
 
 
 def test_a_cancelled_loop_stops_its_listener(seen: Seen, dispatch: str) -> None:
-    """A task that waits for a tick can be cancelled at once."""
+    """A task that waits for a tick can be cancelled."""
 
     async def cancel(listener: StreamListener) -> None:
         first = asyncio.Event()
@@ -88,11 +88,11 @@ def test_a_cancelled_loop_stops_its_listener(seen: Seen, dispatch: str) -> None:
         listener = seen.listener(peer.url, dispatch=dispatch)
         asyncio.run(cancel(listener))
         assert listener.join(PATIENCE)
-        assert State.STOPPED is listener.state
+        assert listener.state is State.STOPPED
 
 
-def test_a_loop_ends_with_the_listener_and_raises_what_ended_it(seen: Seen) -> None:
-    """As `join` does."""
+def test_a_loop_raises_the_error_that_ended_the_listener(seen: Seen) -> None:
+    """It raises the same error as `join`."""
 
     async def take(listener: StreamListener) -> None:
         async for _ in listener:
@@ -102,8 +102,8 @@ def test_a_loop_ends_with_the_listener_and_raises_what_ended_it(seen: Seen) -> N
         asyncio.run(take(seen.listener(peer.url)))
 
 
-def test_a_loop_ends_when_the_listener_is_stopped_from_elsewhere(seen: Seen, dispatch: str) -> None:
-    """By another task, or by a callback."""
+def test_a_loop_ends_when_another_thread_stops_the_listener(seen: Seen, dispatch: str) -> None:
+    """The ticks received until then are delivered first."""
 
     async def take(listener: StreamListener) -> int:
         got = 0
@@ -117,15 +117,15 @@ def test_a_loop_ends_when_the_listener_is_stopped_from_elsewhere(seen: Seen, dis
         assert asyncio.run(take(seen.listener(peer.url, dispatch=dispatch))) == 3
 
 
-def test_waiting_gives_up_in_time(seen: Seen) -> None:
-    """And says that it did; the listener runs on."""
+def test_wait_async_times_out(seen: Seen) -> None:
+    """It returns False, and the listener keeps running."""
     with Peer(stay()) as peer, seen.listener(peer.url) as listener:
         assert asyncio.run(listener.wait_async(0.01)) is False
         assert not listener.state.ended
 
 
-def test_waiting_ends_with_the_listener(seen: Seen) -> None:
-    """Whoever stops it."""
+def test_wait_async_ends_with_the_listener(seen: Seen) -> None:
+    """Any thread may stop the listener."""
 
     async def wait(listener: StreamListener) -> bool:
         threading.Thread(target=listener.stop).start()
@@ -135,19 +135,19 @@ def test_waiting_ends_with_the_listener(seen: Seen) -> None:
         assert asyncio.run(wait(listener)) is True
 
 
-def test_waiting_raises_what_ended_the_listener() -> None:
-    """As `join` does."""
+def test_wait_async_raises_the_error_that_ended_the_listener() -> None:
+    """It raises the same error as `join`."""
     listener = StreamListener(PAIR, endpoint="ws://127.0.0.1:9/", api_key="demo", reconnect=None, on_error=id).start()
     with pytest.raises(ConnectionFailed):
         asyncio.run(listener.wait_async())
 
 
-def test_what_was_never_started_has_ended() -> None:
+def test_wait_async_returns_at_once_before_the_start() -> None:
     """There is nothing to wait for."""
     assert asyncio.run(StreamListener(PAIR).wait_async()) is True
 
 
-def test_a_wrong_timeout_is_refused() -> None:
-    """At once, and with what is allowed."""
+def test_rejects_an_invalid_timeout() -> None:
+    """The message names the argument."""
     with pytest.raises(ConfigurationError, match=r"^timeout: "):
         asyncio.run(StreamListener(PAIR).wait_async(-1))

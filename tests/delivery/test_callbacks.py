@@ -1,4 +1,4 @@
-"""The registry of callbacks, and how they are called."""
+"""The registry of callbacks, and the runner that calls them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GAP = Gap(PAIR, datetime.now(UTC), datetime.now(UTC), filled=True, ticks=3)
 
 
 class Stage:
-    """A registry, a caller, the counters of one stream, and a list of what was called."""
+    """A registry, a runner, the counters of one stream, and a record of the calls."""
 
     def __init__(self) -> None:
         self.called: list[Any] = []
@@ -28,8 +28,8 @@ class Stage:
         self.counters = {PAIR: Counters()}
         self.runner = CallbackRunner(self.callbacks, self.counters)
 
-    def note(self, name: str) -> Any:
-        """A callback that notes its name and what it was given."""
+    def record(self, name: str) -> Any:
+        """Return a callback that records its name and arguments."""
         return lambda *arguments: self.called.append((name, *arguments))
 
     def method(self, argument: object) -> None:
@@ -48,26 +48,26 @@ def fails(*arguments: object) -> None:
 # The registry.
 
 
-def test_several_callbacks_are_called_in_order_of_registration(stage: Stage) -> None:
+def test_callbacks_are_called_in_order_of_registration(stage: Stage) -> None:
     """The first registered is the first called."""
     for name in "abc":
-        stage.callbacks.add("tick", stage.note(name))
+        stage.callbacks.add("tick", stage.record(name))
     stage.runner.run_ticks([TICK])
     assert stage.called == [("a", TICK), ("b", TICK), ("c", TICK)]
 
 
-def test_a_callback_may_be_narrowed_to_a_pair(stage: Stage) -> None:
-    """It gets that pair's ticks alone, in its place among the others."""
-    stage.callbacks.add("tick", stage.note("all"))
-    stage.callbacks.add("tick", stage.note("mine"), PAIR)
-    stage.callbacks.add("tick", stage.note("other"), "ETH:USDC")
+def test_a_callback_may_be_limited_to_a_pair(stage: Stage) -> None:
+    """It gets only that pair's ticks, and keeps its place in the order."""
+    stage.callbacks.add("tick", stage.record("all"))
+    stage.callbacks.add("tick", stage.record("mine"), PAIR)
+    stage.callbacks.add("tick", stage.record("other"), "ETH:USDC")
     stage.runner.run_ticks([TICK])
     assert stage.called == [("all", TICK), ("mine", TICK)]
 
 
-def test_what_is_registered_or_removed_later_counts_from_the_next_tick(stage: Stage) -> None:
-    """The registry may change while ticks flow."""
-    late, early = stage.note("late"), stage.note("early")
+def test_changes_of_the_registry_apply_from_the_next_tick(stage: Stage) -> None:
+    """Callbacks may be added and removed at any time."""
+    late, early = stage.record("late"), stage.record("early")
     stage.callbacks.add("tick", early)
     stage.runner.run_ticks([TICK])
     stage.callbacks.add("tick", late)
@@ -78,7 +78,7 @@ def test_what_is_registered_or_removed_later_counts_from_the_next_tick(stage: St
 
 
 def test_a_callback_may_remove_itself_while_it_is_called(stage: Stage) -> None:
-    """The others of the same tick are still called, and it is not called again."""
+    """The other callbacks still get the tick, and it isn't called again."""
 
     def once(tick: Tick) -> None:
         stage.called.append("once")
@@ -92,40 +92,40 @@ def test_a_callback_may_remove_itself_while_it_is_called(stage: Stage) -> None:
 
 
 def test_remove_undoes_every_registration(stage: Stage) -> None:
-    """For all events and pairs."""
-    callback = stage.note("x")
+    """It removes the callback from all events and pairs."""
+    callback = stage.record("x")
     stage.callbacks.add("tick", callback)
     stage.callbacks.add("tick", callback, PAIR)
     stage.callbacks.add("notice", callback)
     stage.callbacks.remove(callback)
-    assert [()] * len(EVENTS) == [stage.callbacks.of(event) for event in EVENTS]
+    assert [stage.callbacks.of(event) for event in EVENTS] == [()] * len(EVENTS)
 
 
 def test_a_bound_method_can_be_removed(stage: Stage) -> None:
-    """Each access makes a new object of it; they are equal."""
+    """Each access creates a new object, but all of them are equal."""
     stage.callbacks.add("tick", stage.method)
     stage.callbacks.remove(stage.method)
     stage.runner.run_ticks([TICK])
     assert stage.called == []
 
 
-def test_what_is_not_registered_can_not_be_removed(stage: Stage) -> None:
-    """A mistake is told, with the callback's name."""
+def test_removing_an_unregistered_callback_is_an_error(stage: Stage) -> None:
+    """The message names the callback."""
     with pytest.raises(ConfigurationError, match=r"fails.* is not registered"):
         stage.callbacks.remove(fails)
 
 
 @pytest.mark.parametrize("event", EVENTS)
 @pytest.mark.parametrize("value", [None, 5, "print"])
-def test_what_can_not_be_called_is_refused(stage: Stage, event: str, value: Any) -> None:
-    """The refusal names the argument and the type."""
+def test_rejects_a_value_that_is_not_callable(stage: Stage, event: str, value: Any) -> None:
+    """The message names the argument and the type."""
     with pytest.raises(ConfigurationError, match=f"^on_{event}: {type(value).__name__} is not callable"):
         stage.callbacks.add(event, value)
 
 
 @pytest.mark.parametrize("event", EVENTS)
-def test_a_coroutine_function_is_refused(stage: Stage, event: str) -> None:
-    """Calling it would run nothing, and every tick would be lost without a word."""
+def test_rejects_a_coroutine_function(stage: Stage, event: str) -> None:
+    """Calling it would run nothing, and every tick would be lost silently."""
 
     async def later(*_: object) -> None: ...
 
@@ -141,22 +141,27 @@ def test_a_coroutine_function_is_refused(stage: Stage, event: str) -> None:
 
 
 def test_each_event_goes_to_its_own_callbacks(stage: Stage) -> None:
-    """Errors to `error`, notices to `notice`, states to `state` with the symbol before them."""
+    """State callbacks also get the symbol."""
     for event in EVENTS:
-        stage.callbacks.add(event, stage.note(event))
+        stage.callbacks.add(event, stage.record(event))
     error, notice = TicksDropped(3), Notice(PAIR, {"keepAlive": True}, 1)
     stage.runner.run_event(Event(error, PAIR))
     stage.runner.run_event(Event(notice, PAIR))
     stage.runner.run_event(Event(State.STREAMING, PAIR))
     stage.runner.run_ticks([TICK])
-    assert [("error", error), ("notice", notice), ("state", PAIR, State.STREAMING), ("tick", TICK)] == stage.called
+    assert stage.called == [
+        ("error", error),
+        ("notice", notice),
+        ("state", PAIR, State.STREAMING),
+        ("tick", TICK),
+    ]
 
 
 @pytest.mark.parametrize("event", ["tick", "notice", "state"])
 def test_a_callback_that_raises_stops_nothing(stage: Stage, event: str) -> None:
-    """It is counted, told with the callback, its argument and the cause, and the next one is called."""
+    """The error has the callback, its argument and the cause, it is counted, and the next callback is called."""
     stage.callbacks.add(event, fails)
-    stage.callbacks.add(event, stage.note("next"))
+    stage.callbacks.add(event, stage.record("next"))
     errors: list[FinxStreamerError] = []
     stage.callbacks.add("error", errors.append)
     given = {"tick": TICK, "notice": Notice(PAIR, {}, 1), "state": State.STREAMING}[event]
@@ -166,37 +171,37 @@ def test_a_callback_that_raises_stops_nothing(stage: Stage, event: str) -> None:
         stage.runner.run_event(Event(given, PAIR))  # type: ignore[arg-type]
     [error] = errors
     assert isinstance(error, CallbackError)
-    assert (fails, given, PAIR) == (error.callback, error.argument, error.symbol)
+    assert (error.callback, error.argument, error.symbol) == (fails, given, PAIR)
     assert isinstance(error.__cause__, ZeroDivisionError)
     assert [name for name, *_ in stage.called] == ["next"]
     assert stage.counters[PAIR].callback_errors == 1
 
 
 def test_an_error_callback_that_raises_is_logged_and_counted(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
-    """It is not told to `on_error` again, which would go round for ever; the next is called."""
+    """The new error isn't passed to `on_error`, which could go on forever, and the next callback is called."""
     stage.callbacks.add("error", fails)
-    stage.callbacks.add("error", stage.note("next"))
+    stage.callbacks.add("error", stage.record("next"))
     error = TicksDropped(3, symbol=PAIR)
     with caplog.at_level(logging.ERROR, "finx_streamer"):
         stage.runner.report(error)
-    assert [("next", error)] == stage.called
+    assert stage.called == [("next", error)]
     assert len(caplog.records) == 1
     assert "3 ticks dropped" in caplog.text
     assert "ZeroDivisionError" in caplog.text
     assert stage.counters[PAIR].callback_errors == 1
 
 
-def test_with_nobody_registered_errors_are_logged(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
-    """Never printed, and without a traceback of ours."""
+def test_without_on_error_errors_are_logged(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    """The record has no traceback, because it would only show internals."""
     with caplog.at_level(logging.ERROR, "finx_streamer"):
         stage.runner.run_event(Event(TicksDropped(3, symbol=PAIR), PAIR))
-    assert [(f"{PAIR}: 3 ticks dropped: callbacks are slower than the stream", None)] == [
-        (record.getMessage(), record.exc_info) for record in caplog.records
-    ]
+    [record] = caplog.records
+    assert record.getMessage() == f"{PAIR}: 3 ticks dropped: callbacks are slower than the stream"
+    assert record.exc_info is None
 
 
-def test_with_nobody_registered_a_callbacks_traceback_is_logged(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
-    """It shows the user the line of his own that failed."""
+def test_without_on_error_the_traceback_of_a_callback_is_logged(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    """It shows the line that failed."""
     stage.callbacks.add("tick", fails)
     with caplog.at_level(logging.ERROR, "finx_streamer"):
         stage.runner.run_ticks([TICK])
@@ -204,10 +209,10 @@ def test_with_nobody_registered_a_callbacks_traceback_is_logged(stage: Stage, ca
 
 
 @pytest.mark.parametrize("event", ["tick", "error"])
-def test_what_a_server_sent_does_not_act_on_the_terminal_by_way_of_an_exception(
+def test_control_characters_in_a_logged_traceback_are_escaped(
     stage: Stage, caplog: pytest.LogCaptureFixture, event: str
 ) -> None:
-    """An exception of the user's that quotes an exchange is logged escaped; its lines stay lines."""
+    """A user's exception may quote the server; the traceback keeps its line breaks."""
 
     def quotes(argument: object) -> None:
         raise ValueError("unknown exchange \x1b]0;title\x07\nsecond line\r\u202e") from KeyError("\x9b")
@@ -222,9 +227,9 @@ def test_what_a_server_sent_does_not_act_on_the_terminal_by_way_of_an_exception(
     assert [line for line in caplog.text.split("\n") if not line.isprintable()] == []
 
 
-def test_with_somebody_registered_errors_are_not_logged(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
-    """Who handles an error decides what to log."""
-    stage.callbacks.add("error", stage.note("mine"))
+def test_with_on_error_errors_are_not_logged(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    """The callback decides what to log."""
+    stage.callbacks.add("error", stage.record("mine"))
     with caplog.at_level(logging.DEBUG, "finx_streamer"):
         stage.runner.report(TicksDropped(3))
     assert caplog.records == []
@@ -232,14 +237,14 @@ def test_with_somebody_registered_errors_are_not_logged(stage: Stage, caplog: py
 
 @pytest.mark.parametrize("event", EVENTS)
 def test_after_abandon_no_call_begins(stage: Stage, event: str) -> None:
-    """Not even the next callback of the tick or event that is being delivered."""
+    """The remaining callbacks of the current tick or event aren't called either."""
 
     def abandon(*arguments: object) -> None:
         stage.called.append("first")
         stage.runner.abandoned = True
 
     stage.callbacks.add(event, abandon)
-    stage.callbacks.add(event, stage.note("second"))
+    stage.callbacks.add(event, stage.record("second"))
     events = {"error": TicksDropped(3), "notice": Notice(PAIR, {}, 1), "state": State.STREAMING, "gap": GAP}
     for _ in range(2):
         if event == "tick":
@@ -251,8 +256,8 @@ def test_after_abandon_no_call_begins(stage: Stage, event: str) -> None:
 
 @pytest.mark.parametrize("raised", [SystemExit, KeyboardInterrupt])
 @pytest.mark.parametrize("event", EVENTS)
-def test_what_wants_to_end_the_program_is_let_through(stage: Stage, event: str, raised: type[BaseException]) -> None:
-    """SystemExit and KeyboardInterrupt are no mistakes of a callback."""
+def test_exceptions_that_end_the_program_pass_through(stage: Stage, event: str, raised: type[BaseException]) -> None:
+    """SystemExit and KeyboardInterrupt are not callback errors."""
 
     def leave(*arguments: object) -> None:
         raise raised
@@ -265,10 +270,10 @@ def test_what_wants_to_end_the_program_is_let_through(stage: Stage, event: str, 
     assert stage.counters[PAIR].callback_errors == 0
 
 
-def test_an_error_of_no_stream_is_counted_nowhere(stage: Stage) -> None:
-    """A callback that fails on a listener's own event finds no counters, and that is no fault."""
+def test_a_failure_without_a_stream_is_not_counted(stage: Stage) -> None:
+    """A callback that fails on an event of the listener still causes an error."""
     stage.callbacks.add("state", fails)
-    stage.callbacks.add("error", stage.note("error"))
+    stage.callbacks.add("error", stage.record("error"))
     stage.runner.run_event(Event(State.STREAMING))
     assert [name for name, *_ in stage.called] == ["error"]
     assert stage.counters[PAIR].callback_errors == 0

@@ -1,4 +1,4 @@
-"""From the network side to the callbacks: order, the overflow policies, errors in callbacks, and the inline mode."""
+"""Delivery to callbacks: order, overflow policies, errors in callbacks, and inline dispatch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.peers import PAIR, PATIENCE, Caller, Peer, Seen, frame, stay,
 
 
 class Gate:
-    """A tick callback that is stuck in its first call until it is opened."""
+    """A tick callback that blocks until it is opened."""
 
     def __init__(self, seen: Seen) -> None:
         self.entered, self.open = threading.Event(), threading.Event()
@@ -38,7 +38,7 @@ class Gate:
 
 
 def in_two_parts(gate: Gate, first: bytes, second: bytes) -> Any:
-    """A script that sends the second part once the gate has been reached."""
+    """Return a script that sends the second part once the callback blocks."""
 
     def script(caller: Caller) -> None:
         caller.welcome(first)
@@ -50,11 +50,11 @@ def in_two_parts(gate: Gate, first: bytes, second: bytes) -> Any:
 
 
 def test_callbacks_run_one_at_a_time_on_one_thread(seen: Seen) -> None:
-    """Whatever happens, one thread calls back, so callbacks need no locks."""
+    """All callbacks run on the same thread, so they need no locks."""
     threads: set[str] = set()
     pairs = [f"P{number}:USD" for number in range(5)]
 
-    def note(*_: object) -> None:
+    def record(*_: object) -> None:
         threads.add(threading.current_thread().name)
 
     common = {"date": "2022-07-02", "time": "15:30:55Z", "exchange": "X", "price": "1"}
@@ -62,16 +62,16 @@ def test_callbacks_run_one_at_a_time_on_one_thread(seen: Seen) -> None:
     with LocalServer(tape, keys={"demo"}) as server:
         listener = seen.listener(server.url, *pairs, name="one")
         for register in (listener.on_tick, listener.on_state, listener.on_error, listener.on_notice):
-            register(note)
+            register(record)
         with listener:
             seen.wait_ticks(100)
             server.send_message("garbage")
             seen.wait_errors(5)
-    assert {"one-callbacks"} == threads
+    assert threads == {"one-callbacks"}
 
 
 def test_events_keep_their_place_between_the_ticks(seen: Seen, dispatch: str) -> None:
-    """What travels beside the ticks is told where it happened."""
+    """Errors, notices and states are delivered in order with the ticks."""
     order: list[object] = []
     sent = [tick(1), frame("bad"), tick(2), frame('{"a":1}'), tick(3), frame('{"error":"e"}'), tick(4)]
     with Peer(stay(*sent)) as peer:
@@ -83,11 +83,11 @@ def test_events_keep_their_place_between_the_ticks(seen: Seen, dispatch: str) ->
         with listener:
             seen.wait_ticks(4)
     expected = [State.CONNECTING, State.STREAMING, 1, "DecodeError", 2, "notice", 3, "ServerError", 4, State.STOPPED]
-    assert expected == order
+    assert order == expected
 
 
-def test_a_callback_that_raises_costs_nothing_but_an_error(seen: Seen, dispatch: str) -> None:
-    """It is told as CallbackError with callback, argument and cause; the other callbacks and the stream go on."""
+def test_a_callback_that_raises_does_not_stop_the_stream(seen: Seen, dispatch: str) -> None:
+    """Each exception causes a CallbackError, and the other callbacks still get every tick."""
 
     def broken(tick: Tick) -> None:
         raise ZeroDivisionError(f"at {int(tick['price'])}")
@@ -98,15 +98,15 @@ def test_a_callback_that_raises_costs_nothing_but_an_error(seen: Seen, dispatch:
         with listener:
             seen.wait_ticks(3)
             assert listener.stats.callback_errors == 3
-            assert State.STREAMING is listener.state
+            assert listener.state is State.STREAMING
     errors = seen.of_type(CallbackError)
-    assert [(broken, tick) for tick in seen.ticks] == [(error.callback, error.argument) for error in errors]
+    assert [(error.callback, error.argument) for error in errors] == [(broken, tick) for tick in seen.ticks]
     assert [str(error.__cause__) for error in errors] == ["at 1", "at 2", "at 3"]
     assert all(isinstance(error.__cause__, ZeroDivisionError) and error.symbol == PAIR for error in errors)
 
 
 def test_callbacks_of_every_event_may_raise(seen: Seen, dispatch: str) -> None:
-    """on_notice and on_state that raise are CallbackErrors as well."""
+    """Exceptions in on_notice and on_state cause a CallbackError, too."""
 
     def broken(*_: object) -> None:
         raise ValueError("broken")
@@ -124,7 +124,7 @@ def test_callbacks_of_every_event_may_raise(seen: Seen, dispatch: str) -> None:
 
 
 def test_on_error_that_raises_is_logged(seen: Seen, dispatch: str, caplog: pytest.LogCaptureFixture) -> None:
-    """An error in on_error goes to the log and not to on_error, and the stream goes on."""
+    """The exception isn't passed to on_error, and the stream continues."""
 
     def broken(error: FinxStreamerError) -> None:
         raise RuntimeError("on_error is broken")
@@ -137,15 +137,15 @@ def test_on_error_that_raises_is_logged(seen: Seen, dispatch: str, caplog: pytes
         listener.on_error(seen.on_error)
         with listener:
             seen.wait_ticks(1)
-    assert [DecodeError] == [type(error) for error in seen.errors]
+    assert [type(error) for error in seen.errors] == [DecodeError]
     assert "on_error is broken" in caplog.text
 
 
 def test_errors_without_on_error_are_logged(seen: Seen, caplog: pytest.LogCaptureFixture) -> None:
-    """With nobody registered for errors, each is logged, with the traceback where a callback raised."""
+    """The record of a callback's exception has its traceback."""
 
     def broken(tick: Tick) -> None:
-        raise ZeroDivisionError("my fault")
+        raise ZeroDivisionError("broken")
 
     with (
         caplog.at_level(logging.ERROR, "finx_streamer"),
@@ -160,28 +160,28 @@ def test_errors_without_on_error_are_logged(seen: Seen, caplog: pytest.LogCaptur
 
 
 def test_block_is_the_default_and_loses_nothing(seen: Seen) -> None:
-    """A callback that is stuck, and a queue of ten: when it goes on, every tick comes, in order."""
+    """After a callback has blocked a queue of ten, every tick is delivered in order."""
     gate = Gate(seen)
     with Peer(stay(ticks(1, 5_000))) as peer, seen.listener(peer.url, on_tick=gate, queue_size=10) as listener:
         assert gate.entered.wait(PATIENCE)
         gate.open.set()
         seen.wait_ticks(5_000)
         assert listener.stats.queue_peak <= 12
-    assert list(range(1, 5_001)) == seen.prices
+    assert seen.prices == list(range(1, 5_001))
     assert seen.of_type(TicksDropped) == []
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_the_smallest_queues_work(seen: Seen, size: int) -> None:
-    """A queue of one is slow and loses nothing: no wake-up is missed in 2,000 stops and starts."""
+    """No tick is lost and no wake-up is missed while the queue fills up 2,000 times."""
     sent = ticks(1, 1_000), frame("bad"), ticks(1_001, 2_000)
     with Peer(stay(*sent)) as peer, seen.listener(peer.url, queue_size=size):
         seen.wait_ticks(2_000)
-    assert list(range(1, 2_001)) == seen.prices
+    assert seen.prices == list(range(1, 2_001))
 
 
-def test_drop_oldest_keeps_the_newest_and_says_what_is_gone(seen: Seen) -> None:
-    """With the queue full the oldest give way; delivered and dropped add up, in reports and in the counters."""
+def test_drop_oldest_keeps_the_newest_ticks_and_reports_the_others(seen: Seen) -> None:
+    """Delivered and dropped ticks add up to all ticks, in the reports and in the counters."""
     gate, total = Gate(seen), 3_000
     with Peer(in_two_parts(gate, tick(1), ticks(2, total))) as peer:
         listener = seen.listener(peer.url, on_tick=gate, queue_size=100, overflow="drop_oldest").start()
@@ -191,14 +191,14 @@ def test_drop_oldest_keeps_the_newest_and_says_what_is_gone(seen: Seen) -> None:
         gate.open.set()
         seen.wait_for(lambda: total in seen.prices)
         assert listener.stop()
-    assert [1, *range(total - 99, total + 1)] == seen.prices
-    assert total - 101 == sum(error.count for error in seen.of_type(TicksDropped))
-    assert total - 101 == listener.stats.streams[PAIR].dropped
-    assert {PAIR} == {error.symbol for error in seen.of_type(TicksDropped)}
+    assert seen.prices == [1, *range(total - 99, total + 1)]
+    assert sum(error.count for error in seen.of_type(TicksDropped)) == total - 101
+    assert listener.stats.streams[PAIR].dropped == total - 101
+    assert {error.symbol for error in seen.of_type(TicksDropped)} == {PAIR}
 
 
-def test_latest_keeps_one_tick_a_pair(seen: Seen) -> None:
-    """A callback that is stuck finds the newest tick of each pair, and is told of the rest."""
+def test_latest_keeps_one_tick_per_pair(seen: Seen) -> None:
+    """After a callback has blocked, it gets the newest tick of each pair, and the others are reported."""
     gate, pairs = Gate(seen), ["BTC:USDC", "ETH:USDC"]
 
     def script(caller: Caller) -> None:
@@ -218,40 +218,40 @@ def test_latest_keeps_one_tick_a_pair(seen: Seen) -> None:
         assert listener.stop()
     dropped = sum(error.count for error in seen.of_type(TicksDropped))
     assert len(seen.ticks) + dropped == 2_000
-    assert dropped == listener.stats.dropped
+    assert listener.stats.dropped == dropped
     assert len(seen.ticks) <= 4
 
 
 @pytest.mark.parametrize("overflow", ["drop_oldest", "latest"])
-def test_drops_are_told_once_a_second(seen: Seen, overflow: str) -> None:
-    """However often ticks are dropped, a pair has one report a second, and one at the end."""
-    told: list[float] = []
+def test_drops_are_reported_once_per_second(seen: Seen, overflow: str) -> None:
+    """Each pair has at most one report per second, and one at the end."""
+    reported: list[float] = []
     batches = 50
 
-    def note(error: FinxStreamerError) -> None:
+    def record(error: FinxStreamerError) -> None:
         if isinstance(error, TicksDropped):
-            told.append(time.monotonic())
+            reported.append(time.monotonic())
         seen.on_error(error)
 
     def script(caller: Caller) -> None:
         caller.welcome()
         for number in range(batches):
             caller.send(ticks(100 * number, 100 * number + 99))
-            time.sleep(0.05)  # the market's own pace
+            time.sleep(0.05)  # the pace of the market
         caller.wait_until_left()
 
-    with Peer(script) as peer, seen.listener(peer.url, on_error=note, queue_size=5, overflow=overflow):
+    with Peer(script) as peer, seen.listener(peer.url, on_error=record, queue_size=5, overflow=overflow):
         seen.wait_for(lambda: 100 * batches - 1 in seen.prices)
     drops = seen.of_type(TicksDropped)
-    assert 100 * batches == len(seen.ticks) + sum(error.count for error in drops)
+    assert len(seen.ticks) + sum(error.count for error in drops) == 100 * batches
     assert len(drops) >= 3
-    assert all(later - earlier > 0.5 for earlier, later in itertools.pairwise(told[:-1]))
-    # The queue is full for a moment, again and again, which is not to stay full.
+    assert all(later - earlier > 0.5 for earlier, later in itertools.pairwise(reported[:-1]))
+    # The queue is full for moments only.
     assert seen.of_type(SlowConsumer) == []
 
 
-def test_a_slow_consumer_is_told_once(seen: Seen) -> None:
-    """A queue that stays nearly full is reported once, though nothing is lost."""
+def test_a_slow_consumer_is_reported_once(seen: Seen) -> None:
+    """A queue that stays nearly full causes one report, and no tick is lost."""
     release = threading.Event()
 
     def slow(tick: Tick) -> None:
@@ -265,13 +265,13 @@ def test_a_slow_consumer_is_told_once(seen: Seen) -> None:
         release.set()
         seen.wait_ticks(3_000)
     assert len(seen.of_type(SlowConsumer)) == 1
-    assert list(range(1, 3_001)) == seen.prices
+    assert seen.prices == list(range(1, 3_001))
     error = seen.of_type(SlowConsumer)[0]
     assert error.size == 20
 
 
-def test_errors_are_told_while_ticks_are_dropped(seen: Seen) -> None:
-    """Ticks alone are ever dropped: errors and notices among them arrive, all of them."""
+def test_errors_are_never_dropped(seen: Seen) -> None:
+    """All errors arrive, even those between dropped ticks."""
     gate = Gate(seen)
     mixed = b"".join(tick(number) + frame(f"bad {number}") for number in range(2, 52))
     settings = {"on_tick": gate, "queue_size": 2, "overflow": "drop_oldest"}
@@ -284,22 +284,22 @@ def test_errors_are_told_while_ticks_are_dropped(seen: Seen) -> None:
 
 
 def test_inline_runs_callbacks_on_the_network_thread(seen: Seen) -> None:
-    """With dispatch="inline" there is no callback thread."""
+    """With dispatch="inline", there is no callback thread."""
     threads: set[str] = set()
 
-    def note(tick: Tick) -> None:
+    def record(tick: Tick) -> None:
         threads.add(threading.current_thread().name)
         seen.on_tick(tick)
 
-    with Peer(stay(ticks(1, 100))) as peer, seen.listener(peer.url, on_tick=note, dispatch="inline", name="in"):
+    with Peer(stay(ticks(1, 100))) as peer, seen.listener(peer.url, on_tick=record, dispatch="inline", name="in"):
         seen.wait_ticks(100)
         assert "in-callbacks" not in [thread.name for thread in threading.enumerate()]
-    assert {"in-network"} == threads
-    assert list(range(1, 101)) == seen.prices
+    assert threads == {"in-network"}
+    assert seen.prices == list(range(1, 101))
 
 
 def test_inline_stop_in_a_callback_is_the_last_call(seen: Seen) -> None:
-    """stop() in an inline callback returns, and nothing is called after it."""
+    """stop() in an inline callback returns, and no callback is called after it."""
 
     def once(tick: Tick) -> None:
         assert listener.stop()
@@ -309,12 +309,12 @@ def test_inline_stop_in_a_callback_is_the_last_call(seen: Seen) -> None:
         listener = seen.listener(peer.url, on_tick=once, dispatch="inline")
         assert listener.start().join(PATIENCE)
     assert seen.prices == [1]
-    assert State.STOPPED is listener.state
+    assert listener.state is State.STOPPED
 
 
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
-def test_a_callback_that_wants_to_exit_ends_the_listener(seen: Seen, dispatch: str, error: type) -> None:
-    """SystemExit and KeyboardInterrupt in a callback are no callback errors: join() raises them."""
+def test_an_exit_in_a_callback_ends_the_listener(seen: Seen, dispatch: str, error: type) -> None:
+    """SystemExit and KeyboardInterrupt aren't callback errors, and join() raises them."""
 
     def leave(tick: Tick) -> None:
         raise error("enough")
@@ -323,11 +323,11 @@ def test_a_callback_that_wants_to_exit_ends_the_listener(seen: Seen, dispatch: s
         listener = seen.listener(peer.url, on_tick=leave, dispatch=dispatch).start()
         with pytest.raises(error, match="enough"):
             listener.join(PATIENCE)
-    assert State.FAILED is listener.state
+    assert listener.state is State.FAILED
 
 
-def test_a_crash_within_is_told_by_join(seen: Seen, caplog: pytest.LogCaptureFixture) -> None:
-    """An exception on the network thread that nobody foresaw ends the listener loudly, and not in silence."""
+def test_join_raises_an_internal_error(seen: Seen, caplog: pytest.LogCaptureFixture) -> None:
+    """An unexpected exception on the network thread ends the listener and is logged."""
 
     def crash() -> None:
         raise MemoryError("a bug")
@@ -335,16 +335,16 @@ def test_a_crash_within_is_told_by_join(seen: Seen, caplog: pytest.LogCaptureFix
     with Peer(stay(tick(1))) as peer:
         listener = seen.listener(peer.url).start()
         seen.wait_ticks(1)
-        # Not public: there is no known way to bring this about from outside.
+        # Uses internals, because there is no known way to cause this from outside.
         listener._run.streams.loop.post(crash)  # type: ignore[union-attr]
         with pytest.raises(MemoryError, match="a bug"):
             listener.join(PATIENCE)
-    assert State.FAILED is listener.state
+    assert listener.state is State.FAILED
     assert "the network thread crashed: MemoryError" in caplog.text
 
 
-def test_a_failure_is_told_before_the_end(seen: Seen, dispatch: str) -> None:
-    """What ends the listener reaches on_error and on_state before join returns."""
+def test_a_failure_is_delivered_before_the_end(seen: Seen, dispatch: str) -> None:
+    """on_error and on_state get it before join() returns."""
     listener = seen.listener("ws://127.0.0.1:9/", api_key=lambda: None, dispatch=dispatch).start()
     with pytest.raises(ConnectionFailed):
         listener.join(PATIENCE)

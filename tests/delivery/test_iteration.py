@@ -1,4 +1,4 @@
-"""`for tick in listener`: ticks handed to the thread that iterates."""
+"""`for tick in listener`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from finx_streamer.delivery.iteration import TickBuffer
 from tests.support.peers import PAIR, PATIENCE, Caller, Peer, Seen, close_frame, refuse, stay, tick, ticks
 
 
-def test_iteration_starts_the_listener_and_stops_what_it_started(seen: Seen, dispatch: str) -> None:
-    """A listener that does not run is started by the loop, and stopped when the loop is left."""
+def test_iteration_starts_the_listener_and_stops_it_at_the_end(seen: Seen, dispatch: str) -> None:
+    """A loop starts a listener that isn't running, and stops it when the loop is left."""
     with Peer(stay(ticks(1, 100))) as peer:
         listener = seen.listener(peer.url, dispatch=dispatch)
         got = []
@@ -27,19 +27,19 @@ def test_iteration_starts_the_listener_and_stops_what_it_started(seen: Seen, dis
             if len(got) == 50:
                 break
         gc.collect()
-        assert State.STOPPED is listener.state
+        assert listener.state is State.STOPPED
         assert listener.join(PATIENCE)
-    assert list(range(1, 51)) == got
+    assert got == list(range(1, 51))
 
 
-def test_iteration_leaves_a_listener_running_that_ran_before(seen: Seen, dispatch: str) -> None:
-    """Within `with`, leaving the loop stops nothing, and a second loop goes on."""
+def test_iteration_does_not_stop_a_running_listener(seen: Seen, dispatch: str) -> None:
+    """Inside `with`, leaving the loop stops nothing, and a second loop gets more ticks."""
     ended = threading.Event()
 
     def script(caller: Caller) -> None:
         caller.welcome()
         for number in itertools.count(1):
-            # A loop gets what comes after its beginning, whenever that is.
+            # A loop gets only ticks that arrive after it began.
             caller.send(tick(number))
             if ended.wait(0.01):
                 return
@@ -48,13 +48,13 @@ def test_iteration_leaves_a_listener_running_that_ran_before(seen: Seen, dispatc
         for _ in range(2):
             for _ in listener:
                 break
-            assert State.STOPPED is not listener.state
+            assert listener.state is not State.STOPPED
         seen.wait_ticks(3)
         ended.set()
 
 
-def test_a_loop_that_wants_the_latest_gets_no_backlog(seen: Seen) -> None:
-    """With `overflow="latest"` no more waits for a slow loop than the newest tick and those that were on their way."""
+def test_a_slow_loop_over_the_latest_ticks_has_no_backlog(seen: Seen) -> None:
+    """With `overflow="latest"`, only the newest tick and those on their way wait for it."""
     with Peer(stay(*(tick(number) for number in range(1, 5_001)))) as peer:
         listener = seen.listener(peer.url, overflow="latest", on_tick=None, on_notice=None, on_state=None)
         loop = iter(listener)
@@ -70,7 +70,7 @@ def test_a_loop_that_wants_the_latest_gets_no_backlog(seen: Seen) -> None:
 
 
 def test_a_loop_may_change_its_thread(seen: Seen) -> None:
-    """stop() between two ticks does not wait for the loop of its own thread, whoever took the first tick."""
+    """stop() doesn't wait for the loop of its own thread, even if another thread took the first tick."""
     with Peer(stay(ticks(1, 50))) as peer:
         listener = seen.listener(peer.url, queue_size=1)
         loop = iter(listener)
@@ -82,8 +82,8 @@ def test_a_loop_may_change_its_thread(seen: Seen) -> None:
         assert list(loop) == []
 
 
-def test_a_loop_that_can_not_start_leaves_nothing(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the system has no thread to give, no buffer is left that would fill up and hold up the next start."""
+def test_a_loop_that_can_not_start_leaves_nothing_behind(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If no thread can be started, no buffer remains that would fill up and block the next run."""
 
     def no_thread(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -101,7 +101,7 @@ def test_a_loop_that_can_not_start_leaves_nothing(seen: Seen, monkeypatch: pytes
 
 @pytest.mark.parametrize("size", [1, 2, 7])
 def test_iteration_loses_nothing(seen: Seen, dispatch: str, size: int) -> None:
-    """In bounded memory, and in both modes, every tick is given out, in order."""
+    """It delivers every tick in order, in bounded memory, in both dispatch modes."""
     with Peer(stay(ticks(1, 1_500), close_frame(1000))) as peer:
         listener = seen.listener(peer.url, dispatch=dispatch, queue_size=size, reconnect=None)
         got = []
@@ -113,25 +113,26 @@ def test_iteration_loses_nothing(seen: Seen, dispatch: str, size: int) -> None:
 
         with pytest.raises(ConnectionFailed, match="normally"):
             loop()
-    assert list(range(1, 1_501)) == got == seen.prices
+    assert got == list(range(1, 1_501))
+    assert seen.prices == got
 
 
-def test_iteration_holds_up_the_sender(seen: Seen, dispatch: str) -> None:
-    """A loop that does not take stops the reading: no more is kept than the queue and the buffer hold."""
+def test_a_slow_loop_applies_back_pressure(seen: Seen, dispatch: str) -> None:
+    """Reading stops when the queue and the buffer are full."""
     with Peer(stay(ticks(1, 5_000))) as peer:
         listener = seen.listener(peer.url, dispatch=dispatch, queue_size=20, on_tick=None)
         loop = iter(listener)
         assert next(loop)["price"] == 1
-        # Nobody takes meanwhile: what was read so far is bounded by 20 in the queue and 20 in the loop's buffer.
+        # Without taking ticks, at most 20 fit into the queue and 20 into the loop's buffer.
         assert not listener.join(0.3)
         assert listener.stats.ticks <= 45
-        assert list(range(2, 5_001)) == [int(next(loop)["price"]) for _ in range(4_999)]
+        assert [int(next(loop)["price"]) for _ in range(4_999)] == list(range(2, 5_001))
         assert listener.stop()
         assert list(loop) == []
 
 
 def test_the_loop_ends_with_the_listener(seen: Seen, dispatch: str) -> None:
-    """stop() by another thread ends the loop, and nothing is raised."""
+    """stop() on another thread ends the loop without an error."""
     got: list[Tick] = []
     some = threading.Event()
 
@@ -154,7 +155,7 @@ def test_the_loop_ends_with_the_listener(seen: Seen, dispatch: str) -> None:
 
 @pytest.mark.parametrize("drain", [True, False])
 def test_stop_in_the_loop_ends_it(seen: Seen, dispatch: str, drain: bool) -> None:
-    """stop() in the body does not wait for the body: the loop ends after it, and no tick follows."""
+    """stop() in the body doesn't wait for the body, and no further tick comes."""
     with Peer(stay(ticks(1, 1_000))) as peer:
         listener = seen.listener(peer.url, dispatch=dispatch, queue_size=5)
         got = []
@@ -181,19 +182,19 @@ def test_stop_in_a_callback_ends_the_loop(seen: Seen, dispatch: str) -> None:
     assert got == [1, 2, 3][: len(got)]
 
 
-def test_the_loop_raises_what_ended_the_listener(seen: Seen, dispatch: str) -> None:
-    """The loop raises as join() does, after the ticks that came before."""
+def test_the_loop_raises_the_error_that_ended_the_listener(seen: Seen, dispatch: str) -> None:
+    """It raises the same error as join()."""
     with Peer(refuse("404 Not Found")) as peer:
         listener = seen.listener(peer.url, dispatch=dispatch)
         with pytest.raises(StreamNotFound):
             list(listener)
         with pytest.raises(StreamNotFound):
             listener.join(PATIENCE)
-    assert State.FAILED is listener.state
+    assert listener.state is State.FAILED
 
 
-def test_two_loops_get_all_ticks_each(seen: Seen, dispatch: str) -> None:
-    """Each iteration sees every tick that comes while it lasts."""
+def test_two_loops_each_get_all_ticks(seen: Seen, dispatch: str) -> None:
+    """Each iteration gets every tick that arrives while it runs."""
     ready = threading.Barrier(3)
     got: dict[int, list[int]] = {0: [], 1: []}
     go_on = threading.Event()
@@ -223,11 +224,11 @@ def test_two_loops_get_all_ticks_each(seen: Seen, dispatch: str) -> None:
         assert listener.stop()
         for thread in threads:
             thread.join(PATIENCE)
-    assert {0: list(range(1, 501)), 1: list(range(1, 501))} == got
+    assert got == {0: list(range(1, 501)), 1: list(range(1, 501))}
 
 
 def test_a_loop_in_a_callback_is_an_error(seen: Seen, dispatch: str) -> None:
-    """A callback can't iterate: it would wait for itself, for ever."""
+    """A callback can't iterate, because it would wait for itself forever."""
 
     def loop(tick: Tick) -> None:
         for _ in listener:
@@ -240,20 +241,20 @@ def test_a_loop_in_a_callback_is_an_error(seen: Seen, dispatch: str) -> None:
     assert isinstance(seen.errors[0].__cause__, ConfigurationError)
 
 
-def test_a_loop_that_comes_as_the_listener_ends_does_not_hang(seen: Seen, dispatch: str) -> None:
-    """A loop opened after the last tick was given out, and before the end is told, ends as well."""
+def test_a_loop_opened_as_the_listener_ends_does_not_hang(seen: Seen, dispatch: str) -> None:
+    """It ends at once."""
     with Peer(stay(tick(1))) as peer:
         listener = seen.listener(peer.url, dispatch=dispatch).start()
         seen.wait_ticks(1)
         run = listener._run
         assert listener.stop()
-        # Not public: the moment in between is too short to be met from outside.
+        # Uses internals, because the moment is too short to hit from outside.
         assert run is not None
         assert run.iterations.open(TickBuffer).take() is None
 
 
-def test_iterating_again_starts_afresh(seen: Seen, dispatch: str) -> None:
-    """A listener that was stopped may be iterated anew."""
+def test_a_stopped_listener_can_be_iterated_again(seen: Seen, dispatch: str) -> None:
+    """Each iteration starts a new run."""
     with Peer(stay(ticks(1, 2))) as peer:
         listener = seen.listener(peer.url, dispatch=dispatch)
         for _ in range(3):
@@ -267,16 +268,16 @@ def test_iterating_again_starts_afresh(seen: Seen, dispatch: str) -> None:
 
 
 @pytest.mark.parametrize("line", range(12))
-def test_a_loop_may_be_stopped_in_the_midst_of_taking(seen: Seen, line: int) -> None:
-    """A signal handler that stops the listener may run between any two steps of the loop, and need not wait there."""
+def test_a_signal_handler_may_stop_the_listener_while_the_loop_takes_a_tick(seen: Seen, line: int) -> None:
+    """A handler may run between any two lines of `take`, and stop() doesn't hang there."""
     stopped: list[bool] = []
-    passed = itertools.count()
+    lines = itertools.count()
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
-        """Stands for the handler: at the given one of the lines that are executed within `take`, by the 20th tick."""
+        """Play the handler: stop the listener at one of the lines that run within `take`."""
         if frame.f_code is not TickBuffer.take.__code__:
             return None
-        if event == "line" and next(passed) == 200 + line and not stopped:
+        if event == "line" and next(lines) == 200 + line and not stopped:
             stopped.append(listener.stop(PATIENCE))
         return trace
 

@@ -1,4 +1,4 @@
-"""Counters, rates, peaks, and the snapshots that users see."""
+"""Counters, rates and peaks, and the snapshots for the user."""
 
 from __future__ import annotations
 
@@ -32,35 +32,31 @@ def a_tick(received_after: float = 0.25) -> Tick:
 
 
 def test_a_new_stream_has_counted_nothing() -> None:
-    """All zero, and None for what there is not yet."""
-    assert StreamStats(state=State.IDLE) == snapshot(Counters(), State.IDLE, 0, 0)
+    """Counts are zero, and values without data are None."""
+    assert snapshot(Counters(), State.IDLE, 0, 0) == StreamStats(state=State.IDLE)
 
 
-def test_a_snapshot_has_what_was_counted() -> None:
-    """Each counter goes into the field of its name."""
+def test_a_snapshot_has_the_counts() -> None:
+    """Each counter goes into the field of the same name."""
     counters = Counters()
     counters.messages, counters.dropped, counters.callback_errors, counters.decode_errors = 1, 2, 3, 4
     counters.bytes, counters.queue_peak, counters.connected_at = 5, 6, 1_656_775_855.5
-    stats = snapshot(counters, State.STREAMING, 7, 3)
-    assert (
-        StreamStats(
-            state=State.STREAMING,
-            messages=1,
-            dropped=2,
-            callback_errors=3,
-            decode_errors=4,
-            bytes=5,
-            reconnects=7,
-            queue_depth=3,
-            queue_peak=6,
-            connected_since=datetime(2022, 7, 2, 15, 30, 55, 500_000, UTC),
-        )
-        == stats
+    assert snapshot(counters, State.STREAMING, 7, 3) == StreamStats(
+        state=State.STREAMING,
+        messages=1,
+        dropped=2,
+        callback_errors=3,
+        decode_errors=4,
+        bytes=5,
+        reconnects=7,
+        queue_depth=3,
+        queue_peak=6,
+        connected_since=datetime(2022, 7, 2, 15, 30, 55, 500_000, UTC),
     )
 
 
-def test_a_snapshot_stays_as_it_was() -> None:
-    """What is counted later does not change it, and nor does the user."""
+def test_a_snapshot_never_changes() -> None:
+    """Later counts don't affect it, and users can't assign to it."""
     counters = Counters()
     before = snapshot(counters, State.STREAMING, 0, 0)
     counters.count_ticks([a_tick()], 100.0)
@@ -69,40 +65,40 @@ def test_a_snapshot_stays_as_it_was() -> None:
         before.ticks = 5  # type: ignore[misc]
 
 
-def test_ticks_are_counted_and_the_last_one_kept() -> None:
+def test_counts_ticks_and_keeps_the_last_one() -> None:
     """The lag is that of the last tick."""
     counters = Counters()
     last = a_tick(received_after=1.5)
     counters.count_ticks([a_tick(), a_tick(), last], 100.0)
     stats = snapshot(counters, State.STREAMING, 0, 0)
     assert stats.ticks == 3
-    assert last is stats.last_tick
+    assert stats.last_tick is last
     assert stats.lag == pytest.approx(1.5, abs=1e-6)
 
 
-def test_a_peak_is_never_below_the_depth() -> None:
-    """A snapshot does not contradict itself."""
+def test_the_peak_is_never_below_the_depth() -> None:
+    """A snapshot doesn't contradict itself."""
     assert snapshot(Counters(), State.STREAMING, 0, 9).queue_peak == 9
 
 
 @pytest.mark.parametrize("now", [30.0, 30.5, 30.999])
 def test_a_steady_stream_has_its_rate(now: float) -> None:
-    """Ten ticks a second are ten ticks a second, wherever within a second one looks."""
+    """Ten ticks per second are a rate of ten at any moment within a second."""
     counters = Counters()
     for tenth in range(int(now * 10)):
         counters.count_ticks([a_tick()], tenth / 10)
     assert counters.rate(now) == pytest.approx(10.0, rel=0.05)
 
 
-def test_the_rate_falls_to_nothing_with_the_stream() -> None:
-    """Ten seconds after the last tick the rate is 0."""
+def test_the_rate_falls_to_zero_when_ticks_stop() -> None:
+    """Ten seconds after the last tick, the rate is 0."""
     counters = Counters()
     counters.count_ticks([a_tick()] * 50, 100.0)
     assert [counters.rate(now) for now in (100.5, 105.0, 110.0, 111.0)] == [50.0, 10.0, 5.0, 0.0]
 
 
-def test_a_long_stream_keeps_little() -> None:
-    """The rate's memory is bounded."""
+def test_the_memory_for_the_rate_is_bounded() -> None:
+    """A long stream needs no more memory than a short one."""
     counters = Counters()
     for second in range(1_000):
         counters.count_ticks([a_tick()], float(second))
@@ -121,8 +117,8 @@ steps = st.lists(
 
 @given(steps)
 @examples(200)
-def test_the_peak_is_that_of_the_streams_own_ticks(given_steps: list[tuple[str, int]]) -> None:
-    """Positions alone give the peak that counting each tick in the queue would give."""
+def test_the_peak_counts_only_the_streams_own_ticks(given_steps: list[tuple[str, int]]) -> None:
+    """The peak from positions equals the peak from counting the ticks in the queue."""
     counters, queue, put, peak = Counters(), deque[str](), 0, 0
     for kind, number in given_steps:
         if kind == "take":
@@ -134,27 +130,26 @@ def test_the_peak_is_that_of_the_streams_own_ticks(given_steps: list[tuple[str, 
         if kind == "ours":
             counters.count_waiting(number, put, put - len(queue))
             peak = max(peak, queue.count("ours"))
-    assert peak == counters.queue_peak
+    assert counters.queue_peak == peak
 
 
-def test_a_listeners_counts_are_the_sums() -> None:
-    """Every summed field is the sum over the streams; depth and peak are the queue's own."""
+def test_the_counts_of_a_listener_are_sums() -> None:
+    """Every summed field is the sum over the streams. Depth and peak are those of the queue."""
     one = StreamStats(state=State.STREAMING, **{name: position for position, name in enumerate(SUMMED, 1)})
     two = StreamStats(state=State.RECONNECTING, **dict.fromkeys(SUMMED, 100))
     total = add_up(State.RECONNECTING, {"A:B": one, "C:D": two}, 17, 40)
-    assert {name: 100 + position for position, name in enumerate(SUMMED, 1)} == {
-        name: getattr(total, name) for name in SUMMED
-    }
+    expected = {name: 100 + position for position, name in enumerate(SUMMED, 1)}
+    assert {name: getattr(total, name) for name in SUMMED} == expected
     assert (total.state, total.queue_depth, total.queue_peak) == (State.RECONNECTING, 17, 40)
-    assert {"A:B": one, "C:D": two} == total.streams
+    assert total.streams == {"A:B": one, "C:D": two}
 
 
 def test_a_listener_without_streams_has_counted_nothing() -> None:
-    """The sums over nothing are zero."""
-    assert ListenerStats(state=State.IDLE) == add_up(State.IDLE, {}, 0, 0)
+    """All sums are zero."""
+    assert add_up(State.IDLE, {}, 0, 0) == ListenerStats(state=State.IDLE)
 
 
-def test_what_a_listener_counts_is_what_its_streams_count() -> None:
-    """No summed field is missing from either snapshot."""
-    assert set(SUMMED) | {"state", "queue_depth", "queue_peak", "streams"} == set(get_type_hints(ListenerStats))
-    assert set(SUMMED) <= set(get_type_hints(StreamStats))
+def test_listeners_and_streams_count_the_same() -> None:
+    """Both kinds of snapshots have every summed field."""
+    assert set(get_type_hints(ListenerStats)) == {*SUMMED, "state", "queue_depth", "queue_peak", "streams"}
+    assert set(get_type_hints(StreamStats)) >= set(SUMMED)
