@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..delivery.frontend import ListenerView, Watch
+from ..delivery.frontend import ListenerView, LiveView, Watch
 from ..delivery.recent import Recent
 from .cells import Cell, this_cell
 from .error_display import ErrorDisplay
 from .reruns import Origin
+
+if TYPE_CHECKING:
+    from .live import Live
 
 
 class Notebook:
@@ -28,8 +31,12 @@ class Notebook:
         cell = this_cell()
         return None if cell is None else ErrorDisplay(cell, place_of)
 
-    def live(self, listener: ListenerView, recent: Recent, pairs: list[str], rate: float, watch: Watch) -> Any:
-        # IPython.display and the widget's libraries are slow to import.
-        from .live import live
-
-        return live(listener, recent, pairs, rate, watch)
+    def live(self, listener: ListenerView, recent: Recent, pairs: list[str], rate: float, watch: Watch) -> LiveView:
+        listener.start()
+        # Imported only here, because only live views need them and the widget's libraries are an extra.
+        kind: type[Live]
+        try:
+            from .widget import LiveWidget as kind
+        except ImportError:
+            from .live import LiveTable as kind
+        return kind(listener, recent, pairs, rate, watch).start()

@@ -10,8 +10,7 @@ import atexit
 import threading
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 from IPython.display import display, update_display
 
@@ -49,9 +48,15 @@ class Live(ABC):
         self._shown = False
         self._thread = threading.Thread(target=self._main, name=f"{listener.name}-view", daemon=True)
 
-    def start(self) -> None:
+    def start(self) -> Self:
+        """Start drawing. Closes views that an earlier run of the cell left behind."""
+        for earlier in tuple(_views):
+            if self.cell is not None and earlier.cell is not None and self.cell.reruns(earlier.cell):
+                earlier.close()
+        _views.add(self)
         self._unwatch = self._watch(self.wake)
         self._thread.start()
+        return self
 
     def close(self) -> None:
         """Draw once more, then stop drawing. The listener keeps running."""
@@ -132,23 +137,6 @@ class LiveTable(Live):
 
     def pause(self) -> float:
         return _TABLE_INTERVAL
-
-
-def live(listener: ListenerView, recent: Recent, pairs: list[str], rate: float, watch: Watch) -> Live:
-    """Create a view, and start it and its listener. See `StreamListener.live`."""
-    listener.start()
-    kind: Callable[[ListenerView, Recent, list[str], float, Watch], Live]
-    try:
-        from .widget import LiveWidget as kind
-    except ImportError:
-        kind = LiveTable
-    view = kind(listener, recent, pairs, rate, watch)
-    for earlier in tuple(_views):
-        if view.cell is not None and earlier.cell is not None and view.cell.reruns(earlier.cell):
-            earlier.close()
-    _views.add(view)
-    view.start()
-    return view
 
 
 _views: set[Live] = set()
