@@ -1,7 +1,7 @@
-"""What the live view costs, in a real JupyterLab and Chromium: `make bench-notebook`.
+"""Measure the cost of the live view in a real JupyterLab and Chromium: `make bench-notebook`. Linux only.
 
-One page after the other looks at two charts while a server of ticks runs in this process. CPU is in percent of one
-core; the page's is that of Chromium's renderers, and its compositor is the process that Chromium calls GPU. Linux only.
+For each row, a page shows two charts while a server of ticks runs in this process. CPU is in percent of one core. The
+page's CPU is that of Chromium's renderers, and its compositor is the process that Chromium calls GPU.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ listener = StreamListener(*{pairs!r}, endpoint={url!r}, api_key="demo")
 listener.live("BTC:USDC", "ETH:USDC")
 """
 METADATA = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-HEAD = """| ticks/s | pairs | pictures drawn/s | lag p50 / p99 | kernel CPU | page's CPU | with its compositor |
+HEAD = """| ticks/s | pairs | frames drawn/s | lag p50 / p99 | kernel CPU | page's CPU | with its compositor |
 |---|---|---|---|---|---|---|"""
-#: Seconds for the page to come to rest.
+#: Seconds before the measurement, for the page to settle.
 WARM_UP = 5.0
 
 
 class Steady(SimulatedMarket):
-    """Without the market's moods: its ticks are due at equal distances."""
+    """A simulated market with a constant rate."""
 
     def _arrivals(self, chance: Random) -> Iterator[float]:
         assert self._rate is not None
@@ -95,8 +95,8 @@ def _row(lab: Lab, browser: Browser, rate: float, how_many: int, seconds: float)
 
 
 def _reading(book: Book, browser: Browser, kernel: int) -> dict[str, Any]:
-    """What has been counted so far; CPU in seconds."""
-    # The counters come once in a while, and are new when they change.
+    """Read all counters, with CPU in seconds."""
+    # The view updates its totals only now and then, so wait for a fresh value.
     shown = "document.querySelector('.finx .totals').textContent"
     book.wait(f"old => {shown} !== old", book.page.evaluate(f"() => {shown}"))
     sums = str(book.page.evaluate(f"() => {shown}"))
@@ -116,7 +116,7 @@ def _whole(text: str) -> int:
 
 
 def _cpu(process: int) -> float:
-    # What follows the name, which is in parentheses: the 12th and 13th are the ticks spent in the process and for it.
+    # After the name in parentheses, fields 12 and 13 are the clock ticks in user and system mode.
     fields = Path(f"/proc/{process}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

@@ -1,4 +1,4 @@
-"""The live view in a real JupyterLab and a real browser. `make test-notebook` installs what it needs."""
+"""The live view in a real JupyterLab and a real browser. `make test-notebook` installs them, except Chromium."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 pytest.importorskip("jupyterlab")
 pytest.importorskip("playwright")
 if not shutil.which("chromium"):
-    pytest.skip("there is no chromium here; on Debian: apt install chromium", allow_module_level=True)
+    pytest.skip("chromium is not installed; on Debian, run apt install chromium", allow_module_level=True)
 
 from playwright.sync_api import Browser
 
@@ -35,13 +35,13 @@ listener = StreamListener(*PAIRS, endpoint=server.url, api_key="demo")
 listener.live("BTC:USDC", "ETH:USDC")
 """
 CELLS = [SERVE, LIVE, "print('alive:', len(finx_streamer.listeners()))", "listener.join()", "listener"]
-#: The light of the listener's state, in the live view.
+#: Whether the live view shows this state of the listener.
 STATE = "state => document.querySelector('.finx header .light')?.textContent === state"
 FRAMES = "count => document.querySelector('.finx')?.finxMeter.frames > count"
 
 
 def write(lab: Lab, name: str, cells: list[str]) -> None:
-    """A notebook into the lab's folder."""
+    """Write a notebook into the lab's folder."""
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     book = new_notebook(cells=[new_code_cell(code.strip()) for code in cells], metadata={"kernelspec": kernel})
     nbformat.write(book, lab.files / name)
@@ -63,7 +63,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(lab: Lab, browser: Browser) -> Iterator[Book]:
-    """A page of the lab, in which nothing is open, and a kernel that ends with it."""
+    """An empty page of the lab. Its kernels end with the test."""
     others = {kernel["id"] for kernel in lab.kernels()}
     with opened(browser, lab) as book:
         yield book
@@ -72,7 +72,7 @@ def page(lab: Lab, browser: Browser) -> Iterator[Book]:
 
 @pytest.fixture(scope="module")
 def shared(lab: Lab, browser: Browser) -> Iterator[Book]:
-    """A notebook that several tests use, one after the other: to load a page takes long."""
+    """A notebook for several tests, because loading a page takes long."""
     write(lab, "shared.ipynb", CELLS)
     with opened(browser, lab) as book:
         book.open("shared.ipynb")
@@ -81,8 +81,8 @@ def shared(lab: Lab, browser: Browser) -> Iterator[Book]:
 
 @pytest.fixture
 def book(shared: Book) -> Book:
-    """A notebook with a live view that moves, of a listener that has just been started."""
-    shared.complaints.clear()
+    """A notebook with a live view of a listener that has just started."""
+    shared.errors.clear()
     shared.run(0)
     shared.run(1)
     shared.wait(FRAMES, 20)
@@ -90,7 +90,7 @@ def book(shared: Book) -> Book:
 
 
 def test_a_notebook_of_the_docs(page: Book) -> None:
-    """Its live view draws without a complaint, and asks no other machine for anything."""
+    """Its live view draws without errors, and sends no request to other machines."""
     page.open("live_portfolio.ipynb")
     page.run(1)
     page.run(2)
@@ -99,11 +99,11 @@ def test_a_notebook_of_the_docs(page: Book) -> None:
     page.wait("drawn => document.querySelector('.finx').finxMeter.drawn > drawn + 20", drawn)
     assert page.page.locator(".finx .chart canvas").count() == 2
     assert page.page.locator(".finx .scroll tbody tr").count() == 3
-    assert (page.complaints, page.strayed) == ([], [])
+    assert (page.errors, page.foreign_requests) == ([], [])
 
 
-def test_stop_is_answered_while_a_cell_is_running(book: Book) -> None:
-    """The cell waits for the listener's end, and so ends with it."""
+def test_stop_works_while_a_cell_runs(book: Book) -> None:
+    """The cell waits for the listener's end, so it ends with the listener."""
     book.begin(3)
     book.wait("() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'busy'")
     book.wait(FRAMES, book.meter()["frames"] + 20)
@@ -112,33 +112,33 @@ def test_stop_is_answered_while_a_cell_is_running(book: Book) -> None:
     book.wait_idle()
     book.wait_output(3, "True")
     assert book.page.locator(".finx .stop").is_disabled()
-    assert book.complaints == []
+    assert book.errors == []
 
 
 def test_rerunning_leaves_one_listener(book: Book) -> None:
-    """And one view, which moves."""
+    """One view remains, and it updates itself."""
     for _ in range(3):
         book.run(1)
     book.run(2)
     book.wait_output(2, "alive: 1")
     book.wait(FRAMES, 20)
     assert book.page.locator(".finx").count() == 1
-    assert book.complaints == []
+    assert book.errors == []
 
 
 def test_a_reload_keeps_the_history(book: Book) -> None:
-    """The charts begin where they began before."""
+    """The page gets the full state once, with both charts."""
     book.wait("() => document.querySelector('.finx .chart')")
     book.command("docmanager:save")
     book.reload()
     book.wait(FRAMES, 20)
     assert book.page.locator(".finx .chart").count() == 2
     assert book.meter()["full"] == 1
-    assert book.complaints == []
+    assert book.errors == []
 
 
-def test_a_restarted_kernel_is_missed(book: Book) -> None:
-    """The view says for how long no data has come."""
+def test_the_view_reports_a_lost_kernel(book: Book) -> None:
+    """It says for how many seconds there has been no data."""
     book.page.evaluate("() => { window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart(); }")
     book.wait("() => /^no data for \\d+ s$/.test(document.querySelector('.finx .note.bad')?.textContent ?? '')")
     assert book.page.locator(".finx .stop").is_disabled()
@@ -146,7 +146,7 @@ def test_a_restarted_kernel_is_missed(book: Book) -> None:
 
 
 def test_an_interrupt_ends_a_waiting_cell(book: Book) -> None:
-    """And leaves the listener alone."""
+    """The listener keeps running."""
     book.begin(3)
     book.wait("() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'busy'")
     book.command("notebook:interrupt-kernel")
@@ -155,8 +155,8 @@ def test_an_interrupt_ends_a_waiting_cell(book: Book) -> None:
     book.wait(FRAMES, book.meter()["frames"] + 10)
 
 
-def test_pairs_are_chosen_and_charts_are_moved_by_keyboard(book: Book) -> None:
-    """Every control has a name; a chart that is zoomed follows no more until it is told to."""
+def test_pairs_and_charts_are_controlled_by_keyboard(book: Book) -> None:
+    """Every control has an accessible name, and a zoomed chart stops following the newest ticks."""
     page = book.page
     nameless = page.evaluate(
         """() => [...document.querySelectorAll(".finx button, .finx select, .finx [role]")]
@@ -185,15 +185,15 @@ def test_pairs_are_chosen_and_charts_are_moved_by_keyboard(book: Book) -> None:
     assert follow.get_attribute("aria-pressed") == "false"
     page.mouse.move(box["x"] + box["width"] - 30, box["y"] + 50)
     assert any(c.isdigit() for c in chart.locator(".u-legend").inner_text().replace("UTC", ""))
-    assert book.complaints == []
+    assert book.errors == []
 
 
-def test_nothing_is_sent_to_a_page_that_is_not_seen(book: Book) -> None:
-    """A tab in the background asks for nothing."""
+def test_a_hidden_page_gets_nothing(book: Book) -> None:
+    """A tab in the background gets no frames."""
     page = book.page
     page.evaluate(
         """() => {
-            const get = () => window.finxSeen ?? "hidden";
+            const get = () => window.finxVisibility ?? "hidden";
             Object.defineProperty(document, "visibilityState", { get, configurable: true });
             document.dispatchEvent(new Event("visibilitychange"));
         }"""
@@ -203,13 +203,13 @@ def test_nothing_is_sent_to_a_page_that_is_not_seen(book: Book) -> None:
     book.run(2)
     book.run(4)
     assert book.meter()["frames"] <= before + 1
-    page.evaluate("() => { window.finxSeen = 'visible'; document.dispatchEvent(new Event('visibilitychange')); }")
+    page.evaluate("() => { window.finxVisibility = 'visible'; document.dispatchEvent(new Event('visibilitychange')); }")
     book.wait(FRAMES, before + 10)
     page.evaluate("() => { delete document.visibilityState; }")
 
 
-def test_evil_names_are_text(page: Book, lab: Lab) -> None:
-    """An exchange's name that is HTML does nothing in the view, in its chart, and in the snapshot."""
+def test_names_with_html_are_shown_as_text(page: Book, lab: Lab) -> None:
+    """They do nothing in the view, in its charts and in the snapshot."""
     evil = "<img src=x onerror=document.title='evil'>"
     code = f"""
 about = {{"pair": "BTC:USDC", "date": "2022-07-02", "exchange": {evil!r}, "price": "1.5"}}
@@ -219,8 +219,8 @@ evil = LocalServer(Tape(ticks, speed=20.0, loop=True), keys={{"demo"}}).start()
 listener = StreamListener("BTC:USDC", endpoint=evil.url, api_key="demo", name={evil!r})
 listener.live()
 """
-    write(lab, "evil.ipynb", [SERVE, code, "listener"])
-    page.open("evil.ipynb")
+    write(lab, "html.ipynb", [SERVE, code, "listener"])
+    page.open("html.ipynb")
     for number in range(3):
         page.run(number)
     page.wait(FRAMES, 10)
@@ -230,10 +230,10 @@ listener.live()
     assert page.page.title() != "evil"
 
 
-def test_stop_while_a_cell_is_running_with_an_old_kernel(
+def test_stop_works_while_a_cell_runs_in_an_old_kernel(
     browser: Browser, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """One without subshells: the page asks over the kernel's control channel."""
+    """Kernels without subshells get the request on their control channel."""
     folder: Path = install(["ipykernel==6.31.0", "nest_asyncio"], tmp_path_factory.mktemp("ipykernel"))
     with Lab(tmp_path_factory.mktemp("old"), folder) as lab, opened(browser, lab) as book:
         write(lab, "old.ipynb", CELLS)
@@ -243,10 +243,10 @@ def test_stop_while_a_cell_is_running_with_an_old_kernel(
         book.wait(FRAMES, 20)
         book.begin(3)
         book.wait("() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'busy'")
-        # Longer than a page counts as seen without a word from it.
+        # Longer than a page counts as visible without a message from it.
         book.wait(FRAMES, book.meter()["frames"] + 20)
         book.page.click(".finx .stop")
         book.wait(STATE, "stopped")
         book.wait_idle()
         book.wait_output(3, "True")
-        assert (book.complaints, book.strayed) == ([], [])
+        assert (book.errors, book.foreign_requests) == ([], [])

@@ -1,4 +1,4 @@
-"""A real JupyterLab, and a page of it in Debian's Chromium."""
+"""A real JupyterLab, and its pages in Debian's Chromium."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _IDLE = """() => {
 
 
 class Lab:
-    """A JupyterLab server whose files, settings and kernels are in a folder of their own."""
+    """A JupyterLab server with its own folder for files, settings and kernels."""
 
     def __init__(self, folder: Path, kernel_path: Path | None = None) -> None:
         paths = [str(ROOT)] if kernel_path is None else [str(kernel_path), str(ROOT)]
@@ -42,7 +42,7 @@ class Lab:
             "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         }  # fmt: skip
         self._environment.pop("FINX_API_KEY", None)
-        # No question whether to fetch news, which would lie over the page.
+        # Don't ask whether to fetch news: the dialog would cover the page.
         settings = folder / "jupyter_config_dir" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
         settings.mkdir(parents=True)
         (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}', encoding="utf-8")
@@ -90,11 +90,11 @@ class Lab:
         self._process.stderr.close()
 
     def kernels(self) -> list[dict[str, Any]]:
-        """What the server says of its kernels."""
+        """Return the server's list of kernels."""
         return list(json.loads(self._ask("GET", "kernels")))
 
     def end_kernels(self, others: set[str]) -> None:
-        """All but the others, so that none of them takes time from the next test's."""
+        """End all kernels but the others, so that they don't slow down the next test."""
         for kernel in self.kernels():
             if kernel["id"] not in others:
                 self._ask("DELETE", f"kernels/{kernel['id']}")
@@ -112,21 +112,21 @@ class Book:
     def __init__(self, page: Page, lab: Lab) -> None:
         self.page = page
         self._lab = lab
-        self.complaints: list[str] = []
-        #: Requests that went to other machines than this one.
-        self.strayed: list[str] = []
+        self.errors: list[str] = []
+        #: Requests to other machines.
+        self.foreign_requests: list[str] = []
         page.on("console", self._console)
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("request", lambda request: self._requested(request.url))
         page.on("websocket", lambda socket: self._requested(socket.url))
 
     def _console(self, message: Any) -> None:
         if message.type == "error":
-            self.complaints.append(message.text)
+            self.errors.append(message.text)
 
     def _requested(self, url: str) -> None:
         if not re.match(r"(https?|wss?)://(127\.0\.0\.1|localhost)[:/]|data:|blob:", url):
-            self.strayed.append(url)
+            self.foreign_requests.append(url)
 
     def open(self, name: str) -> None:
         self.page.goto(f"{self._lab.url}/lab/tree/{name}?reset&token={TOKEN}")
@@ -139,11 +139,11 @@ class Book:
         self.wait_idle()
 
     def wait_idle(self) -> None:
-        """Until the kernel has nothing to do, by the session of the notebook that is shown."""
+        """Wait until the session of the visible notebook reports an idle kernel."""
         self.page.wait_for_function(_IDLE, timeout=PATIENCE * 1000)
 
     def command(self, name: str) -> None:
-        """Run a command of JupyterLab, to its end."""
+        """Run a command of JupyterLab, and wait for its end."""
         self.page.evaluate("name => window.jupyterapp.commands.execute(name)", name)
 
     def begin(self, number: int) -> None:
@@ -159,7 +159,7 @@ class Book:
         )
 
     def run(self, number: int) -> None:
-        """Run a cell to its end."""
+        """Run a cell, and wait for its end."""
         before = self.count(number)
         self.begin(number)
         self.page.wait_for_function(
@@ -178,34 +178,33 @@ class Book:
         return found
 
     def output(self, number: int) -> str:
-        """The text of a cell's output."""
+        """Return the text of a cell's output."""
         script = """n => window.jupyterapp.shell.currentWidget.content.widgets[n].outputArea?.node.innerText ?? "" """
         return str(self.page.evaluate(script, number))
 
     def wait_output(self, number: int, text: str) -> None:
-        """Until a cell's output has this text. A kernel that is idle may have said so of something else; and what it
-        has sent is drawn a little later."""
+        """Wait until a cell's output has this text. The page may draw it later than the kernel becomes idle."""
         script = """([n, text]) => window.jupyterapp.shell.currentWidget.content.widgets[n]
             .outputArea?.node.innerText.includes(text)"""
         self.wait(script, [number, text])
 
     def wait(self, script: str, argument: Any = None) -> None:
-        """Until it holds in the page."""
+        """Wait until a script returns something true in the page."""
         try:
             self.page.wait_for_function(script, arg=argument, timeout=PATIENCE * 1000)
         except TimeoutError as error:
             seen = self.page.evaluate("() => document.querySelector('.jp-Notebook')?.innerText")
-            raise AssertionError(f"not in time: {script}\n{self.complaints}\n{seen}") from error
+            raise AssertionError(f"timed out: {script}\n{self.errors}\n{seen}") from error
 
     def meter(self) -> dict[str, Any]:
-        """What the live view has counted."""
+        """Return the measurements of the live view."""
         found: dict[str, Any] = self.page.evaluate("() => document.querySelector('.finx').finxMeter")
         return found
 
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """Debian's browser, and never one that Playwright brings."""
+    """Launch Debian's browser, and not the one of Playwright."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=CHROMIUM, headless=True, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
@@ -218,7 +217,7 @@ def chromium() -> Iterator[Browser]:
 
 @contextmanager
 def opened(browser: Browser, lab: Lab, width: int = 1200, height: int = 1000) -> Iterator[Book]:
-    """A page of the lab."""
+    """Open an empty page of the lab."""
     page = browser.new_page(viewport={"width": width, "height": height})
     try:
         yield Book(page, lab)
