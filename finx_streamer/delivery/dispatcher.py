@@ -8,11 +8,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from itertools import repeat, starmap
-from typing import Protocol
 
 from ..errors import SlowConsumer, TicksDropped
 from ..streaming.counters import Counters
-from ..streaming.interfaces import Delivery
 from ..values import NO_BOUND, Event, Tick
 from .callbacks import CallbackRunner
 from .iteration import Iterations
@@ -30,34 +28,6 @@ DROP_REPORT_INTERVAL = 1.0
 
 #: Called after the last callback. The argument is what a callback raised to end everything, or None.
 OnEnd = Callable[[BaseException | None], None]
-
-
-class Dispatcher(Delivery, Protocol):
-    """The callback side of one run, from start to join."""
-
-    @property
-    def peak(self) -> int:
-        """The highest `depth` so far."""
-
-    def start(self) -> None: ...
-
-    def finish(self) -> None:
-        """No more entries will be put. Deliver the rest, then call `on_end`."""
-
-    def abandon(self) -> None:
-        """Begin no further call. From any thread."""
-
-    def join(self, timeout: float) -> None:
-        """Wait for the callback thread, unless it is the calling one."""
-
-    def depth(self) -> int:
-        """How many entries wait for callbacks."""
-
-    def depths(self) -> dict[str, int]:
-        """How many ticks of each pair wait for callbacks."""
-
-    def runs_here(self) -> bool:
-        """Whether callbacks run on the calling thread."""
 
 
 class InlineDelivery:
@@ -124,6 +94,7 @@ class ThreadDelivery:
         name: str,
         recent: Recent | None = None,
     ) -> None:
+        #: The highest `depth` so far.
         self.peak = 0
         self.room = queue.room
         self.depth = queue.depth
@@ -148,7 +119,7 @@ class ThreadDelivery:
         self._urgent: deque[Event] = deque()
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
 
-    # Called by the network thread. `abandon`, `join` and `runs_here` may be called by any thread.
+    # Called by the network thread, or by any thread where stated.
 
     def start(self) -> None:
         self._thread.start()
@@ -193,14 +164,17 @@ class ThreadDelivery:
             self._wakeup.wake()
 
     def finish(self) -> None:
+        """No more entries will be put. Deliver the rest, then call `on_end`."""
         self._finished = True
         self._wakeup.wake()
 
     def abandon(self) -> None:
+        """Begin no further call. From any thread."""
         self._runner.abandon()
         self._wakeup.wake()
 
     def join(self, timeout: float) -> None:
+        """Wait for the callback thread, unless it is the calling one. From any thread."""
         if self._thread.is_alive() and not self.runs_here():
             self._thread.join(timeout)
 
@@ -210,6 +184,7 @@ class ThreadDelivery:
         self._wakeup.wake()
 
     def runs_here(self) -> bool:
+        """Whether callbacks run on the calling thread."""
         return threading.current_thread() is self._thread
 
     # The callback thread.
@@ -276,6 +251,10 @@ class ThreadDelivery:
     def _report_drops(self, everything: bool = False) -> None:
         for pair, count in self._drops.take_due(time.monotonic(), everything):
             self._runner.report(TicksDropped(count, symbol=pair))
+
+
+#: The callback side of one run, from start to join. Each implements `streaming.interfaces.Delivery`.
+Dispatcher = InlineDelivery | ThreadDelivery
 
 
 class Wakeup:

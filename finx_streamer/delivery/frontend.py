@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol, Self
 
-from ..errors import FinxStreamerError
+from ..errors import ConfigurationError, FinxStreamerError
 from ..values import State
 from .recent import Recent
 from .stats import ListenerStats
@@ -54,23 +54,32 @@ class ListenerView(Protocol):
 Watch = Callable[[Callable[[], None]], Callable[[], None]]
 
 
-class Frontend(Protocol):
-    """What a listener needs from its surroundings. `jupyter.frontend()` returns the right one."""
+class Frontend:
+    """What a listener needs from its surroundings. This is the one for scripts.
 
-    @property
-    def default_keep(self) -> int:
-        """How many ticks a listener keeps if its `keep` is None."""
+    `jupyter.frontend()` returns a subclass in a notebook.
+    """
+
+    #: How many ticks a listener keeps if its `keep` is None. More than the processor's caches hold slow bursts down.
+    default_keep = 1_000
 
     def place(self) -> Place | None:
-        """The running cell. None outside of cells."""
+        """Return the running cell. None outside of cells."""
+        return None
 
     def origin(self, name: str | None, symbols: frozenset[str]) -> Origin | None:
-        """The origin of a listener that starts now. `name` is None unless the user chose it. None outside of cells."""
+        """Return the origin of a listener that starts now. `name` is None unless the user chose it."""
+        return None
 
     def error_display(
         self, place_of: Callable[[Callable[..., Any]], Any]
     ) -> Callable[[FinxStreamerError], None] | None:
-        """What shows errors if there is no `on_error`. None: they are logged. `place_of` finds a callback's cell."""
+        """Return a function that shows errors if there is no `on_error` callback. None: log them.
+
+        `place_of` returns the cell that registered a callback.
+        """
+        return None
 
     def live(self, listener: ListenerView, recent: Recent, pairs: list[str], rate: float, watch: Watch) -> LiveView:
         """Start a live view. Raises `ConfigurationError` outside of notebooks."""
+        raise ConfigurationError("live() works only in Jupyter notebooks. Here, use callbacks or recent()")

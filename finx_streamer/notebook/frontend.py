@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..delivery.frontend import ListenerView, LiveView, Watch
+from ..delivery.frontend import Frontend, ListenerView, Watch
 from ..delivery.recent import Recent
 from .cells import Cell, this_cell
 from .error_display import ErrorDisplay
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .live import Live
 
 
-class Notebook:
+class Notebook(Frontend):
     """Routes output to cells, replaces what an earlier run of a cell left behind, and makes live views."""
 
     default_keep = 10_000
@@ -31,7 +31,7 @@ class Notebook:
         cell = this_cell()
         return None if cell is None else ErrorDisplay(cell, place_of)
 
-    def live(self, listener: ListenerView, recent: Recent, pairs: list[str], rate: float, watch: Watch) -> LiveView:
+    def live(self, listener: ListenerView, recent: Recent, pairs: list[str], rate: float, watch: Watch) -> Live:
         listener.start()
         # Imported only here, because only live views need them and the widget's libraries are an extra.
         kind: type[Live]
