@@ -1,4 +1,7 @@
-"""Delivery from the network thread to the user's callbacks: through a bounded queue and a thread, or inline."""
+"""Delivery from the network thread to the user's callbacks: through a bounded queue and a thread, or inline.
+
+Both classes implement `streaming.interfaces.Delivery`.
+"""
 
 from __future__ import annotations
 
@@ -231,7 +234,7 @@ class ThreadDelivery:
         return True
 
     def _handle_interrupt(self) -> int:
-        """Do what is due besides the queue. Return how many ticks may run before the next call."""
+        """Handle events and reports besides the queue. Return how many ticks may run before the next call."""
         # Clear the flag first, so that an interrupt from now on is handled next time.
         self._runner.interrupted = self._runner.abandoned
         while self._urgent:
@@ -251,10 +254,6 @@ class ThreadDelivery:
     def _report_drops(self, everything: bool = False) -> None:
         for pair, count in self._drops.take_due(time.monotonic(), everything):
             self._runner.report(TicksDropped(count, symbol=pair))
-
-
-#: The callback side of one run, from start to join. Each implements `streaming.interfaces.Delivery`.
-Dispatcher = InlineDelivery | ThreadDelivery
 
 
 class Wakeup:

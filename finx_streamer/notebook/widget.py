@@ -5,7 +5,7 @@ page: `full`, `frame`, and `stopping` as the answer to `stop`.
 
 Unless page and kernel support subshells, the kernel's main thread handles these messages, and a running cell keeps it
 busy. So a page repeats an unanswered stop on the kernel's control channel, which is always served: `control_stop`.
-Frames are sent in the context of the page's last message, which tells a kernel with subshells where to handle replies.
+Frames are sent in the context of the page's last message. From it, a kernel with subshells knows where to handle replies.
 """
 
 from __future__ import annotations
