@@ -1,1 +1,1 @@
-"""delivery"""
+"""Delivery to user code: queues, callbacks, iteration, recent ticks and statistics."""

@@ -1,8 +1,7 @@
 """The running cell, and how code on other threads writes to its output.
 
-A kernel finds the cell that output belongs to through context variables. Our threads don't have them, and each version
-of ipykernel does something else without them. So a callback runs in a copy of the context of the cell that registered
-it. Each call gets its own copy, because two threads can't enter the same context at a time.
+Kernels find the cell that output belongs to through context variables, which our threads don't have. So each callback
+runs in the context of the cell that registered it.
 """
 
 from __future__ import annotations
@@ -56,6 +55,7 @@ class Cell:
 
     def route(self, callback: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap a callback so that its output appears in this cell, on any thread."""
+        # Each call enters a copy, because two threads can't be in the same context.
         if _DISPLAY_IGNORES_CONTEXT:
             return lambda *arguments: self.run(callback, *arguments)
         copy = self.context.copy

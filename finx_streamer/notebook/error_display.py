@@ -1,4 +1,4 @@
-"""Shows errors that have no `on_error` callback in the cell that they belong to."""
+"""Shows errors in the cell that they belong to, if there is no `on_error` callback."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The state of a live view: conflates any number of ticks into what a page can draw. Independent of Jupyter.
 
-A page gets the full state once, then frames with changes. Both are JSON. All text in them is plain, see `text`.
+A page gets the full state once, then frames with changes, both as JSON with plain text only (see `text`).
 """
 
 from __future__ import annotations

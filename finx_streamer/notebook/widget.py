@@ -1,12 +1,4 @@
-"""The live view as a Jupyter widget: a model here, `live.js` in the page, and messages between them.
-
-From the page: `hello` (it needs the full state), `visible` and `hidden`, `chart` (the pairs to draw), `stop`. To the
-page: `full`, `frame`, and `stopping` as the answer to `stop`.
-
-Unless page and kernel support subshells, the kernel's main thread handles these messages, and a running cell keeps it
-busy. So a page repeats an unanswered stop on the kernel's control channel, which is always served: `control_stop`.
-Frames are sent in the context of the page's last message. From it, a kernel with subshells knows where to handle replies.
-"""
+"""The live view as a Jupyter widget: a model here, `live.js` in the page, and messages between them."""
 
 from __future__ import annotations
 
@@ -68,6 +60,7 @@ class LiveWidget(Live):
         self._widget = _Widget(saved=saved, kernel=_kernel_id())
         self._widget.view_id = self._widget.model_id
         self._widget.on_msg(self._receive)
+        #: The context of the last message from a page. A kernel with subshells finds the right one for replies in it.
         self._context = contextvars.copy_context()
         #: Until when each page counts as visible.
         self._visible_until: dict[str, float] = {}
@@ -135,7 +128,8 @@ class LiveWidget(Live):
             self._stopping = False
             self.wake()
 
-    # Messages from pages.
+    # Messages from a page: `hello` (it needs the full state), `visible`, `hidden`, `chart` (the pairs to draw), `stop`.
+    # Messages to it: `full`, `frame`, and `stopping`, which confirms a stop.
 
     def _receive(self, _: Any, content: Any, __: Any) -> None:
         """Handle a message, quickly, on the thread that received it."""
@@ -231,7 +225,11 @@ def _serve_control_channel() -> None:
 
 
 def control_stop(stream: Any, ident: Any, parent: dict[str, Any]) -> None:
-    """Stop a view's listener, on request from the control channel."""
+    """Stop a view's listener, on request from the control channel.
+
+    A running cell keeps the thread busy that handles messages, unless page and kernel support subshells. So a page
+    repeats an unconfirmed stop on the control channel, which is always served.
+    """
     content = parent.get("content") or {}
     view = _by_id.get(str(content.get("view")))
     if view is not None:
