@@ -159,7 +159,8 @@ class EventLoop:
         self._waker, self._woken = socket.socketpair()
         self._waker.setblocking(False)
         self._woken.setblocking(False)
-        self.poller.register(self._woken.fileno(), self.poller.READ)
+        self._woken_fd = self._woken.fileno()
+        self.poller.register(self._woken_fd, self.poller.READ)
         #: One entry per thread inside `post`. Once the loop has ended, the last one out closes the waker in `_wakers`.
         self._posting: deque[None] = deque()
         self._wakers = deque([self._waker])
@@ -281,18 +282,20 @@ class EventLoop:
         elif self._deadlines:
             timeout = min(max(0.0, self._deadlines[0][0] - self.now), _LONGEST_WAIT)
         # Read before checking deadlines: after a pause of the process, the answer to a ping may be waiting there.
-        poller = self.poller
+        poller, woken = self.poller, False
         for fd, events in poller.poll(timeout):
             channel = self._channels.get(fd)
             if channel is None:
-                # Or an earlier event of this turn closed it.
-                if fd == self._woken.fileno():
-                    self._run_inbox()
+                # The inbox, or a channel that an earlier event of this turn has closed.
+                woken = woken or fd == self._woken_fd
                 continue
             if events & ~poller.READ:
                 channel.on_writable()
             if events & ~poller.WRITE:
                 channel.on_readable()
+        if woken:
+            # After reading: a command may depend on what the sockets have to say.
+            self._run_inbox()
         self.now = time.monotonic()
         if self._deadlines and self._deadlines[0][0] <= self.now:
             self._wake_due(self.now)

@@ -169,13 +169,10 @@ class PooledConnection(WebSocketChannel):
         """Whether it has no call, and owes no answer to a keepAlive."""
         return self.call is None and self._keepalive_answer_by == NEVER
 
+    @property
     def is_reusable(self) -> bool:
-        """Look whether it is still open, and the server has sent nothing unasked for."""
-        websocket = self.websocket
-        if websocket is None:
-            return False
-        unasked = self.fill(websocket) and websocket.messages(1)
-        return not unasked and self.websocket is not None and websocket.between_messages
+        """Whether the next message will be an answer: it is open, and nothing of another message has arrived."""
+        return self.websocket is not None and self.websocket.between_messages
 
     def ask(self, call: Call) -> None:
         """Send the request of a call, which has the connection until its answer has come."""
@@ -195,7 +192,7 @@ class PooledConnection(WebSocketChannel):
         self._connect_by = NEVER
         self._opened_at = time.monotonic()
         self.update_watch()
-        if self.call is not None and self.is_reusable():
+        if self.call is not None and not websocket.messages(1) and self.is_reusable:
             self.ask(self.call)
         elif self.websocket is not None:
             self.lost(websocket.ended or ConnectionFailed("the server sent something before it was asked"))
@@ -219,7 +216,7 @@ class PooledConnection(WebSocketChannel):
     def wake(self, now: float) -> None:
         if now >= self._connect_by:
             seconds = self.config.connect_timeout
-            self.lost(ConnectionFailed(f"no connection within {seconds:g} s: name resolution or the api_key callable hangs"))
+            self.lost(ConnectionFailed(f"no connection within {seconds:g} s: DNS or the api_key callable hangs"))
         elif now >= self._keepalive_answer_by:
             self._scheduler.drop(self)
         elif now >= self._keepalive_at:
@@ -310,7 +307,7 @@ class CallScheduler:
         """Give idle connections, and new ones as far as allowed, to the calls that wait."""
         while self._queue:
             idle = next((connection for connection in self.connections if connection.is_idle), None)
-            if idle is not None and not idle.is_reusable():
+            if idle is not None and not idle.is_reusable:
                 self.drop(idle)
             elif idle is not None:
                 idle.ask(self._queue.popleft())

@@ -31,7 +31,7 @@ def _function_client(port: int, function: str) -> Callable[[], int]:
     client = FunctionClient(KEY, f"ws://127.0.0.1:{port}/", connections=1)
     if function == "tickSnap":
         return lambda: len([client.tick_snap(PAIR, f"{DAY}T{TIME}Z")])
-    return lambda: len(client._fetch(PAIR, DAY, TIME, {}))
+    return lambda: len(client._ticks.fetch(PAIR, DAY, TIME, {}))
 
 
 def _requests(port: int, function: str, contender: str) -> Callable[[], int]:
