@@ -134,7 +134,6 @@ class StreamListener:
         where.check_secrecy(check.instance("allow_insecure", allow_insecure, "True or False", check.is_bool))
         proxies.check_secrecy(where, allow_insecure)
         timing = Timing(
-            check.seconds("connect_timeout", connect_timeout),
             check.seconds_or_none("ping_interval", ping_interval),
             check.seconds("ping_timeout", ping_timeout),
             check.seconds_or_none("stale_after", stale_after),
@@ -150,7 +149,7 @@ class StreamListener:
                 where,
                 None,
                 keys,
-                timing.connect_timeout,
+                check.seconds("connect_timeout", connect_timeout),
                 check.context_factory(
                     check.instance("ssl_context", ssl_context, "an ssl.SSLContext or None", check.is_context)
                 ),

@@ -50,10 +50,6 @@ class WebSocketChannel(ABC):
     # For subclasses to define.
 
     @abstractmethod
-    def handshake_started(self) -> None:
-        """The time of the handshake runs from now."""
-
-    @abstractmethod
     def opened(self, websocket: Connection) -> None:
         """The handshake succeeded."""
 

@@ -13,15 +13,15 @@ import attrs
 from ..errors import ConnectionFailed
 from .attempt import Attempt, ConnectionConfig
 from .handshake import outcome_of
-from .loop import EventLoop
+from .loop import NEVER, EventLoop
 from .websocket import Connection
 
 #: More at a time would be no faster, and would look like an attack to the server.
 MAX_CONCURRENT = 8
 #: Cancelled attempts may hang in name resolution, which can't be interrupted. Others start in their place, up to this.
 MAX_WORKERS = 4 * MAX_CONCURRENT
-#: A handshake ends itself at its deadline, with the reason. It counts as stuck only this many seconds later.
-GRACE = 0.25
+#: Seconds; see its use.
+_GRACE = 0.25
 #: Seconds that the end of the loop waits for cancelled workers, in total.
 _JOIN_TIMEOUT = 0.2
 
@@ -29,13 +29,10 @@ _STUCK = f"{MAX_WORKERS} earlier attempts still hang in name resolution, or in t
 
 
 class Requester(Protocol):
-    """Who asks for a handshake. Called on the loop's thread."""
-
-    def handshake_started(self) -> None:
-        """It may have waited for its turn: its time runs from now."""
+    """Who asks for a handshake."""
 
     def handshake_ended(self, handshake: Handshake, outcome: Connection | ConnectionFailed) -> None:
-        """It succeeded or failed. Not called after `cancel`."""
+        """It succeeded or failed, on the loop's thread. Not called after `cancel`."""
 
 
 @attrs.define(eq=False)
@@ -45,8 +42,16 @@ class Handshake:
     config: ConnectionConfig
     attempt: Attempt
     requester: Requester
-    started: bool = False
+    #: Set when its turn has come.
+    pool: Handshakes | None = None
     cancelled: bool = False
+    #: For the loop: see `Timed`.
+    deadline: float = NEVER
+    scheduled: float = NEVER
+
+    def wake(self, now: float) -> None:
+        if self.pool is not None and now >= self.deadline:
+            self.pool.give_up(self)
 
 
 class Handshakes:
@@ -70,12 +75,19 @@ class Handshakes:
     def cancel(self, handshake: Handshake) -> None:
         """Give up a handshake. Its connection is closed if it still opens."""
         handshake.cancelled = True
-        if handshake.started:
-            handshake.attempt.cancel()
-            self._in_flight -= 1
-            self._start_queued()
-        else:
+        if handshake.pool is None:
             self._queue.remove(handshake)
+            return
+        handshake.attempt.cancel()
+        self._release(handshake)
+        self._start_queued()
+
+    def give_up(self, handshake: Handshake) -> None:
+        """A handshake is stuck where it can't be interrupted."""
+        seconds = handshake.config.connect_timeout
+        self.cancel(handshake)
+        stuck = f"no connection within {seconds:g} s: name resolution or the api_key callable hangs"
+        handshake.requester.handshake_ended(handshake, ConnectionFailed(stuck))
 
     def close(self) -> None:
         """Wait briefly for the workers, after everything was cancelled. The rest are daemons that hang in DNS."""
@@ -87,12 +99,14 @@ class Handshakes:
     def _start_queued(self) -> None:
         while self._queue and self._in_flight < MAX_CONCURRENT:
             handshake = self._queue.popleft()
-            handshake.started = True
+            handshake.pool = self
             self._in_flight += 1
             if len(self._workers) >= MAX_WORKERS:
                 self._fail_later(handshake, _STUCK)
                 continue
-            handshake.requester.handshake_started()
+            # A handshake ends itself in time, with the reason. It counts as stuck only a moment later.
+            handshake.deadline = time.monotonic() + handshake.config.connect_timeout + _GRACE
+            self._loop.schedule(handshake)
             name = f"{self._name}-handshake-{next(self._numbers)}"
             worker = threading.Thread(target=self._work, args=(handshake,), name=name, daemon=True)
             self._workers.add(worker)
@@ -123,9 +137,14 @@ class Handshakes:
         if handshake.cancelled:
             _discard(outcome)
         else:
-            self._in_flight -= 1
+            self._release(handshake)
             handshake.requester.handshake_ended(handshake, outcome)
         self._start_queued()
+
+    def _release(self, handshake: Handshake) -> None:
+        self._in_flight -= 1
+        handshake.deadline = NEVER
+        self._loop.unschedule(handshake)
 
 
 def _discard(outcome: Connection | ConnectionFailed) -> None:

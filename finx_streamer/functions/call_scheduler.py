@@ -21,7 +21,7 @@ from ..config.reconnect import ReconnectPolicy, is_fatal, retry_delay
 from ..config.redaction import ApiKey, redact
 from ..connection.attempt import ConnectionConfig
 from ..connection.channel import WebSocketChannel
-from ..connection.handshakes import GRACE, Handshakes
+from ..connection.handshakes import Handshakes
 from ..connection.loop import NEVER, EventLoop
 from ..connection.websocket import Connection
 from ..errors import AuthenticationError, CallTimeout, ConnectionFailed, FinxStreamerError, FunctionError
@@ -153,7 +153,7 @@ class PooledConnection(WebSocketChannel):
         call: What it is opened for.
     """
 
-    __slots__ = ("_connect_by", "_keepalive_answer_by", "_keepalive_at", "_opened_at", "_scheduler", "call")
+    __slots__ = ("_keepalive_answer_by", "_keepalive_at", "_opened_at", "_scheduler", "call")
 
     def __init__(self, scheduler: CallScheduler, call: Call) -> None:
         super().__init__(scheduler.loop, scheduler.handshakes, scheduler.settings.config)
@@ -161,7 +161,7 @@ class PooledConnection(WebSocketChannel):
         self.call: Call | None = call
         self._scheduler = scheduler
         self._opened_at = 0.0
-        self._connect_by = self._keepalive_at = self._keepalive_answer_by = NEVER
+        self._keepalive_at = self._keepalive_answer_by = NEVER
         self._refused_key, self._next_key = call.refused_key, call.next_key
 
     @property
@@ -184,12 +184,7 @@ class PooledConnection(WebSocketChannel):
 
     # The handshake, and the end.
 
-    def handshake_started(self) -> None:
-        self._connect_by = time.monotonic() + self.config.connect_timeout + GRACE
-        self.loop.schedule(self)
-
     def opened(self, websocket: Connection) -> None:
-        self._connect_by = NEVER
         self._opened_at = time.monotonic()
         self.update_watch()
         if self.call is not None and not websocket.messages(1) and self.is_reusable:
@@ -211,13 +206,10 @@ class PooledConnection(WebSocketChannel):
 
     @property
     def deadline(self) -> float:
-        return min(self._connect_by, self._keepalive_at, self._keepalive_answer_by)
+        return min(self._keepalive_at, self._keepalive_answer_by)
 
     def wake(self, now: float) -> None:
-        if now >= self._connect_by:
-            seconds = self.config.connect_timeout
-            self.lost(ConnectionFailed(f"no connection within {seconds:g} s: DNS or the api_key callable hangs"))
-        elif now >= self._keepalive_answer_by:
+        if now >= self._keepalive_answer_by:
             self._scheduler.drop(self)
         elif now >= self._keepalive_at:
             self._keepalive_at = NEVER

@@ -28,7 +28,6 @@ class Link(enum.Enum):
 class Timing:
     """The timeouts and intervals of a session, in seconds. None turns one off."""
 
-    connect_timeout: float = 10.0
     ping_interval: float | None = 20.0
     ping_timeout: float = 10.0
     stale_after: float | None = None
@@ -39,9 +38,7 @@ class Timing:
 
 @attrs.frozen
 class Connect:
-    """Open a connection. `after_refusal`: the last key was refused, so only a different one is worth trying."""
-
-    after_refusal: bool = False
+    """Open a connection."""
 
 
 @attrs.frozen
@@ -134,13 +131,12 @@ class Session:
         self._held = False
         #: When the ping that is unanswered was sent.
         self._ping_sent: float | None = None
-        self._after_refusal = False
         #: When the key was first refused since the last open connection.
         self._refused_at = _NEVER
         #: Whether the last error suggests that the network is down.
         self._may_retry_early = False
         self._last_early_retry = -_NEVER
-        self._connect_by = self._connect_at = self._ping_at = self._stale_at = self._keep_alive_at = _NEVER
+        self._connect_at = self._ping_at = self._stale_at = self._keep_alive_at = _NEVER
 
     @property
     def delivers(self) -> bool:
@@ -150,9 +146,7 @@ class Session:
     @property
     def deadline(self) -> float:
         """When to call `wake`; infinity for never."""
-        if self.link is Link.HANDSHAKE:
-            return self._connect_by
-        if self.link is Link.NONE:
+        if self.link is not Link.OPEN:
             return self._connect_at
         return min(self._ping_at, self._pong_by, self._stale_by, self._keep_alive_at)
 
@@ -161,11 +155,6 @@ class Session:
         if self.state is not State.IDLE:
             return []
         return [*self._enter(State.CONNECTING), *self._connect()]
-
-    def handshake_started(self, now: float) -> None:
-        """Start the connect timeout: the handshake may have waited in a queue."""
-        if self.link is Link.HANDSHAKE:
-            self._connect_by = now + self._timing.connect_timeout
 
     def opened(self, now: float) -> list[Action]:
         """Take note that the handshake succeeded."""
@@ -225,7 +214,6 @@ class Session:
             self._refused_at = min(self._refused_at, now)
         if not self._may_retry(error, now):
             return [Report(error), *self._enter(State.FAILED), End(error)]
-        self._after_refusal = isinstance(error, AuthenticationError)
         error.will_retry = True
         error.retry_in = retry_delay(error, self._choose_delay(error, lasted))
         self._connect_at = now + error.retry_in
@@ -249,15 +237,7 @@ class Session:
         """Do what is due. Harmless when nothing is."""
         if self.state.ended or self.state is State.IDLE:
             return []
-        if self.link is Link.HANDSHAKE:
-            if now < self._connect_by:
-                return []
-            seconds = self._timing.connect_timeout
-            # All other steps of a handshake have a timeout of their own, with a message of their own.
-            return self._give_up(
-                f"no connection within {seconds:g} s: name resolution or the api_key callable hangs", now
-            )
-        if self.link is Link.NONE:
+        if self.link is not Link.OPEN:
             return self._connect() if now >= self._connect_at else []
         if now >= self._pong_by:
             return self._give_up(f"no answer to a ping within {self._timing.ping_timeout:g} s", now)
@@ -312,8 +292,8 @@ class Session:
     def _connect(self) -> list[Action]:
         self.attempt += 1
         self.link = Link.HANDSHAKE
-        self._connect_at = self._connect_by = _NEVER
-        return [Connect(after_refusal=self._after_refusal)]
+        self._connect_at = _NEVER
+        return [Connect()]
 
     def _may_retry(self, error: ConnectionFailed, now: float) -> bool:
         if self._policy is None:

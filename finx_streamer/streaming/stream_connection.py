@@ -9,7 +9,7 @@ from typing import Protocol
 from ..connection.attempt import ConnectionConfig
 from ..connection.channel import WebSocketChannel
 from ..connection.failures import translate
-from ..connection.handshakes import GRACE, Handshakes
+from ..connection.handshakes import Handshakes
 from ..connection.loop import EventLoop
 from ..connection.websocket import READ_SIZE, Connection
 from ..errors import ConnectionFailed
@@ -113,10 +113,6 @@ class StreamConnection(WebSocketChannel):
         self.loop.schedule(self)
 
     # The connection opens and is lost.
-
-    def handshake_started(self) -> None:
-        self.session.handshake_started(time.monotonic() + GRACE)
-        self.loop.schedule(self)
 
     def opened(self, websocket: Connection) -> None:
         now, stream = time.monotonic(), self.stream

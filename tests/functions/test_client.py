@@ -40,8 +40,9 @@ from finx_streamer import (
 from finx_streamer.config.api_key import KeySource
 from finx_streamer.server import LocalServer, SimulatedMarket, Tape
 from tests.promises.test_secrets import KEY, assert_clean, give
+from tests.support import market
 from tests.support.calls import answer
-from tests.support.peers import PATIENCE, QUICK, Peer, Script, close_frame, frame, refuse
+from tests.support.peers import PATIENCE, QUICK, Peer, Script, Seen, close_frame, frame, refuse
 
 WireTick = dict[str, str]
 
@@ -587,3 +588,33 @@ def ask(client: FunctionClient, function: str) -> Any:
     if function == "tickHistory":
         return client.tick_history("BTC:USDC", "2022-07-02")
     return client.tick_snap("BTC:USDC") if function == "tickSnap" else client.call(function)
+
+
+# Calls from callbacks.
+
+
+@pytest.mark.parametrize("event", ["tick", "error", "notice", "state", "gap"])
+def test_a_call_works_inside_any_callback(seen: Seen, dispatch: str, event: str) -> None:
+    """A client has its own event loop, so a call doesn't wait for the listener's, not even with inline dispatch."""
+    snaps: list[Tick] = []
+
+    def call(*_: object) -> None:
+        if not snaps:
+            snaps.append(client.tick_snap(market.PAIR))
+            called.set()
+
+    called = threading.Event()
+    with LocalServer(market.Market(), keys={"demo"}) as server, FunctionClient("demo", server.url) as client:
+        callbacks: dict[str, Any] = {f"on_{event}": call}
+        market.send(server, 1)
+        with seen.listener(server.url, dispatch=dispatch, backfill=True, **callbacks):
+            server.wait_connected(1)
+            market.send(server, 2)
+            server.wait_until(lambda stats: stats.ticks_sent >= 1)
+            server.send_message('{"hello":"there"}')
+            server.drop_connections()
+            server.wait_until(lambda stats: stats.symbols.get(market.PAIR, 0) == 1 and stats.connections_total >= 2)
+            server.wait_connected(1)
+            market.send(server, 3)
+            assert called.wait(PATIENCE)
+    assert snaps[0]["pair"] == market.PAIR

@@ -187,7 +187,6 @@ def by_the_network(pieces: list[bytes], limit: int) -> tuple[Heard, list[str]]:
 def _stream_connection(streams: Streams) -> StreamConnection:
     session = Session(ReconnectPolicy(), Timing())
     session.start(0.0)
-    session.handshake_started(0.0)
     session.opened(0.0)
     stream = Stream(SYMBOL, Decoder(SYMBOL, SYMBOL), streams)
     return StreamConnection(streams, session, None, stream)  # type: ignore[arg-type]

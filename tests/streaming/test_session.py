@@ -51,7 +51,6 @@ def open_session(policy: ReconnectPolicy | None = STEADY, key_can_change: bool =
     """A session whose connection was opened at 0."""
     session = new_session(policy, key_can_change, **timing)
     session.start(0.0)
-    session.handshake_started(0.0)
     session.opened(0.0)
     return session
 
@@ -59,7 +58,6 @@ def open_session(policy: ReconnectPolicy | None = STEADY, key_can_change: bool =
 def reconnect(session: Session, now: float) -> None:
     """Connect again at the deadline, and open the connection at `now`."""
     assert session.wake(session.deadline) == [Connect()]
-    session.handshake_started(now)
     assert session.opened(now) == [Announce(State.STREAMING)]
 
 
@@ -108,57 +106,22 @@ def test_an_opened_connection_streams() -> None:
     """Messages are delivered from then on."""
     session = new_session()
     session.start(0.0)
-    session.handshake_started(0.0)
     assert not session.delivers
     assert session.opened(1.0) == [Announce(State.STREAMING)]
     assert session.delivers
     assert session.link is Link.OPEN
 
 
-def test_a_queued_handshake_has_no_deadline() -> None:
-    """The connect timeout starts with the handshake."""
-    session = new_session(connect_timeout=10.0)
-    session.start(0.0)
-    assert session.deadline == NEVER
-    session.handshake_started(100.0)
-    assert session.deadline == 110.0
-
-
-def test_a_slow_handshake_is_aborted() -> None:
-    """After `connect_timeout` it counts as a failed attempt."""
-    session = new_session(connect_timeout=10.0)
-    session.start(0.0)
-    session.handshake_started(0.0)
-    assert session.wake(9.9) == []
-    match session.wake(10.0):
-        case [Disconnect(), Report(error), Announce(State.RECONNECTING)]:
-            assert "no connection within 10 s" in str(error)
-        case actions:
-            pytest.fail(f"{actions}")
-    assert session.deadline == 11.0
-
-
 @pytest.mark.parametrize("stopped", [False, True])
 def test_a_connection_that_opens_too_late_is_closed(stopped: bool) -> None:
     """A late success of an aborted attempt is not used."""
-    session = new_session(connect_timeout=10.0)
+    session = new_session()
     session.start(0.0)
-    session.handshake_started(0.0)
-    _ = session.stop(5.0) if stopped else session.wake(10.0)
+    _ = session.stop(5.0) if stopped else session.lost(loss(), 10.0)
     state, deadline = session.state, session.deadline
     assert session.opened(10.5) == [Disconnect()]
     assert (session.state, session.link, session.deadline) == (state, Link.NONE, deadline)
     assert not session.delivers
-
-
-def test_a_late_handshake_start_sets_no_deadline() -> None:
-    """Neither before the next attempt nor on an open connection."""
-    session = open_session(connect_timeout=1.0, ping_interval=None)
-    session.handshake_started(5.0)
-    assert session.deadline == NEVER
-    session.lost(loss(), 6.0)
-    session.handshake_started(6.0)
-    assert session.deadline == 7.0
 
 
 # Reconnecting.
@@ -183,7 +146,6 @@ def test_every_failed_attempt_is_reported_with_its_number() -> None:
     reports = []
     now = 0.0
     for _ in range(6):
-        session.handshake_started(now)
         error = loss()
         assert session.lost(error, now)[0] == Report(error)
         reports.append((error.attempt, error.retry_in))
@@ -245,7 +207,7 @@ def test_a_stable_connection_restarts_the_policy() -> None:
 
 def test_a_long_handshake_is_not_a_stable_connection() -> None:
     """Only time on an open connection counts towards `reset_after`."""
-    session = new_session(connect_timeout=1_000.0)
+    session = new_session()
     session.start(0.0)
     error = loss()
     session.lost(error, 500.0)
@@ -365,25 +327,13 @@ def test_a_fatal_error_fails_the_session(error: ConnectionFailed, is_open: bool)
     assert not error.will_retry
 
 
-def test_after_a_refused_key_a_different_one_is_requested() -> None:
-    """Keys rotate. The next attempt needs a different key, the one after that may use any."""
+def test_a_refused_key_is_retried_if_it_can_change() -> None:
+    """Keys rotate, so the next attempt may have a different one."""
     session = open_session(key_can_change=True)
     error = AuthenticationError("policy", close_code=1008)
     session.lost(error, 5.0)
     assert error.will_retry
-    assert session.wake(session.deadline) == [Connect(after_refusal=True)]
-    session.lost(loss(), 6.0)
-    assert session.wake(session.deadline) == [Connect(after_refusal=False)]
-
-
-def test_an_accepted_key_may_be_used_again() -> None:
-    """The next reconnect may use the key that worked."""
-    session = open_session(key_can_change=True)
-    session.lost(AuthenticationError("refused", status=401), 5.0)
-    session.wake(session.deadline)
-    session.opened(6.0)
-    session.lost(loss(), 7.0)
-    assert session.wake(session.deadline) == [Connect(after_refusal=False)]
+    assert session.wake(session.deadline) == [Connect()]
 
 
 def test_the_session_fails_if_there_is_no_different_key() -> None:
@@ -404,7 +354,7 @@ def test_a_new_key_may_be_slightly_late() -> None:
         if End(error) in actions:
             break
         now = session.deadline
-        assert session.wake(now) == [Connect(after_refusal=True)]
+        assert session.wake(now) == [Connect()]
         asked += 1
     assert 5 <= asked < 50
     assert 100.0 + NEW_KEY_TIMEOUT <= now < 100.0 + NEW_KEY_TIMEOUT + 1.0
@@ -629,7 +579,6 @@ def test_an_early_wake_does_nothing() -> None:
     """This holds in every state."""
     session = new_session()
     session.start(0.0)
-    session.handshake_started(0.0)
     assert session.wake(1.0) == []
     session.opened(1.0)
     assert session.wake(2.0) == []
@@ -672,7 +621,6 @@ def test_an_end_is_final(failed: bool) -> None:
     session = open_session(ping_interval=5.0, stale_after=5.0, keep_alive=5.0)
     _ = session.lost(FATAL[0], 1.0) if failed else session.stop(1.0)
     state = session.state
-    session.handshake_started(2.0)
     session.received(2.0, ticks=True)
     session.hold(2.0)
     session.release(2.0)
@@ -721,7 +669,7 @@ class AnySequence(RuleBasedStateMachine):
     @initialize(
         policy=st.none() | policies,
         key_can_change=st.booleans(),
-        timing=st.builds(Timing, seconds, optional_seconds, seconds, optional_seconds, optional_seconds),
+        timing=st.builds(Timing, optional_seconds, seconds, optional_seconds, optional_seconds),
     )
     def create(self, policy: ReconnectPolicy | None, key_can_change: bool, timing: Timing) -> None:
         self.session = Session(policy, timing, key_can_change=key_can_change, rng=random.Random(1))
@@ -776,23 +724,14 @@ class AnySequence(RuleBasedStateMachine):
             assert actions or self.session.deadline > before, "nothing was due"
             assert not waits or [type(action) for action in actions] == [Connect], "no reconnect"
             self.carry_out(actions)
-            self.start_handshake()
             turns += 1
             assert turns < 10_000, "the deadline does not advance"
         self.now = max(self.now, end)
-
-    def start_handshake(self) -> None:
-        if self.handshake:
-            self.session.handshake_started(self.now)
 
     @rule()
     def start(self) -> None:
         self.carry_out(self.session.start(self.now))
         self.started = self.started or not self.ended
-
-    @rule()
-    def start_handshake_late(self) -> None:
-        self.session.handshake_started(self.now)
 
     @precondition(lambda self: self.handshake)
     @rule()
