@@ -10,7 +10,7 @@ def main() -> None:
     try:
         import rich  # noqa: F401 (the live table needs it: fail now, not later)
 
-        from .cli import app
+        from .cli.commands import app
     except ModuleNotFoundError as missing:
         if not missing.name or missing.name.partition(".")[0] == __package__:
             raise

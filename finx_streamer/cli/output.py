@@ -16,15 +16,20 @@ from .. import ConfigurationError
 
 
 class Output:
-    """What `--output` names; None is standard output. Raises `ConfigurationError` for a directory, else `OSError`."""
+    """The destination that `--output` names. None means standard output.
+
+    Raises:
+        ConfigurationError: The path is a directory.
+        OSError: The path can't be looked at.
+    """
 
     def __init__(self, path: Path | None) -> None:
-        found = _found(path) if path is not None else None
+        found = _stat(path) if path is not None else None
         if found is not None and stat.S_ISDIR(found.st_mode):
-            raise ConfigurationError(f"--output {path}: it is a directory; expected a file")
+            raise ConfigurationError(f"--output {path}: is a directory; expected a file")
         if found is not None and _is_standard_output(found):
             path = None
-        #: What appears when it is complete; None: ticks go straight to where they are read.
+        #: The file that appears when it is complete. None: ticks go straight to a pipe, a device or standard output.
         self.file: Path | None = None
         self._path = path
         self._mode: int | None = None
@@ -33,44 +38,50 @@ class Output:
             self._mode = None if found is None else found.st_mode & 0o777
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[IO[str]]:
-        """The file to write to. Raises `BrokenPipeError` where a pipe has lost its reader."""
+    def open(self) -> Iterator[IO[str]]:
+        """Open the destination for writing.
+
+        Raises:
+            BrokenPipeError: The reader of a pipe is gone.
+        """
         if self.file is not None:
-            with _replacing(self.file, self._mode) as file:
+            with _replace_when_complete(self.file, self._mode) as file:
                 yield file
         elif self._path is not None:
-            with open(self._path, "w", encoding="utf-8", newline="") as file, _let_go_of(file):
+            with open(self._path, "w", encoding="utf-8", newline="") as file, _drop_unwritten(file):
                 yield file
         elif sys.stdout is None:
             raise ConfigurationError("standard output is closed")
         else:
-            with _let_go_of(sys.stdout):
+            with _drop_unwritten(sys.stdout):
                 yield sys.stdout
 
 
 @contextlib.contextmanager
-def _replacing(target: Path, mode: int | None) -> Iterator[IO[str]]:
-    """A file beside the target, which takes its name and its mode once all is written, and else is removed."""
-    beside = target.with_name(f".finx-streamer-{secrets.token_hex(8)}.part")
-    # From the first moment on nobody may read it who may not read the target.
+def _replace_when_complete(target: Path, mode: int | None) -> Iterator[IO[str]]:
+    """Write a temporary file in the target's directory, then rename it. On an error, remove it."""
+    temporary = target.with_name(f".finx-streamer-{secrets.token_hex(8)}.part")
+    # Never more readable than the target, not even for a moment.
     opener = functools.partial(os.open, mode=0o666 if mode is None else mode)
     try:
-        with open(beside, "x", encoding="utf-8", newline="", opener=opener) as file:
+        with open(temporary, "x", encoding="utf-8", newline="", opener=opener) as file:
             if mode is not None:
-                os.chmod(beside, mode)
+                os.chmod(temporary, mode)
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, target)
-    except BaseException:
+        os.replace(temporary, target)
+    except BaseException as error:
+        if isinstance(error, OSError):
+            error.filename = str(target)  # the temporary name would confuse
         with contextlib.suppress(OSError):
-            beside.unlink()
+            temporary.unlink()
         raise
 
 
 @contextlib.contextmanager
-def _let_go_of(file: IO[str]) -> Iterator[None]:
-    """What a pipe has not taken by Ctrl-C, or when its reader is gone, must not be tried again when the file closes."""
+def _drop_unwritten(file: IO[str]) -> Iterator[None]:
+    """After Ctrl-C or a closed pipe, drop the buffered rest: closing the file would try to write it again."""
     try:
         yield
     except (KeyboardInterrupt, BrokenPipeError):
@@ -81,8 +92,8 @@ def _let_go_of(file: IO[str]) -> Iterator[None]:
         raise
 
 
-def _found(path: Path) -> os.stat_result | None:
-    """What is there, links followed. Through `/proc` they lead to pipes, which have no name to resolve."""
+def _stat(path: Path) -> os.stat_result | None:
+    """Follow links with `stat`, not by name: links in `/proc` lead to pipes, which have no name."""
     try:
         return os.stat(path)
     except FileNotFoundError:
@@ -90,5 +101,5 @@ def _found(path: Path) -> os.stat_result | None:
 
 
 def _is_standard_output(found: os.stat_result) -> bool:
-    """Whether it is where standard output goes already, as `/dev/stdout` is, and must not be replaced."""
+    """Return whether this is standard output by another name, such as `/dev/stdout`, and must not be replaced."""
     return sys.stdout is not None and os.path.samestat(found, os.fstat(sys.stdout.fileno()))

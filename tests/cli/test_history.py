@@ -1,9 +1,8 @@
-"""`finx-streamer history` and `snap`, as processes, against a real server."""
+"""`finx-streamer history` and `snap`."""
 
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import json
 import os
@@ -18,177 +17,200 @@ from pathlib import Path
 import pytest
 
 from finx_streamer.server import LocalServer, SimulatedMarket
-from tests.cli.test_commands import COMMAND, HOSTILE, KEY, TIMEOUT, _unread, ended, environment, run, running, until
+from tests.support.cli import (
+    COMMAND,
+    HOSTILE_EXCHANGE,
+    KEY,
+    TIMEOUT,
+    environment,
+    read_terminal,
+    run,
+    running,
+    tick,
+    wait_until,
+    wait_until_full,
+)
 
 NOON = datetime(2022, 7, 2, 12, tzinfo=UTC)
-FIELDS = ("pair", "date", "time", "exchange", "price")
+
+
+def exchange_of(number: int) -> str:
+    return HOSTILE_EXCHANGE if number == 3 else "BINANCE" if number % 2 else "FTX"
+
+
 TICKS = [
-    {
-        "pair": "BTC:USDC",
-        "date": "2022-07-02",
-        "time": f"{(NOON + timedelta(seconds=n)).time().isoformat()}.5Z",
-        "exchange": HOSTILE if n == 3 else "BINANCE" if n % 2 else "FTX",
-        "price": f"{n}.010000000000000002",
-    }
+    tick(
+        "BTC:USDC",
+        f"{(NOON + timedelta(seconds=n)).time().isoformat()}.5Z",
+        exchange_of(n),
+        f"{n}.010000000000000002",
+    )
     for n in range(1_500)
 ]
-INTERVAL = ("--start", "2022-07-02", "--end", "2022-07-03")
+WHOLE_DAY = ("--start", "2022-07-02", "--end", "2022-07-03")
 TEN_SECONDS = ("--start", "2022-07-02T12:00", "--end", "2022-07-02T12:00:10")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def interruptible() -> Iterator[None]:
-    """Commands hear Ctrl-C even where this process, as a shell's background job, was started deaf to it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
 def server() -> Iterator[LocalServer]:
-    """A server that knows these ticks."""
+    """Has the history of 1,500 ticks: two pages."""
     with LocalServer(SimulatedMarket(rate=0.001, seed=1), keys={KEY}) as running:
         running.import_ticks(TICKS)
         yield running
 
 
-def test_history_as_json_lines(server: LocalServer) -> None:
-    """All of it, sorted, prices and times as they came, and nothing on stderr."""
-    result = run("history", "BTC:USDC", *INTERVAL, "--endpoint", server.url)
+def test_writes_history_as_json_lines(server: LocalServer) -> None:
+    """All ticks are there, sorted, with prices and times as they came, and nothing on stderr."""
+    result = run("history", "BTC:USDC", *WHOLE_DAY, "--endpoint", server.url)
     assert (result.returncode, result.stderr) == (0, "")
     lines = [json.loads(line) for line in result.stdout.splitlines()]
-    assert [{name: line[name] for name in FIELDS} for line in lines] == TICKS
-    assert all(line["backfilled"] is True for line in lines)
+    assert [{name: line[name] for name in TICKS[0]} for line in lines] == TICKS
+    assert {line["backfilled"] for line in lines} == {True}
 
 
-def test_history_as_csv_in_a_file(server: LocalServer, tmp_path: Path) -> None:
-    """The file has a header and harmless cells; standard output has nothing."""
+def test_writes_history_as_csv_into_a_file(server: LocalServer, tmp_path: Path) -> None:
+    """The file has a header, and exchanges as they came; standard output stays empty."""
     output = tmp_path / "ticks.csv"
-    result = run("history", "BTC:USDC", *INTERVAL, "--format", "csv", "--output", str(output), "--endpoint", server.url)
+    options = ["--format", "csv", "--output", str(output)]
+    result = run("history", "BTC:USDC", *WHOLE_DAY, *options, "--endpoint", server.url)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     rows = list(csv.DictReader(io.StringIO(output.read_text())))
-    assert [tick["price"] for tick in TICKS] == [row["price"] for row in rows]
-    assert rows[3]["exchange"].startswith("'=1+1")
-    assert [output] == list(tmp_path.iterdir())
+    assert [row["price"] for row in rows] == [tick["price"] for tick in TICKS]
+    assert rows[3]["exchange"].startswith("=1+1")
+    assert list(tmp_path.iterdir()) == [output]
 
 
-def test_history_of_an_exchange_and_an_hour(server: LocalServer) -> None:
-    """The end is not included; times without an offset are in UTC."""
+def test_selects_an_exchange_and_an_interval(server: LocalServer) -> None:
+    """The end isn't included; times without an offset are in UTC."""
     interval = ("--start", "2022-07-02T12:00:01", "--end", "2022-07-02T12:00:08.500Z")
     result = run("history", "BTC:USDC", *interval, "--exchange", "FTX", "--endpoint", server.url)
     assert [int(float(json.loads(line)["price"])) for line in result.stdout.splitlines()] == [2, 4, 6]
 
 
-def test_no_history_is_no_error(server: LocalServer) -> None:
-    """Nothing is written, but for the header of a table."""
-    interval = ("--start", "2022-07-03", "--end", "2022-07-04", "--endpoint", server.url)
-    assert (lambda result: (result.returncode, result.stdout))(run("history", "BTC:USDC", *interval)) == (0, "")
-    assert run("history", "BTC:USDC", *interval, "--format", "csv").stdout.count("\n") == 1
+@pytest.mark.parametrize(("line_format", "lines"), [("json", 0), ("csv", 1)])
+def test_an_interval_without_ticks_is_no_error(server: LocalServer, line_format: str, lines: int) -> None:
+    """Only the header of a table is written."""
+    interval = ("--start", "2022-07-03", "--end", "2022-07-04")
+    result = run("history", "BTC:USDC", *interval, "--format", line_format, "--endpoint", server.url)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert len(result.stdout.splitlines()) == lines
 
 
-@pytest.mark.parametrize("format", ["json", "csv"])
-def test_a_snap_is_one_line(server: LocalServer, format: str) -> None:
-    """The last tick at or before the time."""
-    result = run("snap", "BTC:USDC", "2022-07-02T12:00:05", "--format", format, "--endpoint", server.url)
+@pytest.mark.parametrize("line_format", ["json", "csv"])
+def test_writes_a_snap(server: LocalServer, line_format: str) -> None:
+    """The line is the last tick at or before the time."""
+    result = run("snap", "BTC:USDC", "2022-07-02T12:00:05", "--format", line_format, "--endpoint", server.url)
     assert (result.returncode, result.stderr) == (0, "")
     assert "4.010000000000000002" in result.stdout.splitlines()[-1]
-    assert "1499" in run("snap", "BTC:USDC", "--endpoint", server.url).stdout
+
+
+def test_a_snap_without_a_time_is_the_last_tick(server: LocalServer) -> None:
+    """The default time is now."""
+    assert json.loads(run("snap", "BTC:USDC", "--endpoint", server.url).stdout)["price"] == TICKS[-1]["price"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "said"),
+    ("arguments", "code", "hint"),
     [
-        (("history", "BTC-USDC", *INTERVAL), 2, "did you mean 'BTC:USDC'"),
-        (("history", "BTC:USDC", "--start", "yesterday"), 2, "--start: 'yesterday'"),
+        (("history", "BTC-USDC", *WHOLE_DAY), 2, "did you mean 'BTC:USDC'"),
+        (("history", "BTC:USDC", "--start", "yesterday"), 2, "--start: 'yesterday' is not allowed; expected a time"),
+        (("history", "BTC:USDC", "--start", "1066-10-14"), 2, "a time from 1970 on, such as 2022-07-02"),
         (("history", "BTC:USDC", "--start", "2022-07-03", "--end", "2022-07-02"), 2, "is before --start"),
         (("history", "BTC:USDC"), 2, "--start"),
-        (("history", "BTC:USDC", *INTERVAL, "--format", "table"), 2, "table"),
-        (("history", "BTC:USDC", *INTERVAL, "--output", "/nowhere/at/all"), 1, "/nowhere/at"),
-        (("history", "BTC:USDC", *INTERVAL, "--output", "/"), 2, "--output /: it is a directory; expected a file"),
-        (("history", "BTC:USDC", *INTERVAL, "--output", ""), 2, "it is a directory"),
-        (("history", "BTC:USDC", *INTERVAL, "--output", ".."), 2, "it is a directory"),
-        (("history", "XRP:USDC", *INTERVAL), 1, "XRP:USDC"),
+        (("history", "BTC:USDC", *WHOLE_DAY, "--format", "table"), 2, "table"),
+        (("history", "BTC:USDC", *WHOLE_DAY, "--output", "/nowhere/at/all"), 1, "/nowhere/at/all: No such file"),
+        (("history", "BTC:USDC", *WHOLE_DAY, "--output", "/"), 2, "--output /: is a directory; expected a file"),
+        (("history", "BTC:USDC", *WHOLE_DAY, "--output", ""), 2, "is a directory"),
+        (("history", "BTC:USDC", *WHOLE_DAY, "--output", ".."), 2, "is a directory"),
+        (("history", "XRP:USDC", *WHOLE_DAY), 1, "XRP:USDC"),
         (("snap", "BTC:USDC", "1999-01-01"), 1, "no tick"),
-        (("snap", "BTC:USDC", "noon"), 2, "AT: 'noon'"),
+        (("snap", "BTC:USDC", "noon"), 2, "TIME: 'noon'"),
         (("snap", "BTC:USDC", "--endpoint", "ws://127.0.0.1:9/", "--api-key-file", "/nowhere"), 2, "/nowhere"),
     ],
 )
-def test_what_is_wrong_is_one_line(server: LocalServer, arguments: tuple[str, ...], status: int, said: str) -> None:
-    """Bad usage is 2, a failure 1; the key is not shown."""
-    more = () if "--endpoint" in arguments else ("--endpoint", server.url)
-    result = run(*arguments, *more)
-    assert status == result.returncode, result.stderr
-    assert said in " ".join(result.stderr.split())
+def test_an_error_has_an_exit_code_and_no_traceback(
+    server: LocalServer, arguments: tuple[str, ...], code: int, hint: str
+) -> None:
+    """The exit code is 2 for wrong usage and 1 for a failure; the key isn't shown."""
+    endpoint = () if "--endpoint" in arguments else ("--endpoint", server.url)
+    result = run(*arguments, *endpoint)
+    assert result.returncode == code, result.stderr
+    assert hint in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
     assert KEY not in result.stdout + result.stderr
     assert result.stdout == ""
 
 
-def test_a_fetch_that_fails_says_how_far_it_came(server: LocalServer, tmp_path: Path) -> None:
-    """And that there is no file, for half a history would pass for a whole one."""
-    many = {"pair": "BTC:USDC", "date": "2022-07-20", "time": "12:00:00.5Z", "exchange": "OKX", "price": "1"}
-    server.import_ticks([many] * 1_001)
+def test_a_failed_fetch_reports_its_progress_and_leaves_no_file(server: LocalServer, tmp_path: Path) -> None:
+    """Half a history could be mistaken for a whole one."""
+    same = tick("BTC:USDC", "12:00:00.5Z", "OKX", "1") | {"date": "2022-07-20"}
+    server.import_ticks([same] * 1_001)
     file = tmp_path / "ticks.jsonl"
     options = ["--start", "2022-07-02", "--end", "2022-07-21", "--output", str(file)]
     result = run("history", "BTC:USDC", "--endpoint", server.url, *options)
-    reason, end = result.stderr.splitlines()
+    reason, progress = result.stderr.splitlines()
     assert (result.returncode, file.exists()) == (1, False)
     assert "ticks within one millisecond" in reason
-    assert f"finx-streamer: ended after {len(TICKS):,} ticks; {file} is not written" == end
+    assert progress == f"finx-streamer: failed after {len(TICKS):,} ticks; {file} was not written"
 
 
-def test_the_time_for_an_answer_is_an_option(server: LocalServer) -> None:
-    """Of both commands."""
+@pytest.mark.parametrize("command", [("history", "BTC:USDC", *WHOLE_DAY), ("snap", "BTC:USDC")])
+def test_the_timeout_is_an_option(server: LocalServer, command: tuple[str, ...]) -> None:
+    """Both commands give up after that time."""
     server.stall_functions(None)
-    for command in (("history", "BTC:USDC", *INTERVAL), ("snap", "BTC:USDC")):
-        result = run(*command, "--endpoint", server.url, "--timeout", "0.5")
-        assert result.returncode == 1
-        assert "no answer within 0.5 s" in result.stderr
+    result = run(*command, "--endpoint", server.url, "--timeout", "0.5")
+    assert result.returncode == 1
+    assert "no answer within 0.5 s" in result.stderr
 
 
 def test_a_refused_key_is_a_failure(server: LocalServer) -> None:
-    """With one line that says so."""
+    """One line says so, without the key."""
     result = run("snap", "BTC:USDC", "--endpoint", server.url, FINX_API_KEY="another-key-altogether")
-    assert result.returncode == 1
+    assert (result.returncode, len(result.stderr.splitlines())) == (1, 1)
     assert "refused" in result.stderr
     assert "another-key" not in result.stderr
 
 
-def test_a_key_from_a_file(server: LocalServer, tmp_path: Path) -> None:
-    """As `listen` takes it."""
+def test_the_key_can_come_from_a_file(server: LocalServer, tmp_path: Path) -> None:
+    """The option is the same as for `listen`."""
     file = tmp_path / "key"
     file.write_text(KEY + "\n")
     result = run("snap", "BTC:USDC", "--endpoint", server.url, "--api-key-file", str(file), FINX_API_KEY="")
     assert result.returncode == 0
 
 
+def wait_for_temporary_file(folder: Path) -> None:
+    """Wait until the command has begun to write beside the old file."""
+    wait_until(lambda: len(list(folder.iterdir())) == 2, "the temporary file exists")
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_leaves_no_file(server: LocalServer, tmp_path: Path, signum: int) -> None:
-    """What was there before is as it was: a file is complete, or it is not there."""
+def test_ctrl_c_leaves_the_old_file(server: LocalServer, tmp_path: Path, signum: int) -> None:
+    """A new file is complete, or it doesn't appear."""
     output = tmp_path / "ticks.jsonl"
     output.write_text("before")
     server.stall_functions(None)
-    with running("history", "BTC:USDC", *INTERVAL, "--output", str(output), "--endpoint", server.url) as process:
-        until(lambda: len(list(tmp_path.iterdir())) == 2, "the file is begun")
-        process.send_signal(signum)
-        code, out, err = ended(process)
+    with running("history", "BTC:USDC", *WHOLE_DAY, "--output", str(output), "--endpoint", server.url) as command:
+        wait_for_temporary_file(tmp_path)
+        command.send_signal(signum)
+        code, out, err = command.finish()
     server.resume()
     assert (code, out) == (130, "")
-    assert "interrupted after 0 ticks" in err
-    assert [output] == list(tmp_path.iterdir())
+    assert f"interrupted after 0 ticks; {output} was not written" in err
+    assert list(tmp_path.iterdir()) == [output]
     assert output.read_text() == "before"
 
 
-def test_a_file_keeps_its_mode_from_the_first_moment_on(server: LocalServer, tmp_path: Path) -> None:
-    """Nobody may read the new ticks who might not read the old file."""
+def test_a_file_keeps_its_mode_at_all_times(server: LocalServer, tmp_path: Path) -> None:
+    """Users who can't read the old file can't read the new ticks either, not even while they are written."""
     output = tmp_path / "ticks.jsonl"
     output.write_text("before")
     output.chmod(0o600)
     arguments = ("history", "BTC:USDC", *TEN_SECONDS, "--output", str(output), "--endpoint", server.url)
     server.stall_functions(None)
     with running(*arguments):
-        until(lambda: len(list(tmp_path.iterdir())) == 2, "the file is begun")
-        assert {0o600} == {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()}
+        wait_for_temporary_file(tmp_path)
+        assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {0o600}
     server.stall_functions(0)
     assert run(*arguments).returncode == 0
     assert stat.S_IMODE(output.stat().st_mode) == 0o600
@@ -197,7 +219,7 @@ def test_a_file_keeps_its_mode_from_the_first_moment_on(server: LocalServer, tmp
 
 @pytest.mark.parametrize("exists", [True, False])
 def test_a_link_stays_a_link(server: LocalServer, tmp_path: Path, exists: bool) -> None:
-    """The file that it leads to is written, as a shell's redirection would do it."""
+    """The file behind the link is written, as a shell's redirection does it."""
     (tmp_path / "elsewhere").mkdir()
     output, target = tmp_path / "link", tmp_path / "elsewhere" / "ticks.jsonl"
     output.symlink_to(target)
@@ -207,19 +229,19 @@ def test_a_link_stays_a_link(server: LocalServer, tmp_path: Path, exists: bool) 
     assert (result.returncode, result.stderr) == (0, "")
     assert output.is_symlink()
     assert len(target.read_text().splitlines()) == 10
-    assert [target] == list(target.parent.iterdir())
+    assert list(target.parent.iterdir()) == [target]
 
 
-def test_a_long_name_is_a_name(server: LocalServer, tmp_path: Path) -> None:
-    """What a file system takes is not too long for the file that comes before it."""
+def test_a_file_name_can_be_long(server: LocalServer, tmp_path: Path) -> None:
+    """The temporary file's name isn't longer than the file system allows."""
     output = tmp_path / ("n" * 250)
     result = run("history", "BTC:USDC", *TEN_SECONDS, "--output", str(output), "--endpoint", server.url)
     assert (result.returncode, result.stderr) == (0, "")
     assert len(output.read_text().splitlines()) == 10
 
 
-def test_a_named_pipe_is_written_to(server: LocalServer, tmp_path: Path) -> None:
-    """Whoever reads it gets the ticks, and it stays what it is."""
+def test_writes_into_a_named_pipe(server: LocalServer, tmp_path: Path) -> None:
+    """The reader gets the ticks, and the pipe isn't replaced by a file."""
     output = tmp_path / "pipe"
     os.mkfifo(output)
     reader = os.open(output, os.O_RDONLY | os.O_NONBLOCK)
@@ -232,8 +254,8 @@ def test_a_named_pipe_is_written_to(server: LocalServer, tmp_path: Path) -> None
     assert output.is_fifo()
 
 
-def test_standard_output_by_its_name(server: LocalServer, tmp_path: Path) -> None:
-    """A pipe is written to; a file that the shell appends to keeps what is in it."""
+def test_standard_output_can_be_named(server: LocalServer, tmp_path: Path) -> None:
+    """A pipe is written to; a file to which the shell appends keeps its content."""
     arguments = ("history", "BTC:USDC", *TEN_SECONDS, "--output", "/proc/self/fd/1", "--endpoint", server.url)
     result = run(*arguments)
     assert (result.returncode, result.stderr) == (0, "")
@@ -247,28 +269,24 @@ def test_standard_output_by_its_name(server: LocalServer, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_ctrl_c_works_while_nobody_reads(server: LocalServer, tmp_path: Path, named: bool) -> None:
-    """A pipe that is full holds up the ticks, and nothing else."""
+def test_ctrl_c_works_while_the_pipe_is_full(server: LocalServer, tmp_path: Path, named: bool) -> None:
+    """A reader that stops holds up the ticks, but not the command."""
     output = tmp_path / "pipe"
     os.mkfifo(output)
-    more = ("--output", str(output)) if named else ()
+    options = ("--output", str(output)) if named else ()
     reader = os.open(output, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        with running("history", "BTC:USDC", *INTERVAL, *more, "--endpoint", server.url) as process:
-            assert process.stdout is not None
-            assert process.stderr is not None
-            pipe = reader if named else process.stdout.fileno()
-            size = fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 4_096)
-            until(lambda: _unread(pipe) > size - 512, "the pipe is full")
-            process.send_signal(signal.SIGINT)
-            assert "interrupted after" in process.stderr.readline()
-            assert process.wait(TIMEOUT) == 130
+        with running("history", "BTC:USDC", *WHOLE_DAY, *options, "--endpoint", server.url) as command:
+            wait_until_full(reader if named else command.stdout.fileno())
+            command.send_signal()
+            assert "interrupted after" in command.stderr.readline()
+            assert command.wait() == 130
     finally:
         os.close(reader)
 
 
-def test_of_a_long_error_the_beginning_is_shown(server: LocalServer) -> None:
-    """Nobody reads a hundred thousand characters in a line."""
+def test_shortens_a_long_error(server: LocalServer) -> None:
+    """A server's text doesn't flood the terminal."""
     server.fail_functions(None, "m" * 100_000)
     result = run("snap", "BTC:USDC", "--endpoint", server.url)
     assert (result.returncode, len(result.stderr.splitlines())) == (1, 1)
@@ -276,11 +294,10 @@ def test_of_a_long_error_the_beginning_is_shown(server: LocalServer) -> None:
     assert len(result.stderr) < 350
 
 
-def test_a_closed_pipe_is_the_end(server: LocalServer) -> None:
-    """`head` has enough, and nobody complains."""
-    line = (
-        f"set -o pipefail; {' '.join(COMMAND)} history BTC:USDC {' '.join(INTERVAL)} --endpoint {server.url} | head -1"
-    )
+def test_a_closed_pipe_is_a_normal_end(server: LocalServer) -> None:
+    """`finx-streamer history … | head -1` prints no error."""
+    command = [*COMMAND, "history", "BTC:USDC", *WHOLE_DAY, "--endpoint", server.url]
+    line = f"set -o pipefail; {' '.join(command)} | head -1"
     result = subprocess.run(
         ["bash", "-c", line], capture_output=True, text=True, timeout=TIMEOUT, env=environment(), check=False
     )
@@ -288,20 +305,19 @@ def test_a_closed_pipe_is_the_end(server: LocalServer) -> None:
     assert json.loads(result.stdout)["price"] == "0.010000000000000002"
 
 
-def test_a_bar_in_a_terminal(server: LocalServer, tmp_path: Path) -> None:
-    """On standard error alone, and only where that is a terminal."""
+def test_a_terminal_shows_a_progress_bar(server: LocalServer, tmp_path: Path) -> None:
+    """The bar is on standard error, and only if that is a terminal."""
     leader, follower = pty.openpty()
-    command = [*COMMAND, "history", "BTC:USDC", *INTERVAL, "--output", str(tmp_path / "x"), "--endpoint", server.url]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=follower, env=environment())
+    options = ["--output", str(tmp_path / "ticks.jsonl"), "--endpoint", server.url]
+    process = subprocess.Popen(
+        [*COMMAND, "history", "BTC:USDC", *WHOLE_DAY, *options],
+        stdout=subprocess.PIPE,
+        stderr=follower,
+        env=environment(),
+    )
     os.close(follower)
-    shown = b""
-    try:
-        while chunk := os.read(leader, 4_096):
-            shown += chunk
-    except OSError:
-        pass  # the terminal's other end is closed
-    finally:
-        os.close(leader)
+    shown = b"".join(iter(lambda: read_terminal(leader), b""))
+    os.close(leader)
     out, _ = process.communicate(timeout=TIMEOUT)
     assert (process.returncode, out) == (0, b"")
     assert b"BTC:USDC" in shown

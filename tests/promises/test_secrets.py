@@ -403,7 +403,7 @@ def test_a_call_does_not_show_what_it_was_given(everything: Everything, status: 
 def test_a_key_file_that_is_no_text_is_not_shown(everything: Everything, tmp_path: Path) -> None:
     """Neither its error nor any that this came from has the bytes of the file, at the start and at an attempt."""
     pytest.importorskip("typer")
-    from finx_streamer.cli.follow import api_key
+    from finx_streamer.cli.key_files import api_key
 
     file = tmp_path / "key"
     file.write_bytes(b"\xef\xbb\xbf" + KEY.encode())
@@ -411,7 +411,7 @@ def test_a_key_file_that_is_no_text_is_not_shown(everything: Everything, tmp_pat
     source = KeySource.of(api_key(file))
     assert source.ask() == ApiKey(KEY)
     file.write_bytes(KEY.encode() + b"\xff")
-    with pytest.raises(ConfigurationError, match="it is no text") as refused:
+    with pytest.raises(ConfigurationError, match="the file isn't UTF-8 text") as refused:
         api_key(file)
     with pytest.raises(ConnectionFailed) as failed:
         source.ask()

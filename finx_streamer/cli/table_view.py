@@ -1,4 +1,4 @@
-"""The live table."""
+"""The view for terminals: a table that is redrawn a few times per second."""
 
 from __future__ import annotations
 
@@ -9,75 +9,76 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from .. import FinxStreamerError, Gap, ListenerStats, Notice, StreamListener, StreamStats, Tick
+from .. import Gap, ListenerStats, Notice, StreamListener, StreamStats, Tick
 from ..errors import make_printable
-from .text import brief, count, filled
+from .terminal import count, describe_filled_gap, shorten
 
-#: Seconds between two pictures: more often than this nobody reads.
-_REFRESH = 0.125
-_NOTHING = Text("-", style="dim")
+#: Seconds between two redraws: about as fast as people can read.
+_REDRAW_INTERVAL = 0.125
+_NO_VALUE = Text("-", style="dim")
 _STATE_STYLES = {"streaming": "green", "failed": "bold red", "idle": "dim", "stopped": "dim"}
 
 
-class LiveTable:
-    """A view that shows the state of each stream, a few times a second, from the listener's statistics.
+class TableView:
+    """Shows each stream's last tick and state, from the listener's statistics.
 
-    All text is set as `Text`, never as markup, and cleaned: a server chooses an exchange's name.
+    A server chooses an exchange's name. So text is escaped, and passed as `Text`, never as markup.
     """
 
     def __init__(self, title: str) -> None:
         self._title = title
-        self._news = Text("")
+        self._message: Text | None = None
         self._errors = 0
-        self._first: dict[str, str] = {}
+        self._first_prices: dict[str, str] = {}
         self._woken = threading.Event()
         self._live = Live(console=Console(force_terminal=True, highlight=False), auto_refresh=False, transient=False)
 
     def on_tick(self, tick: Tick) -> None:
-        """Nothing: the statistics hold the last tick, and most ticks are never seen."""
+        """Do nothing: `refresh` finds the last tick in the statistics."""
 
-    def on_error(self, error: FinxStreamerError) -> None:
+    def on_error(self, message: str) -> None:
         self._errors += 1
-        self._news = Text(brief(str(error)), style="red")
+        self._message = Text(shorten(message), style="red")
 
     def on_notice(self, notice: Notice) -> None:
-        self._news = Text(brief(f"notice: {notice.message}"), style="cyan")
+        self._message = Text(shorten(f"notice: {notice.message}"), style="cyan")
 
-    def on_gap(self, gap: Gap) -> None:
-        self._news = Text(filled(gap), style="green")
+    def on_filled_gap(self, gap: Gap) -> None:
+        self._message = Text(describe_filled_gap(gap), style="green")
 
     def wake(self) -> None:
         self._woken.set()
 
-    def turn(self, listener: StreamListener, seconds: float) -> None:
-        """Draw, and wait until it is time to draw again."""
+    def refresh(self, listener: StreamListener, seconds: float) -> None:
+        """Redraw the table, then wait until it is time for the next redraw."""
         if not self._live.is_started:
             self._live.start()
-        self._live.update(self._picture(listener.stats), refresh=True)
-        self._woken.wait(min(seconds, _REFRESH))
+        self._live.update(self.render(listener.stats), refresh=True)
+        self._woken.wait(min(seconds, _REDRAW_INTERVAL))
         self._woken.clear()
 
     def finish(self, listener: StreamListener, interrupted: bool) -> None:
-        """Leave the last picture on the screen."""
-        self._live.update(self._picture(listener.stats))
+        """Leave the final table on the screen."""
+        self._live.update(self.render(listener.stats))
         self._live.stop()
 
-    def _picture(self, stats: ListenerStats) -> Group:
+    def render(self, stats: ListenerStats) -> Group:
+        """Return the table, the totals below it and the latest message."""
         table = Table(title=Text(make_printable(self._title)), title_justify="left", expand=False)
         for heading in ("pair", "price", "change", "exchange", "rate", "lag", "state"):
             numeric = heading in ("price", "change", "rate", "lag")
             table.add_column(heading, justify="right" if numeric else "left", no_wrap=True, max_width=24)
         for symbol, stream in stats.streams.items():
             table.add_row(*self._row(symbol, stream))
-        return Group(table, self._status(stats), self._news)
+        return Group(table, self._totals(stats), *([self._message] if self._message else []))
 
     def _row(self, symbol: str, stream: StreamStats) -> list[Text]:
         tick = stream.last_tick
-        price = change = exchange = _NOTHING
+        price = change = exchange = _NO_VALUE
         if tick is not None:
-            price = Text(_short(tick["price"]), style="bold")
+            price = Text(_short_price(tick["price"]), style="bold")
             exchange = Text(make_printable(tick["exchange"]))
-            change = _change(self._first.setdefault(symbol, tick["price"]), tick["price"])
+            change = _change(self._first_prices.setdefault(symbol, tick["price"]), tick["price"])
         return [
             Text(symbol),
             price,
@@ -88,7 +89,7 @@ class LiveTable:
             Text(stream.state.value, style=_STATE_STYLES.get(stream.state.value, "yellow")),
         ]
 
-    def _status(self, stats: ListenerStats) -> Text:
+    def _totals(self, stats: ListenerStats) -> Text:
         parts = [
             count(stats.ticks, "tick"),
             f"{stats.rate:,.1f}/s",
@@ -99,13 +100,13 @@ class LiveTable:
         return Text(" · ".join(parts), style="yellow" if stats.dropped or self._errors else "dim")
 
 
-def _short(price: str) -> str:
-    """The price in at most twelve characters or so: vendors send `21865.010000000002`, and lines say so exactly."""
+def _short_price(price: str) -> str:
+    """Round a long price: servers send `21865.010000000002`. Only the table rounds."""
     return price if len(price) <= 12 else f"{float(price):.10g}"
 
 
 def _change(first: str, last: str) -> Text:
-    """The change since this table began, in per cent."""
+    """Return the change in percent since the first price."""
     before, now = float(first), float(last)
     if before == now or not before:
         return Text("0.00 %", style="dim")
@@ -115,6 +116,6 @@ def _change(first: str, last: str) -> Text:
 
 def _lag(seconds: float | None) -> Text:
     if seconds is None:
-        return _NOTHING
+        return _NO_VALUE
     text = f"{seconds * 1e3:,.0f} ms" if abs(seconds) < 1 else f"{seconds:,.1f} s" if abs(seconds) < 3_600 else "> 1 h"
     return Text(text, style="yellow" if abs(seconds) > 5 else "")

@@ -1,0 +1,322 @@
+"""The commands and their options.
+
+Exit codes: 0 success (also Ctrl-C in an endless command, and a closed pipe), 1 fatal error, 2 wrong usage, 130 Ctrl-C
+before the result is complete.
+"""
+
+from __future__ import annotations
+
+import enum
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import ConfigurationError, Endpoint, FinxStreamerError, FunctionClient, StreamListener
+from .._version import __version__
+from ..config.symbols import Pair
+from .formats import CSV, JSON
+from .key_files import accepted_keys, api_key
+from .listening import ListenRun, View
+from .terminal import can_draw_table, say, say_error
+
+#: What `demo` simulates and listens to.
+DEMO_PAIRS = ("BTC:USDC", "ETH:USDC", "SOL:USDC", "ADA:USDC", "ETH:BTC")
+
+
+class LineFormatName(enum.StrEnum):
+    """The formats of past ticks."""
+
+    JSON = "json"
+    CSV = "csv"
+
+
+class ViewName(enum.StrEnum):
+    """The formats of live ticks."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+
+
+_LINE_FORMATS = {"json": JSON, "csv": CSV}
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    # Plain text: no boxes around the help, and one style for all errors.
+    rich_markup_mode=None,
+    # Tracebacks with locals could show the API key.
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    help="Stream live crypto ticks from FinX, read tick history, or run a local server.",
+)
+
+PairsArgument = Annotated[list[str], typer.Argument(help="One or more pairs, such as BTC:USDC.", metavar="PAIR")]
+PairArgument = Annotated[str, typer.Argument(help="The pair, such as BTC:USDC.", metavar="PAIR")]
+ViewOption = Annotated[
+    ViewName | None, typer.Option("--format", help="Default: table in a terminal, json in a pipe or file.")
+]
+LineFormatOption = Annotated[LineFormatName, typer.Option("--format", help="The output format.")]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="Stop after this many ticks.", metavar="N")]
+DurationOption = Annotated[float | None, typer.Option(min=0, help="Stop after this many seconds.", metavar="SECONDS")]
+EndpointOption = Annotated[str, typer.Option("--endpoint", help="production, beta or a URL.", metavar="ENDPOINT")]
+KeyFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--api-key-file",
+        help="Read the API key from this file, at each connection attempt. Default: the variable FINX_API_KEY.",
+        metavar="FILE",
+    ),
+]
+ProxyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--proxy",
+        help="Connect through http://HOST:PORT, socks5://HOST:PORT or socks5h://HOST:PORT; '' connects directly. "
+        "Default: the proxy of the environment, such as https_proxy.",
+        metavar="URL",
+    ),
+]
+TimeoutOption = Annotated[
+    float, typer.Option(min=0.1, help="Longest wait for one answer, reconnects included.", metavar="SECONDS")
+]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"finx-streamer {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def listen(
+    pairs: PairsArgument,
+    exchange: Annotated[
+        list[str] | None,
+        typer.Option(help="Show only ticks of this exchange. Can be repeated.", metavar="NAME"),
+    ] = None,
+    limit: LimitOption = None,
+    duration: DurationOption = None,
+    format: ViewOption = None,
+    endpoint: EndpointOption = "production",
+    api_key_file: KeyFileOption = None,
+    proxy: ProxyOption = None,
+) -> None:
+    """Show live ticks.
+
+    In a terminal you get a live table, in a pipe or file JSON Lines. Ctrl-C stops with a summary.
+
+    Exit codes: 0 success, Ctrl-C or a closed pipe; 1 fatal error; 2 wrong usage.
+
+    Example: finx-streamer listen BTC:USDC ETH:USDC --format csv > ticks.csv
+    """
+    with _errors_as_exit_codes():
+        view = _view(format, f"{endpoint} · Ctrl-C stops")
+        listener = _listener(pairs, endpoint, api_key(api_key_file), exchange, _without_password(proxy))
+        raise typer.Exit(ListenRun(view, limit, duration).run(listener))
+
+
+@app.command()
+def history(
+    pair: PairArgument,
+    start: Annotated[
+        str,
+        typer.Option(
+            help="Start time, such as 2022-07-02 or 2022-07-02T15:30:55.817Z. UTC, unless it has an offset.",
+            metavar="TIME",
+        ),
+    ],
+    end: Annotated[str | None, typer.Option(help="End time, not included. Default: now.", metavar="TIME")] = None,
+    exchange: Annotated[str | None, typer.Option(help="Only ticks of this exchange.", metavar="NAME")] = None,
+    format: LineFormatOption = LineFormatName.JSON,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write to this file, which appears when it is complete; or to a pipe. Default: standard output.",
+            metavar="FILE",
+        ),
+    ] = None,
+    endpoint: EndpointOption = "production",
+    api_key_file: KeyFileOption = None,
+    proxy: ProxyOption = None,
+    timeout: TimeoutOption = 10.0,
+) -> None:
+    """Write past ticks, sorted by time.
+
+    A progress bar appears on standard error, if that is a terminal and the ticks go elsewhere.
+
+    Exit codes: 0 success or a closed pipe; 1 fatal error; 2 wrong usage; 130 Ctrl-C. Codes 1 and 130 leave no output
+    file.
+
+    Example: finx-streamer history BTC:USDC --start 2022-07-02 > ticks.jsonl
+    """
+    with _errors_as_exit_codes():
+        from .history import write_history
+
+        with _function_client(endpoint, api_key_file, proxy, timeout) as client:
+            raise typer.Exit(write_history(client, pair, start, end, exchange, _LINE_FORMATS[format], output))
+
+
+@app.command()
+def snap(
+    pair: PairArgument,
+    time: Annotated[
+        str | None, typer.Argument(help="Such as 2022-07-02T15:30:55.817Z. Default: now.", metavar="TIME")
+    ] = None,
+    format: LineFormatOption = LineFormatName.JSON,
+    endpoint: EndpointOption = "production",
+    api_key_file: KeyFileOption = None,
+    proxy: ProxyOption = None,
+    timeout: TimeoutOption = 10.0,
+) -> None:
+    """Write the last tick at or before a time.
+
+    Exit codes: 0 success; 1 fatal error, or no such tick; 2 wrong usage; 130 Ctrl-C.
+
+    Example: finx-streamer snap BTC:USDC 2022-07-02T15:30
+    """
+    with _errors_as_exit_codes():
+        from .history import write_snap
+
+        with _function_client(endpoint, api_key_file, proxy, timeout) as client:
+            raise typer.Exit(write_snap(client, pair, time, _LINE_FORMATS[format]))
+
+
+@app.command()
+def demo(limit: LimitOption = None, duration: DurationOption = None, format: ViewOption = None) -> None:
+    """Show live ticks of a simulated market.
+
+    You need neither an API key nor a network. Ctrl-C stops.
+    """
+    with _errors_as_exit_codes():
+        from ..server import LocalServer, SimulatedMarket
+
+        view = _view(format, "simulated market · Ctrl-C stops")
+        with LocalServer(SimulatedMarket(DEMO_PAIRS), keys={"demo"}) as server:
+            listener = _listener(DEMO_PAIRS, server.url, "demo", None)
+            exit_code = ListenRun(view, limit, duration).run(listener)
+        raise typer.Exit(exit_code)
+
+
+@app.command()
+def serve(
+    tape: Annotated[
+        Path | None,
+        typer.Option(help="Play this recording: .jsonl or .jsonl.gz, one tick per line.", metavar="FILE"),
+    ] = None,
+    speed: Annotated[
+        str | None, typer.Option(help="How fast to play the tape: 1 is real time, max is unlimited.", metavar="FACTOR")
+    ] = None,
+    loop: Annotated[bool, typer.Option("--loop", help="Repeat the tape.")] = False,
+    rate: Annotated[float | None, typer.Option(help="Ticks per second of the simulated market.", metavar="N")] = None,
+    host: Annotated[str, typer.Option(help="The address to listen on.", metavar="ADDRESS")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65_535, help="The port to listen on. 0 picks a free one.", metavar="PORT")
+    ] = 8765,
+    keys_file: Annotated[
+        Path | None,
+        typer.Option(help="Accept the API keys in this file, one per line. Default: the key demo.", metavar="FILE"),
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="Keep tick history in this file. Default: in memory.", metavar="FILE")
+    ] = None,
+    imported: Annotated[
+        list[Path] | None,
+        typer.Option("--import", help="Add this recording to tick history. Can be repeated.", metavar="FILE"),
+    ] = None,
+) -> None:
+    """Run a local FinX server.
+
+    It plays a simulated market, or a recorded tape, until you press Ctrl-C.
+
+    Exit codes: 0 Ctrl-C; 1 fatal error, such as a port in use; 2 wrong usage.
+
+    Example: finx-streamer serve --tape ticks.jsonl --speed 10
+    """
+    with _errors_as_exit_codes():
+        from ..server import LocalServer
+        from .serving import DEFAULT_KEY, choose_source, serve_until_ctrl_c
+
+        source = choose_source(tape, speed, loop, rate)
+        keys = accepted_keys(keys_file) if keys_file else {DEFAULT_KEY}
+        server = LocalServer(source, keys=keys, host=host, port=port, store=store)
+        serve_until_ctrl_c(server, imported or [], sorted(source.pairs), keys_file)
+
+
+@contextmanager
+def _errors_as_exit_codes() -> Iterator[None]:
+    """Print an error as one line, and exit with its code."""
+    try:
+        yield
+    except (ConfigurationError, ImportError) as error:
+        say(f"error: {error}")
+        raise typer.Exit(2) from None
+    except FinxStreamerError as error:
+        say_error(error)
+        raise typer.Exit(1) from None
+    except OSError as error:
+        file = f"{error.filename}: " if error.filename else ""
+        say(f"error: {file}{error.strerror or error}")
+        raise typer.Exit(1) from None
+
+
+def _listener(
+    pairs: list[str] | tuple[str, ...],
+    endpoint: str,
+    key: str | Callable[[], str],
+    exchanges: list[str] | None,
+    proxy: str | None = None,
+) -> StreamListener:
+    # Refuse options: a listener accepts them, but they have no ticks to show.
+    symbols = [str(Pair.parse(pair)) for pair in pairs]
+    return StreamListener(
+        *symbols,
+        api_key=key,
+        endpoint=Endpoint.of(endpoint),
+        exchanges=exchanges or None,
+        parse_price=str,
+        proxy=proxy,
+    )
+
+
+def _function_client(endpoint: str, key_file: Path | None, proxy: str | None, timeout: float) -> FunctionClient:
+    checked = Endpoint.of(endpoint)
+    return FunctionClient(api_key(key_file), checked, parse_price=str, proxy=_without_password(proxy), timeout=timeout)
+
+
+def _without_password(proxy: str | None) -> str | None:
+    if proxy and "@" in proxy:
+        raise ConfigurationError(
+            "--proxy: other users of this machine can see arguments, so don't pass a user name and password here; "
+            "set the environment variable https_proxy instead"
+        )
+    return proxy
+
+
+def _view(name: ViewName | None, title: str) -> View:
+    if sys.stdout is None:
+        raise ConfigurationError("standard output is closed")
+    if name is None:
+        name = ViewName.TABLE if can_draw_table() else ViewName.JSON
+    if name is ViewName.TABLE:
+        if not can_draw_table():
+            raise ConfigurationError("--format table needs a terminal; use json or csv")
+        from .table_view import TableView
+
+        return TableView(title)
+    from .line_view import LineView
+
+    return LineView(_LINE_FORMATS[name], sys.stdout.fileno())

@@ -1,0 +1,131 @@
+"""Run a listener and show its ticks, until the limit, the duration, Ctrl-C, a closed pipe or a fatal error."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import Protocol
+
+from .. import ConnectionFailed, FinxStreamerError, Gap, Notice, State, StreamListener, Tick
+from ..delivery.stats import ListenerStats
+from .key_files import KeyFileError
+from .terminal import count, say, say_error, sigterm_as_ctrl_c
+
+#: Seconds between two looks at the things that raise no event, such as a pipe that has lost its reader.
+_POLL_INTERVAL = 0.25
+_STOP_TIMEOUT = 2.0
+
+
+class View(Protocol):
+    """Shows ticks. Callbacks call `on_…`; the main thread calls `refresh` and `finish`; any thread calls `wake`."""
+
+    def on_tick(self, tick: Tick) -> None: ...
+
+    def on_error(self, message: str) -> None: ...
+
+    def on_notice(self, notice: Notice) -> None: ...
+
+    def on_filled_gap(self, gap: Gap) -> None: ...
+
+    def wake(self) -> None:
+        """Make the current or the next `refresh` return at once."""
+
+    def refresh(self, listener: StreamListener, seconds: float) -> None:
+        """Show what has arrived. If that is nothing, wait for up to `seconds`.
+
+        Raises:
+            BrokenPipeError: The reader of standard output is gone.
+        """
+
+    def finish(self, listener: StreamListener, interrupted: bool) -> None:
+        """Show the rest. From now on, callbacks must not wait."""
+
+
+class ListenRun:
+    """One run of a listener in a view."""
+
+    def __init__(self, view: View, limit: int | None, duration: float | None) -> None:
+        self._view = view
+        self._limit = limit
+        self._duration = duration
+        self._limit_reached = False
+        self._ticks = self._errors = 0
+        self._fatal: list[FinxStreamerError] = []
+
+    def run(self, listener: StreamListener) -> int:
+        """Show ticks until the end. Return the exit code: 1 after a fatal error, else 0."""
+        listener.on_tick(self._on_tick)
+        listener.on_error(self._on_error)
+        listener.on_notice(self._view.on_notice)
+        listener.on_state(self._on_state)
+        listener.on_gap(self._on_gap)
+        started = time.monotonic()
+        if self._show_until_end(listener, started):
+            say(self._summary(listener.stats, time.monotonic() - started))
+        return self._exit_code(listener)
+
+    def _show_until_end(self, listener: StreamListener, started: float) -> bool:
+        """Return whether Ctrl-C was the end."""
+        interrupted = False
+        with sigterm_as_ctrl_c(), contextlib.suppress(BrokenPipeError):
+            try:
+                listener.start()
+                self._show(listener, started)
+            except KeyboardInterrupt:
+                interrupted = True
+            finally:
+                try:
+                    self._view.finish(listener, interrupted)
+                finally:
+                    listener.stop(timeout=_STOP_TIMEOUT, drain=False)
+        return interrupted
+
+    def _show(self, listener: StreamListener, started: float) -> None:
+        end = started + self._duration if self._duration is not None else float("inf")
+        while not (self._limit_reached or listener.state.ended):
+            seconds_left = end - time.monotonic()
+            if seconds_left <= 0:
+                return
+            self._view.refresh(listener, min(seconds_left, _POLL_INTERVAL))
+
+    def _on_tick(self, tick: Tick) -> None:
+        if self._limit_reached:
+            return
+        self._view.on_tick(tick)
+        self._ticks += 1
+        if self._ticks == self._limit:
+            self._limit_reached = True
+            self._view.wake()
+
+    def _on_error(self, error: FinxStreamerError) -> None:
+        self._errors += 1
+        if isinstance(error, ConnectionFailed) and not error.will_retry:
+            # Printed at the end, once: `join` raises it, too.
+            self._fatal.append(error)
+        else:
+            reason = f": {error.__cause__}" if isinstance(error.__cause__, KeyFileError) else ""
+            self._view.on_error(f"{error}{reason}")
+
+    def _on_gap(self, gap: Gap) -> None:
+        # A gap that wasn't filled is reported as an error.
+        if gap.filled:
+            self._view.on_filled_gap(gap)
+
+    def _on_state(self, symbol: str, state: State) -> None:
+        self._view.wake()
+
+    def _summary(self, stats: ListenerStats, seconds: float) -> str:
+        return (
+            f"{count(self._ticks, 'tick')} in {seconds:,.1f} s; {count(stats.reconnects, 'reconnect')}, "
+            f"{stats.dropped:,} dropped, {count(self._errors, 'error')}"
+        )
+
+    def _exit_code(self, listener: StreamListener) -> int:
+        errors = self._fatal
+        try:
+            listener.join(timeout=0)
+        except FinxStreamerError as raised:
+            errors = [*(error for error in errors if error is not raised), raised]
+        for error in errors:
+            say_error(error)
+        return 1 if errors else 0

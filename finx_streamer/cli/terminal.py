@@ -1,0 +1,59 @@
+"""What all commands share: messages on standard error, and the terminal's signals."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+
+from .. import Gap
+from ..errors import make_printable
+
+#: How many characters of a server's text are shown.
+_MAX_LENGTH = 300
+
+
+def say(text: str) -> None:
+    """Print one line on standard error. If it is closed, the line is lost."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(f"finx-streamer: {make_printable(text)}", file=sys.stderr, flush=True)
+
+
+def say_error(error: Exception) -> None:
+    """Print the error that ends a command."""
+    say(shorten(f"error: {error}"))
+
+
+def shorten(text: str) -> str:
+    """Return the text, safe for a terminal and of readable length: a server may have sent megabytes."""
+    # Cut before escaping, which takes time, and afterwards, because escapes are longer than the characters.
+    safe = make_printable(text[: _MAX_LENGTH + 1])
+    return safe if len(safe) <= _MAX_LENGTH else safe[:_MAX_LENGTH] + "…"
+
+
+def count(number: int, noun: str) -> str:
+    """Return `1 tick` or `2 ticks`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def describe_filled_gap(gap: Gap) -> str:
+    seconds = max(0.0, (gap.until - gap.since).total_seconds())
+    return f"{gap.symbol}: back after {seconds:,.1f} s; {count(gap.ticks, 'missed tick')} fetched"
+
+
+def can_draw_table() -> bool:
+    """Return whether standard output is a terminal on which a table can be redrawn."""
+    return sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
+@contextlib.contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM end a command the way Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,101 @@
+"""`finx-streamer serve`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from websockets.sync.client import connect
+
+from finx_streamer.server import LocalServer
+from tests.support.cli import KEY, TICKS, TIMEOUT, run, running
+
+
+@pytest.fixture
+def tape(tmp_path: Path) -> Path:
+    """A recording of three ticks."""
+    file = tmp_path / "tape.jsonl"
+    file.write_text("".join(json.dumps(tick) + "\n" for tick in TICKS))
+    return file
+
+
+def test_the_printed_example_works() -> None:
+    """You can copy the line to see ticks; Ctrl-C ends the server."""
+    with running("serve", "--port", "0", "--rate", "1000") as command:
+        lines = [command.stdout.readline() for _ in range(3)]
+        example = lines[2].removeprefix("listen:").split()
+        variable, _, key = example[0].partition("=")
+        assert (variable, example[1]) == ("FINX_API_KEY", "finx-streamer")
+        result = run(*example[2:], "--limit", "1", FINX_API_KEY=key)
+        command.send_signal()
+        code, _, err = command.finish()
+    assert (result.returncode, len(result.stdout.splitlines())) == (0, 1)
+    assert (code, err) == (0, "finx-streamer: stopped\n")
+
+
+def test_a_store_keeps_imported_and_played_ticks(tape: Path, tmp_path: Path) -> None:
+    """They answer calls, also after a restart."""
+    options = ["--port", "0", "--tape", str(tape), "--speed", "max", "--store", str(tmp_path / "ticks.db")]
+    for imports in (2, 0):
+        with running("serve", *options, *["--import", str(tape)] * imports) as command:
+            url = command.stdout.readline().split()[-1]
+            with connect(f"{url}streamer/demo", proxy=None) as peer:
+                call = {"functionName": "tickHistory", "pair": "BTC:USDC", "date": TICKS[0]["date"]}
+                peer.send(json.dumps(call | {"APIKey": "demo", "time": "00:00"}))
+                assert len(json.loads(peer.recv(timeout=TIMEOUT))) == 2 * len(TICKS)
+            command.send_signal()
+            code, _, err = command.finish()
+        imported = [f"finx-streamer: imported {len(TICKS)} ticks from {tape}"] * imports
+        assert (code, err.splitlines()) == (0, [*imported, "finx-streamer: stopped"])
+
+
+def test_plays_a_tape_for_the_keys_of_a_file(tape: Path, tmp_path: Path) -> None:
+    """Each key in the file is accepted, and none is shown."""
+    keys = tmp_path / "keys"
+    keys.write_text(f"another-key\n\n{KEY}\n")
+    options = ["--port", "0", "--tape", str(tape), "--speed", "max", "--keys-file", str(keys)]
+    with running("serve", *options) as command:
+        shown = [command.stdout.readline() for _ in range(3)]
+        result = run("listen", "BTC:USDC", "--endpoint", shown[0].split()[-1], "--limit", "3")
+    prices = [json.loads(line)["price"] for line in result.stdout.splitlines()]
+    assert prices == [tick["price"] for tick in TICKS]
+    assert KEY not in "".join(shown)
+
+
+def test_warns_about_a_host_beyond_loopback() -> None:
+    """The terminal says that other machines can reach the server."""
+    with running("serve", "--port", "0", "--host", "0.0.0.0") as command:
+        assert command.stdout.readline()
+        command.send_signal()
+        _, _, err = command.finish()
+    assert "warning: the local server listens on 0.0.0.0, where other machines can reach it" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["--speed", "2"], "--speed and --loop need --tape"),
+        (["--loop"], "--speed and --loop need --tape"),
+        (["--tape", "t.jsonl", "--rate", "1"], "--rate can't be used with --tape"),
+        (["--tape", "t.jsonl", "--speed", "fast"], "--speed: 'fast' is not allowed; expected a number, or max"),
+        (["--tape", "no-such-file.jsonl"], "no-such-file.jsonl"),
+        (["--keys-file", "no-such-file"], "No such file"),
+        (["--keys-file", "/dev/null"], "the file has no keys"),
+        (["--rate", "0"], "rate"),
+        (["--store", __file__], "is no SQLite database"),
+        (["--import", "no-such-file.jsonl"], "no-such-file.jsonl"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(arguments: list[str], hint: str) -> None:
+    """An option without effect is refused, too."""
+    result = run("serve", "--port", "0", *arguments)
+    assert (result.returncode, result.stdout, len(result.stderr.splitlines())) == (2, "", 1)
+    assert hint in result.stderr
+
+
+def test_a_port_in_use_is_one_line(server: LocalServer) -> None:
+    """The exit code 1 says that the command line was right."""
+    result = run("serve", "--port", str(server.port))
+    assert (result.returncode, len(result.stderr.splitlines())) == (1, 1)
+    assert "address already in use" in result.stderr.lower()
