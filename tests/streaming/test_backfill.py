@@ -179,3 +179,37 @@ def test_a_job_ends_if_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(threading.Thread, "start", refuse)
     network.fetch()
     assert network.run_until_ended(1) == ["can't start new thread"]
+
+
+def test_a_running_worker_takes_the_job_if_no_thread_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job waits for it, and succeeds."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    gate = threading.Event()
+    network = NetworkThread(lambda: FakeHistory(1, gate=gate))
+    network.fetch()
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    network.fetch()
+    gate.set()
+    assert network.run_until_ended(2) == [None, None]
+
+
+def test_a_job_that_is_cancelled_early_makes_no_call() -> None:
+    """The worker has just connected then."""
+    history = FakeHistory(1)
+    connecting, cancelled = threading.Event(), threading.Event()
+
+    def connect() -> FakeHistory:
+        connecting.set()
+        assert cancelled.wait(TIMEOUT)
+        return history
+
+    network = NetworkThread(connect)
+    job = network.fetch()
+    assert connecting.wait(TIMEOUT)
+    job.cancel()
+    cancelled.set()
+    network.backfiller.close()
+    assert (history.called.is_set(), history.closed) == (False, 1)
