@@ -1,20 +1,16 @@
-"""Counters, rates and peaks, and the snapshots for the user."""
+"""The snapshots of counters for the user."""
 
 from __future__ import annotations
 
-from collections import deque
 from datetime import UTC, datetime
 from typing import get_type_hints
 
 import attrs
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from finx_streamer.delivery.stats import SUMMED, ListenerStats, StreamStats, add_up, snapshot
-from finx_streamer.streaming.counters import RATE_WINDOW, Counters
+from finx_streamer.streaming.counters import Counters
 from finx_streamer.values import State, Tick
-from tests.support.effort import examples
 
 
 def a_tick(received_after: float = 0.25) -> Tick:
@@ -79,58 +75,6 @@ def test_counts_ticks_and_keeps_the_last_one() -> None:
 def test_the_peak_is_never_below_the_depth() -> None:
     """A snapshot doesn't contradict itself."""
     assert snapshot(Counters(), State.STREAMING, 0, 9).queue_peak == 9
-
-
-@pytest.mark.parametrize("now", [30.0, 30.5, 30.999])
-def test_a_steady_stream_has_its_rate(now: float) -> None:
-    """Ten ticks per second are a rate of ten at any moment within a second."""
-    counters = Counters()
-    for tenth in range(int(now * 10)):
-        counters.count_ticks([a_tick()], tenth / 10)
-    assert counters.rate(now) == pytest.approx(10.0, rel=0.05)
-
-
-def test_the_rate_falls_to_zero_when_ticks_stop() -> None:
-    """Ten seconds after the last tick, the rate is 0."""
-    counters = Counters()
-    counters.count_ticks([a_tick()] * 50, 100.0)
-    assert [counters.rate(now) for now in (100.5, 105.0, 110.0, 111.0)] == [50.0, 10.0, 5.0, 0.0]
-
-
-def test_the_memory_for_the_rate_is_bounded() -> None:
-    """A long stream needs no more memory than a short one."""
-    counters = Counters()
-    for second in range(1_000):
-        counters.count_ticks([a_tick()], float(second))
-    assert len(counters._per_second) == RATE_WINDOW + 1
-
-
-steps = st.lists(
-    st.one_of(
-        st.tuples(st.just("ours"), st.integers(1, 5)),
-        st.tuples(st.just("theirs"), st.integers(1, 5)),
-        st.tuples(st.just("take"), st.integers(1, 8)),
-    ),
-    max_size=60,
-)
-
-
-@given(steps)
-@examples(200)
-def test_the_peak_counts_only_the_streams_own_ticks(given_steps: list[tuple[str, int]]) -> None:
-    """The peak from positions equals the peak from counting the ticks in the queue."""
-    counters, queue, put, peak = Counters(), deque[str](), 0, 0
-    for kind, number in given_steps:
-        if kind == "take":
-            for _ in range(min(number, len(queue))):
-                queue.popleft()
-            continue
-        queue.extend([kind] * number)
-        put += number
-        if kind == "ours":
-            counters.count_waiting(number, put, put - len(queue))
-            peak = max(peak, queue.count("ours"))
-    assert counters.queue_peak == peak
 
 
 def test_the_counts_of_a_listener_are_sums() -> None:
