@@ -1,1 +1,1 @@
-"""streaming"""
+"""Streams: sessions, gap recovery and resequencing."""

@@ -1,4 +1,4 @@
-"""A market that sends what a test tells it to, and an outage of one of its streams."""
+"""A market under the test's control, and outages of its streams."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BEGIN = datetime(2022, 7, 2, 15, 30, tzinfo=UTC)
 
 
 def tick(number: int, pair: str = PAIR, exchange: str = "BINANCE") -> dict[str, str]:
-    """The tick of so many hundredths of a second after the beginning."""
+    """Tick `number` of the market: `number` hundredths of a second after `BEGIN`."""
     moment = BEGIN + timedelta(milliseconds=10 * number)
     return {
         "pair": pair,
@@ -28,7 +28,7 @@ def tick(number: int, pair: str = PAIR, exchange: str = "BINANCE") -> dict[str, 
 
 
 class Market:
-    """A market that sends what the test tells it to."""
+    """A market that sends only what the test emits."""
 
     wait_for = 0
     paced = True
@@ -41,25 +41,25 @@ class Market:
 
 
 def send(server: LocalServer, *numbers: int, pair: str = PAIR) -> None:
-    """The market goes on: these ticks are stored, and go out to who is connected."""
+    """Store these ticks, and send them to connected streams."""
     server.emit(*(tick(number, pair) for number in numbers))
 
 
 def begin(server: LocalServer, seen: Seen, streams: int = 1) -> None:
-    """The streams are there, and the first has had tick 1."""
+    """Wait for the streams, and deliver tick 1 on the first one."""
     server.wait_connected(streams)
     send(server, 1)
     seen.wait_ticks(1)
 
 
 def wait_held(listener: StreamListener, count: int) -> None:
-    """Wait until so many ticks have come, and are held while a gap is looked into: of that no callback tells."""
+    """Wait until this many ticks are held during a gap. No callback reports that."""
     while listener.stats.held < count:
         assert not listener.join(0.01)
 
 
 def interrupt(server: LocalServer, seen: Seen) -> None:
-    """Tick 1 comes live, tick 2 passes in an outage, and tick 3 comes live again."""
+    """Send tick 1 live, tick 2 during an outage, and tick 3 live again."""
     begin(server, seen)
     with outage(server, seen):
         send(server, 2)
@@ -67,12 +67,13 @@ def interrupt(server: LocalServer, seen: Seen) -> None:
 
 
 def prices(seen: Seen, pair: str = PAIR) -> list[int]:
+    """The numbers of the ticks received for a pair."""
     return [int(each["price"]) - 19_200 for each in seen.ticks if each["pair"] == pair]
 
 
 @contextmanager
 def outage(server: LocalServer, seen: Seen, symbol: str = PAIR) -> Iterator[None]:
-    """Within it nobody listens to one of the streams."""
+    """Keep one of the streams disconnected."""
     before = len(seen.states)
     server.refuse_next(None, 503)
     server.drop_connections(symbol)

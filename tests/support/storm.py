@@ -1,6 +1,6 @@
-"""A market that goes on whatever becomes of its server, and storms of faults over a listener to it.
+"""Storms of faults between a server, whose market goes on, and a listener.
 
-`python -m tests.support.storm` runs them for as long as is wanted; tests run short ones.
+Tests run short ones. `python -m tests.support.storm --minutes N` runs them for N minutes.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from finx_streamer import FinxStreamerError, Gap, GapNotFilled, ReconnectPolicy,
 from finx_streamer.server import LocalServer
 from tests.support.peers import free_port
 
-#: For as short outages as there can be.
+#: Keeps outages as short as possible.
 QUICK = ReconnectPolicy(initial=0.01, maximum=0.05)
 
 
 class Feed:
-    """A market source that goes on where it was when its server starts again, so many ticks a second."""
+    """A market source that sends `rate` ticks per second, and continues after a restart of its server."""
 
     paced = True
 
@@ -48,18 +48,18 @@ class Feed:
         begin = self._at
         while self._at < len(self.ticks):
             yield (self._at - begin) / self._rate, self.ticks[self._at]
-            # Whoever asks for the next one has sent this one.
+            # This one has been sent when the next one is requested.
             self._at += 1
 
 
 def bursts(pairs: Iterable[str], count: int, rng: random.Random) -> list[dict[str, str]]:
-    """Ticks in time order, many of them equal and many within a millisecond, over a midnight."""
+    """Ticks in time order across midnight. Many are equal, and many are within one millisecond."""
     moment = datetime(2022, 7, 2, 23, 59, 58, tzinfo=UTC)
     ticks: list[dict[str, str]] = []
     names = list(pairs)
     while len(ticks) < count:
         moment += timedelta(microseconds=rng.choice([0, 0, 300, 1_000, 1_000, 7_000]))
-        # One at exactly midnight is more than history can be asked for.
+        # History can't be asked for several ticks at exactly midnight.
         if moment.time().isoformat("milliseconds") == "00:00:00.000":
             moment += timedelta(milliseconds=1)
         line = {
@@ -74,7 +74,7 @@ def bursts(pairs: Iterable[str], count: int, rng: random.Random) -> list[dict[st
 
 @attrs.define
 class Outcome:
-    """What a storm did, and what came of it."""
+    """What a storm did, and what the listener got."""
 
     seed: int
     faults: Counter[str]
@@ -84,8 +84,8 @@ class Outcome:
     errors: list[FinxStreamerError] = attrs.field(factory=list)
 
     def mistakes(self) -> list[str]:
-        """What is lost, doubled or out of order, a line each; and gaps that were not filled."""
-        # The end may have come in the midst of a gap.
+        """Describe what was lost, doubled or out of order, and gaps that were not filled, one line each."""
+        # The storm may have ended during a gap.
         found = [str(error) for error in self.errors if isinstance(error, GapNotFilled) and "stopped" not in str(error)]
         for pair in sorted({tick["pair"] for tick in self.sent}):
             sent = [_line(tick) for tick in self.sent if tick["pair"] == pair]
@@ -93,7 +93,7 @@ class Outcome:
             lost, doubled = Counter(sent) - Counter(got), Counter(got) - Counter(sent)
             found += [f"{pair} lost: {line} x {count}" for line, count in lost.items()]
             found += [f"{pair} doubled: {line} x {count}" for line, count in doubled.items()]
-            # In history, ticks of the same time have no order: a sequence of times is what there is to compare.
+            # History doesn't order ticks of the same time, so compare only the times.
             if not lost and not doubled and [line[:2] for line in sent] != [line[:2] for line in got]:
                 found.append(f"{pair} out of order")
             live = [_line(tick) for tick in self.got if tick["pair"] == pair and not tick["backfilled"]]
@@ -114,11 +114,11 @@ def _line(tick: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(tick[field] for field in ("date", "time", "exchange", "price"))
 
 
-class Mortal:
-    """A server in a process of its own, that can be killed: with a store in a file, on a port that stays.
+class KillableServer:
+    """A server in its own process, which can be killed. It has a store in a file and keeps its port.
 
-    Beside it is what an exchange has: how far the market is. What the store had not yet got when the server was killed
-    is read from there at the next start, as a server would.
+    The market's position is kept outside of it, as an exchange would. After a kill, the next start reads from there
+    what the store had not got yet.
     """
 
     def __init__(self, folder: Path, ticks: Iterable[Mapping[str, str]], rate: float) -> None:
@@ -136,7 +136,7 @@ class Mortal:
         return int(_POSITION.unpack((self._folder / "position").read_bytes())[0])
 
     def start(self, missed: int = 0) -> None:
-        """So many ticks have passed since it was killed."""
+        """Start the server. `missed` ticks passed since it was killed."""
         command = [sys.executable, "-m", "tests.support.storm", "--serve", str(self._folder)]
         arguments = ["--port", str(self.port), "--rate", str(self._rate), "--missed", str(missed)]
         self._process = subprocess.Popen(command + arguments, stdout=subprocess.PIPE, text=True)
@@ -152,8 +152,8 @@ class Mortal:
 _POSITION = struct.Struct("=q")
 
 
-class _Written(Feed):
-    """A feed that writes down how far it is, before anything goes out, for the life after the next."""
+class _PersistentFeed(Feed):
+    """A feed that writes down its position before anything goes out."""
 
     def __init__(self, ticks: list[dict[str, str]], rate: float, file: Path) -> None:
         super().__init__(ticks, rate)
@@ -176,8 +176,8 @@ class _Written(Feed):
 
 
 def serve(folder: Path, port: int, rate: float, missed: int) -> None:
-    """A life of a `Mortal`, until it is killed."""
-    feed = _Written(json.loads((folder / "ticks.json").read_text()), rate, folder / "position")
+    """Run a `KillableServer`'s server until it is killed."""
+    feed = _PersistentFeed(json.loads((folder / "ticks.json").read_text()), rate, folder / "position")
     feed.leap(missed)
     server = LocalServer(feed, keys={"demo"}, port=port, store=folder / "store.db", store_batch=200)
     server.import_ticks(feed.ticks[server.stats.ticks_stored : feed.position])
@@ -187,30 +187,30 @@ def serve(folder: Path, port: int, rate: float, missed: int) -> None:
 
 
 def killings(folder: Path, ticks: Iterable[Mapping[str, str]], rate: float, kills: int, seed: int) -> Outcome:
-    """Play the ticks, kill the server so many times at random moments, and wait until all has come."""
+    """Play the ticks, kill the server `kills` times at random moments, and wait until everything has arrived."""
     rng = random.Random(seed)
-    server = Mortal(folder, ticks, rate)
+    server = KillableServer(folder, ticks, rate)
     outcome = Outcome(seed, Counter(), server.ticks)
-    listening = _Listening(outcome)
+    recorder = _Recorder(outcome)
     pause = threading.Event()
     server.start()
     try:
-        with listening.listener(f"ws://127.0.0.1:{server.port}/"):
-            listening.begun.wait(30.0)
+        with recorder.listener(f"ws://127.0.0.1:{server.port}/"):
+            recorder.begun.wait(30.0)
             for _ in range(kills):
                 pause.wait(rng.choice([0.1, 0.3, 0.5]))
                 server.kill()
                 pause.wait(rng.choice([0.0, 0.2]))
                 server.start(missed=rng.choice([0, 10, 300]))
                 outcome.faults["kill"] += 1
-            listening.complete.wait(120.0)
+            recorder.complete.wait(120.0)
     finally:
         server.kill()
     return outcome
 
 
-class _Listening:
-    """Keeps what comes, and tells when each stream has begun, and when everything has come."""
+class _Recorder:
+    """Records what arrives. Signals when every stream has begun, and when everything has arrived."""
 
     def __init__(self, outcome: Outcome) -> None:
         self.begun, self.complete = threading.Event(), threading.Event()
@@ -243,31 +243,31 @@ class _Listening:
 
 
 def storm(ticks: Iterable[Mapping[str, str]], rate: float, faults: int, seed: int, **settings: Any) -> Outcome:
-    """Play the ticks, do so many faults at random moments meanwhile, and wait until all is quiet again."""
+    """Play the ticks, cause `faults` faults at random moments, and wait until everything has arrived."""
     rng = random.Random(seed)
     feed = Feed(ticks, rate)
     outcome = Outcome(seed, Counter(), feed.ticks)
-    listening = _Listening(outcome)
+    recorder = _Recorder(outcome)
     pause = threading.Event()
     with (
         LocalServer(feed, keys={"demo"}, close_timeout=0.2) as server,
-        listening.listener(server.url, **settings),
+        recorder.listener(server.url, **settings),
     ):
-        # What was before a stream's first tick is not promised.
-        listening.begun.wait(30.0)
+        # Ticks before a stream's first one are not promised.
+        recorder.begun.wait(30.0)
         while sum(outcome.faults.values()) < faults and not server.stats.finished:
             pause.wait(rng.choice([0.0, 0.01, 0.05, 0.2]))
             outcome.faults[fault(server, rng, pause)] += 1
         server.wait_finished(300.0)
-        listening.complete.wait(30.0)
-        # What is doubled comes with the rest, which is handed on at the end.
+        recorder.complete.wait(30.0)
+        # Doubled ticks arrive with the rest, which is delivered at the end.
     return outcome
 
 
 def fault(
     server: LocalServer, rng: random.Random, pause: threading.Event, seconds: Sequence[float] = (0.01, 0.1, 0.4)
 ) -> str:
-    """One fault, to all streams or to one, of one of these lengths, and the end of it. Returns its name."""
+    """Cause one fault to all streams or to one, and end it. Return its name."""
     symbol = rng.choice([None, *sorted(server.stats.symbols)])
     lasting = rng.choice(seconds)
     match name := rng.choice(["cut", "reset", "close", "silence", "refuse", "stall", "drop calls", "restart"]):
@@ -301,7 +301,7 @@ def fault(
 
 
 def main() -> None:
-    """Storms of growing seeds, until the time is over; exit code 1 at the first mistake."""
+    """Run storms with increasing seeds until the time is over. Exit with 1 at the first mistake."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=1)
