@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 from . import jupyter, tables
 from .config import checks as check
 from .config.api_key import KeySource
-from .config.endpoint import Endpoint, redact
+from .config.endpoint import Endpoint
 from .config.proxy import ProxyChoice
 from .config.reconnect import ReconnectPolicy
+from .config.redaction import hides_arguments, redact
 from .config.symbols import Pair, Symbol
 from .connection.attempt import MAX_MESSAGE, ConnectionConfig
 from .delivery.callbacks import Callback, Callbacks
@@ -82,6 +83,7 @@ class StreamListener:
     - `name`: of the threads, and in `repr`. In a notebook a listener replaces an earlier one of the same name.
     """
 
+    @hides_arguments
     def __init__(
         self,
         *symbols: str | Symbol,
@@ -113,24 +115,13 @@ class StreamListener:
         keep: int | None = None,
         name: str | None = None,
     ) -> None:
-        # The secrets first: what is shown of the other arguments must not hold them.
-        try:
-            keys = KeySource.of(api_key)
-            proxies = ProxyChoice.of(proxy)
-            where = Endpoint.of(endpoint)
-        except ConfigurationError as error:
-            raise error.with_traceback(None) from None
-        finally:
-            # Tracebacks may show the locals of this frame, and a key may have been given in the wrong place.
-            api_key = proxy = None
-            endpoint = ""
+        # The key first: from then on, errors about the other arguments mask it.
+        keys = KeySource.from_argument(api_key)
+        proxies = ProxyChoice.from_argument(proxy)
+        where = Endpoint.of(endpoint)
         if on_greeks is not None:
             raise ConfigurationError("on_greeks: not available in this version of finx_streamer")
-        try:
-            self._symbols = {str(symbol): symbol for symbol in map(check.symbol, symbols)}
-        except ConfigurationError as error:
-            symbols = ()
-            raise error.with_traceback(None) from None
+        self._symbols = {str(symbol): symbol for symbol in map(check.symbol, symbols)}
         where.check_secrecy(check.instance("allow_insecure", allow_insecure, "True or False", check.is_bool))
         proxies.check_secrecy(where, allow_insecure)
         timing = Timing(

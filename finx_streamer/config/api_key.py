@@ -1,40 +1,62 @@
-"""config.api_key"""
+"""The API key: a type that never shows it, and the sources that supply one for each connection attempt."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Callable
+from typing import NoReturn
 
 import attrs
 
 from ..errors import AuthenticationError, ConfigurationError, ConnectionFailed
-from .redaction import (
-    ApiKey,
-    _remember,
-)
+from .redaction import MASK, remember
 
-#: Where the key is looked for when none is given. Source: D.
+#: Read if no key is given. Source: D.
 ENVIRONMENT_VARIABLE = "FINX_API_KEY"
 
 _MISSING = f"no API key: pass api_key= or set the environment variable {ENVIRONMENT_VARIABLE}"
 _ALLOWED = re.compile(r"[!-~]+")
 
 
+class ApiKey:
+    """An API key. Its `repr` is masked; only `reveal` returns the key."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ApiKey) and self._value == other._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+    def __repr__(self) -> str:
+        return f"ApiKey({MASK})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("an ApiKey can't be pickled: the pickle would hold the key in clear text")
+
+
 @attrs.frozen
 class KeySource:
-    """Where keys come from: a str, a callable that returns one, or (None) the environment, read at every attempt."""
+    """Supplies keys: a fixed one, or those that a callable or (None) the environment returns at each attempt."""
 
     _given: ApiKey | Callable[[], str | None] | None = attrs.field(repr=False)
 
     @classmethod
-    def of(cls, api_key: object) -> KeySource:
-        """Check what the user gave. Raises `ConfigurationError`, which never shows a key."""
+    def from_argument(cls, api_key: object) -> KeySource:
+        """Check the user's `api_key`. Raises `ConfigurationError`, which never shows the value."""
         if api_key is None:
-            # It is read anew at each attempt; but from here on no error may show it, wherever else it was given.
-            known = os.environ.get(ENVIRONMENT_VARIABLE, "")
-            if not _fault(known):
-                _remember(ApiKey(known))
+            # The key may also have been given in a wrong place, where an error would show it.
+            current = os.environ.get(ENVIRONMENT_VARIABLE, "")
+            if not _fault(current):
+                remember(current)
             return cls(None)
         if callable(api_key) and not isinstance(api_key, type):
             return cls(api_key)
@@ -42,21 +64,24 @@ class KeySource:
             raise ConfigurationError(f"api_key: expected a str, a callable or None, not {type(api_key).__name__}")
         if fault := _fault(api_key):
             raise ConfigurationError(f"api_key: {fault}")
-        return cls(_remember(ApiKey(api_key)))
+        remember(api_key)
+        return cls(ApiKey(api_key))
 
     @property
     def can_change(self) -> bool:
-        """Whether asking again could give another key."""
+        """Whether a later call of `current` may return another key."""
         return not isinstance(self._given, ApiKey)
 
-    def ask(self) -> ApiKey:
-        """The key of this moment. May block, if the user's callable does.
+    def current(self) -> ApiKey:
+        """Return the key to use now. May block, if the user's callable does.
 
-        Raises `AuthenticationError` where there is no usable key, and `ConnectionFailed`, with the cause, where the
-        callable raised: a vault that is out of reach may be back at the next attempt.
+        Raises:
+            AuthenticationError: There is no usable key.
+            ConnectionFailed: The callable raised. This is retried: a vault may be reachable again later.
         """
         if isinstance(self._given, ApiKey):
-            return _remember(self._given)
+            remember(self._given.reveal())
+            return self._given
         if self._given is None:
             key: object = os.environ.get(ENVIRONMENT_VARIABLE)
             missing = _MISSING
@@ -71,14 +96,15 @@ class KeySource:
         if not isinstance(key, str):
             raise AuthenticationError(f"the API key is a {type(key).__name__}, not a str", permanent=True)
         if fault := _fault(key):
-            raise AuthenticationError(f"the API key is unusable: {fault}", permanent=True)
-        return _remember(ApiKey(key))
+            raise AuthenticationError(f"the API key can't be used: {fault}", permanent=True)
+        remember(key)
+        return ApiKey(key)
 
 
 def _fault(key: str) -> str | None:
-    """What is wrong with a key, without showing it."""
+    """Describe why a key can't be used, without showing it."""
     if not key:
-        return "empty; expected a key as FinX issued it, or None to read " + ENVIRONMENT_VARIABLE
+        return f"it is empty; expected a key as FinX issued it, or None to read {ENVIRONMENT_VARIABLE}"
     if not _ALLOWED.fullmatch(key):
         advice = "; a key read from a file may need .strip()" if key != key.strip() else ""
         return f"it has white space, control or non-ASCII characters; expected printable ASCII{advice}"

@@ -10,10 +10,9 @@ from urllib.parse import SplitResult, quote, urlsplit
 import attrs
 
 from ..errors import ConfigurationError
-from .redaction import ApiKey, redact
+from .api_key import ApiKey
+from .redaction import redact
 from .symbols import Option, Symbol
-
-__all__ = ["Endpoint", "redact"]
 
 _DEFAULT_PORTS = {"ws": 80, "wss": 443}
 _NAME = re.compile(r"([a-z.-]{1,63}|[\d.]{7,15})(:\d{1,5})?/?", re.IGNORECASE)

@@ -20,8 +20,8 @@ import attrs
 from .._version import __version__
 from ..connection.http_response import HttpAnswer
 from ..errors import ConfigurationError, ConnectionFailed, ProtocolError
+from .api_key import ApiKey
 from .endpoint import Endpoint, is_loopback
-from .redaction import ApiKey
 
 #: Bytes of the answer to CONNECT.
 MAX_ANSWER = 16_384
@@ -194,7 +194,7 @@ class ProxyChoice:
     _ask_environment: bool = False
 
     @classmethod
-    def of(cls, proxy: object) -> ProxyChoice:
+    def from_argument(cls, proxy: object) -> ProxyChoice:
         """Check what the user gave: a URL; "" for none; None for the environment, read at every attempt.
 
         Raises `ConfigurationError`, which never shows a password.

@@ -12,10 +12,9 @@ from collections.abc import Callable
 
 import attrs
 
-from ..config.api_key import KeySource
+from ..config.api_key import ApiKey, KeySource
 from ..config.endpoint import Endpoint
 from ..config.proxy import DIRECT, ProxyChoice
-from ..config.redaction import ApiKey
 from ..config.symbols import Symbol
 
 MAX_MESSAGE = 16 * 1024 * 1024

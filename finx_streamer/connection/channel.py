@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-from ..config.redaction import ApiKey
+from ..config.api_key import ApiKey
 from ..errors import AuthenticationError, ConnectionFailed
 from .attempt import Attempt, ConnectionConfig
 from .failures import translate

@@ -9,7 +9,7 @@ import ssl
 import websocket
 
 from ..config.api_key import KeySource
-from ..config.endpoint import redact
+from ..config.redaction import redact
 from ..errors import AuthenticationError, ConnectionFailed, ProtocolError, RateLimited, StreamNotFound
 from .attempt import Attempt, ConnectionConfig
 from .http_response import HttpAnswer
@@ -88,7 +88,7 @@ def _ask_for_another(keys: KeySource, attempt: Attempt) -> bool:
     if not keys.can_change:
         return False
     try:
-        another = keys.ask()
+        another = keys.current()
     except ConnectionFailed:
         # The next attempt asks again, and says what is wrong with the answer.
         return True

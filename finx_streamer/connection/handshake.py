@@ -43,7 +43,7 @@ def outcome_of(target: ConnectionConfig, attempt: Attempt) -> Connection | Conne
 
 
 def _open(target: ConnectionConfig, attempt: Attempt) -> Connection:
-    key = attempt.key = attempt.key or target.keys.ask()
+    key = attempt.key = attempt.key or target.keys.current()
     if key == attempt.refused_key:
         raise AuthenticationError("the API key was refused, and there is no other", permanent=True)
     sock = _connect(target, attempt)

@@ -28,8 +28,8 @@ import websocket
 from websocket import ABNF, WebSocketApp
 
 from .._version import __version__
-from ..config.endpoint import redact
-from ..config.redaction import ApiKey
+from ..config.api_key import ApiKey
+from ..config.redaction import redact
 from ..errors import ConnectionFailed, ProtocolError
 from ..wire.frames import (
     MAX_PLAIN_PAYLOAD,

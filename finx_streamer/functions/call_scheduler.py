@@ -17,8 +17,9 @@ from typing import Any
 
 import attrs
 
+from ..config.api_key import ApiKey
 from ..config.reconnect import ReconnectPolicy, is_fatal, retry_delay
-from ..config.redaction import ApiKey, redact
+from ..config.redaction import redact
 from ..connection.attempt import ConnectionConfig
 from ..connection.channel import WebSocketChannel
 from ..connection.handshakes import Handshakes

@@ -14,9 +14,10 @@ from typing import Any, Self
 from ..config import checks as check
 from ..config.api_key import KeySource
 from ..config.checks import Moment, moment
-from ..config.endpoint import Endpoint, redact
+from ..config.endpoint import Endpoint
 from ..config.proxy import ProxyChoice
 from ..config.reconnect import ReconnectPolicy
+from ..config.redaction import hides_arguments, redact
 from ..config.symbols import Pair
 from ..connection.attempt import ConnectionConfig
 from ..errors import AuthenticationError, ConfigurationError, NotAvailable
@@ -56,6 +57,7 @@ class FunctionClient:
     an answer that can't be understood.
     """
 
+    @hides_arguments
     def __init__(
         self,
         api_key: str | Callable[[], str | None] | None = None,
@@ -71,17 +73,10 @@ class FunctionClient:
         allow_insecure: bool = False,
         name: str | None = None,
     ) -> None:
-        # The secrets first: what is shown of the other arguments must not hold them.
-        try:
-            keys = KeySource.of(api_key)
-            proxies = ProxyChoice.of(proxy)
-            where = Endpoint.of(endpoint)
-        except ConfigurationError as error:
-            raise error.with_traceback(None) from None
-        finally:
-            # Tracebacks may show the locals of this frame, and a key may have been given in the wrong place.
-            api_key = proxy = None
-            endpoint = ""
+        # The key first: from then on, errors about the other arguments mask it.
+        keys = KeySource.from_argument(api_key)
+        proxies = ProxyChoice.from_argument(proxy)
+        where = Endpoint.of(endpoint)
         where.check_secrecy(check.instance("allow_insecure", allow_insecure, "True or False", check.is_bool))
         proxies.check_secrecy(where, allow_insecure)
         context = check.instance("ssl_context", ssl_context, "an ssl.SSLContext or None", check.is_context)
@@ -118,6 +113,7 @@ class FunctionClient:
                 raise
             return False
 
+    @hides_arguments
     def tick_snap(self, pair: str | Pair, at: Moment | None = None) -> Tick:
         """The last tick of a pair at or before a time, to the millisecond; None: now, by this machine's clock.
 
@@ -129,6 +125,7 @@ class FunctionClient:
         when = moment("at", at) if at is not None else datetime.now(UTC)
         return self._ticks.snap(name, when.date().isoformat(), when.time().isoformat("milliseconds"))
 
+    @hides_arguments
     def tick_history(
         self,
         pair: str | Pair,
@@ -146,6 +143,7 @@ class FunctionClient:
         """
         return list(self.iter_tick_history(pair, start, end, exchange, progress))
 
+    @hides_arguments
     def iter_tick_history(
         self,
         pair: str | Pair,
@@ -168,6 +166,7 @@ class FunctionClient:
             found = with_progress_bar(found, name, since, until)
         return itertools.chain.from_iterable(found)
 
+    @hides_arguments
     def reference_data(self, security_id: str) -> dict[str, Any]:
         """Facts about a security such as "BTC", as the decoded JSON object; which ones is up to FinX (D).
 
@@ -175,14 +174,13 @@ class FunctionClient:
         all methods do.
         """
         check.instance("security_id", security_id, "a str such as 'BTC'", _is_text)
-        arguments = {"securityId": security_id}
-        security_id = ""  # tracebacks may show it
-        return self._call("referenceData", arguments)
+        return self._call("referenceData", {"securityId": security_id})
 
     def greeks_history(self, *arguments: Any, **more: Any) -> list[Any]:
         """Not yet: FinX has announced it for a future release (S). Raises `NotAvailable`."""
         raise NotAvailable("Greeks history: FinX has announced it for a future release")
 
+    @hides_arguments
     def call(self, function_name: str, /, **arguments: Any) -> dict[str, Any]:
         """Any function of FinX's, by the wire's own names: `client.call("referenceData", securityId="BTC")`.
 
@@ -191,7 +189,6 @@ class FunctionClient:
         check.instance("function_name", function_name, "a str such as 'referenceData'", _is_text)
         for name in _RESERVED:
             if name in arguments:
-                arguments.clear()  # tracebacks may show it
                 raise ConfigurationError(f"{name}: not an argument of a call; the client adds it")
         try:
             json.dumps(arguments, allow_nan=False)

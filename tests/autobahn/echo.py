@@ -14,8 +14,7 @@ import attrs
 import websocket
 
 from finx_streamer import Endpoint
-from finx_streamer.config.api_key import KeySource
-from finx_streamer.config.redaction import ApiKey
+from finx_streamer.config.api_key import ApiKey, KeySource
 from finx_streamer.connection import websocket as transport
 from finx_streamer.connection.attempt import MAX_MESSAGE, Attempt, ConnectionConfig
 from finx_streamer.connection.handshake import open_connection
@@ -47,7 +46,7 @@ def echo(base: str, path: str, context: ssl.SSLContext, at_once: int) -> None:
     case = Case(
         endpoint=Endpoint(base),
         symbol=None,
-        keys=KeySource.of("not-asked-for"),
+        keys=KeySource.from_argument("not-asked-for"),
         connect_timeout=PATIENCE,
         ssl_context=lambda: context,
         path=path,

@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finx_streamer.config.api_key import KeySource
+from finx_streamer.config.api_key import ApiKey, KeySource
 from finx_streamer.config.endpoint import Endpoint
-from finx_streamer.config.redaction import ApiKey
 from finx_streamer.config.symbols import Option, Pair
 from finx_streamer.errors import ConfigurationError
 
@@ -117,7 +116,7 @@ def test_a_password_in_a_url_is_refused_without_being_shown() -> None:
 )
 def test_no_refusal_shows_a_key_that_is_known(url: str) -> None:
     """A key that was pasted into the URL is masked."""
-    KeySource.of("endpoint-Key-1")
+    KeySource.from_argument("endpoint-Key-1")
     with pytest.raises(ConfigurationError) as caught:
         Endpoint.of(url)
     assert "endpoint-Key-1" not in str(caught.value)

@@ -93,10 +93,10 @@ def target(
     return ConnectionConfig(
         Endpoint(url),
         parse_symbol(PAIR),
-        KeySource.of("demo"),
+        KeySource.from_argument("demo"),
         timeout,
         lambda: context or ssl.create_default_context(),
-        proxies=ProxyChoice.of(proxy),
+        proxies=ProxyChoice.from_argument(proxy),
     )
 
 

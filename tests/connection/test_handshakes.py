@@ -42,7 +42,7 @@ class Pool:
 
     def request(self, url: str, key: Callable[[], str] | str = "demo", timeout: float = PATIENCE) -> Handshake:
         """Ask for a handshake."""
-        config = ConnectionConfig(Endpoint(url), None, KeySource.of(key), timeout, Any)  # type: ignore[arg-type]
+        config = ConnectionConfig(Endpoint(url), None, KeySource.from_argument(key), timeout, Any)  # type: ignore[arg-type]
         handshake = Handshake(config, Attempt(), self.requester)
         self.loop.post(lambda: self.handshakes.request(handshake))
         return handshake

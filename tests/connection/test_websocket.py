@@ -56,7 +56,11 @@ def target(
 ) -> ConnectionConfig:
     """Where to, as the listener would say it."""
     return ConnectionConfig(
-        Endpoint(url), parse_symbol(PAIR), KeySource.of(key), timeout, lambda: context or ssl.create_default_context()
+        Endpoint(url),
+        parse_symbol(PAIR),
+        KeySource.from_argument(key),
+        timeout,
+        lambda: context or ssl.create_default_context(),
     )
 
 
@@ -277,7 +281,9 @@ def test_no_cookie_of_a_proxys_is_kept() -> None:
         stay(frame("hello"))(caller)
 
     with Peer(connect) as proxy:
-        through = attrs.evolve(target("ws://127.0.0.1:9/"), proxies=ProxyChoice.of(f"http://127.0.0.1:{proxy.port}"))
+        through = attrs.evolve(
+            target("ws://127.0.0.1:9/"), proxies=ProxyChoice.from_argument(f"http://127.0.0.1:{proxy.port}")
+        )
         connection = open_connection(through, Attempt())
         assert read(connection, 1) == [b"hello"]
         connection.close_socket()

@@ -485,7 +485,7 @@ def kept() -> Iterator[Callable[..., CallPool]]:
     made: list[CallPool] = []
 
     def make(peer: Peer, **settings: Any) -> CallPool:
-        target = ConnectionConfig(Endpoint(peer.url), None, KeySource.of("demo"), PATIENCE, Any)  # type: ignore[arg-type]
+        target = ConnectionConfig(Endpoint(peer.url), None, KeySource.from_argument("demo"), PATIENCE, Any)  # type: ignore[arg-type]
         made.append(CallPool(PoolSettings(target, QUICK, 2, "kept", **settings)))
         return made[-1]
 
@@ -533,7 +533,7 @@ def test_an_error_where_the_key_may_have_changed(trusted: float, connections: in
     """It may be the key of an old connection that has expired: the next call makes a new one, with the key of then."""
     keys = iter(["old", "new"])
     with Peer(answer(choosy)) as peer:
-        target = ConnectionConfig(Endpoint(peer.url), None, KeySource.of(lambda: next(keys)), PATIENCE, Any)  # type: ignore[arg-type]
+        target = ConnectionConfig(Endpoint(peer.url), None, KeySource.from_argument(lambda: next(keys)), PATIENCE, Any)  # type: ignore[arg-type]
         calls = CallPool(PoolSettings(target, QUICK, 2, "rotating", key_trusted_for=trusted))
         try:
             with pytest.raises(FunctionError, match="key expired"):

@@ -325,7 +325,7 @@ def test_prices_are_parsed_as_wanted(server: LocalServer, parse: Callable[[str],
 
 def test_a_price_that_can_not_be_parsed(server: LocalServer) -> None:
     """The user's own exception is the cause. A key that ends as a field is named takes nothing from the tick."""
-    KeySource.of("any-time")
+    KeySource.from_argument("any-time")
 
     def broken(text: str) -> float:
         raise ArithmeticError("mine")

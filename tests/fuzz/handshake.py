@@ -84,7 +84,7 @@ def run(data: bytes) -> None:
             _through(_PROXIES[how & 0x03], said, places)
         else:
             # A key that is from a callable may be asked for again.
-            keys = KeySource.of(lambda: KEY) if how & 0x01 else KeySource.of(KEY)
+            keys = KeySource.from_argument(lambda: KEY) if how & 0x01 else KeySource.from_argument(KEY)
             whole, cut = _outcome(said, b"", keys), _outcome(said, places, keys)
             # A body is shown as far as it has come.
             assert whole == cut or b"{pad}" in said, (whole, cut)

@@ -25,7 +25,7 @@ from finx_streamer.errors import ConnectionFailed
 #: The key of all connections. What the far end says can quote it. (Its beginning is no end of an escape: who puts a "%"
 #: before "f0" has spelled another text.)
 KEY = "zq/Zz-kEy"
-_KEYS = KeySource.of(KEY)
+_KEYS = KeySource.from_argument(KEY)
 #: The whole of it, and what could be left at an end; as it is, and as it is in a URL.
 _TRACES = [part.replace("/", slash).casefold() for part in (KEY, KEY[:6], KEY[-6:]) for slash in ("/", "%2f")]
 PAIR = Pair("BTC", "USDC")

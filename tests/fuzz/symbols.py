@@ -12,11 +12,11 @@ from datetime import UTC, datetime
 
 from finx_streamer.config import checks as arguments
 from finx_streamer.config import redaction as keys
-from finx_streamer.config.api_key import KeySource
+from finx_streamer.config.api_key import ApiKey, KeySource
 from finx_streamer.config.checks import moment
 from finx_streamer.config.endpoint import Endpoint
 from finx_streamer.config.proxy import Proxy, from_environment
-from finx_streamer.config.redaction import MASK, SHORTEST_MASKED, ApiKey
+from finx_streamer.config.redaction import MASK, SHORTEST_MASKED
 from finx_streamer.config.symbols import Option, Pair, Symbol, parse_symbol
 from finx_streamer.errors import ConfigurationError, ConnectionFailed
 from finx_streamer.server.protocol import Kind, check_symbol, parse_path
@@ -115,21 +115,23 @@ def _check_endpoint(text: str) -> None:
 
 def _check_key(text: str) -> None:
     """A good key goes to the server as it is, and shows nowhere; a bad one is refused without being shown."""
-    registry, keys._registry = keys._registry, keys._Registry()
+    before = dict(keys._keys)
+    keys._keys.clear()
     try:
         try:
-            source = KeySource.of(text)
+            source = KeySource.from_argument(text)
         except ConfigurationError as error:
             assert len(str(error)) < 200
             assert len(text) < 8 or text not in str(error)
             return
-        assert source.ask() == ApiKey(text)
+        assert source.current() == ApiKey(text)
         if text != "greeks":
             _check_way_through_a_url(Pair("BTC", "USDC"), text)
         if len(text) >= SHORTEST_MASKED:
             _check_masked(text)
     finally:
-        keys._registry = registry
+        keys._keys.clear()
+        keys._keys.update(before)
 
 
 def _check_masked(key: str) -> None:

@@ -29,8 +29,7 @@ from finx_streamer import (
     StreamListener,
     Tick,
 )
-from finx_streamer.config.api_key import KeySource
-from finx_streamer.config.redaction import ApiKey
+from finx_streamer.config.api_key import ApiKey, KeySource
 from finx_streamer.server import LocalServer, Tape
 from tests.support.peers import (
     PAIR,
@@ -357,9 +356,9 @@ LONG_KEY = "s3cr3t-" * 9
         lambda: StreamListener(PAIR, api_key=LONG_KEY, overflow=LONG_KEY),
         lambda: StreamListener(PAIR, api_key=LONG_KEY, name=[LONG_KEY]),  # type: ignore[arg-type]
         lambda: StreamListener(PAIR, api_key=LONG_KEY, name=LONG_KEY.encode()),  # type: ignore[arg-type]
-        lambda: (KeySource.of(LONG_KEY), ReconnectPolicy(initial=LONG_KEY)),  # type: ignore[arg-type]
-        lambda: (KeySource.of(LONG_KEY), ReconnectPolicy(attempts=LONG_KEY)),  # type: ignore[arg-type]
-        lambda: (KeySource.of(LONG_KEY), ReconnectPolicy(jitter=[LONG_KEY])),  # type: ignore[arg-type]
+        lambda: (KeySource.from_argument(LONG_KEY), ReconnectPolicy(initial=LONG_KEY)),  # type: ignore[arg-type]
+        lambda: (KeySource.from_argument(LONG_KEY), ReconnectPolicy(attempts=LONG_KEY)),  # type: ignore[arg-type]
+        lambda: (KeySource.from_argument(LONG_KEY), ReconnectPolicy(jitter=[LONG_KEY])),  # type: ignore[arg-type]
         lambda: FunctionClient(api_key=LONG_KEY).tick_snap(LONG_KEY),
         lambda: FunctionClient(api_key=LONG_KEY).tick_snap(PAIR, LONG_KEY),
     ],
@@ -408,13 +407,13 @@ def test_a_key_file_that_is_no_text_is_not_shown(everything: Everything, tmp_pat
     file = tmp_path / "key"
     file.write_bytes(b"\xef\xbb\xbf" + KEY.encode())
     file.chmod(0o600)
-    source = KeySource.of(api_key(file))
-    assert source.ask() == ApiKey(KEY)
+    source = KeySource.from_argument(api_key(file))
+    assert source.current() == ApiKey(KEY)
     file.write_bytes(KEY.encode() + b"\xff")
     with pytest.raises(ConfigurationError, match="the file isn't UTF-8 text") as refused:
         api_key(file)
     with pytest.raises(ConnectionFailed) as failed:
-        source.ask()
+        source.current()
     everything.error(refused.value)
     everything.error(failed.value)
 

@@ -107,7 +107,7 @@ def connected(answers: bytearray | None = None, max_message: int = 16 * MEBIBYTE
 
     with Peer(hear) as peer:
         target = ConnectionConfig(
-            Endpoint(peer.url), Pair("BTC", "USDC"), KeySource.of("key"), PATIENCE, Any, max_message
+            Endpoint(peer.url), Pair("BTC", "USDC"), KeySource.from_argument("key"), PATIENCE, Any, max_message
         )
         connection = open_connection(target, Attempt())
         try:
