@@ -1,1 +1,1 @@
-"""config"""
+"""Validated user input: symbols, endpoint, API key, redaction, proxy, reconnect policy."""

@@ -1,1 +1,1 @@
-"""functions"""
+"""Function calls over a pool of connections: tick history, snaps, reference data."""
