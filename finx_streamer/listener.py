@@ -40,6 +40,8 @@ logger = logging.getLogger("finx_streamer")
 _names = itertools.count(1)
 _C = TypeVar("_C", bound=Callback)
 _B = TypeVar("_B", bound=TickBuffer)
+#: Seconds that leaving a `for` loop waits for the end.
+_END_TIMEOUT = 5.0
 
 
 class StreamListener:
@@ -225,10 +227,13 @@ class StreamListener:
     # Life.
 
     def start(self) -> Self:
-        """Connect, in the background; returns at once. Does nothing while running; after an end it starts afresh.
+        """Connect in the background, and return at once. Does nothing while it runs; after an end it starts again.
 
-        In a notebook, what an earlier run of the same cell has started, or a listener of the same `name`, is stopped
-        first.
+        In a notebook, this first stops a listener that an earlier run of the same cell has started, or one with the
+        same `name`.
+
+        Raises:
+            ConfigurationError: The previous run is still stopping, or this process is a fork of the one that started.
         """
         self._replace_earlier()
         with self._lock:
@@ -236,15 +241,21 @@ class StreamListener:
             if self._run is None or self._run.ended.is_set():
                 self._new_run().start(self)
             elif self._run.state.ended:
-                raise ConfigurationError(_STOPPING)
+                raise ConfigurationError(_STILL_STOPPING)
         return self
 
     def stop(self, timeout: float = 5.0, drain: bool = True) -> bool:
-        """End the listener. Idempotent, bounded, and legal at any time from any thread, callbacks included.
+        """End the listener. Works from any thread at any time, even inside a callback. Idempotent.
 
-        With `drain`, ticks that were received are delivered first, as far as `timeout` seconds allow; without, and
-        when called in a callback or in the body of a `for tick in listener`, they are discarded. Once it has returned
-        no further callback is called. Returns False where a callback was still running after `timeout`.
+        After it has returned, no further callback is called.
+
+        Args:
+            timeout: Seconds to wait for the end.
+            drain: Deliver the ticks that were received, as far as the timeout allows. Otherwise, and inside a callback
+                or a `for` loop over the listener, they are discarded.
+
+        Returns:
+            False if a callback is still running after `timeout`.
         """
         check.seconds("timeout", timeout, zero=True)
         run = self._run
@@ -255,22 +266,25 @@ class StreamListener:
         return run.stop(timeout, drain)
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait until the listener has ended, and raise the error that ended it, if one did.
+        """Wait for the end. Ctrl-C interrupts it.
 
-        Returns False if it still runs after `timeout` seconds. Ctrl-C interrupts it. Raises `ConfigurationError` in a
-        callback, where it would wait for itself.
+        Args:
+            timeout: Seconds; None for no limit.
+
+        Returns:
+            False if the listener still runs after `timeout`.
+
+        Raises:
+            FinxStreamerError: The error that ended the listener, if one did.
+            ConfigurationError: Called inside a callback, where it would wait for itself.
         """
-        if timeout is not None:
-            check.seconds("timeout", timeout, zero=True)
-        run = self._run
-        if run is None:
-            return True
-        self._check_not_in_callback("join()")
-        self._check_process()
-        if not run.wait(timeout):
-            return False
-        self._raise_error(run)
-        return True
+        run = self._run_to_join("join()", timeout)
+        return run is None or self._joined(run, run.wait(timeout))
+
+    async def wait_async(self, timeout: float | None = None) -> bool:
+        """`join` for event loops, for example in a notebook that awaits. Other tasks keep running."""
+        run = self._run_to_join("wait_async()", timeout)
+        return run is None or self._joined(run, await run.wait_async(timeout))
 
     def __enter__(self) -> Self:
         return self.start()
@@ -278,7 +292,7 @@ class StreamListener:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop; and raise the error that ended the listener, unless it was already raised, or given to `on_error`."""
+        """Stop. Raise the error that ended the listener, unless you have seen it: raised, or in `on_error`."""
         if kind is not None:
             self.stop(HURRIED_STOP, drain=False)
             return
@@ -288,30 +302,29 @@ class StreamListener:
             self._raise_error(run)
 
     def __iter__(self) -> Iterator[Tick]:
-        """Ticks, as they come. Starts the listener if need be, and then stops it when the loop is left; ends with it,
-        and raises as `join` does. Raises `ConfigurationError` where there are no symbols, whose ticks to wait for."""
+        """Iterate over ticks as they come. The loop ends with the listener, and raises as `join` does.
+
+        Starts the listener if it doesn't run, and stops it again when the loop is left.
+        """
         run, own, buffer = self._open_iteration(TickBuffer)
-        patience = 5.0
+        timeout = _END_TIMEOUT
         try:
             if own:
                 run.start(self)
             while (tick := buffer.take()) is not None:
                 yield tick
-            run.wait(patience)
+            run.wait(timeout)
             self._raise_error(run)
         except (KeyboardInterrupt, SystemExit):
-            patience = HURRIED_STOP
+            timeout = HURRIED_STOP
             raise
         finally:
-            self._callbacks.remove(buffer)
-            if not run.forked:
-                run.iterations.close(buffer)
-                if own:
-                    run.stop(patience, drain=False)
+            self._close_iteration(run, buffer)
+            if own and not run.forked:
+                run.stop(timeout, drain=False)
 
     async def __aiter__(self) -> AsyncIterator[Tick]:
-        """The same in an event loop: `async for tick in listener`. Interrupts and cancellation are noticed within a
-        quarter of a second."""
+        """`async for tick in listener`: the same in an event loop. Notices interrupts within a quarter of a second."""
         from .delivery.async_iteration import AsyncTickBuffer
 
         run, own, buffer = self._open_iteration(AsyncTickBuffer)
@@ -320,40 +333,23 @@ class StreamListener:
                 run.start(self)
             while (tick := await buffer.take_async()) is not None:
                 yield tick
-            await run.wait_async(5.0)
+            await run.wait_async(_END_TIMEOUT)
             self._raise_error(run)
         finally:
-            self._callbacks.remove(buffer)
-            if not run.forked:
-                run.iterations.close(buffer)
-                if own:
-                    run.abandon()
-                    await run.wait_async(5.0)
-
-    async def wait_async(self, timeout: float | None = None) -> bool:
-        """`join` for event loops, notebooks that await among them: other tasks go on meanwhile. It can be cancelled and
-        interrupted, and leaves nothing behind."""
-        if timeout is not None:
-            check.seconds("timeout", timeout, zero=True)
-        run = self._run
-        if run is None:
-            return True
-        self._check_not_in_callback("wait_async()")
-        self._check_process()
-        if not await run.wait_async(timeout):
-            return False
-        self._raise_error(run)
-        return True
+            self._close_iteration(run, buffer)
+            if own and not run.forked:
+                run.abandon()
+                await run.wait_async(_END_TIMEOUT)
 
     def _open_iteration(self, kind: type[_B]) -> tuple[Run, bool, _B]:
-        """The run to iterate over, whether it is to be started, and a buffer that gets its ticks."""
+        """Return the run to iterate over, whether it still has to start, and a buffer that gets its ticks."""
         self._replace_earlier()
         with self._lock:
             self._check_process()
             self._check_not_in_callback("iteration")
             if not self._symbols:
                 raise ConfigurationError(
-                    "iteration: the listener has no symbols, so the loop would wait for ever; add() one first"
+                    "iteration: the listener has no symbols, so no tick would come; add() one first"
                 )
             own = self._run is None or self._run.ended.is_set()
             run = self._new_run() if own or self._run is None else self._run
@@ -361,12 +357,20 @@ class StreamListener:
             self._callbacks.add("tick", buffer)
         return run, own, buffer
 
-    # Streams.
+    def _close_iteration(self, run: Run, buffer: TickBuffer) -> None:
+        self._callbacks.remove(buffer)
+        if not run.forked:
+            run.iterations.close(buffer)
+
+    # Symbols.
 
     def add(self, *symbols: str | Symbol) -> None:
-        """Listen to more symbols, from now on. Those that are there already are left as they are.
+        """Listen to more symbols. Those that it already listens to stay as they are.
 
-        A symbol that the server does not know ends the whole listener, with `StreamNotFound`.
+        A symbol that the server doesn't know ends the whole listener with `StreamNotFound`.
+
+        Raises:
+            ConfigurationError: A symbol is malformed.
         """
         new = {str(symbol): symbol for symbol in map(check.symbol, symbols)}
         with self._lock:
@@ -378,36 +382,37 @@ class StreamListener:
                         self._run.add(symbol)
 
     def remove(self, *symbols: str | Symbol) -> None:
-        """Listen to these no more. Ticks that were received may still be delivered.
+        """Stop listening to symbols. Ticks that were received may still be delivered.
 
-        Raises `ConfigurationError` for a symbol that is not there; nothing is removed then.
+        Raises:
+            ConfigurationError: The listener doesn't listen to one of them. Then it removes none.
         """
         names = [str(check.symbol(symbol)) for symbol in symbols]
         with self._lock:
             self._check_process()
             for name in names:
                 if name not in self._symbols:
-                    raise ConfigurationError(f"remove: {name!r} is not listened to; there are {sorted(self._symbols)}")
+                    raise ConfigurationError(f"remove(): not listening to {name!r}, only to {sorted(self._symbols)}")
             self._symbols = {name: symbol for name, symbol in self._symbols.items() if name not in names}
             for name in names:
                 if self._run is not None:
                     self._run.remove(name)
 
-    # What is known.
+    # State.
 
     @property
     def name(self) -> str:
-        """With which the names of its threads begin: as given, or else one of its own."""
+        """The name that you gave, or a generated one. The names of its threads begin with it."""
         return self._settings.name
 
     @property
     def symbols(self) -> tuple[str, ...]:
-        """What is listened to."""
+        """The symbols it listens to."""
         return tuple(self._symbols)
 
     @property
     def state(self) -> State:
-        """The state of the whole: the least settled state of its streams, or how it ended."""
+        """How it ended, or the least settled state of its streams."""
         return self._run.state if self._run is not None else State.IDLE
 
     @property
@@ -417,13 +422,19 @@ class StreamListener:
             return self._run.stats()
         return add_up(State.IDLE, {name: StreamStats(state=State.IDLE) for name in self._symbols}, 0, 0)
 
-    # Data at hand.
+    # Recent ticks.
 
     def recent(self, n: int | None = None, pair: str | Pair | None = None) -> list[Tick]:
-        """The last `n` ticks that were received (None: all that are kept), of one pair or of all, oldest first.
+        """The last ticks that were received, oldest first.
 
-        At most `keep` ticks are kept, all pairs together, and over the end of the listener. Those that still wait for
-        callbacks are among them, and those that an overflow policy drops.
+        They include ticks that still wait for callbacks, and ticks that an overflow policy drops.
+
+        Args:
+            n: How many; None for all that are kept: at most `keep`, of all pairs together.
+            pair: Only ticks of this pair; None for all pairs.
+
+        Raises:
+            ConfigurationError: An argument is wrong, or the listener keeps no ticks.
         """
         if n is not None:
             check.instance("n", n, "an int >= 0", check.is_count)
@@ -431,56 +442,60 @@ class StreamListener:
         return recent.last(recent.size if n is None else n, None if pair is None else str(check.symbol(pair)))
 
     def to_pandas(self, n: int | None = None, pair: str | Pair | None = None) -> pandas.DataFrame:
-        """What `recent` gives, as a `pandas.DataFrame`: see `finx_streamer.to_pandas`."""
+        """`recent` as a `pandas.DataFrame`; see `finx_streamer.to_pandas`."""
         return tables.to_pandas(self.recent(n, pair))
 
     def to_polars(self, n: int | None = None, pair: str | Pair | None = None) -> polars.DataFrame:
-        """What `recent` gives, as a `polars.DataFrame`: see `finx_streamer.to_polars`."""
+        """`recent` as a `polars.DataFrame`; see `finx_streamer.to_polars`."""
         return tables.to_polars(self.recent(n, pair))
 
     def live(self, *pairs: str | Pair, rate: float = 15.0) -> LiveView:
-        """A live view for a Jupyter notebook: a table of all streams, and a chart of the given pairs (by default the
-        first). Starts the listener if need be.
+        """Show a live view in a Jupyter notebook: a table of all streams, and charts. Starts the listener.
 
-        `rate`: pictures a second, at most, however fast the ticks; from 1 to 30. Needs the extra `[notebook]`; without
-        it a plain table is shown, which says so. Raises `ConfigurationError` outside of Jupyter, and with `keep=0`.
+        Needs the extra `[notebook]`. Without it, you get a plain table that says so.
+
+        Args:
+            pairs: The pairs with a chart; by default the first one.
+            rate: Frames per second at most, from 1 to 30.
+
+        Raises:
+            ConfigurationError: This isn't Jupyter, an argument is wrong, or the listener keeps no ticks.
         """
         recent = self._kept("live()")
         wanted = [str(check.symbol(pair)) for pair in pairs]
-        check.instance("rate", rate, "pictures a second, from 1 to 30", check.is_picture_rate)
+        check.instance("rate", rate, "frames per second, from 1 to 30", check.is_picture_rate)
         return self._frontend.live(self, recent, wanted, rate, self._watch)
 
     def _watch(self, watcher: Callable[[], None]) -> Callable[[], None]:
-        """Call `watcher`, on any thread, when the listener starts and when it ends. Returns what undoes this."""
+        """Call `watcher`, on any thread, when the listener starts or ends. Return what undoes this."""
         self._watchers.append(watcher)
         return lambda: self._watchers.remove(watcher)
 
-    def _kept(self, what: str) -> Recent:
+    def _kept(self, method: str) -> Recent:
         if self._recent is None:
-            raise ConfigurationError(f"{what}: with keep=0 no tick is kept; give the listener another keep")
+            raise ConfigurationError(f"{method}: the listener keeps no ticks, because it was created with keep=0")
         return self._recent
 
     def _repr_html_(self) -> str:
-        """A picture of this moment, for notebooks. It runs no script, and takes no text of others for HTML."""
+        """The current state, for notebooks. It runs no script, and escapes all text from the server."""
         return jupyter.snapshot(self)
 
     def __repr__(self) -> str:
         if not hasattr(self, "_run"):
-            # In a traceback of the constructor's, which may show locals.
-            return "<StreamListener, not made>"
+            # A traceback of the constructor may show locals.
+            return "<StreamListener (incomplete)>"
         shown = ", ".join(self.symbols[:5]) + (", …" if len(self._symbols) > 5 else "")
         where = redact(self._settings.connection.endpoint.url)
-        return f"<StreamListener {self.name} {self.state.value}: {shown or 'no symbols'} at {where}{self._counts()}>"
-
-    def _counts(self) -> str:
+        text = f"<StreamListener {self.name} {self.state.value}: {shown or 'no symbols'} at {where}"
         if self._run is None:
-            return ""
+            return f"{text}>"
         stats = self._run.stats()
-        errors = stats.callback_errors + stats.decode_errors
         return (
-            f"; {stats.ticks} ticks, {stats.rate:.1f}/s, {stats.dropped} dropped, {stats.reconnects} reconnects, "
-            f"{stats.gaps} gaps, {errors} errors"
+            f"{text}; {stats.ticks} ticks, {stats.rate:.1f}/s, {stats.dropped} dropped, {stats.reconnects} reconnects, "
+            f"{stats.gaps} gaps, {stats.callback_errors + stats.decode_errors} errors>"
         )
+
+    # Shared steps.
 
     def _register(self, event: str, callback: _C, pair: str | None = None) -> _C:
         self._callbacks.add(event, callback, pair, self._frontend.place())
@@ -489,7 +504,7 @@ class StreamListener:
     def _new_run(self) -> Run:
         self._check_process()
         if self._run is not None and self._run.streams.alive:
-            raise ConfigurationError(_STOPPING)
+            raise ConfigurationError(_STILL_STOPPING)
         self._run = Run(
             self._settings,
             self._callbacks,
@@ -505,7 +520,7 @@ class StreamListener:
         return self._frontend.origin(self._given_name, frozenset(self._symbols))
 
     def _replace_earlier(self) -> None:
-        """In a notebook, stop what this listener takes the place of. Does nothing in a script."""
+        """In a notebook, stop the listeners that this one replaces."""
         origin = self._origin()
         if origin is None:
             return
@@ -513,45 +528,64 @@ class StreamListener:
             if listener is not self and run.origin is not None and origin.replaces(run.origin):
                 listener.stop(drain=False)
 
+    def _run_to_join(self, method: str, timeout: float | None) -> Run | None:
+        if timeout is not None:
+            check.seconds("timeout", timeout, zero=True)
+        if self._run is not None:
+            self._check_not_in_callback(method)
+            self._check_process()
+        return self._run
+
+    def _joined(self, run: Run, ended: bool) -> bool:
+        if ended:
+            self._raise_error(run)
+        return ended
+
     def _check_process(self) -> None:
         if self._run is not None and self._run.forked:
             raise ConfigurationError(
-                "this listener was started before a fork, and its threads are not in this process; make a new one here"
+                "this listener was started before a fork, and its threads belong to the parent process; create a new "
+                "StreamListener in this process"
             )
 
-    def _check_not_in_callback(self, what: str) -> None:
+    def _check_not_in_callback(self, method: str) -> None:
         run = self._run
         if run is not None and run.delivery.runs_here() and not run.ended.is_set():
             raise ConfigurationError(
-                f"{what} in a callback would wait for itself; call stop() there, and do the rest outside"
+                f"{method} inside a callback would wait for itself; call stop() there, and do the rest outside"
             )
 
     @staticmethod
     def _raise_error(run: Run) -> None:
         if run.error is not None:
             run.error_raised = True
-            # Not with the traces of those that it was raised to before.
+            # Without the tracebacks of earlier raises.
             raise run.error.with_traceback(None)
 
 
 def listeners() -> list[StreamListener]:
-    """The listeners that run in this process, in the order in which they were started."""
+    """The running listeners of this process, in the order in which they were started."""
     return [listener for run, listener in tuple(live_runs.items()) if not run.forked]
 
 
 def stop_all(timeout: float = 5.0) -> bool:
-    """Stop every listener of this process; what waits for callbacks is discarded. Returns False where a callback was
-    still running after `timeout` seconds, which all have together."""
+    """Stop every listener of this process. Ticks that wait for callbacks are discarded.
+
+    Args:
+        timeout: Seconds, for all of them together.
+
+    Returns:
+        False if a callback is still running after `timeout`.
+    """
     check.seconds("timeout", timeout, zero=True)
     running = [(run, listener) for run, listener in tuple(live_runs.items()) if not run.forked]
     deadline = time.monotonic() + timeout
     for run, _ in running:
         run.abandon()
-    ended = [listener.stop(max(0.0, deadline - time.monotonic()), drain=False) for _, listener in running]
-    return all(ended)
+    return all([listener.stop(max(0.0, deadline - time.monotonic()), drain=False) for _, listener in running])
 
 
-_STOPPING = "start: the listener is still stopping; join() it first (not in a callback)"
+_STILL_STOPPING = "start(): the previous run is still stopping. Call join() first, outside of callbacks"
 
 
 def _checked_exchanges(exchanges: Any) -> frozenset[str] | None:

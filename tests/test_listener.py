@@ -608,7 +608,7 @@ def test_streams_come_and_go(seen: Seen, dispatch: str) -> None:
         seen.wait_for(lambda: ("SOL:USDC", State.STOPPED) in seen.states)
         assert ("BTC:USDC", State.STOPPED) in seen.states
         server.wait_until(lambda stats: stats.connections == 1)
-        with pytest.raises(ConfigurationError, match="not listened to"):
+        with pytest.raises(ConfigurationError, match="not listening to"):
             listener.remove("ETH:USDC", "BTC:USDC")
         assert listener.symbols == ("ETH:USDC",)
         listener.add("BTC:USDC")

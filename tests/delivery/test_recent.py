@@ -107,7 +107,7 @@ def test_keep_zero_keeps_no_ticks() -> None:
     """Methods that need recent ticks say what to change."""
     listener = StreamListener(PAIR, keep=0)
     for ask in (listener.recent, listener.to_pandas, listener.to_polars, listener.live):
-        with pytest.raises(ConfigurationError, match=r"\(\): with keep=0 no tick is kept"):
+        with pytest.raises(ConfigurationError, match=r"\(\): the listener keeps no ticks"):
             ask()
 
 

@@ -137,7 +137,7 @@ def test_a_fork_in_a_callback_is_reported_in_the_child(market: LocalServer) -> N
         assert program.wait() == (0, "", "")
     assert [lines[0].split()[0], lines[1]] == ["CHILD", "PARENT 0"]
     assert "before a fork" in lines[0]
-    assert "make a new one here" in lines[0]
+    assert "create a new StreamListener" in lines[0]
 
 
 # A pause of the whole process.
