@@ -582,7 +582,8 @@ def stop_all(timeout: float = 5.0) -> bool:
     deadline = time.monotonic() + timeout
     for run, _ in running:
         run.abandon()
-    return all([listener.stop(max(0.0, deadline - time.monotonic()), drain=False) for _, listener in running])
+    ended = [listener.stop(max(0.0, deadline - time.monotonic()), drain=False) for _, listener in running]
+    return all(ended)
 
 
 _STILL_STOPPING = "start(): the previous run is still stopping. Call join() first, outside of callbacks"
