@@ -1,4 +1,4 @@
-"""Imports point one way, modules stay small, and tests don't import from each other."""
+"""The structure of the code: imports point up, there are no cycles, modules are short, tests are independent."""
 
 from __future__ import annotations
 
@@ -27,58 +27,60 @@ ROWS = (
     ("server",),
     ("notebook", "cli", "jupyter", "__main__"),
 )
-#: Imports that may point down, with the reason for each.
+#: The imports that may point down, each with its reason.
 ALLOWED = {
-    ("listener", "jupyter"): "the one entry point to the notebook; a script imports nothing behind it",
+    ("listener", "jupyter"): "the only entry point to the notebook; it imports the rest lazily",
     ("config.proxy", "connection.http_response"): "moves soon",
 }
-#: What the server may import from the client. It shares no codec, so that two equal bugs can't cancel each other out.
+#: What the server may import from the client. With a shared codec, a bug in it could go unnoticed.
 SHARED_WITH_SERVER = {"errors", "values", "config.symbols"}
+#: `listener` is the public class, and most of its lines are documentation.
+LONG_MODULES = {"listener", "server.local"}
 
-#: Both shrink to nothing.
-TEST_IMPORTS = {"cli.test_history", "functions.test_client"}
-LONG = {"functions.call_pool", "server.local", "streaming.streams"}
-MOST_FILES_AT_THE_TOP = 16
 MOST_EXCEPTIONS = 5
+MOST_FILES_AT_THE_TOP = 16
 MOST_LINES = 500
 
 
-def name_of(path: Path, root: Path) -> str:
-    """The dotted name of a source file below a root; a package has the name of its folder."""
+def module_name(path: Path, root: Path) -> str:
+    """The dotted name of a source file below a root. A package has the name of its folder."""
     parts = path.relative_to(root).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
 
-MODULES = {name_of(path, PACKAGE): path for path in sorted(PACKAGE.rglob("*.py"))}
+def package_name(path: Path) -> str:
+    """The dotted name of the package that contains a source file."""
+    return ".".join(path.parent.relative_to(ROOT).parts)
 
 
-def imported_names(path: Path, package: str) -> Iterator[str]:
-    """The absolute names that a file imports, anywhere in it. `package` resolves relative imports."""
+def imported_names(path: Path) -> Iterator[str]:
+    """The absolute names that a file imports, within functions and for type checkers as well."""
+    package = package_name(path).split(".")
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            start = ".".join([*base, *filter(None, [node.module])])
-            yield from (f"{start}.{alias.name}" for alias in node.names)
+            base = package[: len(package) - node.level + 1] if node.level else []
+            source = ".".join([*base, *filter(None, [node.module])])
+            yield from (f"{source}.{alias.name}" for alias in node.names)
 
 
-def imports_of(module: str) -> set[str]:
+MODULES = {module_name(path, PACKAGE): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imported_modules(module: str) -> set[str]:
     """The modules of the package that a module imports."""
-    path = MODULES[module]
     found = set()
-    for name in imported_names(path, ".".join(["finx_streamer", *path.parent.relative_to(PACKAGE).parts])):
-        top, _, inner = f"{name}.".partition(".")
-        if top != "finx_streamer":
-            continue
-        inner = inner.rstrip(".")
-        while inner and inner not in MODULES:
-            inner = inner.rpartition(".")[0]
-        found.add(inner or "__init__")
+    for name in imported_names(MODULES[module]):
+        top, *inner = name.split(".")
+        if top == PACKAGE.name:
+            while inner and ".".join(inner) not in MODULES:
+                inner.pop()
+            found.add(".".join(inner) or "__init__")
     return found
 
 
-GRAPH = {module: imports_of(module) for module in MODULES}
+IMPORTS = {module: imported_modules(module) for module in MODULES}
 
 
 def row_of(module: str) -> int:
@@ -86,64 +88,64 @@ def row_of(module: str) -> int:
     return next(number for number, row in enumerate(ROWS) if module.partition(".")[0] in row)
 
 
-def test_the_rows_name_every_module() -> None:
-    """Each module has exactly one row, and each row names only what exists."""
+def test_each_module_has_one_row() -> None:
+    """The rows name every module and every folder exactly once."""
     named = [name for row in ROWS for name in row]
     assert sorted(named) == sorted({module.partition(".")[0] for module in MODULES})
 
 
-def test_imports_point_up_the_rows() -> None:
-    """No module imports from a row below its own, except for the imports listed above."""
-    downward = {
-        (module, target) for module, targets in GRAPH.items() for target in targets if row_of(target) > row_of(module)
-    }
-    assert downward - set(ALLOWED) == set()
+def test_imports_point_up() -> None:
+    """A module imports only from its own row and from the rows above it, with few exceptions."""
+    pairs = [(module, target) for module, targets in IMPORTS.items() for target in targets]
+    assert {pair for pair in pairs if row_of(pair[1]) > row_of(pair[0])} == set(ALLOWED)
     assert len(ALLOWED) <= MOST_EXCEPTIONS
 
 
-def test_there_is_no_import_cycle() -> None:
-    """The modules can be sorted so that each comes after those it imports."""
+def test_no_imports_form_a_cycle() -> None:
+    """The modules can be sorted so that each one comes after all that it imports."""
     try:
-        TopologicalSorter(GRAPH).prepare()
+        TopologicalSorter(IMPORTS).prepare()
     except CycleError as error:
         pytest.fail(f"import cycle: {' <- '.join(error.args[1])}")
 
 
-def test_only_connection_imports_the_websocket_library() -> None:
-    """websocket-client can be replaced by changing one package."""
+def test_only_the_connection_package_imports_websocket() -> None:
+    """Replacing websocket-client would change only one package."""
     users = {
-        module
-        for module, path in MODULES.items()
-        if any(name.partition(".")[0] == "websocket" for name in imported_names(path, "finx_streamer"))
+        module for module in MODULES if any(is_part(name, "websocket") for name in imported_names(MODULES[module]))
     }
     assert {module.partition(".")[0] for module in users} == {"connection"}
 
 
-def test_the_server_shares_little_with_the_client() -> None:
-    """A bug in a codec of one side can't be hidden by the same bug in the other side."""
-    used = {target for module in MODULES if row_of(module) == row_of("server") for target in GRAPH[module]}
-    assert {target for target in used if row_of(target) != row_of("server")} <= SHARED_WITH_SERVER
+def is_part(name: str, package: str) -> bool:
+    """Whether a name belongs to a top-level package."""
+    return name.partition(".")[0] == package
+
+
+def test_the_server_shares_no_codec_with_the_client() -> None:
+    """The server imports only errors, values and symbols from the client."""
+    server = row_of("server")
+    used = {target for module, targets in IMPORTS.items() if row_of(module) == server for target in targets}
+    assert {target for target in used if row_of(target) != server} <= SHARED_WITH_SERVER
 
 
 def test_few_files_are_at_the_top() -> None:
-    """A newcomer sees the public classes first."""
+    """A newcomer sees the public modules first."""
     assert len(list(PACKAGE.glob("*.py"))) <= MOST_FILES_AT_THE_TOP
 
 
-def test_no_module_is_long() -> None:
-    """Only the public class may need more lines, most of them documentation."""
+def test_modules_are_short() -> None:
+    """No module is too long to read in one go."""
     lines = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in MODULES.items()}
-    assert {
-        module: count for module, count in lines.items() if count > MOST_LINES and module not in {"listener", *LONG}
-    } == {}
+    assert {module for module, count in lines.items() if count > MOST_LINES} <= LONG_MODULES
 
 
 def test_no_test_imports_from_another_test() -> None:
-    """What several test modules need is in tests/support or in a folder's own helpers."""
-    found = set()
-    for path in TESTS.rglob("*.py"):
-        package = ".".join(["tests", *path.parent.relative_to(TESTS).parts])
-        for name in imported_names(path, package):
-            if name.startswith("tests.") and any(part.startswith("test_") for part in name.split(".")):
-                found.add((name_of(path, TESTS), name))
-    assert {(module, name) for module, name in found if module not in TEST_IMPORTS} == set()
+    """Code that several test modules need belongs into tests/support."""
+    found = {
+        (module_name(path, TESTS), name)
+        for path in TESTS.rglob("*.py")
+        for name in imported_names(path)
+        if is_part(name, "tests") and any(part.startswith("test_") for part in name.split("."))
+    }
+    assert found == set()

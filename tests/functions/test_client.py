@@ -39,10 +39,10 @@ from finx_streamer import (
 )
 from finx_streamer.config.api_key import KeySource
 from finx_streamer.server import LocalServer, SimulatedMarket, Tape
-from tests.promises.test_secrets import KEY, assert_clean, give
 from tests.support import market
 from tests.support.calls import answer
 from tests.support.peers import PATIENCE, QUICK, Peer, Script, Seen, close_frame, frame, refuse
+from tests.support.secrets import KEY, assert_clean, give_key
 
 WireTick = dict[str, str]
 
@@ -558,7 +558,7 @@ def test_the_key_is_nowhere_to_be_found(function: str, callable_key: bool, capfd
     try:
         with Peer(answer(quoting)) as peer:
             # Not in a local variable: those of the frames that an exception passes are looked through as well.
-            made = FunctionClient(give if callable_key else KEY, peer.url, timeout=0.5, reconnect=None)
+            made = FunctionClient(give_key if callable_key else KEY, peer.url, timeout=0.5, reconnect=None)
             try:
                 texts.append(str(ask(made, function)))
             except FinxStreamerError as error:

@@ -1,4 +1,4 @@
-"""The API key is nowhere to be found: not in errors, causes, logs, traces, representations or on the terminal."""
+"""The API key appears nowhere: not in errors, causes, logs, traces, representations or on the terminal."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import html
 import io
 import json
 import logging
-import os
 import re
-import subprocess
-import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, quote_plus
+from urllib.parse import quote
 
 import pytest
 import websocket
@@ -45,29 +43,12 @@ from tests.support.peers import (
     stay,
     tick,
 )
-
-#: Needs escaping in a URL, in JSON, in a Python string and in HTML.
-KEY = 'S3cr3t/k+y%41=&"q"\\\'<z>'
-#: What the key is known by whatever is done to the rest of it: no spelling escapes letters.
-MARK = "s3cr3t"
-
-
-def spellings(key: str) -> set[str]:
-    """The key as text, in URLs, in JSON and in Python source, and each of those within a Python string once more."""
-    once = {key, quote(key), quote(key, safe=""), quote_plus(key), json.dumps(key)[1:-1], repr(key)[1:-1]}
-    once |= {json.dumps(key).replace("/", "\\/")[1:-1], quote(key, safe="").lower()}
-    return once | {repr(text)[1:-1] for text in once}
-
-
-def assert_clean(text: str, where: str) -> None:
-    """There is no trace of the key in a text."""
-    for spelling in spellings(KEY):
-        assert spelling.lower() not in text.lower(), f"{where}: {text[:3000]}"
-    assert MARK not in text.lower(), f"{where}: {text[:3000]}"
+from tests.support.program import run_program
+from tests.support.secrets import KEY, MARK, assert_clean, give_key, spellings
 
 
 class Everything:
-    """Whatever anybody could read while a listener runs."""
+    """Everything that can be read while a listener runs."""
 
     def __init__(self) -> None:
         self.log = io.StringIO()
@@ -75,30 +56,24 @@ class Everything:
         self.seen = Seen()
         self.texts: list[str] = []
 
-    def error(self, error: BaseException | None) -> None:
-        """An exception, all that it was caused by, and the locals of all frames that they passed."""
+    def add_error(self, error: BaseException | None) -> None:
+        """Add an exception, its causes, and the local variables of all frames in their tracebacks."""
         if error is None:
             return
         shown = traceback.TracebackException.from_exception(error, capture_locals=True)
         self.texts += ["".join(shown.format()), str(error), repr(error), repr(vars(error)), repr(error.args)]
-        self.error(error.__cause__)
-        self.error(error.__context__)
+        self.add_error(error.__cause__)
+        self.add_error(error.__context__)
 
-    def listener(self, listener: StreamListener) -> None:
-        """What a listener shows of itself."""
+    def add_listener(self, listener: StreamListener) -> None:
+        """Add a listener's representations, and the names of all threads."""
         self.texts += [repr(listener), str(listener), repr(listener.stats), str(listener.stats)]
-        self.texts += [repr(thread) for thread in _threads()]
-
-
-def _threads() -> list[str]:
-    import threading
-
-    return [thread.name for thread in threading.enumerate()]
+        self.texts += [thread.name for thread in threading.enumerate()]
 
 
 @pytest.fixture
 def everything(capfd: pytest.CaptureFixture[str]) -> Iterator[Everything]:
-    """Catches all there is to read, and looks through it at the end of the test."""
+    """Collects everything that can be read, and searches it for the key at the end of the test."""
     found = Everything()
     formatter = logging.Formatter("%(name)s %(message)s")
     root, library = logging.getLogger(), logging.getLogger("websocket")
@@ -118,7 +93,7 @@ def everything(capfd: pytest.CaptureFixture[str]) -> Iterator[Everything]:
         root.removeHandler(logged)
         root.setLevel(level)
     for error in found.seen.errors:
-        found.error(error)
+        found.add_error(error)
     found.texts += [repr(found.seen.states)]
     assert found.texts
     for text in found.texts:
@@ -129,22 +104,17 @@ def everything(capfd: pytest.CaptureFixture[str]) -> Iterator[Everything]:
     assert_clean(output + errors, "terminal")
 
 
-def give() -> str:
-    """The key, as a callable."""
-    return KEY
-
-
-def quoted(caller: Caller) -> str:
-    """The path as the server got it, which holds the key."""
+def read_path(caller: Caller) -> str:
+    """The path of the request, which contains the key."""
     caller.read_request()
     return caller.path
 
 
 def refuse_and_quote(status: str, headers: str = "", times: int = 10**6) -> Script:
-    """A script that quotes path and key in the status line, the headers and the body."""
+    """A script that refuses the handshake, with path and key in the status line, the headers and the body."""
 
     def script(caller: Caller) -> None:
-        path = quoted(caller)
+        path = read_path(caller)
         body = f"no {path} {KEY} {json.dumps(KEY)}"
         caller.send(
             f"HTTP/1.1 {status} {path} {KEY}\r\nX-Path: {path}\r\nX-Key: {KEY}\r\n"
@@ -156,10 +126,10 @@ def refuse_and_quote(status: str, headers: str = "", times: int = 10**6) -> Scri
 
 
 def answer_and_quote(*sent: bytes) -> Script:
-    """A script that answers the handshake with just these bytes, in which PATH is the path."""
+    """A script that answers the handshake with these bytes. PATH and KEY are replaced."""
 
     def script(caller: Caller) -> None:
-        path = quoted(caller)
+        path = read_path(caller)
         caller.send(*(data.replace(b"PATH", path.encode()).replace(b"KEY", KEY.encode()) for data in sent))
         caller.leave()
 
@@ -198,21 +168,21 @@ FAILURES: dict[str, Script] = {
 @pytest.mark.parametrize("callable_key", [False, True], ids=["str", "callable"])
 @pytest.mark.parametrize("script", FAILURES.values(), ids=FAILURES)
 def test_failures_do_not_show_the_key(everything: Everything, script: Script, callable_key: bool) -> None:
-    """A connection that fails in any way tells nothing of the key, even if the server quotes it."""
+    """A failed connection doesn't show the key, even if the server quotes it."""
     with Peer(script) as peer:
-        # Not in a local variable: those of the frames that an exception passes are looked through as well.
-        listener = everything.seen.listener(peer.url, api_key=give if callable_key else KEY, reconnect=None).start()
+        # The key is not in a local variable, because the local variables of this frame are searched, too.
+        listener = everything.seen.listener(peer.url, api_key=give_key if callable_key else KEY, reconnect=None).start()
         try:
             listener.join(PATIENCE)
         except ConnectionFailed as error:
-            everything.error(error)
-        everything.listener(listener)
+            everything.add_error(error)
+        everything.add_listener(listener)
     assert len(everything.seen.errors) >= 1
 
 
 @pytest.mark.parametrize("on_error", [True, False], ids=["on_error", "log"])
 def test_messages_do_not_show_the_key(everything: Everything, on_error: bool) -> None:
-    """Bad messages, errors and notices that quote the key reach callbacks and log without it."""
+    """Bad messages, errors and notices that quote the key reach callbacks and the log without it."""
     seen = everything.seen
 
     def broken(tick: Tick) -> None:
@@ -239,14 +209,14 @@ def test_messages_do_not_show_the_key(everything: Everything, on_error: bool) ->
         listener.on_tick(seen.on_tick)
         with listener:
             seen.wait_ticks(1)
-            everything.listener(listener)
+            everything.add_listener(listener)
     everything.texts += [repr(notice) for notice in seen.notices]
     assert len(seen.notices) == 1
     assert on_error == bool(seen.of_type(DecodeError))
 
 
-def test_a_stream_that_works_does_not_show_the_key(everything: Everything) -> None:
-    """A whole life, keepAlive and reconnects included, with the library's trace on, leaves no key anywhere."""
+def test_a_working_stream_does_not_show_the_key(everything: Everything) -> None:
+    """A listener with keepAlive, reconnects and the library's trace doesn't show the key."""
 
     def answer(caller: Caller) -> None:
         caller.welcome(tick(1))
@@ -258,13 +228,13 @@ def test_a_stream_that_works_does_not_show_the_key(everything: Everything) -> No
     seen = everything.seen
     with Peer(answer) as peer, seen.listener(peer.url, api_key=KEY, keep_alive=0.02, reconnect=QUICK) as listener:
         seen.wait_ticks(3)
-        everything.listener(listener)
+        everything.add_listener(listener)
     assert "request header" in everything.trace.getvalue()
     assert "keepAlive" in everything.trace.getvalue()
 
 
-def test_the_servers_own_key_is_not_shown_either(everything: Everything) -> None:
-    """With the local server in the same process, as in a demo, its logs are clean too."""
+def test_the_local_server_does_not_show_the_key(everything: Everything) -> None:
+    """The local server's logs and representations don't show its keys."""
     tape = Tape([{"pair": PAIR, "date": "2022-07-02", "time": "15:30:55Z", "exchange": "X", "price": "1"}], speed=None)
     seen = everything.seen
     with LocalServer(tape, keys={KEY}) as server:
@@ -272,12 +242,12 @@ def test_the_servers_own_key_is_not_shown_either(everything: Everything) -> None
             seen.wait_ticks(1)
             server.revoke_key(KEY)
             seen.wait_errors(1)
-            everything.listener(listener)
+            everything.add_listener(listener)
         everything.texts += [repr(server), repr(server.stats)]
 
 
 def test_a_failing_key_callable_does_not_show_the_last_key(everything: Everything) -> None:
-    """The callable's own exception is the cause; what it says of an earlier key is its own business, ours is ours."""
+    """The callable's exception becomes the cause, and an earlier key isn't shown."""
     answers: Iterator[Callable[[], str]] = iter([lambda: KEY, lambda: str(1 // 0), lambda: KEY])
     listen = everything.seen.listener
     with (
@@ -285,8 +255,8 @@ def test_a_failing_key_callable_does_not_show_the_last_key(everything: Everythin
         listen(peer.url, api_key=lambda: next(answers)()) as listener,
     ):
         everything.seen.wait_ticks(1)
-        everything.listener(listener)
-    assert [None.__class__, ZeroDivisionError] == [type(error.__cause__) for error in everything.seen.errors]
+        everything.add_listener(listener)
+    assert [type(error.__cause__) for error in everything.seen.errors] == [type(None), ZeroDivisionError]
 
 
 @pytest.mark.parametrize(
@@ -294,7 +264,7 @@ def test_a_failing_key_callable_does_not_show_the_last_key(everything: Everythin
     [{"api_key": KEY + "\n"}, {"api_key": [KEY]}, {"endpoint": f"wss://x.example/?{KEY}"}, {"endpoint": KEY}],
 )
 def test_configuration_errors_do_not_show_the_key(settings: dict[str, Any]) -> None:
-    """A key that is refused, or put where the URL belongs after it was used, is not repeated."""
+    """The error doesn't repeat a malformed key, or a key in place of the URL."""
     with Peer(refuse("401 No")) as peer, pytest.raises(FinxStreamerError):
         Seen().listener(peer.url, api_key=KEY).start().join(PATIENCE)
     with pytest.raises(FinxStreamerError) as caught:
@@ -303,11 +273,11 @@ def test_configuration_errors_do_not_show_the_key(settings: dict[str, Any]) -> N
     assert_clean(repr(caught.value), "repr")
 
 
-def test_a_key_would_be_found() -> None:
-    """The search finds a key in any dress: this test of the tests fails if it does not."""
-    for dressed in spellings(KEY):
+def test_the_search_finds_every_spelling() -> None:
+    """`assert_clean` fails for each spelling of the key."""
+    for spelling in spellings(KEY):
         with pytest.raises(AssertionError):
-            assert_clean(f"… {dressed} …", "here")
+            assert_clean(f"… {spelling} …", "here")
     assert not re.search(MARK, "nothing here", re.IGNORECASE)
 
 
@@ -329,7 +299,7 @@ def test_a_key_would_be_found() -> None:
 def test_refused_arguments_do_not_show_the_key(
     wrong: dict[str, Any], kind: Callable[..., object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A traceback that shows locals can be made of a refusal, and no frame of this package has the key in it."""
+    """In the traceback of a refusal, no frame of this package has the key in a local variable."""
     monkeypatch.setenv("FINX_API_KEY", "s3cr3t-of-mine")
     if kind is FunctionClient and "queue_size" in wrong:
         wrong = {"connections": 0}
@@ -342,7 +312,7 @@ def test_refused_arguments_do_not_show_the_key(
     assert "s3cr3t-of-mine" not in str(caught.value)
 
 
-#: Longer than what a refusal shows of a value.
+#: Longer than the part of a value that an error shows.
 LONG_KEY = "s3cr3t-" * 9
 
 
@@ -363,16 +333,16 @@ LONG_KEY = "s3cr3t-" * 9
         lambda: FunctionClient(api_key=LONG_KEY).tick_snap(PAIR, LONG_KEY),
     ],
 )
-def test_a_key_in_another_place_is_not_shown_in_part_either(refused: Callable[[], object]) -> None:
-    """What is cut to be shown has lost the key before; and no symbol is made of it to be suggested."""
+def test_a_misplaced_key_is_not_shown_in_part(refused: Callable[[], object]) -> None:
+    """A value is redacted before it's shortened, and no symbol is suggested for it."""
     with pytest.raises(ConfigurationError) as caught:
         refused()
     assert_clean(f"{caught.value} {caught.value!r}", "refusal")
 
 
 @pytest.mark.parametrize("raw", ["x" * 992 + KEY, {"pair": "x" * 64 + KEY}, {"pair": PAIR, "date": ["x", {"y": KEY}]}])
-def test_an_answer_that_is_no_tick_does_not_show_a_part_of_the_key(everything: Everything, raw: object) -> None:
-    """An error shows a beginning of what it is about, which may end within the key."""
+def test_an_answer_without_ticks_does_not_show_a_part_of_the_key(everything: Everything, raw: object) -> None:
+    """An error that shows the start of an answer doesn't show a part of the key."""
 
     def answer(caller: Caller) -> None:
         caller.welcome()
@@ -387,8 +357,8 @@ def test_an_answer_that_is_no_tick_does_not_show_a_part_of_the_key(everything: E
 
 
 @pytest.mark.parametrize("status", ["401 No", "500 No"])
-def test_a_call_does_not_show_what_it_was_given(everything: Everything, status: str) -> None:
-    """No frame that its error passed has the arguments, among which the key may be in the wrong place."""
+def test_a_call_does_not_show_its_arguments(everything: Everything, status: str) -> None:
+    """In the traceback of a failed call, no frame has the arguments, one of which may be a misplaced key."""
     with (
         Peer(refuse(status)) as peer,
         FunctionClient(api_key=KEY, endpoint=peer.url, reconnect=None) as client,
@@ -396,11 +366,11 @@ def test_a_call_does_not_show_what_it_was_given(everything: Everything, status: 
         for ask in (lambda: client.reference_data(KEY), lambda: client.call("x", a=KEY, b=[KEY])):
             with pytest.raises(ConnectionFailed) as caught:
                 ask()
-            everything.error(caught.value)
+            everything.add_error(caught.value)
 
 
-def test_a_key_file_that_is_no_text_is_not_shown(everything: Everything, tmp_path: Path) -> None:
-    """Neither its error nor any that this came from has the bytes of the file, at the start and at an attempt."""
+def test_a_binary_key_file_is_not_shown(everything: Everything, tmp_path: Path) -> None:
+    """The errors about a key file that isn't text don't have its bytes, nor do their causes."""
     pytest.importorskip("typer")
     from finx_streamer.cli.key_files import api_key
 
@@ -414,36 +384,37 @@ def test_a_key_file_that_is_no_text_is_not_shown(everything: Everything, tmp_pat
         api_key(file)
     with pytest.raises(ConnectionFailed) as failed:
         source.current()
-    everything.error(refused.value)
-    everything.error(failed.value)
+    everything.add_error(refused.value)
+    everything.add_error(failed.value)
 
 
-# Gaps, and the command line.
+# Gaps and the command line.
 
 
-def _with_gap(seen: Seen, url: str, server: LocalServer, everything: Everything) -> None:
-    """A stream that is interrupted, and whose gap is looked into."""
+def fill_a_gap(seen: Seen, url: str, server: LocalServer, everything: Everything) -> None:
+    """Interrupt a stream and wait until its gap is handled."""
     with seen.listener(url, api_key=KEY, backfill=True) as listener:
         server.wait_connected()
-        server.emit(_numbered(1))
+        server.emit(numbered_tick(1))
         seen.wait_ticks(1)
         server.drop_connections(only="streams")
         seen.wait_for(lambda: listener.stats.reconnects == 1)
         server.wait_connected()
-        server.emit(_numbered(2))
+        server.emit(numbered_tick(2))
         seen.wait_for(lambda: len(seen.gaps) == 1)
-        everything.listener(listener)
+        everything.add_listener(listener)
     everything.texts += [repr(seen.gaps), str(seen.gaps[0])]
 
 
-def _numbered(number: int) -> dict[str, str]:
+def numbered_tick(number: int) -> dict[str, str]:
+    """A tick as it's sent."""
     return {"pair": PAIR, "date": "2022-07-02", "time": f"15:30:{number:02}Z", "exchange": "X", "price": f"{number}"}
 
 
 @pytest.mark.parametrize("fault", ["none", "error", "drop", "reset", "refused", "quoted"])
 def test_filling_a_gap_does_not_show_the_key(everything: Everything, fault: str) -> None:
-    """However the calls of tick history end, nothing that is told, logged or traced on the way has the key in it."""
-    with LocalServer(Tape([_numbered(1)], wait_for=99), keys={KEY}) as server:
+    """However the history calls end, no error, log or trace shows the key."""
+    with LocalServer(Tape([numbered_tick(1)], wait_for=99), keys={KEY}) as server:
         match fault:
             case "error" | "quoted":
                 server.fail_functions(None, f"no history for {KEY}" if fault == "quoted" else "no history")
@@ -451,28 +422,27 @@ def test_filling_a_gap_does_not_show_the_key(everything: Everything, fault: str)
                 server.drop_functions(2, reset=fault == "reset")
             case "refused":
                 server.fail_functions(None, "APIKey is not accepted")
-        _with_gap(everything.seen, server.url, server, everything)
+        fill_a_gap(everything.seen, server.url, server, everything)
     assert everything.seen.gaps[0].filled is (fault in ("none", "drop", "reset"))
 
 
-#: Runs the command with everything logged and traced that there is.
-LOUD = """
-import logging, sys, websocket
-logging.basicConfig(level=logging.DEBUG)
-websocket.enableTrace(True)
-from finx_streamer.__main__ import main
-sys.argv = ["finx-streamer", *sys.argv[1:]]
-main()
-"""
+ENDS = ("well", "401", "500", "closed", "not JSON", "key as endpoint", "key as file")
 
 
-@pytest.mark.parametrize("by", ["environment", "file"])
-@pytest.mark.parametrize("end", ["well", "401", "500", "closed", "not JSON", "key as endpoint", "key as file"])
+@pytest.mark.parametrize(
+    ("end", "source"),
+    [
+        *((end, "environment") for end in ENDS),
+        ("well", "file"),
+        ("key as file", "file"),
+        *(pytest.param(end, "file", marks=pytest.mark.slow) for end in ENDS[1:-1]),
+    ],
+)
 @pytest.mark.parametrize("command", ["history", "snap", "listen"])
 def test_the_command_line_does_not_show_the_key(
-    command: str, end: str, by: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    command: str, end: str, source: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """With logging at DEBUG and the library's trace on, no command prints the key, whatever comes of it."""
+    """With logging at DEBUG and the library's trace, no command prints the key, however it ends."""
     pytest.importorskip("typer")
     script = {
         "401": refuse_and_quote("401"),
@@ -483,10 +453,8 @@ def test_the_command_line_does_not_show_the_key(
     keys = tmp_path / "keys"
     keys.write_text(KEY)
     keys.chmod(0o600)
-    environment = {name: value for name, value in os.environ.items() if name != "FINX_API_KEY"}
-    if by == "environment":
-        environment["FINX_API_KEY"] = KEY
-    with Peer(script) as peer, LocalServer(Tape([_numbered(1)], speed=None), keys={KEY}) as server:
+    environment = {"FINX_API_KEY": KEY} if source == "environment" else {}
+    with Peer(script) as peer, LocalServer(Tape([numbered_tick(1)], speed=None), keys={KEY}) as server:
         url = server.url if end == "well" else peer.url
         arguments = [command, PAIR, "--endpoint", KEY if end == "key as endpoint" else url]
         arguments += {"history": ["--start", "2022-07-02", "--end", "2022-07-03"], "snap": [], "listen": []}[command]
@@ -495,17 +463,9 @@ def test_the_command_line_does_not_show_the_key(
         elif end == "500":
             # A 500 is retried until the timeout.
             arguments += ["--timeout", "1"]
-        if by == "file":
+        if source == "file":
             arguments += ["--api-key-file", str(keys if end != "key as file" else tmp_path / "nothing")]
-        ran = subprocess.run(
-            [sys.executable, "-c", LOUD, *arguments],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=3 * PATIENCE,
-            check=False,
-            stdin=subprocess.DEVNULL,
-        )
+        ran = run_program("loud_command", *arguments, **environment)
     assert_clean(ran.stdout, "output")
     assert_clean(ran.stderr, "terminal")
     assert "Traceback" not in ran.stderr

@@ -60,11 +60,11 @@ def test_a_tick_of_another_time_is_seen() -> None:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("minutes", [0.06, pytest.param(0.15, marks=pytest.mark.slow)])
-def test_a_short_soak(minutes: float) -> None:
+@pytest.mark.parametrize(("minutes", "faults"), [(0.06, 2), pytest.param(0.15, 4, marks=pytest.mark.slow)])
+def test_a_short_soak(minutes: float, faults: int) -> None:
     """A short soak loses no tick and leaves no descriptor and no thread. Only a long one can judge memory."""
     report = soak(Course(pairs=20, rate=2_000.0), minutes=minutes, seed=8, every=0.7)
     print(report)
     assert report.mistakes == []
     assert report.before == report.after
-    assert sum(report.faults.values()) > 3
+    assert sum(report.faults.values()) >= faults

@@ -23,8 +23,9 @@ def program_command(name: str, *arguments: object, options: Iterable[str] = ()) 
 
 
 def program_environment(**variables: str) -> dict[str, str]:
-    """This process's environment with more variables. Imports come from this checkout."""
-    return os.environ | {"PYTHONPATH": str(ROOT)} | variables
+    """This process's environment, without its API key, with more variables. Imports come from this checkout."""
+    inherited = {name: value for name, value in os.environ.items() if name != "FINX_API_KEY"}
+    return inherited | {"PYTHONPATH": str(ROOT)} | variables
 
 
 def run_program(
@@ -34,6 +35,7 @@ def run_program(
     return subprocess.run(
         program_command(name, *arguments, options=options),
         env=program_environment(**variables),
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=2 * PATIENCE,
