@@ -28,8 +28,7 @@ from .functions.call_scheduler import PoolSettings
 from .functions.tick_reader import TickReader
 from .streaming.counters import Counters
 from .streaming.session import Session, Timing
-from .streaming.stream_connection import StreamConnection
-from .streaming.streams import Streams
+from .streaming.streams import StreamConnection, Streams
 from .values import State
 from .wire.decoder import Decoder
 
