@@ -83,15 +83,20 @@ def imported_modules(module: str) -> set[str]:
 IMPORTS = {module: imported_modules(module) for module in MODULES}
 
 
+def top_level(name: str) -> str:
+    """The first part of a dotted name."""
+    return name.partition(".")[0]
+
+
 def row_of(module: str) -> int:
     """The number of a module's row."""
-    return next(number for number, row in enumerate(ROWS) if module.partition(".")[0] in row)
+    return next(number for number, row in enumerate(ROWS) if top_level(module) in row)
 
 
 def test_each_module_has_one_row() -> None:
     """The rows name every module and every folder exactly once."""
     named = [name for row in ROWS for name in row]
-    assert sorted(named) == sorted({module.partition(".")[0] for module in MODULES})
+    assert sorted(named) == sorted(set(map(top_level, MODULES)))
 
 
 def test_imports_point_up() -> None:
@@ -111,15 +116,8 @@ def test_no_imports_form_a_cycle() -> None:
 
 def test_only_the_connection_package_imports_websocket() -> None:
     """Replacing websocket-client would change only one package."""
-    users = {
-        module for module in MODULES if any(is_part(name, "websocket") for name in imported_names(MODULES[module]))
-    }
-    assert {module.partition(".")[0] for module in users} == {"connection"}
-
-
-def is_part(name: str, package: str) -> bool:
-    """Whether a name belongs to a top-level package."""
-    return name.partition(".")[0] == package
+    users = {module for module in MODULES if "websocket" in map(top_level, imported_names(MODULES[module]))}
+    assert set(map(top_level, users)) == {"connection"}
 
 
 def test_the_server_shares_no_codec_with_the_client() -> None:
@@ -146,6 +144,6 @@ def test_no_test_imports_from_another_test() -> None:
         (module_name(path, TESTS), name)
         for path in TESTS.rglob("*.py")
         for name in imported_names(path)
-        if is_part(name, "tests") and any(part.startswith("test_") for part in name.split("."))
+        if top_level(name) == "tests" and any(part.startswith("test_") for part in name.split("."))
     }
     assert found == set()
