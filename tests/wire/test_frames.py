@@ -22,7 +22,8 @@ from finx_streamer.connection.attempt import Attempt, ConnectionConfig
 from finx_streamer.connection.handshake import open_connection
 from finx_streamer.connection.websocket import Binary, Connection
 from finx_streamer.errors import ProtocolError
-from finx_streamer.wire.frames import MAX_FRAGMENTS, FrameError, frame_size, read_text_frames
+from finx_streamer.wire import frames
+from finx_streamer.wire.frames import FrameError, frame_size, read_text_frames
 from tests.support.effort import examples
 from tests.support.peers import BINARY, CLOSE, PATIENCE, PING, PONG, TEXT, Caller, Peer, close_frame, frame
 
@@ -265,11 +266,12 @@ def test_a_message_in_fragments_is_bounded_in_size() -> None:
     assert heard.messages == []
 
 
-def test_a_message_in_fragments_is_bounded_in_number() -> None:
-    """Fragments of no bytes do not go on for ever."""
+def test_the_number_of_fragments_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message of endless empty fragments ends the connection."""
+    monkeypatch.setattr(frames, "MAX_FRAGMENTS", 1_000)
     heard = Heard()
     with connected() as connection:
-        feed(connection, frame("", TEXT, fin=False) + frame("", 0, fin=False) * MAX_FRAGMENTS, heard)
+        feed(connection, frame("", TEXT, fin=False) + frame("", 0, fin=False) * frames.MAX_FRAGMENTS, heard)
         assert isinstance(connection.ended, ProtocolError)
 
 
