@@ -1,4 +1,4 @@
-"""`StreamListener`: what it takes, its life from start to end, and that nothing of it is left over."""
+"""`StreamListener`: its arguments, its life from start to end, and that it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ from tests.support.peers import (
 from tests.support.program import Program, run_program
 
 SLOW = ReconnectPolicy(initial=30.0, maximum=30.0, jitter=False)
-#: What has to be quick takes no longer than this, on a machine that is busy with other things too.
+#: The bound for fast operations, in seconds, on a busy machine.
 AT_ONCE = 4.0
 
 
 def hang(caller: Caller) -> None:
-    """A server that takes the request and says nothing."""
+    """A server that reads the request and doesn't answer."""
     caller.read_request()
     caller.wait_until_left()
 
@@ -96,8 +96,8 @@ def hang(caller: Caller) -> None:
         {"proxy": "http://proxy.example:3128", "endpoint": "ws://127.0.0.1:9/"},
     ],
 )
-def test_a_wrong_argument_is_refused_at_once(settings: dict[str, Any]) -> None:
-    """The error is raised by the constructor and names the argument."""
+def test_the_constructor_refuses_a_wrong_argument(settings: dict[str, Any]) -> None:
+    """The error names the argument."""
     with pytest.raises(ConfigurationError, match=next(iter(settings))):
         StreamListener(PAIR, **settings)
 
@@ -110,21 +110,21 @@ def test_a_wrong_argument_is_refused_at_once(settings: dict[str, Any]) -> None:
         ({"reconnect": False}, "reconnect: False is not allowed; expected a ReconnectPolicy or None (None: no retry)"),
     ],
 )
-def test_a_refusal_names_the_bound_that_was_hit(settings: dict[str, Any], text: str) -> None:
-    """And not others, which would distract."""
+def test_a_refusal_names_the_exceeded_bound(settings: dict[str, Any], text: str) -> None:
+    """The error names only the bound that the value exceeds."""
     with pytest.raises(ConfigurationError) as caught:
         StreamListener(PAIR, **settings)
     assert text == str(caught.value)
 
 
-def test_a_decorator_with_empty_parentheses_is_refused_with_how_to_write_it() -> None:
-    """`@listener.on_tick()` narrows to no pair."""
+def test_a_decorator_with_empty_parentheses_is_refused() -> None:
+    """The error about `@listener.on_tick()` says how to write it."""
     with pytest.raises(ConfigurationError, match=r"write @listener\.on_tick, without parentheses"):
         StreamListener(PAIR).on_tick()  # type: ignore[call-overload]
 
 
-def test_what_is_shown_does_not_hold_the_key() -> None:
-    """A key that was given in another argument's place too is masked where that argument is shown."""
+def test_representations_and_errors_do_not_show_the_key() -> None:
+    """A key that is also passed as another argument is masked there."""
     key = "listener-Key-1"
     assert key not in repr(StreamListener(PAIR, api_key=key, endpoint=f"wss://ws.finx.io/{key}/"))
     with pytest.raises(ConfigurationError, match="parse_price") as caught:
@@ -132,15 +132,15 @@ def test_what_is_shown_does_not_hold_the_key() -> None:
     assert key not in str(caught.value)
 
 
-def test_an_argument_that_does_not_exist_is_a_type_error() -> None:
-    """A misspelt argument is what it is for any function."""
+def test_an_unknown_argument_is_a_type_error() -> None:
+    """A misspelled argument raises TypeError, as for any function."""
     with pytest.raises(TypeError, match="on_tik"):
         StreamListener(PAIR, on_tik=print)
 
 
 @pytest.mark.parametrize("symbol", ["btc:usdc", "BTC-USDC", "", 7, None, "BTCN2202208"])
-def test_a_wrong_symbol_is_refused_at_once(symbol: Any) -> None:
-    """Symbols are checked by the constructor and by add()."""
+def test_a_wrong_symbol_is_refused(symbol: Any) -> None:
+    """The constructor and add() check symbols."""
     with pytest.raises(ConfigurationError):
         StreamListener(symbol)
     with pytest.raises(ConfigurationError):
@@ -148,7 +148,7 @@ def test_a_wrong_symbol_is_refused_at_once(symbol: Any) -> None:
 
 
 def test_a_new_listener_is_idle() -> None:
-    """Before start() nothing runs, and everything can be asked."""
+    """Before start(), nothing runs, and all properties work."""
     listener = StreamListener("BTC:USDC", "BTCN2202207", "BTC:USDC", name="mine")
     assert listener.symbols == ("BTC:USDC", "BTCN2202207")
     assert State.IDLE is listener.state
@@ -163,7 +163,7 @@ def test_a_new_listener_is_idle() -> None:
 
 
 def test_callbacks_are_called_in_order_of_registration(seen: Seen, dispatch: str) -> None:
-    """The constructor's comes first, then the decorated ones as they came, one twice if registered twice."""
+    """The constructor's callback comes first, then the registered ones, each as often as it was registered."""
     order: list[str] = []
     with Peer(stay(tick(1))) as peer:
         listener = seen.listener(peer.url, on_tick=lambda tick: order.append("first"), dispatch=dispatch)
@@ -181,11 +181,11 @@ def test_callbacks_are_called_in_order_of_registration(seen: Seen, dispatch: str
 
 
 def test_decorators_return_the_callback_unchanged() -> None:
-    """Each registration gives back the very function."""
+    """Each registration returns the function itself."""
     listener = StreamListener(PAIR)
 
     def callback(*_: object) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     for register in (listener.on_tick, listener.on_error, listener.on_notice, listener.on_state):
         assert callback is register(callback)
@@ -193,9 +193,9 @@ def test_decorators_return_the_callback_unchanged() -> None:
     assert callback is listener.on_tick(callback, pair=PAIR)
 
 
-def test_a_tick_callback_may_be_narrowed_to_a_pair(seen: Seen, dispatch: str) -> None:
-    """`@listener.on_tick(pair=...)` gets that pair's ticks alone."""
-    narrow: list[str] = []
+def test_a_tick_callback_can_be_limited_to_a_pair(seen: Seen, dispatch: str) -> None:
+    """`@listener.on_tick(pair=...)` gets only that pair's ticks."""
+    eth_ticks: list[str] = []
 
     def script(caller: Caller) -> None:
         pair = caller.read_request().split()[1].decode().rpartition("/")[2]
@@ -207,22 +207,22 @@ def test_a_tick_callback_may_be_narrowed_to_a_pair(seen: Seen, dispatch: str) ->
 
         @listener.on_tick(pair="ETH:USDC")
         def eth(tick: Tick) -> None:
-            narrow.append(tick["pair"])
+            eth_ticks.append(tick["pair"])
 
         with listener:
             seen.wait_ticks(6)
-    assert narrow == ["ETH:USDC"] * 3
+    assert eth_ticks == ["ETH:USDC"] * 3
 
 
 @pytest.mark.parametrize("pair", ["BTCN2202207", "btc:usdc", 7])
-def test_a_tick_callback_can_not_be_narrowed_to_anything_else(pair: Any) -> None:
+def test_a_tick_callback_can_be_limited_to_nothing_else(pair: Any) -> None:
     """Only a pair has ticks."""
     with pytest.raises(ConfigurationError):
         StreamListener(PAIR).on_tick(pair=pair)
 
 
 def test_a_removed_callback_is_not_called_again(seen: Seen, dispatch: str) -> None:
-    """remove_callback works in the callback itself too, for every event; what is not registered is an error."""
+    """remove_callback() works for every event, even in the callback; an unregistered callback is an error."""
     once: list[Tick] = []
 
     def first_only(tick: Tick) -> None:
@@ -242,8 +242,8 @@ def test_a_removed_callback_is_not_called_again(seen: Seen, dispatch: str) -> No
         listener.remove_callback(first_only)
 
 
-def test_a_callback_may_be_registered_while_running(seen: Seen, dispatch: str) -> None:
-    """A callback that comes later gets what comes later."""
+def test_a_callback_can_be_registered_while_running(seen: Seen, dispatch: str) -> None:
+    """A callback gets the ticks that arrive after its registration."""
     late = Seen()
     go_on = threading.Event()
 
@@ -264,8 +264,8 @@ def test_a_callback_may_be_registered_while_running(seen: Seen, dispatch: str) -
 # Start, stop, join.
 
 
-def test_start_returns_itself_and_is_idempotent(seen: Seen, dispatch: str) -> None:
-    """start() is chained, and does nothing while the listener runs."""
+def test_start_returns_the_listener_and_is_idempotent(seen: Seen, dispatch: str) -> None:
+    """start() can be chained, and does nothing while the listener runs."""
     with Peer(stay(tick(1))) as peer:
         listener = seen.listener(peer.url, dispatch=dispatch)
         assert listener is listener.start()
@@ -286,8 +286,8 @@ def test_start_does_not_wait_for_the_server(seen: Seen) -> None:
         assert listener.stop()
 
 
-def test_a_stopped_listener_may_be_started_again(seen: Seen, dispatch: str) -> None:
-    """After stop(), and after a failure, start() begins afresh."""
+def test_a_stopped_listener_can_be_started_again(seen: Seen, dispatch: str) -> None:
+    """start() works again after stop() and after a failure."""
     with Peer(stay(tick(1)), refuse("404 Not Found"), stay(tick(2))) as peer:
         listener = seen.listener(peer.url, dispatch=dispatch).start()
         seen.wait_ticks(1)
@@ -300,8 +300,8 @@ def test_a_stopped_listener_may_be_started_again(seen: Seen, dispatch: str) -> N
     assert seen.prices == [1, 2]
 
 
-def test_stop_is_idempotent_and_quick_to_say_so(seen: Seen, dispatch: str) -> None:
-    """stop() may be called any number of times."""
+def test_stop_is_idempotent(seen: Seen, dispatch: str) -> None:
+    """stop() can be called any number of times."""
     with Peer(stay(tick(1))) as peer:
         listener = seen.listener(peer.url, dispatch=dispatch).start()
         seen.wait_ticks(1)
@@ -312,7 +312,7 @@ def test_stop_is_idempotent_and_quick_to_say_so(seen: Seen, dispatch: str) -> No
 
 @pytest.mark.parametrize("drain", [True, False])
 def test_no_callback_runs_after_stop(seen: Seen, dispatch: str, drain: bool) -> None:
-    """Once stop() has returned, nothing is called back, however fast ticks come."""
+    """Once stop() has returned, no callback is called, however fast ticks arrive."""
 
     def flood(caller: Caller) -> None:
         caller.welcome()
@@ -335,7 +335,7 @@ def test_no_callback_runs_after_stop(seen: Seen, dispatch: str, drain: bool) -> 
 
 
 def gated(seen: Seen) -> tuple[Callable[[Tick], None], threading.Event, threading.Event]:
-    """A callback that is stuck in its first call: it, the event that it is, and the one that frees it."""
+    """A callback whose first call blocks, an event that is set when it does, and the event that releases it."""
     entered, free = threading.Event(), threading.Event()
 
     def callback(tick: Tick) -> None:
@@ -347,20 +347,20 @@ def gated(seen: Seen) -> tuple[Callable[[Tick], None], threading.Event, threadin
 
 
 @pytest.mark.parametrize(("drain", "expected"), [(True, list(range(1, 101))), (False, [1])])
-def test_drain_decides_about_what_was_received(seen: Seen, drain: bool, expected: list[int]) -> None:
-    """With drain ticks that wait in the queue are delivered before stop() returns; without, they are discarded."""
+def test_drain_decides_about_received_ticks(seen: Seen, drain: bool, expected: list[int]) -> None:
+    """With drain, stop() delivers the ticks in the queue before it returns. Without, it discards them."""
     callback, entered, free = gated(seen)
     with Peer(stay(ticks(1, 100))) as peer:
         listener = seen.listener(peer.url, on_tick=callback).start()
         assert entered.wait(PATIENCE)
         while listener.stats.ticks < 100:
-            time.sleep(0.005)  # counters call nobody back
+            time.sleep(0.005)  # counters have no event
         stopped: list[bool] = []
         stopper = threading.Thread(target=lambda: stopped.append(listener.stop(PATIENCE, drain)))
         stopper.start()
         while listener.state is not State.STOPPED:
-            time.sleep(0.005)  # nothing tells that stop() has begun
-        # What becomes of the rest is decided right after that; the callback returns later.
+            time.sleep(0.005)  # stop() has no event for its start
+        # Right after that, stop() drains or discards the queue. The callback returns later.
         time.sleep(0.3)
         free.set()
         stopper.join(PATIENCE)
@@ -369,14 +369,14 @@ def test_drain_decides_about_what_was_received(seen: Seen, drain: bool, expected
 
 
 def test_stop_is_bounded_by_its_timeout(seen: Seen, dispatch: str, caplog: pytest.LogCaptureFixture) -> None:
-    """A callback that never returns is waited for so long and no longer: stop() says False, and nothing follows."""
+    """If a callback doesn't return within the timeout, stop() returns False, and no callback follows."""
     callback, entered, free = gated(seen)
     with Peer(stay(ticks(1, 100))) as peer:
         listener = seen.listener(peer.url, on_tick=callback, dispatch=dispatch).start()
         assert entered.wait(PATIENCE)
-        begun = time.monotonic()
+        started = time.monotonic()
         assert not listener.stop(timeout=0.2)
-        assert time.monotonic() - begun < AT_ONCE
+        assert time.monotonic() - started < AT_ONCE
         assert "still running" in caplog.text
         with pytest.raises(ConfigurationError, match="still stopping"):
             listener.start()
@@ -386,7 +386,7 @@ def test_stop_is_bounded_by_its_timeout(seen: Seen, dispatch: str, caplog: pytes
 
 
 def test_stop_in_a_callback_is_the_last_call(seen: Seen) -> None:
-    """stop() in a callback returns at once; the callbacks registered after it are not called either."""
+    """stop() in a callback returns at once, and the callbacks registered after it aren't called."""
     calls: list[str] = []
     with Peer(stay(ticks(1, 100))) as peer:
         listener = seen.listener(peer.url, on_tick=lambda tick: calls.append(f"stop {listener.stop()}"))
@@ -399,7 +399,7 @@ def test_stop_in_a_callback_is_the_last_call(seen: Seen) -> None:
 
 @pytest.mark.parametrize("event", ["error", "state", "notice"])
 def test_stop_in_any_callback(seen: Seen, dispatch: str, event: str) -> None:
-    """It need not be on_tick."""
+    """stop() works in callbacks for every event."""
     with Peer(stay(frame("bad"), frame("{}"), tick(1))) as peer:
         listener = seen.listener(peer.url, dispatch=dispatch, **{f"on_{event}": lambda *_: listener.stop()})
         listener.start()
@@ -416,25 +416,25 @@ def test_join_in_a_callback_is_an_error(seen: Seen, dispatch: str) -> None:
     assert isinstance(seen.errors[0].__cause__, ConfigurationError)
 
 
-def test_start_in_a_callback_of_the_end_is_an_error(seen: Seen, dispatch: str) -> None:
-    """A listener that is about to end can't begin afresh yet, and says so instead of doing nothing."""
-    said: list[object] = []
+def test_start_in_the_last_callback_is_an_error(seen: Seen, dispatch: str) -> None:
+    """A listener that is about to end can't start yet, and raises an error."""
+    refused: list[object] = []
 
     def restart(symbol: str, state: State) -> None:
         if state is State.FAILED:
             with pytest.raises(ConfigurationError, match="still stopping"):
                 listener.start()
-            said.append(state)
+            refused.append(state)
 
     with Peer(refuse("404 Not Found")) as peer:
         listener = seen.listener(peer.url, on_state=restart, dispatch=dispatch)
         with pytest.raises(StreamNotFound):
             listener.start().join(PATIENCE)
-    assert said == [State.FAILED]
+    assert refused == [State.FAILED]
 
 
 def test_join_has_a_timeout(seen: Seen, dispatch: str) -> None:
-    """join(timeout) says False when the listener still runs."""
+    """join(timeout) returns False if the listener still runs."""
     with Peer(stay(tick(1))) as peer, seen.listener(peer.url, dispatch=dispatch) as listener:
         seen.wait_ticks(1)
         assert not listener.join(0.01)
@@ -443,24 +443,24 @@ def test_join_has_a_timeout(seen: Seen, dispatch: str) -> None:
 
 @pytest.mark.parametrize("method", ["stop", "join"])
 @pytest.mark.parametrize("timeout", [-1, float("nan"), float("inf"), "5"])
-def test_a_timeout_that_is_none_is_refused(method: str, timeout: Any) -> None:
-    """Timeouts are seconds."""
+def test_an_invalid_timeout_is_refused(method: str, timeout: Any) -> None:
+    """A timeout is a finite number of seconds, 0 or more."""
     with pytest.raises(ConfigurationError, match="timeout"):
         getattr(StreamListener(PAIR), method)(timeout)
 
 
 def test_stop_interrupts_a_backoff(seen: Seen, dispatch: str) -> None:
-    """Half a minute until the next attempt is no reason to wait."""
+    """stop() doesn't wait for the next attempt."""
     listener = seen.listener(f"ws://127.0.0.1:{free_port()}/", reconnect=SLOW, dispatch=dispatch).start()
     seen.wait_errors(1)
     assert State.RECONNECTING is listener.state
-    begun = time.monotonic()
+    started = time.monotonic()
     assert listener.stop()
-    assert time.monotonic() - begun < AT_ONCE
+    assert time.monotonic() - started < AT_ONCE
 
 
-def test_stop_interrupts_a_handshake_that_hangs(seen: Seen, dispatch: str) -> None:
-    """stop() during a handshake is quick, the server sees the client leave, and no connection comes after."""
+def test_stop_interrupts_a_hanging_handshake(seen: Seen, dispatch: str) -> None:
+    """stop() ends a handshake quickly: the server sees the client leave, and no connection follows."""
     begun, left, may_answer = threading.Event(), threading.Event(), threading.Event()
 
     def late(caller: Caller) -> None:
@@ -486,8 +486,8 @@ def test_stop_interrupts_a_handshake_that_hangs(seen: Seen, dispatch: str) -> No
     assert State.STREAMING not in [state for _, state in seen.states]
 
 
-def test_stop_is_quick_though_the_key_never_comes(seen: Seen) -> None:
-    """Callables that hang, one for each of many streams, do not hold up stop() one after another."""
+def test_stop_does_not_wait_for_key_callables(seen: Seen) -> None:
+    """stop() is quick although a key callable hangs for each of many streams."""
     free, asked = threading.Event(), threading.Semaphore(0)
 
     def key() -> str:
@@ -501,16 +501,16 @@ def test_stop_is_quick_though_the_key_never_comes(seen: Seen) -> None:
         try:
             for _ in range(8):
                 assert asked.acquire(timeout=PATIENCE)
-            begun = time.monotonic()
+            started = time.monotonic()
             assert listener.stop()
-            assert time.monotonic() - begun < 1.2
+            assert time.monotonic() - started < 1.2
         finally:
             free.set()
         assert peer.accepted == 0
 
 
 def test_stop_from_several_threads(seen: Seen, dispatch: str) -> None:
-    """All of them return, and the listener has ended for each."""
+    """stop() returns in all threads, and the listener has ended in each."""
     with Peer(stay(ticks(1, 1_000))) as peer:
         listener = seen.listener(peer.url, dispatch=dispatch).start()
         seen.wait_ticks(10)
@@ -527,7 +527,7 @@ def test_stop_from_several_threads(seen: Seen, dispatch: str) -> None:
 
 
 def test_start_and_stop_race(seen: Seen, dispatch: str) -> None:
-    """Whatever is met half-way, a listener that was stopped ends, and one that was not can be."""
+    """stop() while start() runs either ends the listener, or a later stop() does."""
 
     def stop_at_once(listener: StreamListener, drain: bool) -> None:
         while listener.state is State.IDLE:
@@ -563,8 +563,8 @@ def test_with_starts_and_stops(seen: Seen, dispatch: str) -> None:
         assert listener.join(0.0)
 
 
-def test_with_raises_what_nobody_was_told(seen: Seen) -> None:
-    """Without on_error, the error that ended the listener comes out of the block; with it, it was told there."""
+def test_with_raises_an_unhandled_error(seen: Seen) -> None:
+    """Without on_error, the block raises the error that ended the listener."""
     with Peer(refuse("401 Unauthorized")) as peer:
         listener = seen.listener(peer.url, on_error=None)
         failed = threading.Event()
@@ -575,8 +575,8 @@ def test_with_raises_what_nobody_was_told(seen: Seen) -> None:
             seen.wait_errors(1)
 
 
-def test_with_lets_the_bodys_own_error_out(seen: Seen, dispatch: str) -> None:
-    """An exception in the block stops the listener and is not replaced."""
+def test_with_keeps_the_error_of_its_body(seen: Seen, dispatch: str) -> None:
+    """An exception in the block stops the listener and isn't replaced."""
 
     def body(listener: StreamListener) -> None:
         with listener:
@@ -593,8 +593,8 @@ def test_with_lets_the_bodys_own_error_out(seen: Seen, dispatch: str) -> None:
 # Streams.
 
 
-def test_streams_come_and_go(seen: Seen, dispatch: str) -> None:
-    """add() and remove() work while running, and again after a restart."""
+def test_streams_can_be_added_and_removed(seen: Seen, dispatch: str) -> None:
+    """add() and remove() work while the listener runs, and last beyond a restart."""
     market = SimulatedMarket(["BTC:USDC", "ETH:USDC", "SOL:USDC"], rate=300.0, seed=1)
     with LocalServer(market, keys={"demo"}) as server, seen.listener(server.url, dispatch=dispatch) as listener:
         seen.wait_ticks(1)
@@ -619,8 +619,8 @@ def test_streams_come_and_go(seen: Seen, dispatch: str) -> None:
         server.wait_connected(2)
 
 
-def test_streams_may_be_changed_in_a_callback(seen: Seen, dispatch: str) -> None:
-    """add() and remove() are legal in callbacks."""
+def test_streams_can_be_changed_in_a_callback(seen: Seen, dispatch: str) -> None:
+    """add() and remove() work in callbacks."""
 
     def swap(tick: Tick) -> None:
         if listener.symbols == ("BTC:USDC",):
@@ -640,8 +640,8 @@ def test_streams_may_be_changed_in_a_callback(seen: Seen, dispatch: str) -> None
         assert listener.symbols == ("ETH:USDC",)
 
 
-def test_a_listener_may_start_without_symbols(seen: Seen) -> None:
-    """Symbols can come later."""
+def test_a_listener_can_start_without_symbols(seen: Seen) -> None:
+    """Symbols can be added later."""
     with Peer(stay(tick(1))) as peer:
         listener = StreamListener(api_key="demo", endpoint=peer.url, on_tick=seen.on_tick)
         with listener:
@@ -650,8 +650,8 @@ def test_a_listener_may_start_without_symbols(seen: Seen) -> None:
             seen.wait_ticks(1)
 
 
-def test_stats_tell_what_happened(seen: Seen) -> None:
-    """The snapshot has the sums and each stream's own counters, and is frozen."""
+def test_stats_count_events(seen: Seen) -> None:
+    """The snapshot has totals and the counters of each stream, and is frozen."""
     with Peer(stay(ticks(1, 10))) as peer, seen.listener(peer.url) as listener:
         seen.wait_ticks(10)
         stats = listener.stats
@@ -669,7 +669,7 @@ def test_stats_tell_what_happened(seen: Seen) -> None:
 
 
 def test_two_listeners_are_independent() -> None:
-    """Stopping one leaves the other alone."""
+    """Stopping one listener doesn't affect the other."""
     one, two = Seen(), Seen()
     go_on = threading.Event()
 
@@ -688,20 +688,20 @@ def test_two_listeners_are_independent() -> None:
     assert one.prices == [1]
 
 
-# Nothing is left over.
+# Nothing is left behind.
 
 
 def our_threads() -> list[str]:
-    """The threads of listeners that are alive."""
+    """The running threads of all listeners."""
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("finx-streamer")]
 
 
 def wait_until_gone() -> None:
-    """A thread that has told its end may need a moment to end."""
+    """Wait for the listeners' threads to end."""
     for _ in range(int(PATIENCE / 0.01)):
         if not our_threads():
             return
-        time.sleep(0.01)  # nothing tells the end of a thread that is not known by name
+        time.sleep(0.01)  # the threads aren't known, so they can't be joined
 
 
 @pytest.mark.parametrize("lives", [100, pytest.param(500, marks=pytest.mark.slow)])
@@ -807,15 +807,15 @@ def test_a_forked_child_does_not_hang(name: str, output: str) -> None:
 
 
 def test_connection_failures_do_not_end_a_listener(seen: Seen) -> None:
-    """By default a listener tries for ever: a server that is not there is no end."""
+    """By default, a listener tries to connect forever."""
     with seen.listener(f"ws://127.0.0.1:{free_port()}/", reconnect=QUICK) as listener:
         seen.wait_errors(10)
         assert State.RECONNECTING is listener.state
     assert {ConnectionFailed} == {type(error) for error in seen.errors}
 
 
-def test_an_end_is_told_once(seen: Seen, caplog: pytest.LogCaptureFixture) -> None:
-    """What `on_error` gets is not logged besides, and a stop is no error to anybody."""
+def test_an_error_is_reported_once(seen: Seen, caplog: pytest.LogCaptureFixture) -> None:
+    """An error that `on_error` gets isn't logged, and a stop isn't an error."""
     with Peer(refuse("503 Later"), stay(close_frame(1001)), hang) as peer:
         listener = seen.listener(peer.url).start()
         peer.wait_accepted(3)
@@ -824,8 +824,8 @@ def test_an_end_is_told_once(seen: Seen, caplog: pytest.LogCaptureFixture) -> No
     assert caplog.text == ""
 
 
-def test_a_drain_delivers_what_waited_for_room() -> None:
-    """What was read when the queue was full is received too: `stop` delivers it, though it is not even decoded."""
+def test_a_drain_delivers_undecoded_ticks() -> None:
+    """stop() also delivers messages that were read while the queue was full, and not yet decoded."""
     begun, go_on = threading.Event(), threading.Event()
     seen = Seen()
 
@@ -854,14 +854,14 @@ def test_start_fails_without_threads(allowed: int) -> None:
 
 @pytest.mark.parametrize("overflow", ["drop_oldest", "latest"])
 def test_an_overflow_without_a_queue_is_refused(overflow: str) -> None:
-    """Inline there is no queue, and so nothing that could drop."""
+    """Inline dispatch has no queue, so nothing can be dropped."""
     with pytest.raises(ConfigurationError, match="dispatch='inline'"):
         StreamListener("BTC:USDC", api_key="some-key", dispatch="inline", overflow=overflow)
 
 
 @pytest.mark.parametrize("dispatch", ["thread", "inline"])
-def test_no_thread_is_left_when_stop_has_returned(seen: Seen, dispatch: str) -> None:
-    """`stop` and `join` return when the threads have, and not a moment before."""
+def test_all_threads_have_ended_when_stop_returns(seen: Seen, dispatch: str) -> None:
+    """stop() and join() return only after the threads have ended."""
     with LocalServer(SimulatedMarket(seed=1), keys={"demo"}) as server:
         for life in range(60):
             listener = StreamListener("BTC:USDC", api_key="demo", endpoint=server.url, dispatch=dispatch).start()
