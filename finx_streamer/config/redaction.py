@@ -25,7 +25,7 @@ _SENT_RAW = "++Sent raw:"
 
 _ENTITIES = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos"}
 #: The end of a text that was cut within a key: half an escape, then what may follow once the text was quoted.
-_CUT = r"(?:\\{1,8}u?0{0,2}[0-9a-f]?|%[0-9a-f]?|&[#0-9a-z]{0,6})?+(?=[\"'`\\ \r\n.)\]}>…]{0,12}\Z)"
+_CUT = r"(?>(?:\\{1,8}u?0{0,2}[0-9a-f]?|%[0-9a-f]?|&[#0-9a-z]{0,6})?)(?=[\"'`\\ \r\n.)\]}>…]{0,12}\Z)"
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -128,7 +128,8 @@ def _escapable(part: str, backslashes: str) -> str:
     if part[0] != "\\":
         return f"{backslashes}(?:{'|'.join(forms)})"
     # Each escaping for JSON or Python doubles them.
-    return f"(?:{'|'.join(forms)}){{1,{8 * len(part)}}}+"
+    # An atomic group, because Python 3.11.2 matches possessive quantifiers of groups wrongly.
+    return f"(?>(?:{'|'.join(forms)}){{1,{8 * len(part)}}})"
 
 
 def _redact_record(record: logging.LogRecord) -> bool:
