@@ -21,8 +21,6 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Protocol
 
-import attrs
-
 NEVER = float("inf")
 #: Seconds; pollers can't wait longer.
 _LONGEST_WAIT = 3_600.0
@@ -115,14 +113,6 @@ class Timed(Protocol):
     def wake(self, now: float) -> None: ...
 
 
-@attrs.frozen
-class _Posted:
-    """A command, and what to do instead if the loop ends before it can run."""
-
-    run: Command
-    discard: Command
-
-
 class EventLoop:
     """One thread, its poller, its deadlines and its inbox.
 
@@ -153,7 +143,8 @@ class EventLoop:
         self._order = itertools.count()
         self._sweep_at = _OUTDATED_ENTRIES
         self._deferred: deque[Command] = deque()
-        self._inbox: deque[_Posted] = deque()
+        #: Each command, and what to do instead if the loop ends before it can run.
+        self._inbox: deque[tuple[Command, Command]] = deque()
         self._stopping = False
         self._closed = False
         self._waker, self._woken = socket.socketpair()
@@ -184,7 +175,7 @@ class EventLoop:
         Returns False if the loop has ended. `discard` runs instead if it ends before it gets to the command.
         """
         # No lock: a signal handler may re-enter through stop().
-        posted = _Posted(command, discard)
+        posted = command, discard
         self._posting.append(None)
         try:
             if self._closed:
@@ -313,7 +304,7 @@ class EventLoop:
             self._woken.recv(4_096)
         for _ in range(len(self._inbox)):
             if not self._stopping:
-                self._inbox.popleft().run()
+                self._inbox.popleft()[0]()
 
     def _wake_due(self, now: float) -> None:
         while self._deadlines and self._deadlines[0][0] <= now and not self._stopping:
@@ -333,12 +324,12 @@ class EventLoop:
         finally:
             with contextlib.suppress(IndexError):
                 while True:
-                    self._inbox.popleft().discard()
+                    self._inbox.popleft()[1]()
             self.poller.close()
             self._close_waker()
             self._woken.close()
 
-    def _is_left_over(self, posted: _Posted) -> bool:
+    def _is_left_over(self, posted: tuple[Command, Command]) -> bool:
         """Take back a command that was posted after the end had emptied the inbox."""
         if not self._closed:
             return False
