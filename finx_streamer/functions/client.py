@@ -1,4 +1,4 @@
-"""`FunctionClient`: what FinX answers when it is asked, over the websocket: snaps, history, reference data."""
+"""`FunctionClient`: calls FinX's functions, such as tick history, and waits for the answers."""
 
 from __future__ import annotations
 
@@ -28,33 +28,36 @@ from .history import with_progress_bar
 from .tick_reader import TickReader
 
 _names = itertools.count(1)
-#: Added by the client itself.
+#: The client adds these.
 _RESERVED = ("APIKey", "functionName")
 
 
 class FunctionClient:
-    """Calls FinX's functions over a few websocket connections, and waits for the answers::
+    """Calls FinX's functions over a few WebSocket connections::
 
         with FunctionClient() as client:
             client.tick_snap("BTC:USDC")
             client.tick_history("BTC:USDC", "2022-07-02T15:00", "2022-07-02T16:00")
 
-    For any thread, and for many at once. Connections are made when they are needed, kept alive while they are not, and
-    made anew when they are lost. Arguments that are wrong raise `ConfigurationError`.
+    Any number of threads can share a client. Connections open when they are needed, stay alive while they are idle, and
+    are replaced when they are lost.
 
-    - `api_key`, `endpoint`, `parse_price`, `ssl_context`, `proxy`, `allow_insecure`: as with `StreamListener`. The key
-      is asked for at each connection attempt.
-    - `timeout`: seconds for one call, connecting, waiting for a connection and trying again included (`CallTimeout`).
-      A fetch of history takes as many calls as there are pages.
-    - `connections`: how many there are at most. Each has one call in flight (O); further calls wait for one.
-    - `reconnect`: a `ReconnectPolicy`: what was not answered because a connection failed is asked again, for all
-      functions only read. None: no second try.
-    - `connect_timeout`: seconds for one connection attempt.
-    - `name`: of the threads, and in `repr`.
+    Every method except `close` raises `ConnectionFailed` or a subclass of it if there is no connection, `FunctionError`
+    if the server answers with an error or the client is closed, `CallTimeout` if no answer comes in time, and
+    `DecodeError` if the answer can't be decoded.
 
-    All methods but `close` raise `ConnectionFailed` (or one of its kinds) where there is no connection to be had,
-    `FunctionError` where the server answers with an error, or the client is closed; `CallTimeout`; `DecodeError` for
-    an answer that can't be understood.
+    Args:
+        api_key: As for `StreamListener`, like `endpoint`, `parse_price`, `ssl_context`, `proxy` and `allow_insecure`.
+            The key is requested at every connection attempt.
+        timeout: Seconds for one call, including connecting, waiting for a free connection, and retries. History takes
+            one call per page.
+        connections: The maximum number of connections. Each has one call in flight (source: O); further calls wait.
+        reconnect: When to retry a call whose connection failed, because all functions only read. None: never.
+        connect_timeout: Seconds for one connection attempt.
+        name: Of the threads, and in `repr`.
+
+    Raises:
+        ConfigurationError: An argument is wrong.
     """
 
     @hides_arguments
@@ -99,13 +102,17 @@ class FunctionClient:
         self._where = redact(config.endpoint.url)
         self._calls = CallPool(PoolSettings(config, policy, size, self._name))
         self._ticks = TickReader(self._calls, self._timeout, price_parser)
-        # Also closes a client that is forgotten, and at the end of the interpreter.
+        # Closes forgotten clients too, and all clients when the interpreter exits.
         weakref.finalize(self, self._calls.close)
 
     # Functions.
 
     def authenticate(self) -> bool:
-        """Whether the server takes the API key. Raises `AuthenticationError` where there is none to show."""
+        """Return whether the server accepts the API key.
+
+        Raises:
+            AuthenticationError: There is no key.
+        """
         try:
             return self._call("authenticate", {}).get("isAuth") is True
         except AuthenticationError as refusal:
@@ -115,11 +122,16 @@ class FunctionClient:
 
     @hides_arguments
     def tick_snap(self, pair: str | Pair, at: Moment | None = None) -> Tick:
-        """The last tick of a pair at or before a time, to the millisecond; None: now, by this machine's clock.
+        """Return the last tick of a pair at or before a time. Its `backfilled` is True. (Source: D.)
 
-        `at`: an aware datetime, a date (its midnight, UTC) or ISO text (in UTC where it has no offset). `backfilled` is
-        True. Raises `ConfigurationError` for what is no pair or no time, and `FunctionError` where there is no such
-        tick; else as all methods do. Source: D.
+        Args:
+            pair: Such as "BTC:USDC".
+            at: An aware datetime, a date (midnight UTC), or ISO text (UTC unless it has an offset), to the millisecond.
+                None is now, by this machine's clock.
+
+        Raises:
+            ConfigurationError: An argument is wrong.
+            FunctionError: There is no such tick.
         """
         name = str(check.pair(pair))
         when = moment("at", at) if at is not None else datetime.now(UTC)
@@ -134,12 +146,21 @@ class FunctionClient:
         exchange: str | None = None,
         progress: bool = False,
     ) -> list[Tick]:
-        """All ticks of `start` <= time < `end`, sorted by time; `backfilled` is True.
+        """Return all ticks with `start` <= time < `end`, sorted by time. Their `backfilled` is True. (Source: D.)
 
-        Times as in `tick_snap`; `end` None is now. `exchange`: that network's ticks alone (S: network-specific series).
-        `progress`: show a bar on stderr; needs the extra `progress`. Equal ticks are different trades; the order among
-        ticks of the same time is not known. Raises `IncompleteHistory` where more ticks than an answer can hold share a
-        millisecond. Of ticks at exactly midnight UTC the server tells one at most.
+        Equal ticks are different trades. Ticks with the same time come in any order. At exactly midnight UTC, the server
+        knows at most one tick.
+
+        Args:
+            pair: Such as "BTC:USDC".
+            start: A time, as for `tick_snap`.
+            end: A time; None is now.
+            exchange: Only the ticks of this exchange (source: S).
+            progress: Show a progress bar on stderr. Needs the extra `[progress]`.
+
+        Raises:
+            ConfigurationError: An argument is wrong.
+            IncompleteHistory: More ticks share a millisecond than one answer can hold.
         """
         return list(self.iter_tick_history(pair, start, end, exchange, progress))
 
@@ -152,12 +173,12 @@ class FunctionClient:
         exchange: str | None = None,
         progress: bool = False,
     ) -> Iterator[Tick]:
-        """As `tick_history`, a page at a time: the next one is fetched when the ticks of the last are used up."""
+        """`tick_history` as an iterator. It fetches the next page when you have used up the last one."""
         name = str(check.pair(pair))
         since = moment("start", start)
         until = moment("end", end) if end is not None else datetime.now(UTC)
         if until < since:
-            raise ConfigurationError(f"end: {until.isoformat()} is before start, which is {since.isoformat()}")
+            raise ConfigurationError(f"end: {until.isoformat()} is before start, {since.isoformat()}")
         if exchange is not None:
             check.exchange("exchange", exchange)
         check.instance("progress", progress, "True or False", check.is_bool)
@@ -168,35 +189,45 @@ class FunctionClient:
 
     @hides_arguments
     def reference_data(self, security_id: str) -> dict[str, Any]:
-        """Facts about a security such as "BTC", as the decoded JSON object; which ones is up to FinX (D).
+        """Return facts about a security, as FinX's JSON object. (Source: D.)
 
-        Raises `ConfigurationError` for what is no text, and `FunctionError` where the server does not know it; else as
-        all methods do.
+        Args:
+            security_id: Such as "BTC".
+
+        Raises:
+            ConfigurationError: It isn't text.
+            FunctionError: The server doesn't know it.
         """
         check.instance("security_id", security_id, "a str such as 'BTC'", _is_text)
         return self._call("referenceData", {"securityId": security_id})
 
     def greeks_history(self, *arguments: Any, **more: Any) -> list[Any]:
-        """Not yet: FinX has announced it for a future release (S). Raises `NotAvailable`."""
+        """Raise `NotAvailable`: FinX has announced the history of Greeks for a future release (source: S)."""
         raise NotAvailable("Greeks history: FinX has announced it for a future release")
 
     @hides_arguments
     def call(self, function_name: str, /, **arguments: Any) -> dict[str, Any]:
-        """Any function of FinX's, by the wire's own names: `client.call("referenceData", securityId="BTC")`.
+        """Call any function by its name on the wire: `client.call("referenceData", securityId="BTC")`.
 
-        The key is added here. Returns the answer as it came. Raises `ConfigurationError` for what is no JSON.
+        Args:
+            function_name: The name on the wire.
+            arguments: Its arguments. The client adds the key.
+
+        Returns:
+            The answer as FinX sent it.
+
+        Raises:
+            ConfigurationError: The arguments can't be JSON.
         """
         check.instance("function_name", function_name, "a str such as 'referenceData'", _is_text)
         for name in _RESERVED:
             if name in arguments:
-                raise ConfigurationError(f"{name}: not an argument of a call; the client adds it")
+                raise ConfigurationError(f"{name}: remove it, because the client adds it to each call")
         try:
             json.dumps(arguments, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as cause:
-            raise ConfigurationError(f"{function_name}: the arguments are no JSON: {redact(str(cause))}") from None
+            raise ConfigurationError(f"{function_name}: the arguments can't be JSON: {redact(str(cause))}") from None
         return self._call(function_name, arguments)
-
-    # Within.
 
     def _call(self, function: str, arguments: dict[str, Any]) -> dict[str, Any]:
         return self._calls.call(function, arguments, self._timeout).message
@@ -204,7 +235,7 @@ class FunctionClient:
     # Life.
 
     def close(self) -> None:
-        """End at once: close the connections; calls under way raise `FunctionError`. Idempotent, from any thread."""
+        """Close all connections at once. Calls in progress raise `FunctionError`. Works from any thread. Idempotent."""
         self._calls.close()
 
     def __enter__(self) -> Self:
@@ -217,8 +248,8 @@ class FunctionClient:
 
     def __repr__(self) -> str:
         if not hasattr(self, "_calls"):
-            # In a traceback of the constructor's, which may show locals.
-            return "<FunctionClient, not made>"
+            # A traceback of the constructor may show locals.
+            return "<FunctionClient (incomplete)>"
         state = "closed" if self._calls.closed else f"{self._calls.connections} connected"
         return f"<FunctionClient {self._name} {state} at {self._where}>"
 
