@@ -151,9 +151,9 @@ def test_a_new_listener_is_idle() -> None:
     """Before start(), nothing runs, and all properties work."""
     listener = StreamListener("BTC:USDC", "BTCN2202207", "BTC:USDC", name="mine")
     assert listener.symbols == ("BTC:USDC", "BTCN2202207")
-    assert State.IDLE is listener.state
-    assert State.IDLE is listener.stats.state
-    assert {"BTC:USDC", "BTCN2202207"} == set(listener.stats.streams)
+    assert listener.state is State.IDLE
+    assert listener.stats.state is State.IDLE
+    assert set(listener.stats.streams) == {"BTC:USDC", "BTCN2202207"}
     assert repr(listener) == "<StreamListener mine idle: BTC:USDC, BTCN2202207 at wss://ws.finx.io/>"
     assert listener.stop()
     assert listener.join()
@@ -271,7 +271,7 @@ def test_start_returns_the_listener_and_is_idempotent(seen: Seen, dispatch: str)
         assert listener is listener.start()
         seen.wait_ticks(1)
         assert listener is listener.start()
-        assert State.STREAMING is listener.state
+        assert listener.state is State.STREAMING
         assert listener.stop()
         assert peer.accepted == 1
 
@@ -282,7 +282,7 @@ def test_start_does_not_wait_for_the_server(seen: Seen) -> None:
         listener = seen.listener(peer.url).start()
         assert listener.state in (State.IDLE, State.CONNECTING)
         peer.wait_accepted(1)
-        assert State.CONNECTING is listener.state
+        assert listener.state is State.CONNECTING
         assert listener.stop()
 
 
@@ -292,7 +292,7 @@ def test_a_stopped_listener_can_be_started_again(seen: Seen, dispatch: str) -> N
         listener = seen.listener(peer.url, dispatch=dispatch).start()
         seen.wait_ticks(1)
         assert listener.stop()
-        assert State.STOPPED is listener.state
+        assert listener.state is State.STOPPED
         with pytest.raises(StreamNotFound):
             listener.start().join(PATIENCE)
         with listener:
@@ -331,7 +331,7 @@ def test_no_callback_runs_after_stop(seen: Seen, dispatch: str, drain: bool) -> 
             assert listener.join(PATIENCE)
             threading.Event().wait(0.05)
             assert (count, states) == (len(fresh.ticks), fresh.states)
-            assert list(range(count)) == fresh.prices
+            assert fresh.prices == list(range(count))
 
 
 def gated(seen: Seen) -> tuple[Callable[[Tick], None], threading.Event, threading.Event]:
@@ -365,7 +365,7 @@ def test_drain_decides_about_received_ticks(seen: Seen, drain: bool, expected: l
         free.set()
         stopper.join(PATIENCE)
     assert stopped == [True]
-    assert expected == seen.prices
+    assert seen.prices == expected
 
 
 def test_stop_is_bounded_by_its_timeout(seen: Seen, dispatch: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -394,7 +394,7 @@ def test_stop_in_a_callback_is_the_last_call(seen: Seen) -> None:
         listener.start()
         assert listener.join(PATIENCE)
     assert calls == ["stop True"]
-    assert State.STOPPED is listener.state
+    assert listener.state is State.STOPPED
 
 
 @pytest.mark.parametrize("event", ["error", "state", "notice"])
@@ -453,7 +453,7 @@ def test_stop_interrupts_a_backoff(seen: Seen, dispatch: str) -> None:
     """stop() doesn't wait for the next attempt."""
     listener = seen.listener(f"ws://127.0.0.1:{free_port()}/", reconnect=SLOW, dispatch=dispatch).start()
     seen.wait_errors(1)
-    assert State.RECONNECTING is listener.state
+    assert listener.state is State.RECONNECTING
     started = time.monotonic()
     assert listener.stop()
     assert time.monotonic() - started < AT_ONCE
@@ -559,7 +559,7 @@ def test_with_starts_and_stops(seen: Seen, dispatch: str) -> None:
     with Peer(stay(tick(1))) as peer:
         with seen.listener(peer.url, dispatch=dispatch) as listener:
             seen.wait_ticks(1)
-        assert State.STOPPED is listener.state
+        assert listener.state is State.STOPPED
         assert listener.join(0.0)
 
 
@@ -587,7 +587,7 @@ def test_with_keeps_the_error_of_its_body(seen: Seen, dispatch: str) -> None:
         listener = seen.listener(peer.url, dispatch=dispatch)
         with pytest.raises(ZeroDivisionError):
             body(listener)
-    assert State.STOPPED is listener.state
+    assert listener.state is State.STOPPED
 
 
 # Streams.
@@ -604,7 +604,7 @@ def test_streams_can_be_added_and_removed(seen: Seen, dispatch: str) -> None:
         seen.wait_for(lambda: {tick["pair"] for tick in seen.ticks[-100:]} == {"BTC:USDC", "ETH:USDC", "SOL:USDC"})
         listener.remove("BTC:USDC", "SOL:USDC")
         assert listener.symbols == ("ETH:USDC",)
-        assert {"ETH:USDC"} == set(listener.stats.streams)
+        assert set(listener.stats.streams) == {"ETH:USDC"}
         seen.wait_for(lambda: ("SOL:USDC", State.STOPPED) in seen.states)
         assert ("BTC:USDC", State.STOPPED) in seen.states
         server.wait_until(lambda stats: stats.connections == 1)
@@ -810,8 +810,8 @@ def test_connection_failures_do_not_end_a_listener(seen: Seen) -> None:
     """By default, a listener tries to connect forever."""
     with seen.listener(f"ws://127.0.0.1:{free_port()}/", reconnect=QUICK) as listener:
         seen.wait_errors(10)
-        assert State.RECONNECTING is listener.state
-    assert {ConnectionFailed} == {type(error) for error in seen.errors}
+        assert listener.state is State.RECONNECTING
+    assert {type(error) for error in seen.errors} == {ConnectionFailed}
 
 
 def test_an_error_is_reported_once(seen: Seen, caplog: pytest.LogCaptureFixture) -> None:
@@ -842,7 +842,7 @@ def test_a_drain_delivers_undecoded_ticks() -> None:
         stopper.start()
         go_on.set()
         stopper.join(PATIENCE)
-    assert list(range(1, 21)) == seen.prices
+    assert seen.prices == list(range(1, 21))
 
 
 @pytest.mark.parametrize("allowed", [0, 1])

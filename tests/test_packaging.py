@@ -98,7 +98,7 @@ def test_the_package_is_typed() -> None:
 
 def test_the_promised_names_are_exported() -> None:
     """`__all__` has each promised name once, and each of them exists."""
-    assert sorted(PROMISED) == sorted(finx_streamer.__all__)
+    assert sorted(finx_streamer.__all__) == sorted(PROMISED)
     assert [name for name in finx_streamer.__all__ if not hasattr(finx_streamer, name)] == []
 
 

@@ -60,4 +60,4 @@ def test_what_was_not_asked_for_has_a_name(headers: str, expected: str | None) -
     """We offer neither an extension nor a subprotocol, so any is one too many."""
     answer = HttpAnswer.parse(f"HTTP/1.1 101 OK\r\n{headers}\r\n".encode())
     assert answer is not None
-    assert expected == answer.unasked
+    assert answer.unasked == expected

@@ -176,7 +176,7 @@ def test_where_no_functions_are_the_endpoint_is_to_blame() -> None:
     with Peer(refuse("404 Not Found")) as peer, pytest.raises(StreamNotFound) as caught:
         open_connection(attrs.evolve(target(peer.url), symbol=None), Attempt())
     expected = "no functions there: the server answered 404 Not Found; check the endpoint (no further attempt)"
-    assert expected == str(caught.value)
+    assert str(caught.value) == expected
 
 
 @pytest.mark.parametrize("body", ["<html><head><title>404</title>", "\n <!DOCTYPE html>"])
@@ -204,7 +204,7 @@ def test_a_page_for_browsers_is_not_shown(status: str, body: str) -> None:
 @pytest.mark.parametrize("status", ["429 Too Many Requests", "503 Service Unavailable"])
 def test_retry_after_is_read_in_both_forms(status: str, headers: str, expected: float | None) -> None:
     """Retry-After is seconds or an HTTP date, told by the server's own clock where it shows one; else nothing."""
-    assert expected == refused(refuse(status, headers)).retry_after
+    assert refused(refuse(status, headers)).retry_after == expected
 
 
 def test_retry_after_as_a_date_without_the_servers_clock_is_told_by_ours() -> None:
@@ -255,7 +255,7 @@ def test_no_cookie_of_others_is_sent(dial: Dial, monkeypatch: pytest.MonkeyPatch
         assert read(dial(peer), 1) == [b"hello"]
         names = [line.split(":")[0] for line in peer.requests[0].decode().split("\r\n")[1:]]
     expected = ["Connection", "Host", "Sec-WebSocket-Key", "Sec-WebSocket-Version", "Upgrade", "User-Agent"]
-    assert expected == sorted(names)
+    assert sorted(names) == expected
     assert "X-Injected" in jar.get("127.0.0.1")
 
 
@@ -425,7 +425,7 @@ def test_cancel_ends_a_handshake_that_hangs(scheme: str) -> None:
         attempt.cancel()
         worker.join(PATIENCE)
         assert left.wait(PATIENCE)
-    assert [ConnectionFailed] == [type(error) for error in outcome]
+    assert [type(error) for error in outcome] == [ConnectionFailed]
 
 
 def test_a_cancelled_attempt_connects_to_nobody() -> None:
@@ -529,7 +529,7 @@ def test_a_server_without_tls_is_an_error() -> None:
 def test_a_message_of_any_size_is_read(dial: Dial, size: int) -> None:
     """All three forms of a frame's length are read."""
     with Peer(stay(frame(b"x" * size), frame("next"))) as peer:
-        assert [b"x" * size, b"next"] == read(dial(peer), 2)
+        assert read(dial(peer), 2) == [b"x" * size, b"next"]
 
 
 @pytest.mark.parametrize("payload", ["short", "x" * 130])
@@ -586,7 +586,7 @@ def test_fragments_are_joined_and_pings_between_them_answered(dial: Dial) -> Non
 def test_a_binary_message_is_told_apart(dial: Dial) -> None:
     """A binary message is handed on as such."""
     with Peer(stay(frame(b"\xff\x00", BINARY))) as peer:
-        assert [Binary(b"\xff\x00")] == read(dial(peer), 1)
+        assert read(dial(peer), 1) == [Binary(b"\xff\x00")]
 
 
 VIOLATIONS = {
@@ -618,7 +618,7 @@ def test_a_broken_protocol_is_answered_with_1002(dial: Dial, violation: bytes) -
     with Peer(script) as peer:
         connection = dial(peer)
         assert read(connection) == [b"before"]
-        assert ProtocolError is type(connection.ended)
+        assert type(connection.ended) is ProtocolError
         assert not connection.ended.permanent
         connection.close_socket()
     assert [(CLOSE, (1002).to_bytes(2, "big"))] == answers
@@ -647,7 +647,7 @@ def test_what_can_not_be_text_is_refused(dial: Dial, sent: bytes, code: int) -> 
     with Peer(script) as peer:
         connection = dial(peer)
         assert read(connection) == [b"before"]
-        assert ProtocolError is type(connection.ended)
+        assert type(connection.ended) is ProtocolError
         connection.close_socket()
     assert [(CLOSE, code.to_bytes(2, "big"))] == answers
 
@@ -732,7 +732,7 @@ def test_what_was_received_is_read_though_nothing_can_be_sent(
     with Peer(script) as peer:
         connection = dial(peer)
         assert gone.wait(PATIENCE)
-        assert expected == read(connection)
+        assert read(connection) == expected
         assert code == (connection.ended.close_code if connection.ended else None)
 
 

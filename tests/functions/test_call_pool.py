@@ -290,7 +290,7 @@ def test_an_error_of_the_servers(client: Callable[..., FunctionClient], said: st
         for _ in range(2):
             with pytest.raises(FunctionError, match=r"^echo\(number=1\): no such thing$") as caught:
                 number(calls, 1)
-        assert FunctionError is type(caught.value)
+        assert type(caught.value) is FunctionError
         assert peer.accepted == 1
 
 
@@ -629,7 +629,7 @@ def test_closing_interrupts_calls_under_way(client: Callable[..., FunctionClient
         calls.close()
         for thread in threads:
             thread.join(PATIENCE)
-    assert [FunctionError] * 4 == [type(error) for error in outcomes]
+    assert [type(error) for error in outcomes] == [FunctionError] * 4
     assert all("clos" in str(error) for error in outcomes)
 
 

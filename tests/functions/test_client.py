@@ -124,8 +124,8 @@ def test_without_a_key_there_is_nothing_to_authenticate(monkeypatch: pytest.Monk
 def test_a_snap_is_a_tick_like_any_other(client: FunctionClient) -> None:
     """The wire's fields as they came, and ours, with `backfilled`."""
     tick = client.tick_snap("BTC:USDC", NOON + timedelta(hours=11, minutes=50, seconds=1))
-    assert TICKS[1] | {"price": 1.0} == {name: tick[name] for name in TICKS[1]}  # type: ignore[literal-required]
-    assert (NOON + timedelta(hours=11, minutes=50, milliseconds=501), True) == (tick["timestamp"], tick["backfilled"])
+    assert {name: tick[name] for name in TICKS[1]} == TICKS[1] | {"price": 1.0}  # type: ignore[literal-required]
+    assert (tick["timestamp"], tick["backfilled"]) == (NOON + timedelta(hours=11, minutes=50, milliseconds=501), True)
     assert tick["received_ns"] > 0
 
 
@@ -172,7 +172,7 @@ def test_history_is_complete_and_sorted(client: FunctionClient) -> None:
     found = client.tick_history("BTC:USDC", NOON, NOON + timedelta(days=1))
     times = [tick["timestamp"] for tick in found]
     assert sorted(times) == times
-    assert Counter(range(2_500)) == Counter(prices(found))
+    assert Counter(prices(found)) == Counter(range(2_500))
     assert all(tick["backfilled"] for tick in found)
 
 
@@ -201,7 +201,7 @@ def test_history_up_to_now(client: FunctionClient) -> None:
 def test_history_of_one_exchange(client: FunctionClient) -> None:
     """The network-specific series."""
     found = client.tick_history("BTC:USDC", "2022-07-02", "2022-07-04", exchange="FTX")
-    assert set(range(0, 2_500, 2)) == set(prices(found))
+    assert set(prices(found)) == set(range(0, 2_500, 2))
     assert client.tick_history("BTC:USDC", "2022-07-02", "2022-07-04", exchange="NOWHERE") == []
 
 
@@ -218,7 +218,7 @@ def test_a_server_that_ignores_the_exchange_gives_the_same() -> None:
 
     with Peer(answer(history)) as peer, FunctionClient("demo", peer.url, timeout=PATIENCE) as client:
         found = client.tick_history("BTC:USDC", "2022-07-02", "2022-07-04", exchange="FTX")
-    assert set(range(0, 2_500, 2)) == set(prices(found))
+    assert set(prices(found)) == set(range(0, 2_500, 2))
 
 
 def test_history_is_lazy(client: FunctionClient, server: LocalServer) -> None:
@@ -227,7 +227,7 @@ def test_history_is_lazy(client: FunctionClient, server: LocalServer) -> None:
     ticks = client.iter_tick_history("BTC:USDC", NOON, NOON + timedelta(days=1))
     assert before == server.stats.calls
     next(ticks)
-    assert before + 1 == server.stats.calls
+    assert server.stats.calls == before + 1
     del ticks
     assert client.authenticate()
 
@@ -395,7 +395,7 @@ def test_history_over_a_restart(server: LocalServer) -> None:
             found = [next(ticks)]
             local.drop_connections(reset=True)
             found += ticks
-    assert Counter(range(2_500)) == Counter(prices(found))
+    assert Counter(prices(found)) == Counter(range(2_500))
 
 
 def test_many_threads_read_history(client: FunctionClient) -> None:

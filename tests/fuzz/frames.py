@@ -60,11 +60,11 @@ def run(data: bytes) -> None:
     expected = plainly(b"".join(pieces))
     if how[0] & _BY_THE_NETWORK:
         heard, entries = by_the_network(pieces, limit)
-        assert [*map(decoded, expected.messages)] == entries
+        assert entries == [*map(decoded, expected.messages)]
         expected.messages.clear()
     else:
         heard = by_the_connection(pieces, limit)
-    assert expected == heard
+    assert heard == expected
 
 
 def plainly(data: bytes) -> Heard:

@@ -58,7 +58,7 @@ def run(data: bytes) -> None:
         payloads = [payloads[0].replace(b"~", payloads[0]), payloads[0] * _REPEATS]
     expected = [_thorough(payload, parse_price) for payload in payloads]
     for form in _FORMS:
-        assert expected == _in_runs(payloads, form, parse_price)
+        assert _in_runs(payloads, form, parse_price) == expected
     _compare_templates(payloads, parse_price)
     for payload in payloads:
         _check_answers(payload, parse_price)

@@ -135,7 +135,7 @@ def _check_key(text: str) -> None:
 
 
 def _check_masked(key: str) -> None:
-    assert f"\n{MASK}\n" == keys.redact(f"\n{key}\n")
+    assert keys.redact(f"\n{key}\n") == f"\n{MASK}\n"
     if any(mark in key for mark in "\\%&"):
         return  # an escape that is undone may be the key's own
     for spelled in (key.swapcase(), _HOME.stream_url(Pair("A", "B"), ApiKey(key)), ascii(key)[1:-1]):
@@ -144,7 +144,7 @@ def _check_masked(key: str) -> None:
     quoted = "".join(f"%25{ord(character):02x}" for character in key)
     for spelled in (escaped, quoted):
         # Beside a character that it does not have: what stands at its ends could pass for a part of it.
-        assert f"\n{MASK}\n" == keys.redact(f"\n{spelled}\n"), spelled
+        assert keys.redact(f"\n{spelled}\n") == f"\n{MASK}\n", spelled
 
 
 def _check_proxy(text: str) -> None:

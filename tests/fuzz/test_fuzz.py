@@ -34,7 +34,7 @@ def test_an_input_runs_again_without_atheris(
     path.write_bytes(b"\0BTC:USDC")
     monkeypatch.setattr("sys.argv", ["fuzz", "symbols", "--reproduce", str(path)])
     assert runner.main() == 0
-    assert f"{path}: nothing wrong\n" == capsys.readouterr().out
+    assert capsys.readouterr().out == f"{path}: nothing wrong\n"
 
 
 @pytest.mark.parametrize("wrong", [["nonsense"], ["frames", "--seconds", "0"], ["--reproduce", "x"]])

@@ -131,7 +131,7 @@ def test_an_evil_exchange_is_shown_as_text(seen: Seen) -> None:
         assert_harmless(snapshot(listener, view_model.sparklines()))
         sent = json.dumps([view_model.full(), view_model.frame()], ensure_ascii=False)
     assert sent.isprintable()
-    assert State.STOPPED is listener.state
+    assert listener.state is State.STOPPED
 
 
 def test_the_key_is_not_shown(seen: Seen) -> None:

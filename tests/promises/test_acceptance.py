@@ -74,7 +74,7 @@ def test_one_pair_of_a_tape_arrives_whole_and_in_order(shared_data: Path, tape: 
     """One pair's ticks arrive complete, in order, each field as the file has it."""
     expected = of_pair(read_tape(shared_data / tape), "BTC:USDT")
     with LocalServer(Tape(shared_data / tape, speed=None), keys={"demo"}) as server:
-        assert expected == collect(server, ["BTC:USDT"], len(expected), dispatch=dispatch)
+        assert collect(server, ["BTC:USDT"], len(expected), dispatch=dispatch) == expected
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_both_forms_of_the_wire_give_the_same_ticks(shared_data: Path, form: str
     """The documented message and the vendor's later one end in the same dict."""
     expected = of_pair(read_tape(shared_data / TAPES[0]), "ETH:USDT")
     with LocalServer(Tape(shared_data / TAPES[0], speed=None), keys={"demo"}, form=form) as server:
-        assert expected == collect(server, ["ETH:USDT"], len(expected))
+        assert collect(server, ["ETH:USDT"], len(expected)) == expected
 
 
 def serve(port: int) -> tuple[subprocess.Popen[str], int]:

@@ -97,7 +97,7 @@ def test_a_stale_stream_is_made_anew_if_asked(seen: Seen) -> None:
     ):
         seen.wait_for(lambda: 2 in seen.prices)
         assert peer.accepted >= 2
-    assert [StaleStream, ConnectionFailed] == [type(error) for error in seen.errors[:2]]
+    assert [type(error) for error in seen.errors[:2]] == [StaleStream, ConnectionFailed]
     assert "no tick for 0.3 s" in str(seen.errors[1])
     assert seen.errors[1].will_retry  # type: ignore[attr-defined]
 
@@ -141,7 +141,7 @@ def test_a_message_in_20000_fragments_arrives_with_pings_between(seen: Seen, dis
         answering[0].wait_for(lambda: len(answering[0].pongs) == 19)
         assert peer.accepted == 1
     assert seen.prices == [7]
-    assert [b"%d" % at for at in range(1_000, 20_000, 1_000)] == answering[0].pongs
+    assert answering[0].pongs == [b"%d" % at for at in range(1_000, 20_000, 1_000)]
     assert seen.errors == []
 
 
@@ -223,7 +223,7 @@ def test_a_stuck_callback_does_not_cost_the_connection(seen: Seen, overflow: str
         there.wait_for(lambda: there.pings >= 50)
         assert listener.stats.reconnects == 0
         stats = listener.stats.streams[PAIR]
-        assert State.STREAMING is listener.state
+        assert listener.state is State.STREAMING
         assert peer.accepted == 1
         assert stats.queue_depth <= size
         assert stats.lag is not None
@@ -233,14 +233,14 @@ def test_a_stuck_callback_does_not_cost_the_connection(seen: Seen, overflow: str
         after = listener.stats
         assert listener.stop()
     if overflow == "block":
-        assert list(range(total + 1)) == seen.prices
+        assert seen.prices == list(range(total + 1))
         assert size // 2 <= stats.queue_depth
         assert after.dropped == 0
     else:
         kept = total - size + 1 if overflow == "drop_oldest" else total
-        assert [0, *range(kept, total + 1)] == seen.prices
+        assert seen.prices == [0, *range(kept, total + 1)]
         assert total + 1 - len(seen.prices) == after.dropped == sum(e.count for e in seen.of_type(TicksDropped))
-        assert total == stats.last_tick["price"]  # type: ignore[index]
+        assert stats.last_tick["price"] == total  # type: ignore[index]
     assert {TicksDropped, SlowConsumer} >= {type(error) for error in seen.errors}
 
 
@@ -332,7 +332,7 @@ def test_an_on_error_that_raises_is_not_called_for_its_own_error(
         with listener:
             seen.wait_ticks(5)
     assert seen.prices == [1, 2, 3, 4, 5]
-    assert [CallbackError] * 5 == [type(error) for error in errors]
+    assert [type(error) for error in errors] == [CallbackError] * 5
     assert caplog.text.count("RuntimeError: the error callback's") == 5
 
 
@@ -375,7 +375,7 @@ def test_an_end_in_the_midst_of_a_frame_is_no_half_tick(seen: Seen, sent: bytes,
         seen.wait_for(lambda: 3 in seen.prices)
     # With a reset, TCP may drop what was sent before it.
     assert seen.prices in ([1, 3], [3])
-    assert [ConnectionFailed] == [type(error) for error in seen.errors]
+    assert [type(error) for error in seen.errors] == [ConnectionFailed]
 
 
 @pytest.mark.parametrize("dispatch_", ["thread", "inline"])
@@ -429,7 +429,7 @@ def test_a_close_with_a_code_that_is_none_breaks_the_protocol(seen: Seen, code: 
     with Peer(script, stay(tick(2))) as peer, seen.listener(peer.url):
         seen.wait_for(lambda: 2 in seen.prices)
     assert seen.prices == [1, 2]
-    assert [ProtocolError] == [type(error) for error in seen.errors]
+    assert [type(error) for error in seen.errors] == [ProtocolError]
     assert [(CLOSE, (1002).to_bytes(2, "big"))] == answers
 
 
@@ -446,7 +446,7 @@ def test_a_policy_close_is_the_end(seen: Seen) -> None:
         listener = seen.listener(peer.url).start()
         with pytest.raises(AuthenticationError, match="1008"):
             listener.join(PATIENCE)
-        assert State.FAILED is listener.state
+        assert listener.state is State.FAILED
         assert peer.accepted == 1
 
 
@@ -491,7 +491,7 @@ def test_a_revoked_key_and_a_callable_that_blocks(seen: Seen) -> None:
         finally:
             release.set()
     assert "/key-number-3/" in peer.requests[1].decode()
-    assert [AuthenticationError, ConnectionFailed] == [type(error) for error in seen.errors]
+    assert [type(error) for error in seen.errors] == [AuthenticationError, ConnectionFailed]
     assert "no connection within 0.3 s" in str(seen.errors[1])
 
 

@@ -65,7 +65,7 @@ def ended_by(seen: Seen, url: str, **settings: Any) -> ConnectionFailed:
     listener = seen.listener(url, **settings).start()
     with pytest.raises(ConnectionFailed) as caught:
         listener.join(PATIENCE)
-    assert State.FAILED is listener.state
+    assert listener.state is State.FAILED
     assert [caught.value] == seen.errors
     return caught.value
 
@@ -134,7 +134,7 @@ def test_a_header_of_a_megabyte_is_refused(seen: Seen) -> None:
     with Peer(script) as peer:
         error = ended_by(seen, peer.url)
         assert peer.accepted == 1
-    assert ProtocolError is type(error)
+    assert type(error) is ProtocolError
     assert f"header of over {MAX_HEADER} bytes" in str(error)
 
 

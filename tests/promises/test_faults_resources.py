@@ -68,7 +68,7 @@ def test_reconnects_leave_nothing(seen: Seen) -> None:
     policy = ReconnectPolicy(initial=0.0)
     with Peer(cut) as peer, seen.listener(peer.url, reconnect=policy) as listener:
         seen.wait_for(lambda: 300 in seen.prices, 3 * PATIENCE)
-        assert {f"{listener.name}-callbacks", f"{listener.name}-network"} == ours()
+        assert ours() == {f"{listener.name}-callbacks", f"{listener.name}-network"}
         # Its own, and the peer's, which keeps the number of each that it closed.
         mine = [fd for fd in os.listdir("/proc/self/fd") if _connects_to(fd, peer.port)]
         assert len(mine) == 1
@@ -199,7 +199,7 @@ def test_memory_runs_out_in_an_attempt(seen: Seen) -> None:
     with Peer(stay(tick(1))) as peer, seen.listener(peer.url, api_key=lambda: next(keys)()):
         seen.wait_ticks(1)
     (error,) = seen.errors
-    assert ConnectionFailed is type(error)
+    assert type(error) is ConnectionFailed
     assert isinstance(error.__cause__, MemoryError)
 
 

@@ -113,10 +113,14 @@ def test_a_lost_connection_is_opened_again(seen: Seen) -> None:
     with Peer(*scripts) as peer, seen.listener(peer.url, ping_interval=0.05) as listener:
         seen.wait_ticks(6)
         assert listener.stats.reconnects == 5
-        assert State.STREAMING is listener.state
-    assert list(range(6)) == seen.prices
-    assert [ConnectionFailed, ConnectionFailed, ConnectionFailed, ProtocolError, ConnectionFailed] == [
-        type(error) for error in seen.errors
+        assert listener.state is State.STREAMING
+    assert seen.prices == list(range(6))
+    assert [type(error) for error in seen.errors] == [
+        ConnectionFailed,
+        ConnectionFailed,
+        ConnectionFailed,
+        ProtocolError,
+        ConnectionFailed,
     ]
     assert [error.close_code for error in seen.of_type(ConnectionFailed)[:3]] + [
         None,
@@ -140,9 +144,9 @@ def test_retry_after_wins_over_the_policy(seen: Seen, form: str) -> None:
         server.refuse_next(1, 429, retry_after=later)
         listener = seen.listener(server.url).start()
         seen.wait_errors(1)
-        assert State.RECONNECTING is listener.state
+        assert listener.state is State.RECONNECTING
         assert listener.stop()
-    assert [RateLimited] == [type(error) for error in seen.errors]
+    assert [type(error) for error in seen.errors] == [RateLimited]
     assert seen.of_type(RateLimited)[0].will_retry
     assert 3_500 < seen.of_type(RateLimited)[0].retry_in <= 3_601
 
@@ -183,7 +187,7 @@ def test_what_a_retry_can_not_mend_ends_the_listener(seen: Seen, script: Script,
         with pytest.raises(kind) as caught:
             listener.join(PATIENCE)
         assert peer.accepted == 1
-    assert State.FAILED is listener.state
+    assert listener.state is State.FAILED
     assert [caught.value] == seen.errors
     assert (caught.value.attempt, caught.value.will_retry, caught.value.retry_in) == (1, False, None)
     assert seen.states[-1] == (PAIR, State.FAILED)
@@ -208,7 +212,7 @@ def test_attempts_may_be_used_up(seen: Seen) -> None:
     with pytest.raises(ConnectionFailed, match="connection refused"):
         listener.join(PATIENCE)
     assert [(e.attempt, e.will_retry) for e in seen.of_type(ConnectionFailed)] == [(1, True), (2, True), (3, False)]
-    assert State.FAILED is listener.state
+    assert listener.state is State.FAILED
 
 
 def test_no_policy_is_one_connection(seen: Seen) -> None:
@@ -244,7 +248,7 @@ def test_the_key_is_asked_for_at_every_attempt(seen: Seen) -> None:
     ):
         seen.wait_ticks(3)
         paths = [request.split()[1] for request in peer.requests]
-    assert [b"/streaming/%s/BTC:USDC" % key for key in (b"first", b"second", b"third")] == paths
+    assert paths == [b"/streaming/%s/BTC:USDC" % key for key in (b"first", b"second", b"third")]
 
 
 def test_a_revoked_key_is_replaced(seen: Seen) -> None:
@@ -256,7 +260,7 @@ def test_a_revoked_key_is_replaced(seen: Seen) -> None:
             keys.append("new")
             assert server.revoke_key("old") == 1
             seen.wait_for(lambda: [s for _, s in seen.states].count(State.STREAMING) == 2)
-            assert State.STREAMING is listener.state
+            assert listener.state is State.STREAMING
     assert [(e.close_code, e.will_retry) for e in seen.of_type(AuthenticationError)] == [(1008, True)]
 
 
@@ -306,7 +310,7 @@ def test_a_callable_that_raises_is_asked_again(seen: Seen) -> None:
 
     with Peer(stay(tick(1))) as peer, seen.listener(peer.url, api_key=key):
         seen.wait_ticks(1)
-    assert [OSError] == [type(error.__cause__) for error in seen.errors]
+    assert [type(error.__cause__) for error in seen.errors] == [OSError]
     assert seen.of_type(ConnectionFailed)[0].will_retry
 
 
@@ -367,11 +371,11 @@ def test_a_context_of_the_users_own_is_used(seen: Seen) -> None:
     with LocalServer(tape, keys={"demo"}, ssl_context=theirs) as server:
         with seen.listener(server.url, parse_price=str, ssl_context=ours):
             seen.wait_ticks(2_000)
-        assert [raw_tick(number)["price"] for number in range(2_000)] == [tick["price"] for tick in seen.ticks]
+        assert [tick["price"] for tick in seen.ticks] == [raw_tick(number)["price"] for number in range(2_000)]
         listener = seen.listener(server.url).start()
         with pytest.raises(ConnectionFailed, match="unable to get local issuer certificate"):
             listener.join(PATIENCE)
-    assert State.FAILED is listener.state
+    assert listener.state is State.FAILED
 
 
 def test_what_tls_has_read_ahead_is_delivered(seen: Seen) -> None:
@@ -383,7 +387,7 @@ def test_what_tls_has_read_ahead_is_delivered(seen: Seen) -> None:
     authority.configure_trust(ours)
     with Peer(stay(ticks(1, 80)), context=theirs) as peer, seen.listener(peer.url, ssl_context=ours):
         seen.wait_ticks(80)
-    assert list(range(1, 81)) == seen.prices
+    assert seen.prices == list(range(1, 81))
 
 
 # What comes over the wire.
@@ -402,15 +406,15 @@ def test_bad_messages_are_reported_and_the_stream_goes_on(seen: Seen) -> None:
             seen.wait_for(lambda: 6 in seen.prices)
             stats = listener.stats
         assert peer.accepted == 1
-    assert [0, *(what for number in range(1, 7) for what in ("error", number))] == order
+    assert order == [0, *(what for number in range(1, 7) for what in ("error", number))]
     assert {name: getattr(stats, name) for name in ("decode_errors", "ticks", "messages", "reconnects")} == {
         "decode_errors": 6,
         "ticks": 7,
         "messages": 13,
         "reconnects": 0,
     }
-    assert [DecodeError] * 6 == [type(error) for error in seen.errors]
-    assert [*bad, b"\x00\x01"] == [error.payload for error in seen.of_type(DecodeError)]
+    assert [type(error) for error in seen.errors] == [DecodeError] * 6
+    assert [error.payload for error in seen.of_type(DecodeError)] == [*bad, b"\x00\x01"]
 
 
 @pytest.mark.parametrize("queue_size", [65_536, 3])
@@ -426,7 +430,7 @@ def test_ticks_of_all_forms_keep_their_order(seen: Seen, queue_size: int) -> Non
         sent += [frame(json.dumps({**json.loads(text)["resultData"], "price": f"{number + 3}"})), tick(number + 4)]
     with Peer(stay(b"".join(sent))) as peer, seen.listener(peer.url, queue_size=queue_size):
         seen.wait_ticks(300)
-    assert list(range(300)) == seen.prices
+    assert seen.prices == list(range(300))
 
 
 def test_notices_and_server_errors_are_handed_on(seen: Seen) -> None:
@@ -447,7 +451,7 @@ def test_ticks_before_a_close_frame_are_all_delivered(seen: Seen) -> None:
         listener.on_error(order.append)
         with listener:
             seen.wait_ticks(301)
-    assert list(range(1, 302)) == seen.prices
+    assert seen.prices == list(range(1, 302))
     assert order[300].close_code == 1012  # type: ignore[attr-defined]
 
 
@@ -481,8 +485,8 @@ def test_exchanges_filters_and_parse_price_reads(seen: Seen) -> None:
     ):
         seen.wait_ticks(5)
         assert (listener.stats.messages, listener.stats.ticks) == (10, 5)
-    assert [Decimal(f"{number}.10") for number in (1, 3, 5, 7, 9)] == [tick["price"] for tick in seen.ticks]
-    assert {"KRAKEN"} == {tick["exchange"] for tick in seen.ticks}
+    assert [tick["price"] for tick in seen.ticks] == [Decimal(f"{number}.10") for number in (1, 3, 5, 7, 9)]
+    assert {tick["exchange"] for tick in seen.ticks} == {"KRAKEN"}
 
 
 def test_a_filter_that_lets_nothing_through_stalls_nothing(seen: Seen) -> None:
@@ -575,8 +579,8 @@ def test_a_silence_is_told_once(seen: Seen) -> None:
         seen.wait_errors(1)
         more.set()
         seen.wait_errors(2)
-        assert State.STREAMING is listener.state
-    assert [StaleStream] * 2 == [type(error) for error in seen.errors]
+        assert listener.state is State.STREAMING
+    assert [type(error) for error in seen.errors] == [StaleStream] * 2
     assert seen.prices == [1, 2]
 
 
@@ -601,7 +605,7 @@ def test_intervals_beyond_what_a_selector_can_wait_are_allowed(seen: Seen) -> No
     settings = {"ping_interval": 1e9, "ping_timeout": 1e9, "stale_after": 1e9, "connect_timeout": 1e8}
     with Peer(stay(tick(1))) as peer, seen.listener(peer.url, **settings) as listener:
         seen.wait_ticks(1)
-        assert State.STREAMING is listener.state
+        assert listener.state is State.STREAMING
 
 
 # Back-pressure.
@@ -643,7 +647,7 @@ def test_a_full_queue_stops_the_sender(seen: Seen) -> None:
         # Long enough for a ping to go unanswered, were it not for the answer that may lie unread.
         assert not listener.join(1.2)
         assert not finished.is_set()
-        assert State.STREAMING is listener.state
+        assert listener.state is State.STREAMING
         assert listener.stats.queue_depth <= 100
         gate.set()
         assert finished.wait(2 * PATIENCE)
@@ -651,7 +655,7 @@ def test_a_full_queue_stops_the_sender(seen: Seen) -> None:
         assert peer.accepted == 1
         stats = listener.stats
         assert listener.stop()
-    assert list(range(total)) == seen.prices
+    assert seen.prices == list(range(total))
     assert stats.queue_peak <= 101
     assert stats.dropped == 0
 

@@ -83,20 +83,20 @@ def ticked(message: object, **options: Any) -> Tick:
 @pytest.mark.parametrize("form", FORMS)
 def test_the_seeds_tick_is_decoded(form: str) -> None:
     """With and without its envelope it gives the wire's own text, a price, and when it was."""
-    assert {
+    assert decode(FORMS[form](FLAT)) == {
         **FLAT,
         "price": 19200.84,
         "timestamp": datetime(2022, 7, 2, 15, 30, 55, 817_000, UTC),
         "received_ns": NOW_NS,
         "backfilled": False,
-    } == decode(FORMS[form](FLAT))
+    }
 
 
 @pytest.mark.usefixtures("loader")
 @pytest.mark.parametrize("form", FORMS)
 def test_the_vendors_later_tick_gives_the_same_form(form: str) -> None:
     """`UTCDate` becomes `date` and `time`; nothing else is handed on."""
-    assert {
+    assert decode(FORMS[form](LATER)) == {
         "pair": PAIR,
         "date": "2022-08-07",
         "time": "18:34:55.000Z",
@@ -105,13 +105,13 @@ def test_the_vendors_later_tick_gives_the_same_form(form: str) -> None:
         "timestamp": datetime(2022, 8, 7, 18, 34, 55, 0, UTC),
         "received_ns": NOW_NS,
         "backfilled": False,
-    } == decode(FORMS[form](LATER))
+    }
 
 
 def test_a_tick_has_the_fields_of_its_typed_dict() -> None:
     """`Tick` names what there is, in both forms."""
     for form in (FLAT, LATER):
-        assert set(Tick.__annotations__) == set(ticked(form))
+        assert set(ticked(form)) == set(Tick.__annotations__)
 
 
 @pytest.mark.parametrize(
@@ -133,8 +133,8 @@ def test_a_tick_has_the_fields_of_its_typed_dict() -> None:
 def test_a_time_has_any_number_of_fraction_digits(digits: str, microseconds: int, zone: str) -> None:
     """They are cut to microseconds, never rounded into the future; the wire's text is kept."""
     tick = ticked(FLAT | {"time": f"15:30:55{digits}{zone}"})
-    assert datetime(2022, 7, 2, 15, 30, 55, microseconds, UTC) == tick["timestamp"]
-    assert f"15:30:55{digits}{zone}" == tick["time"]
+    assert tick["timestamp"] == datetime(2022, 7, 2, 15, 30, 55, microseconds, UTC)
+    assert tick["time"] == f"15:30:55{digits}{zone}"
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_a_time_has_any_number_of_fraction_digits(digits: str, microseconds: int
 def test_a_price_is_any_decimal_string(price: str) -> None:
     """All spellings that were seen are read as float, as Decimal, and as the text itself."""
     assert float(price) == ticked(FLAT | {"price": price})["price"]
-    assert Decimal(price) == ticked(FLAT | {"price": price}, parse_price=Decimal)["price"]
+    assert ticked(FLAT | {"price": price}, parse_price=Decimal)["price"] == Decimal(price)
     assert price == ticked(FLAT | {"price": price}, parse_price=str)["price"]
 
 
@@ -183,7 +183,7 @@ def test_every_recorded_tick_is_decoded(shared_data: Path) -> None:
         tick = Decoder(wire["pair"], wire["pair"], Decimal).decode(line, NOW_NS)
         assert type(tick) is dict
         assert [wire["date"], wire["time"], wire["exchange"]] == [tick["date"], tick["time"], tick["exchange"]]
-        assert Decimal(wire["price"]) == tick["price"]
+        assert tick["price"] == Decimal(wire["price"])
         assert tick["timestamp"].isoformat().startswith(f"{wire['date']}T{wire['time'][:8]}")
 
 
@@ -224,7 +224,7 @@ def test_every_odd_value_is_decoded(shared_data: Path) -> None:
 )
 def test_an_object_that_is_no_tick_is_a_notice(message: dict[str, Any]) -> None:
     """Nothing is dropped in silence."""
-    assert Notice(PAIR, message, NOW_NS) == decode(message)
+    assert decode(message) == Notice(PAIR, message, NOW_NS)
 
 
 @pytest.mark.usefixtures("loader")
@@ -252,7 +252,7 @@ def test_a_stream_without_ticks_gives_notices() -> None:
     """What a Greeks stream sends is handed on as it is, ticks included."""
     decoder = Decoder("BTCN2202207", None)
     for message in ({"feature": "scheduled for future release"}, FLAT, FORMS["enveloped"](FLAT)):
-        assert Notice("BTCN2202207", message, 1) == decoder.decode(json.dumps(message).encode(), 1)
+        assert decoder.decode(json.dumps(message).encode(), 1) == Notice("BTCN2202207", message, 1)
 
 
 # What is refused.
@@ -310,7 +310,7 @@ def test_what_is_not_json_is_refused(payload: bytes) -> None:
 )
 def test_json_that_is_no_object_is_refused(payload: bytes, is_a: str) -> None:
     """The refusal says what it is."""
-    assert f"expected a JSON object, not {is_a}" == refused(payload).reason
+    assert refused(payload).reason == f"expected a JSON object, not {is_a}"
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -318,7 +318,7 @@ def test_json_that_is_no_object_is_refused(payload: bytes, is_a: str) -> None:
 def test_a_tick_with_a_field_missing_is_refused(form: str, field: str) -> None:
     """The refusal names the field."""
     broken = {name: value for name, value in FLAT.items() if name != field}
-    assert f"field {field!r} is missing" == refused(FORMS[form](broken)).reason
+    assert refused(FORMS[form](broken)).reason == f"field {field!r} is missing"
 
 
 @pytest.mark.parametrize("fields", [("pair", "price"), ("date", "time"), ("pair", "UTCDate"), ("unixDate", "price")])
@@ -335,7 +335,7 @@ def test_two_fields_of_a_tick_make_a_broken_tick(fields: tuple[str, str]) -> Non
 )
 def test_a_tick_with_a_field_of_another_type_is_refused(form: str, field: str, value: object, is_a: str) -> None:
     """The refusal names the field and what it is; a price that is a JSON number has lost digits already."""
-    assert f"field {field!r} is {is_a}; expected a string" == refused(FORMS[form](FLAT | {field: value})).reason
+    assert refused(FORMS[form](FLAT | {field: value})).reason == f"field {field!r} is {is_a}; expected a string"
 
 
 @pytest.mark.parametrize("value", [None, True, "1659897295", [], {}])
@@ -465,14 +465,14 @@ def test_a_message_has_a_longest_length(size: int) -> None:
 
 def test_an_exponent_has_four_digits_at_most() -> None:
     """A type of number that is exact would take hours and gigabytes over more."""
-    assert Fraction(10) ** 9_999 == ticked(FLAT | {"price": "1e9999"}, parse_price=Fraction)["price"]
+    assert ticked(FLAT | {"price": "1e9999"}, parse_price=Fraction)["price"] == Fraction(10) ** 9_999
     assert "is not a decimal number" in refused(FLAT | {"price": "1e10000"}, parse_price=Fraction).reason
 
 
 def test_a_price_beyond_a_float_is_refused() -> None:
     """It would be infinite; as a Decimal it is a price."""
     assert "parse_price returned inf for '1e400'" in refused(FLAT | {"price": "1e400"}).reason
-    assert Decimal("1e400") == ticked(FLAT | {"price": "1e400"}, parse_price=Decimal)["price"]
+    assert ticked(FLAT | {"price": "1e400"}, parse_price=Decimal)["price"] == Decimal("1e400")
 
 
 @pytest.mark.parametrize(
@@ -491,7 +491,7 @@ def test_a_price_that_parse_price_refuses_is_refused_with_the_cause(raised: Exce
         raise raised
 
     error = refused(FLAT, parse_price=parse_price)
-    assert f"parse_price refused '19200.84' ({type(raised).__name__}: {raised})" == error.reason
+    assert error.reason == f"parse_price refused '19200.84' ({type(raised).__name__}: {raised})"
     assert raised is error.__cause__
 
 
@@ -531,7 +531,7 @@ def test_a_binary_message_is_refused(length: int) -> None:
     """FinX sends text alone; the bytes are kept, to the same limit."""
     error = Decoder(PAIR, PAIR).decode(Binary(b"\x00" * length), NOW_NS)
     assert isinstance(error, DecodeError)
-    assert b"\x00" * min(length, PAYLOAD_LIMIT) == error.payload
+    assert error.payload == b"\x00" * min(length, PAYLOAD_LIMIT)
     assert "binary" in error.reason
     assert error.symbol == PAIR
 
@@ -742,10 +742,10 @@ def test_whatever_comes_is_one_message_or_one_decode_error(name: str, payload: b
         assert payload.decode("utf-8", "replace")[:PAYLOAD_LIMIT] == message.payload
         assert str(message).isprintable()
     elif type(message) is dict:
-        assert set(Tick.__annotations__) == set(message)
+        assert set(message) == set(Tick.__annotations__)
         assert message["pair"] == PAIR
         assert math.isfinite(message["price"])
-        assert UTC is message["timestamp"].tzinfo
+        assert message["timestamp"].tzinfo is UTC
     else:
         assert isinstance(message, (Notice, ServerError))
         assert str(message)
@@ -775,7 +775,7 @@ def test_the_quick_way_takes_what_is_documented(form: str, parse_price: Callable
     message = LATER if form.startswith("flat") else FORMS["enveloped"](FLAT)
     payload = json.dumps(message).encode()
     expected = decode(message, parse_price=parse_price)
-    assert [expected] * 3 == quickly([payload] * 3, TICK_FORMS[form], parse_price=parse_price)
+    assert quickly([payload] * 3, TICK_FORMS[form], parse_price=parse_price) == [expected] * 3
 
 
 def altered(value: str) -> st.SearchStrategy[Any]:

@@ -195,7 +195,7 @@ def test_the_quick_reader_hears_what_the_library_hears(cut: list[bytes]) -> None
         assert heard.answers.pop()[0] == CLOSE
     heard.answers = [answer for answer in heard.answers if answer != (CLOSE, struct.pack("!H", 1000))]
     expected.answers = [answer for answer in expected.answers if answer != (CLOSE, struct.pack("!H", 1000))]
-    assert expected == heard
+    assert heard == expected
 
 
 @pytest.mark.parametrize("pair", [frame("a") + frame("b", PING) + frame("c" * 200) + close_frame(1000, b"bye")])
@@ -203,8 +203,8 @@ def test_every_place_to_cut_is_harmless(pair: bytes) -> None:
     """The same bytes cut in two at each possible place, and byte by byte."""
     expected = by_the_library(pair).messages
     for at in range(len(pair) + 1):
-        assert expected == by_us([pair[:at], pair[at:]]).messages
-    assert expected == by_us([pair[at : at + 1] for at in range(len(pair))]).messages
+        assert by_us([pair[:at], pair[at:]]).messages == expected
+    assert by_us([pair[at : at + 1] for at in range(len(pair))]).messages == expected
 
 
 @pytest.mark.parametrize("size", [0, 125, 126, 65_535, 65_536, MEBIBYTE])
@@ -215,8 +215,8 @@ def test_frames_of_every_form_of_length(size: int, opcode: int) -> None:
     data = frame(payload, opcode) + frame("after")
     expected = [payload if opcode == TEXT else Binary(payload), b"after"]
     half = len(data) // 2
-    assert expected == by_us([data]).messages
-    assert expected == by_us([data[:half], data[half:]]).messages
+    assert by_us([data]).messages == expected
+    assert by_us([data[:half], data[half:]]).messages == expected
 
 
 @pytest.mark.parametrize(
@@ -305,4 +305,4 @@ def test_a_limit_leaves_the_rest_in_the_buffer() -> None:
         for _ in range(4):
             heard += connection.messages(3)
             assert len(heard) <= 10
-    assert [str(number).encode() for number in range(10)] == heard
+    assert heard == [str(number).encode() for number in range(10)]

@@ -122,7 +122,7 @@ def test_a_run_ends_at_whatever_looks_different(odd: bytes) -> None:
     decoder, good = taught(text()), frame(text())
     ticks, end = taken(decoder, good, good, odd, good)
     # Where there is nothing odd between them, they are a run of three.
-    assert (2 + (not odd), (2 + (not odd)) * len(good)) == (len(ticks), end)
+    assert (len(ticks), end) == (2 + (not odd), (2 + (not odd)) * len(good))
 
 
 def test_a_price_that_parse_price_refuses_ends_a_run() -> None:
@@ -143,7 +143,7 @@ def test_another_day_or_style_is_learned_from_its_first_tick() -> None:
     for other in (text(date="2022-07-03"), text(SPACED, date="2022-07-03"), text()):
         assert taken(decoder, frame(other)) == ([], 0)
         expected = decoder.decode_ticks([other], 0, NOW_NS)
-        assert expected == taken(decoder, frame(other))[0]
+        assert taken(decoder, frame(other))[0] == expected
 
 
 def test_a_form_without_a_template_has_none() -> None:
