@@ -21,10 +21,6 @@ help: ## show the targets
 test: $(VENV)/.installed-dev ## run the tests, except the slow ones; with pytest's options: make test ARGS="-k cli"
 	$(PYTEST) -m "not slow" tests $(ARGS)
 
-.PHONY: test-all
-test-all: $(VENV)/.installed-dev ## run all tests, with more examples for each property; CI runs this
-	$(PYTEST) --hypothesis-profile thorough tests $(ARGS)
-
 .PHONY: test-notebook
 test-notebook: $(VENV)/.installed-browser ## test the live view in JupyterLab and Chromium (Debian: apt install chromium)
 	$(BIN)/python -m pytest tests/notebook/test_browser.py $(ARGS)

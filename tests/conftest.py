@@ -16,7 +16,7 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 #: Fixtures that start a kernel or a browser. The tests of each run in one process, so that it starts only once.
 SHARED_FIXTURES = ("lab", "any_kernel", "shared_kernel")
 
-# `make test-all` overrides this with --hypothesis-profile.
+# `.ci/run` overrides this with --hypothesis-profile.
 settings.load_profile("quick")
 
 

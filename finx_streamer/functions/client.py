@@ -148,8 +148,8 @@ class FunctionClient:
     ) -> list[Tick]:
         """Return all ticks with `start` <= time < `end`, sorted by time. Their `backfilled` is True. (Source: D.)
 
-        Equal ticks are different trades. Ticks with the same time come in any order. At exactly midnight UTC, the server
-        knows at most one tick.
+        Equal ticks are different trades. Ticks with the same time come in any order. The server knows at most one tick
+        at exactly midnight UTC.
 
         Args:
             pair: Such as "BTC:USDC".
