@@ -1,4 +1,4 @@
-"""The whole, end to end: recorded trades through a real server into callbacks, complete and in order."""
+"""End to end: recorded trades go through a real server into callbacks, complete and in order."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def of_pair(lines: Iterable[dict[str, str]], pair: str) -> list[dict[str, str]]:
 
 
 def wire_part(tick: Tick) -> dict[str, Any]:
-    """The fields that came over the wire."""
+    """The fields that are sent over the wire."""
     return {field: tick[field] for field in WIRE_FIELDS}  # type: ignore[literal-required]
 
 
 def collect(server: LocalServer, pairs: list[str], count: int, **settings: Any) -> list[dict[str, Any]]:
-    """Listen to pairs until so many ticks have come."""
+    """Listen to pairs until `count` ticks have arrived."""
     got: list[dict[str, Any]] = []
     errors: list[FinxStreamerError] = []
     complete = threading.Event()
@@ -63,15 +63,15 @@ def collect(server: LocalServer, pairs: list[str], count: int, **settings: Any) 
     )
     with listener:
         complete.wait(PATIENCE)
-    # A short queue that the server always fills is reported, and loses nothing.
+    # A short queue is always full, which is reported and loses nothing.
     assert [error for error in errors if not isinstance(error, SlowConsumer)] == []
     return got
 
 
 @pytest.mark.parametrize("tape", TAPES)
 @pytest.mark.parametrize("dispatch", ["thread", "inline"])
-def test_one_pair_of_a_tape_arrives_whole_and_in_order(shared_data: Path, tape: str, dispatch: str) -> None:
-    """One pair's ticks arrive complete, in order, each field as the file has it."""
+def test_one_pair_of_a_tape_arrives_complete_and_in_order(shared_data: Path, tape: str, dispatch: str) -> None:
+    """All ticks of one pair arrive in order, each field as in the file."""
     expected = of_pair(read_tape(shared_data / tape), "BTC:USDT")
     with LocalServer(Tape(shared_data / tape, speed=None), keys={"demo"}) as server:
         assert collect(server, ["BTC:USDT"], len(expected), dispatch=dispatch) == expected
@@ -87,7 +87,7 @@ def test_one_pair_of_a_tape_arrives_whole_and_in_order(shared_data: Path, tape: 
 )
 @pytest.mark.parametrize("dispatch", ["thread", "inline"])
 def test_every_pair_of_a_tape_in_one_listener(shared_data: Path, tape: str, dispatch: str, queue_size: int) -> None:
-    """All pairs at once: each pair's ticks arrive complete and in order, however short the queue."""
+    """With all pairs at once, each pair's ticks arrive complete and in order, however short the queue is."""
     lines = read_tape(shared_data / tape)
     pairs = sorted({line["pair"] for line in lines})
     with LocalServer(Tape(shared_data / tape, speed=None, wait_for=len(pairs)), keys={"demo"}) as server:
@@ -99,14 +99,14 @@ def test_every_pair_of_a_tape_in_one_listener(shared_data: Path, tape: str, disp
 
 @pytest.mark.parametrize("form", ["enveloped", "flat"])
 def test_both_forms_of_the_wire_give_the_same_ticks(shared_data: Path, form: str) -> None:
-    """The documented message and the vendor's later one end in the same dict."""
+    """The documented message and the vendor's later one become the same dict."""
     expected = of_pair(read_tape(shared_data / TAPES[0]), "ETH:USDT")
     with LocalServer(Tape(shared_data / TAPES[0], speed=None), keys={"demo"}, form=form) as server:
         assert collect(server, ["ETH:USDT"], len(expected)) == expected
 
 
 def serve(port: int) -> tuple[subprocess.Popen[str], int]:
-    """A server process of its own, once it can be connected to, and its port."""
+    """Start a server process. Return it and its port when it accepts connections."""
     process = subprocess.Popen(
         [sys.executable, "-m", "finx_streamer", "serve", "--port", str(port), "--rate", "500"],
         stdout=subprocess.PIPE,
@@ -121,7 +121,7 @@ def serve(port: int) -> tuple[subprocess.Popen[str], int]:
 
 
 def test_the_listener_survives_the_servers_death() -> None:
-    """A server that is killed and started again on the same port is found again, without any help."""
+    """The listener reconnects to a server that is killed and started again on the same port."""
     process, port = serve(0)
     ticks = [threading.Event(), threading.Event()]
     lost = threading.Event()
@@ -172,5 +172,5 @@ def test_a_listener_leaves_nothing_behind_after_many_lives(lives: int) -> None:
             assert listener.stop()
         after = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
         assert names == {thread.name for thread in threading.enumerate()}
-    # The server may still be closing its ends of the last few.
+    # The server may still be closing its ends of the last connections.
     assert after - before <= 10

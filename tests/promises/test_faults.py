@@ -1,7 +1,6 @@
-"""Faults on real sockets, from a whole listener's view: what the user is told, and that the stream goes on.
+"""Faults on real sockets: what the user hears of them, and that the stream continues.
 
-Connecting, proxies and certificates are in `test_faults_connecting`, threads, memory and exits in
-`test_faults_resources`; the same faults a layer below are in `test_transport` and `test_session`.
+`test_faults_connecting` has connecting and certificates, `test_faults_resources` has threads, memory and exits.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ from tests.support.peers import (
 
 
 class Answering:
-    """A peer's side of one connection that answers every ping while something else is sent: one frame at a time."""
+    """A peer's side of a connection that answers every ping, even while another thread sends."""
 
     def __init__(self, caller: Caller) -> None:
         self.pings = 0
@@ -81,11 +80,11 @@ class Answering:
             assert self._changed.wait_for(condition, PATIENCE), (self.pings, len(self.pongs))
 
 
-# A peer that says nothing, too much, or the wrong thing.
+# A peer that sends nothing, too much, or something wrong.
 
 
-def test_a_stale_stream_is_made_anew_if_asked(seen: Seen) -> None:
-    """With `stale_reconnect` a connection that answers pings and has no message is reported, and replaced."""
+def test_a_stale_stream_can_be_reconnected(seen: Seen) -> None:
+    """With `stale_reconnect`, a connection without messages is reported and replaced although it answers pings."""
 
     def mute(caller: Caller) -> None:
         caller.welcome(tick(1))
@@ -105,14 +104,14 @@ def test_a_stale_stream_is_made_anew_if_asked(seen: Seen) -> None:
 @pytest.mark.parametrize(
     "settings", [{"stale_reconnect": True}, {"stale_reconnect": 1, "stale_after": 1.0}, {"stale_reconnect": None}]
 )
-def test_a_reconnect_without_a_time_is_refused(settings: dict[str, Any]) -> None:
-    """`stale_reconnect` is a bool, and of use with `stale_after` only."""
+def test_stale_reconnect_needs_stale_after(settings: dict[str, Any]) -> None:
+    """`stale_reconnect` is a bool, and refused without `stale_after`."""
     with pytest.raises(ConfigurationError, match="stale_reconnect"):
         StreamListener(PAIR, api_key="some-key", **settings)
 
 
-def test_half_a_message_and_then_a_silence_is_found(seen: Seen) -> None:
-    """A message whose later fragments never come is no tick, and the missing pong tells."""
+def test_silence_after_half_a_message_is_detected(seen: Seen) -> None:
+    """If the rest of a message never arrives, the missing pong ends the connection, and no tick is delivered."""
     text = tick_text(7).encode()
     half = frame(text[:30], fin=False) + frame(text[30:50], 0, fin=False)
     silent: Script = lambda caller: (caller.welcome(tick(1), half), caller.wait_until_left())  # noqa: E731
@@ -122,8 +121,8 @@ def test_half_a_message_and_then_a_silence_is_found(seen: Seen) -> None:
     assert "no answer to a ping within 0.5 s" in str(seen.errors[0])
 
 
-def test_a_message_in_20000_fragments_arrives_with_pings_between(seen: Seen, dispatch: str) -> None:
-    """A tick in 20,000 fragments, with the server's pings among them, is one tick; every ping is answered."""
+def test_a_message_in_20000_fragments_arrives(seen: Seen, dispatch: str) -> None:
+    """20,000 fragments are one tick, and every ping between them is answered."""
     text = tick_text(7).encode() + b" " * 20_000
     parts = [frame(text[at : at + 1], 0 if at else TEXT, fin=False) for at in range(20_000)]
     for at in range(1_000, 20_000, 1_000):
@@ -188,8 +187,7 @@ def test_a_burst_misses_no_pong(seen: Seen, dispatch: str, total: int) -> None:
 
 @pytest.mark.parametrize("overflow", ["block", "drop_oldest", "latest"])
 def test_a_stuck_callback_does_not_cost_the_connection(seen: Seen, overflow: str) -> None:
-    """While a callback takes many times ping_interval and ping_timeout, pings go on and are answered; ticks wait within
-    the bound, or are dropped as asked for; `stats` tells how many, and how far behind the exchange they are."""
+    """While a callback hangs, pings are sent and answered, and the queue stays within its size."""
     total, size = 500, 50
     gate, begun = threading.Event(), threading.Event()
     answering: SimpleQueue[Answering] = SimpleQueue()
@@ -218,7 +216,7 @@ def test_a_stuck_callback_does_not_cost_the_connection(seen: Seen, overflow: str
             parse_price=int,
         ).start()
         assert begun.wait(PATIENCE)
-        # Longer than interval and timeout together.
+        # This takes longer than interval and timeout together.
         there = answering.get(timeout=PATIENCE)
         there.wait_for(lambda: there.pings >= 50)
         assert listener.stats.reconnects == 0
@@ -244,14 +242,14 @@ def test_a_stuck_callback_does_not_cost_the_connection(seen: Seen, overflow: str
     assert {TicksDropped, SlowConsumer} >= {type(error) for error in seen.errors}
 
 
-# Callbacks that do what they should not.
+# Callbacks that misbehave.
 
 
 def _raise(error: BaseException) -> None:
     raise error
 
 
-#: What a callback may do, given the listener.
+#: Everything that a callback does with its listener.
 DEEDS: dict[str, Callable[[StreamListener], object]] = {
     "raise": lambda listener: _raise(ValueError("of the callback's own")),
     "SystemExit": lambda listener: _raise(SystemExit(3)),
@@ -271,7 +269,7 @@ DEEDS: dict[str, Callable[[StreamListener], object]] = {
 @pytest.mark.parametrize("event", ["tick", "error", "notice", "state", "gap"])
 @pytest.mark.parametrize("deed", DEEDS)
 def test_no_callback_can_hang_a_listener(seen: Seen, dispatch: str, event: str, deed: str) -> None:
-    """Whatever a callback of any kind does, it returns or raises; the listener can be stopped, and leaves no thread."""
+    """Anything that a callback does returns or raises, and the listener can be stopped and leaves no thread."""
     done = threading.Event()
     raised: list[BaseException] = []
 
@@ -304,7 +302,7 @@ def test_no_callback_can_hang_a_listener(seen: Seen, dispatch: str, event: str, 
         with contextlib.suppress(SystemExit, KeyboardInterrupt):
             assert listener.join(PATIENCE)
     for thread in threading.enumerate():
-        # One that was in the midst of a handshake has been told, and may need a moment.
+        # A handshake that was in progress may need a moment to end.
         if thread.name.startswith(listener.name + "-"):
             thread.join(PATIENCE)
             assert not thread.is_alive()
@@ -313,10 +311,8 @@ def test_no_callback_can_hang_a_listener(seen: Seen, dispatch: str, event: str, 
         assert "would wait for itself" in str(raised[0])
 
 
-def test_an_on_error_that_raises_is_not_called_for_its_own_error(
-    seen: Seen, dispatch: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Callback and `on_error` raise for each tick: each is called once for each, the log says so, all ticks come."""
+def test_on_error_is_not_called_for_its_own_error(seen: Seen, dispatch: str, caplog: pytest.LogCaptureFixture) -> None:
+    """If a callback and `on_error` both raise for each tick, all ticks arrive, and the log has both errors."""
     errors: list[Exception] = []
 
     def broken(tick: Any) -> None:
@@ -340,7 +336,7 @@ def test_an_on_error_that_raises_is_not_called_for_its_own_error(
 
 
 def broken_off(*sent: bytes, reset: bool) -> Script:
-    """A script that sends this and ends TCP in the midst of it."""
+    """A script that sends a tick and these bytes, then ends TCP."""
 
     def script(caller: Caller) -> None:
         caller.welcome(tick(1))
@@ -369,18 +365,18 @@ def broken_off(*sent: bytes, reset: bool) -> Script:
     ],
     ids=["1 byte", "header", "3 bytes", "half", "all but 1", "fragment", "all but FIN", "half a close", "half a ping"],
 )
-def test_an_end_in_the_midst_of_a_frame_is_no_half_tick(seen: Seen, sent: bytes, reset: bool) -> None:
-    """What was not complete is no tick and no other error, and the stream goes on over a new connection."""
+def test_an_incomplete_frame_is_not_delivered(seen: Seen, sent: bytes, reset: bool) -> None:
+    """An incomplete frame causes no tick and no other error, and the stream continues on a new connection."""
     with Peer(broken_off(sent, reset=reset), stay(tick(3))) as peer, seen.listener(peer.url):
         seen.wait_for(lambda: 3 in seen.prices)
-    # With a reset, TCP may drop what was sent before it.
+    # A reset may drop data that was sent before it.
     assert seen.prices in ([1, 3], [3])
     assert [type(error) for error in seen.errors] == [ConnectionFailed]
 
 
 @pytest.mark.parametrize("dispatch_", ["thread", "inline"])
-def test_data_after_a_close_is_not_heard(seen: Seen, dispatch_: str) -> None:
-    """Ticks behind a close frame are none; those before it are."""
+def test_data_after_a_close_is_ignored(seen: Seen, dispatch_: str) -> None:
+    """Ticks before a close frame are delivered, ticks after it aren't."""
     with (
         Peer(stay(tick(1), close_frame(1012), tick(2), frame("x", rsv=3)), stay(tick(3))) as peer,
         seen.listener(peer.url, dispatch=dispatch_),
@@ -390,8 +386,8 @@ def test_data_after_a_close_is_not_heard(seen: Seen, dispatch_: str) -> None:
     assert [error.close_code for error in seen.errors] == [1012]  # type: ignore[attr-defined]
 
 
-def test_a_close_within_a_fragmented_message_is_no_half_tick(seen: Seen) -> None:
-    """A control frame may come between fragments: the message that it cuts off is gone."""
+def test_a_close_within_a_fragmented_message_drops_it(seen: Seen) -> None:
+    """A close frame between fragments ends the message, and nothing of it is delivered."""
     text = tick_text(2).encode()
     cut = frame(text[:50], fin=False) + close_frame(1001) + frame(text[50:], 0)
     with Peer(stay(tick(1), cut), stay(tick(3))) as peer, seen.listener(peer.url):
@@ -400,14 +396,14 @@ def test_a_close_within_a_fragmented_message_is_no_half_tick(seen: Seen) -> None
     assert [error.close_code for error in seen.errors] == [1001]  # type: ignore[attr-defined]
 
 
-#: These stand for what can't be sent, or for nothing at all: RFC 6455, 7.4.
-NOT_TO_BE_SENT = (0, 999, 1004, 1005, 1006, 1015, 1016, 1999, 2999, 5000, 65_535)
+#: Codes that may not be sent: RFC 6455, section 7.4.
+RESERVED_CODES = (0, 999, 1004, 1005, 1006, 1015, 1016, 1999, 2999, 5000, 65_535)
 TRANSIENT = (1000, 1001, 1002, 1003, 1007, 1009, 1010, 1011, 1012, 1013, 1014, 3000, 4000, 4001, 4321, 4999)
 
 
 @pytest.mark.parametrize("code", TRANSIENT)
-def test_a_close_that_may_pass_is_reconnected(seen: Seen, code: int) -> None:
-    """The error says the code, and another connection follows."""
+def test_a_transient_close_is_followed_by_a_reconnect(seen: Seen, code: int) -> None:
+    """The error has the code and the reason."""
     with Peer(stay(tick(1), close_frame(code, b"why")), stay(tick(2))) as peer, seen.listener(peer.url):
         seen.wait_for(lambda: 2 in seen.prices)
     assert seen.prices == [1, 2]
@@ -417,9 +413,9 @@ def test_a_close_that_may_pass_is_reconnected(seen: Seen, code: int) -> None:
     assert "'why'" in str(error)
 
 
-@pytest.mark.parametrize("code", NOT_TO_BE_SENT)
-def test_a_close_with_a_code_that_is_none_breaks_the_protocol(seen: Seen, code: int) -> None:
-    """A code that RFC 6455 keeps from the wire is a `ProtocolError`, told to the server as 1002; the stream goes on."""
+@pytest.mark.parametrize("code", RESERVED_CODES)
+def test_a_close_with_a_reserved_code_is_a_protocol_error(seen: Seen, code: int) -> None:
+    """A reserved code is a `ProtocolError`, which the server gets as code 1002, and the stream continues."""
     answers: list[tuple[int, bytes]] = []
 
     def script(caller: Caller) -> None:
@@ -433,15 +429,15 @@ def test_a_close_with_a_code_that_is_none_breaks_the_protocol(seen: Seen, code: 
     assert [(CLOSE, (1002).to_bytes(2, "big"))] == answers
 
 
-def test_a_close_without_a_code_is_reconnected(seen: Seen) -> None:
-    """A close frame that says nothing is a loss like any other."""
+def test_a_close_without_a_code_is_followed_by_a_reconnect(seen: Seen) -> None:
+    """A close frame without a code is a loss like any other."""
     with Peer(stay(tick(1), frame(b"", CLOSE)), stay(tick(2))) as peer, seen.listener(peer.url):
         seen.wait_for(lambda: 2 in seen.prices)
     assert "without a code" in str(seen.errors[0])
 
 
-def test_a_policy_close_is_the_end(seen: Seen) -> None:
-    """1008 with a key that can't change ends the listener, and `join` raises what ended it."""
+def test_a_policy_close_ends_the_listener(seen: Seen) -> None:
+    """With a fixed key, code 1008 ends the listener, and join() raises the error."""
     with Peer(stay(tick(1), close_frame(1008, b"revoked"))) as peer:
         listener = seen.listener(peer.url).start()
         with pytest.raises(AuthenticationError, match="1008"):
@@ -450,7 +446,7 @@ def test_a_policy_close_is_the_end(seen: Seen) -> None:
         assert peer.accepted == 1
 
 
-# Keys that are revoked in mid-stream.
+# Keys that are revoked during a stream.
 
 
 @pytest.mark.parametrize(
@@ -462,8 +458,8 @@ def test_a_policy_close_is_the_end(seen: Seen) -> None:
         (lambda: "with space", "white space"),
     ],
 )
-def test_a_revoked_key_and_a_callable_without_another(seen: Seen, answer: Callable[[], Any], text: str) -> None:
-    """The listener ends with an error that says what the callable did, and does not knock with the old key again."""
+def test_a_key_callable_without_a_new_key_ends_the_listener(seen: Seen, answer: Callable[[], Any], text: str) -> None:
+    """After a revoked key, the error says what the callable returned, and the old key isn't tried again."""
     answers = iter([lambda: "first-key"])
     with Peer(stay(tick(1), close_frame(1008)), refuse("401 No")) as peer:
         listener = seen.listener(peer.url, api_key=lambda: next(answers, answer)()).start()
@@ -472,8 +468,8 @@ def test_a_revoked_key_and_a_callable_without_another(seen: Seen, answer: Callab
         assert peer.accepted == 1
 
 
-def test_a_revoked_key_and_a_callable_that_blocks(seen: Seen) -> None:
-    """A vault that does not answer is bounded by `connect_timeout`, told as such, and asked again."""
+def test_a_blocking_key_callable_is_bounded(seen: Seen) -> None:
+    """After a revoked key, a callable that blocks is reported after `connect_timeout` and called again."""
     release = threading.Event()
     asked = 0
 
@@ -499,8 +495,8 @@ def test_a_revoked_key_and_a_callable_that_blocks(seen: Seen) -> None:
 
 
 @pytest.mark.parametrize("step", [-3_600.0, 3_600.0, -1e9])
-def test_a_step_of_the_clock_is_no_event(seen: Seen, monkeypatch: pytest.MonkeyPatch, step: float) -> None:
-    """Pings, deadlines, staleness and backoff run by the monotonic clock: setting the system's moves none of them."""
+def test_a_step_of_the_clock_has_no_effect(seen: Seen, monkeypatch: pytest.MonkeyPatch, step: float) -> None:
+    """Pings, deadlines, staleness and backoff use the monotonic clock, so setting the system clock changes nothing."""
     answering: list[Answering] = []
 
     def script(caller: Caller) -> None:
@@ -517,26 +513,26 @@ def test_a_step_of_the_clock_is_no_event(seen: Seen, monkeypatch: pytest.MonkeyP
         before = answering[0].pings
         answering[0].wait_for(lambda: answering[0].pings >= before + 5)
         assert seen.errors == []
-        # A loss under the stepped clock is mended as soon as ever.
+        # A loss after the step is reconnected as fast as before.
         answering[0].send(close_frame(1012))
         seen.wait_for(lambda: 2 in seen.prices)
         assert listener.stats.reconnects == 1
     assert [error.close_code for error in seen.errors] == [1012]  # type: ignore[attr-defined]
 
 
-# Arguments with which nothing would ever come.
+# Arguments with which no tick would ever arrive.
 
 
 @pytest.mark.parametrize("exchanges", [["binance"], ["BINANCE", "Kraken"], {"gemini"}])
-def test_exchanges_that_no_tick_names_are_refused(exchanges: Any) -> None:
-    """Names in lower case would keep nothing, in silence: the error says how ticks name them."""
+def test_misspelled_exchanges_are_refused(exchanges: Any) -> None:
+    """Exchanges in lower case would match no tick, so the error names the right spelling."""
     with pytest.raises(ConfigurationError, match=r"BINANCE|KRAKEN|GEMINI"):
         StreamListener(PAIR, api_key="some-key", exchanges=exchanges)
 
 
 @pytest.mark.parametrize("running", [False, True])
-def test_a_loop_over_no_symbols_is_refused(seen: Seen, running: bool) -> None:
-    """With nothing to listen to a loop would wait for ever: it says so instead, and starts nothing."""
+def test_a_loop_without_symbols_is_refused(seen: Seen, running: bool) -> None:
+    """A loop without symbols would wait forever, so it raises an error and starts nothing."""
     with Peer(stay(tick(1))) as peer:
         listener = seen.listener(peer.url)
         listener.remove(PAIR)

@@ -1,4 +1,4 @@
-"""Threads, descriptors, memory, processes: nothing grows, nothing hangs, and what runs out is told and survived."""
+"""Threads, descriptors, memory and processes: nothing leaks, nothing hangs, and shortages are survived."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ linux_only = pytest.mark.skipif(sys.platform != "linux", reason="looks into /pro
 
 @pytest.fixture
 def market() -> Any:
-    """A server with ticks that do not end."""
+    """A server whose ticks don't end."""
     with LocalServer(SimulatedMarket([PAIR], rate=200.0, seed=1), keys={"demo"}) as server:
         yield server
 
@@ -48,7 +48,7 @@ def test_lives_from_five_threads_leave_nothing(market: LocalServer, lives: int) 
 
 @linux_only
 def test_reconnects_leave_nothing(seen: Seen) -> None:
-    """A stream that is cut 300 times has the descriptors and the threads that it began with."""
+    """After 300 reconnects, a stream has as many descriptors and threads as before."""
 
     def cut(caller: Caller) -> None:
         caller.welcome(tick(caller.number))
@@ -60,7 +60,7 @@ def test_reconnects_leave_nothing(seen: Seen) -> None:
     def ours() -> set[str]:
         threads = [thread for thread in threading.enumerate() if thread.name.startswith(listener.name)]
         for thread in threads:
-            # It has handed its connection over, and may need a moment to end.
+            # It has handed over its connection, and may need a moment to end.
             if "handshake" in thread.name:
                 thread.join(PATIENCE)
         return {thread.name for thread in threads if thread.is_alive()}
@@ -69,13 +69,13 @@ def test_reconnects_leave_nothing(seen: Seen) -> None:
     with Peer(cut) as peer, seen.listener(peer.url, reconnect=policy) as listener:
         seen.wait_for(lambda: 300 in seen.prices, 3 * PATIENCE)
         assert ours() == {f"{listener.name}-callbacks", f"{listener.name}-network"}
-        # Its own, and the peer's, which keeps the number of each that it closed.
+        # The peer's closed sockets keep their numbers, so count only connected ones.
         mine = [fd for fd in os.listdir("/proc/self/fd") if _connects_to(fd, peer.port)]
         assert len(mine) == 1
 
 
 def _connects_to(fd: str, port: int) -> bool:
-    """Whether a descriptor of this process is a socket that is connected to a port of this machine."""
+    """Whether a descriptor of this process is a socket connected to this port."""
     try:
         sock = socket.socket(fileno=os.dup(int(fd)))
     except OSError:
@@ -166,7 +166,7 @@ def test_a_suspended_process_continues(lost: bool) -> None:
     assert reconnects == int(lost)
 
 
-# What runs out.
+# Shortages.
 
 
 @linux_only
@@ -194,7 +194,7 @@ def test_threads_run_out_while_reconnecting(market: LocalServer) -> None:
 
 
 def test_memory_runs_out_in_an_attempt(seen: Seen) -> None:
-    """A MemoryError in the midst of an attempt is a `ConnectionFailed` like any other, and the next attempt works."""
+    """A MemoryError during an attempt becomes a `ConnectionFailed`, and the next attempt works."""
     keys = iter([lambda: str(bytearray(sys.maxsize)), lambda: "demo"])
     with Peer(stay(tick(1))) as peer, seen.listener(peer.url, api_key=lambda: next(keys)()):
         seen.wait_ticks(1)
@@ -226,11 +226,11 @@ def test_memory_runs_out_while_a_message_is_read() -> None:
         assert program.wait() == (0, "", "")
 
 
-# A signal handler may strike anywhere.
+# Signal handlers.
 
 
 def interrupt_within(codes: set[CodeType], line: int, handler: Any) -> tuple[Any, list[float]]:
-    """A trace function that stands for a signal: it calls `handler` once, at the given one of the lines of these."""
+    """A trace function that simulates a signal: it calls `handler` at the n-th line executed in these functions."""
     passed = itertools.count()
     took: list[float] = []
 
@@ -248,8 +248,8 @@ def interrupt_within(codes: set[CodeType], line: int, handler: Any) -> tuple[Any
 
 @pytest.mark.parametrize("overflow", ["block", "drop_oldest", "latest"])
 @pytest.mark.parametrize("line", range(4))
-def test_stop_in_the_midst_of_stats(seen: Seen, overflow: str, line: int) -> None:
-    """A handler that stops the listener while its thread counts what waits need not wait for that."""
+def test_a_signal_handler_can_stop_during_stats(seen: Seen, overflow: str, line: int) -> None:
+    """stop() in a signal handler doesn't wait for the interrupted count of queued ticks."""
     kinds = {"block": BlockQueue, "drop_oldest": DropOldestQueue, "latest": LatestQueue}
     results: list[bool] = []
     with Peer(stay(ticks(1, 100))) as peer:
@@ -269,8 +269,8 @@ def test_stop_in_the_midst_of_stats(seen: Seen, overflow: str, line: int) -> Non
 
 
 @pytest.mark.parametrize("line", range(4))
-def test_stop_as_a_loop_opens(seen: Seen, line: int) -> None:
-    """A handler that stops the listener while its thread begins a loop need not wait for that, and the loop ends."""
+def test_a_signal_handler_can_stop_as_a_loop_starts(seen: Seen, line: int) -> None:
+    """stop() in a signal handler doesn't wait for the interrupted start of a loop, and the loop ends."""
     results: list[bool] = []
     with Peer(stay(ticks(1, 100))) as peer:
         listener = seen.listener(peer.url).start()
@@ -291,8 +291,8 @@ def test_stop_as_a_loop_opens(seen: Seen, line: int) -> None:
 
 @pytest.mark.parametrize("line", range(9))
 @pytest.mark.parametrize("dispatch_", ["thread", "inline"])
-def test_stop_in_the_midst_of_asking_the_network_side(seen: Seen, dispatch_: str, line: int) -> None:
-    """A handler that stops the listener while its thread has just asked for something else need not wait for that."""
+def test_a_signal_handler_can_stop_during_add_and_remove(seen: Seen, dispatch_: str, line: int) -> None:
+    """stop() in a signal handler doesn't wait for the interrupted request to the network thread."""
     results: list[bool] = []
     with Peer(stay(ticks(1, 100))) as peer:
         listener = seen.listener(peer.url, dispatch=dispatch_).start()

@@ -1,4 +1,4 @@
-"""What a hostile server or a hostile tick tries on whoever looks at it: terminals, spreadsheets, logs."""
+"""Hostile text from a server does no harm in terminals, files and logs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from finx_streamer import CallbackError, ConnectionFailed, FinxStreamerError, Tick
 from tests.support.peers import PAIR, PATIENCE, Caller, Peer, Script, Seen, close_frame, frame, refuse, stay, tick
 
-#: Sets a terminal's title, clears it, turns the direction of writing, and begins a formula, a cell and a line.
+#: Sets a terminal's title, clears it, reverses the writing direction, and starts a formula, a cell and a line.
 HOSTILE = "=cmd|' /C calc'!A0\x1b]0;x\x07\x1b[2J\u202e\x9b2J\r\n,\"\t\0"
 
 
-def headed(*lines: bytes) -> Script:
+def answer_with(*lines: bytes) -> Script:
     """A script that answers the handshake with these lines."""
 
     def script(caller: Caller) -> None:
@@ -32,15 +32,15 @@ def headed(*lines: bytes) -> Script:
 
 
 ATTACKS: dict[str, Script] = {
-    "phrase": headed(b"HTTP/1.1 500 \x1b]0;x\x07\x1b[2J"),
-    "phrase of a refusal": headed(b"HTTP/1.1 401 \x1b[2J\x9b2J"),
-    "status line": headed(b"HTTP/1.1 \x1b[2J"),
-    "no HTTP": headed(b"\x1b[2J"),
-    "location": headed(b"HTTP/1.1 302 Found", b"Location: \x1b[2J\x07"),
+    "phrase": answer_with(b"HTTP/1.1 500 \x1b]0;x\x07\x1b[2J"),
+    "phrase of a refusal": answer_with(b"HTTP/1.1 401 \x1b[2J\x9b2J"),
+    "status line": answer_with(b"HTTP/1.1 \x1b[2J"),
+    "no HTTP": answer_with(b"\x1b[2J"),
+    "location": answer_with(b"HTTP/1.1 302 Found", b"Location: \x1b[2J\x07"),
     "body": refuse("500 No", body=HOSTILE),
-    "header": headed(b"HTTP/1.1 101 OK", b"\x1b[2J"),
-    "upgrade": headed(b"HTTP/1.1 101 OK", b"Upgrade: \x1b[2J", b"Connection: \x1b[2J"),
-    "retry-after": headed(b"HTTP/1.1 429 No", b"Retry-After: \x1b[2J"),
+    "header": answer_with(b"HTTP/1.1 101 OK", b"\x1b[2J"),
+    "upgrade": answer_with(b"HTTP/1.1 101 OK", b"Upgrade: \x1b[2J", b"Connection: \x1b[2J"),
+    "retry-after": answer_with(b"HTTP/1.1 429 No", b"Retry-After: \x1b[2J"),
     "close reason": stay(close_frame(4000, "\x1b[2J\u202e\r\n".encode())),
     "close reason of policy": stay(close_frame(1008, b"\x1b[2J\x07\r\n")),
     "error": stay(frame('{"error": "\\u001b[2J\\u202e\\r\\n"}'), close_frame(1008)),
@@ -51,8 +51,8 @@ ATTACKS: dict[str, Script] = {
 
 
 @pytest.mark.parametrize("script", ATTACKS.values(), ids=ATTACKS)
-def test_no_error_steers_a_terminal(seen: Seen, script: Script, caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever part of its answers a server hides control characters in, no error's text, and no log line, has any."""
+def test_errors_have_no_control_characters(seen: Seen, script: Script, caplog: pytest.LogCaptureFixture) -> None:
+    """No error and no log line has control characters, wherever the server sends them."""
     with Peer(script) as peer:
         listener = seen.listener(peer.url, reconnect=None).start()
         with pytest.raises(ConnectionFailed):
@@ -70,7 +70,7 @@ def test_no_error_steers_a_terminal(seen: Seen, script: Script, caplog: pytest.L
 
 @given(st.text())
 def test_any_text_in_an_error_is_one_printable_line(text: str) -> None:
-    """Also what a callback raised, whose text somebody else may have chosen."""
+    """The text of an error is one printable line, also for an error in a callback."""
     error = CallbackError(print)
     error.__cause__ = ValueError(text)
     assert str(error).isprintable()
@@ -78,7 +78,7 @@ def test_any_text_in_an_error_is_one_printable_line(text: str) -> None:
 
 
 def hostile_tick() -> Tick:
-    """A tick as a server may send it: the exchange is any text."""
+    """A received tick whose exchange is the hostile text."""
     found = Seen()
     sent = tick(1, exchange=HOSTILE)
     with Peer(stay(sent)) as peer, found.listener(peer.url, parse_price=str):
@@ -87,7 +87,7 @@ def hostile_tick() -> Tick:
 
 
 def test_lines_of_a_hostile_tick_are_harmless() -> None:
-    """As JSON and as CSV: one line each, and no control character."""
+    """A hostile tick is one line without control characters, in JSON and in CSV."""
     pytest.importorskip("typer")
     from finx_streamer.cli.formats import csv_line, json_line
 
@@ -101,7 +101,7 @@ def test_lines_of_a_hostile_tick_are_harmless() -> None:
 
 
 def test_the_table_of_a_hostile_tick_is_harmless() -> None:
-    """In the live table an exchange is text: no markup, no control character."""
+    """The live table shows an exchange as plain text, without markup and control characters."""
     pytest.importorskip("rich")
     from rich.console import Console
 
@@ -122,11 +122,10 @@ def test_the_table_of_a_hostile_tick_is_harmless() -> None:
 
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))])
 def test_a_copy_keeps_the_cause(duplicate: Any) -> None:
-    """A copy, also one from another process, has the arguments, the cause and its text; a cause that can't be pickled
-    says what it was."""
+    """A copied or pickled error keeps its arguments and its cause, or at least the text of its cause."""
 
     class Local(Exception):
-        """Can't be pickled: it has no name in a module."""
+        """Can't be pickled, because no module has it."""
 
     for cause, expected in ((OSError(111, "refused"), ConnectionRefusedError), (Local("here"), (Local, RuntimeError))):
         error = ConnectionFailed("refused", status=503)

@@ -1,4 +1,4 @@
-"""The long run of `make soak`, made short, and what its ledger sees."""
+"""A short version of `make soak`, and the mistakes that its ledger finds."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ def mistakes(ticks: list[Any]) -> list[str]:
 
 
 @given(st.randoms(use_true_random=False))
-def test_what_is_right_is_passed(rng: Any) -> None:
-    """History does not tell the order of ticks of one time, so that none is asked for within a group."""
+def test_the_ledger_accepts_a_correct_course(rng: Any) -> None:
+    """Ticks with the same time may come in any order, because history doesn't keep it."""
     ticks = course()
     ticks.sort(key=lambda tick: (tick["date"], tick["time"], rng.random()))
     assert mistakes(ticks) == []
 
 
 @given(st.integers(0, TURNS * GROUP * COURSE.pairs - 1))
-def test_a_lost_tick_is_seen(at: int) -> None:
-    """Whichever it is."""
+def test_the_ledger_finds_a_lost_tick(at: int) -> None:
+    """The ledger finds any single lost tick."""
     ticks = course()
     del ticks[at]
     assert mistakes(ticks)
 
 
 @given(st.integers(0, TURNS * GROUP * COURSE.pairs - 1), st.integers(0, TURNS * GROUP * COURSE.pairs))
-def test_a_doubled_tick_is_seen(at: int, later: int) -> None:
-    """Wherever it comes again, also in place of one that is lost."""
+def test_the_ledger_finds_a_duplicate(at: int, later: int) -> None:
+    """The ledger finds a duplicate anywhere, even in place of a lost tick."""
     ticks = course()
     ticks.insert(later, ticks[at])
     assert mistakes(ticks)
@@ -52,8 +52,8 @@ def test_a_doubled_tick_is_seen(at: int, later: int) -> None:
     assert mistakes(ticks)
 
 
-def test_a_tick_of_another_time_is_seen() -> None:
-    """Late by a group."""
+def test_the_ledger_finds_a_late_tick() -> None:
+    """The ledger finds a tick that is late by a group."""
     ticks = course()
     ticks[0], ticks[GROUP * COURSE.pairs] = ticks[GROUP * COURSE.pairs], ticks[0]
     assert mistakes(ticks)
