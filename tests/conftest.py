@@ -47,3 +47,11 @@ def seen() -> Seen:
 def dispatch(request: pytest.FixtureRequest) -> str:
     """Each of the two ways to run callbacks."""
     return str(request.param)
+
+
+@pytest.fixture
+def no_proxy_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove the proxy variables of this machine."""
+    names = ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "wss_proxy", "ws_proxy")
+    for name in (*names, *map(str.upper, names), "REQUEST_METHOD"):
+        monkeypatch.delenv(name, raising=False)

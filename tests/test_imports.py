@@ -30,7 +30,6 @@ ROWS = (
 #: The imports that may point down, each with its reason.
 ALLOWED = {
     ("listener", "jupyter"): "the only entry point to the notebook; it imports the rest lazily",
-    ("config.proxy", "connection.http_response"): "moves soon",
 }
 #: What the server may import from the client. With a shared codec, a bug in it could go unnoticed.
 SHARED_WITH_SERVER = {"errors", "values", "config.symbols"}

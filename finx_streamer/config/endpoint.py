@@ -106,6 +106,11 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def join_host_port(host: str, port: int) -> str:
+    """Join a host and a port as in a URL."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _normalised(url: str) -> str:
     if not isinstance(url, str):
         raise ConfigurationError(f"endpoint: expected a URL as str, not {type(url).__name__}")

@@ -1,4 +1,4 @@
-"""connection.attempt"""
+"""One attempt to open a connection, and what it needs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from ..config.endpoint import Endpoint
 from ..config.proxy import DIRECT, ProxyChoice
 from ..config.symbols import Symbol
 
+#: In bytes.
 MAX_MESSAGE = 16 * 1024 * 1024
 
 
 @attrs.frozen
 class ConnectionConfig:
-    """All that a connection needs, the key left out: that is asked for when the attempt begins."""
+    """Everything that an attempt needs, except the key: that is requested for each attempt."""
 
     endpoint: Endpoint
     #: None: a connection for function calls.
@@ -34,23 +35,27 @@ class ConnectionConfig:
     proxies: ProxyChoice = DIRECT
 
     def url(self, key: ApiKey) -> str:
-        """It holds the key."""
+        """Return the URL, which holds the key."""
         if self.symbol is None:
             return self.endpoint.functions_url(key)
         return self.endpoint.stream_url(self.symbol, key)
 
 
 class Attempt:
-    """A handshake under way. `cancel` may be called from any thread, at any time."""
+    """A handshake in progress. Any thread may call `cancel`, at any time.
+
+    Args:
+        refused_key: A key that the server has refused: don't try it again.
+        key: The key to use, if it is known already.
+    """
 
     def __init__(self, refused_key: ApiKey | None = None, key: ApiKey | None = None) -> None:
-        #: A key that is not worth another try.
         self.refused_key = refused_key
-        #: The key to use, where it is known beforehand; else, once it is known, the one that was used.
+        #: The key in use, once it is known.
         self.key = key
-        #: A key that was asked for when this attempt's was refused, for the next one.
+        #: A key for the next attempt, requested because the server refused this attempt's key.
         self.next_key: ApiKey | None = None
-        #: Host and port of the proxy that it goes through, once that is known.
+        #: Host and port of the proxy in use, once it is known.
         self.proxy: str | None = None
         self._deadline = math.inf
         self._lock = threading.Lock()
@@ -58,27 +63,27 @@ class Attempt:
         self._socket: socket.socket | None = None
 
     def begin(self, timeout: float) -> None:
-        """The time runs from here."""
+        """Start the clock."""
         self._deadline = time.monotonic() + timeout
 
     def cancel(self) -> None:
+        """End the attempt, also if a thread is blocked on its socket."""
         with self._lock:
             self._cancelled = True
             if self._socket is not None:
-                # Wakes a thread that is blocked on it; closing would not.
-                # (The plain socket's way: that of a TLS socket would take its state from under that thread.)
+                # `close` wouldn't wake the thread. SSLSocket.shutdown would reset the TLS state that the thread uses.
                 with contextlib.suppress(OSError):
                     socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
-    def remaining(self) -> float:
-        """Seconds left; raises when there are none, or when nobody wants the connection any more."""
-        left = self._deadline - time.monotonic()
+    def remaining(self, until: float = math.inf) -> float:
+        """Return the seconds left, to `until` at most. Raises `TimeoutError` if there are none, or after `cancel`."""
+        left = min(self._deadline, until) - time.monotonic()
         if self._cancelled or left <= 0:
             raise TimeoutError("timed out")
         return left
 
     def watch(self, sock: socket.socket) -> None:
-        """Make `sock` the one that `cancel` interrupts."""
+        """Let `cancel` interrupt this socket from now on."""
         with self._lock:
             self._socket = sock
         self.remaining()

@@ -1,14 +1,7 @@
-"""One websocket connection. The only module that imports `websocket`.
+"""One WebSocket connection on top of `websocket-client`, for an event loop.
 
-A handshake blocks, so `open_connection` runs in a worker thread: it resolves, connects, shakes hands (TLS, then HTTP)
-and returns a `Connection`, all within one deadline and open to `Attempt.cancel` from another thread. From then on
-nothing blocks: the network thread calls `fill` when the socket is readable, `messages` for what is complete, `flush`
-when it is writable.
-
-`BufferedSocket` is what the library believes to be its socket. During the handshake it waits up to the deadline;
-afterwards it
-gives out buffered bytes, and raises `_NeedMore` where the library would have blocked inside a frame. The library's
-frame buffer can be resumed after that, so half a frame costs nothing but memory.
+After the handshake nothing blocks. `BufferedSocket` is the library's socket: it hands out buffered bytes, and raises
+`_NeedMore` where the library would block within a frame. The library resumes such a frame later.
 """
 
 from __future__ import annotations
@@ -41,53 +34,44 @@ from ..wire.frames import (
     read_text_frames,
 )
 from .attempt import Attempt
-from .failures import (
-    _check_answer,
-    closed,
-    translate,
-)
+from .failures import check_response, closed, translate
 from .http_response import without_cookies
 
-logger = logging.getLogger("finx_streamer")
-
-#: Larger reads make malloc map and unmap memory at every call.
+#: In bytes. Larger reads make malloc map and unmap memory each time.
 READ_SIZE = 65_536
+#: In bytes, for the header of the answer to the handshake.
 MAX_HEADER = 65_536
-#: A peer that makes us answer but does not read has to be given up at some point.
+#: In bytes. A peer that makes us answer, but doesn't read the answers, is given up.
 MAX_UNSENT = 1024 * 1024
-#: What the ping carries that asks whether everything sent before has arrived.
+#: The payload of the ping that `send_probe` sends.
 _PROBE = b"seam"
 
-
-_hushed = threading.local()
+_muted = threading.local()
 
 
 @contextlib.contextmanager
-def _hush() -> Iterator[None]:
-    """Within it the library does not log the end of a connection, which it calls an error though it be our own stop.
-
-    What there is to tell is told once, by an error of ours.
-    """
-    _hushed.here = True
+def _end_not_logged() -> Iterator[None]:
+    """Keep the library from logging the end of a connection as an error: our own error reports it."""
+    _muted.active = True
     try:
         yield
     finally:
-        _hushed.here = False
+        _muted.active = False
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    return not (getattr(_hushed, "here", False) and record.getMessage().endswith(" - goodbye"))
+def _is_logged(record: logging.LogRecord) -> bool:
+    return not (getattr(_muted, "active", False) and record.getMessage().endswith(" - goodbye"))
 
 
-logging.getLogger("websocket").addFilter(_is_news)
+logging.getLogger("websocket").addFilter(_is_logged)
 
 
 class _NeedMore(Exception):
-    """The bytes received so far end within a frame."""
+    """The received bytes end within a frame."""
 
 
 class BufferedSocket:
-    """The library's socket: blocking up to a deadline at first, a pair of buffers after `set_nonblocking`."""
+    """The library's socket: it blocks up to the attempt's deadline at first, and never after `set_nonblocking`."""
 
     def __init__(self, sock: socket.socket, attempt: Attempt) -> None:
         self.socket = sock
@@ -95,15 +79,14 @@ class BufferedSocket:
         self.received_ns = 0
         self.bytes_received = 0
         self._attempt: Attempt | None = attempt
-        #: What was read, and up to where it was taken.
+        #: The bytes that were read, and the offset of the first that wasn't taken.
         self.buffer = b""
         self.at = 0
-        #: How many bytes the library may take: those of the frame that was checked. The next is checked first.
+        #: How many bytes the library may take: the rest of the frame that was checked.
         self.readable = 0
-        #: What could not be sent yet.
         self.unsent = bytearray()
 
-    # What the library calls. It asks for a timeout of 0 to find out that there is nothing to wait for.
+    # For the library. With a timeout of 0 it doesn't wait by itself.
 
     _closed = False
 
@@ -111,16 +94,16 @@ class BufferedSocket:
         return 0.0
 
     def settimeout(self, timeout: float | None) -> None:
-        """Deadlines are ours."""
+        """Does nothing: the attempt has the deadline."""
 
     def fileno(self) -> int:
         return self.socket.fileno()
 
     def shutdown(self, how: int) -> None:
-        """The connection is closed by its owner, who may still have to flush."""
+        """Does nothing: `Connection.close_socket` flushes first."""
 
     def close(self) -> None:
-        """The connection is closed by its owner, who may still have to flush."""
+        """Does nothing: `Connection.close_socket` flushes first."""
 
     def recv(self, size: int) -> bytes:
         if self._attempt is not None:
@@ -144,16 +127,21 @@ class BufferedSocket:
             self.flush()
         return len(data)
 
-    # What the handshake and the network thread call.
+    # For this package.
 
     def set_nonblocking(self) -> None:
-        """From here on nothing blocks."""
+        """The handshake is over: don't block from now on."""
         self._attempt = None
         self.readable = 0
         self.socket.setblocking(False)
 
     def fill(self) -> int:
-        """Read what has arrived, up to about `READ_SIZE`; the number of bytes. Raises OSError; EOFError at the end."""
+        """Read what has arrived, about `READ_SIZE` bytes at most, and return its size.
+
+        Raises:
+            EOFError: The peer closed the connection.
+            OSError: The connection is lost.
+        """
         try:
             data = self.socket.recv(READ_SIZE)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
@@ -169,9 +157,9 @@ class BufferedSocket:
         return len(data)
 
     def _with_read_ahead(self, data: bytes) -> bytes:
-        """TLS gives out one record of 16 KiB at most, and no poller sees what it has read besides."""
+        """Add what TLS has read beyond the first record of 16 KiB, because no poller sees it."""
         parts, size = [data], len(data)
-        # Whatever ends the connection here ends it again at the next read.
+        # The next read raises the error again.
         with contextlib.suppress(OSError):
             while size < READ_SIZE and data:
                 data = self.socket.recv(READ_SIZE - size)
@@ -182,53 +170,52 @@ class BufferedSocket:
         return b"".join(parts)
 
     def flush(self) -> None:
-        """Send what can be sent without waiting. Raises OSError where the peer has left too much of it unread."""
+        """Send what can be sent without blocking. Raises OSError if the peer leaves too much unread."""
         while self.unsent:
             try:
                 sent = self.socket.send(self.unsent)
             except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
                 break
             except OSError:
-                # The peer takes no more, but what it said before is still to be read, and the end of it all behind.
+                # The peer reads no more, but its last messages and its close frame may still be unread here.
                 self.unsent.clear()
                 break
             del self.unsent[:sent]
         if len(self.unsent) > MAX_UNSENT:
-            raise OSError("the peer does not read what it asks for")
+            raise OSError("the peer does not read the answers that it asks for")
 
     def _wait_for_response(self, attempt: Attempt) -> None:
-        """The server's answer to the handshake, whole: read byte by byte it would cost a system call each."""
+        """Read and check the whole answer to the handshake. The library would read it byte by byte."""
         if self.buffer:
-            raise EOFError  # the answer was all there, and the library asks for more
+            raise EOFError  # the answer ended, and the library asks for more
         answer = bytearray()
         while b"\r\n\r\n" not in answer:
             if len(answer) > MAX_HEADER:
-                raise ProtocolError(
-                    f"the answer to the handshake has a header of over {MAX_HEADER} bytes", permanent=True
-                )
+                fault = f"the answer to the handshake has a header of over {MAX_HEADER} bytes"
+                raise ProtocolError(fault, permanent=True)
             self.socket.settimeout(attempt.remaining())
             data = self.socket.recv(4_096)
             if not data:
                 raise EOFError
             answer += data
             if not b"HTTP/".startswith(answer[:5]):
-                raise ProtocolError("the server does not speak HTTP, and so no websocket", permanent=True)
-        # Frames may lie behind the answer already.
+                raise ProtocolError("the server does not speak HTTP, so it is no websocket server", permanent=True)
+        # Frames may follow the answer already.
         self.received_ns = time.time_ns()
         self.bytes_received = len(answer)
         self.buffer = without_cookies(bytes(answer))
-        _check_answer(self.buffer)
+        check_response(self.buffer)
 
 
 def _without_cookie(request: bytes) -> bytes:
-    """A handshake without what the library's jar, which all of the process share, would have us send."""
+    """Remove the cookies of the library's jar, which the whole process shares."""
     ours, cookie, _ = request.partition(b"\r\nCookie: ")
-    # It comes last, and may hold line breaks.
+    # It is the last header, and a cookie may contain line breaks.
     return ours + b"\r\n\r\n" if cookie else request
 
 
 class _AppDispatcher:
-    """The library's dispatcher: takes note of how to read a frame, and leaves the waiting to the network thread."""
+    """The library's dispatcher: keeps the function that reads a frame, and leaves the waiting to our event loop."""
 
     def __init__(self) -> None:
         self.read_frame: Callable[[], bool] | None = None
@@ -242,7 +229,7 @@ class _AppDispatcher:
 
 
 class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
-    """A `WebSocketApp` whose frames are read when the network thread says so."""
+    """An open connection: a `WebSocketApp` that reads frames only in `messages`."""
 
     def __init__(self, url: str, wire: BufferedSocket, key: ApiKey, max_message: int) -> None:
         super().__init__(
@@ -257,11 +244,11 @@ class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
         self.wire = wire
         self.key = key
         self.failure: BaseException | None = None
-        #: Whether the ping that was to probe the connection has been answered; None: there was none.
+        #: Whether the ping of `send_probe` was answered; None before it was sent.
         self.probe_answered: bool | None = None
-        #: How the connection ended, once its end has been read.
+        #: Why the connection ended, once its end has been read.
         self.ended: ConnectionFailed | None = None
-        self._doorstep = _AppDispatcher()
+        self._dispatcher = _AppDispatcher()
         self._max_message = max_message
         self._fragments = Fragments()
         self._received: list[bytes | Binary] = []
@@ -271,25 +258,25 @@ class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
     ) -> Any:
         return dispatcher
 
-    def shake_hands(self) -> None:
-        """The HTTP part of the handshake. Raises whatever went wrong."""
-        with _hush():
-            self.run_forever(dispatcher=self._doorstep, skip_utf8_validation=True, suppress_origin=True)
-        # The URL has served its purpose; what does not hold the key can't show it.
+    def handshake(self) -> None:
+        """Send the HTTP request and check the answer. Raises any exception."""
+        with _end_not_logged():
+            self.run_forever(dispatcher=self._dispatcher, skip_utf8_validation=True, suppress_origin=True)
+        # The URL isn't needed any more, and it holds the key.
         self.url = redact(self.url)
-        if self._doorstep.read_frame is None or self.sock is None:
+        if self._dispatcher.read_frame is None or self.sock is None:
             raise self.failure or EOFError()
         self.sock.cont_frame = self._fragments  # type: ignore[assignment]
-        # It checks messages in Python, a byte at a time, and so is told not to; but the reason of a close frame may be.
+        # The library validates UTF-8 byte by byte in Python. That is fine for the reason of a close frame only.
         self.sock.frame_buffer.skip_utf8_validation = False
 
     @property
     def before_message(self) -> bool:
-        """Whether what is read next begins a message, and is not within one, or behind the end."""
+        """Whether the next byte starts a message: it isn't within one, and the connection hasn't ended."""
         return not self.wire.readable and self._fragments.pending_size is None and self.ended is None
 
     def messages(self, limit: int) -> list[bytes | Binary]:
-        """Up to `limit` messages of what has been read, in order. Sets `ended` where the stream's end is among them."""
+        """Return up to `limit` messages from the buffer, in order. Sets `ended` when the end is reached."""
         received: list[bytes | Binary] = []
         self._received = received
         try:
@@ -305,11 +292,11 @@ class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
 
     @property
     def between_messages(self) -> bool:
-        """Whether it is open, and all that has been read was taken: nothing of a further message."""
+        """Whether the connection is open and the buffer holds nothing of a further message."""
         return self.before_message and self.wire.at == len(self.wire.buffer)
 
     def _take_frames(self, limit: int) -> bool:
-        """Read a run of plain text frames, or one frame of another kind by way of the library. False: out of bytes."""
+        """Read a run of plain text frames, or one other frame through the library. False if the buffer is used up."""
         wire = self.wire
         if not wire.readable:
             if self._fragments.pending_size is None:
@@ -324,17 +311,17 @@ class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
         return not wire.readable
 
     def _read_frame(self) -> None:
-        """Have the library read the frame that was checked, as far as it is there."""
-        read_frame = self._doorstep.read_frame
+        """Let the library read the frame that was checked, as far as it is in the buffer."""
+        read_frame = self._dispatcher.read_frame
         assert read_frame is not None
-        # It asks for more at the end of a fragment too, where it wants the next one.
-        with contextlib.suppress(_NeedMore), _hush():
+        # At the end of a fragment the library asks for the next one.
+        with contextlib.suppress(_NeedMore), _end_not_logged():
             if not read_frame() and self.ended is None:
                 self.ended = closed(None, None)
 
     def _take_texts(self, payloads: list[bytes]) -> None:
         if self._max_message < MAX_PLAIN_PAYLOAD and max(map(len, payloads), default=0) > self._max_message:
-            # The quick reader knows of no such bound.
+            # `read_text_frames` doesn't check this limit.
             self._take_texts([*takewhile(lambda payload: len(payload) <= self._max_message, payloads)])
             raise message_too_large(self._max_message)
         if not all(map(bytes.isascii, payloads)):
@@ -347,74 +334,74 @@ class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
         self._received += payloads
 
     def fail(self, error: ConnectionFailed, code: int) -> None:
-        """End the connection for a fault of the peer's, and tell it so."""
+        """End the connection because the peer broke the protocol, with a close frame."""
         self.ended = error
         self.send_close(code)
 
     def send_close(self, code: int = 1000) -> None:
-        """Send a close frame, as far as that goes without waiting."""
+        """Send a close frame, if that is possible without blocking."""
         with contextlib.suppress(Exception):
             if self.sock is not None and self.sock.connected:
                 self.sock.send_close(code)
 
     def send_ping(self) -> None:
-        """Raises OSError where the connection is lost."""
+        """Send a ping. Raises OSError if the connection is lost."""
         if self.sock is not None:
             self.sock.ping()
 
     def send_probe(self) -> None:
-        """A ping whose answer is noted in `probe_answered`. Raises OSError where the connection is lost."""
+        """Send a ping whose answer sets `probe_answered`. Raises OSError if the connection is lost."""
         self.probe_answered = False
         if self.sock is not None:
             self.sock.ping(_PROBE)
 
     def send_keep_alive(self) -> None:
-        """FinX's own keepAlive (source: D). Raises OSError where the connection is lost."""
+        """Send FinX's keepAlive message. Raises OSError if the connection is lost. Source: D."""
         self.send_request({"functionName": "keepAlive"})
 
     def send_request(self, request: dict[str, Any]) -> None:
-        """A function call (source: D), to which the key is added. Raises OSError where the connection is lost."""
+        """Send a function call, and add the key to it. Raises OSError if the connection is lost. Source: D."""
         if self.sock is not None:
             self.sock.send_text(json.dumps({"APIKey": self.key.reveal(), **request}))
 
     def close_socket(self) -> None:
-        """Close the socket at once, and let go of what refers back to here."""
+        """Close the socket without waiting, and break the reference cycles with the library."""
         sock = self.wire.socket
         with contextlib.suppress(OSError):
             self.wire.flush()
         if isinstance(sock, ssl.SSLSocket):
-            # Tells the peer that nothing was cut off; it does not wait for the answer.
+            # Tells the peer that nothing was cut off. Doesn't wait for its answer.
             with contextlib.suppress(OSError, ValueError):
                 sock.unwrap()
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_WR)
         sock.close()
         self.sock = None
-        self._doorstep.read_frame = None
+        self._dispatcher.read_frame = None
 
     def disconnect(self) -> None:
-        """Say goodbye, and close."""
+        """Send a close frame and close the socket."""
         self.send_close()
         self.close_socket()
 
     def take_data(self, payload: bytes, opcode: int) -> None:
-        """One whole message, from the library."""
+        """Take a whole message from the library."""
         if opcode == ABNF.OPCODE_BINARY:
             self._received.append(Binary(payload))
             return
         try:
             self._take_texts([payload])
         except FrameError as fault:
-            # The library would swallow it.
+            # The library would swallow the exception.
             self.fail(fault.to_protocol_error(), fault.code)
 
     def take_close(self, code: int | None, reason: str | None) -> None:
-        """The end of the connection, from the library."""
-        if self._doorstep.read_frame is not None and self.ended is None:
+        """Take the end of the connection from the library."""
+        if self._dispatcher.read_frame is not None and self.ended is None:
             self.ended = closed(code, reason)
 
 
-# The library's callbacks. Bound methods would make a reference cycle, and keep a dead connection until a collection.
+# The library's callbacks. Bound methods would be reference cycles, which keep a dead connection until a collection.
 
 
 def _on_data(connection: Any, payload: bytes, opcode: int, _final: bool) -> None:

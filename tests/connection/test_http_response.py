@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from websocket._http import read_headers
 
-from finx_streamer.connection.http_response import HttpAnswer, without_cookies
+from finx_streamer.connection.http_response import HttpResponse, without_cookies
 
 PIECES = [b"Set-Cookie", b"SET-cookie", "set-coo\u212aie".encode(), b": a=b", b":", b"X: y", b" ", b"\t", b"\x0b"]
 PIECES += [b"\r\n", b"\n", b"\r", "\xa0".encode(), b"\xff", b"\0"]
@@ -58,6 +58,6 @@ def test_other_headers_and_what_follows_stay(given: str, expected: str) -> None:
 )
 def test_what_was_not_asked_for_has_a_name(headers: str, expected: str | None) -> None:
     """We offer neither an extension nor a subprotocol, so any is one too many."""
-    answer = HttpAnswer.parse(f"HTTP/1.1 101 OK\r\n{headers}\r\n".encode())
+    answer = HttpResponse.parse(f"HTTP/1.1 101 OK\r\n{headers}\r\n".encode())
     assert answer is not None
-    assert answer.unasked == expected
+    assert answer.unrequested == expected

@@ -15,7 +15,8 @@ from urllib.parse import quote
 
 from finx_streamer.config.api_key import KeySource
 from finx_streamer.config.proxy import Proxy
-from finx_streamer.connection.http_response import HttpAnswer
+from finx_streamer.connection.http_response import HttpResponse
+from finx_streamer.connection.tunnel import open_tunnel
 from finx_streamer.connection.websocket import Connection
 from finx_streamer.errors import AuthenticationError, ConnectionFailed, ProtocolError, RateLimited, StreamNotFound
 from tests.fuzz.near import (
@@ -133,7 +134,7 @@ def _check_acceptance(said: bytes) -> None:
 
 
 def _check_head(response: bytes) -> None:
-    answer = HttpAnswer.parse(response)
+    answer = HttpResponse.parse(response)
     if answer is None:
         return
     assert 0 <= answer.status <= 999
@@ -149,7 +150,7 @@ def _through(proxy: Proxy, said: bytes, places: bytes) -> None:
         far.begin(1e6)
         far.will_say([b"", *in_pieces(said, places)])
         try:
-            proxy.open_tunnel(near, "ws.finx.io", 443, far.remaining)
+            open_tunnel(proxy, near, "ws.finx.io", 443, far.remaining)
         except ConnectionFailed as error:
             assert type(error) in (ConnectionFailed, ProtocolError)
             check_error(error)

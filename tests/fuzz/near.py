@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import math
 import re
 import socket
 from collections.abc import Callable, Iterator
@@ -51,8 +52,8 @@ class Far(Attempt):
         #: What is still to be said, the next of it last; None: nobody has asked yet.
         self._unsaid: list[bytes] | None = None
 
-    def remaining(self) -> float:
-        left = super().remaining()
+    def remaining(self, until: float = math.inf) -> float:
+        left = super().remaining(until)
         if self._unsaid is None:
             with contextlib.suppress(BlockingIOError):
                 self.request += self.sock.recv(65_536)
@@ -106,11 +107,11 @@ def dialled(
     with socket_pair() as (near, sock):
         far = Far(sock, answer)
         target = ConnectionConfig(Endpoint("ws://127.0.0.1:1/"), PAIR, keys or _KEYS, _EVER, _no_context, max_message)
-        dial, dialling._dial = dialling._dial, lambda *_: near  # type: ignore[assignment]
+        dial, dialling.dial = dialling.dial, lambda *_: near  # type: ignore[assignment]
         try:
             outcome = outcome_of(target, far)
         finally:
-            dialling._dial = dial
+            dialling.dial = dial
         try:
             yield outcome, far
         finally:

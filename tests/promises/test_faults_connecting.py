@@ -144,7 +144,7 @@ def test_an_unreachable_address_is_bounded(seen: Seen) -> None:
         seen.wait_errors(1)
     error = seen.of_type(ConnectionFailed)[0]
     assert error.will_retry
-    assert "2001:db8::1:9" in str(error)
+    assert "[2001:db8::1]:9" in str(error)
 
 
 # Names.

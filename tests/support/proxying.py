@@ -1,4 +1,4 @@
-"""Scripts that make a `Peer` a proxy: HTTP CONNECT and SOCKS5, with what it saw of its clients."""
+"""A test proxy for HTTP CONNECT and SOCKS5 that records what its clients send."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ import contextlib
 import socket
 import struct
 import threading
+import traceback
 from collections.abc import Iterator, Mapping
 
 import attrs
 
 from tests.support.peers import Caller
 
+LOGIN = "trader:p@ss:w/rd%"
+#: As in a URL.
+USERINFO = "trader:p%40ss:w%2Frd%25@"
+#: No resolver knows this name.
+NAME = "ticks.example"
 HTTP_OK = b"HTTP/1.1 200 Connection established\r\nVia: 1.1 test\r\n\r\n"
 _SOCKS_OK = b"\x05\x00\x00\x01\x00\x00\x00\x00\x00\x00"
 _SOCKS_REFUSED = b"\x05\x05\x00\x01\x00\x00\x00\x00\x00\x00"
@@ -20,15 +26,15 @@ _SOCKS_REFUSED = b"\x05\x05\x00\x01\x00\x00\x00\x00\x00\x00"
 
 @attrs.define
 class Proxying:
-    """A script: proxies the connection by the protocol that its first byte tells."""
+    """A script that proxies a connection. Its first byte shows the protocol."""
 
-    #: "user:password"; None: anybody may.
+    #: "user:password"; None: no login needed.
     login: str | None = None
-    #: Names that are known here alone, and the ports of 127.0.0.1 that they stand for.
+    #: Names that only this proxy resolves, with their ports on 127.0.0.1.
     hosts: Mapping[str, int] = attrs.field(factory=dict)
-    #: The destinations asked for, as "host:port".
+    #: The requested destinations, as "host:port".
     asked: list[str] = attrs.field(factory=list)
-    #: All that clients sent.
+    #: Every byte that clients sent.
     seen: bytearray = attrs.field(factory=bytearray)
 
     def __call__(self, caller: Caller) -> None:
@@ -52,7 +58,7 @@ class Proxying:
             back = threading.Thread(target=_pump, args=(server, client), daemon=True)
             back.start()
             _pump(client, server, self.seen)
-            # The client is gone; a server that stays would keep this waiting.
+            # The client is gone. Don't wait for a server that stays.
             with contextlib.suppress(OSError):
                 server.shutdown(socket.SHUT_RDWR)
             back.join()
@@ -68,7 +74,7 @@ class Proxying:
         if self.login is not None:
             proof = base64.b64encode(self.login.encode()).decode()
             if f"Proxy-Authorization: Basic {proof}" not in headers:
-                # It quotes what it got, as a careless one may.
+                # Quote the request, like a careless proxy.
                 client.sendall(f"HTTP/1.1 407 {headers}\r\n\r\n{headers}".encode())
                 return None
         host, _, port = where.rpartition(":")
@@ -109,6 +115,18 @@ class Proxying:
             data += more
         self.seen += data
         return data
+
+
+def assert_no_secret(error: BaseException, *secrets: str) -> None:
+    """Check the error's texts, its causes, and the local variables of this package's frames."""
+    shown = traceback.TracebackException.from_exception(error, capture_locals=True)
+    ours = [frame for frame in shown.stack if "finx_streamer" in frame.filename and "tests" not in frame.filename]
+    texts = [str([frame.locals for frame in ours]), str(error), repr(error), repr(vars(error)), repr(error.__cause__)]
+    for secret in secrets:
+        assert secret not in "\n".join(texts)
+    for further in (error.__cause__, error.__context__):
+        if further is not None:
+            assert_no_secret(further, *secrets)
 
 
 def _pump(source: socket.socket, sink: socket.socket, seen: bytearray | None = None) -> None:
