@@ -1,10 +1,10 @@
-"""A local FinX server: for tests, demos and work without a network. Needs the extra `[server]`.
+"""A local FinX server for tests, demos and offline work. Needs the extra `[server]`.
 
     with LocalServer(Tape("ticks.jsonl", speed=10.0), keys={"demo"}) as server:
         print(server.url)
 
-It speaks the wire protocol independently of this package's client and shares only `symbols` and `errors` with it, so
-that a mistake in one shows against the other.
+It implements the wire protocol independently of this package's client and shares only `errors` and `config.symbols`
+with it, so that a codec bug on one side can't cancel out a bug on the other.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""One client's connection: a bounded queue before the socket, and the ways to end or to freeze it."""
+"""One client's connection: a bounded send queue, and ways to end or freeze it."""
 
 from __future__ import annotations
 
@@ -9,114 +9,105 @@ import struct
 from collections import deque
 from typing import Any, Protocol
 
-import attrs
 from websockets.asyncio.server import ServerConnection
 from websockets.protocol import State
 
-from .protocol import Route, frame
+from .protocol import Route, encode_frame
+from .settings import Settings
 
-#: RFC 6455 custom: try again later. It tells a client that it was too slow.
+#: The close code for a client that is too slow: try again later.
 TOO_SLOW = 1013
-#: How much goes to the socket in one write, in bytes. It is also the mark above which a transport asks for a pause.
+#: The most bytes per write, and the transport's high-water mark.
 CHUNK = 65_536
 
-_ENDING = (State.CLOSING, State.CLOSED)
+_CLOSING = (State.CLOSING, State.CLOSED)
 
 
-@attrs.frozen
-class Limits:
-    """What a connection is bounded by: bytes, and seconds."""
+class Observer(Protocol):
+    """Receives the events of connections."""
 
-    queue_bytes: int
-    slow_client_timeout: float
-    close_timeout: float
+    def on_opened(self, connection: Connection) -> None:
+        """TCP (and TLS) is connected. The handshake follows."""
 
+    def on_closing(self, connection: Connection) -> None:
+        """The connection accepts no more ticks. May be called more than once."""
 
-class Watcher(Protocol):
-    """Whom a connection tells what becomes of it."""
+    def on_lost(self, connection: Connection) -> None:
+        """TCP has ended."""
 
-    def opened(self, connection: Connection) -> None:
-        """TCP (and TLS) is there; the handshake is still to come."""
+    def on_too_slow(self, connection: Connection) -> None:
+        """The connection is about to be closed because the client is too slow."""
 
-    def leave(self, connection: Connection) -> None:
-        """It takes no more ticks. May be told more than once."""
-
-    def lost(self, connection: Connection) -> None:
-        """TCP is gone."""
-
-    def slow(self, connection: Connection) -> None:
-        """It is about to be disconnected for being slow."""
-
-    def has_room(self) -> None:
-        """Some connection's queue got shorter."""
+    def on_room(self) -> None:
+        """A connection's queue has room again."""
 
 
 class Connection(ServerConnection):
-    """A connection that can be sent ready-made frames without waiting.
+    """A connection that accepts encoded frames without waiting.
 
-    The library's own `send()` waits for a slow client, and its `broadcast()` has no bound. Here frames wait in a queue
-    while the transport is full, and a client is disconnected with 1013 when that queue is over its limit, or when the
-    transport has stayed full for `slow_client_timeout`.
+    The library's `send()` waits for a slow client, and its `broadcast()` has no limit. Here, frames are queued while
+    the transport is full. The client is disconnected with 1013 when the queue exceeds its limit, or when the transport
+    stays full for `slow_client_timeout`.
     """
 
-    def __init__(self, *arguments: Any, limits: Limits, watcher: Watcher, **options: Any) -> None:
+    def __init__(self, *arguments: Any, settings: Settings, observer: Observer, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.route: Route | None = None
-        self.silent = False
-        #: What waits in the queue, in bytes.
-        self.queued = 0
-        self._limits = limits
-        self._watcher = watcher
+        self.frozen = False
+        self.queued_bytes = 0
+        self._settings = settings
+        self._observer = observer
         self._queue: deque[bytes] = deque()
         self._overflowed = False
-        self._held: list[bytes] = []
-        self._patience: asyncio.TimerHandle | None = None
-        self._deadline: asyncio.TimerHandle | None = None
+        #: Input that arrived while the connection was frozen.
+        self._held_input: list[bytes] = []
+        self._slow_timer: asyncio.TimerHandle | None = None
+        self._abort_timer: asyncio.TimerHandle | None = None
 
     @property
-    def full(self) -> bool:
-        """Whether there is no room for more, and there is a point in waiting for it."""
-        return self.queued >= self._limits.queue_bytes and not self.silent
+    def is_full(self) -> bool:
+        """Whether the queue is full and waiting may help. It doesn't while the connection is frozen."""
+        return self.queued_bytes >= self._settings.queue_bytes and not self.frozen
 
-    def offer(self, data: bytes, *, patient: bool = False) -> None:
-        """Queue a frame; `flush()` sends it. Over the limit the client is given up, unless the caller is `patient`.
+    def enqueue(self, data: bytes, *, can_wait: bool = False) -> None:
+        """Queue a frame for `flush()`. Beyond the limit, disconnect the client unless the caller can wait.
 
-        A patient caller looks at `full` before it offers more. Nobody can wait for a silent connection, though.
+        A caller that can wait checks `is_full` before it queues more. The limit always applies to a frozen connection.
         """
         if self._overflowed:
             return
-        over = self.queued + len(data) > self._limits.queue_bytes
-        if over and self._queue and (self.silent or not patient):
-            self._give_up()
+        exceeds = self.queued_bytes + len(data) > self._settings.queue_bytes
+        if exceeds and self._queue and (self.frozen or not can_wait):
+            self._overflow()
             return
         self._queue.append(data)
-        self.queued += len(data)
+        self.queued_bytes += len(data)
 
-    def say(self, message: str | bytes) -> None:
-        """Send a message now, behind those that wait; one that is being waited for may go over the limit."""
-        self.offer(frame(message), patient=True)
+    def reply(self, message: str | bytes) -> None:
+        """Send a message after those in the queue. It may exceed the limit, because the caller waits for `drain()`."""
+        self.enqueue(encode_frame(message), can_wait=True)
         self.flush()
 
     def flush(self) -> None:
-        """Hand the transport as much of the queue as it takes."""
-        while self._queue and not self.paused and not self.silent and self._is_open:
-            self.transport.write(self._chunk())
+        """Write as much of the queue as the transport accepts."""
+        while self._queue and not self.paused and not self.frozen and self._is_open:
+            self.transport.write(self._take_chunk())
 
-    def shut(self, code: int, reason: str = "") -> None:
-        """Send what waits, then a close frame; abort if the client has not answered it in time. Returns at once."""
-        self._watcher.leave(self)
-        self._unfreeze()
+    def begin_close(self, code: int, reason: str = "") -> None:
+        """Send the queue and a close frame. Abort if the client doesn't answer in time. Returns at once."""
+        self._observer.on_closing(self)
+        self._resume_input()
         if not self._is_open:
             return
         self.transport.write(b"".join(self._queue))
-        self._clear()
+        self._clear_queue()
         self.protocol.send_close(code, reason)
         self.send_data()
 
     def drop(self, *, reset: bool = False) -> None:
-        """End TCP without a close frame: with FIN, or with RST if `reset`."""
-        self._watcher.leave(self)
-        self._clear()
+        """End TCP without a close frame: with RST if `reset`, else with FIN."""
+        self._observer.on_closing(self)
+        self._clear_queue()
         if reset:
             with contextlib.suppress(OSError):
                 tcp = self.transport.get_extra_info("socket")
@@ -124,127 +115,127 @@ class Connection(ServerConnection):
         self.transport.abort()
 
     def freeze(self) -> None:
-        """Neither read nor send from now on, control frames included; TCP stays open."""
-        if self.silent or not self._is_open:
+        """Stop reading and sending, control frames included. TCP stays open."""
+        if self.frozen or not self._is_open:
             return
-        self.silent = True
+        self.frozen = True
         self.transport.pause_reading()
-        self._cancel_patience()
-        # Its pings could not go out, so their pongs would be missed.
+        self._cancel_slow_timer()
+        # Our pings could not be sent, and the missing pongs would close the connection.
         if self.keepalive_task is not None:
             self.keepalive_task.cancel()
             self.keepalive_task = None
 
     def thaw(self) -> None:
-        """Go on after `freeze()`: answer what came meanwhile and send what waits, or 1013 if that was too much."""
-        if not self.silent:
+        """Undo `freeze()`: process the input held back and send the queue, or close with 1013 if it overflowed."""
+        if not self.frozen:
             return
-        self._unfreeze()
+        self._resume_input()
         if not self._is_open:
             return
         self.start_keepalive()
         if self._overflowed:
-            self._dismiss()
+            self._close_too_slow()
             return
         self.flush()
         if self.paused:
-            self._await_patiently()
+            self._start_slow_timer()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._watcher.opened(self)
+        self._observer.on_opened(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._cancel_patience()
-        if self._deadline is not None:
-            self._deadline.cancel()
-        self._clear()
-        self._watcher.leave(self)
-        self._watcher.lost(self)
+        self._cancel_slow_timer()
+        if self._abort_timer is not None:
+            self._abort_timer.cancel()
+        self._clear_queue()
+        self._observer.on_closing(self)
+        self._observer.on_lost(self)
 
     def data_received(self, data: bytes) -> None:
-        if not self.silent:
+        if not self.frozen:
             super().data_received(data)
             return
-        # Reading is paused, but the library resumes it for reasons of its own when a message is taken.
-        self._held.append(data)
+        # The library resumes reading when a message is consumed. Pause it again.
+        self._held_input.append(data)
         self.transport.pause_reading()
 
     def send_data(self) -> None:
-        # What the protocol wants to say while silent stays within it until `thaw()`.
-        if self.silent:
+        # While frozen, the protocol object keeps its output until thaw().
+        if self.frozen:
             return
         super().send_data()
-        # Every end passes here, whoever began it: the client, the library or `shut()`.
-        if self.protocol.state in _ENDING and self._deadline is None:
-            self._wind_up()
+        # Every close goes through here, whether the client, the library or begin_close() started it.
+        if self.protocol.state in _CLOSING and self._abort_timer is None:
+            self._limit_close()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        if not self.silent:
-            self._await_patiently()
+        if not self.frozen:
+            self._start_slow_timer()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._cancel_patience()
+        self._cancel_slow_timer()
         self.flush()
-        self._watcher.has_room()
+        self._observer.on_room()
 
     @property
     def _is_open(self) -> bool:
         return self.protocol.state is State.OPEN and not self.transport.is_closing()
 
-    def _chunk(self) -> bytes:
-        if self.queued <= CHUNK:
+    def _take_chunk(self) -> bytes:
+        if self.queued_bytes <= CHUNK:
             data = b"".join(self._queue)
-            self._clear()
+            self._clear_queue()
             return data
-        parts, size = [], 0
+        frames, size = [], 0
         while self._queue and size < CHUNK:
-            parts.append(self._queue.popleft())
-            size += len(parts[-1])
-        self.queued -= size
-        return b"".join(parts)
+            frames.append(self._queue.popleft())
+            size += len(frames[-1])
+        self.queued_bytes -= size
+        return b"".join(frames)
 
-    def _clear(self) -> None:
+    def _clear_queue(self) -> None:
         self._queue.clear()
-        self.queued = 0
+        self.queued_bytes = 0
 
-    def _unfreeze(self) -> None:
-        if self.silent:
-            self.silent = False
-            held, self._held = self._held, []
+    def _resume_input(self) -> None:
+        if self.frozen:
+            self.frozen = False
+            held, self._held_input = self._held_input, []
             for data in held:
                 super().data_received(data)
             self.send_data()
             self.transport.resume_reading()
 
-    def _wind_up(self) -> None:
-        """No more ticks for it; and if the client does not see to the end of TCP in time, that is done here."""
-        self._watcher.leave(self)
-        self._clear()
-        self._cancel_patience()
-        self._deadline = self.loop.call_later(self._limits.close_timeout, self.transport.abort)
+    def _limit_close(self) -> None:
+        """Accept no more ticks, and abort TCP if the client doesn't close it in time."""
+        self._observer.on_closing(self)
+        self._clear_queue()
+        self._cancel_slow_timer()
+        self._abort_timer = self.loop.call_later(self._settings.close_timeout, self.transport.abort)
 
-    def _await_patiently(self) -> None:
-        self._cancel_patience()
-        self._patience = self.loop.call_later(self._limits.slow_client_timeout, self._dismiss)
+    def _start_slow_timer(self) -> None:
+        self._cancel_slow_timer()
+        self._slow_timer = self.loop.call_later(self._settings.slow_client_timeout, self._close_too_slow)
 
-    def _cancel_patience(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
+    def _cancel_slow_timer(self) -> None:
+        if self._slow_timer is not None:
+            self._slow_timer.cancel()
+            self._slow_timer = None
 
-    def _give_up(self) -> None:
-        """The queue is over its limit. A silent connection is only told when it is silent no more."""
+    def _overflow(self) -> None:
+        """Discard the queue and close the connection. A frozen one is closed by thaw()."""
         self._overflowed = True
-        self._clear()
-        if not self.silent:
-            self._dismiss()
+        self._clear_queue()
+        if not self.frozen:
+            self._close_too_slow()
 
-    def _dismiss(self) -> None:
+    def _close_too_slow(self) -> None:
         if self._is_open:
-            self._clear()
-            self._watcher.slow(self)
-            self.shut(TOO_SLOW, "client too slow")
+            self._clear_queue()
+            self._observer.on_too_slow(self)
+            self.begin_close(TOO_SLOW, "client too slow")

@@ -1,4 +1,4 @@
-"""What goes wrong on demand, before a handshake is done and in answer to calls."""
+"""Faults on demand, in handshakes and in answers to function calls."""
 
 from __future__ import annotations
 
@@ -11,59 +11,58 @@ from http import HTTPStatus
 import attrs
 
 from ..errors import ConfigurationError
-from .protocol import Refused
+from .protocol import HandshakeRefused
 
 
-class Refusals:
-    """The handshakes to come that are to be refused, or never answered."""
+class HandshakeFaults:
+    """How many of the next handshakes to refuse or to leave unanswered."""
 
     def __init__(self) -> None:
-        self._refuse = 0.0
-        self._stall = 0
+        self._refusals = 0.0
+        self._stalls = 0
         self._status = 0
         self._headers: dict[str, str] = {}
 
     def refuse(
         self, count: int | None, status: int, retry_after: float | datetime | str | None, headers: Mapping[str, str]
     ) -> None:
-        """Refuse the next `count` handshakes; `None` is all of them, 0 none any more."""
-        number = _number(count)
-        self._status = _status(status)
+        """Refuse the next `count` handshakes; `None`: all of them; 0: stop refusing."""
+        refusals = _check_count(count)
+        self._status = _check_status(status)
         self._headers = dict(headers)
         if retry_after is not None:
-            self._headers["Retry-After"] = _retry_after(retry_after)
-        self._refuse = number
+            self._headers["Retry-After"] = _format_retry_after(retry_after)
+        self._refusals = refusals
 
     def stall(self, count: int) -> None:
-        """Leave the next `count` handshakes without an answer."""
+        """Leave the next `count` handshakes unanswered."""
         if count < 0:
             raise ConfigurationError(f"count is {count!r}; expected 0 or more")
-        self._stall = count
+        self._stalls = count
 
-    def stalls(self) -> bool:
-        """Whether the handshake at hand is to be left unanswered."""
-        self._stall -= 1
-        if self._stall >= 0:
-            return True
-        self._stall = 0
-        return False
+    def take_stall(self) -> bool:
+        """Whether to leave this handshake unanswered."""
+        if not self._stalls:
+            return False
+        self._stalls -= 1
+        return True
 
-    def check(self) -> None:
-        """Raise `Refused` if the handshake at hand is to be refused."""
-        if self._refuse > 0:
-            self._refuse -= 1
-            raise Refused(self._status, f"refused on demand with {self._status}", self._headers)
+    def raise_refusal(self) -> None:
+        """Raise `HandshakeRefused` if this handshake is to be refused."""
+        if self._refusals > 0:
+            self._refusals -= 1
+            raise HandshakeRefused(self._status, f"refused on demand with {self._status}", self._headers)
 
 
 @attrs.define
-class _Coming:
-    """How many of the calls to come are meant, and of which function; None is any but keepAlive."""
+class _CallFault:
+    """How many of the next calls a fault applies to. Without a function name: all calls except keepAlive."""
 
     count: float = 0
     function: str | None = None
 
-    def takes(self, function: str) -> bool:
-        """Whether the call at hand is one of them; if so, it is one less from then on."""
+    def take(self, function: str) -> bool:
+        """Whether the fault applies to this call. If so, count it."""
         if self.count <= 0 or (function == "keepAlive" if self.function is None else function != self.function):
             return False
         self.count -= 1
@@ -71,56 +70,56 @@ class _Coming:
 
 
 class CallFaults:
-    """The calls to come on function connections that are to go wrong."""
+    """How many of the next calls on function connections to fail, stall or drop."""
 
     def __init__(self) -> None:
-        self._fail = _Coming()
-        self._stall = _Coming()
-        self._drop = _Coming()
+        self._failures = _CallFault()
+        self._stalls = _CallFault()
+        self._drops = _CallFault()
         self._message = ""
         self._reset = False
 
     def fail(self, count: int | None, message: str, function: str | None) -> None:
-        """Answer the next `count` calls with an error; `None` is all of them, 0 none any more."""
-        self._fail = _Coming(_number(count), function)
+        """Answer the next `count` calls with an error; `None`: all of them; 0: stop failing."""
+        self._failures = _CallFault(_check_count(count), function)
         self._message = message
 
     def stall(self, count: int | None, function: str | None) -> None:
-        """Leave the next `count` calls without an answer for now."""
-        self._stall = _Coming(_number(count), function)
+        """Delay the answers to the next `count` calls."""
+        self._stalls = _CallFault(_check_count(count), function)
 
     def drop(self, count: int | None, function: str | None, reset: bool) -> None:
-        """Drop the connection of the next `count` calls."""
-        self._drop = _Coming(_number(count), function)
+        """Drop the connection at each of the next `count` calls."""
+        self._drops = _CallFault(_check_count(count), function)
         self._reset = reset
 
-    def drops(self, function: str) -> bool:
-        """Whether the connection is to be dropped at this call."""
-        return self._drop.takes(function)
-
     @property
-    def resets(self) -> bool:
-        """Whether a dropped connection is reset."""
+    def reset(self) -> bool:
+        """Whether to reset a connection that is dropped."""
         return self._reset
 
-    def stalls(self, function: str) -> bool:
-        """Whether this call is to be left without an answer for now."""
-        return self._stall.takes(function)
+    def take_drop(self, function: str) -> bool:
+        """Whether to drop the connection at this call."""
+        return self._drops.take(function)
 
-    def failure(self, function: str) -> str | None:
-        """The error that this call is to be answered with, if any."""
-        return self._message if self._fail.takes(function) else None
+    def take_stall(self, function: str) -> bool:
+        """Whether to delay the answer to this call."""
+        return self._stalls.take(function)
+
+    def take_failure(self, function: str) -> str | None:
+        """The error to answer this call with, if any."""
+        return self._message if self._failures.take(function) else None
 
 
 def check_close(code: int, reason: str) -> None:
-    """Raise `ConfigurationError` unless a close frame can say this. Source: RFC 6455, 7.4 and 5.5."""
+    """Raise `ConfigurationError` unless a close frame can carry both. Source: RFC 6455, 7.4 and 5.5."""
     if code not in {1000, 1001, 1002, 1003, *range(1007, 1015)} and not 3_000 <= code <= 4_999:
         raise ConfigurationError(f"code is {code!r}; expected 1000 to 1003, 1007 to 1014 or 3000 to 4999")
     if len(reason.encode()) > 123:
-        raise ConfigurationError("reason is longer than the 123 bytes that a close frame has room for")
+        raise ConfigurationError(f"reason has {len(reason.encode())} bytes; expected at most 123")
 
 
-def _number(count: int | None) -> float:
+def _check_count(count: int | None) -> float:
     if count is None:
         return math.inf
     if count < 0:
@@ -128,15 +127,15 @@ def _number(count: int | None) -> float:
     return count
 
 
-def _status(status: int) -> int:
+def _check_status(status: int) -> int:
     if status not in set(HTTPStatus) or status < 200:
-        raise ConfigurationError(f"status is {status!r}; expected an HTTP status from 200 up")
+        raise ConfigurationError(f"status is {status!r}; expected an HTTP status of 200 or above")
     return int(status)
 
 
-def _retry_after(value: float | datetime | str) -> str:
+def _format_retry_after(value: float | datetime | str) -> str:
     if isinstance(value, datetime):
         if value.utcoffset() is None:
-            raise ConfigurationError("retry_after has no time zone")
+            raise ConfigurationError(f"retry_after is {value!r}; expected a datetime with a time zone")
         return format_datetime(value.astimezone(UTC), usegmt=True)
     return value if isinstance(value, str) else str(math.ceil(value))

@@ -1,4 +1,4 @@
-"""Who is connected, and the one place where a tick goes out."""
+"""`Hub`: the registry of connections, and the single place from which ticks are sent."""
 
 from __future__ import annotations
 
@@ -7,148 +7,140 @@ from collections import Counter
 from collections.abc import Callable
 
 from .connection import Connection
-from .protocol import Kind, frame
+from .protocol import Kind, encode_frame, tick_encoder
 from .recorder import Recorder
+from .settings import Settings
 from .stats import Counters
 from .ticks import Tick
 
 
 class Hub:
-    """The connections of one run of the server. Lives in the server's thread.
+    """The connections of one run of the server. Runs on the server's thread.
 
-    `encode` makes a tick's message; `recorder` stores the tick; `notify` is called after whatever somebody
-    may be waiting for.
+    `notify` is called after each change that `LocalServer.wait_until()` may wait for.
     """
 
-    def __init__(
-        self,
-        counters: Counters,
-        encode: Callable[[Tick], str],
-        recorder: Recorder,
-        notify: Callable[[], None],
-        max_connections: int,
-    ) -> None:
-        #: Those that were let in and have not left, and how many there are of each key. Counted from the moment they
-        #: are let in: many that knock at once would all find room otherwise.
+    def __init__(self, settings: Settings, counters: Counters, recorder: Recorder, notify: Callable[[], None]) -> None:
+        #: Connections that count against the limits. They count from their admission, before the handshake completes,
+        #: so that simultaneous handshakes can't exceed a limit.
         self.admitted: set[Connection] = set()
-        self.keys: Counter[str] = Counter()
-        #: Those of them whose handshake is done.
+        self.admitted_per_key: Counter[str] = Counter()
+        #: Admitted connections whose handshake is complete.
         self.connections: set[Connection] = set()
-        #: All that have a TCP connection.
+        #: All TCP connections.
         self.transports: set[Connection] = set()
-        #: How many streams there are of each symbol.
-        self.symbols: dict[str, int] = {}
-        #: Set whenever something changes that the player may be waiting for.
+        self.streams_per_symbol: dict[str, int] = {}
+        #: Set after each change that the player may wait for.
         self.changed = asyncio.Event()
-        self.max_connections = max_connections
         self.recorder = recorder
         self._counters = counters
-        self._encode = encode
+        self._encode = tick_encoder(settings.form)
+        self._max_transports = 2 * settings.max_connections + 64
         self._record = recorder.add
         self._notify = notify
-        self._listeners: dict[str, tuple[Connection, ...]] = {}
-        self._pending: list[Connection] = []
+        self._subscribers: dict[str, tuple[Connection, ...]] = {}
+        self._unflushed: list[Connection] = []
 
     @property
     def streams(self) -> int:
-        """How many streams are connected, of ticks and of Greeks."""
-        return sum(self.symbols.values())
+        """The number of connected streams, of ticks and Greeks."""
+        return sum(self.streams_per_symbol.values())
 
     @property
-    def listening(self) -> bool:
-        """Whether anybody takes ticks."""
-        return bool(self._listeners)
+    def has_subscribers(self) -> bool:
+        """Whether any tick stream is connected."""
+        return bool(self._subscribers)
 
     @property
-    def full(self) -> bool:
-        """Whether some client has no room for more."""
-        return any(connection.full for connection in self.connections)
+    def is_backed_up(self) -> bool:
+        """Whether any client's queue is full."""
+        return any(connection.is_full for connection in self.connections)
 
-    def emit(self, tick: Tick, *, patient: bool = False) -> None:
-        """Let one tick go out to all who are connected; `flush()` ends a batch of them. All ticks come by here."""
+    def publish(self, tick: Tick, *, can_wait: bool = False) -> None:
+        """Store a tick and queue it for its subscribers. Call `flush()` after a batch."""
         self._counters.ticks_played += 1
         self._record(tick)
-        listeners = self._listeners.get(tick["pair"])
-        if not listeners:
+        subscribers = self._subscribers.get(tick["pair"])
+        if not subscribers:
             return
-        data = frame(self._encode(tick))
-        self._counters.ticks_sent += len(listeners)
-        for connection in listeners:
-            if not connection.queued:
-                self._pending.append(connection)
-            connection.offer(data, patient=patient)
+        data = encode_frame(self._encode(tick))
+        self._counters.ticks_sent += len(subscribers)
+        for connection in subscribers:
+            if not connection.queued_bytes:
+                self._unflushed.append(connection)
+            connection.enqueue(data, can_wait=can_wait)
 
     def flush(self) -> None:
-        """Send what was emitted."""
-        pending, self._pending = self._pending, []
-        for connection in pending:
+        """Send the queued ticks."""
+        unflushed, self._unflushed = self._unflushed, []
+        for connection in unflushed:
             connection.flush()
         self._notify()
 
     def admit(self, connection: Connection) -> None:
-        """It is let in: it has a route, and its handshake goes on. One whose client is gone already is not counted."""
+        """Count a connection against the limits, unless its client has already left."""
         if connection.route is not None and connection in self.transports:
             self.admitted.add(connection)
-            self.keys[connection.route.key] += 1
+            self.admitted_per_key[connection.route.key] += 1
 
-    def join(self, connection: Connection) -> None:
-        """A handshake is done."""
+    def register(self, connection: Connection) -> None:
+        """Add a connection whose handshake is complete."""
         self.connections.add(connection)
         self._counters.connections_total += 1
-        self._enlist(connection, 1)
-        self._tell()
+        self._count_stream(connection, 1)
+        self._signal_change()
 
-    def opened(self, connection: Connection) -> None:
-        """See `Watcher`. Beyond the limit, and some room for handshakes, TCP connections are not even listened to."""
+    def on_opened(self, connection: Connection) -> None:
+        """See `Observer`. Abort TCP connections far beyond the limit without a handshake."""
         self.transports.add(connection)
-        if len(self.transports) > 2 * self.max_connections + 64:
+        if len(self.transports) > self._max_transports:
             connection.transport.abort()
 
-    def leave(self, connection: Connection) -> None:
-        """See `Watcher`."""
+    def on_closing(self, connection: Connection) -> None:
+        """See `Observer`."""
         if connection in self.admitted and connection.route is not None:
             self.admitted.discard(connection)
-            self._release(connection.route.key)
+            self._release_key(connection.route.key)
         if connection in self.connections:
             self.connections.discard(connection)
-            self._enlist(connection, -1)
-            self._tell()
+            self._count_stream(connection, -1)
+            self._signal_change()
 
-    def lost(self, connection: Connection) -> None:
-        """See `Watcher`."""
+    def on_lost(self, connection: Connection) -> None:
+        """See `Observer`."""
         self.transports.discard(connection)
-        self._tell()
+        self._signal_change()
 
-    def slow(self, connection: Connection) -> None:
-        """See `Watcher`."""
+    def on_too_slow(self, connection: Connection) -> None:
+        """See `Observer`."""
         self._counters.slow_clients += 1
 
-    def has_room(self) -> None:
-        """See `Watcher`."""
+    def on_room(self) -> None:
+        """See `Observer`."""
         self.changed.set()
 
-    def _release(self, key: str) -> None:
-        self.keys[key] -= 1
-        if not self.keys[key]:
-            del self.keys[key]
+    def _release_key(self, key: str) -> None:
+        self.admitted_per_key[key] -= 1
+        if not self.admitted_per_key[key]:
+            del self.admitted_per_key[key]
 
-    def _enlist(self, connection: Connection, by: int) -> None:
+    def _count_stream(self, connection: Connection, change: int) -> None:
         route = connection.route
         if route is None or route.kind is Kind.FUNCTIONS:
             return
-        count = self.symbols.pop(route.symbol, 0) + by
+        count = self.streams_per_symbol.pop(route.symbol, 0) + change
         if count:
-            self.symbols[route.symbol] = count
+            self.streams_per_symbol[route.symbol] = count
         if route.kind is Kind.TICKS:
-            self._list_listeners(route.symbol)
+            self._update_subscribers(route.symbol)
 
-    def _list_listeners(self, symbol: str) -> None:
-        # A new tuple each time: `emit` may be going through the old one, and must not pay for the care.
-        listeners = tuple(each for each in self.connections if each.route is not None and each.route.symbol == symbol)
-        self._listeners.pop(symbol, None)
-        if listeners:
-            self._listeners[symbol] = listeners
+    def _update_subscribers(self, symbol: str) -> None:
+        # A new tuple each time, because publish() may be iterating over the old one.
+        subscribers = tuple(each for each in self.connections if each.route is not None and each.route.symbol == symbol)
+        self._subscribers.pop(symbol, None)
+        if subscribers:
+            self._subscribers[symbol] = subscribers
 
-    def _tell(self) -> None:
+    def _signal_change(self) -> None:
         self.changed.set()
         self._notify()

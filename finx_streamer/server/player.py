@@ -1,4 +1,4 @@
-"""Plays a source on a hub: one clock for all."""
+"""Play a source through a hub, on one clock for all clients."""
 
 from __future__ import annotations
 
@@ -9,52 +9,54 @@ from collections.abc import Callable
 from .hub import Hub
 from .source import Source
 
-#: After so many ticks the loop gets its turn, however many are due.
-BATCH = 128
+#: The most ticks to publish before the event loop gets a turn.
+MAX_BURST = 128
 
 
-async def play(source: Source, hub: Hub, started: Callable[[], None]) -> None:
-    """Play the source to its end, once so many streams as it waits for are connected."""
-    await _until(hub, lambda: hub.streams >= source.wait_for)
-    started()
+async def play_source(source: Source, hub: Hub, on_start: Callable[[], None]) -> None:
+    """Wait for `source.wait_for` streams, then play the source to its end."""
+    await _wait_until(hub, lambda: hub.streams >= source.wait_for)
+    on_start()
     if source.paced:
-        await _by_the_clock(source, hub)
+        await _play_paced(source, hub)
     else:
-        await _as_taken(source, hub)
+        await _play_unpaced(source, hub)
 
 
-async def _by_the_clock(source: Source, hub: Hub) -> None:
+async def _play_paced(source: Source, hub: Hub) -> None:
     loop = asyncio.get_running_loop()
     start = loop.time()
-    count, turn = 0, min(BATCH, hub.recorder.turn)
+    count, burst = 0, min(MAX_BURST, hub.recorder.max_burst)
     for due, tick in source.play(time.time):
         wait = start + due - loop.time()
-        if wait > 0 or count >= turn:
+        if wait > 0 or count >= burst:
             hub.flush()
             await asyncio.sleep(max(0.0, wait))
-            # What is sent before it is stored has a bound: a market that is too fast for the store runs late.
-            await _until(hub, lambda: hub.recorder.has_room(turn))
+            # Bound the ticks that are sent but not yet stored: a market that outpaces the store runs late.
+            await _wait_until(hub, lambda: hub.recorder.has_room(burst))
             count = 0
-        hub.emit(tick)
+        hub.publish(tick)
         count += 1
     hub.flush()
 
 
-async def _as_taken(source: Source, hub: Hub) -> None:
-    count, turn = 0, min(BATCH, hub.recorder.turn)
+async def _play_unpaced(source: Source, hub: Hub) -> None:
+    count, burst = 0, min(MAX_BURST, hub.recorder.max_burst)
     for _, tick in source.play(time.time):
         if not count:
-            await _until(hub, lambda: hub.listening and not hub.full and hub.recorder.has_room(turn))
-        hub.emit(tick, patient=True)
+            await _wait_until(
+                hub, lambda: hub.has_subscribers and not hub.is_backed_up and hub.recorder.has_room(burst)
+            )
+        hub.publish(tick, can_wait=True)
         count += 1
-        if count >= turn:
+        if count >= burst:
             hub.flush()
             await asyncio.sleep(0)
             count = 0
     hub.flush()
 
 
-async def _until(hub: Hub, condition: Callable[[], bool]) -> None:
+async def _wait_until(hub: Hub, condition: Callable[[], bool]) -> None:
     while not condition():
         hub.changed.clear()
         await hub.changed.wait()

@@ -1,7 +1,6 @@
-"""The wire protocol as the server speaks it: text in, text out. No socket, clock or thread in it.
+"""The server's side of the wire protocol: paths, origins and messages. Pure functions, no I/O.
 
-The sources of what is spoken (docs/protocol.md): S is FinX's first description, D was documented later, O is our own
-choice.
+The grades S, D and O in the docstrings are explained in docs/protocol.md.
 """
 
 from __future__ import annotations
@@ -19,25 +18,23 @@ import attrs
 
 from ..config.symbols import Option, Pair
 from ..errors import ConfigurationError
-from .ticks import Tick, epoch
+from .ticks import Tick, exact_time
 
-#: Source: S for `streaming`, D for `streamer`.
-PREFIXES = ("streaming", "streamer")
-#: The longest path that is looked at, in characters. Source: O.
+#: The longest accepted path, in characters. Source: O.
 PATH_LIMIT = 2_048
-#: Source: S, until the vendor releases the stream.
+#: The only message of a Greeks stream, until the vendor releases it. Source: S.
 GREEKS_PLACEHOLDER = '{"feature":"scheduled for future release"}'
-#: Source: D.
+#: The answer to keepAlive. Source: D.
 KEEP_ALIVE = '{"keepAlive":true}'
 
 Form = Literal["enveloped", "flat"]
 
 _compact = json.JSONEncoder(separators=(",", ":")).encode
-_TEXT, _BINARY = 0x81, 0x82
+_FINAL_TEXT, _FINAL_BINARY = 0x81, 0x82
 
 
 class Kind(enum.Enum):
-    """What a connection is for."""
+    """The purpose of a connection."""
 
     TICKS = "ticks"
     GREEKS = "greeks"
@@ -46,15 +43,15 @@ class Kind(enum.Enum):
 
 @attrs.frozen
 class Route:
-    """What a path asks for. `symbol` is not yet checked, and empty for functions."""
+    """A parsed path. `symbol` is not validated yet, and empty for functions."""
 
     kind: Kind
     key: str = attrs.field(repr=False)
     symbol: str = ""
 
 
-class Refused(Exception):
-    """A handshake is refused with this HTTP status. The text goes to the client and never holds a key."""
+class HandshakeRefused(Exception):
+    """A handshake is refused with an HTTP status. The text is sent to the client and never contains a key."""
 
     def __init__(self, status: int, text: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(status, text)
@@ -64,36 +61,38 @@ class Refused(Exception):
 
     @property
     def body(self) -> str:
-        """The response's body, a JSON object. Source: O."""
-        return error_text(self.text)
+        """The body of the response: a JSON object. Source: O."""
+        return error_message(self.text)
 
 
 def parse_path(path: str) -> Route:
-    """Read a request's path: `streaming/[key]/[pair]`, `streaming/greeks/[key]/[option]` (S), `streamer/[key]` (D).
+    """Parse the path of a request.
 
-    The last is for functions. Both prefixes mean the same (O). Segments may be percent-encoded; a query is ignored.
-    Raises `Refused`: 414 if it is too long, 404 if it has another shape.
+    Streams use `streaming/[key]/[pair]` and `streaming/greeks/[key]/[option]` (S), functions use `streamer/[key]` (D).
+    Both prefixes are accepted everywhere (O). Segments may be percent-encoded. A query is ignored.
+
+    Raises `HandshakeRefused`: 414 if the path is too long, 404 if it has another shape.
     """
     if len(path) > PATH_LIMIT:
-        raise Refused(HTTPStatus.REQUEST_URI_TOO_LONG, f"the path is longer than {PATH_LIMIT} characters")
-    # Split before decoding: a key may hold an encoded slash.
-    match [_decoded(part) for part in path.partition("?")[0].split("/")]:
+        raise HandshakeRefused(HTTPStatus.REQUEST_URI_TOO_LONG, f"the path is longer than {PATH_LIMIT} characters")
+    # Split before decoding, because a key may contain an encoded slash.
+    match [_decode_segment(part) for part in path.partition("?")[0].split("/")]:
         case ["", "streaming" | "streamer", key, symbol]:
             return Route(Kind.TICKS, key, symbol)
         case ["", "streaming" | "streamer", "greeks", key, symbol]:
             return Route(Kind.GREEKS, key, symbol)
         case ["", "streaming" | "streamer", key]:
             return Route(Kind.FUNCTIONS, key)
-    raise Refused(
+    raise HandshakeRefused(
         HTTPStatus.NOT_FOUND,
-        "no such path; expected streaming/[API key]/[pair], streaming/greeks/[API key]/[option] or streamer/[API key]",
+        "unknown path; expected streaming/[API key]/[pair], streaming/greeks/[API key]/[option] or streamer/[API key]",
     )
 
 
 def check_symbol(route: Route, pairs: Collection[str]) -> None:
-    """Raise `Refused` (404) unless the route's symbol is well formed and, if a pair, one of `pairs`.
+    """Raise `HandshakeRefused` (404) unless the route's symbol is valid and, for ticks, one of `pairs`.
 
-    The refusal repeats the symbol, unless that is the key, or holds it, or a part of it.
+    The error doesn't quote a symbol that may be a misplaced key.
     """
     try:
         if route.kind is Kind.TICKS:
@@ -104,14 +103,15 @@ def check_symbol(route: Route, pairs: Collection[str]) -> None:
             raise ConfigurationError(f"unknown pair {route.symbol}")
     except ConfigurationError as error:
         expected = "a pair, as in BTC:USDC" if route.kind is Kind.TICKS else "an option, as in BTCN2202207"
-        hidden = f"the API key stands where {expected}, is expected"
-        raise Refused(HTTPStatus.NOT_FOUND, hidden if of_a_key(route.symbol, route.key) else str(error)) from None
+        redacted = f"the path has the API key in place of the symbol; expected {expected}"
+        text = redacted if reveals_key(route.symbol, route.key) else str(error)
+        raise HandshakeRefused(HTTPStatus.NOT_FOUND, text) from None
 
 
-def of_a_key(text: str, *keys: str) -> bool:
-    """Whether a text from a client is a key, or holds one, or a part of one."""
+def reveals_key(text: str, *keys: str) -> bool:
+    """Whether text from a client equals a key, contains one or is part of one."""
     folded = text.casefold()
-    # A short key is in many a text by chance, and no secret. A long text may hold a part of a long key.
+    # Ignore partial matches below 8 characters: they occur by chance.
     return any(
         key == folded or (len(key) >= 8 and key in folded) or (len(folded) >= 8 and folded in key)
         for key in map(str.casefold, keys)
@@ -119,54 +119,57 @@ def of_a_key(text: str, *keys: str) -> bool:
 
 
 def check_origin(origins: Sequence[str], hosts: Sequence[str], listening: str) -> None:
-    """Raise `Refused` (403) for a handshake from a web page of another host. Source: O.
+    """Raise `HandshakeRefused` (403) for a handshake from a web page of another host. Source: O.
 
-    `origins` and `hosts` are the request's headers of these names, `listening` is the host that the server was told to
-    listen on. Any page that a browser shows may connect to any server on the machine, and only the Origin header tells;
-    programs send none, or, as `websocket-client` does, one that names the server. A page whose own host name was made
-    to lead here (DNS rebinding) looks like that, too; so on loopback that name has to be an address or known.
+    Any web page in a browser can connect to servers on the same machine, and only its Origin header reveals it.
+    Programs send no Origin or, like `websocket-client`, one that names the server. A page that uses DNS rebinding also
+    sends one that names the server. On loopback, the Host must therefore be an address, `localhost` or `listening`.
+
+    `origins` and `hosts` are the values of these headers. `listening` is the host that the server listens on.
     """
     if not origins:
         return
-    origin = _hostname(origins[0]) if len(origins) == 1 else None
-    host = _hostname(f"//{hosts[0]}") if len(hosts) == 1 else None
+    origin = _parse_hostname(origins[0]) if len(origins) == 1 else None
+    host = _parse_hostname(f"//{hosts[0]}") if len(hosts) == 1 else None
     local = host is not None and is_loopback(host)
-    same = origin is not None and (origin == host or (local and is_loopback(origin)))
-    known = local or host == listening.casefold() or _address(host or "") is not None or not is_loopback(listening)
-    if not (same and known):
-        raise Refused(
+    same_host = origin is not None and (origin == host or (local and is_loopback(origin)))
+    known_host = (
+        local or host == listening.casefold() or _parse_address(host or "") is not None or not is_loopback(listening)
+    )
+    if not (same_host and known_host):
+        raise HandshakeRefused(
             HTTPStatus.FORBIDDEN,
-            "the Origin header names another host than this server's: web pages from elsewhere may not connect; a "
-            "program sends no Origin, or connects to an address such as 127.0.0.1",
+            "the Origin header names another host than this server's, and web pages of other hosts may not connect; "
+            "in a program, send no Origin header or connect to an address such as 127.0.0.1",
         )
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host, an address or `localhost`, can be reached from this machine alone."""
-    address = _address(host)
+    """Whether the host is `localhost` or a loopback address."""
+    address = _parse_address(host)
     return host == "localhost" or (address is not None and address.is_loopback)
 
 
-def encoder(form: Form) -> Callable[[Tick], str]:
-    """The function that turns a tick into its message. Raises `ConfigurationError` for an unknown form."""
+def tick_encoder(form: Form) -> Callable[[Tick], str]:
+    """The function that encodes ticks in this form. Raises `ConfigurationError` for an unknown form."""
     if form == "enveloped":
-        return enveloped
+        return encode_enveloped
     if form == "flat":
-        return flat
+        return encode_flat
     raise ConfigurationError(f"form is {form!r}; expected 'enveloped' or 'flat'")
 
 
-def enveloped(tick: Tick) -> str:
-    """A tick's message with its envelope. Source: S."""
+def encode_enveloped(tick: Tick) -> str:
+    """Encode a tick with its envelope. Source: S."""
     return _compact({"results": "streaming", "resultData": tick})
 
 
-def flat(tick: Tick) -> str:
-    """A tick's message in the vendor's later form: no envelope, `unixDate` in whole seconds. Source: D."""
+def encode_flat(tick: Tick) -> str:
+    """Encode a tick in the vendor's later form: without an envelope, `unixDate` in whole seconds. Source: D."""
     return _compact(
         {
             "pair": tick["pair"],
-            "unixDate": int(epoch(tick) // 1),
+            "unixDate": exact_time(tick["date"], tick["time"])[0],
             "UTCDate": f"{tick['date']}T{tick['time']}",
             "exchange": tick["exchange"],
             "price": tick["price"],
@@ -174,10 +177,10 @@ def flat(tick: Tick) -> str:
     )
 
 
-def frame(message: str | bytes) -> bytes:
-    """A whole message as one unmasked websocket frame, text or binary: the same bytes for every client. RFC 6455."""
+def encode_frame(message: str | bytes) -> bytes:
+    """Encode a message as one unmasked frame, the same for every client: text for str, else binary."""
     payload = message.encode() if isinstance(message, str) else message
-    head = _TEXT if isinstance(message, str) else _BINARY
+    head = _FINAL_TEXT if isinstance(message, str) else _FINAL_BINARY
     size = len(payload)
     if size < 126:
         return struct.pack("!BB", head, size) + payload
@@ -186,28 +189,28 @@ def frame(message: str | bytes) -> bytes:
     return struct.pack("!BBQ", head, 127, size) + payload
 
 
-def error_text(text: str) -> str:
-    """A message that reports an error. Source: O."""
+def error_message(text: str) -> str:
+    """A message that reports an error to the client. Source: O."""
     return _compact({"error": text})
 
 
-def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def _parse_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
         return ipaddress.ip_address(host)
     except ValueError:
         return None
 
 
-def _hostname(url: str) -> str | None:
-    """The host in a URL, in lower case; None where there is none, as in the `null` of a page without an origin."""
+def _parse_hostname(url: str) -> str | None:
+    """The host in a URL, in lower case; None without one, as in a page's Origin `null`."""
     try:
         return urlsplit(url).hostname
     except ValueError:
         return None
 
 
-def _decoded(segment: str) -> str:
+def _decode_segment(segment: str) -> str:
     try:
         return unquote(segment, errors="strict")
     except UnicodeDecodeError:
-        raise Refused(HTTPStatus.NOT_FOUND, "the path is not percent-encoded UTF-8") from None
+        raise HandshakeRefused(HTTPStatus.NOT_FOUND, "the path is malformed; expected percent-encoded UTF-8") from None

@@ -1,4 +1,4 @@
-"""The way from the server's event loop into the tick store and back: batches, one thread, no waiting in the loop."""
+"""`Recorder`: writes ticks to the store in batches, and queries it, without blocking the event loop."""
 
 from __future__ import annotations
 
@@ -21,129 +21,127 @@ from .ticks import Tick
 log = logging.getLogger("finx_streamer.server")
 _Result = TypeVar("_Result")
 
-#: A batch of so many ticks is handed over at once: a call waits until what was played before it is stored, and that
-#: is then never long.
-_HANDY = 1_024
-#: How many imported ticks are stored in one go, before others have their turn.
-_IMPORTED = 1_000
+#: The most ticks per batch. A query waits until all earlier ticks are stored, so large batches would delay it.
+_MAX_BATCH = 1_024
+#: The most imported ticks per transaction, so that other work gets a turn.
+_IMPORT_BATCH = 1_000
 
 
 class StoreFailed(OSError):
-    """The store cannot be written any more. The text says why."""
+    """The store can no longer be written. The text says why."""
 
 
 @attrs.frozen
 class _Batch:
-    """Ticks to be stored. `done` is told how many were, if somebody waits."""
+    """Ticks to store. `done` receives their number."""
 
     rows: list[Row]
     done: Future[int] | None = None
 
 
 @attrs.frozen
-class _Question:
-    """Something to be asked of the store once all that came before is stored."""
+class _QueryJob:
+    """A query to run once all earlier ticks are stored. `settle` receives the result or the error."""
 
-    ask: Callable[[TickStore], object]
-    #: Takes the answer, or the error, in the store's thread.
-    tell: Callable[[object, BaseException | None], None]
+    query: Callable[[TickStore], object]
+    settle: Callable[[object, BaseException | None], None]
 
 
 class Recorder:
-    """Stores what is played in batches, and answers from the store, in a thread of its own.
+    """Stores ticks in batches and runs queries, on a thread of its own.
 
-    At most `batch` ticks of the player's are on their way into the store at any time, and none waits longer than
-    `seconds` before it is written: that is what the death of the process can cost. `has_room()` tells the player when
-    to wait.
+    At most `max_unwritten` played ticks are waiting to be written, and each waits at most `max_delay` seconds: this is
+    the most that a killed process loses. `has_room()` says when the player has to wait.
 
-    `add()`, `ask()`, `has_room()` and `flush()` belong to the event loop's thread; `load()` to any other.
+    Call `add()`, `query()`, `has_room()` and `flush()` on the event loop's thread, and `import_ticks()` on any other.
     """
 
-    def __init__(self, store: TickStore, batch: int, seconds: float) -> None:
+    def __init__(self, store: TickStore, max_unwritten: int, max_delay: float) -> None:
         self.store = store
-        self._batch = batch
-        self._seconds = seconds
-        #: No more than half of the room, so that the next ones are played while these are written.
-        self._enough = max(1, min(_HANDY, batch // 2))
+        self._max_unwritten = max_unwritten
+        self._max_delay = max_delay
+        #: At most half of the room, so that the market plays on while a batch is written.
+        self._batch_size = max(1, min(_MAX_BATCH, max_unwritten // 2))
         self._pending: list[Row] = []
-        self._given = self._taken = 0
+        self._submitted = self._written = 0
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._queue: queue.SimpleQueue[_Batch | _Question | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_Batch | _QueryJob | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._switching = threading.Lock()
+        self._thread_lock = threading.Lock()
         self._failure: StoreFailed | None = None
 
-    def start(self, loop: asyncio.AbstractEventLoop, written: Callable[[], None]) -> None:
-        """Begin to work for this loop. `written` is called in it after each batch.
+    def start(self, loop: asyncio.AbstractEventLoop, on_written: Callable[[], None]) -> None:
+        """Start the thread. `on_written` is called in the loop after each batch.
 
-        Raises what opening the store raises.
+        Raises `ConfigurationError` or `OSError` if the store can't be opened.
         """
         ready: Future[None] = Future()
         self._loop = loop
         self._failure = None
-        self._given = self._taken = 0
-        thread = threading.Thread(target=self._work, args=(written, ready), name="finx-tick-store", daemon=True)
+        self._submitted = self._written = 0
+        thread = threading.Thread(target=self._run, args=(on_written, ready), name="finx-tick-store", daemon=True)
         thread.start()
         try:
             ready.result()
         except BaseException:
             thread.join()
             raise
-        with self._switching:
+        with self._thread_lock:
             self._thread = thread
 
     def stop(self) -> None:
-        """Store what is left, and end the thread. The store stays what it is."""
+        """Store the remaining ticks and end the thread."""
         self.flush()
-        with self._switching:
+        with self._thread_lock:
             thread, self._thread = self._thread, None
             if thread is not None:
-                self._queue.put(None)
+                self._jobs.put(None)
         if thread is not None:
             thread.join()
         self._loop = None
 
     @property
-    def turn(self) -> int:
-        """The most ticks that may be added before `has_room()` is asked again."""
-        return self._enough
+    def max_burst(self) -> int:
+        """The most ticks to add between two calls of `has_room()`."""
+        return self._batch_size
 
     def has_room(self, count: int) -> bool:
-        """Whether so many ticks may be added now."""
-        return self._given - self._taken + len(self._pending) + count <= self._batch or self._failure is not None
+        """Whether `count` ticks can be added now."""
+        unwritten = self._submitted - self._written + len(self._pending)
+        return unwritten + count <= self._max_unwritten or self._failure is not None
 
     def add(self, tick: Tick) -> None:
-        """Take a tick that is being played."""
+        """Add a played tick."""
         pending = self._pending
         pending.append(fields_of(tick))
-        if len(pending) >= self._enough:
+        if len(pending) >= self._batch_size:
             self.flush()
         elif self._timer is None and self._loop is not None:
-            self._timer = self._loop.call_later(self._seconds, self.flush)
+            self._timer = self._loop.call_later(self._max_delay, self.flush)
 
     def flush(self) -> None:
-        """Hand over what was added so far."""
+        """Submit the pending ticks to the thread."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if self._pending:
             rows, self._pending = self._pending, []
-            if self.store.keeps:
-                self._given += len(rows)
-                self._queue.put(_Batch(rows))
+            if self.store.is_enabled:
+                self._submitted += len(rows)
+                self._jobs.put(_Batch(rows))
 
-    async def ask(self, question: Callable[[TickStore], _Result]) -> _Result:
-        """Ask the store for something that takes every tick into account that was added before.
+    async def query(self, query: Callable[[TickStore], _Result]) -> _Result:
+        """Run a query on the store's thread, after all ticks added so far are stored.
 
-        The question is asked in the store's thread. Raises what it raises, and `StoreFailed`.
+        Raises `StoreFailed`, and any error that the query raises.
         """
         self.flush()
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[_Result] = loop.create_future()
 
-        def settle(result: object, error: BaseException | None) -> None:
-            # The asking connection may be gone.
+        def resolve(result: object, error: BaseException | None) -> None:
+            # The connection that asked may have ended.
             if answer.done():
                 return
             if error is not None:
@@ -151,39 +149,39 @@ class Recorder:
             else:
                 answer.set_result(cast(_Result, result))
 
-        def tell(result: object, error: BaseException | None) -> None:
-            # The loop is closed if the server was stopped meanwhile.
+        def settle(result: object, error: BaseException | None) -> None:
+            # The loop is closed if the server has stopped meanwhile.
             with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(settle, result, error)
+                loop.call_soon_threadsafe(resolve, result, error)
 
-        self._queue.put(_Question(question, tell))
+        self._jobs.put(_QueryJob(query, settle))
         return await answer
 
-    def load(self, ticks: Iterable[Tick]) -> int:
-        """Store ticks now, in the calling thread or between two batches of the running one. Returns how many."""
+    def import_ticks(self, ticks: Iterable[Tick]) -> int:
+        """Store ticks that aren't played. Returns their number once they are stored."""
         count = 0
-        if self.store.keeps:
+        if self.store.is_enabled:
             rows = map(fields_of, ticks)
-            # The server may start or stop meanwhile: this keeps the store open all along.
+            # Keep the store open, because the server may start or stop meanwhile.
             with self.store.opened():
-                while some := list(islice(rows, _IMPORTED)):
-                    count += self._load(some)
+                while batch := list(islice(rows, _IMPORT_BATCH)):
+                    count += self._import_batch(batch)
         return count
 
-    def _load(self, rows: list[Row]) -> int:
+    def _import_batch(self, rows: list[Row]) -> int:
         done: Future[int] = Future()
-        with self._switching:
+        with self._thread_lock:
             running = self._thread is not None
             if running:
-                self._queue.put(_Batch(rows, done))
+                self._jobs.put(_Batch(rows, done))
         if running:
             return done.result()
         try:
             return self.store.write(rows)
         except sqlite3.Error as error:
-            raise _failed(error) from None
+            raise _store_failed(error) from None
 
-    def _work(self, written: Callable[[], None], ready: Future[None]) -> None:
+    def _run(self, on_written: Callable[[], None], ready: Future[None]) -> None:
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(self.store.opened())
@@ -191,12 +189,12 @@ class Recorder:
                 ready.set_exception(error)
                 return
             ready.set_result(None)
-            while (job := self._queue.get()) is not None:
-                if isinstance(job, _Question):
-                    self._answer(job)
+            while (job := self._jobs.get()) is not None:
+                if isinstance(job, _QueryJob):
+                    self._run_query(job)
                 else:
                     self._write(job)
-                    self._tell(written)
+                    self._call_in_loop(on_written)
 
     def _write(self, batch: _Batch) -> None:
         count = 0
@@ -204,36 +202,32 @@ class Recorder:
             try:
                 count = self.store.write(batch.rows)
             except Exception as error:
-                self._fail(error)
+                log.error("the tick store failed; ticks are no longer stored: %s", error)
+                self._failure = _store_failed(error)
         if batch.done is None:
-            self._taken += len(batch.rows)
+            self._written += len(batch.rows)
         elif self._failure is None:
             batch.done.set_result(count)
         else:
             batch.done.set_exception(self._failure)
 
-    def _answer(self, question: _Question) -> None:
-        if self._failure is not None:
-            question.tell(None, self._failure)
-            return
+    def _run_query(self, job: _QueryJob) -> None:
         try:
-            answer = question.ask(self.store)
+            if self._failure is not None:
+                raise self._failure
+            result = job.query(self.store)
         except BaseException as error:
-            question.tell(None, error)
+            job.settle(None, error)
         else:
-            question.tell(answer, None)
+            job.settle(result, None)
 
-    def _fail(self, error: Exception) -> None:
-        """Ticks go out without being stored from now on, and every question is answered with this failure."""
-        log.error("the tick store failed, and stores nothing more: %s", error)
-        self._failure = _failed(error)
-
-    def _tell(self, written: Callable[[], None]) -> None:
+    def _call_in_loop(self, callback: Callable[[], None]) -> None:
         loop = self._loop
         if loop is not None:
+            # The loop is closed if the server has stopped meanwhile.
             with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(written)
+                loop.call_soon_threadsafe(callback)
 
 
-def _failed(error: Exception) -> StoreFailed:
+def _store_failed(error: Exception) -> StoreFailed:
     return StoreFailed(f"the tick store failed: {error}")

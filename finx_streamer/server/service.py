@@ -1,4 +1,4 @@
-"""The server within its thread: who is let in, what is answered, and what is done to those who are connected."""
+"""`Service`: one run of the server in its event loop. Admits connections, answers messages and shuts down."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import functools
 import logging
 import socket
 import sqlite3
-import ssl
 from collections.abc import Callable
 from concurrent.futures import Future
 from http import HTTPStatus
@@ -19,94 +18,73 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
-from .connection import CHUNK, Connection, Limits
-from .faults import CallFaults, Refusals
-from .functions import Call, CallError, prepare, read_call, refusal
+from .connection import CHUNK, Connection
+from .faults import CallFaults, HandshakeFaults
+from .functions import Call, CallError, prepare, read_call
 from .hub import Hub
 from .keys import KeyRing
-from .player import play
+from .player import play_source
 from .protocol import (
     GREEKS_PLACEHOLDER,
     KEEP_ALIVE,
-    Form,
+    HandshakeRefused,
     Kind,
-    Refused,
     Route,
     check_origin,
     check_symbol,
-    encoder,
-    error_text,
+    error_message,
     parse_path,
 )
 from .recorder import Recorder, StoreFailed
-from .source import Source
+from .settings import Settings
 from .stats import Counters
 
 log = logging.getLogger("finx_streamer.server")
-# websockets logs request lines at DEBUG, and a request line holds the API key. It gets no chance to.
+# At DEBUG, websockets logs request lines, which contain the API key.
 _wire_log = logging.getLogger("finx_streamer.server.wire")
 _wire_log.setLevel(logging.WARNING)
 
-#: The longest message that a client may send, in bytes. Source: O. More is answered with close code 1009.
+#: The longest message that a client may send, in bytes. Longer ones are answered with close code 1009. Source: O.
 MESSAGE_LIMIT = 16_384
 GOING_AWAY = 1001
-#: How many turns of the loop it takes to make a transport, or to close it.
-_TURNS = 4
+#: The number of loop iterations that asyncio needs to create or close a transport.
+_TRANSPORT_ITERATIONS = 4
 
-#: What kind of connections a fault is meant for.
+#: The kind of connections that a fault applies to.
 Only = Literal["streams", "functions"]
 
 
 @attrs.frozen
-class Settings:
-    """What a server is told once. Times in seconds."""
+class ServerState:
+    """The parts of a server that persist across restarts."""
 
-    source: Source
-    host: str
-    limits: Limits
-    form: Form
-    ssl_context: ssl.SSLContext | None
-    max_connections: int
-    max_connections_per_key: int
-    idle_limit: float | None
-    open_timeout: float
-    ping_interval: float | None
-    ping_timeout: float | None
+    keys: KeyRing
+    recorder: Recorder
+    handshake_faults: HandshakeFaults = attrs.field(factory=HandshakeFaults)
+    call_faults: CallFaults = attrs.field(factory=CallFaults)
+    counters: Counters = attrs.field(factory=Counters)
 
 
 class Service:
-    """One run of the server. Everything here is called in the server's thread, `__init__` excepted."""
+    """One run of the server. Everything except `__init__` runs on the server's thread."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        keys: KeyRing,
-        refusals: Refusals,
-        faults: CallFaults,
-        recorder: Recorder,
-        counters: Counters,
-        notify: Callable[[], None],
-    ) -> None:
-        self.hub = Hub(counters, encoder(settings.form), recorder, notify, settings.max_connections)
+    def __init__(self, settings: Settings, state: ServerState, notify: Callable[[], None]) -> None:
+        self.hub = Hub(settings, state.counters, state.recorder, notify)
         self.loop: asyncio.AbstractEventLoop
         self.started = False
         self.finished = False
-        #: What ended the source, if it was an error.
+        #: The error that ended the source, if any.
         self.error: BaseException | None = None
         self._settings = settings
-        self._keys = keys
-        self._refusals = refusals
-        self._faults = faults
-        self._recorder = recorder
-        self._counters = counters
+        self._state = state
         self._notify = notify
         self._resumed = asyncio.Event()
         self._stopping = asyncio.Event()
 
     async def run(self, listener: socket.socket, ready: Future[None]) -> None:
-        """Serve until `stop()`; `ready` is told when clients can connect."""
+        """Serve until `stop()`. `ready` is set when clients can connect."""
         self.loop = asyncio.get_running_loop()
-        self._recorder.start(self.loop, self._written)
+        self._state.recorder.start(self.loop, self._on_stored)
         server = await self._serve(listener)
         player = self.loop.create_task(self._play())
         try:
@@ -118,11 +96,11 @@ class Service:
             await self._close(server)
 
     def stop(self) -> None:
-        """Let `run()` come to its end, with a close frame for everybody."""
+        """Make `run()` close all connections and return."""
         self._stopping.set()
 
-    def having(self, symbol: str | None, only: Only | None) -> list[Connection]:
-        """The connections: all, or those of one symbol's streams; of streams or of functions only."""
+    def select(self, symbol: str | None, only: Only | None) -> list[Connection]:
+        """The connections of a symbol (None: all) and of a kind (None: both)."""
         return [
             each
             for each in self.hub.connections
@@ -131,19 +109,19 @@ class Service:
             and (only is None or (only == "functions") == (each.route.kind is Kind.FUNCTIONS))
         ]
 
-    def with_key(self, key: str) -> list[Connection]:
-        """The connections that were made with this key."""
+    def select_by_key(self, key: str) -> list[Connection]:
+        """The connections that use this key."""
         return [each for each in self.hub.connections if each.route is not None and each.route.key == key]
 
     def resume(self) -> int:
-        """Thaw the silent connections, answer the stalled handshakes and calls. Returns how many were silent."""
-        silent = [each for each in self.hub.connections if each.silent]
-        for connection in silent:
+        """Thaw the frozen connections, and answer the stalled handshakes and calls. Returns how many were frozen."""
+        frozen = [each for each in self.hub.connections if each.frozen]
+        for connection in frozen:
             connection.thaw()
         self._resumed.set()
         self._resumed.clear()
-        self.hub.has_room()
-        return len(silent)
+        self.hub.on_room()
+        return len(frozen)
 
     async def _serve(self, listener: socket.socket) -> Server:
         settings = self._settings
@@ -156,80 +134,81 @@ class Service:
             open_timeout=settings.open_timeout,
             ping_interval=settings.ping_interval,
             ping_timeout=settings.ping_timeout,
-            close_timeout=settings.limits.close_timeout,
+            close_timeout=settings.close_timeout,
             max_size=MESSAGE_LIMIT,
             write_limit=CHUNK,
             logger=_wire_log,
             server_header="finx-streamer",
             create_connection=cast(
-                type[ServerConnection], functools.partial(Connection, limits=settings.limits, watcher=self.hub)
+                type[ServerConnection], functools.partial(Connection, settings=settings, observer=self.hub)
             ),
         )
 
     async def _play(self) -> None:
         try:
-            await play(self._settings.source, self.hub, self._begin)
+            await play_source(self._settings.source, self.hub, self._on_started)
         except Exception as error:
             log.exception("the market source failed")
             self.error = error
         self.finished = True
         self._notify()
 
-    def _begin(self) -> None:
+    def _on_started(self) -> None:
         self.started = True
         self._notify()
 
-    def _written(self) -> None:
-        """A batch of ticks is in the store."""
-        self.hub.has_room()
+    def _on_stored(self) -> None:
+        self.hub.on_room()
         self._notify()
 
     async def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
-        """Answer a request for a handshake: None lets it in."""
+        """Answer a handshake: with a refusal, or None to continue it."""
         client = cast(Connection, connection)
         try:
-            # First of all: a web page is to learn nothing, and to use up no fault that is meant for others.
+            # First, so that a web page learns nothing and uses up no fault.
             check_origin(request.headers.get_all("Origin"), request.headers.get_all("Host"), self._settings.host)
-            if self._refusals.stalls():
+            if self._state.handshake_faults.take_stall():
                 await self._resumed.wait()
-            client.route = self._checked(request.path)
+            client.route = self._check_request(request.path)
             self.hub.admit(client)
-        except Refused as refused:
-            self._counters.refused += 1
+        except HandshakeRefused as refused:
+            self._state.counters.refused += 1
             log.info("handshake refused: %d", refused.status)
             return _response(connection, refused)
         return None
 
-    def _checked(self, path: str) -> Route:
-        self._refusals.check()
+    def _check_request(self, path: str) -> Route:
+        self._state.handshake_faults.raise_refusal()
         route = parse_path(path)
-        # The key comes before the symbol: a stranger learns nothing of what there is.
-        if not self._keys.accepts(route.key):
-            raise Refused(HTTPStatus.UNAUTHORIZED, "the API key is missing or not accepted")
+        # The key before the symbol, so that strangers don't learn which symbols exist.
+        if not self._state.keys.accepts(route.key):
+            raise HandshakeRefused(HTTPStatus.UNAUTHORIZED, "the API key is missing or not accepted")
         check_symbol(route, self._settings.source.pairs)
         if len(self.hub.admitted) >= self._settings.max_connections:
-            raise Refused(HTTPStatus.TOO_MANY_REQUESTS, "too many connections", {"Retry-After": "1"})
-        if self.hub.keys[route.key] >= self._settings.max_connections_per_key:
-            raise Refused(HTTPStatus.TOO_MANY_REQUESTS, "too many connections with this key", {"Retry-After": "1"})
+            raise HandshakeRefused(HTTPStatus.TOO_MANY_REQUESTS, "too many connections", {"Retry-After": "1"})
+        if self.hub.admitted_per_key[route.key] >= self._settings.max_connections_per_key:
+            raise HandshakeRefused(
+                HTTPStatus.TOO_MANY_REQUESTS, "too many connections with this key", {"Retry-After": "1"}
+            )
         return route
 
     async def _handle(self, connection: ServerConnection) -> None:
         client = cast(Connection, connection)
-        self.hub.join(client)
+        self.hub.register(client)
         try:
-            if client.route is None or not self._keys.accepts(client.route.key):
-                # It was revoked after the connection was let in, and before it was among those to be closed.
-                client.shut(1008, "the API key was revoked")
+            if client.route is None or not self._state.keys.accepts(client.route.key):
+                # The key was revoked during the handshake.
+                client.begin_close(1008, "the API key was revoked")
             if client.route is not None and client.route.kind is Kind.GREEKS:
-                client.say(GREEKS_PLACEHOLDER)
-            await self._converse(client)
+                client.reply(GREEKS_PLACEHOLDER)
+            await self._answer_messages(client)
         except ConnectionClosed:
             pass
         finally:
-            self.hub.leave(client)
+            self.hub.on_closing(client)
 
-    async def _converse(self, client: Connection) -> None:
-        """Answer messages until the connection ends, or was without a keepAlive for too long."""
+    async def _answer_messages(self, client: Connection) -> None:
+        """Answer messages until the connection ends. Close it if no keepAlive arrives in time."""
         deadline = self._idle_deadline()
         while True:
             try:
@@ -237,8 +216,8 @@ class Service:
                     message = await client.recv()
             except TimeoutError:
                 deadline = self._idle_deadline()
-                if not client.silent:
-                    client.shut(1000, "no keepAlive in time")
+                if not client.frozen:
+                    client.begin_close(1000, "no keepAlive in time")
                 continue
             if await self._reply(client, message) == KEEP_ALIVE:
                 deadline = self._idle_deadline()
@@ -248,15 +227,15 @@ class Service:
         return None if limit is None else self.loop.time() + limit
 
     async def _reply(self, client: Connection, message: str | bytes) -> str | None:
-        """Answer a message. Returns the answer, once there is room for the next one.
+        """Answer a message. Returns the answer, once the client has accepted it.
 
-        A connection's messages are answered one after another, and not even read while an answer waits for its
-        client: so each connection holds one answer, a few messages and one question to the store at the most.
+        Until then, no further messages are read. Each connection thus holds at most one answer, a few messages and one
+        query.
         """
         reply = await self._answer(client, message)
         if reply is not None:
-            client.say(reply)
-            # If TCP is gone meanwhile, that is for `recv()` to tell.
+            client.reply(reply)
+            # If TCP has ended, recv() reports it.
             with contextlib.suppress(ConnectionError):
                 await client.drain()
         return reply
@@ -265,33 +244,31 @@ class Service:
         assert client.route is not None
         functions = client.route.kind is Kind.FUNCTIONS
         try:
-            call = read_call(message, client.route.key, self._keys.accepts, strict=functions)
+            call = read_call(message, client.route.key, self._state.keys.accepts, strict=functions)
             if call is None:
                 return None
-            self._counters.calls += 1
+            self._state.counters.calls += 1
             self._notify()
-            if functions and (failure := await self._misfortune(client, call)) is not None:
-                return error_text(failure)
+            if functions and (failure := await self._apply_faults(client, call)) is not None:
+                return error_message(failure)
             prepared = prepare(call, self._settings.source.pairs)
-            return prepared if isinstance(prepared, str) else await self._recorder.ask(prepared)
-        except CallError as error:
-            return refusal(error)
-        except StoreFailed as error:
-            return error_text(str(error))
+            return prepared if isinstance(prepared, str) else await self._state.recorder.query(prepared)
+        except (CallError, StoreFailed) as error:
+            return error_message(str(error))
         except sqlite3.Error as error:
-            log.error("the tick store cannot be read: %s", error)
-            return error_text("the tick store cannot be read")
+            log.error("cannot read the tick store: %s", error)
+            return error_message("the tick store cannot be read")
 
-    async def _misfortune(self, client: Connection, call: Call) -> str | None:
-        """Let go wrong what is to go wrong with this call. Returns the error that it is to be answered with, if any."""
-        if self._faults.drops(call.name):
-            client.drop(reset=self._faults.resets)
+    async def _apply_faults(self, client: Connection, call: Call) -> str | None:
+        """Drop, stall or fail the call as requested. Returns the error to answer with, if any."""
+        if self._state.call_faults.take_drop(call.name):
+            client.drop(reset=self._state.call_faults.reset)
             return "dropped"
-        if self._faults.stalls(call.name):
-            await self._resumed_or_gone(client)
-        return self._faults.failure(call.name)
+        if self._state.call_faults.take_stall(call.name):
+            await self._wait_resumed_or_closed(client)
+        return self._state.call_faults.take_failure(call.name)
 
-    async def _resumed_or_gone(self, client: Connection) -> None:
+    async def _wait_resumed_or_closed(self, client: Connection) -> None:
         waits = [self.loop.create_task(self._resumed.wait()), self.loop.create_task(client.wait_closed())]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -300,51 +277,50 @@ class Service:
                 wait.cancel()
 
     async def _stop_accepting(self, listener: socket.socket) -> None:
-        """Let those that were just accepted become connections: asyncio forgets the socket of one that finds its server
-        closed (gh-109564)."""
+        """Stop accepting, and let the sockets just accepted become transports: else asyncio leaks them (gh-109564)."""
         with contextlib.suppress(NotImplementedError):
             self.loop.remove_reader(listener)
-        await self._some_turns()
+        await self._yield_to_loop()
 
-    async def _some_turns(self) -> None:
-        for _ in range(_TURNS):
+    async def _yield_to_loop(self) -> None:
+        for _ in range(_TRANSPORT_ITERATIONS):
             await asyncio.sleep(0)
 
     async def _close(self, server: Server) -> None:
         server.close(close_connections=False)
         leaving = list(self.hub.connections)
         for connection in leaving:
-            connection.shut(GOING_AWAY, "the server stops")
+            connection.begin_close(GOING_AWAY, "the server is stopping")
         if leaving:
             closed = [self.loop.create_task(connection.wait_closed()) for connection in leaving]
-            await asyncio.wait(closed, timeout=self._settings.limits.close_timeout)
+            await asyncio.wait(closed, timeout=self._settings.close_timeout)
         self._abort_all()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1.0):
                 await server.wait_closed()
-        await self._end_newcomers()
+        await self._abort_latecomers()
 
     def _abort_all(self) -> None:
         for connection in list(self.hub.transports):
             connection.transport.abort()
 
-    async def _end_newcomers(self) -> None:
-        """End those that were accepted in this very moment, or are within TLS's handshake: the hub knows them late.
+    async def _abort_latecomers(self) -> None:
+        """Abort connections accepted just now or still in the TLS handshake. The hub doesn't know them yet.
 
-        Cancelled before its first steps, a task would leave the socket it was made for; so it gets to make them.
+        Let each task take its first steps before cancelling it. Otherwise it leaks its socket.
         """
-        patience_ends = self.loop.time() + 1.0
-        while self.loop.time() < patience_ends:
-            await self._some_turns()
+        deadline = self.loop.time() + 1.0
+        while self.loop.time() < deadline:
+            await self._yield_to_loop()
             self._abort_all()
-            newcomers = asyncio.all_tasks() - {asyncio.current_task()}
-            if not newcomers and not self.hub.transports:
+            latecomers = asyncio.all_tasks() - {asyncio.current_task()}
+            if not latecomers and not self.hub.transports:
                 break
-            for task in newcomers:
+            for task in latecomers:
                 task.cancel()
 
 
-def _response(connection: ServerConnection, refused: Refused) -> Response:
+def _response(connection: ServerConnection, refused: HandshakeRefused) -> Response:
     response = connection.respond(HTTPStatus(refused.status), refused.body)
     del response.headers["Content-Type"]
     response.headers["Content-Type"] = "application/json"

@@ -1,4 +1,4 @@
-"""What a market source is: something that plays ticks."""
+"""`Source`: the interface of a market that the server can play."""
 
 from __future__ import annotations
 
@@ -9,25 +9,32 @@ from .ticks import Tick
 
 
 class Source(Protocol):
-    """A market to be played. `Tape` and `SimulatedMarket` are two; any object of this shape will do.
+    """A market that a server can play.
 
-    The source has no clock, thread or socket of its own: it says what is due when, and the server does the rest.
+    `Tape` and `SimulatedMarket` implement it, and so can your own class. A source has no clock, thread or socket: it
+    says which tick is due when, and the server does the rest.
     """
 
     @property
     def pairs(self) -> frozenset[str]:
-        """The pairs that can be asked for. All others are unknown (404)."""
+        """The pairs that clients can subscribe to. Any other pair is refused with 404."""
 
     @property
     def wait_for(self) -> int:
-        """How many streams must be connected before the first tick is played."""
+        """The number of streams that must be connected before the first tick is played."""
 
     @property
     def paced(self) -> bool:
-        """Whether the ticks are due by the clock. If not, they are played as fast as the clients take them."""
+        """Whether ticks are due at set times. If not, they are played as fast as the clients accept them."""
 
     def play(self, clock: Callable[[], float]) -> Iterator[tuple[float, Tick]]:
-        """Start from the beginning: pairs of when, in seconds since the start and never falling, and what.
+        """Play the market from its beginning.
 
-        `clock` tells the time in seconds since 1970, for sources that stamp their ticks.
+        Args:
+            clock (Callable[[], float]): Returns the current time in seconds since 1970, for sources that set the time
+                of their ticks.
+
+        Returns:
+            Iterator[tuple[float, Tick]]: When each tick is due, in seconds since the start, never decreasing; and the
+            tick.
         """

@@ -1,4 +1,4 @@
-"""What a server has counted."""
+"""Counters of a server, and a snapshot of them for users."""
 
 from __future__ import annotations
 
@@ -11,12 +11,21 @@ import attrs
 class ServerStats:
     """A snapshot of a server's counters.
 
-    Counts of now: `connections` (of all kinds, handshake done), `streams` (those for ticks or Greeks), `symbols` (how
-    many streams of each symbol) and `ticks_stored` (what the store holds; ticks on their way into it do not count).
-    Counts since the server was made, over restarts: `connections_total`, `refused` (handshakes), `ticks_played` (by the
-    source), `ticks_sent` (tick messages handed to connections, one for each client), `slow_clients` (disconnected with
-    1013) and `calls` (of functions, on all connections, whatever the answer). `started` tells whether the source has
-    begun, `finished` whether it has come to its end.
+    Totals count from the creation of the server object and continue across restarts.
+
+    Attributes:
+        connections (int): Open connections of all kinds. The handshake is complete.
+        connections_total (int): Total connections of all kinds.
+        streams (int): Open connections that stream ticks or Greeks.
+        symbols (Mapping[str, int]): The number of open streams of each symbol.
+        refused (int): Total handshakes refused.
+        ticks_played (int): Total ticks played by the source or sent with `emit()`.
+        ticks_sent (int): Total tick messages sent. A tick sent to two clients counts twice.
+        slow_clients (int): Total clients disconnected with 1013 because they were too slow.
+        calls (int): Total function calls on all connections, failed ones included.
+        ticks_stored (int): Ticks in the store now. Ticks in a batch that is not yet written don't count.
+        started (bool): Whether the source has started.
+        finished (bool): Whether the source has ended.
     """
 
     connections: int = 0
@@ -35,7 +44,7 @@ class ServerStats:
 
 @attrs.define
 class Counters:
-    """The counts that only grow. Written by the server's thread alone."""
+    """The totals. Only the server's thread writes them."""
 
     connections_total: int = 0
     refused: int = 0

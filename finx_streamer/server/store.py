@@ -1,4 +1,4 @@
-"""`TickStore`: every tick that was played, in SQLite, in order of time. No thread and no event loop in it."""
+"""`TickStore`: played and imported ticks in SQLite, indexed by time."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from operator import itemgetter
 from pathlib import Path
 
 from ..errors import ConfigurationError
-from .ticks import Moment, check_price, check_series, midnight, moment
+from .ticks import ExactTime, check_price, check_series, day_start, exact_time
 
-#: How many ticks a store in memory holds where nothing else is said. About 150 MB.
+#: The default limit of a store in memory, in ticks. About 150 MB.
 MEMORY_LIMIT = 1_000_000
-#: "FinX" in ASCII: marks a file as ours. Source: O.
+#: Identifies our files: "FinX" in ASCII. Source: O.
 APPLICATION_ID = 0x46696E58
 #: The version of the schema below.
 SCHEMA_VERSION = 1
 
-#: A tick as it waits for being stored: its five wire strings.
+#: A tick to store: its five wire strings.
 Row = tuple[str, str, str, str, str]
-#: A tick's wire strings, in the order of `Row`.
+#: Converts a tick to a `Row`.
 fields_of = itemgetter("pair", "date", "time", "exchange", "price")
 
 _SCHEMA = """
@@ -39,76 +39,75 @@ CREATE TABLE tick (
 CREATE INDEX tick_by_time ON tick (pair, second, fraction, id, exchange);
 """
 _COLUMNS = 7
-#: How many ticks go into one statement. Python lets go of the interpreter once a statement, and has to win it back
-#: from a busy event loop each time: a statement a tick would be slower by orders of magnitude.
-_CHUNKS = (512, 64, 8, 1)
+#: The numbers of ticks per INSERT statement. Each statement releases the GIL and has to reacquire it from a busy event
+#: loop, so one statement per tick would be slower by orders of magnitude.
+_INSERT_SIZES = (512, 64, 8, 1)
 _INSERTS = {
     size: "INSERT INTO tick (pair, exchange, second, fraction, date, time, price) VALUES "
     + ",".join(["(?,?,?,?,?,?,?)"] * size)
-    for size in _CHUNKS
+    for size in _INSERT_SIZES
 }
-# The texts hold nothing that JSON would have to escape: `_values` sees to that.
-_WIRE = (
+# Nothing in these columns needs escaping in JSON: `_column_values` and `_encode_name` ensure it.
+_JSON = (
     """'{"pair":"' || pair.name || '","date":"' || tick.date || '","time":"' || tick.time"""
     """ || '","exchange":"' || exchange.name || '","price":"' || tick.price || '"}'"""
 )
-_JOINED = "tick JOIN pair ON pair.id = tick.pair JOIN exchange ON exchange.id = tick.exchange"
-_FORWARD = "ORDER BY tick.second, tick.fraction, tick.id"
-_BACKWARD = "ORDER BY tick.second DESC, tick.fraction DESC, tick.id DESC"
+_TABLES = "tick JOIN pair ON pair.id = tick.pair JOIN exchange ON exchange.id = tick.exchange"
+_ASCENDING = "ORDER BY tick.second, tick.fraction, tick.id"
+_DESCENDING = "ORDER BY tick.second DESC, tick.fraction DESC, tick.id DESC"
 
 
 class TickStore:
     """Ticks in an SQLite database, in a file or in memory.
 
-    The five wire strings of a tick come back as they came; ticks of equal time keep the order in which they were
-    stored, and equal ticks are all kept. Times compare exactly, whatever the number of their digits.
+    The five wire strings of a tick are returned unchanged. Ticks of equal time stay in the order in which they were
+    stored, and equal ticks are all kept. Times compare exactly, with any number of digits.
 
-    `limit` bounds the number of ticks; those that were stored first go first. `None`: 1,000,000 in memory, no bound in
-    a file. With 0 nothing is stored.
+    `limit` is the most ticks to keep; beyond it, those stored first are removed. `None`: 1,000,000 in memory, no limit
+    in a file. 0: store nothing.
 
-    A file has one user at a time: opening it a second time, in this process or another, is an error. It is open only
-    within `opened()`; what is in memory stays until `close()`. All methods may be called from any thread, and wait
-    for each other.
+    Only one process can open a file at a time, and only once. The file is open only within `opened()`; ticks in memory
+    stay until `close()`. All methods are thread-safe.
 
-    Raises `ConfigurationError` for a file that is not such a database, or is in use, and `OSError` where the system
-    refuses it.
+    Raises `ConfigurationError` if the file is in use or not a tick store, and `OSError` if the system denies access.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None, limit: int | None = None) -> None:
         if limit is not None and limit < 0:
-            raise ConfigurationError(f"store_limit is {limit!r}; expected a number of ticks, or None for the default")
+            raise ConfigurationError(f"store_limit is {limit!r}; expected 0 ticks or more, or None for the default")
         self._path = None if path is None else Path(os.path.abspath(path))
         self._limit = MEMORY_LIMIT if limit is None and path is None else limit
         self._connection: sqlite3.Connection | None = None
         self._users = 0
         self._lock = threading.RLock()
-        self._pairs: dict[str, int] = {}
-        self._exchanges: dict[str, int] = {}
-        #: The numbers of a pair and an exchange that there are ticks of.
-        self._series: dict[tuple[str, str], tuple[int, int]] = {}
-        self._first = self._last = 0
+        #: Row IDs by name. A series is a pair on an exchange.
+        self._pair_ids: dict[str, int] = {}
+        self._exchange_ids: dict[str, int] = {}
+        self._series_ids: dict[tuple[str, str], tuple[int, int]] = {}
+        #: Ticks ever added and removed. The IDs in the store are `_removed + 1` to `_added`, without gaps.
+        self._added = self._removed = 0
 
     def __repr__(self) -> str:
-        return f"<TickStore {self._path or 'in memory'}, {self.held} ticks>"
+        return f"<TickStore {self._path or 'in memory'}, {self.count} ticks>"
 
     @property
-    def held(self) -> int:
-        """How many ticks there are."""
-        return self._last - self._first
+    def count(self) -> int:
+        """The number of ticks in the store."""
+        return self._added - self._removed
 
     @property
-    def keeps(self) -> bool:
-        """Whether anything is stored at all."""
+    def is_enabled(self) -> bool:
+        """Whether the store keeps ticks. It doesn't with a limit of 0."""
         return self._limit != 0
 
     @property
     def pairs(self) -> frozenset[str]:
-        """The pairs that ticks were ever stored of."""
-        return frozenset(self._pairs)
+        """All pairs that ever had a tick in the store."""
+        return frozenset(self._pair_ids)
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[None]:
-        """Keep the database open within. Any number of users within this process's one store share it."""
+        """Keep the database open within the `with` block. Blocks may overlap and nest."""
         with self._lock:
             if self._connection is None:
                 self._open()
@@ -122,118 +121,117 @@ class TickStore:
                     self.close()
 
     def close(self) -> None:
-        """Close the database. What was in memory is gone."""
+        """Close the database. Ticks in memory are lost."""
         with self._lock:
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
 
     def write(self, rows: Sequence[Row]) -> int:
-        """Store ticks in one transaction. Returns how many; those that are no ticks are left out.
+        """Store ticks in one transaction. Returns how many were valid; the others are skipped.
 
-        Only a source of one's own can play what is no tick.
+        Only a custom source can play invalid ticks.
         """
         with self._lock, self._transaction() as connection:
-            found = [value for value in map(self._values, rows) if value is not None]
+            valid = [values for values in map(self._column_values, rows) if values is not None]
             start = 0
-            for size in _CHUNKS:
-                while len(found) - start >= size:
-                    parameters = [value for values in found[start : start + size] for value in values]
+            for size in _INSERT_SIZES:
+                while len(valid) - start >= size:
+                    parameters = [value for values in valid[start : start + size] for value in values]
                     connection.execute(_INSERTS[size], parameters)
                     start += size
-            self._last += len(found)
-            self._shorten(connection)
-        return len(found)
+            self._added += len(valid)
+            self._remove_oldest(connection)
+        return len(valid)
 
-    def history(self, pair: str, day: str, after: Moment, exchange: str | None, most: int) -> list[str]:
-        """The first ticks of a pair on a UTC day strictly after a time, in order; each as the text of a JSON object."""
-        where, values = self._chosen(pair, exchange)
-        text = self._text(
-            f"SELECT group_concat(wire, char(10)) FROM (SELECT {_WIRE} AS wire FROM {_JOINED} WHERE {where} "
-            f"AND (tick.second, tick.fraction) > (?, ?) AND tick.second < ? {_FORWARD} LIMIT ?)",
-            (*values, *after, midnight(day) + 86_400, most),
+    def history(self, pair: str, day: str, after: ExactTime, exchange: str | None, limit: int) -> list[str]:
+        """The first ticks of a pair on a UTC day strictly after a time, in order, as JSON objects."""
+        where, values = self._selection(pair, exchange)
+        text = self._fetch_text(
+            f"SELECT group_concat(tick_json, char(10)) FROM (SELECT {_JSON} AS tick_json FROM {_TABLES} WHERE {where} "
+            f"AND (tick.second, tick.fraction) > (?, ?) AND tick.second < ? {_ASCENDING} LIMIT ?)",
+            (*values, *after, day_start(day) + 86_400, limit),
         )
-        # A JSON text has no line break of its own.
+        # JSON escapes line breaks within a tick.
         return text.split("\n") if text else []
 
-    def snap(self, pair: str, at: Moment, exchange: str | None) -> str | None:
-        """The last tick of a pair at a time or before it, as the text of a JSON object. None: there is none."""
-        where, values = self._chosen(pair, exchange)
-        return self._text(
-            f"SELECT {_WIRE} FROM {_JOINED} WHERE {where} "
-            f"AND (tick.second, tick.fraction) <= (?, ?) {_BACKWARD} LIMIT 1",
+    def snap(self, pair: str, at: ExactTime, exchange: str | None) -> str | None:
+        """The last tick of a pair at or before a time, as a JSON object; None if there is none."""
+        where, values = self._selection(pair, exchange)
+        return self._fetch_text(
+            f"SELECT {_JSON} FROM {_TABLES} WHERE {where} "
+            f"AND (tick.second, tick.fraction) <= (?, ?) {_DESCENDING} LIMIT 1",
             (*values, *at),
         )
 
     def exchanges(self, pairs: Sequence[str]) -> list[str]:
-        """The exchanges that ticks of these pairs were ever stored from, in alphabetical order."""
-        text = self._text(
+        """All exchanges that ever had a tick of these pairs in the store, sorted by name."""
+        text = self._fetch_text(
             "SELECT group_concat('\"' || name || '\"') FROM exchange WHERE id IN "
-            f"(SELECT exchange FROM series WHERE pair IN ({self._ids(pairs)}))",
+            f"(SELECT exchange FROM series WHERE pair IN ({self._id_list(pairs)}))",
             (),
         )
         return sorted(json.loads(f"[{text or ''}]"))
 
-    def ends(self, pairs: Sequence[str]) -> tuple[str | None, str | None]:
-        """The first and the last tick of all these pairs by time, each as the text of a JSON object."""
+    def first_and_last(self, pairs: Sequence[str]) -> tuple[str | None, str | None]:
+        """The first and the last tick of these pairs by time, as JSON objects."""
         first, last = (
-            self._text(
-                f"SELECT {_WIRE} FROM {_JOINED} WHERE tick.id IN (SELECT (SELECT id FROM tick WHERE pair = asked.id "
-                f"{order} LIMIT 1) FROM pair AS asked WHERE asked.id IN ({self._ids(pairs)})) {order} LIMIT 1",
+            self._fetch_text(
+                f"SELECT {_JSON} FROM {_TABLES} WHERE tick.id IN (SELECT (SELECT id FROM tick WHERE pair = wanted.id "
+                f"{order} LIMIT 1) FROM pair AS wanted WHERE wanted.id IN ({self._id_list(pairs)})) {order} LIMIT 1",
                 (),
             )
-            for order in (_FORWARD, _BACKWARD)
+            for order in (_ASCENDING, _DESCENDING)
         )
         return first, last
 
-    def _text(self, statement: str, values: Sequence[object]) -> str | None:
-        """The one value of a statement. One row, so that the interpreter is let go of once only."""
+    def _fetch_text(self, statement: str, values: Sequence[object]) -> str | None:
+        """Fetch the single value of a statement. A single row releases the GIL only once."""
         with self._lock:
-            assert self._connection is not None, "the store is not open"
-            row = self._connection.execute(statement, values).fetchone()
+            row = self._database.execute(statement, values).fetchone()
         return None if row is None else row[0]
 
-    def _chosen(self, pair: str, exchange: str | None) -> tuple[str, tuple[int, ...]]:
-        """A condition for the ticks of a pair, or of its series of one exchange. What is unknown has the number 0."""
-        known = self._pairs.get(pair, 0)
+    def _selection(self, pair: str, exchange: str | None) -> tuple[str, tuple[int, ...]]:
+        """A WHERE condition and its values for the ticks of a pair, on one exchange or all. Unknown names have ID 0."""
+        pair_id = self._pair_ids.get(pair, 0)
         if exchange is None:
-            return "tick.pair = ?", (known,)
-        return "tick.pair = ? AND tick.exchange = ?", (known, self._exchanges.get(exchange, 0))
+            return "tick.pair = ?", (pair_id,)
+        return "tick.pair = ? AND tick.exchange = ?", (pair_id, self._exchange_ids.get(exchange, 0))
 
-    def _ids(self, pairs: Sequence[str]) -> str:
-        return ",".join(str(self._pairs[pair]) for pair in pairs if pair in self._pairs)
+    def _id_list(self, pairs: Sequence[str]) -> str:
+        return ",".join(str(self._pair_ids[pair]) for pair in pairs if pair in self._pair_ids)
 
-    def _values(self, row: Row) -> tuple[object, ...] | None:
-        """What a tick's columns hold. None if it is no tick."""
+    def _column_values(self, row: Row) -> tuple[object, ...] | None:
+        """The column values of a tick; None if it is invalid."""
         pair, date, time, exchange, price = row
         try:
-            numbers = self._series.get((pair, exchange)) or self._new_series(pair, exchange)
+            ids = self._series_ids.get((pair, exchange)) or self._add_series(pair, exchange)
             check_price(price)
-            return *numbers, *moment(date, time), date, time, price
+            return *ids, *exact_time(date, time), date, time, price
         except (ValueError, TypeError):
             return None
 
-    def _new_series(self, pair: str, exchange: str) -> tuple[int, int]:
+    def _add_series(self, pair: str, exchange: str) -> tuple[int, int]:
         check_series(pair, exchange)
-        numbers = (
-            self._pairs.get(pair) or self._number("pair", self._pairs, pair),
-            self._exchanges.get(exchange) or self._number("exchange", self._exchanges, exchange),
+        ids = (
+            self._pair_ids.get(pair) or self._add_name("pair", self._pair_ids, pair),
+            self._exchange_ids.get(exchange) or self._add_name("exchange", self._exchange_ids, exchange),
         )
-        self._database.execute("INSERT INTO series VALUES (?, ?)", numbers)
-        self._series[pair, exchange] = numbers
-        return numbers
+        self._database.execute("INSERT INTO series VALUES (?, ?)", ids)
+        self._series_ids[pair, exchange] = ids
+        return ids
 
-    def _number(self, table: str, known: dict[str, int], name: str) -> int:
+    def _add_name(self, table: str, ids: dict[str, int], name: str) -> int:
         statement = f"INSERT INTO {table} (name) VALUES (?)"
-        number = self._database.execute(statement, (_encoded(name),)).lastrowid
-        assert number is not None
-        known[name] = number
-        return number
+        row_id = self._database.execute(statement, (_encode_name(name),)).lastrowid
+        assert row_id is not None
+        ids[name] = row_id
+        return row_id
 
-    def _shorten(self, connection: sqlite3.Connection) -> None:
-        if self._limit is not None and self.held > self._limit:
-            self._first = self._last - self._limit
-            connection.execute("DELETE FROM tick WHERE id <= ?", (self._first,))
+    def _remove_oldest(self, connection: sqlite3.Connection) -> None:
+        if self._limit is not None and self.count > self._limit:
+            self._removed = self._added - self._limit
+            connection.execute("DELETE FROM tick WHERE id <= ?", (self._removed,))
 
     @property
     def _database(self) -> sqlite3.Connection:
@@ -256,27 +254,27 @@ class TickStore:
     def _open(self) -> None:
         place = ":memory:" if self._path is None else str(self._path)
         try:
-            # The lock of this object is what keeps threads apart.
+            # Our own lock serializes the threads.
             connection = sqlite3.connect(place, timeout=1.0, isolation_level=None, check_same_thread=False)
         except sqlite3.Error as error:
-            raise self._explained(error) from None
+            raise self._translate(error) from None
         try:
             self._prepare(connection)
         except sqlite3.Error as error:
             connection.close()
-            raise self._explained(error) from None
+            raise self._translate(error) from None
         except BaseException:
             connection.close()
             raise
         self._connection = connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        # Exclusive: nobody else gets in while we live, and the system undoes the lock when the process is killed.
+        # No other process can open the file. The system releases the lock when this process is killed.
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         connection.execute("BEGIN IMMEDIATE")
         self._check_schema(connection)
         connection.execute("COMMIT")
-        # What is committed outlives the process from then on; a loss of power may take the last moments.
+        # Commits survive a killed process. A power failure may lose the last ones.
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA cache_size = -16384")
@@ -292,45 +290,45 @@ class TickStore:
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         elif application != APPLICATION_ID:
-            raise ConfigurationError(f"the store {self._path} is a database of something else; use another file")
+            raise ConfigurationError(f"the store {self._path} is another program's database; use another file")
         elif version != SCHEMA_VERSION:
             raise ConfigurationError(
-                f"the store {self._path} has version {version}, and this is version {SCHEMA_VERSION}; use another file"
+                f"the store {self._path} has version {version}; expected version {SCHEMA_VERSION}; use another file"
             )
 
     def _read_names(self, connection: sqlite3.Connection) -> None:
-        """Take over what the database knows, when it was opened or a transaction was undone."""
+        """Load the names and the range of IDs, after opening or a rollback."""
         pairs, exchanges = (
-            {number: _decoded(name) for number, name in connection.execute(f"SELECT id, name FROM {table}")}
+            {row_id: _decode_name(name) for row_id, name in connection.execute(f"SELECT id, name FROM {table}")}
             for table in ("pair", "exchange")
         )
-        self._pairs = {name: number for number, name in pairs.items()}
-        self._exchanges = {name: number for number, name in exchanges.items()}
+        self._pair_ids = {name: row_id for row_id, name in pairs.items()}
+        self._exchange_ids = {name: row_id for row_id, name in exchanges.items()}
         series = connection.execute("SELECT pair, exchange FROM series")
-        self._series = {(pairs[pair], exchanges[exchange]): (pair, exchange) for pair, exchange in series}
-        # Numbers have no holes: the oldest ticks alone are ever removed, and they are the first.
-        ends = "SELECT (SELECT min(id) FROM tick), (SELECT max(id) FROM tick)"
-        first, last = connection.execute(ends).fetchone()
-        self._first, self._last = (0, 0) if last is None else (first - 1, last)
+        self._series_ids = {(pairs[pair], exchanges[exchange]): (pair, exchange) for pair, exchange in series}
+        # There are no gaps in the IDs, because only the oldest ticks are removed.
+        id_range = "SELECT (SELECT min(id) FROM tick), (SELECT max(id) FROM tick)"
+        first, last = connection.execute(id_range).fetchone()
+        self._removed, self._added = (0, 0) if last is None else (first - 1, last)
 
-    def _explained(self, error: sqlite3.Error) -> Exception:
-        """What SQLite said about a file, in words that help."""
+    def _translate(self, error: sqlite3.Error) -> Exception:
+        """Translate an SQLite error into one that says what to do."""
         name = getattr(error, "sqlite_errorname", "")
         if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
             return ConfigurationError(
-                f"the store {self._path} is in use by another server or program; close that first"
+                f"the store {self._path} is in use by another server or program; close it there first"
             )
         if name.startswith("SQLITE_NOTADB"):
-            return ConfigurationError(f"the store {self._path} is no SQLite database; use another file")
-        if self._path is not None and (number := _refusal(self._path)):
-            return OSError(number, os.strerror(number), str(self._path))
-        return ConfigurationError(f"cannot use the store {self._path}: {error}")
+            return ConfigurationError(f"the store {self._path} is not an SQLite database; use another file")
+        if self._path is not None and (code := _access_error(self._path)):
+            return OSError(code, os.strerror(code), str(self._path))
+        return ConfigurationError(f"cannot open the store {self._path}: {error}")
 
 
-def _refusal(path: Path) -> int:
-    """Why the system would not let us write the file, as an error number; 0 if it would.
+def _access_error(path: Path) -> int:
+    """The error code with which the system would deny writing the file; 0 if it wouldn't.
 
-    The file is not opened for that: closing it again would undo SQLite's locks of this process.
+    This doesn't open the file: closing it would release this process's SQLite locks.
     """
     if path.is_dir():
         return errno.EISDIR
@@ -341,10 +339,10 @@ def _refusal(path: Path) -> int:
     return 0 if os.access(path if path.exists() else path.parent, os.W_OK) else errno.EACCES
 
 
-def _encoded(name: str) -> str:
-    """A name as it stands within the quotes of a JSON text, all ASCII: SQLite takes no lone surrogates."""
+def _encode_name(name: str) -> str:
+    """The name as the inside of a JSON string, in ASCII: SQLite doesn't accept lone surrogates."""
     return json.dumps(name)[1:-1]
 
 
-def _decoded(text: str) -> str:
+def _decode_name(text: str) -> str:
     return str(json.loads(f'"{text}"'))

@@ -1,4 +1,4 @@
-"""`Tape`: recorded ticks, replayed."""
+"""`Tape`: a recording of ticks, to be replayed."""
 
 from __future__ import annotations
 
@@ -12,32 +12,37 @@ from pathlib import Path
 from typing import IO, cast
 
 from ..errors import ConfigurationError
-from .ticks import Tick, checked, epoch, stamped
+from .ticks import Tick, epoch_seconds, parse_tick, with_time
 
-#: The pause between two rounds of a loop in seconds, if there is no `max_pause`.
-_SEAM = 1.0
+#: The pause between two rounds of a loop in seconds, if `max_pause` is None.
+_LOOP_PAUSE = 1.0
 
 
 class Tape:
-    """A recording of ticks: a `.jsonl` or `.jsonl.gz` file with a tick a line, or an iterable of tick dicts.
+    """A recording of ticks, replayed in its own order.
 
-    - `speed`: 1.0 is real time, 10.0 ten times as fast, `None` as fast as the connected clients take it. With `None`
-      the tape stands still while no tick stream is connected.
-    - `loop`: begin again at the end, after `max_pause` (after 1 s if that is None).
-    - `wait_for`: the number of connected streams (ticks and Greeks) at which the tape starts. It doesn't stop again
-      when they leave: who is not connected misses what passes.
-    - `shift`: `False` sends the times as recorded. `True` sends the time at which the tick goes out, in
-      milliseconds; a tick that was late in the recording stays late by as much (divided by `speed`).
-    - `max_pause`: the longest wait between two ticks in seconds of real time, since recordings are islands that can
-      lie days apart. `None` waits as long as the recording says.
+    The pace follows the latest time so far. A late tick is sent at once. Equal lines are different trades. Clients can
+    subscribe to the pairs that occur in the tape.
 
-    Ticks are played in the order of the tape, which need not be that of time: the pace follows the latest time so
-    far, and a late tick goes out at once. Equal lines are different trades. The pairs that can be asked for are those
-    in the tape. A file is read through once here, to find its pairs and its mistakes, and again when it is played,
-    so it may be larger than the memory; an iterable is read to its end here, and kept.
+    A file is read twice: here, to find its pairs and check every line, and again when it is played. It may therefore
+    be larger than memory. An iterable is read here and kept in memory.
 
-    Raises `ConfigurationError` for an argument out of range, a file that cannot be read, a tape without ticks, and
-    for a malformed line, which it names (blank lines are skipped).
+    Args:
+        ticks (str | os.PathLike[str] | Iterable[Mapping[str, str]]): A `.jsonl` or `.jsonl.gz` file with one tick per
+            line, or tick dicts. Blank lines are skipped.
+        speed (float | None): 1.0 is real time, 10.0 is ten times as fast. With `None`, the tape is played as fast as
+            the connected clients accept it, and stands still while no tick stream is connected.
+        loop (bool): Whether to start again at the end, after `max_pause` seconds (1 second if that is `None`).
+        wait_for (int): The number of connected streams, of ticks and Greeks, at which the tape starts. It doesn't stop
+            when they disconnect: a client that isn't connected misses ticks.
+        shift (bool): Whether to replace the recorded times with the time of sending, in milliseconds. A tick that was
+            late in the recording stays late by the same time divided by `speed`.
+        max_pause (float | None): The longest pause between two ticks in seconds of real time. With `None`, pauses are
+            as long as in the recording, which may be days.
+
+    Raises:
+        ConfigurationError: An argument is out of range, the file can't be read, a line is malformed (the error names
+            it), or the tape has no ticks.
     """
 
     def __init__(
@@ -56,10 +61,10 @@ class Tape:
         self._wait_for = wait_for
         self._shift = shift
         self._max_pause = max_pause
-        self._open = _opener(ticks)
-        self._pairs = frozenset(tick["pair"] for tick in self._open())
+        self._read = _make_reader(ticks)
+        self._pairs = frozenset(tick["pair"] for tick in self._read())
         if not self._pairs:
-            raise ConfigurationError(f"there are no ticks in {_name(ticks)}")
+            raise ConfigurationError(f"{_describe(ticks)} has no ticks; expected at least one")
 
     @property
     def pairs(self) -> frozenset[str]:
@@ -73,72 +78,71 @@ class Tape:
 
     @property
     def paced(self) -> bool:
-        """Whether the tape keeps to the clock (`speed` is not None)."""
+        """Whether ticks are due at set times (`speed` is not `None`)."""
         return self._speed is not None
 
     def play(self, clock: Callable[[], float]) -> Iterator[tuple[float, Tick]]:
-        """The ticks, each with the seconds after the start at which it is due. See `Source.play`."""
-        timed = self._timed()
+        """Play the tape from its beginning. See `Source.play`."""
+        schedule = self._schedule()
         if not self._shift:
-            return ((due, tick) for due, _, tick in timed)
-        return self._shifted(timed, clock)
+            return ((due, tick) for due, _, tick in schedule)
+        return self._shifted(schedule, clock)
 
-    def _timed(self) -> Iterator[tuple[float, float, Tick]]:
-        """When a tick is due, how late it is by then (both in seconds), and the tick; round after round."""
+    def _schedule(self) -> Iterator[tuple[float, float, Tick]]:
+        """For each tick of all rounds: when it is due, how late it is then (both in seconds), and the tick."""
         start = 0.0
         while True:
             due = None
-            for due, late, tick in self._once():
+            for due, late, tick in self._schedule_round():
                 yield start + due, late, tick
-            # A file that has been emptied since ends the loop, which would spin on nothing.
+            # A file that was emptied meanwhile ends the loop. Otherwise this would spin.
             if not self._loop or due is None:
                 return
-            start += due + self._seam
+            start += due + self._loop_pause
 
-    def _once(self) -> Iterator[tuple[float, float, Tick]]:
+    def _schedule_round(self) -> Iterator[tuple[float, float, Tick]]:
         if not self.paced and not self._shift:
-            # Nobody asks for the time of a tick, and reading it is half of the work.
-            return ((0.0, 0.0, tick) for tick in self._open())
-        return self._once_by_time()
+            # Parsing the time is half of the work, and no one needs it here.
+            return ((0.0, 0.0, tick) for tick in self._read())
+        return self._schedule_by_time()
 
-    def _once_by_time(self) -> Iterator[tuple[float, float, Tick]]:
+    def _schedule_by_time(self) -> Iterator[tuple[float, float, Tick]]:
         speed = math.inf if self._speed is None else self._speed
-        longest = math.inf if self._max_pause is None else self._max_pause
+        max_pause = math.inf if self._max_pause is None else self._max_pause
         due = 0.0
         latest: float | None = None
-        for tick in self._open():
-            now = epoch(tick)
+        for tick in self._read():
+            now = epoch_seconds(tick)
             latest = now if latest is None else latest
-            due += min(max(0.0, now - latest) / speed, longest)
+            due += min(max(0.0, now - latest) / speed, max_pause)
             latest = max(latest, now)
             yield due, (latest - now) / (self._speed or 1.0), tick
 
     @property
-    def _seam(self) -> float:
-        """The pause between two rounds: no recording tells it."""
+    def _loop_pause(self) -> float:
         if not self.paced:
             return 0.0
-        return _SEAM if self._max_pause is None else self._max_pause
+        return _LOOP_PAUSE if self._max_pause is None else self._max_pause
 
     def _shifted(
-        self, timed: Iterator[tuple[float, float, Tick]], clock: Callable[[], float]
+        self, schedule: Iterator[tuple[float, float, Tick]], clock: Callable[[], float]
     ) -> Iterator[tuple[float, Tick]]:
         started = clock()
-        for due, late, tick in timed:
-            yield due, stamped(tick, (started + due if self.paced else clock()) - late)
+        for due, late, tick in schedule:
+            yield due, with_time(tick, (started + due if self.paced else clock()) - late)
 
 
 def read_ticks(ticks: str | os.PathLike[str] | Iterable[Mapping[str, str]]) -> Iterator[Tick]:
-    """The ticks of a `.jsonl` or `.jsonl.gz` file, or of an iterable of tick dicts, once all were found to be right.
+    """Read the ticks of a `.jsonl` or `.jsonl.gz` file, or of tick dicts, after all of them were checked.
 
-    Raises `ConfigurationError` at once for those that are wrong, and for a file that cannot be read.
+    Raises `ConfigurationError` at once if a tick is malformed or the file can't be read.
     """
-    begin = _opener(ticks)
+    read = _make_reader(ticks)
     if isinstance(ticks, str | os.PathLike):
-        # Read to its end, to find its mistakes; a file may be larger than the memory.
-        for _ in begin():
+        # Check all lines first. Don't keep them: the file may be larger than memory.
+        for _ in read():
             pass
-    return begin()
+    return read()
 
 
 def _check_arguments(speed: float | None, wait_for: int, max_pause: float | None) -> None:
@@ -150,45 +154,42 @@ def _check_arguments(speed: float | None, wait_for: int, max_pause: float | None
         raise ConfigurationError(f"max_pause is {max_pause!r}; expected seconds, 0 or more, or None for no limit")
 
 
-def _opener(ticks: str | os.PathLike[str] | Iterable[Mapping[str, str]]) -> Callable[[], Iterator[Tick]]:
-    """A function that begins the tape anew with each call."""
+def _make_reader(ticks: str | os.PathLike[str] | Iterable[Mapping[str, str]]) -> Callable[[], Iterator[Tick]]:
+    """A function that reads the ticks from the beginning on each call."""
     if isinstance(ticks, str | os.PathLike):
         path = Path(ticks)
-        return lambda: _read(path)
-    kept = tuple(_each(ticks))
+        return lambda: _read_file(path)
+    kept = tuple(_parse_all(ticks))
     return lambda: iter(kept)
 
 
-def _each(ticks: Iterable[Mapping[str, str]]) -> Iterator[Tick]:
+def _parse_all(ticks: Iterable[Mapping[str, str]]) -> Iterator[Tick]:
     for number, raw in enumerate(ticks, start=1):
         try:
-            yield checked(dict(raw) if isinstance(raw, Mapping) else raw)
+            yield parse_tick(dict(raw) if isinstance(raw, Mapping) else raw)
         except ValueError as error:
             raise ConfigurationError(f"tick {number} of the tape: {error}") from None
 
 
-def _read(path: Path) -> Iterator[Tick]:
+def _read_file(path: Path) -> Iterator[Tick]:
     number = 0
     try:
-        with _lines_of(path) as lines:
+        with _open_lines(path) as lines:
             for line in lines:
                 number += 1
                 if not line.isspace():
-                    yield checked(json.loads(line))
+                    yield parse_tick(json.loads(line))
     except (OSError, EOFError, zlib.error) as error:
-        raise ConfigurationError(f"cannot read the tape {path}{_after(number)}: {error}") from error
+        position = f" after line {number}" if number else ""
+        raise ConfigurationError(f"cannot read the tape {path}{position}: {error}") from error
     except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path}, line {number}: {error}") from None
 
 
-def _lines_of(path: Path) -> IO[bytes]:
-    # Bytes, because a line that is no UTF-8 is then an error of that line and not of the file.
+def _open_lines(path: Path) -> IO[bytes]:
+    # Bytes, so that invalid UTF-8 is an error of its line and not of the file.
     return cast(IO[bytes], gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
 
 
-def _after(number: int) -> str:
-    return f" after line {number}" if number else ""
-
-
-def _name(ticks: object) -> str:
+def _describe(ticks: object) -> str:
     return f"the tape {os.fspath(ticks)}" if isinstance(ticks, str | os.PathLike) else "the tape"

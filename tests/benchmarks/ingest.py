@@ -124,7 +124,7 @@ def _stored_alone(market: Market, job: Mapping[str, Any]) -> Figures:
             store.write(rows[first : first + 4_096])
         seconds = time.perf_counter() - began
     store.close()
-    return {"seconds": seconds, "stored": store.held, "call_median": None, "call_worst": None}
+    return {"seconds": seconds, "stored": store.count, "call_median": None, "call_worst": None}
 
 
 def _played(market: Market, job: Mapping[str, Any]) -> Figures:

@@ -83,7 +83,7 @@ def test_warns_about_a_host_beyond_loopback() -> None:
         (["--keys-file", "no-such-file"], "No such file"),
         (["--keys-file", "/dev/null"], "the file has no keys"),
         (["--rate", "0"], "rate"),
-        (["--store", __file__], "is no SQLite database"),
+        (["--store", __file__], "is not an SQLite database"),
         (["--import", "no-such-file.jsonl"], "no-such-file.jsonl"),
     ],
 )

@@ -13,7 +13,14 @@ from typing import Any
 from finx_streamer.errors import ConfigurationError
 from finx_streamer.server import functions, ticks
 from finx_streamer.server.functions import CallError
-from finx_streamer.server.protocol import Kind, Refused, check_symbol, enveloped, flat, parse_path
+from finx_streamer.server.protocol import (
+    HandshakeRefused,
+    Kind,
+    check_symbol,
+    encode_enveloped,
+    encode_flat,
+    parse_path,
+)
 from finx_streamer.server.store import TickStore
 from tests.fuzz.near import KEY, check_secrecy, holds_traces
 
@@ -44,7 +51,7 @@ def _check_path(body: bytes) -> None:
         route = parse_path(path)
         assert route.kind in Kind
         check_symbol(route, _PLAYED)
-    except Refused as refused:
+    except HandshakeRefused as refused:
         assert refused.status in (HTTPStatus.NOT_FOUND, HTTPStatus.REQUEST_URI_TOO_LONG)
         assert {"error": refused.text} == json.loads(refused.body)
         assert len(refused.text) < 500
@@ -80,15 +87,16 @@ def _check_tick(body: bytes) -> None:
     except (ValueError, RecursionError):
         return
     try:
-        tick = ticks.checked(raw)
+        tick = ticks.parse_tick(raw)
     except ValueError as error:
         assert isinstance(error, ConfigurationError) or type(error) is ValueError
         return
-    assert 0 <= ticks.epoch(tick) - ticks.midnight(tick["date"]) <= 86_401
-    assert ticks.moment(tick["date"], tick["time"])[0] == int(ticks.epoch(tick) // 1)
-    sent: Any = json.loads(enveloped(tick))["resultData"]
+    assert 0 <= ticks.epoch_seconds(tick) - ticks.day_start(tick["date"]) <= 86_401
+    seconds, _ = ticks.exact_time(tick["date"], tick["time"])
+    assert seconds == int(ticks.epoch_seconds(tick) // 1)
+    sent: Any = json.loads(encode_enveloped(tick))["resultData"]
     assert tick == sent
-    assert tick["price"] == json.loads(flat(tick))["price"]
+    assert tick["price"] == json.loads(encode_flat(tick))["price"]
 
 
 _CHECKS: tuple[Callable[[bytes], None], ...] = (

@@ -1,4 +1,4 @@
-"""A server's life, seen by an independent client and from other threads."""
+"""The life of a server, as seen by an independent client and from other threads."""
 
 from __future__ import annotations
 
@@ -9,37 +9,28 @@ import json
 import socket
 import threading
 import time
-from typing import Any
 
 import pytest
+from websockets.asyncio.client import connect as connect_async
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from finx_streamer.errors import ConfigurationError
 from finx_streamer.server import LocalServer, SimulatedMarket, Tape
-
-HANDSHAKE = (
-    b"GET /streaming/demo/BTC:USDC HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-)
+from tests.support.raw_client import handshake, open_socket
 
 
-@pytest.fixture
-def market():
-    return SimulatedMarket(rate=200.0, seed=1)
-
-
-def test_a_script_can_use_it(make_ticks, dial, receive):
-    """Within a `with` clients connect and get the tape's ticks, enveloped and untouched."""
+def test_streams_a_tape(make_ticks, dial, receive):
+    """Clients receive the tape's ticks, enveloped and unchanged."""
     ticks = make_ticks(3)
     with LocalServer(Tape(ticks, speed=None), keys={"demo"}) as server:
-        assert f"ws://127.0.0.1:{server.port}/" == server.url
-        peer = dial(server)
-        assert [{"results": "streaming", "resultData": tick} for tick in ticks] == receive(peer, 3)
+        assert server.url == f"ws://127.0.0.1:{server.port}/"
+        expected = [{"results": "streaming", "resultData": tick} for tick in ticks]
+        assert receive(dial(server), 3) == expected
 
 
-def test_the_message_on_the_wire_is_the_documented_one(dial):
-    """The text is the example of FinX's first description to the letter, less its spaces."""
+def test_sends_the_documented_message(dial):
+    """The message is the documented example without its spaces."""
     tick = {
         "pair": "BTC:USDC",
         "date": "2022-07-02",
@@ -52,11 +43,11 @@ def test_the_message_on_the_wire_is_the_documented_one(dial):
             '{"results":"streaming","resultData":{"pair":"BTC:USDC","date":"2022-07-02",'
             '"time":"15:30:55.817Z","exchange":"BINANCE","price":"19200.84"}}'
         )
-        assert expected == dial(server).recv(timeout=10)
+        assert dial(server).recv(timeout=10) == expected
 
 
-def test_the_flat_form(make_ticks, dial, receive):
-    """On request ticks have the vendor's later form."""
+def test_sends_the_flat_form(make_ticks, dial, receive):
+    """On request, ticks have the vendor's later form."""
     with LocalServer(Tape(make_ticks(1)), form="flat") as server:
         assert receive(dial(server)) == [
             {
@@ -69,8 +60,8 @@ def test_the_flat_form(make_ticks, dial, receive):
         ]
 
 
-def test_nothing_is_compressed(market, dial):
-    """An offer of permessage-deflate is not taken up."""
+def test_refuses_compression(market, dial):
+    """The server doesn't accept permessage-deflate."""
     with LocalServer(market) as server:
         peer = dial(server, compression="deflate")
         assert "Sec-WebSocket-Extensions" not in peer.response.headers
@@ -79,26 +70,25 @@ def test_nothing_is_compressed(market, dial):
 @pytest.mark.parametrize(
     "path", ["streamer/demo/BTC:USDC", "streaming/demo/BTC%3AUSDC", "streaming/%64emo/BTC:USDC?x=1"]
 )
-def test_paths_that_mean_the_same(market, dial, receive, path):
-    """The later prefix and percent-encoding are understood."""
+def test_equivalent_paths(market, dial, receive, path):
+    """The later prefix and percent-encoding are accepted."""
     with LocalServer(market, keys={"demo"}) as server:
         assert receive(dial(server, path))[0]["resultData"]["pair"] == "BTC:USDC"
 
 
-def test_each_gets_its_own_pair(make_ticks, dial, receive):
-    """Streams of two pairs from one tape hold nothing of each other."""
+def test_each_client_gets_its_own_pair(make_ticks, dial, receive):
+    """Streams of two pairs from one tape are not mixed."""
     ticks = [tick for pair in zip(make_ticks(50), make_ticks(50, "ETH:USDC"), strict=True) for tick in pair]
     with LocalServer(Tape(ticks, speed=None, wait_for=3)) as server:
         peers = {pair: dial(server, f"streaming/k/{pair}") for pair in ("BTC:USDC", "ETH:USDC")}
         twin = dial(server, "streaming/k/BTC:USDC")
         for pair, peer in [*peers.items(), ("BTC:USDC", twin)]:
-            assert [tick for tick in ticks if tick["pair"] == pair] == [
-                message["resultData"] for message in receive(peer, 50)
-            ]
+            expected = [tick for tick in ticks if tick["pair"] == pair]
+            assert [message["resultData"] for message in receive(peer, 50)] == expected
 
 
-def test_a_tape_waits_for_its_streams(make_ticks, dial, receive):
-    """Nothing is played before `wait_for` streams are connected, and everybody gets the first tick."""
+def test_tape_waits_for_streams(make_ticks, dial, receive):
+    """Nothing is played before `wait_for` streams are connected, and all of them get the first tick."""
     with LocalServer(Tape(make_ticks(2), wait_for=2, speed=None)) as server:
         first = dial(server)
         first.send('{"functionName":"keepAlive","APIKey":"k"}')
@@ -110,8 +100,8 @@ def test_a_tape_waits_for_its_streams(make_ticks, dial, receive):
         assert receive(first, 2) == receive(second, 2)
 
 
-def test_function_connections_start_no_tape(make_ticks, dial, receive):
-    """`wait_for` counts streams only."""
+def test_function_connections_do_not_start_a_tape(make_ticks, dial, receive):
+    """`wait_for` counts only streams."""
     with LocalServer(Tape(make_ticks(2))) as server:
         peer = dial(server, "streamer/demo")
         peer.send('{"functionName":"authenticate","APIKey":"demo"}')
@@ -119,8 +109,8 @@ def test_function_connections_start_no_tape(make_ticks, dial, receive):
         assert (server.stats.connections, server.stats.streams, server.stats.started) == (1, 0, False)
 
 
-def test_connections_stay_open_at_the_end_of_a_tape(make_ticks, dial, receive):
-    """After the last tick the market is quiet, not closed."""
+def test_connections_stay_open_after_the_last_tick(make_ticks, dial, receive):
+    """The end of the tape doesn't close connections."""
     with LocalServer(Tape(make_ticks(2), speed=None)) as server:
         peer = dial(server)
         server.wait_finished()
@@ -129,9 +119,9 @@ def test_connections_stay_open_at_the_end_of_a_tape(make_ticks, dial, receive):
         assert (server.stats.streams, server.stats.ticks_played, server.stats.ticks_sent) == (1, 2, 2)
 
 
-def test_who_is_not_connected_misses_what_passes(make_ticks, dial, receive):
-    """A market plays on one clock: who comes later gets what comes later."""
-    with LocalServer(Tape(make_ticks(300), speed=100.0)) as server:
+def test_late_client_misses_earlier_ticks(make_ticks, dial, receive):
+    """All clients share one clock."""
+    with LocalServer(Tape(make_ticks(300), speed=100.0), close_timeout=0.1) as server:
         first = dial(server)
         assert receive(first)[0]["resultData"]["price"] == "1"
         server.wait_until(lambda stats: stats.ticks_played >= 20)
@@ -139,19 +129,19 @@ def test_who_is_not_connected_misses_what_passes(make_ticks, dial, receive):
         assert int(late) > 20
 
 
-def test_a_paced_tape_takes_its_time(make_ticks, dial, receive):
-    """A tape of two seconds at ten times the speed takes a fifth of a second at least."""
+def test_paced_tape_takes_its_time(make_ticks, dial, receive):
+    """Two seconds of a tape at tenfold speed take at least 0.15 seconds."""
     with LocalServer(Tape(make_ticks(3), speed=10.0)) as server:
         peer = dial(server)
         receive(peer)
-        begun = time.monotonic()
+        started = time.monotonic()
         receive(peer, 2)
-        assert time.monotonic() - begun > 0.15
+        assert time.monotonic() - started > 0.15
 
 
-def test_a_tape_without_a_pace_stands_still_without_clients(make_ticks, dial, receive):
-    """As fast as the clients take it is not at all when there are none."""
-    with LocalServer(Tape(make_ticks(10), speed=None, loop=True)) as server:
+def test_unpaced_tape_stops_without_clients(make_ticks, dial, receive):
+    """Without clients, an unpaced tape stands still, and continues with the next client."""
+    with LocalServer(Tape(make_ticks(10), speed=None, loop=True), close_timeout=0.1) as server:
         peer = dial(server)
         receive(peer, 25)
         peer.close()
@@ -160,8 +150,8 @@ def test_a_tape_without_a_pace_stands_still_without_clients(make_ticks, dial, re
         assert server.stats.ticks_played > played
 
 
-def test_greeks_are_a_placeholder(market, dial, receive):
-    """A Greeks stream says that it is scheduled for a future release, and stays open."""
+def test_greeks_stream_sends_a_placeholder(market, dial, receive):
+    """A Greeks stream announces a future release and stays open."""
     with LocalServer(market) as server:
         peer = dial(server, "streaming/greeks/demo/BTCN2202207")
         assert peer.recv(timeout=10) == '{"feature":"scheduled for future release"}'
@@ -187,18 +177,18 @@ def test_greeks_are_a_placeholder(market, dial, receive):
         ("streaming/" + "k" * 20_000 + "/BTC:USDC", 414),
     ],
 )
-def test_handshakes_that_are_refused(market, dial, path, status):
-    """A wrong key, stream or path has its status, and the key is not repeated."""
+def test_refuses_handshakes(market, dial, path, status):
+    """A wrong key, stream or path has its own status, and the response doesn't contain the key."""
     with LocalServer(market, keys={"demo"}) as server:
         with pytest.raises(InvalidStatus) as caught:
             dial(server, path)
-        assert status == caught.value.response.status_code
+        assert caught.value.response.status_code == status
         assert b"wrong" not in caught.value.response.body
         assert server.stats.connections == 0
 
 
-def test_a_refusal_says_why(market, dial):
-    """The body of a refusal is a JSON object with the error."""
+def test_refusal_says_why(market, dial):
+    """The body of a refusal is a JSON object with an error."""
     with LocalServer(market) as server:
         with pytest.raises(InvalidStatus) as caught:
             dial(server, "streaming/demo/btc-usdc")
@@ -208,8 +198,8 @@ def test_a_refusal_says_why(market, dial):
         assert server.stats.refused == 1
 
 
-def test_too_many_connections(market, dial):
-    """Beyond the limit a handshake is refused with 429 and a Retry-After, until somebody leaves."""
+def test_limits_connections(market, dial):
+    """Beyond the limit, handshakes are refused with 429 and Retry-After until a client leaves."""
     with LocalServer(market, max_connections=1) as server:
         peer = dial(server)
         with pytest.raises(InvalidStatus) as caught:
@@ -221,8 +211,8 @@ def test_too_many_connections(market, dial):
 
 
 @pytest.mark.parametrize("path", ["streaming/secret-key-1/BTC:USDC", "streamer/secret-key-1", "streaming/secret-key-1"])
-def test_messages_are_answered(make_ticks, dial, receive, path):
-    """Every message gets its answer, in order, and none repeats the key."""
+def test_answers_messages(make_ticks, dial, receive, path):
+    """Every message is answered in order, and no answer contains the key."""
     with LocalServer(Tape(make_ticks(1), wait_for=2), keys={"secret-key-1"}) as server:
         peer = dial(server, path)
         key = '"APIKey":"secret-key-1"'
@@ -242,8 +232,8 @@ def test_messages_are_answered(make_ticks, dial, receive, path):
         assert "secret" not in json.dumps(answers)
 
 
-def test_a_long_message_closes_the_connection(make_ticks, dial):
-    """A message over the limit is answered with 1009, as RFC 6455 has it."""
+def test_long_message_closes_the_connection(make_ticks, dial):
+    """A message beyond the limit is answered with 1009."""
     with LocalServer(Tape(make_ticks(1), wait_for=2)) as server:
         peer = dial(server)
         peer.send("x" * 20_000)
@@ -252,16 +242,16 @@ def test_a_long_message_closes_the_connection(make_ticks, dial):
         assert caught.value.rcvd.code == 1009
 
 
-def test_idle_connections_are_closed_on_request(make_ticks, dial):
-    """With an `idle_limit` a connection without keepAlive is closed normally."""
+def test_closes_idle_connections(make_ticks, dial):
+    """With an `idle_limit`, connections without keepAlive are closed with 1000."""
     with LocalServer(Tape(make_ticks(1), wait_for=2), idle_limit=0.1) as server:
         with pytest.raises(ConnectionClosed) as caught:
             dial(server).recv(timeout=10)
         assert caught.value.rcvd.code == 1000
 
 
-def test_the_server_pings(make_ticks, dial):
-    """A client that answers pings is kept; the time it takes is measured by pongs, not by messages."""
+def test_client_that_answers_pings_stays_connected(make_ticks, dial):
+    """The server pings, and keeps a client that sends nothing but pongs."""
     with LocalServer(Tape(make_ticks(1), wait_for=2), ping_interval=0.05, ping_timeout=10.0) as server:
         peer = dial(server)
         with pytest.raises(TimeoutError):
@@ -269,8 +259,8 @@ def test_the_server_pings(make_ticks, dial):
         assert server.stats.connections == 1
 
 
-def test_stopping_closes_everything(market, dial, receive):
-    """Stopping sends everybody 1001, can be done twice, and leaves no thread and no open port."""
+def test_stop_closes_everything(market, dial, receive):
+    """Stopping sends 1001, can be repeated, and leaves no thread and no open port."""
     server = LocalServer(market)
     server.stop()
     server.start()
@@ -288,55 +278,52 @@ def test_stopping_closes_everything(market, dial, receive):
         socket.create_connection((server.host, server.port), timeout=5)
 
 
-def test_stopping_is_bounded_whatever_the_clients_do(market):
-    """Clients that say nothing, and clients that never answer a close frame, don't hold it up."""
+def test_stop_is_bounded(market):
+    """Clients without a handshake or an answer to a close frame can't delay the stop."""
     server = LocalServer(market, close_timeout=0.2).start()
-    with (
-        socket.create_connection((server.host, server.port)),
-        socket.create_connection((server.host, server.port)) as raw,
-    ):
-        raw.sendall(HANDSHAKE)
+    with open_socket(server), open_socket(server) as raw:
+        raw.sendall(handshake())
         server.wait_connected()
-        begun = time.monotonic()
+        started = time.monotonic()
         server.stop(timeout=20)
         assert not server.running
-        assert time.monotonic() - begun < 10
+        assert time.monotonic() - started < 10
 
 
-def test_a_server_starts_again_on_its_port(make_ticks, dial, receive):
-    """A restart keeps the port and plays from the beginning; what was counted stays."""
+def test_restarts_on_its_port(make_ticks, dial, receive):
+    """A restart keeps the port and the counters, and plays from the beginning."""
     server = LocalServer(Tape(make_ticks(2), speed=None))
     for _ in range(2):
         with server:
             port = server.port
             assert [message["resultData"]["price"] for message in receive(dial(server), 2)] == ["1", "2"]
-    assert port == server.port
+    assert server.port == port
     assert server.stats.connections_total == 2
 
 
-def test_starting_twice_is_starting_once(market):
-    """`start()` returns the server itself, whether it was running or not."""
+def test_start_is_idempotent(market):
+    """`start()` returns the server, running or not."""
     with LocalServer(market) as server:
         port = server.port
         assert server is server.start()
-        assert port == server.port
+        assert server.port == port
 
 
-def test_a_port_that_is_taken(market):
-    """A server that cannot listen says so at its start."""
+def test_port_in_use_is_an_error(market):
+    """A server that can't listen fails to start."""
     with LocalServer(market) as server, pytest.raises(OSError, match="ddress already in use"):
         LocalServer(market, port=server.port).start()
 
 
-def test_there_is_no_url_before_the_start(market):
-    """The port is not known before."""
-    with pytest.raises(RuntimeError, match="started"):
+def test_no_url_before_the_start(market):
+    """The port isn't known before the start."""
+    with pytest.raises(RuntimeError, match=r"call start\(\) first"):
         _ = LocalServer(market).url
 
 
 @pytest.mark.parametrize("host", ["localhost", "::1"])
-def test_other_names_of_loopback(market, dial, host):
-    """Loopback has several names, and none of them is warned of."""
+def test_no_warning_on_loopback(market, dial, host):
+    """Other names of loopback cause no warning."""
     try:
         server = LocalServer(market, host=host).start()
     except OSError:
@@ -345,18 +332,18 @@ def test_other_names_of_loopback(market, dial, host):
         assert dial(server).ping().wait(10)
 
 
-def test_a_host_beyond_loopback_is_warned_of(market, dial):
-    """Listening for other machines is loud, and the URL can still be connected to."""
+def test_warns_beyond_loopback(market, dial):
+    """Listening for other machines causes a warning, and the URL works."""
     server = LocalServer(market, host="0.0.0.0")
     with pytest.warns(RuntimeWarning, match="other machines"):
         server.start()
     with server:
-        assert f"ws://127.0.0.1:{server.port}/" == server.url
+        assert server.url == f"ws://127.0.0.1:{server.port}/"
         dial(server)
 
 
-def test_waiting_is_bounded(market):
-    """What doesn't happen in time is a TimeoutError."""
+def test_waits_time_out(market):
+    """A condition that doesn't hold in time raises TimeoutError."""
     with LocalServer(market) as server:
         with pytest.raises(TimeoutError):
             server.wait_connected(1, timeout=0.05)
@@ -364,8 +351,8 @@ def test_waiting_is_bounded(market):
             server.wait_finished(timeout=0.05)
 
 
-def test_a_source_that_fails(dial):
-    """The error of a source of one's own ends the market, not the server, and is raised to who waits for the end."""
+def test_failing_source(dial):
+    """The error of a source ends the market and is raised by `wait_finished()`, but the server stays up."""
 
     class Broken:
         pairs = frozenset({"BTC:USDC"})
@@ -392,12 +379,12 @@ def test_a_source_that_fails(dial):
         (SimulatedMarket, "the class SimulatedMarket"),
     ],
 )
-def test_what_is_no_source_is_refused(source, given):
-    """A file's name is no tape; without the refusal the first client would get a 500."""
+def test_rejects_other_objects_than_sources(source, given):
+    """An object that isn't a source is an error at construction."""
     with pytest.raises(ConfigurationError) as caught:
         LocalServer(source)
     expected = "a Tape, a SimulatedMarket or another Source, as in LocalServer(Tape('ticks.jsonl'))"
-    assert f"source is {given}; expected {expected}" == str(caught.value)
+    assert str(caught.value) == f"source is {given}; expected {expected}"
 
 
 @pytest.mark.parametrize(
@@ -414,36 +401,30 @@ def test_what_is_no_source_is_refused(source, given):
         {"ping_interval": float("nan")},
     ],
 )
-def test_arguments_that_are_wrong(market, arguments):
-    """A wrong argument is an error before anything is started."""
+def test_rejects_invalid_arguments(market, arguments):
+    """An invalid argument is an error at construction."""
     with pytest.raises(ConfigurationError):
         LocalServer(market, **arguments)
 
 
-def test_many_clients(market):
-    """A few hundred clients get the same ticks."""
+def test_serves_many_clients(make_ticks):
+    """300 clients receive the same ticks."""
 
     async def listen(url):
-        from websockets.asyncio.client import connect as dial_async
-
-        async with dial_async(url + "streaming/demo/BTC:USDC", proxy=None, open_timeout=50) as peer:
+        async with connect_async(url + "streaming/demo/BTC:USDC", proxy=None, open_timeout=50) as peer:
             return [await peer.recv() for _ in range(3)]
 
-    async def all_of_them(url):
+    async def listen_all(url):
         return await asyncio.gather(*(listen(url) for _ in range(300)))
 
-    ticks = [
-        {"pair": "BTC:USDC", "date": "2022-07-02", "time": "00:00:00Z", "exchange": "FTX", "price": str(n)}
-        for n in range(3)
-    ]
-    with LocalServer(Tape(ticks, wait_for=300)) as server:
-        heard = asyncio.run(all_of_them(server.url))
-        assert len(set(map(tuple, heard))) == 1
+    with LocalServer(Tape(make_ticks(3), speed=None, wait_for=300)) as server:
+        received = asyncio.run(listen_all(server.url))
+        assert len(set(map(tuple, received))) == 1
         assert (server.stats.connections_total, server.stats.ticks_sent) == (300, 900)
 
 
-def test_the_server_is_usable_within_a_loop(market):
-    """It has a thread of its own, and so doesn't mind an event loop in the caller's."""
+def test_works_within_an_event_loop(market):
+    """The server can be used while an event loop is running in the caller's thread."""
 
     async def main():
         with LocalServer(market) as server, connect(server.url + "streaming/demo/BTC:USDC", proxy=None) as peer:
@@ -452,24 +433,28 @@ def test_the_server_is_usable_within_a_loop(market):
     assert "BTC:USDC" in asyncio.run(main())
 
 
-def test_what_is_accepted_while_it_stops_is_closed() -> None:
-    """No socket is forgotten, however many clients connect in the moment of the end."""
+def test_closes_clients_accepted_during_stop() -> None:
+    """No socket leaks when many clients connect during the stop."""
     for _ in range(20):
         server = LocalServer(SimulatedMarket(), close_timeout=0.1).start()
         clients: list[socket.socket] = []
-        begun = threading.Event()
+        first_connected = threading.Event()
 
-        def connect(port: int = server.port, clients: list[socket.socket] = clients, begun: Any = begun) -> None:
+        def connect_many(
+            port: int = server.port, clients: list[socket.socket] = clients, event: threading.Event = first_connected
+        ) -> None:
             with contextlib.suppress(OSError):
                 while len(clients) < 200:
-                    clients.append(socket.create_connection(("127.0.0.1", port), 1.0))
-                    begun.set()
+                    # Connecting while the port closes may hang, so don't wait long then.
+                    timeout = 0.1 if clients else 10.0
+                    clients.append(socket.create_connection(("127.0.0.1", port), timeout))
+                    event.set()
 
-        crowd = threading.Thread(target=connect)
-        crowd.start()
-        assert begun.wait(10)
+        connecting = threading.Thread(target=connect_many)
+        connecting.start()
+        assert first_connected.wait(10)
         server.stop()
-        crowd.join()
+        connecting.join()
         for client in clients:
             client.close()
         del server

@@ -1,4 +1,4 @@
-"""The server's half of the wire protocol, without a wire."""
+"""The server's side of the wire protocol."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from websockets.streams import StreamReader
 
 from finx_streamer.errors import ConfigurationError
 from finx_streamer.server.protocol import (
+    HandshakeRefused,
     Kind,
-    Refused,
     Route,
     check_origin,
     check_symbol,
-    encoder,
-    enveloped,
-    flat,
-    frame,
+    encode_enveloped,
+    encode_flat,
+    encode_frame,
     parse_path,
+    tick_encoder,
 )
 
 TICK = {
@@ -53,9 +53,9 @@ KEYS = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=4
         ("/streaming/greeks", Route(Kind.FUNCTIONS, "greeks")),
     ],
 )
-def test_paths_that_ask_for_something(path: str, route: Route) -> None:
-    """A path is read as the protocol has it."""
-    assert route == parse_path(path)
+def test_parses_paths(path: str, route: Route) -> None:
+    """Valid paths are parsed as the protocol defines them."""
+    assert parse_path(path) == route
 
 
 @pytest.mark.parametrize(
@@ -75,46 +75,46 @@ def test_paths_that_ask_for_something(path: str, route: Route) -> None:
         "http://other/streaming/k/BTC:USDC",
     ],
 )
-def test_paths_of_another_shape(path: str) -> None:
-    """A path of another shape is unknown."""
-    with pytest.raises(Refused) as caught:
+def test_refuses_unknown_paths(path: str) -> None:
+    """A path of another shape is refused with 404."""
+    with pytest.raises(HandshakeRefused) as caught:
         parse_path(path)
     assert caught.value.status == 404
 
 
-def test_a_long_path_is_not_looked_at() -> None:
-    """A path over the limit is refused for its length."""
-    with pytest.raises(Refused) as caught:
+def test_refuses_long_paths() -> None:
+    """A path beyond the limit is refused with 414."""
+    with pytest.raises(HandshakeRefused) as caught:
         parse_path("/streaming/" + "k" * 2_048 + "/BTC:USDC")
     assert caught.value.status == 414
 
 
 @given(KEYS, st.sampled_from(["streaming", "streamer"]))
-def test_any_key_survives_its_way_through_the_path(key: str, prefix: str) -> None:
-    """Whatever is in a key, percent-encoding carries it."""
-    assert Route(Kind.TICKS, key, "BTC:USDC") == parse_path(f"/{prefix}/{quote(key, safe='')}/BTC:USDC")
+def test_any_key_survives_percent_encoding(key: str, prefix: str) -> None:
+    """Percent-encoding can carry any key."""
+    assert parse_path(f"/{prefix}/{quote(key, safe='')}/BTC:USDC") == Route(Kind.TICKS, key, "BTC:USDC")
 
 
 @given(st.text(max_size=200))
-def test_any_path_is_read_or_refused(path: str) -> None:
-    """No path raises anything but a refusal, and its body is JSON."""
+def test_any_path_is_parsed_or_refused(path: str) -> None:
+    """A path raises nothing but a refusal with a JSON body."""
     refused = None
     try:
         check_symbol(parse_path(path), {"BTC:USDC"})
-    except Refused as caught:
+    except HandshakeRefused as caught:
         refused = caught
     if refused is not None:
         assert refused.status in {404, 414}
-        assert {"error": refused.text} == json.loads(refused.body)
+        assert json.loads(refused.body) == {"error": refused.text}
 
 
-def test_a_route_does_not_show_its_key() -> None:
-    """A key is not printed by accident."""
+def test_route_repr_hides_the_key() -> None:
+    """The repr of a route contains no key."""
     assert "secret" not in repr(Route(Kind.TICKS, "secret", "BTC:USDC"))
 
 
 @pytest.mark.parametrize(
-    ("path", "says"),
+    ("path", "message"),
     [
         ("/streaming/k/btc-usdc", "did you mean 'BTC:USDC'"),
         ("/streaming/k/BTCN2202207", "not a pair"),
@@ -123,9 +123,9 @@ def test_a_route_does_not_show_its_key() -> None:
         ("/streaming/greeks/k/BTCN2202208", "does not agree"),
     ],
 )
-def test_symbols_that_are_refused(path: str, says: str) -> None:
+def test_refusal_explains_the_symbol(path: str, message: str) -> None:
     """The refusal of a symbol says what is wrong with it."""
-    with pytest.raises(Refused, match=says) as caught:
+    with pytest.raises(HandshakeRefused, match=message) as caught:
         check_symbol(parse_path(path), {"BTC:USDC"})
     assert caught.value.status == 404
 
@@ -134,18 +134,18 @@ def test_symbols_that_are_refused(path: str, says: str) -> None:
 @pytest.mark.parametrize(
     "symbol", ["secret-key-0123456789", "SECRET-KEY-0123456789", "secret-key-0123456789:X", "secret-key-0"]
 )
-def test_a_key_in_the_symbols_place_is_not_repeated(kind: Kind, symbol: str) -> None:
-    """Nor is it suggested in another spelling, nor a part of it."""
-    with pytest.raises(Refused, match="the API key stands where") as caught:
+def test_misplaced_key_is_not_quoted(kind: Kind, symbol: str) -> None:
+    """The error quotes no part of a key in any spelling."""
+    with pytest.raises(HandshakeRefused, match="the path has the API key in place of the symbol") as caught:
         check_symbol(Route(kind, "secret-key-0123456789", symbol), {"BTC:USDC"})
     assert caught.value.status == 404
     assert "secret" not in caught.value.body.casefold()
 
 
 @pytest.mark.parametrize("symbol", ["A" * 40 + ":B", "B" * 70])
-def test_a_long_key_is_not_repeated_in_part(symbol: str) -> None:
-    """Long symbols are cut where they are shown, and so might be the key."""
-    with pytest.raises(Refused, match="the API key stands where"):
+def test_long_misplaced_key_is_not_quoted(symbol: str) -> None:
+    """The error doesn't quote a truncated key either."""
+    with pytest.raises(HandshakeRefused, match="the path has the API key in place of the symbol"):
         check_symbol(Route(Kind.TICKS, symbol, symbol), {"BTC:USDC"})
 
 
@@ -165,8 +165,8 @@ def test_a_long_key_is_not_repeated_in_part(symbol: str) -> None:
         ("http://box.lan:8765", "box.lan:8765", "0.0.0.0"),
     ],
 )
-def test_who_may_connect(origin: str | None, host: str | None, listening: str) -> None:
-    """Programs, which send no Origin or one that names the server, and pages of the server's own host."""
+def test_accepts_programs_and_local_pages(origin: str | None, host: str | None, listening: str) -> None:
+    """Programs send no Origin or one that names the server, and pages of the server's own host are accepted."""
     check_origin([origin] if origin is not None else [], [host] if host is not None else [], listening)
 
 
@@ -189,71 +189,72 @@ def test_who_may_connect(origin: str | None, host: str | None, listening: str) -
         (["http://127.0.0.1"], ["127.0.0.1", "evil.example"], "127.0.0.1"),
     ],
 )
-def test_web_pages_of_other_hosts_may_not_connect(origins: list[str], hosts: list[str], listening: str) -> None:
-    """Nor one whose name was made to lead to this machine."""
-    with pytest.raises(Refused, match="the Origin header names another host") as caught:
+def test_refuses_web_pages_of_other_hosts(origins: list[str], hosts: list[str], listening: str) -> None:
+    """Pages of other hosts are refused, including those that use DNS rebinding."""
+    with pytest.raises(HandshakeRefused, match="the Origin header names another host") as caught:
         check_origin(origins, hosts, listening)
     assert caught.value.status == 403
 
 
 @given(st.lists(st.text(max_size=40), min_size=1, max_size=2), st.lists(st.text(max_size=40), max_size=2))
-def test_any_origin_is_taken_or_refused(origins: list[str], hosts: list[str]) -> None:
-    """No header raises anything but a refusal."""
-    with contextlib.suppress(Refused):
+def test_any_origin_is_accepted_or_refused(origins: list[str], hosts: list[str]) -> None:
+    """Headers raise nothing but a refusal."""
+    with contextlib.suppress(HandshakeRefused):
         check_origin(origins, hosts, "127.0.0.1")
 
 
-def test_the_documented_tick_message() -> None:
-    """A tick's message is that of FinX's first description, compact."""
+def test_encodes_the_documented_message() -> None:
+    """The enveloped message is the documented one, without spaces."""
     expected = (
         '{"results":"streaming","resultData":{"pair":"BTC:USDC","date":"2022-07-02","time":"15:30:55.817Z",'
         '"exchange":"BINANCE","price":"19200.84"}}'
     )
-    assert expected == enveloped(TICK)
+    assert encode_enveloped(TICK) == expected
 
 
-def test_the_vendors_later_tick_message() -> None:
-    """The flat form has the vendor's later names."""
+def test_encodes_the_later_message() -> None:
+    """The flat message has the vendor's later names."""
     tick = TICK | {"date": "2022-08-07", "time": "18:34:55.000Z", "price": "23233.684999999998"}
     expected = (
         '{"pair":"BTC:USDC","unixDate":1659897295,"UTCDate":"2022-08-07T18:34:55.000Z","exchange":"BINANCE",'
         '"price":"23233.684999999998"}'
     )
-    assert expected == flat(tick)
+    assert encode_flat(tick) == expected
 
 
-def test_an_unknown_form_is_an_error() -> None:
-    """There are two forms."""
+def test_rejects_unknown_form() -> None:
+    """Only two forms exist."""
     with pytest.raises(ConfigurationError, match="enveloped"):
-        encoder("round")
+        tick_encoder("round")
 
 
 @given(st.fixed_dictionaries({name: st.text() for name in TICK}))
-def test_fields_go_out_as_they_are(tick: dict[str, str]) -> None:
-    """No field is changed on its way, whatever is in it."""
-    assert {"results": "streaming", "resultData": tick} == json.loads(enveloped(tick))
+def test_fields_are_encoded_unchanged(tick: dict[str, str]) -> None:
+    """Any strings survive encoding."""
+    assert json.loads(encode_enveloped(tick)) == {"results": "streaming", "resultData": tick}
 
 
 @given(st.one_of(st.text(max_size=300), st.binary(max_size=300)))
-def test_frames_are_read_by_an_independent_parser(message: str | bytes) -> None:
-    """A frame is what RFC 6455 says."""
-    _check_frame(message)
+def test_frames_match_an_independent_parser(message: str | bytes) -> None:
+    """Another implementation of RFC 6455 parses the frames."""
+    check_frame(message)
 
 
 @pytest.mark.parametrize("size", [0, 125, 126, 65_535, 65_536])
-def test_frames_of_every_length_encoding(size: int) -> None:
-    """The three encodings of a length meet without a gap."""
-    _check_frame(b"x" * size)
+def test_all_length_encodings_of_frames(size: int) -> None:
+    """The three encodings of a length are used in the right ranges."""
+    check_frame(b"x" * size)
 
 
-def _check_frame(message: str | bytes) -> None:
+def check_frame(message: str | bytes) -> None:
+    """Parse the encoded message with `websockets`."""
     reader = StreamReader()
-    reader.feed_data(frame(message))
+    reader.feed_data(encode_frame(message))
     reader.feed_eof()
     parsing = Frame.parse(reader.read_exact, mask=False)
     with pytest.raises(StopIteration) as caught:
         next(parsing)
     text = isinstance(message, str)
     expected = Frame(Opcode.TEXT if text else Opcode.BINARY, message.encode() if text else message)
-    assert expected == caught.value.value
+    assert caught.value.value == expected
     assert reader.buffer == b""

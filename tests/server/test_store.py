@@ -1,13 +1,12 @@
-"""The tick store: what goes in comes out, in order of time, from files that can be trusted and killed."""
+"""The tick store: order, limits, files, batches and survival of SIGKILL."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
 import sqlite3
-import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,11 +22,12 @@ from websockets.sync.client import ClientConnection, connect
 from finx_streamer.errors import ConfigurationError
 from finx_streamer.server import LocalServer, SimulatedMarket, Tape
 from finx_streamer.server.store import TickStore, fields_of
-from finx_streamer.server.ticks import midnight, moment
+from finx_streamer.server.ticks import day_start, exact_time
 from tests.support.effort import examples
+from tests.support.program import Program, run_program
 
 DAY = "2022-07-02"
-START = moment(DAY, "00:00:00")
+START = exact_time(DAY, "00:00:00")
 FIELDS = ("pair", "date", "time", "exchange", "price")
 
 
@@ -35,10 +35,10 @@ def tick(time: str, price: str = "1", pair: str = "BTC:USDC", exchange: str = "B
     return {"pair": pair, "date": date, "time": time, "exchange": exchange, "price": price}
 
 
-def read(store: TickStore, pair: str = "BTC:USDC", **narrowed: Any) -> list[dict[str, str]]:
-    """A day's ticks, less those of its very first moment, which cannot be asked for."""
-    asked = {"day": DAY, "after": START, "exchange": None, "most": 10**9} | narrowed
-    return [json.loads(text) for text in store.history(pair, **asked)]
+def read(store: TickStore, pair: str = "BTC:USDC", **changes: Any) -> list[dict[str, str]]:
+    """A day's ticks, except those at midnight."""
+    query = {"day": DAY, "after": START, "exchange": None, "limit": 10**9} | changes
+    return [json.loads(text) for text in store.history(pair, **query)]
 
 
 @pytest.fixture
@@ -51,12 +51,12 @@ def store() -> Iterator[TickStore]:
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
-    """Where a store may be made."""
+def store_file(tmp_path: Path) -> Path:
+    """The path of a store file."""
     return tmp_path / "ticks.db"
 
 
-def kept(path: Path | None, ticks: list[Any], limit: int | None = None) -> TickStore:
+def write(path: Path | None, ticks: list[Any], limit: int | None = None) -> TickStore:
     found = TickStore(path, limit)
     with found.opened():
         found.write([fields_of(each) for each in ticks])
@@ -86,10 +86,10 @@ TICKS = st.lists(
 )
 
 
-def exact(time: dict[str, str]) -> Decimal:
-    """A tick's time as a number, by a way of its own."""
-    hours, minutes, seconds = time["time"].rstrip("Z").split(":")
-    return Decimal(midnight(time["date"]) + int(hours) * 3_600 + int(minutes) * 60) + Decimal(seconds)
+def exact_decimal(tick: dict[str, str]) -> Decimal:
+    """The time of a tick as a number, parsed independently."""
+    hours, minutes, seconds = tick["time"].rstrip("Z").split(":")
+    return Decimal(day_start(tick["date"]) + int(hours) * 3_600 + int(minutes) * 60) + Decimal(seconds)
 
 
 @given(TICKS, TIMES, st.sampled_from([None, "BINANCE", "NONE"]), st.integers(1, 40))
@@ -99,58 +99,49 @@ def exact(time: dict[str, str]) -> Decimal:
     [tick("12:00:00", exchange="\ud800"), tick("12:00:00", exchange='"\0\n\\'), tick("12:00:00")], "00:00", None, 9
 )
 @examples(150)
-def test_history_and_snap_are_what_a_search_of_all_ticks_finds(
-    ticks: list[dict[str, str]], time: str, exchange: str | None, most: int
+def test_history_and_snap_match_a_search_of_all_ticks(
+    ticks: list[dict[str, str]], time: str, exchange: str | None, limit: int
 ) -> None:
-    """For any ticks, times and networks: the same ticks, byte for byte, in order of exact time and then of arrival."""
+    """For any ticks, times and exchanges, both return the same ticks as a linear search, unchanged and in order."""
     if time.count(":") == 1:
         time += ":00"
-    with LocalStore(ticks) as store:
-        asked = exact(tick(time))
+    with filled_store(ticks) as store:
+        asked = exact_decimal(tick(time))
         mine = [each for each in ticks if each["pair"] == "BTC:USDC" and exchange in {None, each["exchange"]}]
-        ordered = sorted(mine, key=exact)
-        end = midnight(DAY) + 86_400
-        expected = [each for each in ordered if asked < exact(each) < end][:most]
-        assert expected == read(store, after=moment(DAY, time), exchange=exchange, most=most)
-        last = [each for each in ordered if exact(each) <= asked][-1:]
-        found = store.snap("BTC:USDC", moment(DAY, time), exchange)
-        assert last == ([] if found is None else [json.loads(found)])
+        ordered = sorted(mine, key=exact_decimal)
+        end = day_start(DAY) + 86_400
+        expected = [each for each in ordered if asked < exact_decimal(each) < end][:limit]
+        assert read(store, after=exact_time(DAY, time), exchange=exchange, limit=limit) == expected
+        last = [each for each in ordered if exact_decimal(each) <= asked][-1:]
+        found = store.snap("BTC:USDC", exact_time(DAY, time), exchange)
+        assert ([] if found is None else [json.loads(found)]) == last
 
 
-class LocalStore:
-    """A store in memory that holds some ticks."""
-
-    def __init__(self, ticks: list[dict[str, str]]) -> None:
-        self._ticks = ticks
-        self._store = TickStore()
-
-    def __enter__(self) -> TickStore:
-        with self._store.opened():
-            assert len(self._ticks) == self._store.write([fields_of(each) for each in self._ticks])
-        self._users = self._store.opened()
-        self._users.__enter__()
-        return self._store
-
-    def __exit__(self, *error: object) -> None:
-        self._users.__exit__(None, None, None)
-        self._store.close()
+@contextlib.contextmanager
+def filled_store(ticks: list[dict[str, str]]) -> Iterator[TickStore]:
+    """A store in memory that has these ticks."""
+    store = TickStore()
+    with store.opened():
+        assert store.write([fields_of(each) for each in ticks]) == len(ticks)
+        yield store
+    store.close()
 
 
-def test_real_ticks_come_back_byte_for_byte(data: Path) -> None:
-    """Every recorded trade, equal ones included, is there again: as many times, and in the order of time."""
-    lines = [json.loads(line) for line in (data / "tape-small.jsonl").read_text().splitlines()]
-    odd = map(json.loads, (data / "odd.jsonl").read_text().splitlines())
+def test_real_ticks_are_returned_unchanged(shared_data: Path) -> None:
+    """Every recorded trade, equal ones included, is returned in order of time."""
+    lines = [json.loads(line) for line in (shared_data / "tape-small.jsonl").read_text().splitlines()]
+    odd = map(json.loads, (shared_data / "odd.jsonl").read_text().splitlines())
     lines += [each["line"] for each in odd if "line" in each]
     lines = [{field: line[field] for field in FIELDS} for line in lines]
-    with LocalStore(lines) as store:
-        assert len(lines) == store.held
+    with filled_store(lines) as store:
+        assert store.count == len(lines)
         for pair, day in {(line["pair"], line["date"]) for line in lines}:
-            expected = sorted((x for x in lines if (x["pair"], x["date"]) == (pair, day)), key=exact)
-            assert expected == read(store, pair, day=day, after=moment(day, "00:00:00"))
+            expected = sorted((x for x in lines if (x["pair"], x["date"]) == (pair, day)), key=exact_decimal)
+            assert read(store, pair, day=day, after=exact_time(day, "00:00:00")) == expected
 
 
-def test_a_days_history_is_a_range_of_an_index(store: TickStore) -> None:
-    """The ticks of others are not looked at, and nothing is sorted."""
+def test_history_is_a_range_of_an_index(store: TickStore) -> None:
+    """History reads no other ticks and needs no sorting."""
     plan = store._database.execute(
         "EXPLAIN QUERY PLAN SELECT id, price FROM tick WHERE pair = 1 AND exchange = 2 "
         "AND (second, fraction) > (3, '5') AND second < 9 ORDER BY second, fraction, id LIMIT 1000"
@@ -160,21 +151,21 @@ def test_a_days_history_is_a_range_of_an_index(store: TickStore) -> None:
     ]
 
 
-def test_the_oldest_go_first() -> None:
-    """Beyond its limit a store forgets what it was given first, whatever its time."""
+def test_limit_removes_the_oldest_ticks() -> None:
+    """Beyond its limit, a store removes the ticks stored first."""
     store = TickStore(None, 3)
     with store.opened():
         for number in range(9, 0, -1):
             store.write([fields_of(tick(f"12:00:0{number}", str(number)))])
         assert [each["price"] for each in read(store)] == ["1", "2", "3"]
-        assert store.held == 3
+        assert store.count == 3
         store.write([fields_of(tick("12:00:00", str(number))) for number in range(100)])
         assert [each["price"] for each in read(store)] == ["97", "98", "99"]
     store.close()
 
 
-def test_what_is_no_tick_is_left_out(store: TickStore) -> None:
-    """A source of one's own may play anything; the rest of its batch is stored."""
+def test_skips_invalid_ticks(store: TickStore) -> None:
+    """Invalid ticks of a custom source are skipped, and the rest of the batch is stored."""
     rows: list[Any] = [fields_of(tick("12:00:00"))]
     for place, value in itertools.product(range(5), ['1"', None, [], "", "\ud800", "25:00:00", 7]):
         row = list(rows[0])
@@ -182,84 +173,82 @@ def test_what_is_no_tick_is_left_out(store: TickStore) -> None:
         if place != 3 or value in (None, [], "", 7):
             rows.append(tuple(row))
     assert store.write(rows) == 1
-    assert [tick("12:00:00")] == read(store)
+    assert read(store) == [tick("12:00:00")]
 
 
-def test_a_file_is_there_again(file: Path) -> None:
-    """What was stored, and how many there are, is known to who opens the file next."""
-    kept(file, [tick("12:00:00", exchange="\ud800"), tick("12:00:01")])
-    again = kept(file, [tick("12:00:02", exchange="\ud800")])
-    assert again.held == 3
+def test_file_keeps_its_ticks(store_file: Path) -> None:
+    """The next store on a file has its ticks and their number."""
+    write(store_file, [tick("12:00:00", exchange="\ud800"), tick("12:00:01")])
+    again = write(store_file, [tick("12:00:02", exchange="\ud800")])
+    assert again.count == 3
     with again.opened():
         assert [each["exchange"] for each in read(again)] == ["\ud800", "BINANCE", "\ud800"]
-        assert {"BTC:USDC"} == again.pairs
-    assert [file.name] == os.listdir(file.parent)
+        assert again.pairs == {"BTC:USDC"}
+    assert os.listdir(store_file.parent) == [store_file.name]
 
 
-def test_a_limit_holds_for_a_file_only_if_asked(file: Path) -> None:
-    """The second user asks for less, and the third sees it."""
-    kept(file, [tick("12:00:00")] * 10)
-    kept(file, [tick("12:00:01")], limit=4)
-    assert kept(file, [tick("12:00:02")]).held == 5
+def test_limit_of_a_file_applies_to_one_run(store_file: Path) -> None:
+    """A limit removes ticks only while it is set."""
+    write(store_file, [tick("12:00:00")] * 10)
+    write(store_file, [tick("12:00:01")], limit=4)
+    assert write(store_file, [tick("12:00:02")]).count == 5
 
 
-def test_a_file_that_is_no_database(file: Path) -> None:
-    """Somebody's text is left alone."""
-    file.write_text("these are no ticks\n" * 100)
-    with pytest.raises(ConfigurationError, match=r"ticks\.db is no SQLite database; use another file"):
-        kept(file, [])
-    assert file.read_text().startswith("these are no ticks")
+def test_rejects_other_files(store_file: Path) -> None:
+    """Another file is an error and isn't changed."""
+    store_file.write_text("these are no ticks\n" * 100)
+    with pytest.raises(ConfigurationError, match=r"ticks\.db is not an SQLite database; use another file"):
+        write(store_file, [])
+    assert store_file.read_text().startswith("these are no ticks")
 
 
-def test_a_database_of_something_else(file: Path) -> None:
-    """Nothing is added to a database that is not ours."""
-    other = sqlite3.connect(file)
+def test_rejects_other_databases(store_file: Path) -> None:
+    """Another program's database is an error and isn't changed."""
+    other = sqlite3.connect(store_file)
     other.execute("CREATE TABLE tick (x)")
     other.commit()
     other.close()
-    before = file.read_bytes()
-    with pytest.raises(ConfigurationError, match="a database of something else"):
-        kept(file, [])
-    assert before == file.read_bytes()
+    before = store_file.read_bytes()
+    with pytest.raises(ConfigurationError, match="another program's database"):
+        write(store_file, [])
+    assert store_file.read_bytes() == before
 
 
-def test_a_database_of_another_version(file: Path) -> None:
-    """A later schema is not guessed at."""
-    kept(file, [])
-    other = sqlite3.connect(file)
+def test_rejects_other_versions(store_file: Path) -> None:
+    """A later schema version is an error."""
+    write(store_file, [])
+    other = sqlite3.connect(store_file)
     other.execute("PRAGMA user_version = 99")
     other.close()
-    with pytest.raises(ConfigurationError, match="version 99, and this is version 1"):
-        kept(file, [])
+    with pytest.raises(ConfigurationError, match="version 99; expected version 1"):
+        write(store_file, [])
 
 
-def test_places_where_no_file_can_be(tmp_path: Path) -> None:
-    """What the system refuses is its own error, and names the file."""
+def test_inaccessible_path_is_an_os_error(tmp_path: Path) -> None:
+    """The system's own error names the path."""
     with pytest.raises(IsADirectoryError):
-        kept(tmp_path, [])
+        write(tmp_path, [])
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        kept(tmp_path / "nowhere" / "ticks.db", [])
+        write(tmp_path / "nowhere" / "ticks.db", [])
 
 
-def test_a_file_has_one_user(file: Path) -> None:
-    """A second server is refused while the first one runs, within a process and beyond; and not any more afterwards."""
-    code = (
-        "import sys; from finx_streamer.server import LocalServer, SimulatedMarket; "
-        "LocalServer(SimulatedMarket(), store=sys.argv[1])"
-    )
-    with LocalServer(SimulatedMarket(), store=file):
-        with pytest.raises(ConfigurationError, match="in use by another"):
-            LocalServer(SimulatedMarket(), store=file)
-        other = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, timeout=60)
-        assert "in use by another server or program" in other.stderr
-    with LocalServer(SimulatedMarket(), store=file):
+def test_file_in_use_is_an_error(store_file: Path) -> None:
+    """A second server on a file is refused, in the same process or another, until the first one stops."""
+    with LocalServer(SimulatedMarket(), store=store_file):
+        # Both wait a second for SQLite's lock, so let them wait at the same time.
+        with Program("server/open_store", store_file) as other:
+            with pytest.raises(ConfigurationError, match="in use by another"):
+                LocalServer(SimulatedMarket(), store=store_file)
+            _, _, error = other.wait()
+        assert "in use by another server or program" in error
+    with LocalServer(SimulatedMarket(), store=store_file):
         pass
 
 
-def test_a_file_taken_between_making_and_starting(file: Path) -> None:
-    """A start that finds the file in use is refused, and works when it is free."""
-    late = LocalServer(SimulatedMarket(), store=file)
-    with LocalServer(SimulatedMarket(), store=file), pytest.raises(ConfigurationError, match="in use"):
+def test_file_taken_before_the_start(store_file: Path) -> None:
+    """A start fails while the file is in use, and works later."""
+    late = LocalServer(SimulatedMarket(), store=store_file)
+    with LocalServer(SimulatedMarket(), store=store_file), pytest.raises(ConfigurationError, match="in use"):
         late.start()
     assert not late.running
     with late:
@@ -267,35 +256,34 @@ def test_a_file_taken_between_making_and_starting(file: Path) -> None:
 
 
 @pytest.mark.parametrize("in_file", [False, True])
-def test_the_store_lives_as_long_as_the_server_object(file: Path, in_file: bool) -> None:
-    """Over stop and start nothing is forgotten, and imports are possible in all states."""
-    server = LocalServer(Tape([tick("12:00:00")], speed=None, wait_for=0), store=file if in_file else None)
+def test_store_persists_across_restarts(store_file: Path, in_file: bool) -> None:
+    """Restarts lose no ticks, and imports work in every state."""
+    server = LocalServer(Tape([tick("12:00:00")], speed=None, wait_for=0), store=store_file if in_file else None)
     assert server.import_ticks([tick("11:00:00")] * 2) == 2
-    for life in range(1, 3):
+    for run in range(1, 3):
         with server:
             assert server.import_ticks([tick("13:00:00")] * 3) == 3
-            assert 2 + 3 * life == server.stats.ticks_stored
+            assert server.stats.ticks_stored == 2 + 3 * run
     assert server.import_ticks([tick("14:00:00")]) == 1
     assert server.stats.ticks_stored == 9
     if in_file:
-        assert kept(file, []).held == 9
+        assert write(store_file, []).count == 9
 
 
-def test_a_tape_with_a_mistake_is_not_imported(tmp_path: Path) -> None:
-    """It is all or nothing, and the line is named."""
+def test_malformed_tape_is_not_imported(tmp_path: Path) -> None:
+    """Nothing is imported, and the error names the line."""
     tape = tmp_path / "tape.jsonl"
     tape.write_text(f"{json.dumps(tick('12:00:00'))}\n" * 3 + "nonsense\n")
-    with LocalServer(SimulatedMarket()) as server:
-        played = server.stats.ticks_stored
+    with LocalServer(SimulatedMarket(limit=0)) as server:
         with pytest.raises(ConfigurationError, match="line 4"):
             server.import_ticks(tape)
         with pytest.raises(ConfigurationError, match="tick 2"):
             server.import_ticks([tick("12:00:00"), {}])
-    assert not played
+        assert server.stats.ticks_stored == 0
 
 
-def test_a_limit_of_none_stores_nothing(dial: Callable[..., ClientConnection]) -> None:
-    """With 0 the market plays as ever, and an import is of no use."""
+def test_limit_zero_stores_nothing(dial: Callable[..., ClientConnection]) -> None:
+    """With a limit of 0, the market plays as usual."""
     with LocalServer(Tape([tick("12:00:00")] * 500, speed=None), store_limit=0) as server:
         peer = dial(server)
         server.wait_finished()
@@ -305,24 +293,24 @@ def test_a_limit_of_none_stores_nothing(dial: Callable[..., ClientConnection]) -
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3, 100, 8_192])
-def test_every_batch_size_stores_everything(dial: Callable[..., ClientConnection], batch: int) -> None:
-    """However short the batch, the market goes on, and the ticks are there."""
+def test_every_batch_size_stores_all_ticks(dial: Callable[..., ClientConnection], batch: int) -> None:
+    """Small batches neither stop the market nor lose ticks."""
     ticks = [tick("12:00:00", str(number)) for number in range(1_500)]
     with LocalServer(Tape(ticks, speed=None), store_batch=batch) as server:
         peer = dial(server)
-        assert ticks == [json.loads(peer.recv(timeout=20))["resultData"] for _ in ticks]
+        assert [json.loads(peer.recv(timeout=20))["resultData"] for _ in ticks] == ticks
         server.wait_until(lambda stats: stats.ticks_stored == 1_500)
 
 
-def test_a_paced_market_waits_for_a_slow_store(dial: Callable[..., ClientConnection]) -> None:
-    """A market that is too fast for the store runs late and loses nothing."""
+def test_paced_market_waits_for_the_store(dial: Callable[..., ClientConnection]) -> None:
+    """A market that outpaces the store runs late and loses nothing."""
     with LocalServer(SimulatedMarket(rate=1e9, limit=3_000), store_batch=16) as server:
         server.wait_finished()
         server.wait_until(lambda stats: stats.ticks_stored == 3_000)
 
 
-def test_ticks_are_stored_after_a_while(dial: Callable[..., ClientConnection]) -> None:
-    """A batch that doesn't fill is written when its time has come, without anybody asking."""
+def test_incomplete_batch_is_stored_in_time(dial: Callable[..., ClientConnection]) -> None:
+    """A batch that isn't full is written after `store_batch_seconds`."""
     with LocalServer(Tape([tick("12:00:00")], speed=None), store_batch_seconds=0.01) as server:
         dial(server)
         server.wait_until(lambda stats: stats.ticks_stored == 1)
@@ -339,20 +327,20 @@ def test_ticks_are_stored_after_a_while(dial: Callable[..., ClientConnection]) -
         {"store_limit": -1},
     ],
 )
-def test_settings_that_are_wrong(arguments: dict[str, Any]) -> None:
-    """A wrong setting is an error at once."""
+def test_rejects_invalid_settings(arguments: dict[str, Any]) -> None:
+    """The error names the setting."""
     with pytest.raises(ConfigurationError, match=next(iter(arguments))):
         LocalServer(SimulatedMarket(), **arguments)
 
 
-def test_a_store_that_fails_is_told(
-    file: Path, dial: Callable[..., ClientConnection], receive: Callable[..., list[Any]]
+def test_failing_store_is_reported(
+    store_file: Path, dial: Callable[..., ClientConnection], receive: Callable[..., list[Any]]
 ) -> None:
-    """A full disk, say, ends the storing: streams go on, functions say so, and so does an import."""
-    with LocalServer(SimulatedMarket(rate=500.0), store=file) as server:
-        # The database itself has a setting for how large it may become.
-        with server._recorder.store._lock:
-            server._recorder.store._database.execute("PRAGMA max_page_count = 1")
+    """If the disk is full, functions and imports report it, and streams continue."""
+    with LocalServer(SimulatedMarket(rate=500.0), store=store_file) as server:
+        # SQLite can limit the size of a database.
+        with server._state.recorder.store._lock:
+            server._state.recorder.store._database.execute("PRAGMA max_page_count = 1")
         with pytest.raises(OSError, match=r"the tick store failed: .*full"):
             server.import_ticks([tick("12:00:00")] * 10_000)
         peer = dial(server, "streamer/k")
@@ -361,43 +349,28 @@ def test_a_store_that_fails_is_told(
         assert "resultData" in receive(dial(server))[0]
 
 
-SERVER = """
-import sys
-from finx_streamer.server import LocalServer, SimulatedMarket
-server = LocalServer(SimulatedMarket(["BTC:USDC"], rate=None, seed=int(sys.argv[3]), wait_for=1), store=sys.argv[1],
-                     store_batch=int(sys.argv[2]))
-server.start()
-print(server.url, flush=True)
-sys.stdin.read()
-"""
-
-
-@pytest.mark.parametrize("life", range(4))
-def test_a_killed_server_has_lost_no_more_than_a_batch(file: Path, life: int) -> None:
-    """SIGKILL in the middle of a burst: the file holds what a client has received, but for less than one batch."""
-    batch = (256, 1_000, 8_192, 20_000)[life]
+@pytest.mark.parametrize("batch", [256, 1_000, 8_192, 20_000])
+def test_killed_server_loses_at_most_one_batch(store_file: Path, batch: int) -> None:
+    """After SIGKILL during a burst, the file has all ticks a client received except the last batch."""
     received: list[Any] = []
-    command = [sys.executable, "-c", SERVER, str(file), str(batch), str(life)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        url = process.stdout.readline().strip()
+    with Program("server/serve_unpaced", store_file, batch, batch) as server:
+        url = server.read_line()
         with connect(f"{url}streaming/k/BTC:USDC", proxy=None, compression=None) as peer:
-            while len(received) < 30_000:
+            while len(received) < batch + 10_000:
                 received.append(json.loads(peer.recv(timeout=20))["resultData"])
-            process.kill()
-            received += rest_of(peer)
-        process.wait()
-    store = kept(file, [])
+            server.process.kill()
+            received += receive_rest(peer)
+    store = write(store_file, [])
     days = sorted({each["date"] for each in received})
     with store.opened():
-        found = [each for day in days for each in read(store, day=day, after=(midnight(day), ""))]
+        found = [each for day in days for each in read(store, day=day, after=(day_start(day), ""))]
     stored = Counter(map(fields_of, found))
-    assert stored.total() == store.held
+    assert stored.total() == store.count
     assert not Counter(map(fields_of, received[:-batch])) - stored
 
 
-def rest_of(peer: ClientConnection) -> list[Any]:
-    """What still arrives after the server's death."""
+def receive_rest(peer: ClientConnection) -> list[Any]:
+    """Receive what still arrives after the server's death."""
     rest: list[Any] = []
     try:
         while True:
@@ -406,19 +379,9 @@ def rest_of(peer: ClientConnection) -> list[Any]:
         return rest
 
 
-def test_a_temporary_store_leaves_nothing_behind() -> None:
-    """When a server object is gone, its store is closed: no warning of an open database, no thread, no file."""
-    code = (
-        "import gc, threading, sys, warnings; warnings.simplefilter('error')\n"
-        "from finx_streamer.server import LocalServer, SimulatedMarket\n"
-        "for path in (None, sys.argv[1]):\n"
-        "    with LocalServer(SimulatedMarket(rate=1e4), store=path) as server:\n"
-        "        server.wait_until(lambda stats: stats.ticks_stored > 100)\n"
-        "    del server; gc.collect()\n"
-        "assert threading.active_count() == 1, threading.enumerate()\n"
-    )
+def test_discarded_servers_leave_nothing() -> None:
+    """A discarded server leaves no open database, thread or extra file."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-X", "dev", "-c", code, f"{folder}/ticks.db"]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        assert (ended.returncode, ended.stderr) == (0, "")
+        process = run_program("server/discard_servers", f"{folder}/ticks.db", options=["-X", "dev"])
+        assert (process.returncode, process.stderr) == (0, "")
         assert os.listdir(folder) == ["ticks.db"]

@@ -1,0 +1,81 @@
+"""The validated settings of a server."""
+
+from __future__ import annotations
+
+import math
+import ssl
+from typing import Any
+
+import attrs
+
+from ..errors import ConfigurationError
+from .protocol import Form, tick_encoder
+from .source import Source
+
+
+def _check_source(_: Settings, __: attrs.Attribute[Any], source: object) -> None:
+    # Without this check, only the first client would notice.
+    if isinstance(source, type):
+        given = f"the class {source.__name__}"
+    elif all(hasattr(source, name) for name in ("pairs", "wait_for", "paced", "play")):
+        return
+    else:
+        given = f"a {type(source).__name__}"
+    raise ConfigurationError(
+        f"source is {given}; expected a Tape, a SimulatedMarket or another Source, as in "
+        "LocalServer(Tape('ticks.jsonl'))"
+    )
+
+
+def _check_positive(_: Settings, field: attrs.Attribute[Any], value: float | None) -> None:
+    if value is not None and not 0 < value < math.inf:
+        raise ConfigurationError(f"{field.name} is {value!r}; expected a number above 0")
+
+
+def _check_batch(_: Settings, field: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, int) or value <= 0:
+        raise ConfigurationError(f"{field.name} is {value!r}; expected a whole number above 0")
+
+
+def _check_batch_seconds(_: Settings, field: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ConfigurationError(f"{field.name} is {value!r}; expected a number above 0")
+
+
+def _check_port(_: Settings, field: attrs.Attribute[Any], port: int) -> None:
+    if not 0 <= port <= 65_535:
+        raise ConfigurationError(f"port is {port!r}; expected 0 to 65535")
+
+
+def _check_form(_: Settings, __: attrs.Attribute[Any], form: Form) -> None:
+    tick_encoder(form)
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """The settings of a server, validated. `LocalServer` documents them. Times are in seconds."""
+
+    source: Source = attrs.field(validator=_check_source)
+    host: str
+    port: int = attrs.field(validator=_check_port)
+    ssl_context: ssl.SSLContext | None
+    form: Form = attrs.field(validator=_check_form)
+    queue_bytes: int = attrs.field(validator=_check_positive)
+    slow_client_timeout: float = attrs.field(validator=_check_positive)
+    send_buffer: int | None = attrs.field(validator=_check_positive)
+    max_connections: int = attrs.field(validator=_check_positive)
+    max_connections_per_key: int = attrs.field(validator=_check_positive)
+    idle_limit: float | None = attrs.field(validator=_check_positive)
+    store_batch: int = attrs.field(validator=_check_batch)
+    store_batch_seconds: float = attrs.field(validator=_check_batch_seconds)
+    open_timeout: float = attrs.field(validator=_check_positive)
+    close_timeout: float = attrs.field(validator=_check_positive)
+    ping_interval: float | None = attrs.field(validator=_check_positive)
+    ping_timeout: float | None = attrs.field(validator=_check_positive)
+
+    def url(self, port: int) -> str:
+        """The base URL for clients."""
+        # Clients can't connect to the address of all interfaces.
+        host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        scheme = "ws" if self.ssl_context is None else "wss"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/"
