@@ -59,7 +59,7 @@ class Endpoint:
 
     @property
     def secure(self) -> bool:
-        """Whether it is `wss://`."""
+        """Whether the connection uses TLS."""
         return self.url.startswith("wss:")
 
     @property
@@ -69,7 +69,7 @@ class Endpoint:
 
     @property
     def port(self) -> int:
-        """As in the URL, or else 443 for `wss://` and 80 for `ws://`."""
+        """The port in the URL, or the default port of its scheme, 443 or 80."""
         parts = urlsplit(self.url)
         return parts.port or _DEFAULT_PORTS[parts.scheme]
 
