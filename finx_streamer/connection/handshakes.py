@@ -63,9 +63,7 @@ class Handshakes:
         self._numbers = itertools.count(1)
         self._queue: deque[Handshake] = deque()
         self._in_flight = 0
-        #: Threads that haven't reported an outcome, and threads that have but may not have returned.
-        self._workers: set[threading.Thread] = set()
-        self._returning: list[threading.Thread] = []
+        self._workers: list[threading.Thread] = []
 
     def request(self, handshake: Handshake) -> None:
         """Start a handshake when its turn comes."""
@@ -93,7 +91,7 @@ class Handshakes:
         """Wait briefly for the workers, after everything was cancelled. The rest are daemons that hang in DNS."""
         self._queue.clear()
         deadline = time.monotonic() + _JOIN_TIMEOUT
-        for worker in (*self._workers, *self._returning):
+        for worker in self._workers:
             worker.join(max(0.0, deadline - time.monotonic()))
 
     def _start_queued(self) -> None:
@@ -101,6 +99,7 @@ class Handshakes:
             handshake = self._queue.popleft()
             handshake.pool = self
             self._in_flight += 1
+            self._workers = [worker for worker in self._workers if worker.is_alive()]
             if len(self._workers) >= MAX_WORKERS:
                 self._fail_later(handshake, _STUCK)
                 continue
@@ -109,13 +108,13 @@ class Handshakes:
             self._loop.schedule(handshake)
             name = f"{self._name}-handshake-{next(self._numbers)}"
             worker = threading.Thread(target=self._work, args=(handshake,), name=name, daemon=True)
-            self._workers.add(worker)
             try:
                 worker.start()
             except RuntimeError as cause:
                 # The system has no more threads, or the interpreter is shutting down.
-                self._workers.discard(worker)
                 self._fail_later(handshake, str(cause))
+            else:
+                self._workers.append(worker)
 
     def _fail_later(self, handshake: Handshake, reason: str) -> None:
         """Not at once: the requester is in the middle of its request."""
@@ -124,14 +123,8 @@ class Handshakes:
     def _work(self, handshake: Handshake) -> None:
         """Run on a worker thread."""
         outcome = outcome_of(handshake.config, handshake.attempt)
-        worker = threading.current_thread()
-        if not self._loop.post(lambda: self._collect(worker, handshake, outcome), lambda: _discard(outcome)):
+        if not self._loop.post(lambda: self._end(handshake, outcome), lambda: _discard(outcome)):
             _discard(outcome)
-
-    def _collect(self, worker: threading.Thread, handshake: Handshake, outcome: Connection | ConnectionFailed) -> None:
-        self._workers.discard(worker)
-        self._returning = [thread for thread in (*self._returning, worker) if thread.is_alive()]
-        self._end(handshake, outcome)
 
     def _end(self, handshake: Handshake, outcome: Connection | ConnectionFailed) -> None:
         if handshake.cancelled:

@@ -30,29 +30,8 @@ _OUTDATED_ENTRIES = 64
 Command = Callable[[], None]
 
 
-class Poller(Protocol):
+class Poller:
     """Watches file descriptors for `READ`, `WRITE` or both. One thread uses it."""
-
-    READ: int
-    WRITE: int
-
-    def register(self, fd: int, events: int, /) -> None: ...
-
-    def modify(self, fd: int, events: int, /) -> None: ...
-
-    def unregister(self, fd: int, /) -> None: ...
-
-    def poll(self, timeout: float | None) -> list[tuple[int, int]]:
-        """Wait up to `timeout` seconds (None: no limit) for descriptors with events.
-
-        An error or the end of a connection is neither `READ` nor `WRITE`. Try both then.
-        """
-
-    def close(self) -> None: ...
-
-
-class SelectorPoller:
-    """The poller for systems without epoll."""
 
     READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
@@ -69,6 +48,10 @@ class SelectorPoller:
         self._selector.unregister(fd)
 
     def poll(self, timeout: float | None) -> list[tuple[int, int]]:
+        """Wait up to `timeout` seconds (None: no limit) for descriptors with events.
+
+        An error or the end of a connection is neither `READ` nor `WRITE`. Try both then.
+        """
         return [(key.fd, events) for key, events in self._selector.select(timeout)]
 
     def close(self) -> None:
@@ -77,20 +60,20 @@ class SelectorPoller:
 
 if sys.platform == "linux":
 
-    class EpollPoller:
+    class EpollPoller(Poller):
         """epoll without `selectors`, whose objects cost a tenth of a tick's way from the socket to the callback."""
 
         READ, WRITE = select.EPOLLIN, select.EPOLLOUT
 
         def __init__(self) -> None:
             epoll = select.epoll()
-            self.register, self.modify, self.unregister = epoll.register, epoll.modify, epoll.unregister
-            self.poll, self.close = epoll.poll, epoll.close
+            for name in ("register", "modify", "unregister", "poll", "close"):
+                setattr(self, name, getattr(epoll, name))
 
 
 def new_poller() -> Poller:
     """Return the fastest poller that the system has."""
-    return EpollPoller() if sys.platform == "linux" else SelectorPoller()
+    return EpollPoller() if sys.platform == "linux" else Poller()
 
 
 class Channel(Protocol):

@@ -122,7 +122,7 @@ def test_a_cancelled_handshake_has_no_outcome(pool: Pool) -> None:
         pool.loop.post(free.set)
         pool.request(peer.url)
         assert isinstance(pool.outcome(), Connection)
-        while pool.handshakes._workers:
+        while any(worker.is_alive() for worker in pool.handshakes._workers):
             assert pool.loop.alive
         assert pool.requester.outcomes.empty()
         assert peer.accepted == 1

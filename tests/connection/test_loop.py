@@ -9,14 +9,14 @@ from collections.abc import Iterator
 import pytest
 
 from finx_streamer.connection import loop as loop_module
-from finx_streamer.connection.loop import Poller, SelectorPoller, new_poller
+from finx_streamer.connection.loop import Poller, new_poller
 
 PATIENCE = 10.0
 
 
 @pytest.fixture(params=["selectors", "the system's"])
 def poller(request: pytest.FixtureRequest) -> Iterator[Poller]:
-    with contextlib.closing(SelectorPoller() if request.param == "selectors" else new_poller()) as made:
+    with contextlib.closing(Poller() if request.param == "selectors" else new_poller()) as made:
         yield made
 
 
@@ -63,4 +63,4 @@ def test_the_end_of_a_connection_is_a_reason_to_read(poller: Poller, pair: tuple
 def test_the_quickest_poller_is_taken() -> None:
     """On Linux it is epoll itself."""
     with contextlib.closing(new_poller()) as made:
-        assert getattr(loop_module, "EpollPoller", SelectorPoller) is type(made)
+        assert getattr(loop_module, "EpollPoller", Poller) is type(made)

@@ -403,7 +403,7 @@ def test_a_server_that_does_not_complete_the_handshake(client: Callable[..., Fun
     with Peer(lambda caller: caller.wait_until_left()) as peer, client(peer, timeout=0.2) as calls:
         with pytest.raises(CallTimeout, match="still connecting"):
             number(calls, 1)
-        until(lambda: not calls._calls._scheduler.handshakes._workers)
+        until(lambda: not any(worker.is_alive() for worker in calls._calls._scheduler.handshakes._workers))
 
 
 def test_a_handshake_has_a_time_of_its_own(client: Callable[..., FunctionClient]) -> None:
@@ -425,7 +425,7 @@ def test_a_key_callable_that_hangs_is_a_timeout(client: Callable[..., FunctionCl
         with pytest.raises(CallTimeout):
             number(calls, 1)
         release.set()
-        until(lambda: not calls._calls._scheduler.handshakes._workers)
+        until(lambda: not any(worker.is_alive() for worker in calls._calls._scheduler.handshakes._workers))
         calls._timeout = PATIENCE
         assert number(calls, 2) == 2
 
