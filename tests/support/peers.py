@@ -1,4 +1,4 @@
-"""A server on a raw socket whose every byte the test decides, and a recorder of what a listener calls back with."""
+"""A server on a raw socket that sends exactly the test's bytes, and a recorder of a listener's callbacks."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from typing import Any, Self
 
 from finx_streamer import FinxStreamerError, Gap, Notice, ReconnectPolicy, State, StreamListener, Tick
 
-#: How long anything that has to happen may take. Nothing passes by waiting for it.
+#: The bound for everything that a test waits for, in seconds. No test passes because of it.
 PATIENCE = 20.0
-#: Tries again at once, and always as quickly.
+#: Reconnects at once, without a backoff.
 QUICK = ReconnectPolicy(initial=0.01, factor=1.0, jitter=False)
 
 TEXT, BINARY, CLOSE, PING, PONG = 0x1, 0x2, 0x8, 0x9, 0xA
@@ -29,7 +29,7 @@ PAIR = "BTC:USDC"
 def frame(
     payload: bytes | str, opcode: int = TEXT, *, fin: bool = True, rsv: int = 0, announced: int | None = None
 ) -> bytes:
-    """A server's frame; `announced` is a length that need not be true."""
+    """A server's frame. `announced` is a length for the header that may be wrong."""
     data = payload.encode() if isinstance(payload, str) else payload
     length = len(data) if announced is None else announced
     head = bytes([fin << 7 | rsv << 4 | opcode])
@@ -46,23 +46,23 @@ def close_frame(code: int, reason: bytes = b"") -> bytes:
 
 
 def tick_text(number: int, pair: str = PAIR, exchange: str = "BINANCE") -> str:
-    """The message of a tick whose price is its number."""
+    """The message of a tick. Its price is its number."""
     data = {"pair": pair, "date": "2022-07-02", "time": "15:30:55.817Z", "exchange": exchange, "price": f"{number}"}
     return json.dumps({"results": "streaming", "resultData": data})
 
 
 def tick(number: int, pair: str = PAIR, exchange: str = "BINANCE") -> bytes:
-    """The frame of a tick whose price is its number."""
+    """The frame of a tick. Its price is its number."""
     return frame(tick_text(number, pair, exchange))
 
 
 def ticks(first: int, last: int, pair: str = PAIR) -> bytes:
-    """The frames of ticks numbered from `first` to `last`, both included."""
+    """The frames of the ticks from `first` to `last`, both included."""
     return b"".join(tick(number, pair) for number in range(first, last + 1))
 
 
 class Caller:
-    """One connection, as the server has it. Whatever it raises by I/O ends the script in silence: the client left."""
+    """The server's side of one connection. An I/O error ends its script silently, because the client left."""
 
     def __init__(self, sock: socket.socket, number: int) -> None:
         self.sock = sock
@@ -76,11 +76,11 @@ class Caller:
         return self.request.split(b" ", 2)[1].decode()
 
     def send(self, *data: bytes) -> None:
-        """Send it all in one go."""
+        """Send all of it in one call."""
         self.sock.sendall(b"".join(data))
 
     def read_request(self) -> bytes:
-        """The client's half of the handshake. May be asked for again."""
+        """The client's half of the handshake. Can be called again."""
         if self.request:
             return self.request
         while b"\r\n\r\n" not in self._read:
@@ -89,7 +89,7 @@ class Caller:
         return self.request
 
     def welcome(self, *glued: bytes) -> None:
-        """Complete the handshake, with frames glued to it in the same segment."""
+        """Complete the handshake, with frames in the same segment."""
         self.send(self.acceptance(), *glued)
 
     def acceptance(self, *headers: str) -> bytes:
@@ -153,7 +153,7 @@ Script = Callable[[Caller], None]
 
 
 class Peer:
-    """Runs a script in a thread of its own for each connection: the first for the first, the last for all others."""
+    """Runs a script in a new thread for each connection: the nth for the nth connection, the last for all others."""
 
     def __init__(self, *scripts: Script, context: ssl.SSLContext | None = None, receive_buffer: int = 0) -> None:
         self._scripts = scripts
@@ -174,16 +174,16 @@ class Peer:
 
     @property
     def accepted(self) -> int:
-        """How many connections were accepted so far."""
+        """How many connections it has accepted."""
         return self._accepted
 
     @property
     def requests(self) -> list[bytes]:
-        """The handshakes that were read so far."""
+        """The handshakes that it has read."""
         return [caller.request for caller in list(self._callers)]
 
     def wait_accepted(self, count: int) -> None:
-        """Wait until so many connections were accepted."""
+        """Wait until `count` connections were accepted."""
         with self._changed:
             assert self._changed.wait_for(lambda: self._accepted >= count, PATIENCE), f"{self._accepted} of {count}"
 
@@ -236,7 +236,7 @@ class Peer:
 
 
 def stay(*sent: bytes) -> Script:
-    """A script that completes the handshake, sends this with it and stays until the client leaves."""
+    """A script that completes the handshake, sends these bytes, and stays until the client leaves."""
 
     def script(caller: Caller) -> None:
         caller.welcome(*sent)
@@ -246,7 +246,7 @@ def stay(*sent: bytes) -> Script:
 
 
 def watched(script: Script) -> tuple[Script, threading.Event, threading.Event]:
-    """The script, and events that tell when a caller has said something and when the script is over."""
+    """The script, an event for the client's first byte, and an event for the script's end."""
     begun, left = threading.Event(), threading.Event()
 
     def noting(caller: Caller) -> None:
@@ -266,7 +266,7 @@ def refuse(status: str, headers: str = "", body: str = "") -> Script:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 at which nobody listens."""
+    """A port of 127.0.0.1 that refuses connections."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
@@ -274,7 +274,7 @@ def free_port() -> int:
 
 
 class Seen:
-    """Keeps what a listener calls back with, and lets a test wait for it."""
+    """Records a listener's callbacks, and lets a test wait for them."""
 
     def __init__(self) -> None:
         self.ticks: list[Tick] = []
@@ -285,8 +285,7 @@ class Seen:
         self._changed = threading.Condition()
 
     def listener(self, endpoint: str, *symbols: str, **settings: Any) -> StreamListener:
-        """A listener that calls back here; for one pair, with quick reconnects, and without a history to ask, for a
-        peer has none, unless told otherwise."""
+        """A listener with these callbacks. By default: one pair, fast reconnects, and no backfill, which peers lack."""
         defaults = {"api_key": "demo", "reconnect": QUICK, "on_tick": self.on_tick, "on_error": self.on_error}
         defaults |= {"on_notice": self.on_notice, "on_state": self.on_state}
         defaults |= {"on_gap": self.on_gap, "backfill": False}
@@ -317,7 +316,7 @@ class Seen:
         return [error for error in list(self.errors) if type(error) is kind]
 
     def wait_for(self, condition: Callable[[], object], patience: float = PATIENCE) -> None:
-        """Wait until something holds that callbacks bring about."""
+        """Wait for a condition that callbacks make true."""
         with self._changed:
             assert self._changed.wait_for(condition, patience), self
 

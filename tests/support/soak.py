@@ -1,8 +1,8 @@
-"""Half an hour of everything at once: many pairs, many ticks, slow callbacks, and a fault every few seconds.
+"""The soak test: many pairs, many ticks, slow callbacks, and a fault every few seconds, for half an hour.
 
-`python -m tests.support.soak` plays the market from a server in a process of its own, over which it has power of
-life and death. Each tick is checked when it comes, so that no memory of what was sent is needed. What was measured
-is written and drawn; exit code 1 where anything was lost, doubled, out of order, left behind, or grew.
+`python -m tests.support.soak` runs the server in a separate process and kills it now and then. Each tick is checked as
+it arrives. Measurements are written and drawn. The exit code is 1 if ticks were lost, duplicated or out of order, or if
+threads, descriptors or memory grew.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ from finx_streamer.server import LocalServer
 from tests.support.peers import free_port
 from tests.support.storm import fault
 
-#: Ticks of a pair that share a time. The last two of them are equal, as different trades may be.
+#: The number of a pair's ticks that share a time. The last two are equal, like some real trades.
 GROUP = 4
-#: What a whole group amounts to: two bits for each kind of tick in it.
+#: The sum of a complete group: two bits for each kind of tick.
 WHOLE = 0b10_01_01
 _COUNTED = {str(kind): 1 << (2 * kind) for kind in range(3)}
 BEGIN = datetime(2022, 7, 2, 23, 50, tzinfo=UTC)
-#: How much of the past the server keeps, in seconds: no outage here is nearly as long.
+#: The history that the server keeps, in seconds. All outages are much shorter.
 KEPT = 120
-#: By how much the process may have grown when all is over, in MiB.
+#: The allowed growth of the process, in MiB.
 GROWTH = 8.0
 _POSITION = struct.Struct("=q")
 
 
 @attrs.frozen
 class Course:
-    """What the market plays: any tick by its number alone. The pairs take turns, a group each."""
+    """The ticks of the market. Each follows from its number. The pairs take turns, one group at a time."""
 
     pairs: int
     rate: float
@@ -83,13 +83,13 @@ class Course:
 
 
 class Ledger:
-    """Checks each tick as it comes: every group whole, once, and in order. Its memory does not grow."""
+    """Checks each tick as it arrives: every group complete, once, and in order. Its memory doesn't grow."""
 
     def __init__(self, course: Course) -> None:
         self.count = 0
         self.mistakes: list[str] = []
         self._groups: dict[str, list[int]] = {name: [1, 0] for name in course.names()}
-        #: Seconds that each call takes now.
+        #: How long each call takes, in seconds.
         self.delay = 0.0
 
     def take(self, tick: Tick) -> None:
@@ -105,7 +105,7 @@ class Ledger:
         state[1] += _COUNTED[kind]
 
     def check(self, sent: int) -> None:
-        """At the end: everything has come, and nothing twice."""
+        """Check at the end that all ticks have arrived, each once."""
         if self.count != sent:
             self._mistake(f"{sent} ticks were sent, {self.count} came")
         for pair, (turn, amount) in self._groups.items():
@@ -121,7 +121,7 @@ class Ledger:
 
 
 class Market:
-    """A source that plays the course, and writes down how far it is before anything goes out."""
+    """A source that plays the course, and saves its position before it sends a tick."""
 
     paced = True
 
@@ -134,7 +134,7 @@ class Market:
 
     @property
     def wait_for(self) -> int:
-        """It waits for everybody at the beginning; later it goes on whoever listens."""
+        """Wait for all clients at the start, and for none later."""
         return 0 if self.at else len(self.pairs)
 
     def play(self, clock: Callable[[], float]) -> Iterator[tuple[float, Any]]:
@@ -142,7 +142,7 @@ class Market:
         while self.at % (GROUP * course.pairs) or not self.ending.is_set():
             _POSITION.pack_into(self._position, 0, self.at + 1)
             yield (self.at - begin) / course.rate, course.tick(self.at)
-            # Whoever asks for the next one has sent this one; a server that is stopped before has not.
+            # The next tick is requested only after this one was sent. A stopped server doesn't get here.
             self.at += 1
 
 
@@ -153,7 +153,7 @@ def _mapped(folder: Path) -> Iterator[mmap.mmap]:
 
 
 def _stored(file: Path) -> int:
-    """How many ticks the store was ever given: its numbers have no holes."""
+    """How many ticks were ever stored. Their numbers have no gaps."""
     if not file.exists():
         return 0
     with contextlib.closing(sqlite3.connect(file)) as database:
@@ -161,11 +161,11 @@ def _stored(file: Path) -> int:
 
 
 def serve(course: Course, folder: Path, port: int, seed: int, missed: int) -> None:
-    """A life of the server. It does what is written to it, a line each, and says when that is done."""
+    """Run one life of the server. It executes the command in each line of its input, and prints when it's done."""
     rng, pause = random.Random(seed), threading.Event()
     store = folder / "ticks.db"
     with _mapped(folder) as position:
-        # What passed while it was dead, and what it had sent but not stored, is what an exchange would still know.
+        # Like an exchange, import the ticks that it missed while dead, and those that it sent but didn't store.
         stored = _stored(store)
         _POSITION.pack_into(position, 0, _POSITION.unpack_from(position)[0] + missed)
         market = Market(course, position)
@@ -184,7 +184,7 @@ def serve(course: Course, folder: Path, port: int, seed: int, missed: int) -> No
 
 
 class Remote:
-    """The server, as seen from the client's process."""
+    """Controls the server from the client's process."""
 
     def __init__(self, course: Course, folder: Path, seed: int) -> None:
         self.port = free_port()
@@ -231,12 +231,12 @@ class Remote:
         return self._process.stdout.readline().strip()
 
 
-# What is measured.
+# Measurements.
 
 
 @attrs.frozen
 class Sample:
-    """One moment. `minutes` since the start; memory in MiB."""
+    """One measurement. `minutes` are since the start, memory is in MiB."""
 
     minutes: float
     ticks: int
@@ -263,7 +263,7 @@ def _descriptors() -> int:
 
 
 class Sampler:
-    """Takes a sample every few seconds, in a thread of its own."""
+    """Takes a sample every few seconds, in its own thread."""
 
     def __init__(self, listener: StreamListener, server: Remote, every: float = 2.0) -> None:
         self.samples: list[Sample] = []
@@ -302,7 +302,7 @@ class Sampler:
 
 @attrs.define
 class Report:
-    """What came of it."""
+    """The result of a soak test."""
 
     course: Course
     seed: int
@@ -319,9 +319,9 @@ class Report:
 
     @property
     def growth(self) -> float:
-        """By how much resident memory is larger at the end than early on, in MiB: medians of a tenth of the time each.
+        """The growth of resident memory in MiB: the median of the last tenth of the time minus that of the second.
 
-        The first tenth is left out: there the allocator finds its size.
+        In the first tenth, the allocator finds its size.
         """
         tenth = max(1, len(self.samples) // 10)
         early, late = self.samples[tenth : 2 * tenth] or self.samples, self.samples[-tenth:]
@@ -344,12 +344,12 @@ class Report:
             "time": f"{self.minutes:.1f} minutes",
             "ticks sent and received": f"{self.sent:,}",
             "faults": ", ".join(f"{count} x {name}" for name, count in sorted(self.faults.items())),
-            "connections lost and made again": f"{last.reconnects:,}",
-            "gaps, and ticks that filled them": f"{last.gaps:,}, {last.filled:,}",
+            "reconnects": f"{last.reconnects:,}",
+            "gaps, ticks that filled them": f"{last.gaps:,}, {last.filled:,}",
             "most ticks waiting for callbacks": f"{max(sample.waiting for sample in self.samples):,}",
             "errors reported": ", ".join(f"{count:,} x {name}" for name, count in sorted(self.errors.items())),
-            "clients too slow for the server": f"{self.slow_clients}, in its last life",
-            "resident memory": f"{self.growth:+.1f} MiB from early on to the end, "
+            "clients too slow for the server": f"{self.slow_clients}, in the server's last life",
+            "resident memory": f"{self.growth:+.1f} MiB from the second tenth of the time to the last, "
             f"at most {max(sample.resident for sample in self.samples):.0f} MiB",
             "descriptors, threads": "{}, {} before; {}, {} after".format(*self.before, *self.after),
             "stop()": f"{self.stopped_in:.2f} s",
@@ -358,13 +358,13 @@ class Report:
 
 
 def soak(course: Course, minutes: float, seed: int, every: float) -> Report:
-    """Play the course for so many minutes with a fault about every so many seconds, and wait until all has come."""
+    """Play the course for `minutes`, with a fault about every `every` seconds, and wait for all ticks."""
     rng = random.Random(seed)
     ledger, faults, errors, gaps = Ledger(course), Counter[str](), Counter[str](), Counter[bool]()
     pause = threading.Event()
 
     def note_error(error: FinxStreamerError) -> None:
-        # The end may come while a stream still looks for what it might have missed.
+        # The test may end while a stream still fills a gap.
         if not (isinstance(error, GapNotFilled) and "stopped" in str(error)):
             errors[type(error).__name__] += 1
 
@@ -404,7 +404,7 @@ def soak(course: Course, minutes: float, seed: int, every: float) -> Report:
                     elif kind == "kill":
                         server.kill()
                         pause.wait(rng.choice([0.0, 1.0]))
-                        # Nobody has heard of these but the exchange.
+                        # Only the exchange has these ticks.
                         server.start(missed=rng.randrange(int(course.rate)))
                         faults["kill"] += 1
                     else:
@@ -424,7 +424,7 @@ def soak(course: Course, minutes: float, seed: int, every: float) -> Report:
     ledger.check(sent)
     gc.collect()
     after = _descriptors() + 2, threading.active_count()
-    # Two of those before were the pipes to the server, which is gone.
+    # Two of the descriptors before were the pipes to the server, which has ended.
     return Report(
         course, seed, took / 60, sent, faults, sampler.samples, before, after, errors, slow_clients, stopped_in,
         ledger.mistakes,
@@ -432,7 +432,7 @@ def soak(course: Course, minutes: float, seed: int, every: float) -> Report:
 
 
 def draw(samples: list[Sample], file: Path) -> None:
-    """Resident memory above; ticks a second, and what waits, below."""
+    """Draw resident memory, ticks per second and the queue's length."""
     import matplotlib as mpl
 
     mpl.use("svg")
@@ -473,14 +473,16 @@ def draw(samples: list[Sample], file: Path) -> None:
 
 
 def main() -> None:
-    """Soak, report, draw, judge."""
+    """Run the soak test, write the report and the figure, and set the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--pairs", type=int, default=200)
-    parser.add_argument("--rate", type=float, default=20_000.0, help="ticks a second in all")
-    parser.add_argument("--every", type=float, default=4.0, help="seconds from a fault to the next, about")
+    parser.add_argument("--rate", type=float, default=20_000.0, help="ticks per second in total")
+    parser.add_argument("--every", type=float, default=4.0, help="mean seconds between faults")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--output", type=Path, default=Path("build/soak"), help="a folder for samples and figure")
+    parser.add_argument(
+        "--output", type=Path, default=Path("build/soak"), help="the folder for report, samples and figure"
+    )
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--missed", type=int, help=argparse.SUPPRESS)
