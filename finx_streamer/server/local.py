@@ -185,7 +185,7 @@ class LocalServer:
 
     @property
     def url(self) -> str:
-        """The base URL for clients, such as `ws://127.0.0.1:41234/`.
+        """The base URL for clients.
 
         Raises:
             RuntimeError: The port is picked at the start, and the server hasn't started yet.
