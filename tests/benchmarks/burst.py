@@ -1,4 +1,4 @@
-"""Throughput: how many ticks a second of one pair each contender takes from a server that never waits."""
+"""Throughput: ticks per second of one pair that each contender takes from a server that never waits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TITLE = "Burst, one pair"
 
 
 def benchmark(options: Options) -> str:
-    """Each contender takes ticks for some time. `drain` shows what the server could send."""
+    """Run each contender for a fixed time. `drain` shows how much the server can send."""
     names = options.chosen(who.CONTENDERS, always=(who.DRAIN, who.PLAIN))
     job = {"seconds": options.seconds}
     results = rounds({name: partial(run, name, {"mode": "burst"}, job) for name in names}, options.rounds)

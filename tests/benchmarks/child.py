@@ -1,4 +1,4 @@
-"""What a client process says to the benchmark that started it."""
+"""Functions for the client processes of benchmarks: report results, measure memory and threads."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from typing import Any, NoReturn
 
 
 def report(**figures: Any) -> NoReturn:
-    """Print what was measured and end at once: how long a client takes to close is not measured here."""
+    """Print the figures and exit at once, without closing the client."""
     os.write(1, json.dumps(figures).encode())
     os._exit(0)
 
 
 def fail(reason: object) -> NoReturn:
-    """End with this reason; the benchmark ends with it too."""
+    """Exit with this reason. The benchmark fails with it."""
     sys.stderr.flush()
     os.write(2, f"{reason}\n".encode())
     os._exit(1)
 
 
 def resident() -> int:
-    """The memory that this process has in use at the moment, in bytes."""
+    """Return the resident memory of this process in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak_resident() -> int:
-    """The most memory that this process has ever had in use, in bytes."""
+    """Return the peak resident memory of this process in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1_024 for line in lines if line.startswith("VmHWM:"))
 
 
 def threads() -> int:
-    """How many threads this process has at the moment."""
+    """Return the number of threads of this process."""
     return len(os.listdir("/proc/self/task"))

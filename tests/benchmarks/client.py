@@ -1,6 +1,6 @@
-"""A contender's process: `python client.py JOB`, where JOB is a JSON object with the fields of `Job`.
+"""The process of one contender: `python client.py JOB`, where JOB is a JSON object with the fields of `Job`.
 
-It runs one contender with one meter for its callback, and the meter prints what it measured, as JSON.
+A meter is the contender's callback. It prints its measurements as JSON and ends the process.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import child
 import ticks
 from contenders import CONTENDERS, Feed, OnTick
 
-#: What a lap's prices may be off: much less than the difference between two ticks, and more than rounding adds up to.
+#: Tolerance for the sum of a lap's prices: more than rounding errors, much less than one tick's step.
 _ROUNDING = 1e-3
 
 
 class Job(NamedTuple):
-    """What a client process is told to do."""
+    """The job of a client process."""
 
     contender: str
     port: int
     meter: str = "laps"
     pairs: int = 1
-    #: How long to measure, at the least; it ends with a lap.
+    #: Minimum length of the measurement, which ends with a lap.
     seconds: float = 1.0
-    #: Ticks of each pair that the server sends; 0 for no end.
+    #: Ticks per pair that the server sends. 0 means endless.
     count: int = 0
     authority: str = ""
     pause: float = 0.0
@@ -37,15 +37,14 @@ class Job(NamedTuple):
 
 
 def laps(job: Job, feed: Feed) -> OnTick:
-    """Throughput: counts ticks and adds up their prices.
+    """Measure throughput: count ticks and sum their prices.
 
-    A stream of one pair is measured in laps of all distinct ticks; the sum of each is checked, and every field of the
-    lap that follows the last one. Several pairs send a certain number of ticks, in no certain order: the sum is
-    checked.
+    One pair is measured in laps of all distinct ticks. The sum of each lap is checked, and after the last lap all
+    fields of one more. Several pairs send a fixed number of ticks in any order; only their sum is checked.
     """
     lap = job.count * job.pairs or ticks.DISTINCT
     expected = job.pairs * ticks.total(job.count) if job.count else ticks.total(lap)
-    # Until the next turn: the first tick, the last one of a lap, and in the end each tick is one.
+    # `left` counts down to the next checkpoint: the first tick, the last one of a lap, then every tick.
     left, total, done, checked = 1, 0.0, 0, 0
     start = cpu = 0.0
     figures: dict[str, Any] = {}
@@ -55,9 +54,9 @@ def laps(job: Job, feed: Feed) -> OnTick:
         total += tick["price"]
         left -= 1
         if left <= 0:
-            turn(tick)
+            checkpoint(tick)
 
-    def turn(tick: dict[str, Any]) -> None:
+    def checkpoint(tick: dict[str, Any]) -> None:
         nonlocal start, cpu, left
         if figures:
             check(tick)
@@ -70,20 +69,20 @@ def laps(job: Job, feed: Feed) -> OnTick:
     def end_lap() -> None:
         nonlocal done, left, total
         if abs(total - expected) > _ROUNDING * job.pairs:
-            child.fail(f"prices add up to {total}, not {expected}")
+            child.fail(f"the prices add up to {total}, not {expected}")
         done, left, total = done + lap, lap, 0.0
-        taken = time.perf_counter() - start
-        if job.count or taken >= job.seconds:
+        elapsed = time.perf_counter() - start
+        if job.count or elapsed >= job.seconds:
             used = time.process_time() - cpu
-            figures.update(seconds=taken, cpu=used, count=done, threads=child.threads(), resident=child.resident())
+            figures.update(seconds=elapsed, cpu=used, count=done, threads=child.threads(), resident=child.resident())
             left = 0
         if job.count:
             child.report(**figures)
 
     def check(tick: dict[str, Any]) -> None:
         nonlocal checked
-        if wrong := ticks.fault(tick, checked):
-            child.fail(wrong)
+        if error := ticks.find_error(tick, checked):
+            child.fail(error)
         checked += 1
         if checked == ticks.DISTINCT:
             child.report(**figures)
@@ -92,15 +91,15 @@ def laps(job: Job, feed: Feed) -> OnTick:
 
 
 def latency(job: Job, feed: Feed) -> OnTick:
-    """From the server's time stamp in each tick to the callback. The first tenth does not count."""
+    """Measure the time from the server's timestamp in each tick to the callback, without the first tenth."""
     count = job.count
-    taken = array("q", bytes(8 * count))
+    latencies = array("q", bytes(8 * count))
     at, total, start, cpu = 0, 0.0, 0.0, 0.0
     clock = time.monotonic_ns
 
     def on_tick(tick: dict[str, Any]) -> None:
         nonlocal at, total
-        taken[at] = clock() - int(tick["exchange"])
+        latencies[at] = clock() - int(tick["exchange"])
         total += tick["price"]
         at += 1
         if at == 1 or at == count:
@@ -108,22 +107,22 @@ def latency(job: Job, feed: Feed) -> OnTick:
 
     def mark(tick: dict[str, Any]) -> None:
         nonlocal start, cpu
-        # Among several pairs the last tick to arrive may be another one than the last that was sent.
-        if job.pairs == 1 and (wrong := ticks.fault(tick, at - 1, stamped=True)):
-            child.fail(wrong)
+        # With several pairs, the last tick to arrive may not be the last one sent.
+        if job.pairs == 1 and (error := ticks.find_error(tick, at - 1, stamped=True)):
+            child.fail(error)
         if at < count:
             start, cpu = time.perf_counter(), time.process_time()
             return
         seconds, used, size, number = (
             time.perf_counter() - start,
             time.process_time() - cpu,
-            # Less what the measuring itself has filled.
+            # Without the meter's own memory.
             child.resident() - 8 * count,
             child.threads(),
         )
         if abs(total - ticks.total(count)) > 1e-9 * total:
-            child.fail(f"prices add up to {total}, not {ticks.total(count)}")
-        steady = sorted(taken[count // 10 :])
+            child.fail(f"the prices add up to {total}, not {ticks.total(count)}")
+        steady = sorted(latencies[count // 10 :])
         child.report(
             p50=steady[len(steady) // 2] / 1e3,
             p99=steady[len(steady) * 99 // 100] / 1e3,
@@ -138,9 +137,9 @@ def latency(job: Job, feed: Feed) -> OnTick:
 
 
 def slow(job: Job, feed: Feed) -> OnTick:
-    """Memory: a callback that pauses so often that it is slower than the stream. Looks at the memory on the way."""
+    """Sample the memory while the callback pauses so often that it's slower than the stream."""
     marks = {max(1, job.count * percent // 100): percent for percent in (1, 10, 25, 50, 75, 100)}
-    seen: list[dict[str, Any]] = []
+    samples: list[dict[str, Any]] = []
     number, total, start = 0, 0.0, time.perf_counter()
 
     def on_tick(tick: dict[str, Any]) -> None:
@@ -150,11 +149,11 @@ def slow(job: Job, feed: Feed) -> OnTick:
         if not number % job.pause_every:
             time.sleep(job.pause)
         if number in marks:
-            look(marks[number])
+            sample(marks[number])
 
-    def look(percent: int) -> None:
+    def sample(percent: int) -> None:
         depth = feed.listener.stats.queue_depth if feed.listener else None
-        seen.append(
+        samples.append(
             {
                 "percent": percent,
                 "count": number,
@@ -166,14 +165,14 @@ def slow(job: Job, feed: Feed) -> OnTick:
         )
         if percent == 100:
             if abs(total - ticks.total(number)) > 1e-9 * total:
-                child.fail(f"prices add up to {total}, not {ticks.total(number)}")
-            child.report(seen=seen)
+                child.fail(f"the prices add up to {total}, not {ticks.total(number)}")
+            child.report(samples=samples)
 
     return on_tick
 
 
 def silent(job: Job, feed: Feed) -> OnTick:
-    """A stream without ticks."""
+    """Fail on any tick: the server sends none."""
     return child.fail
 
 
@@ -181,11 +180,11 @@ METERS: dict[str, Callable[[Job, Feed], OnTick]] = {"laps": laps, "latency": lat
 
 
 def main() -> None:
-    """Run the job of the command line."""
+    """Run the job that the command line gives."""
     job = Job(**json.loads(sys.argv[1]))
     feed = Feed(job.port, job.pairs, job.authority, job.seconds, job.count)
     CONTENDERS[job.contender](feed, METERS[job.meter](job, feed))
-    child.fail(f"{job.contender}: ended before the last tick")
+    child.fail(f"{job.contender} ended before the last tick")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Who takes part. To add one, write a function with `@contender("its name")`.
+"""The clients that are compared. To add one, write a function with `@contender("its name")`.
 
-A contender gets a `Feed` (what to connect to) and a callback. It connects to every pair of the feed, makes the same
-dict of eight keys of each tick, and calls the callback with it, for ever: the callback ends the process.
+A contender gets a `Feed` and a callback. It connects to every pair of the feed, turns each tick into the same dict of
+eight keys, and passes it to the callback. It runs until the callback ends the process.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ THREAD = "StreamListener thread"
 INLINE = "StreamListener inline"
 THREAD_STDLIB = "StreamListener thread, no msgspec"
 INLINE_STDLIB = "StreamListener inline, no msgspec"
-#: Asyncio clients begin so many handshakes side by side, as StreamListener does.
-SIDE_BY_SIDE = 8
+#: How many handshakes asyncio clients run at once: as many as StreamListener.
+MAX_HANDSHAKES = 8
 
 
 class Feed:
-    """What to connect to, and how long to go on."""
+    """What to connect to, and for how long."""
 
     def __init__(self, port: int, pairs: int, authority: str, seconds: float, count: int) -> None:
         self.pairs = [ticks.pair(number) for number in range(pairs)]
@@ -49,29 +49,29 @@ class Feed:
         self.port = port
         self.context = ssl.create_default_context(cafile=authority) if authority else None
         self.seconds = seconds
-        #: Ticks of each pair; 0 for no end.
+        #: Ticks per pair. 0 means endless.
         self.count = count
-        #: For what only a `StreamListener` can tell.
+        #: For meters that read the statistics of a `StreamListener`.
         self.listener: Any = None
 
     def url(self, pair: str) -> str:
-        """Where the ticks of a pair are."""
+        """Return the URL of a pair's stream."""
         return f"{self.base}streaming/bench/{pair}"
 
 
 def contender(name: str) -> Callable[[Contender], Contender]:
-    """Enter a contender under this name."""
+    """Register a contender under this name."""
 
-    def enter(function: Contender) -> Contender:
+    def register(function: Contender) -> Contender:
         CONTENDERS[name] = function
         return function
 
-    return enter
+    return register
 
 
 @contender(DRAIN)
 def drain(feed: Feed, on_tick: OnTick) -> None:
-    """Receives bytes and looks at none of them: what the load server can do at the most."""
+    """Receive bytes without reading them. This is the upper limit of the load server."""
     selector = selectors.DefaultSelector()
     for pair in feed.pairs:
         connection = socket.create_connection(("127.0.0.1", feed.port))
@@ -79,7 +79,7 @@ def drain(feed: Feed, on_tick: OnTick) -> None:
             connection = feed.context.wrap_socket(connection, server_hostname="127.0.0.1")
         connection.sendall(f"GET /{pair} HTTP/1.1\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode())
         selector.register(connection, selectors.EVENT_READ, connection.recv_into)
-    # The answers to the handshakes count as ticks: one or two for each connection.
+    # Handshake responses count as ticks: one or two for each connection.
     block = sum(len(ticks.frame(number)) for number in range(ticks.DISTINCT))
     expected = feed.count * len(feed.pairs) * block // ticks.DISTINCT if feed.count else 1 << 62
     buffer, received, start, cpu = bytearray(1 << 18), 0, 0.0, 0.0
@@ -111,7 +111,7 @@ def _plain(feed: Feed, on_data: Callable[[Any, Any], None], **options: Any) -> N
 
 @contender(PLAIN)
 def plain(feed: Feed, on_tick: OnTick) -> None:
-    """What one writes without this package: the other contenders are compared with it."""
+    """Use websocket-client and json directly. This is the baseline."""
 
     def on_message(app: object, text: str) -> None:
         data = json.loads(text)["resultData"]
@@ -133,7 +133,7 @@ def plain(feed: Feed, on_tick: OnTick) -> None:
 
 @contender(UNCHECKED)
 def unchecked(feed: Feed, on_tick: OnTick) -> None:
-    """The same, with what its documentation and a quick JSON reader have to offer."""
+    """Use the fast options of websocket-client, and a fast JSON parser."""
     import orjson
 
     def on_message(app: object, payload: bytes) -> None:
@@ -155,7 +155,7 @@ def unchecked(feed: Feed, on_tick: OnTick) -> None:
 
 
 def _tick_reader() -> Callable[[Any], dict[str, Any]]:
-    """From a message to a tick by msgspec, in the quickest way that we know: into objects that no collector tracks."""
+    """Return the fastest way we know to decode a tick with msgspec: into objects without garbage collection."""
     import msgspec
 
     names = ("pair", "date", "time", "exchange", "price")
@@ -180,11 +180,11 @@ def _tick_reader() -> Callable[[Any], dict[str, Any]]:
 
 
 async def _each_pair(feed: Feed, connect: Callable[[str], Coroutine[Any, Any, None]]) -> None:
-    """Await `connect` for each pair's URL, a few side by side. What goes on afterwards is the contender's."""
-    places = asyncio.Semaphore(SIDE_BY_SIDE)
+    """Await `connect` for each pair's URL, a few at once."""
+    slots = asyncio.Semaphore(MAX_HANDSHAKES)
 
     async def one(pair: str) -> None:
-        async with places:
+        async with slots:
             await connect(feed.url(pair))
 
     try:
@@ -193,13 +193,13 @@ async def _each_pair(feed: Feed, connect: Callable[[str], Coroutine[Any, Any, No
         child.fail(repr(error))
 
 
-async def _for_ever() -> None:
+async def _forever() -> None:
     await asyncio.Event().wait()
 
 
 @contender(WEBSOCKETS)
 def websockets(feed: Feed, on_tick: OnTick) -> None:
-    """Its asyncio client; frames are unmasked and checked by its C extension."""
+    """Use the asyncio client of websockets. Its C extension reads frames."""
     from websockets.asyncio.client import connect
 
     read = _tick_reader()
@@ -211,11 +211,11 @@ def websockets(feed: Feed, on_tick: OnTick) -> None:
             while True:
                 on_tick(read(await connection.recv(decode=False)))
 
-        async def begin(url: str) -> None:
+        async def open_stream(url: str) -> None:
             connection = await connect(url, ssl=feed.context, compression=None, proxy=None, max_queue=1_024)
             tasks.add(asyncio.create_task(listen(connection)))
 
-        await _each_pair(feed, begin)
+        await _each_pair(feed, open_stream)
         await asyncio.gather(*tasks)
 
     asyncio.run(main())
@@ -223,7 +223,7 @@ def websockets(feed: Feed, on_tick: OnTick) -> None:
 
 @contender(AIOHTTP)
 def aiohttp(feed: Feed, on_tick: OnTick) -> None:
-    """Its websocket reader is compiled; text is left as bytes for the decoder."""
+    """Use the client of aiohttp. Its WebSocket reader is compiled; text stays bytes for the decoder."""
     import aiohttp
 
     read = _tick_reader()
@@ -237,11 +237,11 @@ def aiohttp(feed: Feed, on_tick: OnTick) -> None:
 
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
 
-            async def begin(url: str) -> None:
+            async def open_stream(url: str) -> None:
                 connection = await session.ws_connect(url, ssl=feed.context or True, decode_text=False)
                 tasks.add(asyncio.create_task(listen(connection)))
 
-            await _each_pair(feed, begin)
+            await _each_pair(feed, open_stream)
             await asyncio.gather(*tasks)
 
     asyncio.run(main())
@@ -260,24 +260,24 @@ def _picows(feed: Feed, on_tick: OnTick, run: Callable[[Any], Any]) -> None:
     async def main() -> None:
         connections = []
 
-        async def begin(url: str) -> None:
+        async def open_stream(url: str) -> None:
             connections.append(await ws_connect(Reader, url, ssl_context=feed.context))
 
-        await _each_pair(feed, begin)
-        await _for_ever()
+        await _each_pair(feed, open_stream)
+        await _forever()
 
     run(main())
 
 
 @contender(PICOWS)
 def picows(feed: Feed, on_tick: OnTick) -> None:
-    """Compiled: frames, and the protocol between them and the event loop."""
+    """Use picows, which is compiled up to the event loop."""
     _picows(feed, on_tick, asyncio.run)
 
 
 @contender(PICOWS_UVLOOP)
 def picows_uvloop(feed: Feed, on_tick: OnTick) -> None:
-    """With a compiled event loop as well."""
+    """Use picows with a compiled event loop."""
     import uvloop
 
     _picows(feed, on_tick, uvloop.run)
@@ -287,7 +287,7 @@ def _listen(feed: Feed, on_tick: OnTick, **options: Any) -> None:
     from finx_streamer import SlowConsumer, StreamListener
 
     def on_error(error: Exception) -> None:
-        # A burst is just that: more than the callback takes.
+        # In a burst, the callback is always slower than the stream.
         if not isinstance(error, SlowConsumer):
             child.fail(repr(error))
 
@@ -306,25 +306,25 @@ def _listen(feed: Feed, on_tick: OnTick, **options: Any) -> None:
 
 @contender(THREAD)
 def thread(feed: Feed, on_tick: OnTick) -> None:
-    """The default: callbacks on a thread of their own."""
+    """Run callbacks on their own thread, the default."""
     _listen(feed, on_tick, dispatch="thread")
 
 
 @contender(INLINE)
 def inline(feed: Feed, on_tick: OnTick) -> None:
-    """Callbacks on the network thread."""
+    """Run callbacks on the network thread."""
     _listen(feed, on_tick, dispatch="inline")
 
 
 @contender(THREAD_STDLIB)
 def thread_stdlib(feed: Feed, on_tick: OnTick) -> None:
-    """The default installation, without the extra [speed]."""
+    """Run callbacks on their own thread, without the extra [speed]."""
     sys.modules["msgspec"] = None  # type: ignore[assignment]
     _listen(feed, on_tick, dispatch="thread")
 
 
 @contender(INLINE_STDLIB)
 def inline_stdlib(feed: Feed, on_tick: OnTick) -> None:
-    """Inline without the extra [speed]."""
+    """Run callbacks on the network thread, without the extra [speed]."""
     sys.modules["msgspec"] = None  # type: ignore[assignment]
     _listen(feed, on_tick, dispatch="inline")

@@ -1,7 +1,7 @@
-"""Function calls over one websocket, beside one HTTP request a call to the same handler.
+"""Function calls over one WebSocket, compared with one HTTP request per call to the same handler.
 
-All clients ask one after another, and make the same ticks of the answers. The server is one process with one thread;
-its handler is the local server's own, behind the websocket door of `websockets` and the HTTP door of aiohttp.
+Each client makes one call at a time and decodes the ticks of the answer. The server is one process with one thread. It
+runs the local server's handler behind a WebSocket server (websockets) and an HTTP server (aiohttp).
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import json
 import select
 from functools import partial
 
-from harness import Figures, Options, Watch, client, disturbed, ended, median, rate, rounds, spread, table
+from harness import Figures, Options, Watch, client, disturbed, median, rate, rounds, spread, table, wait_for
 
-TITLE = "Function calls over a websocket and over HTTP"
-CLIENT, SESSION, REQUESTS = "FunctionClient", "requests, a Session", "requests, a connection a call"
+TITLE = "Function calls over a WebSocket and over HTTP"
+CLIENT, SESSION, REQUESTS = "FunctionClient", "requests, a Session", "requests, a connection per call"
 KEY, PAIR = "bench-key", "BTC:USDC"
 FIRST, DAY, TIME = "2022-07-02T00:00:00.05", "2022-07-02", "01:00:00.000"
 _FUNCTIONS = {"tickSnap": "1 tick", "tickHistory": "1,000 ticks"}
@@ -21,7 +21,7 @@ _TICKS = 100_000
 
 
 def benchmark(options: Options) -> str:
-    """Each client with each function."""
+    """Run each client with each function."""
     names = options.chosen((CLIENT, SESSION, REQUESTS), always=(CLIENT,))
     jobs = {
         f"{name}, {function}": partial(_run, name, function, options.seconds)
@@ -55,12 +55,12 @@ def _run(contender: str, function: str, seconds: float) -> Figures:
     with client("functions_server.py", count=_TICKS) as server:
         assert server.stdout is not None
         if not select.select([server.stdout], [], [], 20.0)[0]:
-            raise RuntimeError("the server of functions said nothing for 20 s")
+            raise RuntimeError("the server of functions printed no ports within 20 s")
         http, websocket = json.loads(server.stdout.readline())
         job = {"contender": contender, "function": function, "http": http, "websocket": websocket, "seconds": seconds}
         with client("functions_client.py", **job) as process:
             watch = Watch(server.pid, process.pid)
-            figures = ended(process, contender, 60.0)
+            figures = wait_for(process, contender, 60.0)
             figures["disturbed"] = watch.disturbance()
     if figures["ticks"] != int(_FUNCTIONS[function].split()[0].replace(",", "")):
         raise RuntimeError(f"{contender}: {figures['ticks']} ticks in an answer")

@@ -1,4 +1,4 @@
-"""A client of `functions`: calls one after another for a while, and says how many were answered."""
+"""A client of the `functions` benchmark: make one call at a time and report how many were answered."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from finx_streamer.wire.decoder import Decoder
 
 
 def main(contender: str, function: str, http: int, websocket: int, seconds: float) -> None:
-    """Call for so many seconds, after a few calls that do not count. All make the same ticks of the answers."""
+    """Make calls for some seconds, after a few calls that don't count. All clients decode the same ticks."""
     call = _function_client(websocket, function) if contender == CLIENT else _requests(http, function, contender)
     for _ in range(5):
         ticks = call()
     count, cpu, start = 0, time.process_time(), time.perf_counter()
-    while (taken := time.perf_counter() - start) < seconds:
+    while (elapsed := time.perf_counter() - start) < seconds:
         call()
         count += 1
-    child.report(count=count, seconds=taken, cpu=time.process_time() - cpu, ticks=ticks)
+    child.report(count=count, seconds=elapsed, cpu=time.process_time() - cpu, ticks=ticks)
 
 
 def _function_client(port: int, function: str) -> Callable[[], int]:

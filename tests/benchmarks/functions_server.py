@@ -1,4 +1,4 @@
-"""The server of `functions`: one handler behind two doors, a websocket and an HTTP one, in one thread."""
+"""The server of the `functions` benchmark: one handler behind a WebSocket and an HTTP server, in one thread."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from finx_streamer.server.functions import prepare, read_call
 from finx_streamer.server.store import TickStore
 
 
-def filled(count: int) -> TickStore:
-    """A store with so many ticks, ten a second."""
+def filled_store(count: int) -> TickStore:
+    """Return a store with `count` ticks, ten per second."""
     store = TickStore()
     store.opened().__enter__()
     start = datetime.fromisoformat(FIRST).replace(tzinfo=UTC)
-    moments = [start + timedelta(milliseconds=100 * n) for n in range(count)]
+    times = [start + timedelta(milliseconds=100 * n) for n in range(count)]
     store.write(
         [
-            (PAIR, m.date().isoformat(), f"{m.time().isoformat('milliseconds')}Z", "BINANCE", f"{19_000 + n % 999}.84")
-            for n, m in enumerate(moments)
+            (PAIR, t.date().isoformat(), f"{t.time().isoformat('milliseconds')}Z", "BINANCE", f"{19_000 + n % 999}.84")
+            for n, t in enumerate(times)
         ]
     )
     return store
 
 
 async def main(count: int) -> None:
-    """Serve until standard input is closed. Says where."""
-    store = filled(count)
+    """Print the two ports and serve until standard input is closed."""
+    store = filled_store(count)
 
     def answer(message: str) -> str:
         call = read_call(message, KEY, KEY.__eq__)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: processes, rounds, tables, and a word on the machine."""
+"""Shared parts of the benchmarks: processes, rounds, tables, and a description of the machine."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ PACKAGES = (
     "aiofastnet",
     "uvloop",
 )
-#: A run counts as disturbed where other processes took more than this share of the machine.
+#: A run is disturbed if other processes took more than this share of all CPUs.
 DISTURBANCE = 0.05
-#: How often a disturbed run is repeated before the least disturbed one is taken.
+#: How often a disturbed run is repeated. After that, the least disturbed one counts.
 REPEATS = 2
-#: At most this share of a benchmark's runs is repeated: on a busy machine it must end, too.
-_REPEATED = 0.25
+#: The maximum share of repeated runs, so that a benchmark ends on a busy machine, too.
+_MAX_REPEATED = 0.25
 _CALM_DOWN = 1.0
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
@@ -44,17 +44,17 @@ Figures = dict[str, Any]
 
 
 class Options(NamedTuple):
-    """What all benchmarks are told."""
+    """The options of all benchmarks."""
 
     rounds: int
-    #: How long one run measures, more or less.
+    #: Approximate length of one run.
     seconds: float
-    #: Only contenders whose name holds one of these; all where there are none.
+    #: Run only contenders whose name contains one of these. Empty means all.
     only: tuple[str, ...]
     memory_ticks: int
 
     def chosen(self, names: Iterable[str], always: Sequence[str] = ()) -> list[str]:
-        """Those of the names that take part."""
+        """Return the names that the user selected."""
         return [name for name in names if name in always or not self.only or any(part in name for part in self.only)]
 
 
@@ -62,7 +62,7 @@ class Options(NamedTuple):
 
 
 class Server:
-    """A load server's process. See `load_server.Settings` for what it can be told."""
+    """The process of a load server. Its arguments are the fields of `load_server.Settings`."""
 
     def __init__(self, **settings: Any) -> None:
         self._process = _start("load_server.py", settings)
@@ -73,19 +73,19 @@ class Server:
         return self._process.pid
 
     def wait_open(self, timeout: float) -> None:
-        """Return when all clients are connected."""
+        """Wait until all clients are connected."""
         line = self._line(timeout)
         if line != "open":
-            raise RuntimeError(f"the load server said {line!r} in place of 'open'")
+            raise RuntimeError(f"the load server printed {line!r}; expected 'open'")
 
     def drop(self, seconds: float) -> None:
-        """Close all connections, and refuse new ones for so long."""
+        """Close all connections, and refuse new ones for some seconds."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"drop {seconds}\n")
         self._process.stdin.flush()
 
     def finish(self) -> Figures:
-        """End it. Returns what it saw."""
+        """Stop the server and return its figures."""
         output, _ = self._process.communicate(timeout=30.0)
         return dict(json.loads(output.splitlines()[-1]))
 
@@ -95,13 +95,13 @@ class Server:
     def _line(self, timeout: float) -> str:
         assert self._process.stdout is not None
         if not select.select([self._process.stdout], [], [], timeout)[0]:
-            raise RuntimeError(f"the load server said nothing for {timeout:g} s")
+            raise RuntimeError(f"the load server printed nothing for {timeout:g} s")
         return self._process.stdout.readline().strip()
 
 
 @contextlib.contextmanager
 def serving(**settings: Any) -> Iterator[Server]:
-    """A load server, that is gone afterwards."""
+    """Run a load server for the length of the block."""
     server = Server(**settings)
     try:
         yield server
@@ -111,7 +111,7 @@ def serving(**settings: Any) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def client(script: str = "client.py", **job: Any) -> Iterator[subprocess.Popen[str]]:
-    """A client's process, that is gone afterwards. See `client.Job`."""
+    """Run a client process for the length of the block. `job` has the fields of `client.Job`."""
     process = _start(script, job)
     try:
         yield process
@@ -119,22 +119,22 @@ def client(script: str = "client.py", **job: Any) -> Iterator[subprocess.Popen[s
         _kill(process)
 
 
-def ended(process: subprocess.Popen[str], what: str, timeout: float) -> Figures:
-    """Wait for a client's end. Returns what it measured."""
+def wait_for(process: subprocess.Popen[str], what: str, timeout: float) -> Figures:
+    """Wait for a client to end and return its figures."""
     try:
         output, errors = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        raise RuntimeError(f"{what}: not ready within {timeout:g} s") from None
+        raise RuntimeError(f"{what} did not end within {timeout:g} s") from None
     if process.returncode:
         raise RuntimeError(f"{what}: {errors.strip()[-2_000:]}")
     return dict(json.loads(output))
 
 
 def run(contender: str, server: Mapping[str, Any], job: Mapping[str, Any], timeout: float = 60.0) -> Figures:
-    """One client and one server, from their start to their end. What both measured, and how disturbed they were."""
+    """Run one client with one server. Return the figures of both, and how disturbed the run was."""
     with serving(**server) as serves, client(contender=contender, port=serves.port, **job) as process:
         watch = Watch(serves.pid, process.pid)
-        figures = ended(process, contender, timeout)
+        figures = wait_for(process, contender, timeout)
         figures["disturbed"] = watch.disturbance()
         return {"server": serves.finish(), **figures}
 
@@ -157,7 +157,7 @@ def _kill(process: subprocess.Popen[str]) -> None:
 
 @functools.cache
 def certificates() -> tuple[str, str]:
-    """Paths of a certificate for 127.0.0.1 with its key, and of the authority that signed it."""
+    """Return the paths of a certificate (with key) for 127.0.0.1, and of the authority that signed it."""
     import trustme
 
     folder = Path(_folder().name)
@@ -178,34 +178,34 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
 
 
 class Watch:
-    """How much of the machine others take while something is measured."""
+    """Measures how busy other processes keep the machine during a run."""
 
     def __init__(self, *own: int) -> None:
         self._own = {os.getpid(), *own}
         self._start, self._before = time.monotonic(), self._others()
 
     def disturbance(self) -> float:
-        """The share of all CPUs that was taken by other processes, or by other machines on the same host."""
-        taken = max(0.0, self._others() - self._before)
-        return taken / (time.monotonic() - self._start) / (os.cpu_count() or 1)
+        """Return the share of all CPUs that other processes took, or other machines on the same host."""
+        used = max(0.0, self._others() - self._before)
+        return used / (time.monotonic() - self._start) / (os.cpu_count() or 1)
 
     def _others(self) -> float:
-        """CPU seconds of all other processes so far, those of their ended children included, and stolen ones."""
+        """Return the CPU seconds of all other processes so far, with their ended children and stolen time."""
         used = int(Path("/proc/stat").read_text().split("\n", 1)[0].split()[8])
         for folder in Path("/proc").glob("[0-9]*"):
             if int(folder.name) not in self._own:
                 with contextlib.suppress(OSError):
-                    # The name in brackets may hold spaces.
+                    # The name in brackets may contain spaces.
                     fields = (folder / "stat").read_text().rpartition(")")[2].split()
                     used += sum(map(int, fields[11:15]))
         return used / _TICKS_PER_SECOND
 
 
 def rounds(jobs: Mapping[str, Callable[[], Figures]], count: int) -> dict[str, list[Figures]]:
-    """Run all jobs in turn, `count` times, beginning with another one each time. Disturbed runs are repeated."""
+    """Run all jobs in turn, `count` times, each time starting with another one. Repeat disturbed runs."""
     results: dict[str, list[Figures]] = {name: [] for name in jobs}
     names = list(jobs)
-    repeats = int(_REPEATED * count * len(names))
+    repeats = int(_MAX_REPEATED * count * len(names))
     for number in range(count):
         first = number % len(names)
         for name in names[first:] + names[:first]:
@@ -218,7 +218,7 @@ def rounds(jobs: Mapping[str, Callable[[], Figures]], count: int) -> dict[str, l
 
 
 def _calm_run(job: Callable[[], Figures], repeats: int) -> Figures:
-    """Run it until it is not disturbed; else the run that was disturbed the least."""
+    """Run a job until a run isn't disturbed. Return that run, or the least disturbed one."""
     runs = []
     for attempt in range(1 + repeats):
         if attempt:
@@ -231,50 +231,50 @@ def _calm_run(job: Callable[[], Figures], repeats: int) -> Figures:
 
 
 def note(text: str) -> None:
-    """Say what is going on, in one line of the terminal; a pipe gets nothing."""
+    """Show progress on one line of the terminal. Print nothing to a pipe."""
     if sys.stderr.isatty():
         sys.stderr.write(f"\r\033[K{text}")
         sys.stderr.flush()
 
 
 def median(results: Iterable[Figures], key: str | Callable[[Figures], float]) -> float:
-    """The median of one figure."""
+    """Return the median of one figure."""
     return statistics.median(figures[key] if isinstance(key, str) else key(figures) for figures in results)
 
 
 def spread(results: Iterable[Figures], key: Callable[[Figures], float], form: str = ",.0f") -> str:
-    """The least and the greatest of one figure."""
+    """Return the minimum and maximum of one figure, as text."""
     values = [key(figures) for figures in results]
     return f"{min(values):{form}} to {max(values):{form}}"
 
 
 def rate(figures: Figures) -> float:
-    """Ticks a second."""
+    """Return the ticks (or calls) per second."""
     return float(figures["count"] / figures["seconds"])
 
 
-# What is shown.
+# Output.
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table in Markdown: the first column to the left, the others to the right."""
+    """Return a Markdown table. The first column is aligned left, the others right."""
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def disturbed(results: Mapping[str, list[Figures]]) -> str:
-    """A line on how quiet the machine was."""
+    """Return a sentence about repeated and disturbed runs."""
     runs = [figures for all_runs in results.values() for figures in all_runs]
     repeats = sum(figures["repeats"] for figures in runs)
     left = sum(figures["disturbed"] > DISTURBANCE for figures in runs)
     return (
-        f"{len(runs)} runs; {repeats} repeated since other processes took more than {DISTURBANCE:.0%} of the machine, "
-        f"{left} disturbed ones left among them."
+        f"{len(runs)} runs; {repeats} were repeated because other processes took more than {DISTURBANCE:.0%} of the "
+        f"machine, and {left} disturbed ones remain."
     )
 
 
 def machine() -> str:
-    """The machine and what is installed on it."""
+    """Return a description of the machine and of the installed packages."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""At rest: how often the threads of a client wake up while its streams are silent, and what it does then."""
+"""Idle: how often a client's threads wake up while its streams are silent."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import contenders as who
 from harness import Options, client, serving, table
 
-TITLE = "At rest: wake-ups a second on silent streams"
+TITLE = "Idle: wake-ups per second on silent streams"
 NAMES = (who.PLAIN, who.AIOHTTP, who.PICOWS, who.THREAD, who.INLINE)
 PAIRS = (1, 100)
 _SETTLE = 1.0
@@ -17,7 +17,7 @@ _SECONDS = 5.0
 
 
 def benchmark(options: Options) -> str:
-    """All contenders are at rest at the same time: what sleeps disturbs nobody."""
+    """Measure all contenders at the same time: idle processes don't disturb each other."""
     cases = [(name, pairs) for name in options.chosen(NAMES) for pairs in PAIRS]
     with contextlib.ExitStack() as stack:
         processes = []
@@ -27,9 +27,9 @@ def benchmark(options: Options) -> str:
             processes.append(stack.enter_context(client(**job)).pid)
             server.wait_open(30.0)
         time.sleep(_SETTLE)
-        before = [_look(pid) for pid in processes]
+        before = [_count_waits(pid) for pid in processes]
         time.sleep(_SECONDS)
-        after = [_look(pid) for pid in processes]
+        after = [_count_waits(pid) for pid in processes]
     rows = [
         (name, pairs, len(now), f"{_added(then, now) / _SECONDS:.1f}")
         for (name, pairs), then, now in zip(cases, before, after, strict=True)
@@ -38,8 +38,8 @@ def benchmark(options: Options) -> str:
     return f"{table(('contender', 'pairs', 'threads', 'wake-ups/s'), rows)}\n\n{text}"
 
 
-def _look(pid: int) -> dict[str, int]:
-    """How often each thread of the process has waited so far."""
+def _count_waits(pid: int) -> dict[str, int]:
+    """Return how often each thread of the process has waited so far."""
     return {folder.name: _waits(folder / "status") for folder in Path(f"/proc/{pid}/task").iterdir()}
 
 

@@ -1,6 +1,6 @@
-"""What `import finx_streamer` costs on top of what it must import: websocket-client and attrs.
+"""Measure how long `import finx_streamer` takes on top of its dependencies, websocket-client and attrs.
 
-`make import-time`. Both imports run in fresh processes, in turn; the medians and their difference are shown.
+Run it with `make import-time`. Both imports run alternately, each in a fresh process. It prints medians.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=21, help="[%(default)s]")
     runs = parser.parse_args().runs
     _milliseconds(OURS)  # the first import compiles
-    taken: dict[str, list[float]] = {BASE: [], OURS: []}
+    times: dict[str, list[float]] = {BASE: [], OURS: []}
     for _ in range(runs):
-        for statement, times in taken.items():
-            times.append(_milliseconds(statement))
-    for statement, times in taken.items():
-        print(f"{median(times):7.1f} ms  {statement}  ({min(times):.1f} to {max(times):.1f}, {runs} runs)")
-    print(f"{median(taken[OURS]) - median(taken[BASE]):7.1f} ms  added by finx_streamer")
+        for statement, measured in times.items():
+            measured.append(_milliseconds(statement))
+    for statement, measured in times.items():
+        print(f"{median(measured):7.1f} ms  {statement}  ({min(measured):.1f} to {max(measured):.1f}, {runs} runs)")
+    print(f"{median(times[OURS]) - median(times[BASE]):7.1f} ms  added by finx_streamer")
 
 
 def _milliseconds(statement: str) -> float:
     program = f"import time; start = time.perf_counter(); {statement}; print((time.perf_counter() - start) * 1e3)"
-    # -P: the current directory is not searched, so that the installed package is what is imported.
+    # -P: import the installed package, not the one in the current directory.
     command = [sys.executable, "-P", "-c", program]
     ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     return float(ended.stdout)

@@ -1,4 +1,4 @@
-"""Latency: from the moment the server sends a tick to the callback, at a steady rate."""
+"""Latency from the server's send to the callback, at a steady rate."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from harness import Figures, Options, disturbed, median, rounds, run, table
 TITLE = "Latency from send to callback, one pair"
 NAMES = (who.PLAIN, who.AIOHTTP, who.PICOWS, who.PICOWS_UVLOOP, who.THREAD, who.INLINE)
 RATES = (1_000, 10_000)
-#: Runs are this much longer than a burst, for enough samples at the low rate.
+#: Factor on a burst's length, for enough samples at the low rate.
 _LONGER = 1.5
-#: A run in which the server itself was late tells little of the client.
+#: In microseconds. If the server itself was later than that, the run says little about the client.
 _LATE = 1_000.0
 
 
 def benchmark(options: Options) -> str:
-    """Each contender at each rate. The server says how well it kept time."""
+    """Run each contender at each rate. The server reports how late it was."""
     names = options.chosen(NAMES, always=(who.PLAIN,))
     jobs = {
         f"{name} at {rate:,}/s": partial(_paced, name, rate, options.seconds * _LONGER)

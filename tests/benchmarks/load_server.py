@@ -1,8 +1,8 @@
-"""A websocket server for benchmarks: one process, one thread, frames that are encoded before they are needed.
+"""A WebSocket server for benchmarks: `python load_server.py SETTINGS` (JSON with the fields of `Settings`).
 
-`python load_server.py SETTINGS`, where SETTINGS is a JSON object with the fields of `Settings`. It prints its port,
-and "open" whenever all clients it waits for are connected; before that it sends nothing. On its standard input it takes
-"drop SECONDS" (close all connections, and refuse new ones so long); at its end it prints what it saw, as JSON.
+It has one thread and encodes its frames in advance. It prints its port, "open" each time all clients are connected, and
+at the end its figures as JSON. The command "drop SECONDS" on standard input closes all connections and refuses new ones
+for that long.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ _PR_SET_TIMERSLACK = 29
 
 
 class Settings(NamedTuple):
-    """What the server is told to do."""
+    """The settings of the server."""
 
-    #: "burst" sends as fast as it is taken, "paced" at a rate, "quiet" nothing.
+    #: "burst" sends as fast as possible, "paced" at a fixed rate, "quiet" nothing.
     mode: str = "burst"
     clients: int = 1
-    #: Burst: ticks a connection, 0 for no end. Paced: ticks in all.
+    #: Burst: ticks per connection, 0 for endless. Paced: total ticks.
     count: int = 0
-    #: Paced: ticks a second, in all.
+    #: Paced: total ticks per second.
     rate: float = 0.0
-    #: Seconds from a request to its answer, as a distant server would take.
+    #: Seconds from a handshake request to its response, to simulate a distant server.
     handshake: float = 0.0
     certificate: str = ""
 
@@ -57,15 +57,15 @@ class Peer:
         self.request = b""
         self.is_open = False
         self.name = b""
-        # What a burst sends over and over, how far it is, and how many bytes are left of it all.
+        # Burst: the block that is sent repeatedly, the offset in it, and the number of bytes left to send.
         self.view = memoryview(b"")
         self.at = self.left = 0
-        # What a paced tick left behind because the client did not take it.
+        # Paced: bytes that did not fit into the socket's buffer.
         self.unsent = b""
 
 
 class Server:
-    """See the module."""
+    """Accepts connections and sends ticks, in one thread."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -79,16 +79,16 @@ class Server:
         self._paced = False
         self._refuse_until = 0.0
         self._block = b"".join(map(ticks.frame, range(ticks.DISTINCT)))
-        #: When each connection came, when it was answered, and how (HTTP status; 0: not at all).
+        #: For each connection: when it was accepted, when it was answered, and the HTTP status (0 if none).
         self._attempts: list[tuple[float, float, int]] = []
-        self._shaking = self._side_by_side = 0
-        self._seen: dict[str, Any] = {}
+        self._handshakes = self._most_at_once = 0
+        self._figures: dict[str, Any] = {}
 
     def run(self) -> None:
         """Serve until standard input is closed."""
         self._selector.register(self._listening, _READ, self._accept)
         self._selector.register(sys.stdin.buffer.raw, _READ, self._command)  # type: ignore[attr-defined]
-        _say(self._listening.getsockname()[1])
+        _print(self._listening.getsockname()[1])
         with contextlib.suppress(EOFError):
             while True:
                 wait = max(0.0, self._held[0][0] - time.monotonic()) if self._held else None
@@ -99,8 +99,8 @@ class Server:
                         key.data()
                 while self._held and self._held[0][0] <= time.monotonic():
                     self._answer(self._held.popleft()[1])
-        seen = {"attempts": self._attempts, "side_by_side": self._side_by_side, "cpu": time.process_time()}
-        _say(json.dumps(self._seen | seen))
+        totals = {"attempts": self._attempts, "most_at_once": self._most_at_once, "cpu": time.process_time()}
+        _print(json.dumps(self._figures | totals))
 
     def _tls(self) -> ssl.SSLContext | None:
         if not self._settings.certificate:
@@ -114,7 +114,7 @@ class Server:
         if not words:
             raise EOFError
         _, seconds = words
-        self._seen.setdefault("drops", []).append(time.monotonic())
+        self._figures.setdefault("drops", []).append(time.monotonic())
         self._refuse_until = time.monotonic() + float(seconds)
         for peer in list(self._peers):
             self._forget(peer)
@@ -127,13 +127,13 @@ class Server:
                 sock, _ = self._listening.accept()
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if self._context is not None:
-                    # Blocks: where TLS is measured there is one client.
+                    # Blocks, which is fine: with TLS there is only one client.
                     sock = self._context.wrap_socket(sock, server_side=True)
                 sock.setblocking(False)
                 peer = Peer(sock)
                 self._peers.add(peer)
-                self._shaking += 1
-                self._side_by_side = max(self._side_by_side, self._shaking)
+                self._handshakes += 1
+                self._most_at_once = max(self._most_at_once, self._handshakes)
                 self._selector.register(sock, _READ, peer)
 
     def _serve(self, peer: Peer, mask: int) -> None:
@@ -142,7 +142,7 @@ class Server:
                 data = peer.socket.recv(65_536)
                 if not data:
                     raise ConnectionResetError
-                # What an open connection says (pings, a close frame) does not matter here.
+                # Ignore what open connections send: pings and close frames.
                 if not peer.is_open:
                     peer.request += data
                     if b"\r\n\r\n" in peer.request:
@@ -164,15 +164,15 @@ class Server:
                 peer.socket.send(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
                 self._forget(peer)
             else:
-                self._open_up(peer)
+                self._accept_handshake(peer)
         except OSError:
             self._forget(peer)
 
     def _end_handshake(self, peer: Peer, status: int) -> None:
-        self._shaking -= 1
+        self._handshakes -= 1
         self._attempts.append((peer.accepted, time.monotonic(), status))
 
-    def _open_up(self, peer: Peer) -> None:
+    def _accept_handshake(self, peer: Peer) -> None:
         lines = peer.request.split(b"\r\n\r\n")[0].split(b"\r\n")
         headers = {name.lower(): value for name, _, value in (line.partition(b": ") for line in lines[1:])}
         accept = base64.b64encode(hashlib.sha1(headers[b"sec-websocket-key"] + _GUID).digest())
@@ -189,10 +189,10 @@ class Server:
             ends = [len(ticks.frame(number)) for number in range(self._settings.count % ticks.DISTINCT)]
             peer.left = self._settings.count // ticks.DISTINCT * len(block) + sum(ends) or 1 << 62
         if self._open == self._settings.clients:
-            _say("open")
-            self._begin()
+            _print("open")
+            self._start_sending()
 
-    def _begin(self) -> None:
+    def _start_sending(self) -> None:
         if self._settings.mode == "burst":
             for peer in self._peers:
                 self._selector.modify(peer.socket, _READ | _WRITE, peer)
@@ -220,14 +220,14 @@ class Server:
             self._selector.modify(peer.socket, _READ, peer)
 
     def _pace(self) -> None:
-        """Send each tick when it is due, in turn to each connection, with the time of its sending in it."""
+        """Send each tick when it's due, to one connection after another, with the current time in it."""
         peers = sorted(self._peers, key=lambda peer: peer.name)
         stamp = "0" * ticks.STAMP_DIGITS
         frames = [ticks.frame(number, stamp).partition(stamp.encode()) for number in range(ticks.DISTINCT)]
         forms = [(*before.partition(ticks.pair(0).encode()), after) for before, _, after in frames]
         count, step = self._settings.count, int(1e9 / self._settings.rate)
         late = array.array("q", bytes(8 * count))
-        # Without it, a sleep takes 50 us longer than it should.
+        # Without this, a sleep takes 50 us longer.
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1)
         clock, cpu = time.monotonic_ns, time.process_time()
         start = clock() + int(_SETTLE * 1e9)
@@ -248,7 +248,7 @@ class Server:
             peer.socket.sendall(peer.unsent)
             peer.socket.setblocking(False)
         ordered = sorted(late)
-        self._seen |= {
+        self._figures |= {
             "late_p50": ordered[count // 2] / 1e3,
             "late_p99": ordered[count * 99 // 100] / 1e3,
             "late_max": ordered[-1] / 1e3,
@@ -259,7 +259,7 @@ class Server:
 
 
 def _send(peer: Peer, data: bytes) -> bool:
-    """Send without waiting. Whether the client had no room for all of it."""
+    """Send without waiting. Return whether some bytes did not fit into the socket's buffer."""
     if peer.unsent:
         data = peer.unsent + data
     try:
@@ -269,8 +269,8 @@ def _send(peer: Peer, data: bytes) -> bool:
     return bool(peer.unsent)
 
 
-def _say(what: object) -> None:
-    print(what, flush=True)
+def _print(value: object) -> None:
+    print(value, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Memory under a callback that is slower than the stream: the queue is full all the time, and memory stays flat."""
+"""Memory with a callback that is slower than the stream: the queue is always full, and memory stays flat."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import contenders as who
 from harness import Options, note, run, table
 
 TITLE = "Memory with a slow callback under a burst"
-#: The callback sleeps this long, so often: much slower than the network side.
+#: The callback sleeps for `_PAUSE` seconds every `_EVERY` ticks, so it's much slower than the network thread.
 _PAUSE, _EVERY = 0.01, 5_000
 _SHOWN = (1, 10, 50, 100)
-#: Seconds for a million ticks, at the most.
+#: Timeout in seconds for a million ticks.
 _PATIENCE = 30.0
 
 
 def benchmark(options: Options) -> str:
-    """One run; what the process has in use on the way."""
+    """Do one run and sample the memory of the process on the way."""
     note(f"{options.memory_ticks:,} ticks")
     job = {"meter": "slow", "count": options.memory_ticks, "pause": _PAUSE, "pause_every": _EVERY}
     figures = run(who.THREAD, {"mode": "burst"}, job, timeout=60 + _PATIENCE * options.memory_ticks / 1e6)
-    seen = [mark for mark in figures["seen"] if mark["percent"] in _SHOWN]
+    samples = [mark for mark in figures["samples"] if mark["percent"] in _SHOWN]
     rows = [
         (
             f"{mark['percent']} %",
@@ -28,10 +28,10 @@ def benchmark(options: Options) -> str:
             f"{mark['peak'] / 1e6:.1f}",
             f"{mark['depth']:,}",
         )
-        for mark in seen
+        for mark in samples
     ]
     heads = ("of the ticks", "ticks", "s", "RSS MB", "peak RSS MB", "queue depth")
-    grown = (seen[-1]["peak"] - next(mark["peak"] for mark in seen if mark["percent"] == 10)) / 1e6
+    grown = (samples[-1]["peak"] - next(mark["peak"] for mark in samples if mark["percent"] == 10)) / 1e6
     text = (
         f"{who.THREAD}, default queue (65,536 ticks). The callback sleeps {_PAUSE * 1e3:g} ms every {_EVERY:,} ticks. "
         f"Between 10 % and 100 % the peak grew by {grown:.1f} MB. "

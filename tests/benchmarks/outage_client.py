@@ -1,4 +1,4 @@
-"""The client of `reconnects`: a listener that goes on until standard input is closed, and is then stopped."""
+"""The client of `reconnects`: a listener that runs until standard input is closed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from finx_streamer import StreamListener
 
 
 def main(port: int, pairs: int, dispatch: str, timeout: float) -> None:
-    """Listen; then stop, and say how long that took."""
+    """Listen, then stop and report how long that took."""
     errors: list[object] = []
     listener = StreamListener(
         *map(ticks.pair, range(pairs)),
@@ -28,8 +28,8 @@ def main(port: int, pairs: int, dispatch: str, timeout: float) -> None:
     sys.stdin.read()
     start = time.perf_counter()
     stopped = listener.stop(timeout=timeout)
-    taken = time.perf_counter() - start
-    child.report(stop_seconds=taken, stopped=stopped, threads_left=child.threads() - before, errors=len(errors))
+    elapsed = time.perf_counter() - start
+    child.report(stop_seconds=elapsed, stopped=stopped, threads_left=child.threads() - before, errors=len(errors))
 
 
 if __name__ == "__main__":

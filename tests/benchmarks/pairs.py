@@ -1,4 +1,4 @@
-"""Throughput over many pairs: what a tick costs must not grow with their number."""
+"""Throughput over many pairs: the cost of a tick must not grow with their number."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from functools import partial
 import contenders as who
 from harness import Figures, Options, disturbed, median, rate, rounds, run, table
 
-TITLE = "Burst over 1 to 1,000 pairs, ticks/s in all"
+TITLE = "Burst over 1 to 1,000 pairs, total ticks/s"
 NAMES = (who.DRAIN, who.PICOWS, who.THREAD, who.INLINE)
 PAIRS = (1, 10, 100, 1_000)
-#: Ticks in all, for each second of a burst.
+#: Total ticks for each second of a burst.
 _COUNT = 600_000
 
 
 def benchmark(options: Options) -> str:
-    """The same number of ticks over ever more pairs."""
+    """Run each contender with the same number of ticks over more and more pairs."""
     names = options.chosen(NAMES, always=(who.DRAIN,))
     jobs = {f"{name}, {pairs}": _job(name, pairs, options.seconds) for name in names for pairs in PAIRS}
     results = rounds(jobs, options.rounds)

@@ -1,4 +1,4 @@
-"""The ticks that all benchmarks send, and how a received one is checked."""
+"""The ticks that all benchmarks send, and a check of received ones."""
 
 from __future__ import annotations
 
@@ -6,35 +6,35 @@ import struct
 from datetime import UTC, datetime
 from typing import Any
 
-#: Ticks repeat after so many.
+#: The ticks repeat after this number.
 DISTINCT = 1_000
 MOST_PAIRS = 1_000
 FIELDS = frozenset({"pair", "date", "time", "exchange", "price", "timestamp", "received_ns", "backfilled"})
-#: Digits of the time stamp that paced ticks carry in place of an exchange.
+#: Digits of the timestamp that paced ticks carry as their exchange.
 STAMP_DIGITS = 19
 _DATE = "2022-07-02"
 _EXCHANGES = ("BINANCE", "COINBASE", "KRAKEN", "FTX", "BITSTAMP", "GEMINI")
 
 
 def pair(number: int) -> str:
-    """The name of a pair. All have the same length, so that frames of one can be made from frames of another."""
+    """Return the name of a pair. All have the same length, so a frame of one pair can be turned into another's."""
     return f"C{number:03}:USD"
 
 
 def price(number: int) -> str:
-    """The price of a tick, as the wire has it."""
+    """Return the price of a tick, as sent."""
     return f"{19_000 + number % DISTINCT * 0.01:.2f}"
 
 
 def total(count: int) -> float:
-    """What the prices of the first `count` ticks add up to."""
+    """Return the sum of the prices of the first `count` ticks."""
     whole, rest = divmod(count, DISTINCT)
     prices = [float(price(number)) for number in range(DISTINCT)]
     return whole * sum(prices) + sum(prices[:rest])
 
 
 def frame(number: int, exchange: str | None = None) -> bytes:
-    """An unmasked text frame with the tick of this number, of the first pair, in the form of the protocol's example."""
+    """Return an unmasked text frame with this tick of the first pair, in the documented format."""
     text = (
         f'{{"results":"streaming","resultData":{{"pair":"{pair(0)}","date":"{_DATE}","time":"{_time(number)}",'
         f'"exchange":"{exchange or _exchange(number)}","price":"{price(number)}"}}}}'
@@ -45,23 +45,23 @@ def frame(number: int, exchange: str | None = None) -> bytes:
     return struct.pack("!BBH", 0x81, 126, len(payload)) + payload
 
 
-def fault(tick: dict[str, Any], number: int, stamped: bool = False) -> str | None:
-    """What is wrong with a received tick; None where it is right in all eight fields."""
-    moment = datetime.fromisoformat(f"{_DATE}T{_time(number)}")
+def find_error(tick: dict[str, Any], number: int, stamped: bool = False) -> str | None:
+    """Return what is wrong with a received tick, or None if all eight fields are correct."""
+    timestamp = datetime.fromisoformat(f"{_DATE}T{_time(number)}")
     wrong = [
         name
-        for name, right in {
+        for name, correct in {
             "the set of fields": tick.keys() == FIELDS,
             "pair": tick["pair"][0] == "C" and tick["pair"][4:] == ":USD",
             "date": tick["date"] == _DATE,
             "time": tick["time"] == _time(number),
             "exchange": len(tick["exchange"]) == STAMP_DIGITS if stamped else tick["exchange"] == _exchange(number),
             "price": tick["price"] == float(price(number)),
-            "timestamp": tick["timestamp"] == moment and tick["timestamp"].utcoffset() == UTC.utcoffset(None),
+            "timestamp": tick["timestamp"] == timestamp and tick["timestamp"].utcoffset() == UTC.utcoffset(None),
             "received_ns": type(tick["received_ns"]) is int,
             "backfilled": tick["backfilled"] is False,
         }.items()
-        if not right
+        if not correct
     ]
     return f"wrong {', '.join(wrong)} in tick {number}: {tick}" if wrong else None
 

@@ -1,4 +1,4 @@
-"""Throughput over TLS, beside the same without: what encryption costs each contender."""
+"""Throughput with and without TLS: the cost of encryption for each contender."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NAMES = (who.DRAIN, who.PLAIN, who.UNCHECKED, who.AIOHTTP, who.PICOWS, who.THREA
 
 
 def benchmark(options: Options) -> str:
-    """Each contender with and without TLS, in the same rounds. Certificates are checked."""
+    """Run each contender with and without TLS in the same rounds. Certificates are verified."""
     names = options.chosen(NAMES, always=(who.DRAIN, who.PLAIN))
     certificate, authority = certificates()
     job = {"seconds": options.seconds}
