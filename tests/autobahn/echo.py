@@ -1,7 +1,6 @@
-"""Echo clients: what the server sends as text or binary goes back as it came. One on the transport, one without it.
+"""Clients that echo every message: one uses our `Connection`, the other a plain `WebSocketApp`.
 
-The first reads and writes as the network thread does: it waits for readiness alone, nothing blocks, and every frame
-goes by way of `Connection.messages`.
+The first reads and writes without blocking, like the network thread.
 """
 
 from __future__ import annotations
@@ -15,22 +14,22 @@ import websocket
 
 from finx_streamer import Endpoint
 from finx_streamer.config.api_key import ApiKey, KeySource
-from finx_streamer.connection import websocket as transport
+from finx_streamer.connection import websocket as connection_module
 from finx_streamer.connection.attempt import MAX_MESSAGE, Attempt, ConnectionConfig
 from finx_streamer.connection.handshake import open_connection
 from finx_streamer.connection.websocket import Connection
 from finx_streamer.wire.frames import Binary
 
-#: How long a connection may rest, in seconds. The suite's own patience is shorter.
-PATIENCE = 60.0
+#: The longest silence in seconds. The suite's own timeouts are shorter.
+TIMEOUT = 60.0
 
-# A listener hardly sends. Here whole messages wait to be sent, and more than one where the server is quick.
-transport.MAX_UNSENT = 4 * MAX_MESSAGE
+# A listener sends very little, but an echo client may have several large messages to send.
+connection_module.MAX_UNSENT = 4 * MAX_MESSAGE
 
 
 @attrs.frozen(kw_only=True)
 class Case(ConnectionConfig):
-    """A target with a path of its own, and no key in it."""
+    """The configuration of one test case: its URL has its own path and no key."""
 
     path: str
 
@@ -38,30 +37,38 @@ class Case(ConnectionConfig):
         return f"{self.endpoint.url}{self.path}"
 
 
-def echo(base: str, path: str, context: ssl.SSLContext, at_once: int) -> None:
-    """Connect, and send back what comes until the connection ends. Raises `ConnectionFailed`; TimeoutError.
+def echo(base: str, path: str, context: ssl.SSLContext, batch: int) -> None:
+    """Connect and echo every message until the connection ends.
 
-    `at_once`: how many messages are read before the first of them is answered, where there are so many.
+    Args:
+        base: The server's base URL.
+        path: The path of the test case.
+        context: The TLS context.
+        batch: How many messages to read, if available, before answering the first one.
+
+    Raises:
+        ConnectionFailed: The connection could not be opened.
+        TimeoutError: The server is silent.
     """
     case = Case(
         endpoint=Endpoint(base),
         symbol=None,
-        keys=KeySource.from_argument("not-asked-for"),
-        connect_timeout=PATIENCE,
+        keys=KeySource.from_argument("unused"),
+        connect_timeout=TIMEOUT,
         ssl_context=lambda: context,
         path=path,
     )
     connection = open_connection(case, Attempt())
     try:
-        _echo(connection, at_once)
+        _echo(connection, batch)
         connection.send_close()
     finally:
         connection.close_socket()
 
 
-def _echo(connection: Connection, at_once: int) -> None:
+def _echo(connection: Connection, batch: int) -> None:
     wire, poller = connection.wire, select.poll()
-    # What TLS has read ahead during the handshake wakes no poller.
+    # The poller doesn't report data that TLS read during the handshake.
     ready = select.POLLIN
     while True:
         try:
@@ -71,21 +78,21 @@ def _echo(connection: Connection, at_once: int) -> None:
                 wire.fill()
         except (OSError, EOFError):
             return
-        if not _send_back(connection, at_once):
+        if not _echo_messages(connection, batch):
             return
         poller.register(wire.fileno(), select.POLLIN | (select.POLLOUT if wire.unsent else 0))
-        events = poller.poll(PATIENCE * 1_000)
+        events = poller.poll(TIMEOUT * 1_000)
         if not events:
-            raise TimeoutError(f"nothing has happened for {PATIENCE:.0f} s")
+            raise TimeoutError(f"the server is silent for {TIMEOUT:.0f} s")
         ready = events[0][1]
 
 
-def _send_back(connection: Connection, at_once: int) -> bool:
-    """Answer all that has been read. False: the connection has ended."""
-    while messages := connection.messages(at_once):
+def _echo_messages(connection: Connection, batch: int) -> bool:
+    """Answer all messages that have been read. Return False if the connection has ended."""
+    while messages := connection.messages(batch):
         for message in messages:
             if connection.sock is None or not connection.sock.connected:
-                break  # a close frame was sent: it is the last
+                break  # nothing may follow a close frame
             if isinstance(message, Binary):
                 connection.sock.send_bytes(message.payload)
             else:
@@ -93,13 +100,13 @@ def _send_back(connection: Connection, at_once: int) -> bool:
     return connection.ended is None
 
 
-def echo_plainly(base: str, path: str) -> None:
-    """The same by a `WebSocketApp` as the library's users write it, to compare with."""
-    websocket.setdefaulttimeout(PATIENCE)
-    websocket.WebSocketApp(f"{base}{path}", on_message=_send_back_plainly).run_forever()
+def echo_with_library(base: str, path: str) -> None:
+    """Do the same with a plain `WebSocketApp`, for comparison."""
+    websocket.setdefaulttimeout(TIMEOUT)
+    websocket.WebSocketApp(f"{base}{path}", on_message=_echo_messages_with_library).run_forever()
 
 
-def _send_back_plainly(app: Any, message: str | bytes) -> None:
+def _echo_messages_with_library(app: Any, message: str | bytes) -> None:
     if isinstance(message, str):
         app.send_text(message)
     else:

@@ -1,8 +1,7 @@
-"""Autobahn's fuzzing server, on 127.0.0.1 and a free port. Runs under Python 2.7, told by one argument in JSON:
-"spec" is a test specification as `wstest` knows it, without a URL; "certificate" is a PEM file with a key, or null.
+"""Autobahn's fuzzing server on 127.0.0.1 and a free port, under Python 2.7. (`wstest` listens on all interfaces.)
 
-`wstest` itself would listen on every interface. The first line printed is JSON as well: "port", "cases", "versions".
-The end of stdin ends it.
+Its argument is JSON: "spec" is a `wstest` specification without a URL, and "certificate" a PEM file with key, or null.
+It prints one line of JSON ("port", "cases", "versions") and serves until stdin ends.
 """
 
 import json
@@ -19,7 +18,7 @@ PACKAGES = ("autobahntestsuite", "autobahn", "Twisted")
 
 
 class EndWithStdin(protocol.Protocol):
-    """Whoever started this has ended."""
+    """Stops the server when stdin ends: then its parent has ended."""
 
     def connectionLost(self, reason=None):
         if reactor.running:
@@ -28,20 +27,23 @@ class EndWithStdin(protocol.Protocol):
 
 def main():
     """Serve until stdin ends."""
-    told = json.loads(sys.argv[1])
-    # The suite prints as it goes.
+    settings = json.loads(sys.argv[1])
+    # The suite prints to stdout, which is for our JSON.
     out, sys.stdout = sys.stdout, sys.stderr
-    # It compares the port of its URL with the client's Host header, so the port must be known beforehand.
+    # The suite compares the client's Host header with its own URL, so it needs the port first.
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     listening.listen(8)
     listening.setblocking(False)
     port = listening.getsockname()[1]
-    scheme = "wss" if told["certificate"] else "ws"
-    factory = fuzzing.FuzzingServerFactory(dict(told["spec"], url=scheme + "://127.0.0.1:" + str(port)))
+    certificate = settings["certificate"]
+    scheme = "wss" if certificate else "ws"
+    factory = fuzzing.FuzzingServerFactory(dict(settings["spec"], url=scheme + "://127.0.0.1:" + str(port)))
     serving = factory
-    if told["certificate"]:
-        context = ssl.DefaultOpenSSLContextFactory(told["certificate"], told["certificate"], ssl.SSL.SSLv23_METHOD)
+    if settings["certificate"]:
+        context = ssl.DefaultOpenSSLContextFactory(
+            settings["certificate"], settings["certificate"], ssl.SSL.SSLv23_METHOD
+        )
         serving = TLSMemoryBIOFactory(context, False, factory)
     reactor.adoptStreamPort(listening.fileno(), socket.AF_INET, serving)
     stdio.StandardIO(EndWithStdin())

@@ -1,4 +1,4 @@
-"""What the fuzzing server saw, as a table by section."""
+"""Read the fuzzing server's report and print it as a table."""
 
 from __future__ import annotations
 
@@ -27,28 +27,28 @@ OK, NON_STRICT, INFORMATIONAL, WRONG_CLOSE, FAILED = VERDICTS = (
     "wrong close",
     "failed",
 )
-NOT_AS_REQUIRED = (WRONG_CLOSE, FAILED)
+NOT_PASSED = (WRONG_CLOSE, FAILED)
 
 Verdicts = dict[str, str]
 
 
 def read(folder: Path, agent: str, cases: Iterable[str]) -> Verdicts:
-    """The verdict of each case. One of which nothing is known has failed."""
+    """Return the verdict of each case. A case without a result has failed."""
     index = folder / "index.json"
-    seen = json.loads(index.read_text(encoding="utf-8")) if index.exists() else {}
-    return {case: _verdict(seen.get(agent, {}).get(case)) for case in cases}
+    results = json.loads(index.read_text(encoding="utf-8")) if index.exists() else {}
+    return {case: _verdict(results.get(agent, {}).get(case)) for case in cases}
 
 
-def _verdict(seen: dict[str, Any] | None) -> str:
-    """One for the suite's two, which are of how the case went and of how it was closed."""
+def _verdict(result: dict[str, Any] | None) -> str:
+    """Combine the suite's two verdicts: on the behaviour and on the close code."""
     known = {"OK": OK, "NON-STRICT": NON_STRICT, "INFORMATIONAL": INFORMATIONAL}
-    if seen is None or seen["behavior"] not in known:
+    if result is None or result["behavior"] not in known:
         return FAILED
-    return known[seen["behavior"]] if seen["behaviorClose"] in ("OK", "INFORMATIONAL") else WRONG_CLOSE
+    return known[result["behavior"]] if result["behaviorClose"] in ("OK", "INFORMATIONAL") else WRONG_CLOSE
 
 
 def table(verdicts: Verdicts) -> str:
-    """Sections and verdicts, in Markdown."""
+    """Return a Markdown table of sections and verdicts."""
     counts = Counter((int(case.partition(".")[0]), found) for case, found in verdicts.items())
     lines = [f"| section | cases | {' | '.join(VERDICTS)} |", f"|---{'|--:' * (1 + len(VERDICTS))}|"]
     for section in sorted({section for section, _ in counts}):
@@ -62,6 +62,6 @@ def _row(name: str, numbers: list[int]) -> str:
 
 
 def notable(verdicts: Verdicts) -> list[str]:
-    """Which cases are not simply OK: a line for each verdict."""
+    """List the cases that are not OK, one line per verdict."""
     cases = {name: [case for case, found in verdicts.items() if found == name] for name in VERDICTS[1:]}
     return [f"{name}: {', '.join(numbers)}" for name, numbers in cases.items() if numbers]

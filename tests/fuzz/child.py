@@ -1,6 +1,6 @@
-"""One target under libFuzzer: `python -m tests.fuzz.child ITSELF TARGET [libFuzzer's arguments]`. It needs atheris.
+"""Run one target under libFuzzer: `python -m tests.fuzz.child PROGRAM TARGET [LIBFUZZER ARGUMENTS]`. Needs atheris.
 
-ITSELF is a program that runs just this: libFuzzer starts itself anew to merge inputs.
+PROGRAM is an executable that runs this command. libFuzzer runs it to merge inputs.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import atheris
 
 from tests.fuzz import targets
 
-#: What is watched: our package, the library below it, and the targets, whose plain readers show new ways, too.
-_WATCHED = ["finx_streamer", "websocket", "http.client", "email.utils", "email._parseaddr", "tests.fuzz"]
+#: Modules whose coverage guides the fuzzer. The targets' reference readers reveal new cases, too.
+_INSTRUMENTED = ["finx_streamer", "websocket", "http.client", "email.utils", "email._parseaddr", "tests.fuzz"]
 
 
 def main() -> None:
-    """Does not return: libFuzzer ends the process."""
-    _, itself, name, *arguments = sys.argv
-    with atheris.instrument_imports(include=_WATCHED):
+    """Run the target until libFuzzer ends the process."""
+    _, program, name, *arguments = sys.argv
+    with atheris.instrument_imports(include=_INSTRUMENTED):
         target = targets.load(name)
-    atheris.Setup([itself, *arguments], target.run)
+    atheris.Setup([program, *arguments], target.run)
     atheris.Fuzz()
 
 

@@ -1,7 +1,8 @@
-"""The answer to a handshake, of the server or of a proxy before it: any bytes, cut anywhere, and then the end.
+"""Fuzz the responses to a handshake, from the server or a proxy: any bytes in pieces, then the end of the stream.
 
-An input's first byte says who answers, and how often the rest is cut; two bytes follow for each cut. `{accept}` stands
-for what Sec-WebSocket-Accept has to be, `{key}` and `{KEY}` for the API key in the URL and as it is, `{pad}` for 70 KB.
+The first byte of an input selects who responds and the number of splits. Two bytes follow for each split. `{accept}`
+stands for the correct Sec-WebSocket-Accept, `{key}` for the API key in a URL, `{KEY}` for the plain key, and `{pad}`
+for 70 KB.
 """
 
 from __future__ import annotations
@@ -19,105 +20,105 @@ from finx_streamer.connection.http_response import HttpResponse
 from finx_streamer.connection.tunnel import open_tunnel
 from finx_streamer.connection.websocket import Connection
 from finx_streamer.errors import AuthenticationError, ConnectionFailed, ProtocolError, RateLimited, StreamNotFound
-from tests.fuzz.near import (
+from tests.fuzz.fake_server import (
     KEY,
-    Far,
-    acceptance,
+    FakeServer,
+    accept_value,
     check_error,
     check_secrecy,
-    dialled,
-    holds_traces,
-    in_pieces,
+    connected,
+    contains_key,
     socket_pair,
+    split_at,
 )
 from tests.support.peers import frame
 
 _PAD = b"x" * 70_000
 _KINDS = {401: AuthenticationError, 403: AuthenticationError, 404: StreamNotFound, 429: RateLimited}
-#: What a proxy is told, and must not show.
+#: The password for proxies. No error may show it.
 _PASSWORD = "zass-w0rd"
 _WHO = (f"user:{_PASSWORD}@", "")
 _PROXIES = [Proxy.parse(f"{scheme}://{who}127.0.0.1:1") for scheme in ("http", "socks5h") for who in _WHO]
 
 
 class Unexpected(AssertionError):
-    """The transport met an exception that it does not know."""
+    """The client caught an exception of an unknown type."""
 
 
-class _Alarm(logging.Handler):
+class _LogCollector(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
-        self.heard: list[str] = []
+        self.messages: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.heard.append(record.getMessage())
+        self.messages.append(record.getMessage())
 
 
 @contextlib.contextmanager
-def _nothing_unexpected() -> Iterator[None]:
-    """What is logged shows no key, and tells of no exception that the transport has no name for."""
-    alarm, logger = _Alarm(), logging.getLogger("finx_streamer")
+def _checked_logs() -> Iterator[None]:
+    """Check that the logs show no key and report no unknown exception."""
+    collector, logger = _LogCollector(), logging.getLogger("finx_streamer")
     library, before = logging.getLogger("websocket"), logger.propagate
-    logger.addHandler(alarm)
-    library.addHandler(alarm)
+    logger.addHandler(collector)
+    library.addHandler(collector)
     logger.propagate = False
     try:
         yield
     finally:
-        logger.removeHandler(alarm)
-        library.removeHandler(alarm)
+        logger.removeHandler(collector)
+        library.removeHandler(collector)
         logger.propagate = before
-    for text in alarm.heard:
+    for text in collector.messages:
         check_secrecy(text)
         if text.startswith("unexpected"):
             raise Unexpected(text)
 
 
 def run(data: bytes) -> None:
-    """One input."""
-    if holds_traces(data):
+    """Try one input."""
+    if contains_key(data):
         return
-    how, data = (data[0] if data else 0), data[1:]
-    cuts = (how >> 3) & 0x07
-    places, said = data[: 2 * cuts], data[2 * cuts :]
-    with _nothing_unexpected():
-        if how & 0x04:
-            _through(_PROXIES[how & 0x03], said, places)
+    options, data = (data[0] if data else 0), data[1:]
+    splits = (options >> 3) & 0x07
+    places, response = data[: 2 * splits], data[2 * splits :]
+    with _checked_logs():
+        if options & 0x04:
+            _check_proxy(_PROXIES[options & 0x03], response, places)
         else:
-            # A key that is from a callable may be asked for again.
-            keys = KeySource.from_argument(lambda: KEY) if how & 0x01 else KeySource.from_argument(KEY)
-            whole, cut = _outcome(said, b"", keys), _outcome(said, places, keys)
-            # A body is shown as far as it has come.
-            assert whole == cut or b"{pad}" in said, (whole, cut)
+            # With a callable, the client asks for another key after a refusal.
+            keys = KeySource.from_argument(lambda: KEY) if options & 0x01 else KeySource.from_argument(KEY)
+            whole, split = _connect(response, b"", keys), _connect(response, places, keys)
+            # An error shows only as much of the body as has arrived.
+            assert split == whole or b"{pad}" in response, (whole, split)
 
 
-def _outcome(said: bytes, places: bytes, keys: KeySource) -> tuple[object, ...]:
-    """What came of it, as far as it must not depend on how it was cut."""
+def _connect(response: bytes, places: bytes, keys: KeySource) -> tuple[object, ...]:
+    """Return the facts about the outcome that must not depend on the splits."""
 
-    def answer(request: bytes) -> list[bytes]:
-        filled = said.replace(b"{accept}", acceptance(request).encode(), 1).replace(b"{pad}", _PAD, 1)
+    def respond(request: bytes) -> list[bytes]:
+        filled = response.replace(b"{accept}", accept_value(request).encode(), 1).replace(b"{pad}", _PAD, 1)
         filled = filled.replace(b"{key}", quote(KEY, safe="").encode()).replace(b"{KEY}", KEY.encode())
         _check_head(filled)
-        return in_pieces(filled, places)
+        return split_at(filled, places)
 
-    with dialled(answer, keys) as (outcome, far):
-        assert far.request.startswith(f"GET /streaming/{quote(KEY, safe='')}/BTC:USDC HTTP/1.1\r\n".encode())
+    with connected(respond, keys) as (outcome, server):
+        assert server.request.startswith(f"GET /streaming/{quote(KEY, safe='')}/BTC:USDC HTTP/1.1\r\n".encode())
         if isinstance(outcome, ConnectionFailed):
-            # A server that lies of the length can always show a part of what it knows.
-            check_error(outcome, b"length" not in said.lower())
+            # With a wrong Content-Length, a server can always cut the key within the body.
+            check_error(outcome, b"length" not in response.lower())
             assert "can't be resolved" not in str(outcome), outcome
             kind = _KINDS.get(outcome.status or 0, type(outcome))
             assert type(outcome) is kind, outcome
             return type(outcome), outcome.status, outcome.permanent
-        _check_acceptance(said)
-        return Connection, _messages(outcome, far)
+        _check_accepted(response)
+        return Connection, _read_messages(outcome, server)
 
 
-def _messages(connection: Connection, far: Far) -> tuple[object, ...]:
-    """What stood behind the head."""
-    messages, pieces = connection.messages(1 << 30), far.left_to_say()
+def _read_messages(connection: Connection, server: FakeServer) -> tuple[object, ...]:
+    """Read the messages that follow the response."""
+    messages, pieces = connection.messages(1 << 30), server.take_unsent()
     while connection.ended is None and pieces:
-        far.sock.send(pieces.pop(0))
+        server.sock.send(pieces.pop(0))
         connection.wire.fill()
         messages += connection.messages(1 << 30)
     if connection.ended is not None:
@@ -125,12 +126,12 @@ def _messages(connection: Connection, far: Far) -> tuple[object, ...]:
     return messages, type(connection.ended)
 
 
-def _check_acceptance(said: bytes) -> None:
-    """What was accepted has a head that says so, line by line."""
-    head = said.partition(b"\r\n\r\n")[0]
+def _check_accepted(response: bytes) -> None:
+    """Check that an accepted response has all required headers."""
+    head = response.partition(b"\r\n\r\n")[0]
     assert re.match(rb"HTTP/[^ ]* 101( |\r\n|$)", head), head
-    for needed in (rb"upgrade:.*websocket", rb"connection:.*upgrade", rb"sec-websocket-accept:.*\{accept\}"):
-        assert re.search(needed, said, re.I), said
+    for header in (rb"upgrade:.*websocket", rb"connection:.*upgrade", rb"sec-websocket-accept:.*\{accept\}"):
+        assert re.search(header, response, re.I), response
 
 
 def _check_head(response: bytes) -> None:
@@ -142,37 +143,37 @@ def _check_head(response: bytes) -> None:
     assert wait is None or (wait >= 0 and math.isfinite(wait)), wait
 
 
-def _through(proxy: Proxy, said: bytes, places: bytes) -> None:
-    """Whatever a proxy says makes a tunnel or one error; and nothing is taken that was for the client behind it."""
-    said = said.replace(b"{key}", _PASSWORD.encode()).replace(b"{pad}", _PAD, 1)
-    with socket_pair() as (near, sock):
-        far = Far(sock, lambda request: [])
-        far.begin(1e6)
-        far.will_say([b"", *in_pieces(said, places)])
+def _check_proxy(proxy: Proxy, response: bytes, places: bytes) -> None:
+    """Check that any response leads to a tunnel or one error, and that nothing is read beyond the response."""
+    response = response.replace(b"{key}", _PASSWORD.encode()).replace(b"{pad}", _PAD, 1)
+    with socket_pair() as (client, sock):
+        server = FakeServer(sock, lambda request: [])
+        server.begin(1e6)
+        server.queue([b"", *split_at(response, places)])
         try:
-            open_tunnel(proxy, near, "ws.finx.io", 443, far.remaining)
+            open_tunnel(proxy, client, "ws.finx.io", 443, server.remaining)
         except ConnectionFailed as error:
             assert type(error) in (ConnectionFailed, ProtocolError)
             check_error(error)
             assert _PASSWORD not in f"{error!r}{error.__dict__}"
             return
-        behind = _rest(near) + b"".join(far.left_to_say())
-    taken = len(said) - len(behind)
-    assert said[taken:] == behind
+        rest = _read_rest(client) + b"".join(server.take_unsent())
+    consumed = len(response) - len(rest)
+    assert response[consumed:] == rest
     if proxy.scheme == "http":
-        assert said[:taken].endswith(b"\r\n\r\n")
-        assert re.match(rb"HTTP/[^ ]* 2\d\d( |\r\n)", said[:taken]), said
+        assert response[:consumed].endswith(b"\r\n\r\n")
+        assert re.match(rb"HTTP/[^ ]* 2\d\d( |\r\n)", response[:consumed]), response
     else:
-        # The choice of a method, perhaps its answer, and a reply with an address.
-        assert said[:1] == b"\x05"
-        assert taken >= 2 + 4 + 1 + 2
+        # The selected method, possibly its result, and a reply with an address.
+        assert response[:1] == b"\x05"
+        assert consumed >= 2 + 4 + 1 + 2
 
 
-def _rest(near: object) -> bytes:
-    near.setblocking(False)  # type: ignore[attr-defined]
+def _read_rest(client: object) -> bytes:
+    client.setblocking(False)  # type: ignore[attr-defined]
     rest = b""
     with contextlib.suppress(BlockingIOError):
-        while data := near.recv(65_536):  # type: ignore[attr-defined]
+        while data := client.recv(65_536):  # type: ignore[attr-defined]
             rest += data
     return rest
 
@@ -181,7 +182,7 @@ _GOOD = (
     b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n"
     b"Connection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n"
 )
-_ANSWERS = (
+_RESPONSES = (
     b"",
     _GOOD + b"\r\n" + frame("x") + frame("y"),
     _GOOD + b"X: y\r\nSet-Cookie: a=b\r\nSet-Cookie: c)=d\r\n\r\n",
@@ -210,12 +211,12 @@ _SOCKS = (
     b"\x05\x00\x05\x05\x00\x01",
     b"\x05\xff",
 )
-#: Each answer whole and cut in two; then those of proxies.
+#: Each server response whole and in two pieces, then the responses of proxies.
 SEEDS = [
-    *(how + answer for answer in _ANSWERS for how in (b"\x00", b"\x09\x00\x13")),
-    *(how + b"HTTP/1.1 200 OK\r\nX: y\r\n\r\nbehind" for how in (b"\x04", b"\x05", b"\x0c\x00\x09")),
-    *(how + b"HTTP/1.1 407 {key}\r\nRetry-After: 1\r\n\r\n" for how in (b"\x04", b"\x05")),
-    *(how + answer for answer in _SOCKS for how in (b"\x06", b"\x07", b"\x0e\x00\x03")),
+    *(options + response for response in _RESPONSES for options in (b"\x00", b"\x09\x00\x13")),
+    *(options + b"HTTP/1.1 200 OK\r\nX: y\r\n\r\nbehind" for options in (b"\x04", b"\x05", b"\x0c\x00\x09")),
+    *(options + b"HTTP/1.1 407 {key}\r\nRetry-After: 1\r\n\r\n" for options in (b"\x04", b"\x05")),
+    *(options + response for response in _SOCKS for options in (b"\x06", b"\x07", b"\x0e\x00\x03")),
 ]
 WORDS = [
     b"HTTP/1.1 ",

@@ -1,8 +1,7 @@
-"""Messages: the quick ways to read ticks beside the thorough one, with either reader of JSON, and what errors show.
+"""Fuzz the decoder: its fast readers, its slow path and both JSON parsers must agree, and errors must not show the key.
 
-An input's first byte says what the rest is: payloads, one a line, or the five values of a tick, one a line, put into
-its message as they are. The second byte says by what prices are parsed. `{key}` stands for the API key, `{escaped}` for
-its JSON escapes.
+The first byte of an input selects whether its lines are payloads or the five values of one tick. The second byte
+selects `parse_price`. `{key}` stands for the API key, and `{escaped}` for the key in JSON escapes.
 """
 
 from __future__ import annotations
@@ -14,81 +13,81 @@ from typing import Any
 
 from finx_streamer.errors import PAYLOAD_LIMIT, DecodeError, ServerError
 from finx_streamer.values import NO_BOUND, Notice
-from finx_streamer.wire import decoder as messages
+from finx_streamer.wire import decoder as decoder_module
 from finx_streamer.wire import json_codec
 from finx_streamer.wire.decoder import Decoder
 from finx_streamer.wire.frames import read_text_frames
 from finx_streamer.wire.json_codec import ENVELOPED, ENVELOPED_STDLIB, FLAT, FLAT_STDLIB, TickForm
-from tests.fuzz.near import KEY, PAIR, check_secrecy, holds_traces
+from tests.fuzz.fake_server import KEY, PAIR, check_secrecy, contains_key
 from tests.support.peers import frame
 
 SYMBOL = str(PAIR)
 _ESCAPED = "".join(f"\\u{ord(character):04X}" for character in KEY).encode()
 NOW_NS = 1_656_775_855_900_000_000
-_READERS = (json_codec.loads, json_codec.loads_stdlib)
+_PARSERS = (json_codec.loads, json_codec.loads_stdlib)
 _FORMS = (ENVELOPED, FLAT, ENVELOPED_STDLIB, FLAT_STDLIB)
-_VALUES, _SPACED, _LATER, _MANY = 0x01, 0x02, 0x04, 0xF0
-#: How often a payload is repeated within itself, to see that its cost does not grow faster than its size.
+_VALUES, _SPACED, _FLAT, _REPEATED = 0x01, 0x02, 0x04, 0xF0
+#: How often a payload is repeated, to find costs that grow faster than the size.
 _REPEATS = 200
 
 
-def _picky(text: str) -> float:
-    """Raises what nobody would expect of it, now and then."""
+def _unreliable(text: str) -> float:
+    """Parse a price, but sometimes raise an unusual exception."""
     if text.endswith("7"):
         raise ZeroDivisionError(text)
     return float(text)
 
 
-_PRICES: tuple[Callable[[str], Any], ...] = (float, Decimal, str, _picky)
+_PRICES: tuple[Callable[[str], Any], ...] = (float, Decimal, str, _unreliable)
 
 
 def run(data: bytes) -> None:
-    """One input."""
-    if holds_traces(data):
+    """Try one input."""
+    if contains_key(data):
         return
     if len(data) < 2:
         return
     parse_price = _PRICES[data[1] % len(_PRICES)]
     body = data[2:].replace(b"{key}", KEY.encode()).replace(b"{escaped}", _ESCAPED)
     if data[0] & _VALUES:
-        payloads = [_message(body.split(b"\n"), bool(data[0] & _SPACED), bool(data[0] & _LATER))]
+        payloads = [_message(body.split(b"\n"), bool(data[0] & _SPACED), bool(data[0] & _FLAT))]
     else:
         payloads = body.split(b"\n")
-    if data[0] & _MANY == _MANY:
+    if data[0] & _REPEATED == _REPEATED:
         payloads = [payloads[0].replace(b"~", payloads[0]), payloads[0] * _REPEATS]
-    expected = [_thorough(payload, parse_price) for payload in payloads]
+    expected = [_decode_slowly(payload, parse_price) for payload in payloads]
     for form in _FORMS:
-        assert _in_runs(payloads, form, parse_price) == expected
-    _compare_templates(payloads, parse_price)
+        assert _decode_fast(payloads, form, parse_price) == expected
+    _check_patterns(payloads, parse_price)
     for payload in payloads:
         _check_answers(payload, parse_price)
 
 
-def _message(values: list[bytes], spaced: bool, later: bool) -> bytes:
-    """The message of a tick, whatever its values; the last of them may bring anything along."""
+def _message(values: list[bytes], spaced: bool, flat: bool) -> bytes:
+    """Return the message of a tick with these values, unescaped: a value can contain more fields."""
     pair, date, time, exchange, price = (values + [b""] * 5)[:5]
-    names = ["pair", "UTCDate", "exchange", "price"] if later else ["pair", "date", "time", "exchange", "price"]
-    parts = [pair, date + b"T" + time, exchange, price] if later else [pair, date, time, exchange, price]
+    names = ["pair", "UTCDate", "exchange", "price"] if flat else ["pair", "date", "time", "exchange", "price"]
+    parts = [pair, date + b"T" + time, exchange, price] if flat else [pair, date, time, exchange, price]
     colon, comma = (b": ", b", ") if spaced else (b":", b",")
     fields = [b'"%s"%s"%s"' % (name.encode(), colon, part) for name, part in zip(names, parts, strict=True)]
-    if later:
+    if flat:
         fields.insert(1, b'"unixDate"' + colon + b"1659897295")
     tick = b"{" + comma.join(fields) + b"}"
     envelope = b'{"results"' + colon + b'"streaming"' + comma + b'"resultData"' + colon
-    return tick if later else envelope + tick + b"}"
+    return tick if flat else envelope + tick + b"}"
 
 
-def _thorough(payload: bytes, parse_price: Callable[[str], Any]) -> str:
-    """What `decode` makes of a payload, the same whatever reads the JSON: as text, for 1 and 1.0 and True to differ."""
-    found = []
-    for loads in _READERS:
-        before, messages.loads = messages.loads, loads
+def _decode_slowly(payload: bytes, parse_price: Callable[[str], Any]) -> str:
+    """Decode with both JSON parsers and return the result as text, so that 1, 1.0 and True differ."""
+    results = []
+    for loads in _PARSERS:
+        original, decoder_module.loads = decoder_module.loads, loads
         try:
-            found.append(_shown(_decode(Decoder(SYMBOL, SYMBOL, parse_price), payload)))
+            results.append(_to_text(_decode(Decoder(SYMBOL, SYMBOL, parse_price), payload)))
         finally:
-            messages.loads = before
-    assert len(set(found)) == 1, found
-    return found[0]
+            decoder_module.loads = original
+    assert len(set(results)) == 1, results
+    return results[0]
 
 
 def _decode(decoder: Decoder, payload: bytes) -> Any:
@@ -98,8 +97,8 @@ def _decode(decoder: Decoder, payload: bytes) -> Any:
     return message
 
 
-def _shown(message: Any) -> str:
-    """Errors of the two readers say what was wrong in words of their own."""
+def _to_text(message: Any) -> str:
+    """Return a message as text, without the reason of an error: the JSON parsers word it differently."""
     if isinstance(message, DecodeError):
         return f"error {message.payload!r}"
     if isinstance(message, ServerError):
@@ -111,40 +110,40 @@ def _check_error(error: DecodeError) -> None:
     assert len(error.payload) <= PAYLOAD_LIMIT
     assert str(error).isprintable()
     assert len(str(error)) < 10_000
-    # The standard library's exception would hold the whole payload.
+    # That exception would keep the whole payload.
     assert not isinstance(error.__cause__, json.JSONDecodeError)
 
 
-def _in_runs(payloads: list[bytes], form: TickForm, parse_price: Callable[[str], Any]) -> list[str]:
-    """As the network side does: runs by the quick way, and what ends a run by the thorough one."""
-    decoder, found = Decoder(SYMBOL, SYMBOL, parse_price), list[str]()
+def _decode_fast(payloads: list[bytes], form: TickForm, parse_price: Callable[[str], Any]) -> list[str]:
+    """Decode like the network thread: use the fast reader as far as it goes, and the slow path for the next one."""
+    decoder, results = Decoder(SYMBOL, SYMBOL, parse_price), list[str]()
     decoder._form = form
-    while len(found) < len(payloads):
-        found += map(repr, decoder.decode_ticks(payloads, len(found), NOW_NS))
-        if len(found) < len(payloads):
-            found.append(_shown(_decode(decoder, payloads[len(found)])))
-    return found
+    while len(results) < len(payloads):
+        results += map(repr, decoder.decode_ticks(payloads, len(results), NOW_NS))
+        if len(results) < len(payloads):
+            results.append(_to_text(_decode(decoder, payloads[len(results)])))
+    return results
 
 
-def _compare_templates(payloads: list[bytes], parse_price: Callable[[str], Any]) -> None:
-    """What is taken out of a buffer at once are the ticks that its frames hold."""
+def _check_patterns(payloads: list[bytes], parse_price: Callable[[str], Any]) -> None:
+    """Check that the ticks matched in a buffer are those of its frames."""
     buffer = b"".join(frame(payload) for payload in payloads)
     text = buffer.decode("latin-1")
-    for taught in (*_TAUGHT, payloads[0]):
+    for example in (*_EXAMPLES, payloads[0]):
         decoder = Decoder(SYMBOL, SYMBOL, parse_price)
-        decoder.decode_ticks([taught], 0, NOW_NS)
+        decoder.decode_ticks([example], 0, NOW_NS)
         ticks, end = decoder.match_ticks(text, 0, NO_BOUND, NOW_NS)
-        taken, same_end = read_text_frames(buffer, 0, len(ticks))
-        assert (len(ticks), end) == (len(taken), same_end)
-        assert [_thorough(payload, parse_price) for payload in taken] == [*map(repr, ticks)]
+        matched, same_end = read_text_frames(buffer, 0, len(ticks))
+        assert (len(ticks), end) == (len(matched), same_end)
+        assert [*map(repr, ticks)] == [_decode_slowly(payload, parse_price) for payload in matched]
 
 
 def _check_answers(payload: bytes, parse_price: Callable[[str], Any]) -> None:
-    """As the answer to a function call. Nothing of it shows the key, but for what was asked for as data."""
+    """Check that an answer to a function call doesn't show the key, unless it's data."""
     try:
         payload.decode("utf-8")
     except UnicodeDecodeError:
-        return  # the transport lets no such text pass
+        return  # the frame reader rejects such text
     for redact_notices in (True, False):
         answer = Decoder("call", None, bounded=False, redact_notices=redact_notices).decode(payload, NOW_NS)
         if isinstance(answer, ServerError | DecodeError):
@@ -159,17 +158,17 @@ def _check_answers(payload: bytes, parse_price: Callable[[str], Any]) -> None:
         if isinstance(tick, DecodeError):
             _check_error(tick)
             check_secrecy(f"{tick!r} {tick.__dict__!r}")
-    # A notice on a stream.
-    clean = _decode(Decoder(SYMBOL, None), payload)
-    if isinstance(clean, Notice):
-        check_secrecy(repr(clean.message))
+    # The same message as a notice of a stream.
+    notice = _decode(Decoder(SYMBOL, None), payload)
+    if isinstance(notice, Notice):
+        check_secrecy(repr(notice.message))
 
 
 _FIELDS = (SYMBOL.encode(), b"2022-07-02", b"15:30:55.817Z", b"BINANCE", b"19200.84")
-_TAUGHT = (_message([*_FIELDS], False, False), _message([*_FIELDS], True, False))
+_EXAMPLES = (_message([*_FIELDS], False, False), _message([*_FIELDS], True, False))
 
 
-def _bent(place: int, value: bytes) -> bytes:
+def _with_value(place: int, value: bytes) -> bytes:
     return b"\n".join([*_FIELDS[:place], value, *_FIELDS[place + 1 :]])
 
 
@@ -189,7 +188,7 @@ _ODD_VALUES = (
     (4, b'1","more":"x'),
 )
 _PAYLOADS = (
-    _TAUGHT[0] + b"\n" + _TAUGHT[1] + b"\n" + _message([*_FIELDS], False, True) + b"\n" + _TAUGHT[0],
+    _EXAMPLES[0] + b"\n" + _EXAMPLES[1] + b"\n" + _message([*_FIELDS], False, True) + b"\n" + _EXAMPLES[0],
     b'{"keepAlive":true}\n{"isAuth":true}\n{"error":"no such key {key}"}\n[]\n\nnull',
     b'{"results":"error","resultData":{"{escaped}":1e5}}',
     b'{"0":' + _message([*_FIELDS], False, True) + b',"1":{"pair":"{key}","price":1}}',
@@ -200,15 +199,15 @@ _PAYLOADS = (
     b'{"date":"x","time":"\\u0000\\n"}\n\xff\xfe\n\xef\xbb\xbf{}',
 )
 SEEDS = [
-    *(bytes([how, price]) + b"\n".join(_FIELDS) for how in (1, 3, 5, 7) for price in range(4)),
-    *(bytes([1, price]) + _bent(*odd) for price, odd in enumerate(_ODD_VALUES)),
-    *(bytes([5, price]) + _bent(*odd) for price, odd in enumerate(_ODD_VALUES)),
+    *(bytes([options, price]) + b"\n".join(_FIELDS) for options in (1, 3, 5, 7) for price in range(4)),
+    *(bytes([1, price]) + _with_value(*odd) for price, odd in enumerate(_ODD_VALUES)),
+    *(bytes([5, price]) + _with_value(*odd) for price, odd in enumerate(_ODD_VALUES)),
     *(b"\0\0" + payload for payload in _PAYLOADS),
     *(b"\xf0\0" + payload for payload in (b'{"a":~}', b"\\u00", b"[", b'"\\', b"1", b" ")),
-    b"\xf1\0" + _bent(4, b"1" * 20),
+    b"\xf1\0" + _with_value(4, b"1" * 20),
 ]
 WORDS = [
-    _TAUGHT[0],
+    _EXAMPLES[0],
     *(b'"%s":' % name for name in (b"pair", b"date", b"time", b"exchange", b"price", b"UTCDate", b"unixDate")),
     *(b'"%s":' % name for name in (b"results", b"resultData", b"error", b"errors", b"0")),
     b'"streaming"',

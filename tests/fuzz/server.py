@@ -1,6 +1,6 @@
-"""What a client may send to the local server: the path of its request, or messages, as calls to the functions.
+"""Fuzz the input of the local server: request paths, function calls, and lines of a tape.
 
-An input's first byte says which. `{key}` stands for the key that the server accepts.
+The first byte of an input selects which. `{key}` stands for the key that the server accepts.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from finx_streamer.server.protocol import (
     parse_path,
 )
 from finx_streamer.server.store import TickStore
-from tests.fuzz.near import KEY, check_secrecy, holds_traces
+from tests.fuzz.fake_server import KEY, check_secrecy, contains_key
 
-_PLAYED = frozenset({"BTC:USDC", "ETH:BTC"})
+_PAIRS = frozenset({"BTC:USDC", "ETH:BTC"})
 _DAY = "2022-07-02"
 _ROWS = [("BTC:USDC", _DAY, f"15:30:{n:02}.{n}Z", name, f"{n}.5") for n in range(5) for name in ("A", 'B"\\')]
 
 
-def _answered(question: functions.Question) -> str:
-    """By a store that has a few ticks, in memory."""
+def _ask(question: functions.Question) -> str:
+    """Ask a store in memory that has a few ticks."""
     store = TickStore()
     with store.opened():
         store.write(_ROWS)
@@ -38,8 +38,8 @@ def _answered(question: functions.Question) -> str:
 
 
 def run(data: bytes) -> None:
-    """One input."""
-    if holds_traces(data):
+    """Try one input."""
+    if contains_key(data):
         return
     body = data[1:].replace(b"{key}", KEY.encode())
     _CHECKS[(data[0] if data else 0) % len(_CHECKS)](body)
@@ -50,17 +50,17 @@ def _check_path(body: bytes) -> None:
     try:
         route = parse_path(path)
         assert route.kind in Kind
-        check_symbol(route, _PLAYED)
+        check_symbol(route, _PAIRS)
     except HandshakeRefused as refused:
         assert refused.status in (HTTPStatus.NOT_FOUND, HTTPStatus.REQUEST_URI_TOO_LONG)
-        assert {"error": refused.text} == json.loads(refused.body)
+        assert json.loads(refused.body) == {"error": refused.text}
         assert len(refused.text) < 500
     else:
-        assert route.kind is not Kind.TICKS or route.symbol in _PLAYED
+        assert route.kind is not Kind.TICKS or route.symbol in _PAIRS
 
 
 def _check_call(body: bytes, strict: bool) -> None:
-    # The library hands on no text that is not UTF-8.
+    # The WebSocket library rejects text that isn't UTF-8.
     message = body.decode("utf-8", "replace")
     try:
         call = functions.read_call(message, KEY, KEY.__eq__, strict=strict)
@@ -69,8 +69,8 @@ def _check_call(body: bytes, strict: bool) -> None:
             return
         assert call.name in functions.FUNCTIONS
         check_secrecy(repr(call))
-        answer = functions.prepare(call, _PLAYED)
-        text = answer if isinstance(answer, str) else _answered(answer)
+        answer = functions.prepare(call, _PAIRS)
+        text = answer if isinstance(answer, str) else _ask(answer)
     except CallError as error:
         assert isinstance(json.loads(functions.refusal(error))["error"], str)
         assert str(error).isprintable()
@@ -81,7 +81,7 @@ def _check_call(body: bytes, strict: bool) -> None:
 
 
 def _check_tick(body: bytes) -> None:
-    """A line of a tape."""
+    """Check one line of a tape."""
     try:
         raw = json.loads(body)
     except (ValueError, RecursionError):
@@ -95,8 +95,8 @@ def _check_tick(body: bytes) -> None:
     seconds, _ = ticks.exact_time(tick["date"], tick["time"])
     assert seconds == int(ticks.epoch_seconds(tick) // 1)
     sent: Any = json.loads(encode_enveloped(tick))["resultData"]
-    assert tick == sent
-    assert tick["price"] == json.loads(encode_flat(tick))["price"]
+    assert sent == tick
+    assert json.loads(encode_flat(tick))["price"] == tick["price"]
 
 
 _CHECKS: tuple[Callable[[bytes], None], ...] = (
@@ -107,26 +107,26 @@ _CHECKS: tuple[Callable[[bytes], None], ...] = (
 )
 
 
-def _called(name: str, **arguments: object) -> bytes:
+def _call(name: str, **arguments: object) -> bytes:
     return json.dumps({"APIKey": "{key}", "functionName": name, **arguments}).encode()
 
 
 _WHEN = {"pair": "BTC:USDC", "date": _DAY, "time": "15:30:01.5Z"}
 _TICK = {**_WHEN, "exchange": "A", "price": "1.5"}
 _CALLS = (
-    _called("authenticate"),
-    _called("keepAlive"),
-    _called("tickHistory", **_WHEN),
-    _called("tickHistory", **_WHEN, exchange='B"\\'),
-    _called("tickHistory", pair="{key}", date=_DAY, time="00:00"),
-    _called("tickHistory", pair="ETH:BTC", date=_DAY, time="00:00"),
-    _called("tickSnap", **_WHEN | {"time": "23:59:60"}),
-    _called("tickSnap", **_WHEN | {"date": "2022-13-01"}),
-    _called("tickSnap", **_WHEN | {"exchange": 1}),
-    _called("referenceData", securityId="BTC"),
-    _called("referenceData", securityId="{key}"),
-    _called("greeksHistory"),
-    _called("{key}"),
+    _call("authenticate"),
+    _call("keepAlive"),
+    _call("tickHistory", **_WHEN),
+    _call("tickHistory", **_WHEN, exchange='B"\\'),
+    _call("tickHistory", pair="{key}", date=_DAY, time="00:00"),
+    _call("tickHistory", pair="ETH:BTC", date=_DAY, time="00:00"),
+    _call("tickSnap", **_WHEN | {"time": "23:59:60"}),
+    _call("tickSnap", **_WHEN | {"date": "2022-13-01"}),
+    _call("tickSnap", **_WHEN | {"exchange": 1}),
+    _call("referenceData", securityId="BTC"),
+    _call("referenceData", securityId="{key}"),
+    _call("greeksHistory"),
+    _call("{key}"),
     b'{"functionName":"authenticate","APIKey":"x"}',
     b'{"functionName":"authenticate"}',
     b'{"keepAlive":true}',

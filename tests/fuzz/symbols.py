@@ -1,7 +1,7 @@
-"""What a user gives as text: symbols first of all, then endpoints, keys, proxies and moments.
+"""Fuzz the text that users pass in: symbols, endpoints, keys, proxies, times and exchanges.
 
-An input's first byte says which; the rest is the text, in UTF-8 with lone halves of surrogate pairs let pass, as a
-command line would bring them. `{key}` and `{password}` stand for secrets.
+The first byte of an input selects which. The rest is the text in UTF-8, where lone surrogates are allowed, as on a
+command line. `{key}` and `{password}` stand for secrets.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from unittest import mock
 
-from finx_streamer.config import checks as arguments
-from finx_streamer.config import redaction as keys
+from finx_streamer.config import checks, redaction
 from finx_streamer.config.api_key import ApiKey, KeySource
 from finx_streamer.config.checks import moment
 from finx_streamer.config.endpoint import Endpoint
@@ -22,7 +21,7 @@ from finx_streamer.config.redaction import MASK, SHORTEST_MASKED
 from finx_streamer.config.symbols import Option, Pair, Symbol, parse_symbol
 from finx_streamer.errors import ConfigurationError, ConnectionFailed
 from finx_streamer.server.protocol import Kind, check_symbol, parse_path
-from tests.fuzz.near import KEY, check_secrecy, holds_traces
+from tests.fuzz.fake_server import KEY, check_secrecy, contains_key
 
 _LETTERS = "FGHJKMNQUVXZ"
 _HOME = Endpoint("ws://127.0.0.1:1/")
@@ -30,14 +29,14 @@ _PASSWORD = "zass-w0rd"
 
 
 def run(data: bytes) -> None:
-    """One input."""
-    if holds_traces(data):
+    """Try one input."""
+    if contains_key(data):
         return
-    text = data[1:].decode("utf-8", "surrogatepass" if _encodes(data[1:]) else "replace")
+    text = data[1:].decode("utf-8", "surrogatepass" if _is_utf8(data[1:]) else "replace")
     _CHECKS[(data[0] if data else 0) % len(_CHECKS)](text.replace("{key}", KEY))
 
 
-def _encodes(data: bytes) -> bool:
+def _is_utf8(data: bytes) -> bool:
     try:
         data.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError:
@@ -45,8 +44,8 @@ def _encodes(data: bytes) -> bool:
     return True
 
 
-def _check_refusal(error: ConfigurationError, text: str) -> None:
-    """It says something printable, of a bounded length, and no key, whatever was given."""
+def _check_error(error: ConfigurationError, text: str) -> None:
+    """Check that the error is printable, not too long, and shows no key."""
     check_secrecy(str(error))
     assert str(error).isprintable()
     assert 0 < len(error.message) < 1_000 + 10 * len(text)
@@ -54,20 +53,20 @@ def _check_refusal(error: ConfigurationError, text: str) -> None:
 
 def _check_symbol(text: str) -> None:
     try:
-        symbol = arguments.symbol(text)
+        symbol = checks.symbol(text)
     except ConfigurationError as error:
         assert not _is_pair(text)
         assert not _is_option(text)
-        _check_refusal(error, "")
+        _check_error(error, "")
         return
     assert (_is_pair(text), _is_option(text)) == (isinstance(symbol, Pair), isinstance(symbol, Option))
-    assert text == str(symbol)
-    assert symbol == parse_symbol(symbol)
-    _check_way_through_a_url(symbol, KEY)
+    assert str(symbol) == text
+    assert parse_symbol(symbol) == symbol
+    _check_url_round_trip(symbol, KEY)
 
 
 def _is_pair(text: str) -> bool:
-    """Without an expression."""
+    """Return whether it's a pair, without a regular expression."""
     base, colon, quote = text.partition(":")
     return bool(colon) and all(0 < len(part) <= 32 and all(map(_is_plain, part)) for part in (base, quote))
 
@@ -85,8 +84,8 @@ def _is_plain(character: str) -> bool:
     return "A" <= character <= "Z" or "0" <= character <= "9"
 
 
-def _check_way_through_a_url(symbol: Symbol, key: str) -> None:
-    """What the client puts into a URL is what the local server takes out."""
+def _check_url_round_trip(symbol: Symbol, key: str) -> None:
+    """Check that the local server reads the client's URL correctly."""
     url = _HOME.stream_url(symbol, ApiKey(key))
     assert re.fullmatch(r"[!-~]+", url)
     path = url.removeprefix("ws://127.0.0.1:1")
@@ -94,8 +93,7 @@ def _check_way_through_a_url(symbol: Symbol, key: str) -> None:
         return
     route = parse_path(path)
     kind = Kind.GREEKS if isinstance(symbol, Option) else Kind.TICKS
-    # A key that is called "greeks" can't be told from the path of Greeks.
-    assert (kind, key, str(symbol)) == (route.kind, route.key, route.symbol)
+    assert (route.kind, route.key, route.symbol) == (kind, key, str(symbol))
     check_symbol(route, {str(symbol)})
 
 
@@ -104,21 +102,21 @@ def _check_endpoint(text: str) -> None:
         endpoint = Endpoint.of(text)
         endpoint.check_secrecy(False)
     except ConfigurationError as error:
-        _check_refusal(error, text)
+        _check_error(error, text)
         return
     check_secrecy(repr(endpoint))
     assert endpoint.url.startswith(("ws://", "wss://"))
     assert endpoint.url.endswith("/")
     assert endpoint.host
     assert 1 <= endpoint.port <= 65_535
-    assert endpoint == Endpoint(endpoint.url)
+    assert Endpoint(endpoint.url) == endpoint
     assert endpoint.secure or endpoint.is_loopback
 
 
 def _check_key(text: str) -> None:
-    """A good key goes to the server as it is, and shows nowhere; a bad one is refused without being shown."""
-    before = dict(keys._keys)
-    keys._keys.clear()
+    """Check that a valid key reaches the server and is masked, and that an invalid one isn't shown."""
+    before = dict(redaction._keys)
+    redaction._keys.clear()
     try:
         try:
             source = KeySource.from_argument(text)
@@ -127,26 +125,26 @@ def _check_key(text: str) -> None:
             assert len(text) < 8 or text not in str(error)
             return
         assert source.current() == ApiKey(text)
-        if text != "greeks":
-            _check_way_through_a_url(Pair("BTC", "USDC"), text)
+        if text != "greeks":  # that key can't be told from the path of a Greeks stream
+            _check_url_round_trip(Pair("BTC", "USDC"), text)
         if len(text) >= SHORTEST_MASKED:
             _check_masked(text)
     finally:
-        keys._keys.clear()
-        keys._keys.update(before)
+        redaction._keys.clear()
+        redaction._keys.update(before)
 
 
 def _check_masked(key: str) -> None:
-    assert keys.redact(f"\n{key}\n") == f"\n{MASK}\n"
+    assert redaction.redact(f"\n{key}\n") == f"\n{MASK}\n"
     if any(mark in key for mark in "\\%&"):
-        return  # an escape that is undone may be the key's own
+        return  # such a key may itself look like an escape
     for spelled in (key.swapcase(), _HOME.stream_url(Pair("A", "B"), ApiKey(key)), ascii(key)[1:-1]):
-        assert MASK in keys.redact(spelled), spelled
+        assert MASK in redaction.redact(spelled), spelled
     escaped = "".join(f"\\u{ord(character):04X}" for character in key)
     quoted = "".join(f"%25{ord(character):02x}" for character in key)
     for spelled in (escaped, quoted):
-        # Beside a character that it does not have: what stands at its ends could pass for a part of it.
-        assert keys.redact(f"\n{spelled}\n") == f"\n{MASK}\n", spelled
+        # Surround it with a character that no key has: others could be taken for a part of it.
+        assert redaction.redact(f"\n{spelled}\n") == f"\n{MASK}\n", spelled
 
 
 def _check_proxy(text: str) -> None:
@@ -155,8 +153,8 @@ def _check_proxy(text: str) -> None:
     try:
         proxy = Proxy.parse(text)
     except ConfigurationError as error:
-        _check_refusal(error, text)
-        # Nobody has a password for a scheme.
+        _check_error(error, text)
+        # A password in place of the scheme may be shown.
         assert _PASSWORD not in str(error) or _PASSWORD in text.partition("://")[0].casefold()
     if proxy is not None:
         assert 1 <= proxy.port <= 65_535
@@ -165,42 +163,42 @@ def _check_proxy(text: str) -> None:
         if proxy.credentials is not None:
             assert proxy.credentials.user
     if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
-        return  # no environment variable can hold it
+        return  # an environment variable can't contain these
     try:
-        _from_environment("wss://ws.finx.io:8443/", https_proxy=text)
+        _proxy_from_environment("wss://ws.finx.io:8443/", https_proxy=text)
     except ConnectionFailed as error:
         assert str(error).isprintable()
     for url in ("wss://ws.finx.io:8443/", "wss://[fe80::1]/"):
-        assert _from_environment(url, all_proxy="http://10.0.0.1:1", no_proxy=text) in (None, _ELSEWHERE)
+        assert _proxy_from_environment(url, all_proxy="http://10.0.0.1:1", no_proxy=text) in (None, _PROXY)
 
 
-def _from_environment(url: str, **variables: str) -> Proxy | None:
+def _proxy_from_environment(url: str, **variables: str) -> Proxy | None:
     with mock.patch.dict(os.environ, variables, clear=True):
         return from_environment(Endpoint(url))
 
 
-_ELSEWHERE = Proxy.parse("http://10.0.0.1:1")
+_PROXY = Proxy.parse("http://10.0.0.1:1")
 
 
-def _check_moment(text: str) -> None:
+def _check_time(text: str) -> None:
     try:
         found = moment("at", text)
     except ConfigurationError as error:
-        _check_refusal(error, "")
+        _check_error(error, "")
     else:
         assert found.tzinfo is UTC
         assert 1970 <= found.year <= 9998
-        assert found == moment("at", found.isoformat())
-        assert found == moment("at", datetime.fromisoformat(found.isoformat()))
+        assert moment("at", found.isoformat()) == found
+        assert moment("at", datetime.fromisoformat(found.isoformat())) == found
 
 
 def _check_exchange(text: str) -> None:
     try:
-        found = arguments.exchange("exchanges", text)
+        found = checks.exchange("exchanges", text)
     except ConfigurationError as error:
-        _check_refusal(error, "")
+        _check_error(error, "")
     else:
-        assert text == found == found.upper() != ""
+        assert found == text == text.upper() != ""
 
 
 _CHECKS: tuple[Callable[[str], None], ...] = (
@@ -209,7 +207,7 @@ _CHECKS: tuple[Callable[[str], None], ...] = (
     _check_endpoint,
     _check_key,
     _check_proxy,
-    _check_moment,
+    _check_time,
     _check_exchange,
 )
 

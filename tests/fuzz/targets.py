@@ -1,26 +1,26 @@
-"""The targets: modules with `run`, which takes any bytes and raises where something is wrong, `SEEDS` and `WORDS`."""
+"""The fuzz targets: modules with `run`, `SEEDS` and `WORDS`."""
 
 from __future__ import annotations
 
 import importlib
 from typing import Protocol, cast
 
-#: In the order in which they are run.
+#: In the order in which they run.
 NAMES = ("frames", "handshake", "messages", "symbols", "server")
 
 
-class ConnectionConfig(Protocol):
-    """What such a module has."""
+class Target(Protocol):
+    """The interface of a target module."""
 
-    #: Inputs to begin with.
+    #: The first inputs.
     SEEDS: list[bytes]
-    #: What is worth putting into an input.
+    #: Words that the fuzzer inserts into inputs.
     WORDS: list[bytes]
 
     def run(self, data: bytes, /) -> None:
-        """Try one input."""
+        """Try one input. Raises if something is wrong."""
 
 
-def load(name: str) -> ConnectionConfig:
-    """A target by its name."""
-    return cast(ConnectionConfig, importlib.import_module(f"tests.fuzz.{name}"))
+def load(name: str) -> Target:
+    """Return a target by its name."""
+    return cast(Target, importlib.import_module(f"tests.fuzz.{name}"))
