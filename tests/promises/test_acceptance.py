@@ -92,9 +92,9 @@ def test_every_pair_of_a_tape_in_one_listener(shared_data: Path, tape: str, disp
     pairs = sorted({line["pair"] for line in lines})
     with LocalServer(Tape(shared_data / tape, speed=None, wait_for=len(pairs)), keys={"demo"}) as server:
         got = collect(server, pairs, len(lines), dispatch=dispatch, queue_size=queue_size)
-    assert len(lines) == len(got)
+    assert len(got) == len(lines)
     for pair in pairs:
-        assert of_pair(lines, pair) == of_pair(got, pair)
+        assert of_pair(got, pair) == of_pair(lines, pair)
 
 
 @pytest.mark.parametrize("form", ["enveloped", "flat"])
@@ -171,6 +171,6 @@ def test_a_listener_leaves_nothing_behind_after_many_lives(lives: int) -> None:
                 next(iter(listener))
             assert listener.stop()
         after = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
-        assert names == {thread.name for thread in threading.enumerate()}
+        assert {thread.name for thread in threading.enumerate()} == names
     # The server may still be closing its ends of the last connections.
     assert after - before <= 10

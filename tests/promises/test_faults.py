@@ -500,8 +500,9 @@ def test_a_step_of_the_clock_has_no_effect(seen: Seen, monkeypatch: pytest.Monke
     answering: list[Answering] = []
 
     def script(caller: Caller) -> None:
-        caller.welcome(tick(1))
+        # Before the tick, because the test uses it as soon as the tick arrives.
         answering.append(Answering(caller))
+        caller.welcome(tick(1))
         answering[0].read()
 
     real, real_ns = time.time, time.time_ns

@@ -1,7 +1,6 @@
-"""What can go wrong while connecting, on real sockets, and what the user sees of it.
+"""Faults while connecting: hanging handshakes, name resolution, redirects, TLS, descriptors and keys.
 
-Refusals by status, garbage in the handshake, and the deadlines of one attempt are in test_transport.py; which errors
-are tried again, and keys that are refused, in test_network.py; proxies in test_proxies.py.
+Statuses, malformed handshakes and retries are tested in tests/connection, tests/streaming and tests/config.
 """
 
 from __future__ import annotations
@@ -28,20 +27,20 @@ from finx_streamer.connection.websocket import MAX_HEADER
 from tests.support.peers import PAIR, PATIENCE, Caller, Peer, Script, Seen, free_port, refuse, stay, tick, watched
 from tests.support.program import program_command, program_environment, run_program
 
-NEVER_AGAIN = ReconnectPolicy(initial=3_600.0, maximum=3_600.0, jitter=False)
-#: A name that no resolver knows.
+NO_RETRY = ReconnectPolicy(initial=3_600.0, maximum=3_600.0, jitter=False)
+#: A name that no resolver can resolve.
 NAME = "ticks.example"
 
 
 @pytest.fixture(scope="module")
 def authority() -> trustme.CA:
-    """A certificate authority that no system trusts."""
+    """A certificate authority that the system doesn't trust."""
     return trustme.CA()
 
 
 @pytest.fixture(scope="module")
-def trusting(authority: trustme.CA) -> ssl.SSLContext:
-    """A client's context that trusts it."""
+def trusting_context(authority: trustme.CA) -> ssl.SSLContext:
+    """A client's TLS context that trusts the authority."""
     context = ssl.create_default_context()
     authority.configure_trust(context)
     return context
@@ -55,51 +54,48 @@ def server_context(certificate: trustme.LeafCert) -> ssl.SSLContext:
 
 
 @pytest.fixture(scope="module")
-def theirs(authority: trustme.CA) -> ssl.SSLContext:
+def server_tls(authority: trustme.CA) -> ssl.SSLContext:
     """The TLS context of a server at 127.0.0.1."""
     return server_context(authority.issue_cert("127.0.0.1"))
 
 
-def ended_by(seen: Seen, url: str, **settings: Any) -> ConnectionFailed:
-    """The error that ends a listener at its first attempt."""
+def first_error(seen: Seen, url: str, **settings: Any) -> ConnectionFailed:
+    """Wait for a listener to end at its first attempt, and return its error."""
     listener = seen.listener(url, **settings).start()
     with pytest.raises(ConnectionFailed) as caught:
         listener.join(PATIENCE)
     assert listener.state is State.FAILED
-    assert [caught.value] == seen.errors
+    assert seen.errors == [caught.value]
     return caught.value
 
 
-# Handshakes that do not end.
-
-
 def mute(caller: Caller) -> None:
-    """Accepts, and says nothing."""
+    """Accept the connection and send nothing."""
     caller.wait_until_left()
 
 
 def dribble(data: bytes) -> Script:
-    """A script that sends a byte at a time, for longer than anybody would wait."""
+    """A script that sends one byte at a time, for longer than any timeout."""
 
     def script(caller: Caller) -> None:
         for byte in data:
             caller.send(bytes([byte]))
-            time.sleep(0.05)  # the pace of a hostile server, and no waiting for anything
+            time.sleep(0.05)  # The pace of a hostile server.
 
     return script
 
 
 HANGING = {
     "HTTP, never": ("ws", mute),
-    "HTTP, a byte at a time": ("ws", dribble(b"HTTP/1.1 101 Switching Protocols\r\n" + b"X-More: of it\r\n" * 1_000)),
+    "HTTP, a byte at a time": ("ws", dribble(b"HTTP/1.1 101 Switching Protocols\r\n" + b"X-Filler: more\r\n" * 1_000)),
     "TLS, never": ("wss", mute),
     "TLS, a byte at a time": ("wss", dribble(b"\x16\x03\x03\x40\x00" + bytes(16_384))),
 }
 
 
 @pytest.mark.parametrize(("scheme", "script"), HANGING.values(), ids=HANGING)
-def test_a_handshake_that_does_not_end_is_bounded(seen: Seen, scheme: str, script: Script) -> None:
-    """The attempt fails after connect_timeout, says who did not answer, and is tried again."""
+def test_endless_handshake_times_out(seen: Seen, scheme: str, script: Script) -> None:
+    """After connect_timeout, the attempt fails with an error that names the server, and is retried."""
     with Peer(script, mute) as peer:
         url = peer.url.replace("ws:", f"{scheme}:")
         with seen.listener(url, connect_timeout=0.4):
@@ -112,77 +108,74 @@ def test_a_handshake_that_does_not_end_is_bounded(seen: Seen, scheme: str, scrip
 
 
 @pytest.mark.parametrize(("scheme", "script"), HANGING.values(), ids=HANGING)
-def test_stop_in_the_middle_of_a_handshake(seen: Seen, scheme: str, script: Script) -> None:
-    """stop() ends a handshake wherever it hangs, the server sees the client leave, and nothing connects afterwards."""
-    noting, begun, left = watched(script)
+def test_stop_during_a_handshake(seen: Seen, scheme: str, script: Script) -> None:
+    """stop() ends a handshake at any point, closes its connection, and nothing connects afterwards."""
+    noting, started, left = watched(script)
     with Peer(noting) as peer:
         listener = seen.listener(peer.url.replace("ws:", f"{scheme}:"), connect_timeout=3_600.0).start()
-        assert begun.wait(PATIENCE)
+        assert started.wait(PATIENCE)
         assert listener.stop()
         assert left.wait(PATIENCE)
         assert peer.accepted == 1
     assert seen.errors == []
 
 
-def test_a_header_of_a_megabyte_is_refused(seen: Seen) -> None:
-    """It is not stored beyond the bound, and not asked for again."""
+def test_header_of_a_megabyte_is_permanent_error(seen: Seen) -> None:
+    """A response header beyond the limit ends the listener."""
 
     def script(caller: Caller) -> None:
         caller.read_request()
         caller.send(b"HTTP/1.1 101 Switching Protocols\r\nX-Filler: " + b"x" * (1 << 20) + b"\r\n\r\n")
 
     with Peer(script) as peer:
-        error = ended_by(seen, peer.url)
+        error = first_error(seen, peer.url)
         assert peer.accepted == 1
     assert type(error) is ProtocolError
     assert f"header of over {MAX_HEADER} bytes" in str(error)
 
 
-def test_an_unreachable_address_is_bounded(seen: Seen) -> None:
-    """An address that nobody has is an error, by the system's word or by connect_timeout, and is tried again."""
-    with seen.listener("wss://[2001:db8::1]:9/", connect_timeout=0.4, reconnect=NEVER_AGAIN):
+def test_unreachable_address_is_retried(seen: Seen) -> None:
+    """An unreachable address fails by the system's error or connect_timeout, and is retried."""
+    with seen.listener("wss://[2001:db8::1]:9/", connect_timeout=0.4, reconnect=NO_RETRY):
         seen.wait_errors(1)
     error = seen.of_type(ConnectionFailed)[0]
     assert error.will_retry
     assert "[2001:db8::1]:9" in str(error)
 
 
-# Names.
-
-
 @pytest.fixture
-def stuck_resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, threading.Event, list[int]]]:
-    """The system's resolver hangs with one name; the events: it was asked; it may answer. Then: the port it finds."""
-    asked, may_answer, port = threading.Event(), threading.Event(), [9]
+def hanging_resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, threading.Event, list[int]]]:
+    """Make the resolver hang for `NAME`. Yields events for the query and for its answer, and the port to find."""
+    queried, may_answer, port = threading.Event(), threading.Event(), [9]
     lookup = socket.getaddrinfo
 
     def hang(host: str, service: int, *arguments: Any) -> Any:
         if host != NAME:
             return lookup(host, service, *arguments)
-        asked.set()
+        queried.set()
         may_answer.wait(PATIENCE)
         return lookup("127.0.0.1", port[0], *arguments)
 
     monkeypatch.setattr(socket, "getaddrinfo", hang)
-    yield asked, may_answer, port
+    yield queried, may_answer, port
     may_answer.set()
 
 
-def test_a_resolver_that_hangs_is_bounded(seen: Seen, stuck_resolver: Any) -> None:
-    """Nothing interrupts the system's resolver, but the attempt ends after connect_timeout, and others follow."""
+def test_hanging_resolver_times_out(seen: Seen, hanging_resolver: Any) -> None:
+    """A hanging name resolution can't be interrupted, but the attempt ends after connect_timeout and is retried."""
     with seen.listener(f"wss://{NAME}/", connect_timeout=0.2):
         seen.wait_errors(2)
     assert "no connection within 0.2 s" in str(seen.errors[0])
     assert [error.will_retry for error in seen.of_type(ConnectionFailed)[:2]] == [True, True]
 
 
-def test_stop_while_the_resolver_hangs(seen: Seen, stuck_resolver: Any) -> None:
-    """stop() does not wait for it, and when it answers after all nothing connects."""
-    asked, may_answer, port = stuck_resolver
+def test_stop_during_name_resolution(seen: Seen, hanging_resolver: Any) -> None:
+    """stop() doesn't wait for the resolver, and a late answer connects nothing."""
+    queried, may_answer, port = hanging_resolver
     with Peer(stay(tick(1))) as peer:
         port[0] = peer.port
         listener = seen.listener(f"ws://{NAME}/", connect_timeout=3_600.0, allow_insecure=True).start()
-        assert asked.wait(PATIENCE)
+        assert queried.wait(PATIENCE)
         worker = next(
             thread for thread in threading.enumerate() if thread.name.startswith(f"{listener.name}-handshake")
         )
@@ -194,7 +187,7 @@ def test_stop_while_the_resolver_hangs(seen: Seen, stuck_resolver: Any) -> None:
     assert seen.errors == []
 
 
-def test_functions_do_not_wait_for_a_resolver_that_hangs(stuck_resolver: Any) -> None:
+def test_call_times_out_during_name_resolution(hanging_resolver: Any) -> None:
     """A call ends within its timeout."""
     with (
         FunctionClient("demo", f"wss://{NAME}/", timeout=0.2) as client,
@@ -203,8 +196,8 @@ def test_functions_do_not_wait_for_a_resolver_that_hangs(stuck_resolver: Any) ->
         client.tick_snap(PAIR)
 
 
-def test_a_name_server_that_does_not_answer(tmp_path: Path) -> None:
-    """With a real resolver that waits for a silent name server the attempt is bounded, and the process exits."""
+def test_silent_name_server(tmp_path: Path) -> None:
+    """If the name server is silent, the attempt times out and the process can exit."""
     (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.1\noptions timeout:30 attempts:3\n")
     (tmp_path / "nsswitch.conf").write_text("hosts: dns\n")
     inside = ["unshare", "--user", "--map-root-user", "--mount", "--net", "sh", "-c"]
@@ -216,7 +209,7 @@ def test_a_name_server_that_does_not_answer(tmp_path: Path) -> None:
     ready = " && ".join(steps)
     command = shlex.join(program_command("silent_name_server"))
     if not shutil.which("unshare") or subprocess.run([*inside, ready], capture_output=True, check=False).returncode:
-        pytest.skip("no namespaces of our own on this machine (unshare), to change the name server in")
+        pytest.skip("unshare cannot create namespaces here, so the name server cannot be changed")
     child = subprocess.run(
         [*inside, f"{ready} && exec {command}"],
         capture_output=True,
@@ -230,13 +223,10 @@ def test_a_name_server_that_does_not_answer(tmp_path: Path) -> None:
     assert child.stdout.endswith("stopped\n")
 
 
-# Redirects.
-
-
 @pytest.mark.parametrize("where", ["the same host", "another host", "http"])
 @pytest.mark.parametrize("status", ["301 Moved Permanently", "302 Found", "307 Temporary Redirect", "308 Permanent"])
-def test_a_redirect_ends_the_listener_and_gives_no_key_away(seen: Seen, status: str, where: str) -> None:
-    """The error says where to and what to do; nobody else gets a connection, and so not the key."""
+def test_redirect_is_permanent_error(seen: Seen, status: str, where: str) -> None:
+    """The error names the redirect's target and what to do, and the key isn't sent there."""
     with Peer(stay()) as other:
         location = {
             "the same host": "/streamer/",
@@ -244,19 +234,16 @@ def test_a_redirect_ends_the_listener_and_gives_no_key_away(seen: Seen, status: 
             "http": other.url.replace("ws:", "http:"),
         }[where]
         with Peer(refuse(status, f"Location: {location}\r\n")) as peer:
-            error = ended_by(seen, peer.url, api_key="a-key-of-mine")
+            error = first_error(seen, peer.url, api_key="a-key-of-mine")
             assert (peer.accepted, other.accepted) == (1, 0)
-    assert int(status[:3]) == error.status
+    assert error.status == int(status[:3])
     assert f"a redirect to {location!r} is not followed: a login page on the way, or a wrong endpoint=" in str(error)
 
 
-# TLS.
-
-
 def self_signed() -> ssl.SSLContext:
-    """A server that vouches for itself."""
-    context, itself = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), trustme.CA()
-    with itself.cert_pem.tempfile() as certificate, itself.private_key_pem.tempfile() as key:
+    """The TLS context of a server with a self-signed certificate."""
+    context, issuer = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), trustme.CA()
+    with issuer.cert_pem.tempfile() as certificate, issuer.private_key_pem.tempfile() as key:
         context.load_cert_chain(certificate, key)
     return context
 
@@ -276,155 +263,151 @@ CERTIFICATES: dict[str, tuple[Callable[[trustme.CA], ssl.SSLContext], str]] = {
 
 
 @pytest.mark.parametrize("name", CERTIFICATES)
-def test_a_bad_certificate_ends_the_listener(
-    seen: Seen, authority: trustme.CA, trusting: ssl.SSLContext, name: str
+def test_invalid_certificate_is_permanent_error(
+    seen: Seen, authority: trustme.CA, trusting_context: ssl.SSLContext, name: str
 ) -> None:
-    """It is refused with its fault, though the authority be trusted, and no request with the key is sent."""
+    """The error says what is wrong with the certificate, and the key isn't sent."""
     make, fault = CERTIFICATES[name]
     with Peer(stay(), context=make(authority)) as peer:
-        error = ended_by(seen, peer.url, ssl_context=trusting)
+        error = first_error(seen, peer.url, ssl_context=trusting_context)
         assert peer.requests == [b""]
     assert f"the certificate of 127.0.0.1:{peer.port} is refused" in str(error)
     assert fault in str(error).replace("self signed", "self-signed")
 
 
-def test_a_private_authority_works_with_its_context(seen: Seen, theirs: ssl.SSLContext, trusting: Any) -> None:
-    """What is refused by default is accepted with ssl_context."""
-    with Peer(stay(tick(1)), context=theirs) as peer:
-        assert ended_by(Seen(), peer.url).permanent
-        with seen.listener(peer.url, ssl_context=trusting):
+def test_ssl_context_can_trust_a_private_authority(
+    seen: Seen, server_tls: ssl.SSLContext, trusting_context: Any
+) -> None:
+    """A server that is refused by default is accepted with ssl_context."""
+    with Peer(stay(tick(1)), context=server_tls) as peer:
+        assert first_error(Seen(), peer.url).permanent
+        with seen.listener(peer.url, ssl_context=trusting_context):
             seen.wait_ticks(1)
     assert seen.errors == []
 
 
-def test_a_server_of_tls_1_0_is_refused(seen: Seen, authority: trustme.CA, trusting: ssl.SSLContext) -> None:
-    """What is no longer safe is not spoken, and the error says that it is TLS's version."""
+def test_tls_1_0_is_refused(seen: Seen, authority: trustme.CA, trusting_context: ssl.SSLContext) -> None:
+    """An outdated TLS version ends the listener, and the error names it."""
     context = server_context(authority.issue_cert("127.0.0.1"))
     context.set_ciphers("ALL:@SECLEVEL=0")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1
     with Peer(stay(), context=context) as peer:
-        error = ended_by(seen, peer.url, ssl_context=trusting)
+        error = first_error(seen, peer.url, ssl_context=trusting_context)
         assert peer.requests == [b""]
     assert "TLS with 127.0.0.1" in str(error)
-    # OpenSSL's own word for it, which is another one in each version.
+    # OpenSSL's term for it differs from version to version.
     assert any(word in str(error) for word in ("VERSION", "PROTOCOL", "legacy sigalg")), error
 
 
 @pytest.mark.parametrize("end", [Caller.reset, Caller.leave])
-def test_tls_that_is_cut_off_in_the_handshake_is_tried_again(
-    seen: Seen, theirs: ssl.SSLContext, trusting: ssl.SSLContext, end: Callable[[Caller], None]
+def test_interrupted_tls_handshake_is_retried(
+    seen: Seen, server_tls: ssl.SSLContext, trusting_context: ssl.SSLContext, end: Callable[[Caller], None]
 ) -> None:
-    """A reset, or the end of TCP, in the middle of the TLS handshake is no verdict on the server."""
+    """A reset or end of TCP during the TLS handshake is retried."""
 
     def cut_off(caller: Caller) -> None:
         caller.sock.recv(4_096)
         end(caller)
 
     def secured(caller: Caller) -> None:
-        caller.sock = theirs.wrap_socket(caller.sock, server_side=True)
+        caller.sock = server_tls.wrap_socket(caller.sock, server_side=True)
         stay(tick(1))(caller)
 
     with Peer(cut_off, secured) as peer:
         url = peer.url.replace("ws:", "wss:")
-        with seen.listener(url, ssl_context=trusting):
+        with seen.listener(url, ssl_context=trusting_context):
             seen.wait_ticks(1)
     assert [error.will_retry for error in seen.of_type(ConnectionFailed)] == [True]
 
 
 @pytest.fixture
-def stored(authority: trustme.CA, tmp_path: Path) -> Path:
+def authority_file(authority: trustme.CA, tmp_path: Path) -> Path:
     """The authority's certificate in a file."""
     path = tmp_path / "authority.pem"
     authority.cert_pem.write_to_path(str(path))
     return path
 
 
-def test_a_missing_file_of_authorities_is_what_the_error_names(
-    seen: Seen, theirs: ssl.SSLContext, trusting: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_error_names_the_missing_file_of_authorities(
+    seen: Seen, server_tls: ssl.SSLContext, trusting_context: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """With nothing to verify with the server's certificate is not to blame; a context of the user's own still works."""
+    """Without trusted authorities, the error names the missing file, and ssl_context still works."""
     monkeypatch.setenv("SSL_CERT_FILE", "/nowhere/authorities.pem")
     monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
-    with Peer(stay(tick(1)), context=theirs) as peer:
-        error = ended_by(Seen(), peer.url)
+    with Peer(stay(tick(1)), context=server_tls) as peer:
+        error = first_error(Seen(), peer.url)
         (tmp_path / "empty.pem").touch()
         monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path / "empty.pem"))
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "empty.pem"))
-        second = ended_by(Seen(), peer.url)
-        with seen.listener(peer.url, ssl_context=trusting):
+        second = first_error(Seen(), peer.url)
+        with seen.listener(peer.url, ssl_context=trusting_context):
             seen.wait_ticks(1)
     assert "the file '/nowhere/authorities.pem' does not exist" in str(error)
     assert "SSL_CERT_FILE, or pass ssl_context=" in str(error)
     assert "empty.pem' holds none" in str(second)
 
 
-def test_the_systems_file_of_authorities_is_used(
-    seen: Seen, theirs: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch, stored: Path
+def test_system_authorities_are_trusted(
+    seen: Seen, server_tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch, authority_file: Path
 ) -> None:
-    """A private authority that the system knows needs no ssl_context."""
-    monkeypatch.setenv("SSL_CERT_FILE", str(stored))
-    with Peer(stay(tick(1)), context=theirs) as peer, seen.listener(peer.url):
+    """An authority that the system trusts needs no ssl_context."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority_file))
+    with Peer(stay(tick(1)), context=server_tls) as peer, seen.listener(peer.url):
         seen.wait_ticks(1)
 
 
-# Descriptors.
-
-
 def run_starved(url: str, left: int, first: int, **environment: str) -> list[str]:
-    """What a listener prints that has `left` descriptors from attempt `first` on, and after two errors enough again."""
+    """What a listener prints if it has `left` descriptors from attempt `first` until its second error."""
     child = run_program("scarcity", "few_descriptors", url, left, first, **environment)
     assert child.returncode == 0, child.stdout + child.stderr
     return child.stdout.splitlines()
 
 
-def test_descriptors_that_run_out_are_waited_for() -> None:
-    """Attempts without a descriptor fail, are tried again, and succeed when there are some again."""
+def test_lack_of_descriptors_is_retried() -> None:
+    """Without free descriptors, attempts fail, and a later one succeeds."""
 
     def leave(caller: Caller) -> None:
         caller.welcome(tick(1))
         caller.leave()
 
     with Peer(leave, stay(tick(2))) as peer:
-        told = run_starved(peer.url, 0, 2)
-    assert told[0] == "tick"
-    assert told[-1] == "tick"
-    assert "without a close frame" in told[1]
-    assert len([line for line in told if "too many open files" in line and "next attempt in" in line]) == 3
+        lines = run_starved(peer.url, 0, 2)
+    assert lines[0] == "tick"
+    assert lines[-1] == "tick"
+    assert "without a close frame" in lines[1]
+    assert len([line for line in lines if "too many open files" in line and "next attempt in" in line]) == 3
 
 
-def test_a_last_descriptor_is_no_fault_of_the_certificate(theirs: ssl.SSLContext, stored: Path) -> None:
-    """With one descriptor for the socket, and none to read the authority's file, the certificate is not refused."""
+def test_lack_of_descriptors_does_not_reject_the_certificate(server_tls: ssl.SSLContext, authority_file: Path) -> None:
+    """If no descriptor is left to read the authority's file, the certificate isn't refused."""
     openssl = shutil.which("openssl")
     if openssl is None:
-        pytest.skip("no openssl on this machine, to name a certificate by its hash")
-    command = [openssl, "x509", "-noout", "-hash", "-in", str(stored)]
+        pytest.skip("openssl is not installed here, so the hash of a certificate is unknown")
+    command = [openssl, "x509", "-noout", "-hash", "-in", str(authority_file)]
     name = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    stored.rename(stored.with_name(f"{name}.0"))
-    folder = {"SSL_CERT_FILE": "/nowhere.pem", "SSL_CERT_DIR": str(stored.parent)}
+    authority_file.rename(authority_file.with_name(f"{name}.0"))
+    folder = {"SSL_CERT_FILE": "/nowhere.pem", "SSL_CERT_DIR": str(authority_file.parent)}
 
     def cut_off(caller: Caller) -> None:
         caller.sock.recv(4_096)
         caller.leave()
 
     def secured(caller: Caller) -> None:
-        caller.sock = theirs.wrap_socket(caller.sock, server_side=True)
+        caller.sock = server_tls.wrap_socket(caller.sock, server_side=True)
         stay(tick(1))(caller)
 
-    # None left when the context is made; then, after an attempt that got no certificate, when it is to be verified.
+    # No descriptor is left for the creation of the context, or, after a failed attempt, for the verification.
     for first, scripts in ((1, [secured]), (2, [cut_off, secured])):
         with Peer(*scripts) as peer:
-            told = run_starved(peer.url.replace("ws:", "wss:"), 1, first, **folder)
-        assert told[-1] == "tick"
-        assert len([line for line in told if "too many open files" in line and "next attempt in" in line]) == 3, told
+            lines = run_starved(peer.url.replace("ws:", "wss:"), 1, first, **folder)
+        assert lines[-1] == "tick"
+        assert len([line for line in lines if "too many open files" in line and "next attempt in" in line]) == 3, lines
 
 
-# Keys.
-
-
-def test_a_key_callable_that_hangs_is_bounded(seen: Seen) -> None:
-    """The attempt ends after connect_timeout, a next one asks again, and no connection is made for the late answer."""
+def test_hanging_key_callable_times_out(seen: Seen) -> None:
+    """The attempt ends after connect_timeout, the next one asks again, and a late key connects nothing."""
     free = threading.Event()
     calls: list[int] = []
 
@@ -444,13 +427,13 @@ def test_a_key_callable_that_hangs_is_bounded(seen: Seen) -> None:
             assert not worker.is_alive()
         assert [request.split(b"\r\n")[0] for request in peer.requests] == [b"GET /streaming/in-time/BTC:USDC HTTP/1.1"]
     stuck = "no connection within 0.3 s: name resolution or the api_key callable hangs"
-    assert [stuck] == [error.reason for error in seen.of_type(ConnectionFailed)]
+    assert [error.reason for error in seen.of_type(ConnectionFailed)] == [stuck]
 
 
-def test_a_port_that_refuses_is_told_as_that(seen: Seen) -> None:
-    """Nobody listens: the system's word for it, and another attempt."""
+def test_refused_connection_is_retried(seen: Seen) -> None:
+    """A port without a listener is reported as refused, and retried."""
     port = free_port()
-    with seen.listener(f"ws://127.0.0.1:{port}/", reconnect=NEVER_AGAIN):
+    with seen.listener(f"ws://127.0.0.1:{port}/", reconnect=NO_RETRY):
         seen.wait_errors(1)
     assert f"127.0.0.1:{port}: connection refused" in str(seen.errors[0])
     with contextlib.suppress(IndexError):
