@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 
 from finx_streamer import __version__
-from tests.support.cli import TIMEOUT, run, run_in_terminal
+from tests.support.cli import run, run_in_terminal
+from tests.support.program import run_program
 
 COMMANDS = ["listen", "history", "snap", "demo", "serve"]
 
@@ -64,11 +63,7 @@ def test_prints_the_version() -> None:
 @pytest.mark.parametrize("missing", ["typer", "rich"])
 def test_without_its_extra_it_says_what_to_install(missing: str) -> None:
     """A missing dependency is one line and exit code 2, not a traceback."""
-    program = f"import sys; sys.modules[{missing!r}] = None; from finx_streamer.__main__ import main; main()"
-    arguments = ["demo", "--format", "json", "--limit", "1"]
-    result = subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=TIMEOUT, check=False
-    )
+    result = run_program("command_without", missing, "demo", "--format", "json", "--limit", "1")
     assert (result.returncode, result.stdout, len(result.stderr.splitlines())) == (2, "", 1)
     assert 'pip install "finx-streamer[cli]"' in result.stderr
 

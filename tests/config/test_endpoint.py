@@ -126,7 +126,7 @@ def test_no_refusal_shows_a_key_that_is_known(url: str) -> None:
 def test_the_prefix_is_a_setting(prefix: str) -> None:
     """The vendor's later name, or any other path segment, takes the default's place."""
     endpoint = Endpoint("wss://host/", prefix=prefix)
-    assert f"wss://host/{prefix}/key/BTC:USDC" == endpoint.stream_url(PAIR, ApiKey("key"))
+    assert endpoint.stream_url(PAIR, ApiKey("key")) == f"wss://host/{prefix}/key/BTC:USDC"
 
 
 @pytest.mark.parametrize("prefix", ["", "/", "a/b", "a b", "ströming", "..", "a?", None, 5])

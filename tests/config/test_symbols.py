@@ -33,7 +33,7 @@ NOT_PAIRS = [
 def test_a_pair_reads_what_it_prints(base: str, quote: str) -> None:
     """BASE:QUOTE is read into its parts and printed again as it was."""
     assert Pair(base, quote) == Pair.parse(f"{base}:{quote}")
-    assert f"{base}:{quote}" == str(parse_symbol(f"{base}:{quote}"))
+    assert str(parse_symbol(f"{base}:{quote}")) == f"{base}:{quote}"
 
 
 @given(codes.filter(lambda code: len(code) <= 24), st.integers(0, 9999), st.integers(1, 12))
@@ -41,13 +41,13 @@ def test_an_option_reads_what_it_prints(underlying: str, year: int, month: int) 
     """Each agreeing contract is read into its parts and printed again as it was."""
     text = f"{underlying}{MONTH_LETTERS[month - 1]}{year % 10}{year:04}{month:02}"
     option = parse_symbol(text)
-    assert Option(underlying, f"{MONTH_LETTERS[month - 1]}{year % 10}", year, month) == option
+    assert option == Option(underlying, f"{MONTH_LETTERS[month - 1]}{year % 10}", year, month)
     assert text == str(option)
 
 
 def test_the_example_of_the_protocol_is_read() -> None:
     """`BTCN2202207` is `BTC` + `N2` + `2022` + `07`."""
-    assert Option("BTC", "N2", 2022, 7) == parse_symbol("BTCN2202207")
+    assert parse_symbol("BTCN2202207") == Option("BTC", "N2", 2022, 7)
 
 
 @pytest.mark.parametrize(

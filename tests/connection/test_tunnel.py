@@ -32,6 +32,7 @@ from finx_streamer.connection.handshake import open_connection
 from finx_streamer.connection.tunnel import MAX_ANSWER, open_tunnel
 from finx_streamer.server import LocalServer, Tape
 from tests.support.peers import PAIR, PATIENCE, Caller, Peer, Script, Seen, free_port, refuse, stay, tick, watched
+from tests.support.program import program_command
 from tests.support.proxying import HTTP_OK, LOGIN, NAME, USERINFO, Proxying, assert_no_secret
 
 pytestmark = pytest.mark.usefixtures("no_proxy_variables")
@@ -572,12 +573,6 @@ def test_commands_refuse_a_password_as_an_argument() -> None:
 
 
 #: Its main program expects an event loop, which newer versions of Python and uvloop don't create by themselves.
-PPROXY = (
-    "import asyncio, sys; sys.modules['uvloop'] = None; asyncio.set_event_loop(asyncio.new_event_loop());"
-    "from pproxy.server import main; main()"
-)
-
-
 @contextlib.contextmanager
 def running(port: int, *command: str, cwd: Path) -> Iterator[None]:
     """Run a proxy in its own process, and wait until it listens."""
@@ -665,5 +660,5 @@ def test_pproxy(
     pytest.importorskip("pproxy", reason="no pproxy: pip install pproxy")
     port = free_port()
     listen = f"http+socks5://127.0.0.1:{port}" + (f"#{userinfo.rstrip('@')}" if userinfo else "")
-    with running(port, sys.executable, "-c", PPROXY, "-l", listen, cwd=tmp_path):
+    with running(port, *program_command("run_pproxy", "-l", listen), cwd=tmp_path):
         stream_through(seen, f"{scheme}://{userinfo}127.0.0.1:{port}", theirs, ours)
