@@ -317,14 +317,15 @@ class CallScheduler:
         """End a call. A connection that it still has is closed: its answer would be taken for another call's."""
         if call.finished:
             return
-        self._calls.discard(call)
         if call in self._queue:
             self._queue.remove(call)
         if call.connection is not None:
             self.drop(call.connection)
         self.loop.unschedule(call)
-        call.finish(outcome)
         self.assign()
+        self._calls.discard(call)
+        # Last, because the caller's thread runs from here on.
+        call.finish(outcome)
 
     def drop(self, connection: PooledConnection) -> None:
         """Close a connection and make room for another one."""
