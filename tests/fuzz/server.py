@@ -29,12 +29,12 @@ _DAY = "2022-07-02"
 _ROWS = [("BTC:USDC", _DAY, f"15:30:{n:02}.{n}Z", name, f"{n}.5") for n in range(5) for name in ("A", 'B"\\')]
 
 
-def _ask(question: functions.Question) -> str:
+def _ask(query: functions.Query) -> str:
     """Ask a store in memory that has a few ticks."""
     store = TickStore()
     with store.opened():
         store.write(_ROWS)
-        return question(store)
+        return query(store)
 
 
 def run(data: bytes) -> None:
@@ -72,7 +72,6 @@ def _check_call(body: bytes, strict: bool) -> None:
         answer = functions.prepare(call, _PAIRS)
         text = answer if isinstance(answer, str) else _ask(answer)
     except CallError as error:
-        assert isinstance(json.loads(functions.refusal(error))["error"], str)
         assert str(error).isprintable()
         assert len(str(error)) < 500
         check_secrecy(str(error))
