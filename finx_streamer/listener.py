@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from . import jupyter, tables
 from .config import checks as check
-from .config.api_key import KeySource
 from .config.endpoint import Endpoint
-from .config.proxy import ProxyChoice
-from .config.reconnect import ReconnectPolicy
+from .config.reconnect import ReconnectPolicy, checked_policy
 from .config.redaction import hides_arguments, redact
 from .config.symbols import Pair, Symbol
 from .connection.attempt import MAX_MESSAGE, ConnectionConfig
@@ -117,56 +115,45 @@ class StreamListener:
         keep: int | None = None,
         name: str | None = None,
     ) -> None:
-        # The key first: from then on, errors about the other arguments mask it.
-        keys = KeySource.from_argument(api_key)
-        proxies = ProxyChoice.from_argument(proxy)
-        where = Endpoint.of(endpoint)
+        connection = ConnectionConfig.from_arguments(
+            api_key=api_key,
+            endpoint=endpoint,
+            proxy=proxy,
+            allow_insecure=allow_insecure,
+            ssl_context=ssl_context,
+            connect_timeout=connect_timeout,
+            max_message=max_message_size,
+        )
         if on_greeks is not None:
             raise ConfigurationError("on_greeks: not available in this version of finx_streamer")
         self._symbols = {str(symbol): symbol for symbol in map(check.symbol, symbols)}
-        where.check_secrecy(check.instance("allow_insecure", allow_insecure, "True or False", check.is_bool))
-        proxies.check_secrecy(where, allow_insecure)
         timing = Timing(
             check.seconds_or_none("ping_interval", ping_interval),
             check.seconds("ping_timeout", ping_timeout),
             check.seconds_or_none("stale_after", stale_after),
             check.seconds_or_none("keep_alive", keep_alive),
-            check.instance("stale_reconnect", stale_reconnect, "True or False", check.is_bool),
+            check.boolean("stale_reconnect", stale_reconnect),
         )
         if stale_reconnect and stale_after is None:
             raise check.refusal("stale_reconnect", stale_reconnect, "False without stale_after, which says when")
         if dispatch == "inline" and overflow != "block":
             raise check.refusal("overflow", overflow, "'block' with dispatch='inline', which has no queue to overflow")
         self._settings = Settings(
-            connection=ConnectionConfig(
-                where,
-                None,
-                keys,
-                check.seconds("connect_timeout", connect_timeout),
-                check.context_factory(
-                    check.instance("ssl_context", ssl_context, "an ssl.SSLContext or None", check.is_context)
-                ),
-                check.positive_int("max_message_size", max_message_size),
-                proxies,
-            ),
-            exchanges=_checked_exchanges(exchanges),
-            parse_price=check.instance(
-                "parse_price", parse_price, "a callable such as float or decimal.Decimal", callable
-            ),
-            backfill=check.instance("backfill", backfill, "True or False", check.is_bool),
+            connection=connection,
+            exchanges=check.exchanges(exchanges),
+            parse_price=check.price_parser(parse_price),
+            backfill=check.boolean("backfill", backfill),
             dispatch=check.one_of("dispatch", dispatch, ("thread", "inline")),
-            queue_size=check.positive_int("queue_size", queue_size),
+            queue_size=check.integer("queue_size", queue_size, 1),
             overflow=check.one_of("overflow", overflow, tuple(QUEUES)),
-            reconnect=check.instance(
-                "reconnect", reconnect, "a ReconnectPolicy or None (None: no retry)", check.is_policy
-            ),
+            reconnect=checked_policy(reconnect),
             timing=timing,
-            name=check.instance("name", name, "a str or None", check.is_name) or f"finx-streamer-{next(_names)}",
+            name=check.text_or_none("name", name) or f"finx-streamer-{next(_names)}",
         )
         self._frontend = jupyter.frontend()
         if keep is None:
             keep = self._frontend.default_keep
-        kept = check.instance("keep", keep, "an int >= 0", check.is_count)
+        kept = check.integer("keep", keep, 0)
         self._recent = Recent(kept) if kept else None
         #: None where the name is ours, and tells nothing.
         self._given_name = name
@@ -437,7 +424,7 @@ class StreamListener:
             ConfigurationError: An argument is wrong, or the listener keeps no ticks.
         """
         if n is not None:
-            check.instance("n", n, "an int >= 0", check.is_count)
+            check.integer("n", n, 0)
         recent = self._kept("recent()")
         return recent.last(recent.size if n is None else n, None if pair is None else str(check.symbol(pair)))
 
@@ -463,7 +450,7 @@ class StreamListener:
         """
         recent = self._kept("live()")
         wanted = [str(check.symbol(pair)) for pair in pairs]
-        check.instance("rate", rate, "frames per second, from 1 to 30", check.is_picture_rate)
+        check.number("rate", rate, 1, 30, "frames per second, from 1 to 30")
         return self._frontend.live(self, recent, wanted, rate, self._watch)
 
     def _watch(self, watcher: Callable[[], None]) -> Callable[[], None]:
@@ -587,17 +574,3 @@ def stop_all(timeout: float = 5.0) -> bool:
 
 
 _STILL_STOPPING = "start(): the previous run is still stopping. Call join() first, outside of callbacks"
-
-
-def _checked_exchanges(exchanges: Any) -> frozenset[str] | None:
-    if exchanges is None:
-        return None
-    if isinstance(exchanges, str):
-        raise ConfigurationError(f"exchanges: {exchanges!r} is one str; expected several, as in [{exchanges!r}]")
-    try:
-        names = frozenset(exchanges)
-    except TypeError:
-        raise check.refusal("exchanges", exchanges, "names such as ['BINANCE']") from None
-    if not names or not all(isinstance(name, str) and name for name in names):
-        raise check.refusal("exchanges", exchanges, "at least one name such as 'BINANCE'")
-    return frozenset(check.exchange("exchanges", name) for name in names)

@@ -1,4 +1,4 @@
-"""Where the server is. `Endpoint` is the only place that ever joins a key into a URL."""
+"""Where the server is. Only `Endpoint` joins a key into a URL."""
 
 from __future__ import annotations
 
@@ -23,35 +23,36 @@ _PREFIX = re.compile(r"[A-Za-z0-9_-]+")
 class Endpoint:
     """A server's base URL and the path prefix of its streams.
 
-    `url` is `wss://host[:port][/path]` (or `ws://`). `prefix` is `streaming` (source: S); the vendor's later name is
-    `streamer` (source: D). Raises `ConfigurationError` for a URL that can't be one.
+    Args:
+        url: `wss://host[:port][/path]`, or `ws://`.
+        prefix: `streaming` (source: S), or FinX's later name, `streamer` (source: D).
+
+    Raises:
+        ConfigurationError: The URL or the prefix is wrong.
     """
 
     PRODUCTION: ClassVar[Endpoint]
     BETA: ClassVar[Endpoint]
 
-    # Whatever it is, it is not shown with a key in it: there it would be by mistake.
+    # Redacted, in case of a misplaced key.
     url: str = attrs.field(repr=lambda url: repr(redact(url)))
     prefix: str = "streaming"
 
     def __attrs_post_init__(self) -> None:
         _check_prefix(self.prefix)
-        object.__setattr__(self, "url", _normalised(self.url))
+        object.__setattr__(self, "url", _normalized(self.url))
 
     @classmethod
     def of(cls, given: object) -> Endpoint:
-        """An endpoint from what a user gives: "production", "beta", a base URL, or an `Endpoint`.
-
-        Raises `ConfigurationError` for anything else.
-        """
+        """Return the endpoint for "production", "beta", a base URL or an `Endpoint`. Raises `ConfigurationError`."""
         if isinstance(given, Endpoint):
             return given
         if not isinstance(given, str):
             raise ConfigurationError(f"endpoint: expected a str or an Endpoint, not {type(given).__name__}")
         named = {"production": cls.PRODUCTION, "beta": cls.BETA}.get(given)
         if named is None and "://" not in given:
-            # Only what looks like a name or a host is shown: it may be a key in the wrong place, that nobody knows yet.
-            shown = repr(redact(given)) if _NAME.fullmatch(given) else "what was given"
+            # Show only what looks like a name or a host: it may be a misplaced key that isn't remembered yet.
+            shown = repr(redact(given)) if _NAME.fullmatch(given) else "the given text"
             raise ConfigurationError(
                 f"endpoint: {shown} is unknown; expected 'production', 'beta' or a URL such as 'wss://ws.finx.io/'"
             )
@@ -64,7 +65,7 @@ class Endpoint:
 
     @property
     def host(self) -> str:
-        """The name or address, in lower case; that of IPv6 without its brackets."""
+        """The name or address in lower case; an IPv6 address without brackets."""
         return urlsplit(self.url).hostname or ""
 
     @property
@@ -75,11 +76,11 @@ class Endpoint:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether the host is this machine, by its name or address; no name is resolved."""
+        """Whether the host is this machine. No name is resolved."""
         return is_loopback(self.host)
 
     def check_secrecy(self, allow_insecure: bool) -> None:
-        """Refuse to send the key in clear over a network (source: O). Raises `ConfigurationError`."""
+        """Refuse to send the key in clear text over a network. Raises `ConfigurationError`. Source: O."""
         if not (self.secure or self.is_loopback or allow_insecure):
             raise ConfigurationError(
                 f"endpoint: {redact(self.url)!r} would send the API key in clear text; use wss://, or pass "
@@ -87,17 +88,17 @@ class Endpoint:
             )
 
     def stream_url(self, symbol: Symbol, key: ApiKey) -> str:
-        """The URL of a stream (source: S). It holds the key: it goes to the transport, and nowhere else."""
+        """Return the URL of a stream, which holds the key. Source: S."""
         kind = f"{self.prefix}/greeks" if isinstance(symbol, Option) else self.prefix
         return f"{self.url}{kind}/{quote(key.reveal(), safe='')}/{symbol}"
 
     def functions_url(self, key: ApiKey) -> str:
-        """The URL for function calls (source: D), whatever the prefix of the streams. It holds the key, too."""
+        """Return the URL for function calls, which holds the key. It doesn't depend on the prefix. Source: D."""
         return f"{self.url}streamer/{quote(key.reveal(), safe='')}"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host, in lower case, is this machine by its name or address."""
+    """Whether a host is this machine: a name in lower case, or an address."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
@@ -111,13 +112,13 @@ def join_host_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _normalised(url: str) -> str:
+def _normalized(url: str) -> str:
     if not isinstance(url, str):
         raise ConfigurationError(f"endpoint: expected a URL as str, not {type(url).__name__}")
     try:
         parts = urlsplit(url)
-        if parts.port == 0:  # which raises for a port that is none
-            raise ValueError("port 0 is no port to connect to")
+        if parts.port == 0:  # raises for an impossible port
+            raise ValueError("port 0 can't be connected to")
     except ValueError as cause:
         raise ConfigurationError(f"endpoint: {redact(url)!r} is not a URL: {redact(str(cause))}") from None
     _check_parts(parts, url)
@@ -128,7 +129,7 @@ def _normalised(url: str) -> str:
 
 def _check_parts(parts: SplitResult, url: str) -> None:
     if parts.username is not None or parts.password is not None:
-        # The value is not shown: it holds a password.
+        # Don't show the URL: it holds a password.
         raise ConfigurationError("endpoint: a URL with a user name or password in it is not supported")
     if parts.scheme not in _DEFAULT_PORTS:
         hint = {"http": "; use ws://", "https": "; use wss://"}.get(parts.scheme, "")

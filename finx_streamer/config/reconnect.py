@@ -1,4 +1,4 @@
-"""When to connect again, and when not to."""
+"""When to reconnect, and how long to wait before."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from collections.abc import Iterator
 
 import attrs
 
-from ..errors import AuthenticationError, ConfigurationError, ConnectionFailed
-from .redaction import shown
+from ..errors import AuthenticationError, ConnectionFailed
+from . import checks as check
 
-#: A Retry-After longer than this is taken as this: a mistyped header must not silence a stream for years.
-LONGEST_RETRY_AFTER = 86_400.0
-
-
-def _number(name: str, value: object, low: float) -> None:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= sys.float_info.max
-    if not good:
-        raise ConfigurationError(f"{name}: {shown(value)} is not allowed; expected a number >= {low:g}")
+#: In seconds. A longer Retry-After is cut to this: a typing error in a header must not silence a stream for years.
+MAX_RETRY_AFTER = 86_400.0
 
 
 @attrs.frozen
 class ReconnectPolicy:
     """How long to wait before connection attempts: exponential backoff with full jitter.
 
-    The nth wait is drawn evenly from 0 to `min(maximum, initial * factor ** n)` seconds (`jitter=False`: exactly
-    that); but after a connection no longer than that had lasted, or `initial`. `attempts` bounds the attempts in a row,
-    the first one included (None: no bound). A connection that lasted `reset_after` seconds starts the policy afresh. A
-    server's Retry-After wins over the drawn wait.
+    The nth wait is random between 0 and `initial * factor ** n` seconds, capped at `maximum`. It is also capped at the
+    lifetime of the lost connection, or at `initial` if that is longer. A server's Retry-After takes precedence.
+
+    Args:
+        initial: Seconds, the limit of the first wait.
+        factor: By how much the limit grows with each attempt, at least 1.
+        maximum: Seconds, the limit of all waits.
+        jitter: False waits exactly as long as the limit.
+        attempts: How many attempts in a row, with the first; None for no limit.
+        reset_after: Seconds after which a connection counts as stable: its loss starts the backoff from `initial`.
     """
 
     initial: float = 0.5
@@ -39,39 +39,40 @@ class ReconnectPolicy:
     reset_after: float = 60.0
 
     def __attrs_post_init__(self) -> None:
-        _number("initial", self.initial, 0.0)
-        _number("factor", self.factor, 1.0)
-        _number("maximum", self.maximum, 0.0)
-        _number("reset_after", self.reset_after, 0.0)
-        if not isinstance(self.jitter, bool):
-            raise ConfigurationError(f"jitter: {shown(self.jitter)} is not allowed; expected True or False")
-        if self.attempts is not None and (
-            isinstance(self.attempts, bool) or not isinstance(self.attempts, int) or self.attempts < 1
-        ):
-            raise ConfigurationError(
-                f"attempts: {shown(self.attempts)} is not allowed; expected an int >= 1, or None for no bound"
-            )
+        for name, low in (("initial", 0), ("factor", 1), ("maximum", 0), ("reset_after", 0)):
+            check.number(name, getattr(self, name), low, sys.float_info.max, f"a number >= {low}")
+        check.boolean("jitter", self.jitter)
+        if self.attempts is not None:
+            check.integer("attempts", self.attempts, 1, ", or None for no bound")
 
     def delays(self, rng: random.Random | None = None) -> Iterator[float]:
-        """The waits in seconds, one after another, without end."""
+        """Yield the waits in seconds, without end."""
         draw = (rng or random.Random()).uniform
         ceiling = self.initial
         while True:
             capped = min(self.maximum, ceiling)
             yield draw(0.0, capped) if self.jitter else capped
-            # Never past the maximum, so that it can't grow to infinity over a long outage.
+            # From the capped value, so that it can't grow to infinity during a long outage.
             ceiling = capped * self.factor
 
 
+def checked_policy(value: object) -> ReconnectPolicy | None:
+    """Check the argument `reconnect`. Raises `ConfigurationError`."""
+    if value is None or isinstance(value, ReconnectPolicy):
+        return value
+    raise check.refusal("reconnect", value, "a ReconnectPolicy or None (None: no retry)")
+
+
 def is_fatal(error: ConnectionFailed, had_been_open: bool = False) -> bool:
-    """Whether trying again can't mend it: a bad key, an unknown stream, a handshake that can't succeed.
+    """Whether another attempt can't help, for example with a bad key or an unknown stream.
 
-    `had_been_open`: the right server was there before. If another one answers now, with a page, a redirect or a
-    certificate of its own, as the login page of a hotel or a train does, it is a matter of time.
+    Fatal are close code 1008, the HTTP statuses below 500 except 408, 425 and 429, and errors marked as permanent, such
+    as a refused certificate. Everything else is retried. Sources: O; see the refusals in docs/protocol.md.
 
-    Source: the refusals of docs/protocol.md, O. HTTP: 401, 403, 404 and every other answer that is neither a switch of
-    protocols nor "later" (408, 425, 429, 5xx) is fatal. Close codes: 1008 alone is. What has neither (refused, reset,
-    timeout, DNS, a lost connection) is retried, unless the error is marked permanent (a refused certificate).
+    Args:
+        error: Why the attempt failed or the connection was lost.
+        had_been_open: The stream was open before, so the configuration is right. A page, a redirect or a certificate
+            instead of the server is temporary then, such as the login page of a hotel.
     """
     if error.close_code == 1008:
         return True
@@ -83,8 +84,8 @@ def is_fatal(error: ConnectionFailed, had_been_open: bool = False) -> bool:
 
 
 def retry_delay(error: ConnectionFailed, drawn: float) -> float:
-    """How long to wait after this error: what the server asked for, or else what the policy drew.
+    """Return the seconds to wait: the server's Retry-After, or else the `drawn` delay.
 
-    A Retry-After of 0, or a date that has passed, asks for no wait: taken at its word it would be a reconnect storm.
+    A Retry-After of 0, or a date in the past, doesn't count: it would cause a storm of reconnects.
     """
-    return min(error.retry_after, LONGEST_RETRY_AFTER) if error.retry_after else drawn
+    return min(error.retry_after, MAX_RETRY_AFTER) if error.retry_after else drawn

@@ -1,4 +1,4 @@
-"""What a stream can be asked for: a pair (`BTC:USDC`) or an option (`BTCN2202207`). Pairs have a colon."""
+"""Symbols of streams: pairs such as `BTC:USDC`, and options such as `BTCN2202207`. Only pairs have a colon."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ MONTH_LETTERS = "FGHJKMNQUVXZ"
 
 _PAIR = re.compile(r"([A-Z0-9]{1,32}):([A-Z0-9]{1,32})")
 _OPTION = re.compile(rf"([A-Z0-9]{{1,32}})([{MONTH_LETTERS}])([0-9])([0-9]{{4}})([0-9]{{2}})")
-_SHOWN = 60
+#: In characters.
+_LONGEST_SHOWN = 60
 
 
 @attrs.frozen
 class Pair:
-    """A trading pair: the price of `base` in `quote`. Source: S for the form, O for upper case and digits."""
+    """A trading pair: the price of `base` in `quote`. Source: S for the format, O for upper case and digits."""
 
     base: str
     quote: str
 
     @classmethod
     def parse(cls, text: str) -> Pair:
-        """Read `BASE:QUOTE`. Raises `ConfigurationError` that says what is allowed."""
+        """Parse `BASE:QUOTE`. Raises `ConfigurationError`."""
         found = _PAIR.fullmatch(text)
         if not found:
             raise ConfigurationError(f"not a pair: {_quoted(text)}; expected BASE:QUOTE{_suggestion(text)}")
@@ -39,8 +40,8 @@ class Pair:
 class Option:
     """An option: underlying, contract code, expiry year and month.
 
-    `BTCN2202207` is `BTC` + `N2` + `2022` + `07`. The contract is a futures month letter and the last digit of the
-    year, and so must agree with the year and month behind it. Source: S for the form, O for the agreement.
+    `BTCN2202207` is `BTC` + `N2` + `2022` + `07`. The contract code is the letter of the expiry month and the last
+    digit of the expiry year. Source: S for the format, O for the check that contract and expiry agree.
     """
 
     underlying: str
@@ -50,7 +51,7 @@ class Option:
 
     @classmethod
     def parse(cls, text: str) -> Option:
-        """Read `UNDERLYING` + contract + `YYYYMM`. Raises `ConfigurationError` that names any disagreement."""
+        """Parse underlying + contract + `YYYYMM`. Raises `ConfigurationError`."""
         found = _OPTION.fullmatch(text)
         if not found:
             raise ConfigurationError(
@@ -75,9 +76,9 @@ Symbol = Pair | Option
 
 
 def parse_symbol(text: object) -> Symbol:
-    """A `Pair` where there is a colon, an `Option` where there is none. Raises `ConfigurationError`."""
+    """Return the `Pair` or `Option` for a text. Raises `ConfigurationError`."""
     if isinstance(text, Pair | Option):
-        # Read again, for nothing checks what its parts were made of.
+        # Its parts haven't been checked.
         text = str(text)
     if not isinstance(text, str):
         advice = "; pass several as StreamListener(*pairs)" if isinstance(text, list | tuple | set | frozenset) else ""
@@ -93,11 +94,11 @@ def parse_symbol(text: object) -> Symbol:
 
 
 def _suggestion(text: str) -> str:
-    """The pair that was probably meant, if one shows itself."""
+    """Suggest the pair that was probably meant, or give an example."""
     parts = re.split(r"[-_/:. ]", text.strip().upper())
     guess = ":".join(parts)
     return f" (did you mean {guess!r}?)" if _PAIR.fullmatch(guess) else ", as in 'BTC:USDC'"
 
 
 def _quoted(text: str) -> str:
-    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")
+    return repr(text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "…")

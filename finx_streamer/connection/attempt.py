@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
+import os
 import socket
 import ssl
 import threading
@@ -12,6 +14,7 @@ from collections.abc import Callable
 
 import attrs
 
+from ..config import checks as check
 from ..config.api_key import ApiKey, KeySource
 from ..config.endpoint import Endpoint
 from ..config.proxy import DIRECT, ProxyChoice
@@ -34,11 +37,57 @@ class ConnectionConfig:
     max_message: int = MAX_MESSAGE
     proxies: ProxyChoice = DIRECT
 
+    @classmethod
+    def from_arguments(
+        cls,
+        *,
+        api_key: object,
+        endpoint: object,
+        proxy: object,
+        allow_insecure: object,
+        ssl_context: object,
+        connect_timeout: object,
+        max_message: object = MAX_MESSAGE,
+    ) -> ConnectionConfig:
+        """Check the arguments of a listener or a function client. Raises `ConfigurationError`."""
+        # The key first: from then on, errors about the other arguments mask it.
+        keys = KeySource.from_argument(api_key)
+        proxies = ProxyChoice.from_argument(proxy)
+        checked = Endpoint.of(endpoint)
+        insecure = check.boolean("allow_insecure", allow_insecure)
+        checked.check_secrecy(insecure)
+        proxies.check_secrecy(checked, insecure)
+        if ssl_context is not None and not isinstance(ssl_context, ssl.SSLContext):
+            raise check.refusal("ssl_context", ssl_context, "an ssl.SSLContext or None")
+        return cls(
+            checked,
+            None,
+            keys,
+            check.seconds("connect_timeout", connect_timeout),
+            _context_source(ssl_context),
+            check.integer("max_message_size", max_message, 1),
+            proxies,
+        )
+
     def url(self, key: ApiKey) -> str:
         """Return the URL, which holds the key."""
         if self.symbol is None:
             return self.endpoint.functions_url(key)
         return self.endpoint.stream_url(self.symbol, key)
+
+
+def _context_source(given: ssl.SSLContext | None) -> Callable[[], ssl.SSLContext]:
+    """Return a function that returns the given context, or a default one. It takes 20 ms to create: do that once."""
+    if given is not None:
+        return lambda: given
+    create, lock = functools.cache(ssl.create_default_context), threading.Lock()
+
+    def context() -> ssl.SSLContext:
+        # Without a free descriptor, OpenSSL would silently load no CA, and `open` raises.
+        with lock, open(os.devnull, "rb"):
+            return create()
+
+    return context
 
 
 class Attempt:

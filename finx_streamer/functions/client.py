@@ -12,11 +12,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from ..config import checks as check
-from ..config.api_key import KeySource
 from ..config.checks import Moment, moment
 from ..config.endpoint import Endpoint
-from ..config.proxy import ProxyChoice
-from ..config.reconnect import ReconnectPolicy
+from ..config.reconnect import ReconnectPolicy, checked_policy
 from ..config.redaction import hides_arguments, redact
 from ..config.symbols import Pair
 from ..connection.attempt import ConnectionConfig
@@ -76,28 +74,19 @@ class FunctionClient:
         allow_insecure: bool = False,
         name: str | None = None,
     ) -> None:
-        # The key first: from then on, errors about the other arguments mask it.
-        keys = KeySource.from_argument(api_key)
-        proxies = ProxyChoice.from_argument(proxy)
-        where = Endpoint.of(endpoint)
-        where.check_secrecy(check.instance("allow_insecure", allow_insecure, "True or False", check.is_bool))
-        proxies.check_secrecy(where, allow_insecure)
-        context = check.instance("ssl_context", ssl_context, "an ssl.SSLContext or None", check.is_context)
-        config = ConnectionConfig(
-            where,
-            None,
-            keys,
-            check.seconds("connect_timeout", connect_timeout),
-            check.context_factory(context),
-            proxies=proxies,
+        config = ConnectionConfig.from_arguments(
+            api_key=api_key,
+            endpoint=endpoint,
+            proxy=proxy,
+            allow_insecure=allow_insecure,
+            ssl_context=ssl_context,
+            connect_timeout=connect_timeout,
         )
         self._timeout = check.seconds("timeout", timeout)
-        size = check.positive_int("connections", connections)
-        price_parser = check.instance(
-            "parse_price", parse_price, "a callable such as float or decimal.Decimal", callable
-        )
-        policy = check.instance("reconnect", reconnect, "a ReconnectPolicy or None (None: no retry)", check.is_policy)
-        given = check.instance("name", name, "a str or None", check.is_name)
+        size = check.integer("connections", connections, 1)
+        price_parser = check.price_parser(parse_price)
+        policy = checked_policy(reconnect)
+        given = check.text_or_none("name", name)
         self._name = given or f"finx-streamer-functions-{next(_names)}"
         self._where = redact(config.endpoint.url)
         self._calls = CallPool(PoolSettings(config, policy, size, self._name))
@@ -181,7 +170,7 @@ class FunctionClient:
             raise ConfigurationError(f"end: {until.isoformat()} is before start, {since.isoformat()}")
         if exchange is not None:
             check.exchange("exchange", exchange)
-        check.instance("progress", progress, "True or False", check.is_bool)
+        check.boolean("progress", progress)
         found = self._ticks.history_pages(name, since, until, exchange)
         if progress:
             found = with_progress_bar(found, name, since, until)
@@ -198,7 +187,7 @@ class FunctionClient:
             ConfigurationError: It isn't text.
             FunctionError: The server doesn't know it.
         """
-        check.instance("security_id", security_id, "a str such as 'BTC'", _is_text)
+        check.text("security_id", security_id, "a str such as 'BTC'")
         return self._call("referenceData", {"securityId": security_id})
 
     def greeks_history(self, *arguments: Any, **more: Any) -> list[Any]:
@@ -219,7 +208,7 @@ class FunctionClient:
         Raises:
             ConfigurationError: The arguments can't be JSON.
         """
-        check.instance("function_name", function_name, "a str such as 'referenceData'", _is_text)
+        check.text("function_name", function_name, "a str such as 'referenceData'")
         for name in _RESERVED:
             if name in arguments:
                 raise ConfigurationError(f"{name}: remove it, because the client adds it to each call")
@@ -252,7 +241,3 @@ class FunctionClient:
             return "<FunctionClient (incomplete)>"
         state = "closed" if self._calls.closed else f"{self._calls.connections} connected"
         return f"<FunctionClient {self._name} {state} at {self._where}>"
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finx_streamer.config.reconnect import LONGEST_RETRY_AFTER, ReconnectPolicy, is_fatal, retry_delay
+from finx_streamer.config.reconnect import MAX_RETRY_AFTER, ReconnectPolicy, is_fatal, retry_delay
 from finx_streamer.errors import AuthenticationError, ConfigurationError, ConnectionFailed
 
 FATAL_STATUS = [200, 204, 300, 301, 302, 303, 304, 307, 308, 400, 401, 402, 403, 404, 405, 406, 410, 413, 418, 426, 451]
@@ -116,7 +116,7 @@ def test_a_long_outage_keeps_the_maximum() -> None:
         (7.0, 3.0, 7.0),
         (2.0, 3.0, 2.0),
         (120.0, 3.0, 120.0),
-        (1e9, 3.0, LONGEST_RETRY_AFTER),
+        (1e9, 3.0, MAX_RETRY_AFTER),
         (0.0, 3.0, 3.0),
     ],
 )

@@ -330,23 +330,17 @@ def authority_file(authority: trustme.CA, tmp_path: Path) -> Path:
     return path
 
 
-def test_error_names_the_missing_file_of_authorities(
+def test_error_hints_at_a_missing_ca_file(
     seen: Seen, server_tls: ssl.SSLContext, trusting_context: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Without trusted authorities, the error names the missing file, and ssl_context still works."""
+    """Without CAs every certificate is refused: the error says what to check, and a context of your own works."""
     monkeypatch.setenv("SSL_CERT_FILE", "/nowhere/authorities.pem")
     monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
     with Peer(stay(tick(1)), context=server_tls) as peer:
         error = first_error(Seen(), peer.url)
-        (tmp_path / "empty.pem").touch()
-        monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path / "empty.pem"))
-        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "empty.pem"))
-        second = first_error(Seen(), peer.url)
         with seen.listener(peer.url, ssl_context=trusting_context):
             seen.wait_ticks(1)
-    assert "the file '/nowhere/authorities.pem' does not exist" in str(error)
-    assert "SSL_CERT_FILE, or pass ssl_context=" in str(error)
-    assert "empty.pem' holds none" in str(second)
+    assert "check SSL_CERT_FILE and SSL_CERT_DIR, or pass ssl_context=" in str(error)
 
 
 def test_system_authorities_are_trusted(
