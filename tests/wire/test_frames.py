@@ -1,4 +1,4 @@
-"""The quick frame reader beside the library's own: the same bytes, cut anywhere, give the same messages and answers."""
+"""The frame reader agrees with websocket-client's own, however the bytes are split."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ EXAMPLES = examples(60)
 
 
 @attrs.define
-class Heard:
-    """What a reader made of some bytes, and what it answered."""
+class Result:
+    """What a reader received and sent."""
 
     messages: list[bytes | Binary] = attrs.field(factory=list)
     #: Opcode and payload of each frame that it sent.
-    answers: list[tuple[int, bytes]] = attrs.field(factory=list)
+    sent: list[tuple[int, bytes]] = attrs.field(factory=list)
     failed: bool = False
 
 
-def unmasked(data: bytes) -> list[tuple[int, bytes]]:
-    """The frames that a client sent. They are short and masked."""
+def parse_client_frames(data: bytes) -> list[tuple[int, bytes]]:
+    """Return opcode and payload of a client's frames, which are short and masked."""
     frames = []
     while data:
         opcode, length = data[0] & 0xF, data[1] & 0x7F
@@ -52,8 +52,8 @@ def unmasked(data: bytes) -> list[tuple[int, bytes]]:
     return frames
 
 
-class Memory:
-    """A socket for the library's own reader: it gives out bytes, and keeps what is sent."""
+class FakeSocket:
+    """A socket that returns the given bytes and records what is sent."""
 
     def __init__(self, data: bytes) -> None:
         self.data, self.sent = data, bytearray()
@@ -62,79 +62,79 @@ class Memory:
         return 0.0
 
     def recv(self, size: int) -> bytes:
-        taken, self.data = self.data[:size], self.data[size:]
-        return taken
+        received, self.data = self.data[:size], self.data[size:]
+        return received
 
     def send(self, data: bytes) -> int:
         self.sent += data
         return len(data)
 
     def close(self) -> None:
-        """It holds nothing."""
+        """Do nothing."""
 
 
-def by_the_library(data: bytes) -> Heard:
-    """The library's own reader, with its own validation of UTF-8."""
-    memory, heard = Memory(data), Heard()
+def read_with_library(data: bytes) -> Result:
+    """Read with websocket-client, which also validates UTF-8."""
+    sock, result = FakeSocket(data), Result()
     reader = websocket.WebSocket()
-    reader.sock, reader.connected = memory, True  # type: ignore[assignment]
+    reader.sock, reader.connected = sock, True  # type: ignore[assignment]
     try:
         while True:
-            opcode, read = reader.recv_data_frame(True)
+            opcode, received = reader.recv_data_frame(True)
             if opcode == ABNF.OPCODE_CLOSE:
                 break
             if opcode in (ABNF.OPCODE_TEXT, ABNF.OPCODE_BINARY):
-                heard.messages.append(read.data if opcode == ABNF.OPCODE_TEXT else Binary(read.data))
+                result.messages.append(received.data if opcode == ABNF.OPCODE_TEXT else Binary(received.data))
     except websocket.WebSocketConnectionClosedException:
-        pass  # out of bytes
+        pass  # all bytes are read
     except websocket.WebSocketException:
-        heard.failed = True
-    heard.answers = unmasked(bytes(memory.sent))
-    return heard
+        result.failed = True
+    result.sent = parse_client_frames(bytes(sock.sent))
+    return result
 
 
 @contextlib.contextmanager
-def connected(answers: bytearray | None = None, max_message: int = 16 * MEBIBYTE) -> Iterator[Connection]:
-    """A real connection after a real handshake; what it sends is in `answers` when it is closed."""
-    left = threading.Event()
+def connected(sent: bytearray | None = None, max_message: int = 16 * MEBIBYTE) -> Iterator[Connection]:
+    """Open a real connection. After it is closed, `sent` has all that it sent."""
+    closed = threading.Event()
 
-    def hear(caller: Caller) -> None:
+    def receive(caller: Caller) -> None:
         caller.welcome()
         with contextlib.suppress(OSError):
             while data := caller.sock.recv(65_536):
-                if answers is not None:
-                    answers.extend(data)
-        left.set()
+                if sent is not None:
+                    sent.extend(data)
+        closed.set()
 
-    with Peer(hear) as peer:
-        target = ConnectionConfig(
+    with Peer(receive) as peer:
+        config = ConnectionConfig(
             Endpoint(peer.url), Pair("BTC", "USDC"), KeySource.from_argument("key"), PATIENCE, Any, max_message
         )
-        connection = open_connection(target, Attempt())
+        connection = open_connection(config, Attempt())
         try:
             yield connection
         finally:
             connection.close_socket()
-            assert left.wait(PATIENCE)
+            assert closed.wait(PATIENCE)
 
 
-def feed(connection: Connection, data: bytes, heard: Heard) -> None:
-    """Bytes as they would come from the socket."""
+def feed(connection: Connection, data: bytes, result: Result) -> None:
+    """Let the connection read these bytes, as if they came from its socket."""
     wire = connection.wire
     wire.buffer, wire.at = wire.buffer[wire.at :] + data, 0
     if connection.ended is None:
-        heard.messages += connection.messages(1 << 30)
+        result.messages += connection.messages(1 << 30)
 
 
-def by_us(pieces: list[bytes]) -> Heard:
-    """Our reader, with the bytes in these pieces."""
-    heard, answers = Heard(), bytearray()
-    with connected(answers) as connection:
+def read_with_connection(pieces: list[bytes]) -> Result:
+    """Read these pieces with our `Connection`."""
+    result, sent = Result(), bytearray()
+    with connected(sent) as connection:
         for piece in pieces:
-            feed(connection, piece, heard)
-        heard.failed = isinstance(connection.ended, ProtocolError)
-    heard.answers = unmasked(bytes(answers))
-    return heard
+            feed(connection, piece, result)
+        result.failed = isinstance(connection.ended, ProtocolError)
+    result.sent = parse_client_frames(bytes(sent))
+    return result
 
 
 texts = st.text(max_size=40).map(str.encode) | st.sampled_from([125, 126, 127, 300]).map(lambda size: b"x" * size)
@@ -144,7 +144,7 @@ whole = st.builds(frame, texts, st.just(TEXT)) | st.builds(frame, st.binary(max_
 
 @st.composite
 def fragmented(draw: st.DrawFn) -> bytes:
-    """A message in fragments, with control frames in between. A fragment may end within a character."""
+    """Draw a fragmented message with control frames in between. A fragment may end within a character."""
     payload = draw(texts)
     cuts = sorted(draw(st.lists(st.integers(0, len(payload)), max_size=4)))
     parts = [payload[a:b] for a, b in zip([0, *cuts], [*cuts, len(payload)], strict=True)]
@@ -156,7 +156,7 @@ def fragmented(draw: st.DrawFn) -> bytes:
     return frames
 
 
-#: What both readers refuse.
+#: Frames that both readers reject.
 broken = st.sampled_from(
     [
         frame("x", TEXT, rsv=4),
@@ -179,7 +179,7 @@ endings = st.just(b"") | broken | st.builds(close_frame, st.sampled_from([1000, 
 
 @st.composite
 def pieces(draw: st.DrawFn) -> list[bytes]:
-    """Some frames, perhaps an end, cut into pieces anywhere."""
+    """Draw some frames and perhaps an ending, split anywhere."""
     data = b"".join(draw(st.lists(whole | controls | fragmented(), max_size=8))) + draw(endings)
     cuts = sorted(draw(st.lists(st.integers(0, len(data)), max_size=8)))
     return [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
@@ -187,36 +187,36 @@ def pieces(draw: st.DrawFn) -> list[bytes]:
 
 @given(pieces())
 @EXAMPLES
-def test_the_quick_reader_hears_what_the_library_hears(cut: list[bytes]) -> None:
-    """Messages, failures, pongs and the answer to a close are the same, wherever the bytes are cut."""
-    expected, heard = by_the_library(b"".join(cut)), by_us(cut)
+def test_both_readers_agree(split: list[bytes]) -> None:
+    """Messages, failures and pongs are the same, however the bytes are split."""
+    expected, result = read_with_library(b"".join(split)), read_with_connection(split)
     if expected.failed:
-        # The library leaves the close frame to its user.
-        assert heard.answers.pop()[0] == CLOSE
-    heard.answers = [answer for answer in heard.answers if answer != (CLOSE, struct.pack("!H", 1000))]
-    expected.answers = [answer for answer in expected.answers if answer != (CLOSE, struct.pack("!H", 1000))]
-    assert heard == expected
+        # Only ours sends a close frame after a protocol error.
+        assert result.sent.pop()[0] == CLOSE
+    result.sent = [sent for sent in result.sent if sent != (CLOSE, struct.pack("!H", 1000))]
+    expected.sent = [sent for sent in expected.sent if sent != (CLOSE, struct.pack("!H", 1000))]
+    assert result == expected
 
 
-@pytest.mark.parametrize("pair", [frame("a") + frame("b", PING) + frame("c" * 200) + close_frame(1000, b"bye")])
-def test_every_place_to_cut_is_harmless(pair: bytes) -> None:
-    """The same bytes cut in two at each possible place, and byte by byte."""
-    expected = by_the_library(pair).messages
-    for at in range(len(pair) + 1):
-        assert by_us([pair[:at], pair[at:]]).messages == expected
-    assert by_us([pair[at : at + 1] for at in range(len(pair))]).messages == expected
+@pytest.mark.parametrize("data", [frame("a") + frame("b", PING) + frame("c" * 200) + close_frame(1000, b"bye")])
+def test_bytes_can_be_split_anywhere(data: bytes) -> None:
+    """The messages are the same for each split in two, and byte by byte."""
+    expected = read_with_library(data).messages
+    for at in range(len(data) + 1):
+        assert read_with_connection([data[:at], data[at:]]).messages == expected
+    assert read_with_connection([data[at : at + 1] for at in range(len(data))]).messages == expected
 
 
 @pytest.mark.parametrize("size", [0, 125, 126, 65_535, 65_536, MEBIBYTE])
 @pytest.mark.parametrize("opcode", [TEXT, BINARY])
-def test_frames_of_every_form_of_length(size: int, opcode: int) -> None:
-    """The three forms of a length, at their edges."""
+def test_frames_of_every_length_encoding(size: int, opcode: int) -> None:
+    """The three encodings of a length work at their limits."""
     payload = b"x" * size
     data = frame(payload, opcode) + frame("after")
     expected = [payload if opcode == TEXT else Binary(payload), b"after"]
     half = len(data) // 2
-    assert by_us([data]).messages == expected
-    assert by_us([data[:half], data[half:]]).messages == expected
+    assert read_with_connection([data]).messages == expected
+    assert read_with_connection([data[:half], data[half:]]).messages == expected
 
 
 @pytest.mark.parametrize(
@@ -236,59 +236,59 @@ def test_frames_of_every_form_of_length(size: int, opcode: int) -> None:
         (b"\x81\xff" + b"\xff" * 8, 1002),
     ],
 )
-def test_what_breaks_the_protocol_is_refused_with_its_code(data: bytes, code: int) -> None:
-    """What RFC 6455 forbids ends the connection, even where the library lets it pass; what came before is heard."""
-    heard = by_us([frame("before") + data + frame("after")])
-    assert heard.messages == [b"before"]
-    assert heard.failed
-    assert [(CLOSE, struct.pack("!H", code))] == heard.answers
+def test_a_protocol_violation_is_answered_with_its_close_code(data: bytes, code: int) -> None:
+    """A violation of RFC 6455 ends the connection, even if the library accepts it. Earlier messages are kept."""
+    result = read_with_connection([frame("before") + data + frame("after")])
+    assert result.messages == [b"before"]
+    assert result.failed
+    assert result.sent == [(CLOSE, struct.pack("!H", code))]
 
 
-@pytest.mark.parametrize("cut", [0, 1])
-def test_a_bound_that_is_smaller_than_a_plain_frame_holds(cut: int) -> None:
-    """A text over the bound is refused whether it arrives whole or in two parts; what came before is heard."""
-    heard, data = Heard(), frame("before") + frame("x" * 1_001) + frame("after")
+@pytest.mark.parametrize("split", [0, 1])
+def test_a_small_size_limit_holds_for_plain_frames(split: int) -> None:
+    """A text over the limit is rejected, whether it arrives whole or in two parts. Earlier messages are kept."""
+    result, data = Result(), frame("before") + frame("x" * 1_001) + frame("after")
     with connected(max_message=1_000) as connection:
-        for piece in (data[: len(data) * cut // 2], data[len(data) * cut // 2 :]):
-            feed(connection, piece, heard)
+        for piece in (data[: len(data) * split // 2], data[len(data) * split // 2 :]):
+            feed(connection, piece, result)
         assert isinstance(connection.ended, ProtocolError)
-    assert heard.messages == [b"before"]
+    assert result.messages == [b"before"]
 
 
-def test_a_message_in_fragments_is_bounded_in_size() -> None:
-    """The bound holds for the whole message, not for each fragment."""
-    heard = Heard()
+def test_the_size_of_a_fragmented_message_is_limited() -> None:
+    """The limit applies to the whole message, not to each fragment."""
+    result = Result()
     with connected(max_message=1_000) as connection:
-        feed(connection, frame("x" * 600, TEXT, fin=False), heard)
+        feed(connection, frame("x" * 600, TEXT, fin=False), result)
         assert connection.ended is None
-        feed(connection, frame("x" * 600, 0), heard)
+        feed(connection, frame("x" * 600, 0), result)
         assert isinstance(connection.ended, ProtocolError)
-    assert heard.messages == []
+    assert result.messages == []
 
 
-def test_the_number_of_fragments_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A message of endless empty fragments ends the connection."""
+def test_the_number_of_fragments_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message with too many empty fragments ends the connection."""
     monkeypatch.setattr(frames, "MAX_FRAGMENTS", 1_000)
-    heard = Heard()
+    result = Result()
     with connected() as connection:
-        feed(connection, frame("", TEXT, fin=False) + frame("", 0, fin=False) * frames.MAX_FRAGMENTS, heard)
+        feed(connection, frame("", TEXT, fin=False) + frame("", 0, fin=False) * frames.MAX_FRAGMENTS, result)
         assert isinstance(connection.ended, ProtocolError)
 
 
 def test_a_message_in_many_fragments_arrives() -> None:
-    """20,000 fragments are one message."""
-    heard = Heard()
+    """20,000 fragments make one message."""
+    result = Result()
     with connected() as connection:
         data = frame("a", TEXT, fin=False) + frame("b", 0, fin=False) * 20_000 + frame("c", 0)
         for at in range(0, len(data), 16_384):
-            feed(connection, data[at : at + 16_384], heard)
-    assert heard.messages == [b"a" + b"b" * 20_000 + b"c"]
+            feed(connection, data[at : at + 16_384], result)
+    assert result.messages == [b"a" + b"b" * 20_000 + b"c"]
 
 
 @given(st.binary(max_size=40), st.integers(0, 3), st.integers(1, 5))
 @EXAMPLES
-def test_any_bytes_are_frames_or_one_error(data: bytes, at: int, limit: int) -> None:
-    """Whatever the bytes are, the reader stays within them and within the limit."""
+def test_any_bytes_are_frames_or_an_error(data: bytes, at: int, limit: int) -> None:
+    """The reader never exceeds the buffer or the limit, and raises only `FrameError`."""
     payloads, end = read_text_frames(data, at, limit)
     assert len(payloads) <= limit
     assert at <= end <= max(at, len(data))
@@ -297,12 +297,12 @@ def test_any_bytes_are_frames_or_one_error(data: bytes, at: int, limit: int) -> 
 
 
 def test_a_limit_leaves_the_rest_in_the_buffer() -> None:
-    """No more messages are taken than asked for, and none is lost by that."""
-    heard: list[bytes | Binary] = []
+    """No more messages are read than requested, and none is lost."""
+    messages: list[bytes | Binary] = []
     with connected() as connection:
         connection.wire.buffer = b"".join(frame(str(number)) for number in range(10)) + frame("ping", PING)
         connection.wire.at = 0
         for _ in range(4):
-            heard += connection.messages(3)
-            assert len(heard) <= 10
-    assert heard == [str(number).encode() for number in range(10)]
+            messages += connection.messages(3)
+            assert len(messages) <= 10
+    assert messages == [str(number).encode() for number in range(10)]

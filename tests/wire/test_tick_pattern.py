@@ -1,4 +1,4 @@
-"""Runs of ticks that look alike: what is taken in one go is what the thorough way makes of the same bytes."""
+"""The tick pattern: ticks that it matches in a buffer are the same as those of the slow path."""
 
 from __future__ import annotations
 
@@ -29,34 +29,34 @@ VALUES = {"pair": PAIR, "date": DATE, "time": "15:30:55.817Z", "exchange": "BINA
 
 
 def text(separators: tuple[str, str] = COMPACT, **changed: object) -> bytes:
-    """A tick's message, with some values changed."""
+    """Return a tick's message, with some values changed."""
     message = {"results": "streaming", "resultData": {**VALUES, **changed}}
     return json.dumps(message, separators=separators, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
 def frame(payload: bytes, length: int | None = None, first: int = 0x81) -> bytes:
-    """A frame that says to be of some length."""
+    """Return a frame, optionally with a wrong length in its header."""
     return struct.pack("!BBH", first, 126, len(payload) if length is None else length) + payload
 
 
-def taught(payload: bytes, **options: Any) -> Decoder:
-    """A decoder that has seen such a tick."""
+def decoder_after(payload: bytes, **options: Any) -> Decoder:
+    """Return a decoder that has learned the pattern of this tick."""
     decoder = Decoder(PAIR, PAIR, **options)
     assert len(decoder.decode_ticks([payload], 0, NOW_NS)) == 1
     return decoder
 
 
-def taken(decoder: Decoder, *frames: bytes, limit: int = ALL) -> tuple[list[Tick], int]:
+def match(decoder: Decoder, *frames: bytes, limit: int = ALL) -> tuple[list[Tick], int]:
     return decoder.match_ticks(b"".join(frames).decode("latin-1"), 0, limit, NOW_NS)
 
 
 @pytest.mark.parametrize("separators", [COMPACT, SPACED])
 @pytest.mark.parametrize("form", [json_codec.ENVELOPED, json_codec.ENVELOPED_STDLIB])
 @pytest.mark.parametrize("parse_price", [float, Decimal, str])
-def test_ticks_as_documented_are_taken(
+def test_documented_ticks_are_match(
     separators: tuple[str, str], form: json_codec.TickForm, parse_price: Callable[[str], Any]
 ) -> None:
-    """After one tick, all that look like it are taken at once, whatever their time, exchange and price."""
+    """After one tick, all similar ones are matched, with any time, exchange and price."""
     decoder = Decoder(PAIR, PAIR, parse_price=parse_price)
     decoder._form = form
     payloads = [
@@ -66,20 +66,20 @@ def test_ticks_as_documented_are_taken(
     frames = [*map(frame, payloads)]
     assert len(decoder.decode_ticks(payloads[:1], 0, NOW_NS)) == 1
     expected = [Decoder(PAIR, PAIR, parse_price=parse_price).decode(payload, NOW_NS) for payload in payloads]
-    assert (expected, sum(map(len, frames))) == taken(decoder, *frames)
+    assert match(decoder, *frames) == (expected, sum(map(len, frames)))
 
 
-def test_nothing_is_taken_before_the_first_tick() -> None:
-    """There is nothing to look like."""
-    assert taken(Decoder(PAIR, PAIR), frame(text())) == ([], 0)
+def test_nothing_matches_before_the_first_tick() -> None:
+    """A new decoder has no pattern."""
+    assert match(Decoder(PAIR, PAIR), frame(text())) == ([], 0)
 
 
-def test_no_more_ticks_than_asked_for() -> None:
-    """What is beyond the limit stays for later; and a limit is no reason to take none for ever."""
-    decoder, frames = taught(text()), [frame(text())] * 100
+def test_the_limit_is_never_exceeded() -> None:
+    """Ticks beyond the limit stay in the buffer, and most of those within it are matched."""
+    decoder, frames = decoder_after(text()), [frame(text())] * 100
     for limit in (1, 2, 10, 99, 100, 101):
-        assert len(taken(decoder, *frames, limit=limit)[0]) <= limit
-    assert len(taken(decoder, *frames, limit=99)[0]) > 80
+        assert len(match(decoder, *frames, limit=limit)[0]) <= limit
+    assert len(match(decoder, *frames, limit=99)[0]) > 80
 
 
 @pytest.mark.parametrize(
@@ -117,55 +117,57 @@ def test_no_more_ticks_than_asked_for() -> None:
         b"",
     ],
 )
-def test_a_run_ends_at_whatever_looks_different(odd: bytes) -> None:
-    """What stands before it is taken, and nothing behind it."""
-    decoder, good = taught(text()), frame(text())
-    ticks, end = taken(decoder, good, good, odd, good)
-    # Where there is nothing odd between them, they are a run of three.
+def test_a_run_ends_at_any_difference(odd: bytes) -> None:
+    """Ticks before the difference are matched, but none after it."""
+    decoder, good = decoder_after(text()), frame(text())
+    ticks, end = match(decoder, good, good, odd, good)
+    # Without anything odd in between, all three match.
     assert (len(ticks), end) == (2 + (not odd), (2 + (not odd)) * len(good))
 
 
-def test_a_price_that_parse_price_refuses_ends_a_run() -> None:
-    """It is for the thorough way to say what is wrong."""
+def test_a_price_that_parse_price_rejects_ends_a_run() -> None:
+    """The slow path reports what is wrong."""
 
-    def picky(price: str) -> float:
+    def reject_13(price: str) -> float:
         if price == "13.0":
             raise ZeroDivisionError
         return float(price)
 
-    decoder = taught(text(), parse_price=picky)
-    assert len(taken(decoder, frame(text()), frame(text(price="13.0")), frame(text()))[0]) == 1
+    decoder = decoder_after(text(), parse_price=reject_13)
+    assert len(match(decoder, frame(text()), frame(text(price="13.0")), frame(text()))[0]) == 1
 
 
-def test_another_day_or_style_is_learned_from_its_first_tick() -> None:
-    """The first of the new ones goes the thorough way, the others do not."""
-    decoder = taught(text())
+def test_a_new_day_or_style_is_learned_from_its_first_tick() -> None:
+    """Only the first tick with another date or JSON style takes the slow path."""
+    decoder = decoder_after(text())
     for other in (text(date="2022-07-03"), text(SPACED, date="2022-07-03"), text()):
-        assert taken(decoder, frame(other)) == ([], 0)
+        assert match(decoder, frame(other)) == ([], 0)
         expected = decoder.decode_ticks([other], 0, NOW_NS)
-        assert taken(decoder, frame(other))[0] == expected
+        assert match(decoder, frame(other))[0] == expected
 
 
-def test_a_form_without_a_template_has_none() -> None:
-    """The vendor's later form, and any other order of keys."""
+def test_other_formats_have_no_pattern() -> None:
+    """The flat format and another order of keys have no pattern."""
     for payload in (json.dumps(VALUES).encode(), b'{"resultData":' + json.dumps(VALUES).encode() + b"}"):
-        assert None is TickPattern.from_tick(payload, PAIR, DATE)
+        assert TickPattern.from_tick(payload, PAIR, DATE) is None
 
 
 pieces = st.sampled_from(
     ["", " ", "Z", ".", ":", "-", '"', "\\", "\\u0041", '","', "_", "e5", "9" * 30, "Ä", "\x00", "}}"]
 )
-bent = st.builds(
-    lambda key, at, cut, put: {key: VALUES[key][:at] + put + VALUES[key][at + cut :]},
+changed_values = st.builds(
+    lambda key, at, removed, inserted: {key: VALUES[key][:at] + inserted + VALUES[key][at + removed :]},
     st.sampled_from(sorted(VALUES)),
     st.integers(0, 14),
     st.integers(0, 3),
     pieces,
 )
 headers = st.sampled_from([None, None, None, None, 0, 1, 125, 126, 127, 138, 140, 255])
-texts = st.builds(lambda changed, style: text(style, **changed), st.just({}) | bent, st.sampled_from([COMPACT, SPACED]))
-raw = st.builds(
-    lambda payload, at, cut, put: payload[:at] + put + payload[at + cut :],
+texts = st.builds(
+    lambda changed, style: text(style, **changed), st.just({}) | changed_values, st.sampled_from([COMPACT, SPACED])
+)
+changed_bytes = st.builds(
+    lambda payload, at, removed, inserted: payload[:at] + inserted + payload[at + removed :],
     texts,
     st.integers(0, 150),
     st.integers(0, 3),
@@ -173,27 +175,25 @@ raw = st.builds(
 )
 
 
-@given(st.lists(st.builds(frame, texts | raw, headers), max_size=6).map(b"".join), st.integers(0, 200))
+@given(st.lists(st.builds(frame, texts | changed_bytes, headers), max_size=6).map(b"".join), st.integers(0, 200))
 @examples(1_500)
 @example(frame(text(), 126) + frame(text()), 0)
-def test_what_is_taken_is_what_the_thorough_way_takes(data: bytes, cut: int) -> None:
-    """Whatever the bytes, and wherever they are cut: the same ticks out of the same frames, or none."""
-    data = data[: len(data) - cut]
+def test_matched_ticks_equal_those_of_the_slow_path(data: bytes, removed: int) -> None:
+    """Any bytes, cut off anywhere, give the ticks that the frames contain."""
+    data = data[: len(data) - removed]
     for learned in (text(), text(SPACED)):
-        ticks, end = taken(taught(learned), data)
+        ticks, end = match(decoder_after(learned), data)
         payloads, same_end = read_text_frames(data, 0, len(ticks))
         assert (len(ticks), end) == (len(payloads), same_end)
-        thorough = Decoder(PAIR, PAIR)
-        assert [thorough.decode(payload, NOW_NS) for payload in payloads] == ticks
+        decoder = Decoder(PAIR, PAIR)
+        assert ticks == [decoder.decode(payload, NOW_NS) for payload in payloads]
 
 
-@given(texts | raw)
+@given(texts | changed_bytes)
 @examples(500)
-def test_a_template_is_learned_from_good_ticks_alone(payload: bytes) -> None:
-    """What the decoder refuses teaches it nothing."""
+def test_an_invalid_tick_teaches_no_pattern(payload: bytes) -> None:
+    """The decoder learns patterns only from valid ticks."""
     decoder = Decoder(PAIR, PAIR)
-    try:
-        decoder.decode(payload, NOW_NS)
-    except DecodeError:
+    if isinstance(decoder.decode(payload, NOW_NS), DecodeError):
         assert decoder.decode_ticks([payload], 0, NOW_NS) == []
-        assert taken(decoder, frame(payload)) == ([], 0)
+        assert match(decoder, frame(payload)) == ([], 0)
