@@ -116,7 +116,6 @@ class Run:
         return ThreadDelivery(
             runner,
             QUEUES[settings.overflow](settings.queue_size),
-            settings.queue_size,
             self._counters,
             self._resume_reading,
             self._delivery_ended,

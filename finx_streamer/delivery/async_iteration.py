@@ -26,36 +26,21 @@ class AsyncWakeup:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._woken = False
-        self._sleeper: asyncio.Future[None] | None = None
+        self._woken = asyncio.Event()
 
     def wake(self) -> None:
         """End the current wait, or the next one. From any thread."""
         # The loop may have been closed.
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._wake)
-
-    def clear(self) -> None:
-        """Forget earlier calls of `wake`."""
-        self._woken = False
+            self._loop.call_soon_threadsafe(self._woken.set)
 
     async def wait(self, seconds: float) -> None:
         """Wait for `wake`, at most this long."""
-        if self._woken:
-            return
         # Not asyncio.wait_for: up to Python 3.11 it may lose a cancellation.
-        self._sleeper = self._loop.create_future()
-        timer = self._loop.call_later(seconds, self._wake)
-        try:
-            await self._sleeper
-        finally:
-            timer.cancel()
-            self._sleeper = None
-
-    def _wake(self) -> None:
-        self._woken = True
-        if self._sleeper is not None and not self._sleeper.done():
-            self._sleeper.set_result(None)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._woken.wait()
+        self._woken.clear()
 
 
 class AsyncTickBuffer(TickBuffer):
@@ -98,7 +83,6 @@ class AsyncTickBuffer(TickBuffer):
         return None
 
     async def _sleep(self) -> None:
-        self._wakeup.clear()
         self._sleeps = True
         # Check again: a tick may have been put before `_sleeps` was set.
         if self._ticks.empty() and not self._closed and not self._ended:
@@ -117,7 +101,6 @@ async def wait_until(is_done: Callable[[], bool], watchers: list[Callable[[], No
             if left <= 0:
                 return False
             await wakeup.wait(left)
-            wakeup.clear()
         return True
     finally:
         watchers.remove(wakeup.wake)

@@ -6,6 +6,7 @@ Both classes implement `streaming.interfaces.Delivery`.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections import deque
@@ -19,6 +20,7 @@ from .callbacks import CallbackRunner
 from .iteration import Iterations
 from .queues import TickQueue
 from .recent import Recent
+from .wakeup import Wakeup
 
 #: Fill levels of the queue: nearly full above HIGH, recovered below LOW. Reading resumes at RESUME.
 HIGH, LOW, RESUME = 0.8, 0.25, 0.5
@@ -90,7 +92,6 @@ class ThreadDelivery:
         self,
         runner: CallbackRunner,
         queue: TickQueue,
-        size: int,
         counters: Mapping[str, Counters],
         on_room: Callable[[], None],
         on_end: OnEnd,
@@ -104,7 +105,6 @@ class ThreadDelivery:
         self.depths = queue.depths
         self._runner = runner
         self._queue = queue
-        self._size = size
         self._counters = counters
         self._on_room = on_room
         self._on_end = on_end
@@ -117,7 +117,8 @@ class ThreadDelivery:
         self._pending = 0
         self._room_wanted = False
         self._drops = _DropReports()
-        self._slow = _SlowConsumerCheck(size)
+        #: When `SlowConsumer` is due: None while the queue isn't nearly full, infinity once it's reported.
+        self._slow_at: float | None = None
         #: Events that overtake the queue.
         self._urgent: deque[Event] = deque()
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
@@ -148,9 +149,8 @@ class ThreadDelivery:
         self.peak = max(self.peak, depth)
         if counters := self._counters.get(pair):
             counters.count_waiting(len(ticks), self._put, self._put - depth)
-        if self._slow.applies(depth) and self._slow.is_due(depth_before, depth, time.monotonic()):
-            self._urgent.append(Event(SlowConsumer(depth, self._size)))
-            self._interrupt()
+        if self._slow_at is not None or depth > self._queue.size * HIGH:
+            self._check_slow(depth_before, depth)
         self._pending += len(ticks)
         if self._pending >= BATCH_SIZE:
             self.flush()
@@ -186,6 +186,24 @@ class ThreadDelivery:
         self._runner.interrupted = True
         self._wakeup.wake()
 
+    def _check_slow(self, before: int, after: int) -> None:
+        """Report a queue that stays nearly full: once, and again only after it had recovered.
+
+        Args:
+            before: Its depth before a put.
+            after: Its depth after the put. A burst may fill the queue only briefly.
+        """
+        now, size = time.monotonic(), self._queue.size
+        if before <= size * LOW:
+            self._slow_at = None
+        if self._slow_at is None:
+            if after > size * HIGH:
+                self._slow_at = now + SLOW_AFTER
+        elif now >= self._slow_at:
+            self._slow_at = math.inf
+            self._urgent.append(Event(SlowConsumer(after, size)))
+            self._interrupt()
+
     def runs_here(self) -> bool:
         """Whether callbacks run on the calling thread."""
         return threading.current_thread() is self._thread
@@ -200,7 +218,9 @@ class ThreadDelivery:
             # A callback raised SystemExit or KeyboardInterrupt to end everything. join() raises it again.
             crash = error
             self._runner.abandon()
-        self._queue.clear()
+        with contextlib.suppress(IndexError):
+            while True:
+                self._queue.pop()
         self._on_end(crash)
 
     def _deliver(self) -> None:
@@ -219,12 +239,11 @@ class ThreadDelivery:
 
     def _wait_for_work(self) -> bool:
         """Sleep until there is something to do. Return False at the end."""
+        # Read before the depth: no entry is put after the end.
+        finished = self._finished
         if self._queue.depth() or self._runner.interrupted or self._room_wanted:
             return True
-        if self._finished:
-            # Check again: an entry may have been put after the check above and before the end.
-            if self._queue.depth():
-                return True
+        if finished:
             self._report_drops(everything=True)
             return False
         # Returns at once if an entry was put since the check.
@@ -244,7 +263,7 @@ class ThreadDelivery:
             self._runner.interrupted = True
         if not self._room_wanted:
             return NO_BOUND
-        surplus = self._queue.depth() - int(self._size * RESUME)
+        surplus = self._queue.depth() - int(self._queue.size * RESUME)
         if surplus > 0:
             return surplus
         self._room_wanted = False
@@ -256,37 +275,14 @@ class ThreadDelivery:
             self._runner.report(TicksDropped(count, symbol=pair))
 
 
-class Wakeup:
-    """Wakes one sleeping thread. A wake-up before the sleep isn't lost: the sleep ends at once.
-
-    `threading.Event` creates a lock for each wait, and takes ten times as long.
-    """
-
-    def __init__(self) -> None:
-        #: Released by `wake`.
-        self._asleep = threading.Lock()
-        self._asleep.acquire()
-
-    def wake(self) -> None:
-        """End the current wait, or the next one. From any thread."""
-        if self._asleep.locked():
-            try:  # noqa: SIM105 (on the hot path)
-                self._asleep.release()
-            except RuntimeError:
-                pass  # another thread released it at the same moment
-
-    def wait(self, timeout: float | None) -> None:
-        """Wait for `wake`, at most `timeout` seconds."""
-        self._asleep.acquire(timeout=-1 if timeout is None else timeout)
-
-
 class _DropReports:
     """Counts the dropped ticks of each pair since its last report, and knows when the next report is due."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts: dict[str, int] = {}
-        self._reported: dict[str, float] = {}
+        #: The earliest time of each pair's next report. A pair without a report yet isn't in here.
+        self._due_at: dict[str, float] = {}
 
     def __bool__(self) -> bool:
         return bool(self._counts)
@@ -298,42 +294,12 @@ class _DropReports:
 
     def take_due(self, now: float, everything: bool) -> list[tuple[str, int]]:
         """Remove and return the counts whose report is due, or all of them."""
-        if not self._counts:
-            return []
         with self._lock:
-            due = [pair for pair in self._counts if everything or now >= self._due_at(pair)]
-            self._reported.update(dict.fromkeys(due, now))
+            due = [pair for pair in self._counts if everything or now >= self._due_at.get(pair, now)]
+            self._due_at.update(dict.fromkeys(due, now + DROP_REPORT_INTERVAL))
             return [(pair, self._counts.pop(pair)) for pair in due]
 
     def due_in(self, now: float) -> float | None:
         """Return the seconds until the next report. None if there is nothing to report."""
         with self._lock:
-            return max(0.0, min(map(self._due_at, self._counts)) - now) if self._counts else None
-
-    def _due_at(self, pair: str) -> float:
-        return self._reported.get(pair, -DROP_REPORT_INTERVAL) + DROP_REPORT_INTERVAL
-
-
-class _SlowConsumerCheck:
-    """Detects a queue that stays nearly full. Due once, and again only after the queue had recovered."""
-
-    def __init__(self, size: int) -> None:
-        self._high, self._low = size * HIGH, size * LOW
-        self._since: float | None = None
-        self._reported = False
-
-    def applies(self, depth: int) -> bool:
-        """Whether `is_due` must be called. Usually not, which saves asking for the time."""
-        return self._since is not None or depth > self._high
-
-    def is_due(self, before: int, after: int, now: float) -> bool:
-        """Whether to report now, given the depths before and after a put: a burst may fill the queue only briefly."""
-        if before <= self._low:
-            self._since, self._reported = None, False
-        if self._since is None:
-            if after > self._high:
-                self._since = now
-        elif not self._reported and now - self._since >= SLOW_AFTER:
-            self._reported = True
-            return True
-        return False
+            return min((max(0.0, self._due_at.get(pair, now) - now) for pair in self._counts), default=None)

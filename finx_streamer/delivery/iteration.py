@@ -8,6 +8,7 @@ from queue import SimpleQueue
 from typing import TypeVar
 
 from ..values import NO_BOUND, Tick
+from .wakeup import Wakeup
 
 
 class TickBuffer:
@@ -24,18 +25,14 @@ class TickBuffer:
         self._on_room = on_room
         #: None wakes the consumer, to check the flags.
         self._ticks: SimpleQueue[Tick | None] = SimpleQueue()
-        #: Wakes a producer that waits for room. `_full` is set while it waits.
-        self._room: SimpleQueue[None] = SimpleQueue()
-        self._full = False
+        #: Wakes the callback thread when it waits for room.
+        self._has_room = Wakeup()
         self._closed = False
         self._ended = False
 
     def __call__(self, tick: Tick) -> None:
         while self._wait and not self._closed and self._ticks.qsize() >= self._size:
-            self._full = True
-            # Check again: a tick may have been taken before `_full` was set.
-            if self._ticks.qsize() >= self._size and not self._closed:
-                self._room.get()
+            self._has_room.wait()
         if not self._closed:
             self._ticks.put(tick)
 
@@ -61,19 +58,14 @@ class TickBuffer:
         """Discard further ticks, and wake both sides."""
         self._closed = True
         self._ticks.put(None)
-        self._wake_producer()
+        self._has_room.wake()
         self._on_room()
 
     def _after_take(self) -> None:
         if self._wait:
-            self._wake_producer()
+            self._has_room.wake()
         elif self._ticks.qsize() == self._size // 2:
             self._on_room()
-
-    def _wake_producer(self) -> None:
-        if self._full:
-            self._full = False
-            self._room.put(None)
 
 
 _B = TypeVar("_B", bound=TickBuffer)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Protocol
 
 from ..values import NO_BOUND, Event, Tick
@@ -18,9 +18,12 @@ Entry = Tick | Event
 class TickQueue(Protocol):
     """A queue of ticks and events.
 
-    The producer calls `put_ticks`, `put_event` and `room`. The consumer calls `pop` and `clear`. Any thread may call
+    The producer calls `put_ticks`, `put_event` and `room`. The consumer calls `pop`. Any thread may call
     `depth` and `depths`, which take no lock: a signal handler may re-enter through stop().
     """
+
+    #: The capacity, in ticks.
+    size: int
 
     def put_ticks(self, ticks: list[Tick]) -> dict[str, int]:
         """Append one or more ticks of one pair. Return how many ticks of each pair were dropped."""
@@ -34,21 +37,18 @@ class TickQueue(Protocol):
     def room(self) -> int:
         """Return how many ticks fit. At 0 or less, reading must stop."""
 
-    def clear(self) -> None:
-        """Remove all entries."""
-
     def depth(self) -> int:
         """Return the number of entries."""
 
     def depths(self) -> dict[str, int]:
-        """Return the number of ticks of each pair that has any."""
+        """Return the number of ticks of each pair that has any. Counts a copy, which no thread changes."""
 
 
 class BlockQueue:
     """Drops nothing: when it is full, the network thread stops reading. Needs no lock, because `deque` is atomic."""
 
     def __init__(self, size: int) -> None:
-        self._size = size
+        self.size = size
         self._entries: deque[Entry] = deque()
         self.pop = self._entries.popleft
 
@@ -60,23 +60,20 @@ class BlockQueue:
         self._entries.append(event)
 
     def room(self) -> int:
-        return self._size - len(self._entries)
-
-    def clear(self) -> None:
-        self._entries.clear()
+        return self.size - len(self._entries)
 
     def depth(self) -> int:
         return len(self._entries)
 
     def depths(self) -> dict[str, int]:
-        return _count(self._entries.copy())
+        return Counter(entry["pair"] for entry in self._entries.copy() if not isinstance(entry, Event))
 
 
 class DropOldestQueue:
     """When full, drops the oldest ticks. Ticks and events are stored apart, so that dropping takes constant time."""
 
     def __init__(self, size: int) -> None:
-        self._size = size
+        self.size = size
         self._ticks: deque[Tick] = deque()
         #: Each with the value of `_put` when it was put, which is its place among the ticks.
         self._events: deque[tuple[int, Event]] = deque()
@@ -88,7 +85,7 @@ class DropOldestQueue:
         with self._lock:
             self._put += len(ticks)
             self._ticks.extend(ticks)
-            excess = len(self._ticks) - self._size
+            excess = len(self._ticks) - self.size
             return Counter(self._ticks.popleft()["pair"] for _ in range(excess))
 
     def put_event(self, event: Event) -> None:
@@ -102,25 +99,20 @@ class DropOldestQueue:
             return self._ticks.popleft()
 
     def room(self) -> int:
-        return NO_BOUND if len(self._events) < self._size else 0
-
-    def clear(self) -> None:
-        with self._lock:
-            self._ticks.clear()
-            self._events.clear()
+        return NO_BOUND if len(self._events) < self.size else 0
 
     def depth(self) -> int:
         return len(self._ticks) + len(self._events)
 
     def depths(self) -> dict[str, int]:
-        return _count(self._ticks.copy())
+        return Counter(tick["pair"] for tick in self._ticks.copy())
 
 
 class LatestQueue:
     """Keeps one tick per pair: a newer tick takes the older one's place in the queue."""
 
     def __init__(self, size: int) -> None:
-        self._size = size
+        self.size = size
         self._entries: deque[list[Tick] | Event] = deque()
         self._waiting: dict[str, list[Tick]] = {}
         self._events = 0
@@ -158,19 +150,13 @@ class LatestQueue:
             return tick
 
     def room(self) -> int:
-        return NO_BOUND if self._events < self._size else 0
-
-    def clear(self) -> None:
-        with self._lock:
-            self._entries.clear()
-            self._waiting.clear()
-            self._events = 0
+        return NO_BOUND if self._events < self.size else 0
 
     def depth(self) -> int:
         return len(self._entries)
 
     def depths(self) -> dict[str, int]:
-        return _count(entry if isinstance(entry, Event) else entry[0] for entry in self._entries.copy())
+        return Counter(slot[0]["pair"] for slot in self._entries.copy() if not isinstance(slot, Event))
 
 
 QUEUES: dict[str, Callable[[int], TickQueue]] = {
@@ -178,8 +164,3 @@ QUEUES: dict[str, Callable[[int], TickQueue]] = {
     "drop_oldest": DropOldestQueue,
     "latest": LatestQueue,
 }
-
-
-def _count(entries: Iterable[Entry]) -> dict[str, int]:
-    """Count ticks by pair. Takes a copy of a deque, because the other thread changes the original meanwhile."""
-    return Counter(entry["pair"] for entry in entries if not isinstance(entry, Event))

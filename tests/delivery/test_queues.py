@@ -97,7 +97,6 @@ steps = st.lists(
         st.tuples(st.just("put"), st.sampled_from(PAIRS), st.integers(1, 6)),
         st.tuples(st.just("event"), st.just(""), st.just(1)),
         st.tuples(st.just("take"), st.just(""), st.integers(1, 6)),
-        st.tuples(st.just("clear"), st.just(""), st.just(1)),
     ),
     max_size=40,
 )
@@ -125,9 +124,6 @@ def test_a_queue_behaves_like_its_model(policy: str, size: int, given_steps: lis
             event = Event(State.STREAMING, str(number))
             queue.put_event(event)
             model.entries.append(event)
-        elif kind == "clear":
-            queue.clear()
-            model.entries.clear()
         else:
             for _ in range(count):
                 expected_entry = model.entries.pop(0) if model.entries else None
