@@ -37,9 +37,11 @@ class AsyncWakeup:
     async def wait(self, seconds: float) -> None:
         """Wait for `wake`, at most this long."""
         # Not asyncio.wait_for: up to Python 3.11 it may lose a cancellation.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._woken.wait()
+        timer = self._loop.call_later(seconds, self._woken.set)
+        try:
+            await self._woken.wait()
+        finally:
+            timer.cancel()
         self._woken.clear()
 
 
@@ -78,7 +80,8 @@ class AsyncTickBuffer(TickBuffer):
                 await self._sleep()
                 continue
             if tick is not None:
-                self._after_take()
+                if self._ticks.qsize() == self._low:
+                    self._on_room()
                 return tick
         return None
 

@@ -22,11 +22,13 @@ class TickBuffer:
         self.thread = threading.get_ident()
         self._size = size
         self._wait = wait
-        self._on_room = on_room
-        #: None wakes the consumer, to check the flags.
-        self._ticks: SimpleQueue[Tick | None] = SimpleQueue()
         #: Wakes the callback thread when it waits for room.
         self._has_room = Wakeup()
+        self._on_room = self._has_room.wake if wait else on_room
+        #: `_on_room` is called when this many ticks are left. A waiting callback needs room for one tick only.
+        self._low = size - 1 if wait else size // 2
+        #: None wakes the consumer, to check the flags.
+        self._ticks: SimpleQueue[Tick | None] = SimpleQueue()
         self._closed = False
         self._ended = False
 
@@ -45,7 +47,8 @@ class TickBuffer:
         while not (self._closed or (self._ended and self._ticks.empty())):
             tick = self._ticks.get()
             if tick is not None:
-                self._after_take()
+                if self._ticks.qsize() == self._low:
+                    self._on_room()
                 return tick
         return None
 
@@ -58,14 +61,7 @@ class TickBuffer:
         """Discard further ticks, and wake both sides."""
         self._closed = True
         self._ticks.put(None)
-        self._has_room.wake()
         self._on_room()
-
-    def _after_take(self) -> None:
-        if self._wait:
-            self._has_room.wake()
-        elif self._ticks.qsize() == self._size // 2:
-            self._on_room()
 
 
 _B = TypeVar("_B", bound=TickBuffer)
