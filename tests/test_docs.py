@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -158,14 +159,20 @@ def test_shell_example(
     sorted({line for b in blocks("sh") for line in b.code.splitlines() if line.startswith("pip install")}),
 )
 def test_install_example(line: str, tmp_path: Path) -> None:
-    """Each install command works, with this checkout in place of the package's name."""
+    """Each install command works, with a copy of this checkout in place of the package's name."""
+    # Builds write into the source folder, so parallel ones need separate copies.
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "finx_streamer", source / "finx_streamer")
+    for name in ("setup.cfg", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
     home = tmp_path / "venv"
     venv.create(home, with_pip=True)
+    python = str(home / "bin" / "python")
+    pip = [python, "-m", "pip", "--disable-pip-version-check"]
     requirement = shlex.split(line.split("#")[0])[2]
-    target = requirement.replace("finx-streamer", str(ROOT))
-    pip = [str(home / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
+    target = requirement.replace("finx-streamer", str(source))
     subprocess.run([*pip, "install", "--quiet", target], check=True, cwd=tmp_path, capture_output=True)
-    subprocess.run([str(home / "bin" / "python"), "-c", "import finx_streamer"], check=True, cwd=tmp_path)
+    subprocess.run([python, "-c", "import finx_streamer"], check=True, cwd=tmp_path)
     if requirement == "finx-streamer":
         listed = subprocess.run([*pip, "list", "--format=freeze"], check=True, capture_output=True, text=True).stdout
         names = {entry.split("==")[0].split(" @")[0].lower().replace("_", "-") for entry in listed.split("\n") if entry}
