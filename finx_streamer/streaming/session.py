@@ -7,21 +7,13 @@ from __future__ import annotations
 
 import enum
 import random
-from collections.abc import Iterator
+import sys
 
 import attrs
 
 from ..config.reconnect import ReconnectPolicy, is_fatal, retry_delay
 from ..errors import AuthenticationError, ConnectionFailed, StaleStream
 from ..values import State
-
-
-class Link(enum.Enum):
-    """What the session currently has of the network."""
-
-    NONE = "none"
-    HANDSHAKE = "handshake"
-    OPEN = "open"
 
 
 @attrs.frozen
@@ -36,54 +28,26 @@ class Timing:
     stale_reconnect: bool = False
 
 
-@attrs.frozen
-class Connect:
-    """Open a connection."""
+class Command(enum.Enum):
+    """What the session asks of the network."""
+
+    CONNECT = "open a connection"
+    DISCONNECT = "close the connection, or abort the handshake"
+    SEND_PING = "send a ping"
+    SEND_KEEP_ALIVE = "send FinX's keepAlive message"
 
 
-@attrs.frozen
-class Disconnect:
-    """Close the connection, or abort the handshake."""
-
-
-@attrs.frozen
-class SendPing:
-    """Send a ping."""
-
-
-@attrs.frozen
-class SendKeepAlive:
-    """Send FinX's keepAlive message."""
-
-
-@attrs.frozen
-class Announce:
-    """Report the new state to the user."""
-
-    state: State
-
-
-@attrs.frozen
-class Report:
-    """Report an error to the user. It has no symbol yet: the owner of the session sets it."""
-
-    error: ConnectionFailed | StaleStream
-
-
-@attrs.frozen
-class End:
-    """The session is over. `error` ended it; None if it was stopped."""
-
-    error: ConnectionFailed | None
-
-
-Action = Connect | Disconnect | SendPing | SendKeepAlive | Announce | Report | End
+#: A command, or something to report to the user: a new state, or an error. Errors have no symbol yet: the owner of the
+#: session sets it.
+Action = Command | State | ConnectionFailed | StaleStream
 
 #: Seconds for which another key is requested after one was revoked: the source of keys may be slightly late.
 NEW_KEY_TIMEOUT = 3.0
 #: Minimum seconds between two early retries, because the network may come and go.
 EARLY_RETRY_INTERVAL = 10.0
 _NEVER = float("inf")
+#: A single attempt, no matter how long the connection lasts.
+_NO_RETRY = ReconnectPolicy(attempts=1, reset_after=sys.float_info.max)
 
 
 class Session:
@@ -116,37 +80,39 @@ class Session:
             rng: Source of the policy's jitter.
         """
         self.state = State.IDLE
-        self.link = Link.NONE
         self.attempt = 0
         self.reconnects = 0
-        self._policy = policy
+        #: Set when an error ended the session.
+        self.failure: ConnectionFailed | None = None
+        self._policy = policy or _NO_RETRY
         self._timing = timing
         self._key_can_change = key_can_change
         self._rng = rng
-        self._delays = self._restart_delays()
-        self._was_open = False
-        self._opened_at = 0.0
-        self._last_tick = 0.0
+        self._delays = self._policy.delays(rng)
+        #: When the last connection opened.
+        self._opened_at = _NEVER
+        #: When the last tick arrived, or the connection opened; infinity if the silence since then was reported.
+        self._silent_since = _NEVER
         #: Reading is paused, so messages may be unread.
         self._held = False
-        #: When the ping that is unanswered was sent.
-        self._ping_sent: float | None = None
+        #: When the ping that is unanswered was sent; infinity without one.
+        self._ping_sent = _NEVER
         #: When the key was first refused since the last open connection.
         self._refused_at = _NEVER
         #: Whether the last error suggests that the network is down.
         self._may_retry_early = False
         self._last_early_retry = -_NEVER
-        self._connect_at = self._ping_at = self._stale_at = self._keep_alive_at = _NEVER
+        self._connect_at = self._ping_at = self._keep_alive_at = _NEVER
 
     @property
     def delivers(self) -> bool:
-        """Whether messages that arrive now go to the user."""
+        """Whether the connection is open, so that messages that arrive now go to the user."""
         return self.state is State.STREAMING
 
     @property
     def deadline(self) -> float:
         """When to call `wake`; infinity for never."""
-        if self.link is not Link.OPEN:
+        if not self.delivers:
             return self._connect_at
         return min(self._ping_at, self._pong_by, self._stale_by, self._keep_alive_at)
 
@@ -158,19 +124,14 @@ class Session:
 
     def opened(self, now: float) -> list[Action]:
         """Take note that the handshake succeeded."""
-        if self.link is not Link.HANDSHAKE:
-            return [Disconnect()]
-        timing = self._timing
-        self.link = Link.OPEN
-        self._held = False
-        self._ping_sent = None
-        self._opened_at = self._last_tick = now
-        self._refused_at = _NEVER
-        self._ping_at = now + (timing.ping_interval or _NEVER)
-        self._stale_at = now + (timing.stale_after or _NEVER)
-        self._keep_alive_at = now + (timing.keep_alive or _NEVER)
+        if not self._in_handshake:
+            return [Command.DISCONNECT]
         self.reconnects += self._was_open
-        self._was_open = True
+        self._held = False
+        self._ping_sent = self._refused_at = _NEVER
+        self._opened_at = self._silent_since = now
+        self._ping_at = now + (self._timing.ping_interval or _NEVER)
+        self._keep_alive_at = now + (self._timing.keep_alive or _NEVER)
         return self._enter(State.STREAMING)
 
     def received(self, now: float, ticks: bool) -> bool:
@@ -180,12 +141,12 @@ class Session:
             Whether `deadline` may be earlier than before.
         """
         # Cleared, not compared: on a coarse clock (16 ms on Windows) a ping and its answer have the same time.
-        self._ping_sent = None
+        self._ping_sent = _NEVER
         if not ticks:
             return False
-        self._last_tick = now
-        was_reported, self._stale_at = self._stale_at == _NEVER, now + (self._timing.stale_after or _NEVER)
-        return was_reported and self._stale_at < _NEVER
+        silence_ends = self._silent_since == _NEVER
+        self._silent_since = now
+        return silence_ends
 
     def hold(self, now: float) -> None:
         """Take note that reading is paused. An answer may be unread, so no timeout applies meanwhile."""
@@ -196,29 +157,30 @@ class Session:
         if not self._held:
             return
         self._held = False
-        if self._stale_at < _NEVER:
-            self._last_tick = now
-            self._stale_at = now + (self._timing.stale_after or _NEVER)
-        if self._ping_sent is not None:
+        if self._silent_since < _NEVER:
+            self._silent_since = now
+        if self._ping_sent < _NEVER:
             self._ping_sent = now
 
     def lost(self, error: ConnectionFailed, now: float) -> list[Action]:
         """Take note that the attempt failed, or that the connection was lost."""
-        if self.link is Link.NONE:
+        if not (self.delivers or self._in_handshake):
             return []
-        lasted = now - self._opened_at if self.link is Link.OPEN else None
-        self._reset_if_stable(lasted)
-        self.link = Link.NONE
+        lasted = now - self._opened_at if self.delivers else None
+        if lasted is not None and lasted >= self._policy.reset_after:
+            self.attempt = 0
+            self._delays = self._policy.delays(self._rng)
         error.attempt = self.attempt
         if isinstance(error, AuthenticationError):
             self._refused_at = min(self._refused_at, now)
         if not self._may_retry(error, now):
-            return [Report(error), *self._enter(State.FAILED), End(error)]
+            self.failure = error
+            return [error, *self._enter(State.FAILED)]
         error.will_retry = True
         error.retry_in = retry_delay(error, self._choose_delay(error, lasted))
         self._connect_at = now + error.retry_in
         self._may_retry_early = error.status is None and not is_fatal(error)
-        return [Report(error), *self._enter(State.RECONNECTING)]
+        return [error, *self._enter(State.RECONNECTING)]
 
     def retry_by(self, by: float) -> bool:
         """Retry at the latest at `by`: another connection has shown that the network is back.
@@ -226,7 +188,7 @@ class Session:
         Returns:
             Whether `deadline` changed. It doesn't if the session waits for another reason.
         """
-        if self.link is not Link.NONE or not self._may_retry_early or self._connect_at <= by:
+        if not self._may_retry_early or not by < self._connect_at < _NEVER:
             return False
         if by < self._last_early_retry + EARLY_RETRY_INTERVAL:
             return False
@@ -235,69 +197,63 @@ class Session:
 
     def wake(self, now: float) -> list[Action]:
         """Do what is due. Harmless when nothing is."""
-        if self.state.ended or self.state is State.IDLE:
-            return []
-        if self.link is not Link.OPEN:
+        if not self.delivers:
             return self._connect() if now >= self._connect_at else []
         if now >= self._pong_by:
             return self._give_up(f"no answer to a ping within {self._timing.ping_timeout:g} s", now)
-        due = self._send_due(now)
-        return [*due, *self._report_stale(now)] if now >= self._stale_by else due
+        actions: list[Action] = []
+        if now >= self._ping_at:
+            # An unanswered ping keeps its deadline: a short interval must not postpone it forever.
+            self._ping_sent = min(self._ping_sent, now)
+            self._ping_at = now + (self._timing.ping_interval or _NEVER)
+            actions.append(Command.SEND_PING)
+        if now >= self._keep_alive_at:
+            self._keep_alive_at = now + (self._timing.keep_alive or _NEVER)
+            actions.append(Command.SEND_KEEP_ALIVE)
+        if now >= self._stale_by:
+            actions.append(StaleStream(now - self._silent_since))
+            self._silent_since = _NEVER
+            if self._timing.stale_reconnect:
+                actions += self._give_up(f"no tick for {self._timing.stale_after:g} s", now)
+        return actions
 
     def stop(self, now: float) -> list[Action]:
         """End the session. Nothing is delivered afterwards."""
         if self.state.ended:
             return []
-        link, self.link = self.link, Link.NONE
+        disconnect: list[Action] = [Command.DISCONNECT] if self.delivers or self._in_handshake else []
         self._connect_at = _NEVER
-        disconnect: list[Action] = [Disconnect()] if link is not Link.NONE else []
-        return [*disconnect, *self._enter(State.STOPPED), End(None)]
+        return [*disconnect, *self._enter(State.STOPPED)]
+
+    @property
+    def _in_handshake(self) -> bool:
+        """Whether an attempt is under way."""
+        return self.state in (State.CONNECTING, State.RECONNECTING) and self._connect_at == _NEVER
+
+    @property
+    def _was_open(self) -> bool:
+        """Whether any connection has been open."""
+        return self._opened_at < _NEVER
 
     @property
     def _pong_by(self) -> float:
         """When the connection counts as dead; infinity if no ping is unanswered, or its answer may be unread."""
-        if self._ping_sent is None or self._held:
-            return _NEVER
-        return self._ping_sent + self._timing.ping_timeout
+        return _NEVER if self._held else self._ping_sent + self._timing.ping_timeout
 
     @property
     def _stale_by(self) -> float:
         """When the connection counts as stale; infinity if that was reported, or a message may be unread."""
-        return _NEVER if self._held else self._stale_at
-
-    def _report_stale(self, now: float) -> list[Action]:
-        # Once per silence: the next tick sets the deadline again.
-        self._stale_at = _NEVER
-        report = Report(StaleStream(now - self._last_tick))
-        if not self._timing.stale_reconnect:
-            return [report]
-        return [report, *self._give_up(f"no tick for {self._timing.stale_after:g} s", now)]
-
-    def _send_due(self, now: float) -> list[Action]:
-        actions: list[Action] = []
-        if now >= self._ping_at:
-            # An unanswered ping keeps its deadline: a short interval must not postpone it forever.
-            if self._ping_sent is None:
-                self._ping_sent = now
-            self._ping_at = now + (self._timing.ping_interval or _NEVER)
-            actions.append(SendPing())
-        if now >= self._keep_alive_at:
-            self._keep_alive_at = now + (self._timing.keep_alive or _NEVER)
-            actions.append(SendKeepAlive())
-        return actions
+        return _NEVER if self._held else self._silent_since + (self._timing.stale_after or _NEVER)
 
     def _give_up(self, reason: str, now: float) -> list[Action]:
-        return [Disconnect(), *self.lost(ConnectionFailed(reason), now)]
+        return [Command.DISCONNECT, *self.lost(ConnectionFailed(reason), now)]
 
     def _connect(self) -> list[Action]:
         self.attempt += 1
-        self.link = Link.HANDSHAKE
         self._connect_at = _NEVER
-        return [Connect()]
+        return [Command.CONNECT]
 
     def _may_retry(self, error: ConnectionFailed, now: float) -> bool:
-        if self._policy is None:
-            return False
         may_get_key = isinstance(error, AuthenticationError) and self._key_can_change
         if may_get_key and error.permanent:
             # The source has no other key. If the last one worked until now, the next one may be slightly late.
@@ -308,7 +264,6 @@ class Session:
 
     def _choose_delay(self, error: ConnectionFailed, lasted: float | None) -> float:
         """Draw a delay from the policy, and adjust it to the error."""
-        assert self._policy is not None
         drawn = next(self._delays)
         if lasted is not None:
             # A bad line shouldn't cost more time than it gave.
@@ -321,18 +276,9 @@ class Session:
             return max(drawn, self._policy.maximum / 2)
         return drawn
 
-    def _reset_if_stable(self, lasted: float | None) -> None:
-        """Restart the policy after a connection that lasted long enough."""
-        if self._policy and lasted is not None and lasted >= self._policy.reset_after:
-            self.attempt = 0
-            self._delays = self._restart_delays()
-
-    def _restart_delays(self) -> Iterator[float]:
-        return self._policy.delays(self._rng) if self._policy else iter(())
-
     def _enter(self, state: State) -> list[Action]:
         """Set the state. Nothing else does."""
         if state is self.state:
             return []
         self.state = state
-        return [Announce(state)]
+        return [state]

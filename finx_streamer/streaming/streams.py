@@ -17,15 +17,15 @@ from ..connection.failures import translate
 from ..connection.handshakes import Handshakes
 from ..connection.loop import NEVER, EventLoop
 from ..connection.websocket import READ_SIZE, Connection
-from ..errors import ConnectionFailed, DecodeError
-from ..values import NO_BOUND, Event, Tick
+from ..errors import ConnectionFailed, DecodeError, StaleStream
+from ..values import NO_BOUND, Event, State, Tick
 from ..wire.decoder import Decoder, Message
 from ..wire.frames import Binary
 from .backfill import Backfiller
 from .counters import Counters
 from .interfaces import Delivery, History
 from .resequencer import Allowance, Resequencer
-from .session import Action, Announce, Connect, Disconnect, End, Report, SendKeepAlive, SendPing, Session
+from .session import Action, Command, Session
 
 logger = logging.getLogger("finx_streamer")
 
@@ -211,27 +211,27 @@ class StreamConnection(WebSocketChannel):
         self._carry_out(self.session.wake(now))
 
     def _carry_out(self, actions: list[Action]) -> None:
-        if actions and isinstance(actions[-1], End) and actions[-1].error is not None:
+        if State.FAILED in actions:
             # What is held back came before the end.
             self.stream.resequencer.end("the stream has ended")
         for action in actions:
             match action:
-                case Connect():
+                case Command.CONNECT:
                     self.connect()
-                case Disconnect():
+                case Command.DISCONNECT:
                     self.disconnect()
-                case SendPing():
+                case Command.SEND_PING:
                     self.send(Connection.send_ping)
-                case SendKeepAlive():
+                case Command.SEND_KEEP_ALIVE:
                     self.send(Connection.send_keep_alive)
-                case Announce():
-                    logger.debug("%s: %s", self.stream.symbol, action.state.value)
-                    self._owner.delivery.put_event(Event(action.state, self.stream.symbol))
-                case Report():
-                    action.error.symbol = self.stream.symbol
-                    self._owner.delivery.put_event(Event(action.error, self.stream.symbol))
-                case End() if action.error is not None:
-                    self._owner.fail(action.error)
+                case State():
+                    logger.debug("%s: %s", self.stream.symbol, action.value)
+                    self._owner.delivery.put_event(Event(action, self.stream.symbol))
+                case ConnectionFailed() | StaleStream():
+                    action.symbol = self.stream.symbol
+                    self._owner.delivery.put_event(Event(action, self.stream.symbol))
+        if self.session.failure is not None:
+            self._owner.fail(self.session.failure)
         self.loop.schedule(self)
 
     # The connection opens and is lost.

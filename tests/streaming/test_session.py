@@ -24,14 +24,7 @@ from finx_streamer.streaming.session import (
     EARLY_RETRY_INTERVAL,
     NEW_KEY_TIMEOUT,
     Action,
-    Announce,
-    Connect,
-    Disconnect,
-    End,
-    Link,
-    Report,
-    SendKeepAlive,
-    SendPing,
+    Command,
     Session,
     Timing,
 )
@@ -57,8 +50,8 @@ def open_session(policy: ReconnectPolicy | None = STEADY, key_can_change: bool =
 
 def reconnect(session: Session, now: float) -> None:
     """Connect again at the deadline, and open the connection at `now`."""
-    assert session.wake(session.deadline) == [Connect()]
-    assert session.opened(now) == [Announce(State.STREAMING)]
+    assert session.wake(session.deadline) == [Command.CONNECT]
+    assert session.opened(now) == [State.STREAMING]
 
 
 def loss(**facts: Any) -> ConnectionFailed:
@@ -80,7 +73,7 @@ def run_until(session: Session, end: float) -> list[tuple[float, Action]]:
 def test_a_new_session_is_idle() -> None:
     """Nothing is due before the start."""
     session = new_session()
-    assert (session.state, session.link, session.deadline) == (State.IDLE, Link.NONE, NEVER)
+    assert (session.state, session.deadline) == (State.IDLE, NEVER)
     assert session.wake(1e9) == []
     assert not session.delivers
 
@@ -88,7 +81,7 @@ def test_a_new_session_is_idle() -> None:
 def test_start_connects() -> None:
     """It announces the state and counts the attempt."""
     session = new_session()
-    assert session.start(0.0) == [Announce(State.CONNECTING), Connect()]
+    assert session.start(0.0) == [State.CONNECTING, Command.CONNECT]
     assert session.attempt == 1
 
 
@@ -107,9 +100,8 @@ def test_an_opened_connection_streams() -> None:
     session = new_session()
     session.start(0.0)
     assert not session.delivers
-    assert session.opened(1.0) == [Announce(State.STREAMING)]
+    assert session.opened(1.0) == [State.STREAMING]
     assert session.delivers
-    assert session.link is Link.OPEN
 
 
 @pytest.mark.parametrize("stopped", [False, True])
@@ -119,8 +111,8 @@ def test_a_connection_that_opens_too_late_is_closed(stopped: bool) -> None:
     session.start(0.0)
     _ = session.stop(5.0) if stopped else session.lost(loss(), 10.0)
     state, deadline = session.state, session.deadline
-    assert session.opened(10.5) == [Disconnect()]
-    assert (session.state, session.link, session.deadline) == (state, Link.NONE, deadline)
+    assert session.opened(10.5) == [Command.DISCONNECT]
+    assert (session.state, session.deadline) == (state, deadline)
     assert not session.delivers
 
 
@@ -131,12 +123,12 @@ def test_a_lost_connection_is_reported_and_retried() -> None:
     """The report says what follows. The next attempt comes after the policy's delay."""
     session = open_session()
     error = loss(close_code=1006)
-    assert session.lost(error, 5.0) == [Report(error), Announce(State.RECONNECTING)]
+    assert session.lost(error, 5.0) == [error, State.RECONNECTING]
     assert (error.symbol, error.attempt, error.will_retry, error.retry_in) == (None, 1, True, 1.0)
     assert not session.delivers
     assert session.deadline == 6.0
     assert session.wake(5.9) == []
-    assert session.wake(6.0) == [Connect()]
+    assert session.wake(6.0) == [Command.CONNECT]
 
 
 def test_every_failed_attempt_is_reported_with_its_number() -> None:
@@ -147,10 +139,10 @@ def test_every_failed_attempt_is_reported_with_its_number() -> None:
     now = 0.0
     for _ in range(6):
         error = loss()
-        assert session.lost(error, now)[0] == Report(error)
+        assert session.lost(error, now)[0] == error
         reports.append((error.attempt, error.retry_in))
         now = session.deadline
-        assert session.wake(now) == [Connect()]
+        assert session.wake(now) == [Command.CONNECT]
     assert reports == [(1, 1.0), (2, 2.0), (3, 4.0), (4, 8.0), (5, 8.0), (6, 8.0)]
 
 
@@ -158,10 +150,10 @@ def test_a_state_is_announced_once() -> None:
     """A second failure in a row is not a new state."""
     session = new_session()
     session.start(0.0)
-    assert Announce(State.RECONNECTING) in session.lost(loss(), 0.0)
+    assert State.RECONNECTING in session.lost(loss(), 0.0)
     session.wake(session.deadline)
     assert session.state is State.RECONNECTING
-    assert not any(isinstance(action, Announce) for action in session.lost(loss(), 5.0))
+    assert not any(isinstance(action, State) for action in session.lost(loss(), 5.0))
 
 
 def test_a_second_report_of_a_loss_is_ignored() -> None:
@@ -220,9 +212,10 @@ def test_the_last_attempt_fails_the_session() -> None:
     session.start(0.0)
     for _ in range(2):
         session.lost(loss(), 0.0)
-        assert session.wake(session.deadline) == [Connect()]
+        assert session.wake(session.deadline) == [Command.CONNECT]
     error = loss()
-    assert session.lost(error, 9.0) == [Report(error), Announce(State.FAILED), End(error)]
+    assert session.lost(error, 9.0) == [error, State.FAILED]
+    assert session.failure is error
     assert (error.attempt, error.will_retry, error.retry_in) == (3, False, None)
     assert session.deadline == NEVER
     assert session.wake(1e9) == []
@@ -231,9 +224,9 @@ def test_the_last_attempt_fails_the_session() -> None:
 def test_attempts_restart_after_a_stable_connection() -> None:
     """Even with `attempts=1`, a connection that was stable is replaced."""
     session = open_session(ReconnectPolicy(1.0, jitter=False, attempts=1))
-    assert Announce(State.RECONNECTING) in session.lost(loss(), 3_600.0)
+    assert State.RECONNECTING in session.lost(loss(), 3_600.0)
     session.wake(session.deadline)
-    assert Announce(State.FAILED) in session.lost(loss(), 3_602.0)
+    assert State.FAILED in session.lost(loss(), 3_602.0)
 
 
 @pytest.mark.parametrize("is_open", [False, True])
@@ -244,7 +237,7 @@ def test_without_a_policy_there_is_no_retry(is_open: bool) -> None:
         session = new_session(None)
         session.start(0.0)
     error = loss()
-    assert session.lost(error, 5.0) == [Report(error), Announce(State.FAILED), End(error)]
+    assert session.lost(error, 5.0) == [error, State.FAILED]
 
 
 #: Not fatal for a connection that has been open.
@@ -270,12 +263,12 @@ def test_a_captive_portal_is_waited_out(error: ConnectionFailed) -> None:
     """A login page on a train doesn't end a connection that has been open, only one that never was."""
     session = new_session()
     session.start(0.0)
-    assert Announce(State.FAILED) in session.lost(error, 1.0)
+    assert State.FAILED in session.lost(error, 1.0)
     session = open_session()
     session.lost(loss(), 100.0)
     session.wake(session.deadline)
     again = copy.copy(error)
-    assert session.lost(again, 200.0) == [Report(again)]
+    assert session.lost(again, 200.0) == [again]
     assert again.will_retry
     assert again.retry_in is not None
     assert STEADY.maximum / 2 <= again.retry_in <= STEADY.maximum
@@ -302,7 +295,7 @@ def test_a_retry_can_be_moved_forward() -> None:
     assert not session.retry_by(12.0)
     assert session.retry_by(10.5)
     assert session.deadline == 10.5
-    assert session.wake(10.5) == [Connect()]
+    assert session.wake(10.5) == [Command.CONNECT]
     assert not session.retry_by(10.6)
     session.lost(loss(), 10.7)
     assert not session.retry_by(10.8)
@@ -323,7 +316,7 @@ def test_a_fatal_error_fails_the_session(error: ConnectionFailed, is_open: bool)
     """It ends with that error, at once."""
     session = open_session() if is_open else new_session()
     session.start(0.0)
-    assert session.lost(error, 5.0) == [Report(error), Announce(State.FAILED), End(error)]
+    assert session.lost(error, 5.0) == [error, State.FAILED]
     assert not error.will_retry
 
 
@@ -333,7 +326,7 @@ def test_a_refused_key_is_retried_if_it_can_change() -> None:
     error = AuthenticationError("policy", close_code=1008)
     session.lost(error, 5.0)
     assert error.will_retry
-    assert session.wake(session.deadline) == [Connect()]
+    assert session.wake(session.deadline) == [Command.CONNECT]
 
 
 def test_the_session_fails_if_there_is_no_different_key() -> None:
@@ -341,7 +334,8 @@ def test_the_session_fails_if_there_is_no_different_key() -> None:
     session = new_session(key_can_change=True)
     session.start(0.0)
     error = AuthenticationError("refused", status=401, permanent=True)
-    assert End(error) in session.lost(error, 5.0)
+    assert session.lost(error, 5.0) == [error, State.FAILED]
+    assert session.failure is error
 
 
 def test_a_new_key_may_be_slightly_late() -> None:
@@ -351,10 +345,10 @@ def test_a_new_key_may_be_slightly_late() -> None:
     while True:
         error = AuthenticationError("refused", status=401, permanent=True)
         actions = session.lost(error, now)
-        if End(error) in actions:
+        if State.FAILED in actions:
             break
         now = session.deadline
-        assert session.wake(now) == [Connect()]
+        assert session.wake(now) == [Command.CONNECT]
         asked += 1
     assert 5 <= asked < 50
     assert 100.0 + NEW_KEY_TIMEOUT <= now < 100.0 + NEW_KEY_TIMEOUT + 1.0
@@ -380,7 +374,7 @@ def test_a_half_open_connection_is_lost_within_interval_and_timeout() -> None:
     """A ping follows `ping_interval` of silence, and the loss `ping_timeout` later."""
     session = open_session(ping_interval=20.0, ping_timeout=10.0)
     match run_until(session, 30.0):
-        case [(20.0, SendPing()), (30.0, Disconnect()), (30.0, Report(error)), (30.0, Announce(State.RECONNECTING))]:
+        case [(20.0, Command.SEND_PING), (30.0, Command.DISCONNECT), (30.0, error), (30.0, State.RECONNECTING)]:
             assert "no answer to a ping within 10 s" in str(error)
         case done:
             pytest.fail(f"{done}")
@@ -395,7 +389,7 @@ def test_a_silent_peer_is_lost_in_time(last: float, interval: float, timeout: fl
         session.wake(session.deadline)
         session.received(session.deadline - interval, ticks=False)
     session.received(last, ticks=True)
-    [lost] = [now for now, action in run_until(session, last + 1_000.0) if isinstance(action, Announce)][:1]
+    [lost] = [now for now, action in run_until(session, last + 1_000.0) if isinstance(action, State)][:1]
     assert last + timeout <= lost <= last + interval + timeout
 
 
@@ -403,7 +397,7 @@ def test_a_quiet_peer_that_answers_is_kept() -> None:
     """In a quiet market, answered pings are enough."""
     session = open_session(ping_interval=20.0, ping_timeout=10.0)
     for turn in range(1, 1_000):
-        assert run_until(session, turn * 20.0) == [(turn * 20.0, SendPing())]
+        assert run_until(session, turn * 20.0) == [(turn * 20.0, Command.SEND_PING)]
         session.received(turn * 20.0 + 9.9, ticks=False)
     assert session.state is State.STREAMING
 
@@ -411,16 +405,21 @@ def test_a_quiet_peer_that_answers_is_kept() -> None:
 def test_an_answer_counts_on_a_coarse_clock() -> None:
     """A ping and its answer may have the same time."""
     session = open_session(ping_interval=20.0, ping_timeout=10.0)
-    assert session.wake(20.0) == [SendPing()]
+    assert session.wake(20.0) == [Command.SEND_PING]
     session.received(20.0, ticks=False)
-    assert [action for _, action in run_until(session, 49.0)] == [SendPing()]
+    assert [action for _, action in run_until(session, 49.0)] == [Command.SEND_PING]
 
 
 def test_further_pings_do_not_postpone_the_deadline_of_the_first() -> None:
     """An interval shorter than the timeout is harmless."""
     session = open_session(ping_interval=2.0, ping_timeout=5.0)
     done = run_until(session, 20.0)[:4]
-    assert done == [(2.0, SendPing()), (4.0, SendPing()), (6.0, SendPing()), (7.0, Disconnect())]
+    assert done == [
+        (2.0, Command.SEND_PING),
+        (4.0, Command.SEND_PING),
+        (6.0, Command.SEND_PING),
+        (7.0, Command.DISCONNECT),
+    ]
 
 
 def test_without_an_interval_no_pings_are_sent() -> None:
@@ -438,8 +437,8 @@ def test_a_new_connection_owes_no_old_answer() -> None:
     session.lost(loss(), 22.0)
     reconnect(session, 25.0)
     assert session.deadline == 45.0
-    assert run_until(session, 54.0) == [(45.0, SendPing())]
-    assert (55.0, Disconnect()) in run_until(session, 55.0)
+    assert run_until(session, 54.0) == [(45.0, Command.SEND_PING)]
+    assert (55.0, Command.DISCONNECT) in run_until(session, 55.0)
 
 
 # While reading is paused.
@@ -450,7 +449,7 @@ def test_no_answer_is_due_while_reading_is_paused() -> None:
     session = open_session(ping_interval=20.0, ping_timeout=10.0)
     session.wake(20.0)
     session.hold(21.0)
-    assert {action for _, action in run_until(session, 10_000.0)} == {SendPing()}
+    assert {action for _, action in run_until(session, 10_000.0)} == {Command.SEND_PING}
     assert session.state is State.STREAMING
 
 
@@ -461,8 +460,8 @@ def test_after_a_pause_the_ping_timeout_starts_again() -> None:
     session.hold(21.0)
     run_until(session, 95.0)
     session.release(95.0)
-    assert [now for now, action in run_until(session, 104.0) if action == SendPing()] == [100.0]
-    assert (105.0, Disconnect()) in run_until(session, 105.0)
+    assert [now for now, action in run_until(session, 104.0) if action == Command.SEND_PING] == [100.0]
+    assert (105.0, Command.DISCONNECT) in run_until(session, 105.0)
 
 
 def test_after_a_pause_an_unread_answer_counts() -> None:
@@ -473,7 +472,7 @@ def test_after_a_pause_an_unread_answer_counts() -> None:
     run_until(session, 95.0)
     session.release(95.0)
     session.received(95.0, ticks=False)
-    assert {action for _, action in run_until(session, 109.0)} == {SendPing()}
+    assert {action for _, action in run_until(session, 109.0)} == {Command.SEND_PING}
 
 
 def test_a_release_without_a_hold_changes_nothing() -> None:
@@ -493,7 +492,7 @@ def test_each_silence_is_reported_once() -> None:
     for begin in (0.0, 100.0, 200.0):
         session.received(begin, ticks=True)
         match run_until(session, begin + 99.0):
-            case [(now, Report(StaleStream() as error))]:
+            case [(now, StaleStream() as error)]:
                 assert (now, error.seconds, error.symbol) == (begin + 5.0, 5.0, None)
             case done:
                 pytest.fail(f"{done}")
@@ -504,7 +503,7 @@ def test_stale_reconnect_replaces_the_connection() -> None:
     """The report is followed by a loss and another attempt."""
     session = open_session(ping_interval=None, stale_after=5.0, stale_reconnect=True)
     match session.wake(5.0):
-        case [Report(StaleStream()), Disconnect(), Report(ConnectionFailed() as lost), Announce(State.RECONNECTING)]:
+        case [StaleStream(), Command.DISCONNECT, ConnectionFailed() as lost, State.RECONNECTING]:
             assert "no tick for 5 s" in str(lost)
             assert lost.will_retry
         case done:
@@ -516,7 +515,7 @@ def test_an_answer_to_a_ping_is_not_a_tick() -> None:
     session = open_session(ping_interval=2.0, stale_after=5.0)
     for second in (1.0, 3.0, 4.9):
         session.received(second, ticks=False)
-    assert sum(isinstance(action, Report) for _, action in run_until(session, 6.0)) == 1
+    assert sum(isinstance(action, StaleStream) for _, action in run_until(session, 6.0)) == 1
 
 
 def test_ticks_postpone_the_stale_deadline() -> None:
@@ -535,7 +534,7 @@ def test_a_paused_connection_is_not_stale() -> None:
     assert session.wake(50.0) == []
     session.release(60.0)
     match run_until(session, 1_000.0):
-        case [(65.0, Report(StaleStream(seconds=5.0)))]:
+        case [(65.0, StaleStream(seconds=5.0))]:
             pass
         case done:
             pytest.fail(f"{done}")
@@ -554,7 +553,7 @@ def test_keep_alive_is_sent_at_its_interval() -> None:
     """It doesn't depend on other messages."""
     session = open_session(ping_interval=None, keep_alive=270.0)
     session.received(200.0, ticks=True)
-    assert run_until(session, 600.0) == [(270.0, SendKeepAlive()), (540.0, SendKeepAlive())]
+    assert run_until(session, 600.0) == [(270.0, Command.SEND_KEEP_ALIVE), (540.0, Command.SEND_KEEP_ALIVE)]
 
 
 def test_the_keep_alive_interval_starts_with_each_connection() -> None:
@@ -562,14 +561,14 @@ def test_the_keep_alive_interval_starts_with_each_connection() -> None:
     session = open_session(ping_interval=None, keep_alive=270.0)
     session.lost(loss(), 200.0)
     reconnect(session, 210.0)
-    assert run_until(session, 700.0) == [(480.0, SendKeepAlive())]
+    assert run_until(session, 700.0) == [(480.0, Command.SEND_KEEP_ALIVE)]
 
 
 def test_one_wake_does_everything_that_is_due() -> None:
     """Ping, keepAlive and stale report come from the same call."""
     session = open_session(ping_interval=5.0, stale_after=5.0, keep_alive=5.0)
     match session.wake(5.0):
-        case [SendPing(), SendKeepAlive(), Report(StaleStream())]:
+        case [Command.SEND_PING, Command.SEND_KEEP_ALIVE, StaleStream()]:
             pass
         case actions:
             pytest.fail(f"{actions}")
@@ -592,7 +591,8 @@ def test_an_early_wake_does_nothing() -> None:
 def test_stop_disconnects_and_ends() -> None:
     """Nothing is delivered afterwards."""
     session = open_session()
-    assert session.stop(5.0) == [Disconnect(), Announce(State.STOPPED), End(None)]
+    assert session.stop(5.0) == [Command.DISCONNECT, State.STOPPED]
+    assert session.failure is None
     assert not session.delivers
     assert session.deadline == NEVER
 
@@ -601,7 +601,7 @@ def test_stop_aborts_a_handshake() -> None:
     """This includes one that has not started."""
     session = new_session()
     session.start(0.0)
-    assert session.stop(5.0) == [Disconnect(), Announce(State.STOPPED), End(None)]
+    assert session.stop(5.0) == [Command.DISCONNECT, State.STOPPED]
 
 
 @pytest.mark.parametrize("started", [False, True])
@@ -611,7 +611,7 @@ def test_stop_without_a_connection_only_ends(started: bool) -> None:
     if started:
         session.start(0.0)
         session.lost(loss(), 1.0)
-    assert session.stop(5.0) == [Announce(State.STOPPED), End(None)]
+    assert session.stop(5.0) == [State.STOPPED]
     assert session.wake(1e9) == []
 
 
@@ -625,7 +625,7 @@ def test_an_end_is_final(failed: bool) -> None:
     session.hold(2.0)
     session.release(2.0)
     assert [session.start(3.0), session.lost(loss(), 3.0), session.wake(1e9), session.stop(4.0)] == [[], [], [], []]
-    assert session.opened(5.0) == [Disconnect()]
+    assert session.opened(5.0) == [Command.DISCONNECT]
     assert (session.state, session.deadline, session.delivers) == (state, NEVER, False)
 
 
@@ -687,33 +687,32 @@ class AnySequence(RuleBasedStateMachine):
     def carry_out(self, actions: list[Action]) -> None:
         for action in actions:
             match action:
-                case Connect():
+                case Command.CONNECT:
                     assert not self.handshake
                     assert not self.open
                     assert not self.ended
                     self.handshake = True
                     self.connects += 1
-                case Disconnect():
+                case Command.DISCONNECT:
                     self.lost_connections += self.handshake or self.open
                     self.handshake = self.open = self.held = False
-                case SendPing() | SendKeepAlive():
+                case Command.SEND_PING | Command.SEND_KEEP_ALIVE:
                     assert self.open
-                case Announce(state):
-                    assert state is not self.announced
-                    self.announced = state
-                case Report(StaleStream()):
+                case State():
+                    assert action is not self.announced
+                    self.announced = action
+                    self.ended += action.ended
+                    assert not action.ended or (action is State.STOPPED) == self.stopped
+                    assert (action is State.FAILED) == (self.session.failure is not None)
+                case StaleStream():
                     assert self.open
                     assert not self.held
                     assert not self.stale_reported
                     self.stale_reported = True
-                case Report(error):
-                    assert isinstance(error, ConnectionFailed)
+                case ConnectionFailed():
                     self.reported_losses += 1
-                    assert error.will_retry == (error.retry_in is not None) == (not self.session.state.ended)
-                    assert error.retry_in is None or 0.0 <= error.retry_in < math.inf
-                case End(error):
-                    self.ended += 1
-                    assert (error is None) == self.stopped
+                    assert action.will_retry == (action.retry_in is not None) == (not self.session.state.ended)
+                    assert action.retry_in is None or 0.0 <= action.retry_in < math.inf
 
     def wake_until(self, end: float) -> None:
         turns = 0
@@ -722,7 +721,7 @@ class AnySequence(RuleBasedStateMachine):
             waits = self.announced is State.RECONNECTING and not self.handshake
             actions = self.session.wake(self.now)
             assert actions or self.session.deadline > before, "nothing was due"
-            assert not waits or [type(action) for action in actions] == [Connect], "no reconnect"
+            assert not waits or actions == [Command.CONNECT], "no reconnect"
             self.carry_out(actions)
             turns += 1
             assert turns < 10_000, "the deadline does not advance"
@@ -743,7 +742,7 @@ class AnySequence(RuleBasedStateMachine):
     @precondition(lambda self: not self.handshake and not self.open)
     @rule()
     def finish_handshake_late(self) -> None:
-        assert self.session.opened(self.now) == [Disconnect()]
+        assert self.session.opened(self.now) == [Command.DISCONNECT]
 
     @precondition(lambda self: self.handshake or self.open)
     @rule(error=losses | fatal_losses)
@@ -819,7 +818,6 @@ class AnySequence(RuleBasedStateMachine):
     @invariant()
     def agrees_with_the_records(self) -> None:
         assert self.session.state is self.announced
-        assert self.session.link is (Link.OPEN if self.open else Link.HANDSHAKE if self.handshake else Link.NONE)
         assert self.session.state.ended == bool(self.ended)
         assert self.ended <= 1
 
