@@ -1,4 +1,4 @@
-"""Base URLs: how they are read, what is refused, and how a stream's URL is built."""
+"""Endpoints: base URLs that are accepted or refused, and the URLs of streams."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from finx_streamer.errors import ConfigurationError
 PAIR = Pair("BTC", "USDC")
 
 
-def test_the_names_are_the_vendors_hosts() -> None:
-    """ "production" and "beta" are the URLs of FinX's first description."""
-    assert "wss://ws.finx.io/" == Endpoint.of("production").url == Endpoint.PRODUCTION.url
-    assert "wss://beta.finx.io/" == Endpoint.of("beta").url == Endpoint.BETA.url
+def test_names_stand_for_hosts_of_finx() -> None:
+    """The URLs are those of FinX's first description."""
+    assert Endpoint.of("production") == Endpoint.PRODUCTION == Endpoint("wss://ws.finx.io/")
+    assert Endpoint.of("beta") == Endpoint.BETA == Endpoint("wss://beta.finx.io/")
 
 
-def test_an_endpoint_is_taken_as_it_is() -> None:
-    """What is an endpoint already keeps its prefix."""
+def test_accepts_an_endpoint() -> None:
+    """It keeps its prefix."""
     endpoint = Endpoint("ws://127.0.0.1:8765/", prefix="streamer")
     assert endpoint is Endpoint.of(endpoint)
 
 
 @pytest.mark.parametrize(
-    ("url", "normalised"),
+    ("url", "normalized"),
     [
         ("wss://ws.finx.io", "wss://ws.finx.io/"),
         ("WSS://WS.FinX.io/", "wss://ws.finx.io/"),
@@ -36,9 +36,9 @@ def test_an_endpoint_is_taken_as_it_is() -> None:
         ("ws://[::1]:8765/", "ws://[::1]:8765/"),
     ],
 )
-def test_a_url_is_normalised(url: str, normalised: str) -> None:
-    """Scheme and host in lower case, one slash at the end, the path as it is."""
-    assert normalised == Endpoint.of(url).url
+def test_a_url_is_normalized(url: str, normalized: str) -> None:
+    """Scheme and host are in lower case, one slash is at the end, and the path stays."""
+    assert Endpoint.of(url).url == normalized
 
 
 @pytest.mark.parametrize(
@@ -50,10 +50,10 @@ def test_a_url_is_normalised(url: str, normalised: str) -> None:
         ("wss://[::1]:9/", "::1", 9, True),
     ],
 )
-def test_host_port_and_security_follow_from_the_url(url: str, host: str, port: int, secure: bool) -> None:
-    """The default port is the scheme's."""
+def test_host_port_and_security_are_those_of_the_url(url: str, host: str, port: int, secure: bool) -> None:
+    """The default port depends on the scheme."""
     endpoint = Endpoint(url)
-    assert (host, port, secure) == (endpoint.host, endpoint.port, endpoint.secure)
+    assert (endpoint.host, endpoint.port, endpoint.secure) == (host, port, secure)
 
 
 @pytest.mark.parametrize(
@@ -78,24 +78,24 @@ def test_host_port_and_security_follow_from_the_url(url: str, host: str, port: i
         ("wss://höst/", "non-ASCII"),
     ],
 )
-def test_a_wrong_url_is_refused_and_told_why(url: str, says: str) -> None:
-    """The refusal names the argument and what is wrong or allowed."""
+def test_refuses_a_wrong_url(url: str, says: str) -> None:
+    """The error names the argument, and says what is wrong or expected."""
     with pytest.raises(ConfigurationError, match=r"^endpoint: ") as caught:
         Endpoint.of(url)
     assert says in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [None, 5, b"wss://ws.finx.io/"])
-def test_an_endpoint_of_another_type_is_refused(value: object) -> None:
-    """The refusal names the type."""
+def test_refuses_an_endpoint_of_another_type(value: object) -> None:
+    """The error names the type."""
     with pytest.raises(ConfigurationError, match=f"not {type(value).__name__}"):
         Endpoint.of(value)
     with pytest.raises(ConfigurationError, match=f"not {type(value).__name__}"):
         Endpoint(value)  # type: ignore[arg-type]
 
 
-def test_a_password_in_a_url_is_refused_without_being_shown() -> None:
-    """A URL with credentials is not printed."""
+def test_refuses_a_password_without_showing_it() -> None:
+    """The error doesn't show the URL."""
     with pytest.raises(ConfigurationError, match="user name or password") as caught:
         Endpoint.of("wss://me:sekret@ws.finx.io/")
     assert "sekret" not in str(caught.value)
@@ -114,7 +114,7 @@ def test_a_password_in_a_url_is_refused_without_being_shown() -> None:
         "wss:///endpoint-Key-1",
     ],
 )
-def test_no_refusal_shows_a_key_that_is_known(url: str) -> None:
+def test_no_error_shows_a_known_key(url: str) -> None:
     """A key that was pasted into the URL is masked."""
     KeySource.from_argument("endpoint-Key-1")
     with pytest.raises(ConfigurationError) as caught:
@@ -123,34 +123,34 @@ def test_no_refusal_shows_a_key_that_is_known(url: str) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["streaming", "streamer", "v2_live-x"])
-def test_the_prefix_is_a_setting(prefix: str) -> None:
-    """The vendor's later name, or any other path segment, takes the default's place."""
+def test_the_prefix_is_part_of_the_url(prefix: str) -> None:
+    """It may be FinX's later name, or any other path segment."""
     endpoint = Endpoint("wss://host/", prefix=prefix)
     assert endpoint.stream_url(PAIR, ApiKey("key")) == f"wss://host/{prefix}/key/BTC:USDC"
 
 
 @pytest.mark.parametrize("prefix", ["", "/", "a/b", "a b", "ströming", "..", "a?", None, 5])
-def test_a_prefix_that_is_no_path_segment_is_refused(prefix: object) -> None:
-    """The refusal shows the value and what is expected."""
+def test_refuses_a_prefix_that_is_not_one_path_segment(prefix: object) -> None:
+    """The error shows the value and what was expected."""
     with pytest.raises(ConfigurationError, match="one path segment") as caught:
         Endpoint("wss://host/", prefix=prefix)  # type: ignore[arg-type]
     assert repr(prefix) in str(caught.value)
 
 
-def test_the_url_of_ticks_is_the_protocols() -> None:
-    """`streaming/[API key]/[pair]`, the colon as it is."""
+def test_the_url_of_a_pair() -> None:
+    """`streaming/[API key]/[pair]`, with an unescaped colon."""
     assert Endpoint.PRODUCTION.stream_url(PAIR, ApiKey("key")) == "wss://ws.finx.io/streaming/key/BTC:USDC"
 
 
-def test_the_url_of_greeks_is_the_protocols() -> None:
+def test_the_url_of_an_option() -> None:
     """`streaming/greeks/[API key]/[option]`."""
     option = Option("BTC", "N2", 2022, 7)
     assert Endpoint.PRODUCTION.stream_url(option, ApiKey("key")) == "wss://ws.finx.io/streaming/greeks/key/BTCN2202207"
 
 
 @given(st.text([chr(code) for code in range(0x21, 0x7F)], min_size=1, max_size=24))
-def test_a_key_can_not_break_out_of_its_segment(key: str) -> None:
-    """Whatever is in the key, the path has three segments, no query and no fragment."""
+def test_a_key_stays_within_its_segment(key: str) -> None:
+    """For any key, the path has three segments, no query and no fragment."""
     url = Endpoint.BETA.stream_url(PAIR, ApiKey(key))
     path = url.removeprefix("wss://beta.finx.io/")
     assert path.count("/") == 2
@@ -173,10 +173,10 @@ def test_a_key_can_not_break_out_of_its_segment(key: str) -> None:
         ("ws://127.0.0.1.example.com/", False),
     ],
 )
-def test_a_key_goes_in_clear_to_loopback_alone(url: str, loopback: bool) -> None:
-    """`ws://` beyond loopback is refused, unless the user says so."""
+def test_sends_a_key_in_clear_text_only_to_loopback(url: str, loopback: bool) -> None:
+    """`ws://` beyond loopback is refused without allow_insecure=True."""
     endpoint = Endpoint(url)
-    assert loopback == endpoint.is_loopback
+    assert endpoint.is_loopback == loopback
     if loopback:
         endpoint.check_secrecy(allow_insecure=False)
     else:
@@ -185,6 +185,6 @@ def test_a_key_goes_in_clear_to_loopback_alone(url: str, loopback: bool) -> None
     endpoint.check_secrecy(allow_insecure=True)
 
 
-def test_tls_is_good_for_any_host() -> None:
-    """`wss://` is never refused for secrecy."""
+def test_tls_is_allowed_for_any_host() -> None:
+    """`wss://` protects the key."""
     Endpoint("wss://ws.finx.io/").check_secrecy(allow_insecure=False)

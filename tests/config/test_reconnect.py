@@ -24,36 +24,36 @@ TRANSIENT_CODES = [
 
 
 @pytest.mark.parametrize("status", FATAL_STATUS)
-def test_an_answer_that_stays_the_same_is_fatal(status: int) -> None:
-    """A bad key, an unknown stream, a redirect: asking again gives the same answer."""
+def test_a_final_status_is_fatal(status: int) -> None:
+    """With a bad key, an unknown stream or a redirect, another attempt gets the same answer."""
     assert is_fatal(ConnectionFailed("refused", status=status))
 
 
 @pytest.mark.parametrize("status", TRANSIENT_STATUS)
-def test_an_answer_that_says_later_is_transient(status: int) -> None:
-    """Timeouts, too many requests and the server's own faults pass."""
+def test_a_temporary_status_is_retried(status: int) -> None:
+    """Timeouts, rate limits and server errors are temporary."""
     assert not is_fatal(ConnectionFailed("refused", status=status))
 
 
 @pytest.mark.parametrize("code", FATAL_CODES)
-def test_a_close_for_policy_is_fatal(code: int) -> None:
-    """1008 says that the key was revoked."""
+def test_close_code_1008_is_fatal(code: int) -> None:
+    """It means that the key was revoked."""
     assert is_fatal(ConnectionFailed("closed", close_code=code))
 
 
 @pytest.mark.parametrize("code", TRANSIENT_CODES)
-def test_every_other_close_code_is_transient(code: int) -> None:
-    """Normal, going away, restarts, faults, and codes that nobody assigned: the stream may be had again."""
+def test_other_close_codes_are_retried(code: int) -> None:
+    """Normal closes, restarts, faults and unassigned codes are temporary."""
     assert not is_fatal(ConnectionFailed("closed", close_code=code))
 
 
-def test_a_loss_without_a_code_is_transient() -> None:
-    """Refused, reset, timed out, not resolved, cut: all have neither status nor code."""
+def test_a_loss_without_a_code_is_retried() -> None:
+    """Refused, reset and unresolved connections have neither a status nor a code."""
     assert not is_fatal(ConnectionFailed("connection reset by peer"))
 
 
-def test_what_is_marked_permanent_is_fatal() -> None:
-    """A refused certificate, a server that speaks no websocket, no key at all."""
+def test_a_permanent_error_is_fatal() -> None:
+    """Examples are a refused certificate and a missing key."""
     assert is_fatal(ConnectionFailed("certificate refused", permanent=True))
     assert is_fatal(AuthenticationError("no API key", permanent=True))
     assert is_fatal(ConnectionFailed("unavailable", status=503, permanent=True))
@@ -62,8 +62,8 @@ def test_what_is_marked_permanent_is_fatal() -> None:
 # Delays.
 
 
-def test_without_jitter_delays_grow_to_the_maximum_and_stay_there() -> None:
-    """0.5 s, doubled each time, at most 30 s."""
+def test_delays_without_jitter_grow_to_the_maximum() -> None:
+    """They start with 0.5 s, double each time, and stay at 30 s."""
     delays = ReconnectPolicy(jitter=False).delays()
     assert list(itertools.islice(delays, 9)) == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]
 
@@ -74,10 +74,10 @@ def test_without_jitter_delays_grow_to_the_maximum_and_stay_there() -> None:
     st.floats(0, 1e308),
     st.integers(0, 2**32),
 )
-def test_full_jitter_draws_between_nothing_and_the_delay_without_jitter(
+def test_a_delay_with_jitter_is_at_most_the_one_without(
     initial: float, factor: float, maximum: float, seed: int
 ) -> None:
-    """Each delay is finite, not negative, and at most what it would be without jitter."""
+    """It is finite and not negative."""
     drawn = ReconnectPolicy(initial, factor, maximum).delays(random.Random(seed))
     ceilings = ReconnectPolicy(initial, factor, maximum, jitter=False).delays()
     for delay, ceiling in itertools.islice(zip(drawn, ceilings, strict=False), 50):
@@ -86,22 +86,22 @@ def test_full_jitter_draws_between_nothing_and_the_delay_without_jitter(
 
 
 def test_full_jitter_uses_the_whole_range() -> None:
-    """Delays are spread evenly from 0, and are not a fixed wait with some noise on top."""
+    """Delays are spread evenly from 0; they aren't a fixed wait plus noise."""
     policy = ReconnectPolicy(initial=1.0, maximum=1.0)
     drawn = list(itertools.islice(policy.delays(random.Random(7)), 4_000))
     quarters = [sum(low <= delay < low + 0.25 for delay in drawn) for low in (0.0, 0.25, 0.5, 0.75)]
     assert all(900 < count < 1_100 for count in quarters)
 
 
-def test_two_clients_draw_different_delays() -> None:
-    """With no generator given each has its own, so that they do not all come back at once."""
+def test_two_clients_have_different_delays() -> None:
+    """Each has its own random numbers, so that they don't all reconnect at once."""
     policy = ReconnectPolicy()
     first, second = (list(itertools.islice(policy.delays(), 5)) for _ in range(2))
     assert first != second
 
 
-def test_a_long_outage_keeps_the_maximum() -> None:
-    """The delay neither overflows nor wraps after ten thousand attempts."""
+def test_delays_stay_at_the_maximum_in_a_long_outage() -> None:
+    """They don't overflow after ten thousand attempts."""
     delays = ReconnectPolicy(factor=10.0, jitter=False).delays()
     assert next(itertools.islice(delays, 10_000, None)) == 30.0
 
@@ -120,9 +120,9 @@ def test_a_long_outage_keeps_the_maximum() -> None:
         (0.0, 3.0, 3.0),
     ],
 )
-def test_the_servers_wait_wins_over_the_policys(retry_after: float | None, drawn: float, delay: float) -> None:
-    """Retry-After is honoured up to a day; where it asks for no wait the policy's holds, or it would be a storm."""
-    assert delay == retry_delay(ConnectionFailed("later", status=503, retry_after=retry_after), drawn)
+def test_retry_after_takes_precedence(retry_after: float | None, drawn: float, delay: float) -> None:
+    """It is respected up to a day. A value of 0 doesn't count, because it would cause a storm of reconnects."""
+    assert retry_delay(ConnectionFailed("later", status=503, retry_after=retry_after), drawn) == delay
 
 
 # Arguments.
@@ -130,27 +130,27 @@ def test_the_servers_wait_wins_over_the_policys(retry_after: float | None, drawn
 
 @pytest.mark.parametrize("name", ["initial", "factor", "maximum", "reset_after"])
 @pytest.mark.parametrize("value", [-1, -0.001, math.nan, math.inf, -math.inf, 10**400, "1", None, True])
-def test_a_number_that_is_not_allowed_is_refused(name: str, value: object) -> None:
-    """The refusal names the argument and what is allowed."""
+def test_refuses_a_wrong_number(name: str, value: object) -> None:
+    """The error names the argument and what was expected."""
     with pytest.raises(ConfigurationError, match=f"^{name}: .* is not allowed; expected a number >= [01]$"):
         ReconnectPolicy(**{name: value})  # type: ignore[arg-type]
 
 
-def test_a_factor_that_shrinks_is_refused() -> None:
-    """Backoff must not become a storm."""
+def test_refuses_a_shrinking_factor() -> None:
+    """The waits must not become shorter."""
     with pytest.raises(ConfigurationError, match=r"^factor: 0\.5 "):
         ReconnectPolicy(factor=0.5)
 
 
-def test_jitter_is_yes_or_no() -> None:
-    """The text "no" from a configuration file would be a yes."""
+def test_jitter_is_a_bool() -> None:
+    """The text "no" from a configuration file would count as true."""
     with pytest.raises(ConfigurationError, match=r"^jitter: 'no' is not allowed"):
         ReconnectPolicy(jitter="no")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, "3", True])
-def test_a_number_of_attempts_that_is_not_allowed_is_refused(value: object) -> None:
-    """The refusal names the argument, the value and what is allowed."""
+def test_refuses_a_wrong_number_of_attempts(value: object) -> None:
+    """The error names the argument, the value and what was expected."""
     with pytest.raises(ConfigurationError, match=r"^attempts: ") as caught:
         ReconnectPolicy(attempts=value)  # type: ignore[arg-type]
     assert repr(value) in str(caught.value)
@@ -158,12 +158,12 @@ def test_a_number_of_attempts_that_is_not_allowed_is_refused(value: object) -> N
 
 
 @pytest.mark.parametrize("policy", [ReconnectPolicy(0, 1, 0, reset_after=0), ReconnectPolicy(attempts=1)])
-def test_the_bounds_themselves_are_allowed(policy: ReconnectPolicy) -> None:
-    """Zero waits, a factor of 1 and one attempt are policies."""
+def test_accepts_the_limits(policy: ReconnectPolicy) -> None:
+    """Waits of 0, a factor of 1 and a single attempt are allowed."""
     assert next(policy.delays()) >= 0.0
 
 
-def test_a_policy_can_not_be_changed() -> None:
-    """One policy may be shared by many listeners."""
+def test_a_policy_is_immutable() -> None:
+    """Many listeners may share one."""
     with pytest.raises(AttributeError):
         ReconnectPolicy().initial = 1.0  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""The head of an HTTP answer: what is read of it, and what is taken out of it before the library reads it."""
+"""Parsing the head of an HTTP response, and removing its cookies."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PIECES += [b"\r\n", b"\n", b"\r", "\xa0".encode(), b"\xff", b"\0"]
 
 @given(st.lists(st.sampled_from(PIECES)))
 def test_the_library_finds_no_cookie(pieces: list[bytes]) -> None:
-    """However a server may write Set-Cookie, the library's own reading of what is left has none."""
+    """The library's own parser sees no Set-Cookie in the rest, however a server spells it."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.sendall(without_cookies(b"HTTP/1.1 101 OK\r\n" + b"".join(pieces) + b"\r\n\r\nframes"))
@@ -39,11 +39,11 @@ def test_the_library_finds_no_cookie(pieces: list[bytes]) -> None:
         ("Set-Cookies: a", "Set-Cookies: a"),
     ],
 )
-def test_other_headers_and_what_follows_stay(given: str, expected: str) -> None:
-    """A cookie goes with the lines that continue it, and nothing else."""
+def test_other_headers_and_the_body_stay(given: str, expected: str) -> None:
+    """Only a cookie and its continuation lines are removed."""
     lines = [line for line in ("HTTP/1.1 101 OK", expected) if line]
-    whole = f"HTTP/1.1 101 OK\r\n{given}\r\n\r\nSet-Cookie: in a frame\r\n".encode()
-    assert "\r\n".join([*lines, "", "Set-Cookie: in a frame", ""]).encode() == without_cookies(whole)
+    response = f"HTTP/1.1 101 OK\r\n{given}\r\n\r\nSet-Cookie: in a frame\r\n".encode()
+    assert without_cookies(response) == "\r\n".join([*lines, "", "Set-Cookie: in a frame", ""]).encode()
 
 
 @pytest.mark.parametrize(
@@ -56,8 +56,8 @@ def test_other_headers_and_what_follows_stay(given: str, expected: str) -> None:
         ("Sec-WebSocket-Protocol:\r\nSec-WebSocket-Protocol: chat\r\n", "Sec-WebSocket-Protocol"),
     ],
 )
-def test_what_was_not_asked_for_has_a_name(headers: str, expected: str | None) -> None:
-    """We offer neither an extension nor a subprotocol, so any is one too many."""
-    answer = HttpResponse.parse(f"HTTP/1.1 101 OK\r\n{headers}\r\n".encode())
-    assert answer is not None
-    assert answer.unrequested == expected
+def test_finds_an_unrequested_extension_or_subprotocol(headers: str, expected: str | None) -> None:
+    """We never offer one."""
+    response = HttpResponse.parse(f"HTTP/1.1 101 OK\r\n{headers}\r\n".encode())
+    assert response is not None
+    assert response.unrequested == expected

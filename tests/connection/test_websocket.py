@@ -1,4 +1,4 @@
-"""One connection over real sockets: the handshake, its refusals, and every way in which frames may come."""
+"""One connection over real sockets: the handshake, its refusals, and frames."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ ALL = 1 << 30
 Dial = Callable[..., Connection]
 
 
-def target(
+def config(
     url: str, key: str = "demo", timeout: float = PATIENCE, context: ssl.SSLContext | None = None
 ) -> ConnectionConfig:
-    """Where to, as the listener would say it."""
+    """The configuration of a stream."""
     return ConnectionConfig(
         Endpoint(url),
         parse_symbol(PAIR),
@@ -66,11 +66,11 @@ def target(
 
 @pytest.fixture
 def dial() -> Iterator[Dial]:
-    """Opens connections, and closes all of them at the end."""
+    """Open connections, and close them at the end."""
     with contextlib.ExitStack() as stack:
 
         def call(peer: Peer, **options: object) -> Connection:
-            connection = open_connection(target(peer.url, **options), Attempt())  # type: ignore[arg-type]
+            connection = open_connection(config(peer.url, **options), Attempt())  # type: ignore[arg-type]
             stack.callback(connection.close_socket)
             return connection
 
@@ -78,7 +78,7 @@ def dial() -> Iterator[Dial]:
 
 
 def read(connection: Connection, count: int = ALL) -> list[bytes | Binary]:
-    """So many messages, or all there are until the end."""
+    """Read `count` messages, or all until the end."""
     got = connection.messages(count)
     while len(got) < count and connection.ended is None:
         assert select.select([connection.wire.socket], [], [], PATIENCE)[0], f"only {got}"
@@ -91,17 +91,17 @@ def read(connection: Connection, count: int = ALL) -> list[bytes | Binary]:
 
 
 def refused(script: Script, **options: object) -> ConnectionFailed:
-    """The error of a handshake that fails."""
+    """Return the error of a failed handshake."""
     with Peer(script) as peer, pytest.raises(ConnectionFailed) as caught:
-        open_connection(target(peer.url, **options), Attempt())  # type: ignore[arg-type]
+        open_connection(config(peer.url, **options), Attempt())  # type: ignore[arg-type]
     return caught.value
 
 
 # The handshake.
 
 
-def test_the_request_asks_for_the_stream_by_its_path(dial: Dial) -> None:
-    """The path is streaming/[key]/[pair] with the key percent-encoded and the colon as it is."""
+def test_the_request_has_the_path_of_the_stream(dial: Dial) -> None:
+    """It is streaming/[key]/[pair], with a percent-encoded key and an unescaped colon."""
     with Peer(stay()) as peer:
         dial(peer, key="k/e+y%")
         lines = peer.requests[0].decode().split("\r\n")
@@ -110,15 +110,15 @@ def test_the_request_asks_for_the_stream_by_its_path(dial: Dial) -> None:
     assert not [line for line in lines if line.lower().startswith("origin")]
 
 
-def test_frames_glued_to_the_answer_are_read(dial: Dial) -> None:
-    """Frames in the same TCP segment as the answer to the handshake are messages like any other."""
+def test_reads_frames_behind_the_answer(dial: Dial) -> None:
+    """They may be in the same TCP segment as the answer to the handshake."""
     with Peer(stay(frame("one"), frame("two"))) as peer:
         connection = dial(peer)
         assert read(connection, 2) == [b"one", b"two"]
 
 
-def test_frames_glued_to_the_answer_have_a_time_of_receipt(dial: Dial) -> None:
-    """Bytes that came with the handshake's answer were received when they came, and not in 1970."""
+def test_frames_behind_the_answer_have_a_time_of_receipt(dial: Dial) -> None:
+    """It is not 1970."""
     before = time.time_ns()
     with Peer(stay(frame("one"))) as peer:
         connection = dial(peer)
@@ -141,12 +141,12 @@ def test_frames_glued_to_the_answer_have_a_time_of_receipt(dial: Dial) -> None:
         ("503", ConnectionFailed, False),
     ],
 )
-def test_an_http_status_has_its_error(status: str, kind: type, permanent: bool) -> None:
-    """Each refusal is an error of its own type, which holds the status and shows the server's words."""
+def test_each_http_status_has_its_error(status: str, kind: type, permanent: bool) -> None:
+    """The error holds the status and shows the server's text."""
     error = refused(refuse(status, body="so sorry"))
-    assert kind is type(error)
+    assert type(error) is kind
     assert int(status.split()[0]) == error.status
-    assert permanent == error.permanent
+    assert error.permanent == permanent
     assert status in str(error)
     assert "so sorry" in str(error)
 
@@ -160,21 +160,21 @@ def test_an_http_status_has_its_error(status: str, kind: type, permanent: bool) 
     ],
 )
 def test_a_refusal_says_what_to_do(status: str, advice: str) -> None:
-    """Behind the server's words."""
+    """The advice follows the server's text."""
     assert str(refused(refuse(status, body="so sorry"))).endswith(f"'so sorry'{advice} (no further attempt)")
 
 
-def test_a_key_that_may_be_followed_by_another_is_not_asked_for() -> None:
+def test_no_new_key_is_asked_for_if_the_callable_has_one() -> None:
     """The next attempt uses it."""
     keys = itertools.count()
     error = refused(refuse("401 Unauthorized"), key=lambda: f"key-{next(keys)}")
     assert "get a new one" not in str(error)
 
 
-def test_where_no_functions_are_the_endpoint_is_to_blame() -> None:
-    """A connection for calls has neither a pair nor a prefix that could be set."""
+def test_a_404_for_functions_points_to_the_endpoint() -> None:
+    """A connection for calls has neither a pair nor a prefix."""
     with Peer(refuse("404 Not Found")) as peer, pytest.raises(StreamNotFound) as caught:
-        open_connection(attrs.evolve(target(peer.url), symbol=None), Attempt())
+        open_connection(attrs.evolve(config(peer.url), symbol=None), Attempt())
     expected = "no functions there: the server answered 404 Not Found; check the endpoint (no further attempt)"
     assert str(caught.value) == expected
 
@@ -182,7 +182,7 @@ def test_where_no_functions_are_the_endpoint_is_to_blame() -> None:
 @pytest.mark.parametrize("body", ["<html><head><title>404</title>", "\n <!DOCTYPE html>"])
 @pytest.mark.parametrize("status", ["404 Not Found", "502 Bad Gateway"])
 def test_a_page_for_browsers_is_not_shown(status: str, body: str) -> None:
-    """It begins with what tells nobody anything."""
+    """It starts with tags, which explain nothing."""
     assert "<" not in str(refused(refuse(status, body=body)))
 
 
@@ -203,38 +203,38 @@ def test_a_page_for_browsers_is_not_shown(status: str, body: str) -> None:
 )
 @pytest.mark.parametrize("status", ["429 Too Many Requests", "503 Service Unavailable"])
 def test_retry_after_is_read_in_both_forms(status: str, headers: str, expected: float | None) -> None:
-    """Retry-After is seconds or an HTTP date, told by the server's own clock where it shows one; else nothing."""
+    """It is in seconds or an HTTP date, compared to the server's clock if its Date is there."""
     assert refused(refuse(status, headers)).retry_after == expected
 
 
-def test_retry_after_as_a_date_without_the_servers_clock_is_told_by_ours() -> None:
-    """An HTTP date is a moment: without a Date header it is compared to our own clock."""
+def test_retry_after_as_a_date_uses_our_clock_without_the_servers() -> None:
+    """Without a Date header there is no other clock."""
     error = refused(refuse("429 Too Many Requests", f"Retry-After: {formatdate(time.time() + 100, usegmt=True)}\r\n"))
     assert error.retry_after is not None
     assert 50 < error.retry_after <= 101
 
 
 def test_a_redirect_is_not_followed() -> None:
-    """A redirect is an error that says where to, and no second connection is made."""
+    """The error names the new address, and there is no second connection."""
     with Peer(stay()) as other, Peer(refuse("301 Moved", f"Location: {other.url}\r\n")) as peer:
         with pytest.raises(ConnectionFailed, match=r"redirect to 'ws://127\.0\.0\.1"):
-            open_connection(target(peer.url), Attempt())
+            open_connection(config(peer.url), Attempt())
         assert (peer.accepted, other.accepted) == (1, 0)
 
 
 @pytest.mark.parametrize("space", ["\x0b", "\x0c", "\t", "\x1c", "\x85", "\xa0"])
-def test_a_status_line_is_not_read_in_two_ways(space: str) -> None:
-    """What passes for a switch of protocols here is not a redirect for the library, which would follow it."""
+def test_the_library_reads_a_status_line_like_us(space: str) -> None:
+    """It must not follow a redirect in a status line that we take for a 101."""
     with Peer(stay()) as other:
         answer = f"HTTP/1.1{space}101 302 Found\r\nLocation: {other.url}\r\n\r\n".encode("latin-1")
         with Peer(raw(answer)) as peer, pytest.raises(ConnectionFailed, match="redirect to"):
-            open_connection(target(peer.url), Attempt())
+            open_connection(config(peer.url), Attempt())
         assert other.accepted == 0
 
 
 @pytest.mark.parametrize("header", ["Set-Cookie: c)=d", "\x0bset-cookie : c=d", "SET-COOKIE: a=b; domain=127.0.0.1"])
 def test_cookies_are_neither_kept_nor_sent(dial: Dial, header: str) -> None:
-    """Whatever they are, and whichever is the last header: no later request tells of them."""
+    """No later request holds a cookie, of any spelling."""
 
     def hand_out(caller: Caller) -> None:
         caller.send(caller.acceptance("X-Before: x", header), frame("hello"))
@@ -246,8 +246,8 @@ def test_cookies_are_neither_kept_nor_sent(dial: Dial, header: str) -> None:
         assert not [request for request in peer.requests if b"cookie" in request.lower()]
 
 
-def test_no_cookie_of_others_is_sent(dial: Dial, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who else uses the library in this process may have got one for our host, with a header of its own in it."""
+def test_cookies_of_other_users_of_the_library_are_not_sent(dial: Dial, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may have received one for our host, with another header hidden in it."""
     jar = SimpleCookieJar()
     jar.add(r'a="x\015\012X-Injected: yes\015\012X-B: "; Domain=127.0.0.1')
     monkeypatch.setattr(_handshake, "CookieJar", jar)
@@ -259,8 +259,8 @@ def test_no_cookie_of_others_is_sent(dial: Dial, monkeypatch: pytest.MonkeyPatch
     assert "X-Injected" in jar.get("127.0.0.1")
 
 
-def test_no_cookie_of_a_servers_is_kept(dial: Dial) -> None:
-    """It would go out with every later handshake of this process, and with it the header that is hidden in it."""
+def test_a_cookie_of_the_server_is_not_kept(dial: Dial) -> None:
+    """Every later handshake of this process would send it, with the header that is hidden in it."""
 
     def hand_out(caller: Caller) -> None:
         caller.send(caller.acceptance(r'Set-Cookie: a="x\015\012X-Injected: yes"; Domain=127.0.0.1'), frame("hello"))
@@ -271,8 +271,8 @@ def test_no_cookie_of_a_servers_is_kept(dial: Dial) -> None:
     assert _handshake.CookieJar.jar == {}
 
 
-def test_no_cookie_of_a_proxys_is_kept() -> None:
-    """Nor one that comes with the answer to CONNECT."""
+def test_a_cookie_of_a_proxy_is_not_kept() -> None:
+    """It may come with the answer to CONNECT."""
 
     def connect(caller: Caller) -> None:
         caller.read_request()
@@ -282,7 +282,7 @@ def test_no_cookie_of_a_proxys_is_kept() -> None:
 
     with Peer(connect) as proxy:
         through = attrs.evolve(
-            target("ws://127.0.0.1:9/"), proxies=ProxyChoice.from_argument(f"http://127.0.0.1:{proxy.port}")
+            config("ws://127.0.0.1:9/"), proxies=ProxyChoice.from_argument(f"http://127.0.0.1:{proxy.port}")
         )
         connection = open_connection(through, Attempt())
         assert read(connection, 1) == [b"hello"]
@@ -294,8 +294,8 @@ def test_no_cookie_of_a_proxys_is_kept() -> None:
     "header",
     ["Sec-WebSocket-Extensions: permessage-deflate", "sec-websocket-protocol: \t evil", "SEC-WEBSOCKET-PROTOCOL:x"],
 )
-def test_what_was_not_offered_is_refused(header: str) -> None:
-    """RFC 6455, 4.1: an extension or a subprotocol that we did not ask for fails the connection."""
+def test_refuses_what_was_not_offered(header: str) -> None:
+    """RFC 6455, 4.1: an unrequested extension or subprotocol fails the connection."""
 
     def answer(caller: Caller) -> None:
         caller.send(caller.acceptance(header))
@@ -307,8 +307,8 @@ def test_what_was_not_offered_is_refused(header: str) -> None:
     assert header.split(":")[0].lower() in str(error).lower()
 
 
-def test_no_extension_is_none(dial: Dial) -> None:
-    """An empty list of them is like no list."""
+def test_accepts_an_empty_list_of_extensions(dial: Dial) -> None:
+    """It is like no list."""
 
     def answer(caller: Caller) -> None:
         caller.send(caller.acceptance("Sec-WebSocket-Extensions:", "Sec-WebSocket-Protocol: "), frame("hello"))
@@ -319,7 +319,7 @@ def test_no_extension_is_none(dial: Dial) -> None:
 
 
 def raw(answer: bytes) -> Script:
-    """A script that answers the handshake with just these bytes, and leaves."""
+    """A script that answers the handshake with these bytes, and leaves."""
 
     def script(caller: Caller) -> None:
         caller.read_request()
@@ -351,27 +351,27 @@ def raw(answer: bytes) -> Script:
     ],
 )
 def test_garbage_in_the_handshake_is_an_error(answer: bytes, kind: type, text: str) -> None:
-    """Whatever a server answers, it is one `ConnectionFailed` that says what was wrong."""
+    """Every answer of a server is a `ConnectionFailed` that says what was wrong."""
     error = refused(raw(answer))
-    assert kind is type(error)
+    assert type(error) is kind
     assert text in str(error)
 
 
 def test_a_refused_port_is_an_error() -> None:
-    """A port at which nobody listens is a connection refused, with the system's error as the cause."""
+    """The system's error is its cause."""
     with pytest.raises(ConnectionFailed, match="connection refused") as caught:
-        open_connection(target(f"ws://127.0.0.1:{free_port()}/"), Attempt())
+        open_connection(config(f"ws://127.0.0.1:{free_port()}/"), Attempt())
     assert isinstance(caught.value.__cause__, ConnectionRefusedError)
 
 
 def test_an_unknown_name_is_an_error() -> None:
-    """A name that does not exist is an error that names it."""
+    """The error shows the name."""
     with pytest.raises(ConnectionFailed, match=r"nowhere\.invalid"):
-        open_connection(target("wss://nowhere.invalid/"), Attempt())
+        open_connection(config("wss://nowhere.invalid/"), Attempt())
 
 
-def test_an_address_of_a_kind_that_the_system_lacks_is_passed_over(monkeypatch: pytest.MonkeyPatch, dial: Dial) -> None:
-    """Where no socket can be made for the first address (no IPv6), the next one is tried."""
+def test_an_unsupported_address_family_is_skipped(monkeypatch: pytest.MonkeyPatch, dial: Dial) -> None:
+    """If the system has no IPv6, the next address is tried."""
     lookup = socket.getaddrinfo
     strange = (44, socket.SOCK_STREAM, 0, "", ("::1", 9))
     monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments: [strange, *lookup(*arguments)])
@@ -380,7 +380,7 @@ def test_an_address_of_a_kind_that_the_system_lacks_is_passed_over(monkeypatch: 
 
 
 def silence(caller: Caller) -> None:
-    """A server that takes the request and says nothing."""
+    """A server that never answers."""
     caller.read_request()
     caller.wait_until_left()
 
@@ -390,18 +390,18 @@ def trickle(caller: Caller) -> None:
     caller.send(b"HTTP/1.1 101 Switching Protocols\r\n")
     while True:
         caller.send(b"X-More: of it\r\n")
-        time.sleep(0.01)  # the pace of a hostile server, and no waiting for anything
+        time.sleep(0.01)  # the pace of a hostile server
 
 
 @pytest.mark.parametrize("script", [silence, trickle])
 def test_a_handshake_has_a_deadline(script: Script) -> None:
-    """A handshake that is never completed ends after connect_timeout, however busy the server looks."""
+    """It ends after connect_timeout, even if the server keeps sending."""
     assert "did not answer in time" in str(refused(script, timeout=0.2))
 
 
 @pytest.mark.parametrize("scheme", ["ws", "wss"])
-def test_cancel_ends_a_handshake_that_hangs(scheme: str) -> None:
-    """`Attempt.cancel` from another thread ends a blocked handshake, in TLS and in HTTP, and the peer sees it."""
+def test_cancel_ends_a_hanging_handshake(scheme: str) -> None:
+    """`Attempt.cancel` works from another thread, in TLS and in HTTP, and the peer sees it."""
     begun, left = threading.Event(), threading.Event()
     outcome: list[object] = []
 
@@ -413,7 +413,7 @@ def test_cancel_ends_a_handshake_that_hangs(scheme: str) -> None:
 
     def attempt_it() -> None:
         try:
-            open_connection(target(peer.url.replace("ws:", f"{scheme}:"), timeout=3_600.0), attempt)
+            open_connection(config(peer.url.replace("ws:", f"{scheme}:"), timeout=3_600.0), attempt)
         except ConnectionFailed as error:
             outcome.append(error)
 
@@ -428,26 +428,26 @@ def test_cancel_ends_a_handshake_that_hangs(scheme: str) -> None:
     assert [type(error) for error in outcome] == [ConnectionFailed]
 
 
-def test_a_cancelled_attempt_connects_to_nobody() -> None:
-    """An attempt that was cancelled before it began opens no connection."""
+def test_a_cancelled_attempt_opens_no_connection() -> None:
+    """It was cancelled before it began."""
     attempt = Attempt()
     attempt.cancel()
     with Peer(stay()) as peer:
         with pytest.raises(ConnectionFailed):
-            open_connection(target(peer.url), attempt)
+            open_connection(config(peer.url), attempt)
         assert peer.accepted == 0
 
 
-def test_nothing_stays_open_after_failures() -> None:
-    """Handshakes that fail close their sockets."""
+def test_failed_handshakes_close_their_sockets() -> None:
+    """No file descriptor is left."""
     with Peer(refuse("401 Unauthorized")) as peer:
         for _ in range(3):
             with pytest.raises(AuthenticationError):
-                open_connection(target(peer.url), Attempt())
+                open_connection(config(peer.url), Attempt())
     before = len(os.listdir("/proc/self/fd"))
     refused(refuse("401 Unauthorized"))
     refused(raw(b"nonsense"))
-    assert before == len(os.listdir("/proc/self/fd"))
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 # TLS.
@@ -467,8 +467,8 @@ def server_context(authority: trustme.CA) -> ssl.SSLContext:
     return context
 
 
-def test_what_tls_has_read_ahead_is_found(authority: trustme.CA, server_context: ssl.SSLContext, dial: Dial) -> None:
-    """Frames in one TLS record with the handshake's answer are read, though they wake no selector."""
+def test_reads_what_tls_has_read_ahead(authority: trustme.CA, server_context: ssl.SSLContext, dial: Dial) -> None:
+    """Frames in the TLS record of the handshake's answer wake no poller."""
     client_context = ssl.create_default_context()
     authority.configure_trust(client_context)
     many = [f"{number:0100}".encode() for number in range(100)]
@@ -476,13 +476,11 @@ def test_what_tls_has_read_ahead_is_found(authority: trustme.CA, server_context:
         connection = dial(peer, context=client_context)
         got = connection.messages(ALL)
         connection.wire.fill()
-        assert many == got + read(connection, 100 - len(got))
+        assert got + read(connection, 100 - len(got)) == many
 
 
-def test_no_part_of_a_tls_record_is_left_behind(
-    authority: trustme.CA, server_context: ssl.SSLContext, dial: Dial
-) -> None:
-    """Records that do not add up to a read's size are read to their end: what is left of one wakes no poller."""
+def test_reads_each_tls_record_to_its_end(authority: trustme.CA, server_context: ssl.SSLContext, dial: Dial) -> None:
+    """The rest of a record would wake no poller."""
     client_context = ssl.create_default_context()
     authority.configure_trust(client_context)
     many = [f"{number:010000}".encode() for number in range(7)]
@@ -498,20 +496,20 @@ def test_no_part_of_a_tls_record_is_left_behind(
     with Peer(script, context=server_context) as peer:
         connection = dial(peer, context=client_context)
         assert sent.wait(PATIENCE)
-        assert many == read(connection, len(many))
+        assert read(connection, len(many)) == many
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused(server_context: ssl.SSLContext) -> None:
-    """The default context verifies: the error is permanent and names what is wrong with the certificate."""
+def test_refuses_a_certificate_of_an_unknown_authority(server_context: ssl.SSLContext) -> None:
+    """The error is permanent and names the fault of the certificate."""
     with Peer(stay(), context=server_context) as peer, pytest.raises(ConnectionFailed) as caught:
-        open_connection(target(peer.url), Attempt())
+        open_connection(config(peer.url), Attempt())
     assert caught.value.permanent
     assert "unable to get local issuer certificate" in str(caught.value)
     assert isinstance(caught.value.__cause__, ssl.SSLCertVerificationError)
 
 
 def test_a_server_without_tls_is_an_error() -> None:
-    """wss:// to a server that speaks plain HTTP fails with an error that speaks of TLS."""
+    """The error for wss:// to a plain HTTP server mentions TLS."""
 
     def plain(caller: Caller) -> None:
         caller.sock.recv(4_096)
@@ -519,22 +517,22 @@ def test_a_server_without_tls_is_an_error() -> None:
         caller.wait_until_left()
 
     with Peer(plain) as peer, pytest.raises(ConnectionFailed, match="TLS with 127"):
-        open_connection(target(peer.url.replace("ws:", "wss:")), Attempt())
+        open_connection(config(peer.url.replace("ws:", "wss:")), Attempt())
 
 
 # Frames.
 
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 65_535, 65_536, 200_000])
-def test_a_message_of_any_size_is_read(dial: Dial, size: int) -> None:
-    """All three forms of a frame's length are read."""
+def test_reads_a_message_of_any_size(dial: Dial, size: int) -> None:
+    """A frame's length has three formats."""
     with Peer(stay(frame(b"x" * size), frame("next"))) as peer:
         assert read(dial(peer), 2) == [b"x" * size, b"next"]
 
 
 @pytest.mark.parametrize("payload", ["short", "x" * 130])
 def test_a_frame_may_come_in_two_parts(dial: Dial, payload: str) -> None:
-    """Wherever a frame is cut, within its head too, it is read when the rest has come."""
+    """It is read when the rest has come, wherever it was cut."""
     whole = frame(payload)
     for cut in range(1, len(whole)):
         rest = threading.Event()
@@ -550,12 +548,12 @@ def test_a_frame_may_come_in_two_parts(dial: Dial, payload: str) -> None:
             assert read(connection, 1) == [b"before"]
             assert connection.messages(ALL) == []
             rest.set()
-            assert [payload.encode(), b"after"] == read(connection, 2)
+            assert read(connection, 2) == [payload.encode(), b"after"]
             connection.close_socket()
 
 
-def test_no_more_messages_than_asked_for(dial: Dial) -> None:
-    """What is beyond the limit stays where it is, in order."""
+def test_returns_no_more_messages_than_requested(dial: Dial) -> None:
+    """The others stay in order."""
     with Peer(stay(*(frame(str(number)) for number in range(5)))) as peer:
         connection = dial(peer)
         assert read(connection, 2) == [b"0", b"1"]
@@ -564,7 +562,7 @@ def test_no_more_messages_than_asked_for(dial: Dial) -> None:
 
 
 def test_fragments_are_joined_and_pings_between_them_answered(dial: Dial) -> None:
-    """A message in fragments is one message; a ping in their midst is answered with its payload."""
+    """The answer to a ping has its payload."""
     answers: list[tuple[int, bytes]] = []
     answered = threading.Event()
 
@@ -578,13 +576,13 @@ def test_fragments_are_joined_and_pings_between_them_answered(dial: Dial) -> Non
 
     with Peer(script) as peer:
         connection = dial(peer)
-        assert ["a€b".encode()] == read(connection, 1)
+        assert read(connection, 1) == ["a€b".encode()]
         assert answered.wait(PATIENCE)
     assert answers == [(PONG, b"are you there")]
 
 
-def test_a_binary_message_is_told_apart(dial: Dial) -> None:
-    """A binary message is handed on as such."""
+def test_reads_a_binary_message(dial: Dial) -> None:
+    """Its type tells it apart from text."""
     with Peer(stay(frame(b"\xff\x00", BINARY))) as peer:
         assert read(dial(peer), 1) == [Binary(b"\xff\x00")]
 
@@ -607,8 +605,8 @@ VIOLATIONS = {
 
 
 @pytest.mark.parametrize("violation", VIOLATIONS.values(), ids=VIOLATIONS)
-def test_a_broken_protocol_is_answered_with_1002(dial: Dial, violation: bytes) -> None:
-    """What RFC 6455 forbids ends the connection; what came before it is delivered, and the peer is told why."""
+def test_a_protocol_violation_is_answered_with_1002(dial: Dial, violation: bytes) -> None:
+    """It ends the connection. Earlier messages are delivered, and the peer gets the close code."""
     answers: list[tuple[int, bytes]] = []
 
     def script(caller: Caller) -> None:
@@ -621,7 +619,7 @@ def test_a_broken_protocol_is_answered_with_1002(dial: Dial, violation: bytes) -
         assert type(connection.ended) is ProtocolError
         assert not connection.ended.permanent
         connection.close_socket()
-    assert [(CLOSE, (1002).to_bytes(2, "big"))] == answers
+    assert answers == [(CLOSE, (1002).to_bytes(2, "big"))]
 
 
 @pytest.mark.parametrize(
@@ -636,8 +634,8 @@ def test_a_broken_protocol_is_answered_with_1002(dial: Dial, violation: bytes) -
         (frame(b"x", TEXT, fin=False) + frame(b"", CONT, announced=MAX_MESSAGE), 1009),
     ],
 )
-def test_what_can_not_be_text_is_refused(dial: Dial, sent: bytes, code: int) -> None:
-    """Text that is not UTF-8 is refused with 1007, a message too large with 1009, as soon as it announces itself."""
+def test_refuses_bad_utf_8_and_large_messages(dial: Dial, sent: bytes, code: int) -> None:
+    """The close codes are 1007 and 1009. A size is refused as soon as it is announced."""
     answers: list[tuple[int, bytes]] = []
 
     def script(caller: Caller) -> None:
@@ -649,23 +647,23 @@ def test_what_can_not_be_text_is_refused(dial: Dial, sent: bytes, code: int) -> 
         assert read(connection) == [b"before"]
         assert type(connection.ended) is ProtocolError
         connection.close_socket()
-    assert [(CLOSE, code.to_bytes(2, "big"))] == answers
+    assert answers == [(CLOSE, code.to_bytes(2, "big"))]
 
 
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("opcode", [TEXT, BINARY])
-def test_many_fragments_cost_time_in_proportion(dial: Dial, opcode: int) -> None:
-    """A message of 5 MB in 50,000 fragments is joined at once: it isn't copied anew for each of them."""
+def test_joins_many_fragments_in_linear_time(dial: Dial, opcode: int) -> None:
+    """A message of 5 MB isn't copied for each of its 50,000 fragments."""
     body = frame(b"x" * 100, CONT, fin=False) * 50_000
     with Peer(stay(frame(b"<", opcode, fin=False), body, frame(b">", CONT), frame("next"))) as peer:
         whole, following = read(dial(peer), 2)
     expected = b"<" + b"x" * 5_000_000 + b">"
-    assert (Binary(expected) if opcode == BINARY else expected) == whole
+    assert whole == (Binary(expected) if opcode == BINARY else expected)
     assert following == b"next"
 
 
-def test_fragments_without_end_are_refused(dial: Dial) -> None:
-    """A message that grows by small fragments is refused as well when it has grown too large."""
+def test_refuses_endless_fragments(dial: Dial) -> None:
+    """Their sum is limited like a single frame."""
 
     def script(caller: Caller) -> None:
         caller.welcome(frame(b"x" * 60_000, TEXT, fin=False))
@@ -693,7 +691,7 @@ def test_fragments_without_end_are_refused(dial: Dial) -> None:
     ],
 )
 def test_a_close_frame_ends_the_connection(dial: Dial, sent: bytes, kind: type, code: int | None, text: str) -> None:
-    """All messages before a close frame are delivered, none behind it; the error holds code and reason."""
+    """Earlier messages are delivered, later ones aren't. The error holds code and reason."""
     answers: list[tuple[int, bytes]] = []
 
     def script(caller: Caller) -> None:
@@ -705,7 +703,7 @@ def test_a_close_frame_ends_the_connection(dial: Dial, sent: bytes, kind: type, 
         assert read(connection) == [b"one", b"two"]
         assert connection.ended is not None
         connection.close_socket()
-    assert (kind, code) == (type(connection.ended), connection.ended.close_code)
+    assert (type(connection.ended), connection.ended.close_code) == (kind, code)
     assert text in str(connection.ended)
     assert [opcode for opcode, _ in answers] == [CLOSE]
 
@@ -717,10 +715,10 @@ def test_a_close_frame_ends_the_connection(dial: Dial, sent: bytes, kind: type, 
         (close_frame(1008), [b"one"], 1008),
     ],
 )
-def test_what_was_received_is_read_though_nothing_can_be_sent(
+def test_reads_what_was_received_after_the_peer_is_gone(
     dial: Dial, last: bytes, expected: list[bytes], code: int | None
 ) -> None:
-    """A ping or close frame that can't be answered any more, for the peer is gone, hides nothing behind it."""
+    """A ping or close frame that can't be answered hides nothing."""
     gone = threading.Event()
 
     def script(caller: Caller) -> None:
@@ -733,11 +731,11 @@ def test_what_was_received_is_read_though_nothing_can_be_sent(
         connection = dial(peer)
         assert gone.wait(PATIENCE)
         assert read(connection) == expected
-        assert code == (connection.ended.close_code if connection.ended else None)
+        assert (connection.ended.close_code if connection.ended else None) == code
 
 
-def test_a_peer_that_does_not_read_our_answers_is_given_up(dial: Dial) -> None:
-    """Pings without end from a peer that reads no pongs cost bounded memory."""
+def test_gives_up_a_peer_that_does_not_read_our_answers(dial: Dial) -> None:
+    """Its endless pings must not fill the memory with pongs."""
 
     def script(caller: Caller) -> None:
         caller.welcome()
@@ -752,7 +750,7 @@ def test_a_peer_that_does_not_read_our_answers_is_given_up(dial: Dial) -> None:
 
 
 def test_the_url_is_forgotten_after_the_handshake(dial: Dial) -> None:
-    """A connection that lasts for hours does not hold the key in a URL."""
+    """A connection that lasts for hours doesn't need it."""
     with Peer(stay(tick(1))) as peer:
         connection = dial(peer, key="s3cret/key")
         assert "s3cret" not in connection.url
