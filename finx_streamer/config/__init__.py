@@ -1,1 +1,1 @@
-"""Validated user input: symbols, endpoint, API key, redaction, proxy, reconnect policy."""
+"""The arguments of listeners and function clients, and their checks."""

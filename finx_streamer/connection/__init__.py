@@ -1,1 +1,1 @@
-"""One WebSocket connection, and the event loop and handshake pool that connections share."""
+"""One WebSocket connection: its handshake, its event loop and its failures. Only this package imports `websocket`."""
