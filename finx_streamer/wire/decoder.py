@@ -19,7 +19,7 @@ from ..config.redaction import redact
 from ..errors import PAYLOAD_LIMIT, DecodeError, ServerError
 from ..values import Notice, Tick
 from .frames import Binary
-from .json_codec import ENVELOPED, FLAT, READ_ERRORS, TickForm, loads
+from .json_codec import ENVELOPED, FLAT, READ_ERRORS, TickFormat, loads
 from .tick_pattern import TickPattern
 
 #: An error is a value here: like a tick or a notice, it goes to a callback.
@@ -62,7 +62,7 @@ class Decoder:
     #: The last date that was checked.
     _date: str = attrs.field(default="", init=False)
     #: The format of the last tick.
-    _form: TickForm = attrs.field(default=ENVELOPED, init=False)
+    _format: TickFormat = attrs.field(default=ENVELOPED, init=False)
     #: The pattern of the last tick, or None if it has none.
     _pattern: TickPattern | None = attrs.field(default=None, init=False)
 
@@ -82,7 +82,7 @@ class Decoder:
         The fast path: its checks are stricter than those of `decode`, and much cheaper.
         """
         ticks: list[Tick] = []
-        read, enveloped = self._form.read, self._form.enveloped
+        read, enveloped = self._format.read, self._format.enveloped
         pair, date, append, parse_time = self.pair, self._date, ticks.append, datetime.fromisoformat
         if pair is None:
             return ticks
@@ -173,7 +173,7 @@ class Decoder:
         raw = _tick_part(message)
         if raw is _NO_TICK or self.pair is None:
             return self._notice_or_error(message, received_ns)
-        self._form = FLAT if raw is message else ENVELOPED
+        self._format = FLAT if raw is message else ENVELOPED
         try:
             return self._tick(raw, received_ns)
         except _NotATick as fault:

@@ -101,7 +101,7 @@ def frame_size(buffer: bytes, at: int, pending_size: int | None, max_message: in
         if length > 125:
             raise FrameError("a control frame of over 125 bytes")
     elif (opcode == 0) is (pending_size is None):
-        raise FrameError("a new message within a fragmented one" if opcode else "a continuation of nothing")
+        raise FrameError("a new message within a fragmented one" if opcode else "a continuation without a message")
     header = 2 + {126: 2, 127: 8}.get(length, 0)
     if available < header:
         return 0

@@ -26,12 +26,12 @@ else:
 _MAX_DIGITS = 4_300
 #: An escape that is a whole surrogate pair, or no surrogate.
 _ESCAPE = re.compile(rb"\\(?:[^u]|u(?![dD][89a-fA-F])....|u[dD][89abAB]..\\u[dD][c-fC-F]..)", re.DOTALL)
-#: What `TickForm.read` may raise.
+#: What `TickFormat.read` may raise.
 READ_ERRORS = (ValueError, TypeError, KeyError, AttributeError, IndexError, StopIteration, RecursionError)
 
 
 @attrs.frozen
-class TickForm:
+class TickFormat:
     """A parser for one tick format. Its result, or its result's `resultData` if `enveloped`, has the five fields."""
 
     read: Callable[[bytes], Any]
@@ -110,8 +110,8 @@ def _read_flat(payload: bytes) -> _Fields:
 
 loads: Callable[[bytes], Any] = loads_stdlib
 #: The documented tick format (source: S), and the vendor's later one (source: D).
-ENVELOPED = ENVELOPED_STDLIB = TickForm(_read_enveloped)
-FLAT = FLAT_STDLIB = TickForm(_read_flat)
+ENVELOPED = ENVELOPED_STDLIB = TickFormat(_read_enveloped)
+FLAT = FLAT_STDLIB = TickFormat(_read_flat)
 
 if msgspec is not None:
 
@@ -144,5 +144,5 @@ if msgspec is not None:
             return self.UTCDate[11:]
 
     loads = msgspec.json.Decoder().decode
-    ENVELOPED = TickForm(msgspec.json.Decoder(_Enveloped).decode, enveloped=True)
-    FLAT = TickForm(msgspec.json.Decoder(_Flat).decode)
+    ENVELOPED = TickFormat(msgspec.json.Decoder(_Enveloped).decode, enveloped=True)
+    FLAT = TickFormat(msgspec.json.Decoder(_Flat).decode)

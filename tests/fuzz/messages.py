@@ -17,7 +17,7 @@ from finx_streamer.wire import decoder as decoder_module
 from finx_streamer.wire import json_codec
 from finx_streamer.wire.decoder import Decoder
 from finx_streamer.wire.frames import read_text_frames
-from finx_streamer.wire.json_codec import ENVELOPED, ENVELOPED_STDLIB, FLAT, FLAT_STDLIB, TickForm
+from finx_streamer.wire.json_codec import ENVELOPED, ENVELOPED_STDLIB, FLAT, FLAT_STDLIB, TickFormat
 from tests.fuzz.fake_server import KEY, PAIR, check_secrecy, contains_key
 from tests.support.peers import frame
 
@@ -25,7 +25,7 @@ SYMBOL = str(PAIR)
 _ESCAPED = "".join(f"\\u{ord(character):04X}" for character in KEY).encode()
 NOW_NS = 1_656_775_855_900_000_000
 _PARSERS = (json_codec.loads, json_codec.loads_stdlib)
-_FORMS = (ENVELOPED, FLAT, ENVELOPED_STDLIB, FLAT_STDLIB)
+_FORMATS = (ENVELOPED, FLAT, ENVELOPED_STDLIB, FLAT_STDLIB)
 _VALUES, _SPACED, _FLAT, _REPEATED = 0x01, 0x02, 0x04, 0xF0
 #: How often a payload is repeated, to find costs that grow faster than the size.
 _REPEATS = 200
@@ -56,8 +56,8 @@ def run(data: bytes) -> None:
     if data[0] & _REPEATED == _REPEATED:
         payloads = [payloads[0].replace(b"~", payloads[0]), payloads[0] * _REPEATS]
     expected = [_decode_slowly(payload, parse_price) for payload in payloads]
-    for form in _FORMS:
-        assert _decode_fast(payloads, form, parse_price) == expected
+    for tick_format in _FORMATS:
+        assert _decode_fast(payloads, tick_format, parse_price) == expected
     _check_patterns(payloads, parse_price)
     for payload in payloads:
         _check_answers(payload, parse_price)
@@ -114,10 +114,10 @@ def _check_error(error: DecodeError) -> None:
     assert not isinstance(error.__cause__, json.JSONDecodeError)
 
 
-def _decode_fast(payloads: list[bytes], form: TickForm, parse_price: Callable[[str], Any]) -> list[str]:
+def _decode_fast(payloads: list[bytes], tick_format: TickFormat, parse_price: Callable[[str], Any]) -> list[str]:
     """Decode like the network thread: use the fast reader as far as it goes, and the slow path for the next one."""
     decoder, results = Decoder(SYMBOL, SYMBOL, parse_price), list[str]()
-    decoder._form = form
+    decoder._format = tick_format
     while len(results) < len(payloads):
         results += map(repr, decoder.decode_ticks(payloads, len(results), NOW_NS))
         if len(results) < len(payloads):

@@ -80,10 +80,10 @@ def decode_tick(message: object, **options: Any) -> Tick:
 
 
 @pytest.mark.usefixtures("parser")
-@pytest.mark.parametrize("form", FORMATS)
-def test_the_documented_tick_is_decoded(form: str) -> None:
+@pytest.mark.parametrize("tick_format", FORMATS)
+def test_the_documented_tick_is_decoded(tick_format: str) -> None:
     """It keeps the fields as sent and adds a price and a timestamp, with and without an envelope."""
-    assert decode(FORMATS[form](TICK)) == {
+    assert decode(FORMATS[tick_format](TICK)) == {
         **TICK,
         "price": 19200.84,
         "timestamp": datetime(2022, 7, 2, 15, 30, 55, 817_000, UTC),
@@ -93,10 +93,10 @@ def test_the_documented_tick_is_decoded(form: str) -> None:
 
 
 @pytest.mark.usefixtures("parser")
-@pytest.mark.parametrize("form", FORMATS)
-def test_a_flat_tick_gives_the_same_dict(form: str) -> None:
+@pytest.mark.parametrize("tick_format", FORMATS)
+def test_a_flat_tick_gives_the_same_dict(tick_format: str) -> None:
     """`UTCDate` becomes `date` and `time`, and `unixDate` is dropped."""
-    assert decode(FORMATS[form](FLAT_TICK)) == {
+    assert decode(FORMATS[tick_format](FLAT_TICK)) == {
         "pair": PAIR,
         "date": "2022-08-07",
         "time": "18:34:55.000Z",
@@ -110,8 +110,8 @@ def test_a_flat_tick_gives_the_same_dict(form: str) -> None:
 
 def test_a_tick_has_the_fields_of_its_typed_dict() -> None:
     """`Tick` lists the fields of both formats."""
-    for form in (TICK, FLAT_TICK):
-        assert set(decode_tick(form)) == set(Tick.__annotations__)
+    for tick_format in (TICK, FLAT_TICK):
+        assert set(decode_tick(tick_format)) == set(Tick.__annotations__)
 
 
 @pytest.mark.parametrize(
@@ -193,8 +193,8 @@ def test_every_unusual_value_is_decoded(shared_data: Path) -> None:
     seen = 0
     for row in map(json.loads, (shared_data / "odd.jsonl").read_text().splitlines()):
         wire = row.get("line") or TICK | {"price": row["token"]}
-        for form in FORMATS.values():
-            payload = json.dumps(form(wire)).encode()
+        for tick_format in FORMATS.values():
+            payload = json.dumps(tick_format(wire)).encode()
             tick = Decoder(wire["pair"], wire["pair"]).decode(payload, NOW_NS)
             assert type(tick) is dict
             assert tick["price"] == float(wire["price"])
@@ -313,12 +313,12 @@ def test_json_other_than_an_object_is_an_error(payload: bytes, is_a: str) -> Non
     assert decode_error(payload).reason == f"expected a JSON object, not {is_a}"
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("tick_format", FORMATS)
 @pytest.mark.parametrize("field", TICK)
-def test_a_missing_field_is_an_error(form: str, field: str) -> None:
+def test_a_missing_field_is_an_error(tick_format: str, field: str) -> None:
     """The error names the field."""
     broken = {name: value for name, value in TICK.items() if name != field}
-    assert decode_error(FORMATS[form](broken)).reason == f"field {field!r} is missing"
+    assert decode_error(FORMATS[tick_format](broken)).reason == f"field {field!r} is missing"
 
 
 @pytest.mark.parametrize("fields", [("pair", "price"), ("date", "time"), ("pair", "UTCDate"), ("unixDate", "price")])
@@ -327,15 +327,18 @@ def test_two_fields_make_an_incomplete_tick(fields: tuple[str, str]) -> None:
     assert "is missing" in decode_error({name: (TICK | FLAT_TICK)[name] for name in fields}).reason
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("tick_format", FORMATS)
 @pytest.mark.parametrize("field", TICK)
 @pytest.mark.parametrize(
     ("value", "is_a"),
     [(None, "null"), (5, "a number"), (1.5, "a number"), (True, "a boolean"), ([], "a list"), ({}, "an object")],
 )
-def test_a_field_of_another_type_is_an_error(form: str, field: str, value: object, is_a: str) -> None:
+def test_a_field_of_another_type_is_an_error(tick_format: str, field: str, value: object, is_a: str) -> None:
     """The error names the field and its type. A price that is a JSON number may have lost digits."""
-    assert decode_error(FORMATS[form](TICK | {field: value})).reason == f"field {field!r} is {is_a}; expected a string"
+    assert (
+        decode_error(FORMATS[tick_format](TICK | {field: value})).reason
+        == f"field {field!r} is {is_a}; expected a string"
+    )
 
 
 @pytest.mark.parametrize("value", [None, True, "1659897295", [], {}])
@@ -432,17 +435,20 @@ def test_a_price_that_is_not_a_decimal_number_is_an_error(price: str, parse_pric
 
 
 @pytest.mark.parametrize("field", ["exchange", "price", "time"])
-@pytest.mark.parametrize("form", FORMATS)
-def test_the_length_of_a_field_is_limited(form: str, field: str) -> None:
+@pytest.mark.parametrize("tick_format", FORMATS)
+def test_the_length_of_a_field_is_limited(tick_format: str, field: str) -> None:
     """The fast readers have the same limit."""
     value = TICK[field].removesuffix("Z")
     last = "Z" if field == "time" else ""
     longest = {**TICK, field: f"{value:0<{MAX_FIELD - len(last)}}{last}"}
-    assert decode_tick(FORMATS[form](longest), parse_price=str)[field] == longest[field]
+    assert decode_tick(FORMATS[tick_format](longest), parse_price=str)[field] == longest[field]
     longer = {**TICK, field: f"{value:0<{MAX_FIELD + 1 - len(last)}}{last}"}
-    assert f"field {field!r} has 4,097 characters" in decode_error(FORMATS[form](longer)).reason
-    for payload in (json.dumps(FORMATS[form](longer)), json.dumps(FORMATS[form](longer), separators=(",", ":"))):
-        assert not any(decode_fast([payload.encode()], reader) for reader in TICK_FORMS.values())
+    assert f"field {field!r} has 4,097 characters" in decode_error(FORMATS[tick_format](longer)).reason
+    for payload in (
+        json.dumps(FORMATS[tick_format](longer)),
+        json.dumps(FORMATS[tick_format](longer), separators=(",", ":")),
+    ):
+        assert not any(decode_fast([payload.encode()], reader) for reader in TICK_FORMATS.values())
 
 
 @pytest.mark.parametrize("size", [MAX_NOTICE, MAX_NOTICE + 1, MAX_MESSAGE, MAX_MESSAGE + 1])
@@ -753,7 +759,7 @@ def test_any_payload_is_a_message_or_a_decode_error(name: str, payload: bytes) -
 
 # The fast reader.
 
-TICK_FORMS = {
+TICK_FORMATS = {
     "enveloped": json_codec.ENVELOPED,
     "flat": json_codec.FLAT,
     "enveloped, json": json_codec.ENVELOPED_STDLIB,
@@ -761,21 +767,21 @@ TICK_FORMS = {
 }
 
 
-def decode_fast(payloads: list[bytes], form: json_codec.TickForm, **options: Any) -> list[Tick]:
+def decode_fast(payloads: list[bytes], tick_format: json_codec.TickFormat, **options: Any) -> list[Tick]:
     """Decode with the fast reader."""
     decoder = Decoder(PAIR, PAIR, **options)
-    decoder._form = form
+    decoder._format = tick_format
     return decoder.decode_ticks(payloads, 0, NOW_NS)
 
 
-@pytest.mark.parametrize("form", TICK_FORMS)
+@pytest.mark.parametrize("tick_format", TICK_FORMATS)
 @pytest.mark.parametrize("parse_price", [float, Decimal, str])
-def test_documented_ticks_take_the_fast_path(form: str, parse_price: Callable[[str], Any]) -> None:
+def test_documented_ticks_take_the_fast_path(tick_format: str, parse_price: Callable[[str], Any]) -> None:
     """The fast reader decodes all ordinary ticks, with the same result as the slow path."""
-    message = FLAT_TICK if form.startswith("flat") else FORMATS["enveloped"](TICK)
+    message = FLAT_TICK if tick_format.startswith("flat") else FORMATS["enveloped"](TICK)
     payload = json.dumps(message).encode()
     expected = decode(message, parse_price=parse_price)
-    assert decode_fast([payload] * 3, TICK_FORMS[form], parse_price=parse_price) == [expected] * 3
+    assert decode_fast([payload] * 3, TICK_FORMATS[tick_format], parse_price=parse_price) == [expected] * 3
 
 
 def altered(value: str) -> st.SearchStrategy[Any]:
@@ -837,8 +843,8 @@ def nearly_ticks(draw: st.DrawFn) -> bytes:
 def test_the_fast_reader_agrees_with_the_slow_path(payload: bytes, parse_price: Callable[[str], Any]) -> None:
     """The fast reader either gives the same tick or leaves it to the slow path."""
     expected = Decoder(PAIR, PAIR, parse_price=parse_price).decode(payload, NOW_NS)
-    for form in TICK_FORMS.values():
-        assert decode_fast([payload], form, parse_price=parse_price) in ([], [expected])
+    for tick_format in TICK_FORMATS.values():
+        assert decode_fast([payload], tick_format, parse_price=parse_price) in ([], [expected])
 
 
 def test_the_fast_reader_stops_at_an_unusual_message() -> None:

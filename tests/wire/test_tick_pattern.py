@@ -51,14 +51,14 @@ def match(decoder: Decoder, *frames: bytes, limit: int = ALL) -> tuple[list[Tick
 
 
 @pytest.mark.parametrize("separators", [COMPACT, SPACED])
-@pytest.mark.parametrize("form", [json_codec.ENVELOPED, json_codec.ENVELOPED_STDLIB])
+@pytest.mark.parametrize("tick_format", [json_codec.ENVELOPED, json_codec.ENVELOPED_STDLIB])
 @pytest.mark.parametrize("parse_price", [float, Decimal, str])
 def test_documented_ticks_are_match(
-    separators: tuple[str, str], form: json_codec.TickForm, parse_price: Callable[[str], Any]
+    separators: tuple[str, str], tick_format: json_codec.TickFormat, parse_price: Callable[[str], Any]
 ) -> None:
     """After one tick, all similar ones are matched, with any time, exchange and price."""
     decoder = Decoder(PAIR, PAIR, parse_price=parse_price)
-    decoder._form = form
+    decoder._format = tick_format
     payloads = [
         text(separators, time=f"15:30:{n:02}.{'817462'[: n % 6 + 1]}Z", exchange="X" * n, price=f"{n}.5")
         for n in range(1, 40)
