@@ -28,12 +28,14 @@ def _make_printable(record: logging.LogRecord) -> bool:
 logger.addFilter(_make_printable)
 
 Callback = Callable[..., Any]
-EVENTS = ("tick", "error", "notice", "state", "gap")
 
 
 @attrs.frozen
 class _Registration:
+    #: "tick", "error", "notice", "state" or "gap".
+    event: str
     callback: Callback
+    #: Get only this pair's ticks; None for those of all pairs.
     pair: str | None
     #: The notebook cell that registered it.
     place: Place | None
@@ -42,7 +44,9 @@ class _Registration:
 
     def replaces(self, earlier: _Registration) -> bool:
         """Whether a rerun of a notebook cell registered the same callback again. False in a script."""
-        if self.place is None or earlier.place is None or self.pair != earlier.pair:
+        if self.place is None or earlier.place is None:
+            return False
+        if (self.event, self.pair) != (earlier.event, earlier.pair):
             return False
         return self.place.redefines(self.callback, earlier.place, earlier.callback)
 
@@ -55,7 +59,7 @@ class _TickCallbacks(dict[str, tuple[Callback, ...]]):
         self._registered = registered
 
     def __missing__(self, pair: str) -> tuple[Callback, ...]:
-        found = self[pair] = tuple(r.call for r in self._registered if r.pair in (None, pair))
+        found = self[pair] = tuple(r.call for r in self._registered if r.event == "tick" and r.pair in (None, pair))
         return found
 
 
@@ -64,9 +68,7 @@ class Callbacks:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._by_event: dict[str, tuple[_Registration, ...]] = dict.fromkeys(EVENTS, ())
-        #: Replaced on every change, so that an identity check detects one.
-        self.for_ticks = _TickCallbacks(())
+        self._replace(())
 
     def add(self, event: str, callback: Callback, pair: str | None = None, place: Place | None = None) -> None:
         """Register a callback. `place` is the notebook cell that shows its output.
@@ -78,36 +80,36 @@ class Callbacks:
         if any(map(inspect.iscoroutinefunction, (callback, getattr(callback, "__call__", None)))):  # noqa: B004
             # Calling it would run nothing.
             raise ConfigurationError(f"on_{event}: {callback!r} is a coroutine function; expected a plain function")
-        new = _Registration(callback, pair, place, callback if place is None else place.route(callback))
+        new = _Registration(event, callback, pair, place, callback if place is None else place.route(callback))
         with self._lock:
-            kept = [earlier for earlier in self._by_event[event] if not new.replaces(earlier)]
-            self._by_event[event] = (*kept, new)
-            self.for_ticks = _TickCallbacks(self._by_event["tick"])
+            kept = (earlier for earlier in self._registered if not new.replaces(earlier))
+            self._replace((*kept, new))
 
     def remove(self, callback: Callback) -> None:
         """Undo every registration of a callback. Raises `ConfigurationError` if there is none."""
         with self._lock:
             # Compare by equality: every access to a bound method makes a new object.
-            kept = {event: tuple(r for r in rs if r.callback != callback) for event, rs in self._by_event.items()}
-            if kept == self._by_event:
+            kept = tuple(r for r in self._registered if r.callback != callback)
+            if len(kept) == len(self._registered):
                 raise ConfigurationError(f"remove_callback: {callback!r} is not registered")
-            self._by_event = kept
-            self.for_ticks = _TickCallbacks(self._by_event["tick"])
+            self._replace(kept)
 
     def of(self, event: str) -> tuple[Callback, ...]:
         """Return the callbacks of an event, in order of registration."""
-        return tuple(registration.call for registration in self._by_event[event])
+        return tuple(r.call for r in self._registered if r.event == event)
 
     def original(self, call: Callback) -> Callback:
         """Return the user's own callback behind a callable that `of` or `for_ticks` returned."""
-        return next((r.callback for r in self._all() if r.call is call), call)
+        return next((r.callback for r in self._registered if r.call is call), call)
 
     def place_of(self, callback: Callback) -> Place | None:
         """Return the notebook cell that registered a callback."""
-        return next((r.place for r in self._all() if r.callback is callback), None)
+        return next((r.place for r in self._registered if r.callback is callback), None)
 
-    def _all(self) -> list[_Registration]:
-        return [registration for of_event in self._by_event.values() for registration in of_event]
+    def _replace(self, registered: tuple[_Registration, ...]) -> None:
+        self._registered = registered
+        #: Replaced on every change, so that an identity check detects one.
+        self.for_ticks = _TickCallbacks(registered)
 
 
 class CallbackRunner:

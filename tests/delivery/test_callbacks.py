@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from finx_streamer.delivery.callbacks import EVENTS, CallbackRunner, Callbacks
+from finx_streamer.delivery.callbacks import CallbackRunner, Callbacks
 from finx_streamer.errors import CallbackError, ConfigurationError, FinxStreamerError, TicksDropped
 from finx_streamer.streaming.counters import Counters
 from finx_streamer.values import Event, Gap, Notice, State, Tick
 
 PAIR = "BTC:USDC"
+EVENTS = ("tick", "error", "notice", "state", "gap")
 TICK: Tick = {"pair": PAIR, "price": 19200.84}  # type: ignore[typeddict-item]
 GAP = Gap(PAIR, datetime.now(UTC), datetime.now(UTC), filled=True, ticks=3)
 
