@@ -1,4 +1,4 @@
-"""`StreamListener`: checks what the user gives, wires the parts together, and knows the life of each run of them."""
+"""`StreamListener`, the public class: checks its arguments, and starts and stops a `Run` of its streams."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import itertools
 import logging
 import ssl
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from . import jupyter, tables
@@ -18,14 +16,14 @@ from .config.reconnect import ReconnectPolicy, checked_policy
 from .config.redaction import hides_arguments, redact
 from .config.symbols import Pair, Symbol
 from .connection.attempt import MAX_MESSAGE, ConnectionConfig
-from .delivery.callbacks import Callback, Callbacks
+from .delivery.callbacks import Callback
 from .delivery.frontend import LiveView, Origin
 from .delivery.iteration import TickBuffer
 from .delivery.queues import QUEUES
 from .delivery.recent import Recent
 from .delivery.stats import ListenerStats, StreamStats, add_up
 from .errors import ConfigurationError, FinxStreamerError
-from .run import HURRIED_STOP, Run, Settings, live_runs
+from .run import HURRIED_STOP, Run, Settings, live_runs, stop_runs
 from .streaming.session import Timing
 from .values import Gap, Notice, State, Tick
 
@@ -43,44 +41,68 @@ _END_TIMEOUT = 5.0
 
 
 class StreamListener:
-    """Live ticks of one or more pairs, handed to your callbacks::
+    """Delivers live ticks of one or more pairs to your callbacks. Reconnects, and fetches the ticks that you missed::
 
         listener = StreamListener("BTC:USDC", on_tick=print)
         listener.start()
         listener.join()
 
-    `symbols` are pairs such as "BTC:USDC" (S); or options such as "BTCN2202207" (S), whose streams send notices and no
-    ticks until FinX releases Greeks. Arguments that are wrong raise `ConfigurationError` at once.
+    Callbacks run one at a time, in order.
 
-    - `api_key`: a str; a callable that returns one and is asked at every connection attempt; or None for the
-      environment variable FINX_API_KEY, read at every attempt. Keys rotate every 24 hours (D).
-    - `endpoint`: "production", "beta", a base URL, or an `Endpoint`. `allow_insecure`: True permits `ws://` beyond this
-      machine, where everybody on the way can read the key.
-    - `on_tick(tick)`, `on_error(error)`, `on_notice(notice)`, `on_state(symbol, state)`: callbacks, called one at a
-      time, in order. See `Tick`, `errors`, `Notice`, `State`. With no `on_error`, errors go to the log.
-    - `exchanges`: keep only these exchanges' ticks (the server can't filter, S). Names are in upper case (O), and
-      others are refused: they would keep nothing.
-    - `on_gap(gap)`: called after each reconnect with a `Gap`, in its place: behind the ticks that were missed and have
-      been fetched from tick history, and before the live ones. `backfill`: False fetches nothing, and only tells.
-    - `parse_price`: makes the price out of the wire's decimal string: `float`, `decimal.Decimal`, `str`, your own. It
-      runs on the network thread, so it has to be quick; and for what history supplies on other threads, at once.
-    - `dispatch`: "thread" runs callbacks on a thread of their own, "inline" on the network thread: less latency, for
-      callbacks that are known to be quick.
-    - `queue_size`, `overflow`: how many ticks may wait for callbacks, and what happens beyond: "block" stops reading
-      until there is room, "drop_oldest" and "latest" (one tick a pair) drop, and say so (`TicksDropped`).
-    - `reconnect`: a `ReconnectPolicy`; None for one connection and no retry.
-    - `connect_timeout`: seconds for one attempt, all in all. `ping_interval` (None: no pings) and `ping_timeout`:
-      seconds within which a dead connection is found. `stale_after`: seconds without a tick after which a
-      `StaleStream` is reported; `stale_reconnect`: and the connection made anew, though it answers. `keep_alive`:
-      seconds between FinX's keepAlive messages; None for none. A server may close a stream after 300 s without one, and
-      270 keeps it open (D).
-    - `ssl_context`: instead of the default one, which verifies certificates.
-    - `proxy`: "http://[user:password@]host:port", "socks5://…" or "socks5h://…"; "" for none; None for what the
-      environment says at every attempt (https_proxy, all_proxy, no_proxy). Tick history goes the same way.
-    - `max_message_size`: bytes; a larger message is refused before it is stored (`ProtocolError`, close 1009).
-    - `keep`: how many of the last ticks to remember for `recent`, `to_pandas`, `to_polars` and `live`; some 600 bytes
-      each. 0 for none; None for 10,000 in a notebook and 1,000 elsewhere, which costs nothing that can be measured.
-    - `name`: of the threads, and in `repr`. In a notebook a listener replaces an earlier one of the same name.
+    Args:
+        *symbols (str | Pair | Option): Pairs such as "BTC:USDC", or options such as "BTCN2202207". Until FinX releases
+            Greeks, the streams of options send notices but no ticks.
+
+        api_key (str | Callable[[], str] | None): Your API key. A callable is asked for it at every connection attempt.
+            None reads the environment variable FINX_API_KEY at every attempt. FinX replaces keys every 24 hours.
+        endpoint (str | Endpoint): "production", "beta", a base URL or an `Endpoint`.
+        allow_insecure (bool): True permits `ws://` to other machines. Everyone on the way can then read your API key.
+        ssl_context (ssl.SSLContext | None): TLS settings. None verifies certificates with Python's defaults.
+        proxy (str | None): "http://[user:password@]host:port", "socks5://…" or "socks5h://…". "" uses no proxy. None
+            reads https_proxy, all_proxy and no_proxy at every attempt. Tick history uses the same proxy.
+
+        on_tick (Callable[[Tick], object] | None): Called for each tick.
+        on_error (Callable[[FinxStreamerError], object] | None): Called for each error. Without an `on_error` callback,
+            errors are logged.
+        on_notice (Callable[[Notice], object] | None): Called for each other message of the server.
+        on_state (Callable[[str, State], object] | None): Called with the symbol and its new state.
+        on_gap (Callable[[Gap], object] | None): Called once per gap: after the missed ticks that were fetched from
+            history, and before the next live tick.
+        on_greeks (None): Not available yet.
+
+        exchanges (Iterable[str] | None): Deliver only ticks of these exchanges, named in upper case. None for all.
+        parse_price (Callable[[str], Any]): Converts the decimal string that was sent to a price, e.g. `float`,
+            `decimal.Decimal` or `str`. It must be quick, because it runs on the network thread. It must be thread-safe,
+            because other threads call it for history.
+        backfill (bool): Fetch missed ticks from history. False only reports gaps.
+
+        dispatch (str): "thread" runs callbacks on a thread of their own. "inline" runs them on the network thread: with
+            less latency, but they must be quick.
+        queue_size (int): How many ticks may wait for callbacks.
+        overflow (str): What happens when the queue is full. "block" stops reading until there is room. "drop_oldest"
+            drops the oldest ticks. "latest" always keeps only the latest tick of each pair. You hear about dropped
+            ticks as `TicksDropped`.
+
+        reconnect (ReconnectPolicy | None): How long to wait between connection attempts. None doesn't retry.
+        connect_timeout (float): Seconds for one attempt, in total.
+        ping_interval (float | None): Seconds between pings. None sends no pings.
+        ping_timeout (float): Seconds to wait for the answer to a ping before the connection counts as lost.
+        stale_after (float | None): Seconds without a tick until `StaleStream` is reported. None for never.
+        stale_reconnect (bool): Also reconnect then, although the server answers pings.
+        keep_alive (float | None): Seconds between FinX's keepAlive messages. None sends none. A server may close a
+            stream after 300 s without one; 270 keeps it open.
+        max_message_size (int): Bytes. A larger message causes a `ProtocolError` and close code 1009. It isn't stored.
+
+        keep (int | None): How many of the last ticks to keep for `recent`, `to_pandas`, `to_polars` and `live`, at
+            about 600 bytes each. 0 keeps none. None keeps 10,000 in a notebook and 1,000 elsewhere.
+        name (str | None): Prefix of the thread names, shown in `repr`. In a notebook, a listener replaces an earlier
+            one of the same name. None generates a name.
+
+    Raises:
+        ConfigurationError: An argument is wrong.
+
+    Sources: S for symbols and for ticks of all exchanges on one stream; D for the replacement of keys and for the limit
+    of 300 s; O for upper-case names of exchanges.
     """
 
     @hides_arguments
@@ -138,6 +160,8 @@ class StreamListener:
             raise check.refusal("stale_reconnect", stale_reconnect, "False without stale_after, which says when")
         if dispatch == "inline" and overflow != "block":
             raise check.refusal("overflow", overflow, "'block' with dispatch='inline', which has no queue to overflow")
+        self._frontend = jupyter.frontend()
+        kept = check.integer("keep", self._frontend.default_keep if keep is None else keep, 0)
         self._settings = Settings(
             connection=connection,
             exchanges=check.exchanges(exchanges),
@@ -149,17 +173,11 @@ class StreamListener:
             reconnect=checked_policy(reconnect),
             timing=timing,
             name=check.text_or_none("name", name) or f"finx-streamer-{next(_names)}",
+            recent=Recent(kept) if kept else None,
         )
-        self._frontend = jupyter.frontend()
-        if keep is None:
-            keep = self._frontend.default_keep
-        kept = check.integer("keep", keep, 0)
-        self._recent = Recent(kept) if kept else None
-        #: None where the name is ours, and tells nothing.
+        self._recent, self._callbacks = self._settings.recent, self._settings.callbacks
+        #: None for a generated name.
         self._given_name = name
-        self._callbacks = Callbacks()
-        #: Called, from any thread, when the listener has started and when it has ended.
-        self._watchers: list[Callable[[], None]] = []
         self._lock = threading.RLock()
         self._run: Run | None = None
         given = {"tick": on_tick, "error": on_error, "notice": on_notice, "state": on_state, "gap": on_gap}
@@ -246,11 +264,7 @@ class StreamListener:
         """
         check.seconds("timeout", timeout, zero=True)
         run = self._run
-        if run is None or run.forked:
-            return True
-        if run.ended.is_set():
-            return run.wait(timeout)
-        return run.stop(timeout, drain)
+        return run is None or run.forked or run.stop(timeout, drain)
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait for the end. Ctrl-C interrupts it.
@@ -276,9 +290,7 @@ class StreamListener:
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         """Stop. Raise the error that ended the listener, unless you have seen it: raised, or in `on_error`."""
         if kind is not None:
             self.stop(HURRIED_STOP, drain=False)
@@ -455,8 +467,9 @@ class StreamListener:
 
     def _watch(self, watcher: Callable[[], None]) -> Callable[[], None]:
         """Call `watcher`, on any thread, when the listener starts or ends. Return what undoes this."""
-        self._watchers.append(watcher)
-        return lambda: self._watchers.remove(watcher)
+        watchers = self._settings.watchers
+        watchers.append(watcher)
+        return lambda: watchers.remove(watcher)
 
     def _kept(self, method: str) -> Recent:
         if self._recent is None:
@@ -492,15 +505,8 @@ class StreamListener:
         self._check_process()
         if self._run is not None and self._run.streams.alive:
             raise ConfigurationError(_STILL_STOPPING)
-        self._run = Run(
-            self._settings,
-            self._callbacks,
-            self._symbols.values(),
-            self._recent,
-            self._watchers,
-            self._origin(),
-            self._frontend.error_display(self._callbacks.place_of),
-        )
+        show_error = self._frontend.error_display(self._callbacks.place_of)
+        self._run = Run(self._settings, self._symbols.values(), self._origin(), show_error)
         return self._run
 
     def _origin(self) -> Origin | None:
@@ -565,12 +571,7 @@ def stop_all(timeout: float = 5.0) -> bool:
         False if a callback is still running after `timeout`.
     """
     check.seconds("timeout", timeout, zero=True)
-    running = [(run, listener) for run, listener in tuple(live_runs.items()) if not run.forked]
-    deadline = time.monotonic() + timeout
-    for run, _ in running:
-        run.abandon()
-    ended = [listener.stop(max(0.0, deadline - time.monotonic()), drain=False) for _, listener in running]
-    return all(ended)
+    return stop_runs(timeout)
 
 
 _STILL_STOPPING = "start(): the previous run is still stopping. Call join() first, outside of callbacks"

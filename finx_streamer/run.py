@@ -42,9 +42,9 @@ HURRIED_STOP = 0.5
 _LAST_STEPS = 1.0
 
 
-@attrs.frozen
+@attrs.frozen(kw_only=True)
 class Settings:
-    """The listener's arguments, checked."""
+    """The listener's checked arguments, and the objects that all of its runs share."""
 
     connection: ConnectionConfig
     exchanges: frozenset[str] | None
@@ -56,17 +56,19 @@ class Settings:
     reconnect: ReconnectPolicy | None
     timing: Timing
     name: str
+    #: The last ticks. None keeps none.
+    recent: Recent | None
+    callbacks: Callbacks = attrs.field(factory=Callbacks)
+    #: Called, on any thread, when a run starts and when it ends. May change during a run.
+    watchers: list[Callable[[], None]] = attrs.field(factory=list)
 
 
 class Run:
     """Connects the streams to the callbacks, and ends both. Every method is for any thread.
 
     Args:
-        settings: The listener's arguments.
-        callbacks: The listener's callbacks, which may change during the run.
-        symbols: Where to begin.
-        recent: Keeps the last ticks; None keeps none.
-        watchers: Called, on any thread, when the run starts and when it ends. May change during the run.
+        settings: What the listener was given.
+        symbols: The first streams.
         origin: What started it, in a notebook.
         show_error: Shows errors if there is no `on_error`; None: they are logged.
     """
@@ -74,10 +76,7 @@ class Run:
     def __init__(
         self,
         settings: Settings,
-        callbacks: Callbacks,
         symbols: Iterable[Symbol],
-        recent: Recent | None,
-        watchers: list[Callable[[], None]],
         origin: Origin | None,
         show_error: Callable[[FinxStreamerError], None] | None,
     ) -> None:
@@ -92,12 +91,11 @@ class Run:
         self._connections: dict[str, StreamConnection] = {}
         self._counters: dict[str, Counters] = {}
         self._settings = settings
-        self._watchers = watchers
         # A `for` loop reads from a buffer behind the queue. A policy that drops ticks needs a short one, or the loop
         # would see outdated ticks.
         buffered = {"block": settings.queue_size, "drop_oldest": min(64, settings.queue_size), "latest": 1}
         self.iterations = Iterations(buffered[settings.overflow], settings.dispatch == "thread", self._resume_reading)
-        self.delivery = self._new_delivery(CallbackRunner(callbacks, self._counters, show_error), recent)
+        self.delivery = self._new_delivery(CallbackRunner(settings.callbacks, self._counters, show_error))
         self.streams = Streams(
             self.delivery,
             settings.exchanges,
@@ -109,10 +107,10 @@ class Run:
         for symbol in symbols:
             self.add(symbol)
 
-    def _new_delivery(self, runner: CallbackRunner, recent: Recent | None) -> InlineDelivery | ThreadDelivery:
+    def _new_delivery(self, runner: CallbackRunner) -> InlineDelivery | ThreadDelivery:
         settings = self._settings
         if settings.dispatch == "inline":
-            return InlineDelivery(runner, self.iterations, self._delivery_ended, recent)
+            return InlineDelivery(runner, self.iterations, self._delivery_ended, settings.recent)
         return ThreadDelivery(
             runner,
             QUEUES[settings.overflow](settings.queue_size),
@@ -120,7 +118,7 @@ class Run:
             self._resume_reading,
             self._delivery_ended,
             f"{settings.name}-callbacks",
-            recent,
+            settings.recent,
         )
 
     def _open_history(self) -> TickReader:
@@ -189,10 +187,11 @@ class Run:
         """End within `timeout` seconds. Return whether that succeeded."""
         self._stopping = True
         in_callback = self.delivery.runs_here()
+        drain = drain and not in_callback
         self.iterations.close_own()
-        if in_callback or not drain:
+        if not drain:
             self._discard()
-        self.streams.stop(drain=drain and not in_callback)
+        self.streams.stop(drain)
         if in_callback:
             return True
         ended = self.wait(timeout)
@@ -233,7 +232,7 @@ class Run:
         # asyncio takes a tenth of the time to import this package, so it is imported late.
         from .delivery.async_iteration import wait_until
 
-        return await wait_until(self.ended.is_set, self._watchers, timeout) and self.wait(0.0)
+        return await wait_until(self.ended.is_set, self._settings.watchers, timeout) and self.wait(0.0)
 
     def _streams_ended(self, error: BaseException | None) -> None:
         """On the network thread, at its end."""
@@ -255,7 +254,7 @@ class Run:
         self._notify_watchers()
 
     def _notify_watchers(self) -> None:
-        for watcher in tuple(self._watchers):
+        for watcher in tuple(self._settings.watchers):
             watcher()
 
 
@@ -263,14 +262,15 @@ class Run:
 live_runs: dict[Run, Any] = {}
 
 
-def _stop_all_at_exit() -> None:
-    """A daemon thread that the interpreter freezes during a call would not end cleanly."""
+def stop_runs(timeout: float) -> bool:
+    """End all runs of this process within `timeout` seconds. Return whether that succeeded."""
     runs = [run for run in tuple(live_runs) if not run.forked]
     for run in runs:
         run.abandon()
-    deadline = time.monotonic() + HURRIED_STOP
-    for run in runs:
-        run.ended.wait(max(0.0, deadline - time.monotonic()))
+    deadline = time.monotonic() + timeout
+    ended = [run.stop(max(0.0, deadline - time.monotonic()), drain=False) for run in runs]
+    return all(ended)
 
 
-atexit.register(_stop_all_at_exit)
+# A daemon thread that the interpreter freezes during a call would not end cleanly.
+atexit.register(stop_runs, HURRIED_STOP)
