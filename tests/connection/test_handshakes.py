@@ -1,4 +1,4 @@
-"""The handshake pool: how many run at a time, and what happens to those that hang."""
+"""The handshake pool: its limit, and handshakes that hang or are cancelled."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.peers import PATIENCE, Caller, Peer, stay
 
 
 class Requester:
-    """Keeps the outcomes of its handshakes, and closes what opened."""
+    """Records the outcomes of its handshakes, and closes the connections."""
 
     def __init__(self) -> None:
         self.outcomes: SimpleQueue[Connection | ConnectionFailed] = SimpleQueue()
@@ -32,7 +32,7 @@ class Requester:
 
 
 class Pool:
-    """A handshake pool on a loop of its own."""
+    """A handshake pool with its own event loop."""
 
     def __init__(self) -> None:
         self.requester = Requester()
@@ -41,7 +41,7 @@ class Pool:
         self.loop.start()
 
     def request(self, url: str, key: Callable[[], str] | str = "demo", timeout: float = PATIENCE) -> Handshake:
-        """Ask for a handshake."""
+        """Request a handshake."""
         config = ConnectionConfig(Endpoint(url), None, KeySource.from_argument(key), timeout, Any)  # type: ignore[arg-type]
         handshake = Handshake(config, Attempt(), self.requester)
         self.loop.post(lambda: self.handshakes.request(handshake))
@@ -54,22 +54,23 @@ class Pool:
 
 @pytest.fixture
 def pool() -> Iterator[Pool]:
-    made = Pool()
-    yield made
-    made.loop.stop()
-    made.loop.join(PATIENCE)
-    assert not made.loop.alive
+    """A running pool. Checks that its loop ends."""
+    one = Pool()
+    yield one
+    one.loop.stop()
+    one.loop.join(PATIENCE)
+    assert not one.loop.alive
 
 
 def test_a_handshake_opens_a_connection(pool: Pool) -> None:
-    """The requester gets it."""
+    """The requester gets the open connection."""
     with Peer(stay()) as peer:
         pool.request(peer.url)
         assert isinstance(pool.outcome(), Connection)
 
 
-def test_few_handshakes_run_at_a_time(pool: Pool) -> None:
-    """The others wait, and their time doesn't run meanwhile."""
+def test_the_number_of_concurrent_handshakes_is_limited(pool: Pool) -> None:
+    """Further handshakes wait, and their timeouts start only when they do."""
     allowed = threading.Event()
 
     def slow(caller: Caller) -> None:
@@ -86,8 +87,8 @@ def test_few_handshakes_run_at_a_time(pool: Pool) -> None:
         assert peer.accepted == len(handshakes)
 
 
-def test_a_stuck_handshake_is_given_up(pool: Pool) -> None:
-    """A key callable that hangs can't be interrupted. The handshake fails without it, and others can run."""
+def test_a_hanging_key_callable_fails_its_handshake(pool: Pool) -> None:
+    """A hanging callable can't be interrupted, so its handshake fails at the timeout and frees its place in the pool."""
     free = threading.Event()
 
     def hang() -> str:
@@ -107,7 +108,7 @@ def test_a_stuck_handshake_is_given_up(pool: Pool) -> None:
 
 
 def test_a_cancelled_handshake_has_no_outcome(pool: Pool) -> None:
-    """It doesn't connect any more either."""
+    """A handshake that is cancelled while its key callable runs doesn't connect afterwards."""
     asked, free = threading.Event(), threading.Event()
 
     def slow_key() -> str:
@@ -122,14 +123,14 @@ def test_a_cancelled_handshake_has_no_outcome(pool: Pool) -> None:
         pool.loop.post(free.set)
         pool.request(peer.url)
         assert isinstance(pool.outcome(), Connection)
-        while any(worker.is_alive() for worker in pool.handshakes._workers):
-            assert pool.loop.alive
+        for worker in list(pool.handshakes._workers):
+            worker.join(PATIENCE)
         assert pool.requester.outcomes.empty()
         assert peer.accepted == 1
 
 
 def test_a_cancelled_request_never_starts(pool: Pool) -> None:
-    """Its place in the queue is free."""
+    """A request that is cancelled in the queue leaves it."""
     with Peer(lambda caller: caller.wait_until_left()) as peer:
         running = [pool.request(peer.url) for _ in range(MAX_CONCURRENT)]
         peer.wait_accepted(MAX_CONCURRENT)

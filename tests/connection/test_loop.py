@@ -1,4 +1,4 @@
-"""The pollers: both tell the same of the same sockets."""
+"""The pollers. Each reports the same events for the same sockets."""
 
 from __future__ import annotations
 
@@ -10,57 +10,61 @@ import pytest
 
 from finx_streamer.connection import loop as loop_module
 from finx_streamer.connection.loop import Poller, new_poller
-
-PATIENCE = 10.0
+from tests.support.peers import PATIENCE
 
 
 @pytest.fixture(params=["selectors", "the system's"])
 def poller(request: pytest.FixtureRequest) -> Iterator[Poller]:
-    with contextlib.closing(Poller() if request.param == "selectors" else new_poller()) as made:
-        yield made
+    """Each of the pollers."""
+    with contextlib.closing(Poller() if request.param == "selectors" else new_poller()) as one:
+        yield one
 
 
 @pytest.fixture
 def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
-    here, there = socket.socketpair()
-    with here, there:
-        yield here, there
+    """Two connected sockets: the watched one and its peer."""
+    watched, peer = socket.socketpair()
+    with watched, peer:
+        yield watched, peer
 
 
-def test_what_can_be_read_is_told(poller: Poller, pair: tuple[socket.socket, socket.socket]) -> None:
-    """Until it has been read, and not before there is something."""
-    here, there = pair
-    poller.register(here.fileno(), poller.READ)
+def test_readable_sockets_are_reported(poller: Poller, pair: tuple[socket.socket, socket.socket]) -> None:
+    """A socket is reported from the arrival of data until the data has been read."""
+    watched, peer = pair
+    poller.register(watched.fileno(), poller.READ)
     assert poller.poll(0.0) == []
-    there.send(b"x")
-    assert [(here.fileno(), poller.READ)] == poller.poll(PATIENCE) == poller.poll(None)
-    here.recv(1)
-    assert poller.poll(0.0) == []
-
-
-def test_what_is_watched_can_be_changed(poller: Poller, pair: tuple[socket.socket, socket.socket]) -> None:
-    """To writing, to both, and to nothing."""
-    here, there = pair
-    there.send(b"x")
-    poller.register(here.fileno(), poller.WRITE)
-    assert [(here.fileno(), poller.WRITE)] == poller.poll(PATIENCE)
-    poller.modify(here.fileno(), poller.READ | poller.WRITE)
-    assert [(here.fileno(), poller.READ | poller.WRITE)] == poller.poll(PATIENCE)
-    poller.unregister(here.fileno())
+    peer.send(b"x")
+    assert poller.poll(PATIENCE) == [(watched.fileno(), poller.READ)]
+    assert poller.poll(None) == [(watched.fileno(), poller.READ)]
+    watched.recv(1)
     assert poller.poll(0.0) == []
 
 
-def test_the_end_of_a_connection_is_a_reason_to_read(poller: Poller, pair: tuple[socket.socket, socket.socket]) -> None:
-    """Whatever the system calls it, it is not merely a reason to write."""
-    here, there = pair
-    poller.register(here.fileno(), poller.READ)
-    there.close()
+def test_the_watched_events_can_be_changed(poller: Poller, pair: tuple[socket.socket, socket.socket]) -> None:
+    """A socket can be watched for writing, for both events, and not at all."""
+    watched, peer = pair
+    peer.send(b"x")
+    poller.register(watched.fileno(), poller.WRITE)
+    assert poller.poll(PATIENCE) == [(watched.fileno(), poller.WRITE)]
+    poller.modify(watched.fileno(), poller.READ | poller.WRITE)
+    assert poller.poll(PATIENCE) == [(watched.fileno(), poller.READ | poller.WRITE)]
+    poller.unregister(watched.fileno())
+    assert poller.poll(0.0) == []
+
+
+def test_the_end_of_a_connection_is_not_only_writable(
+    poller: Poller, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    """When the peer closes, the reported events make the loop read, whichever the system reports."""
+    watched, peer = pair
+    poller.register(watched.fileno(), poller.READ)
+    peer.close()
     [(fd, events)] = poller.poll(PATIENCE)
-    assert here.fileno() == fd
+    assert fd == watched.fileno()
     assert events & ~poller.WRITE
 
 
-def test_the_quickest_poller_is_taken() -> None:
-    """On Linux it is epoll itself."""
-    with contextlib.closing(new_poller()) as made:
-        assert getattr(loop_module, "EpollPoller", Poller) is type(made)
+def test_new_poller_chooses_epoll_on_linux() -> None:
+    """Where epoll is missing, it chooses the generic poller."""
+    with contextlib.closing(new_poller()) as poller:
+        assert type(poller) is getattr(loop_module, "EpollPoller", Poller)
