@@ -88,7 +88,7 @@ def test_the_number_of_concurrent_handshakes_is_limited(pool: Pool) -> None:
 
 
 def test_a_hanging_key_callable_fails_its_handshake(pool: Pool) -> None:
-    """A hanging callable can't be interrupted, so its handshake fails at the timeout and frees its place in the pool."""
+    """A hanging callable can't be interrupted, so its handshake fails at the timeout and frees its place."""
     free = threading.Event()
 
     def hang() -> str:

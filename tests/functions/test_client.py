@@ -1,4 +1,4 @@
-"""`FunctionClient` as its users meet it: against the local server, and against servers that misbehave."""
+"""`FunctionClient` with the local server, and with servers that misbehave."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ WireTick = dict[str, str]
 
 
 def wire(moment: datetime, price: object = 1, exchange: str = "BINANCE", pair: str = "BTC:USDC") -> WireTick:
-    """A tick as the wire has it."""
+    """A tick in the form of the wire."""
     time = moment.time().isoformat("microseconds")
     return {
         "pair": pair,
@@ -60,7 +60,7 @@ def wire(moment: datetime, price: object = 1, exchange: str = "BINANCE", pair: s
 
 
 NOON = datetime(2022, 7, 2, 12, tzinfo=UTC)
-#: 2,500 ticks, two a second, over a midnight, of two exchanges by turns.
+#: 2,500 ticks, two a second, across midnight, from two exchanges alternately.
 TICKS = [
     wire(NOON + timedelta(hours=11, minutes=50, milliseconds=500 * n + n % 7), n, "BINANCE" if n % 2 else "FTX")
     for n in range(2_500)
@@ -69,7 +69,7 @@ TICKS = [
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[LocalServer]:
-    """A server that knows these ticks, and accepts the key `demo`."""
+    """A server with these ticks, which accepts the key `demo`."""
     with LocalServer(SimulatedMarket(rate=0.001, seed=1), keys={"demo"}) as running:
         running.import_ticks(TICKS)
         yield running
@@ -77,20 +77,21 @@ def server() -> Iterator[LocalServer]:
 
 @pytest.fixture
 def client(server: LocalServer) -> Iterator[FunctionClient]:
-    """A client of it."""
+    """A client of that server."""
     with FunctionClient("demo", server.url, timeout=PATIENCE, reconnect=QUICK) as one:
         yield one
 
 
 def prices(ticks: list[Tick]) -> list[int]:
+    """The ticks' prices."""
     return [int(tick["price"]) for tick in ticks]
 
 
-# What is answered.
+# Functions and their results.
 
 
-def test_authenticate(client: FunctionClient) -> None:
-    """The server takes the key."""
+def test_authenticate_accepts_a_valid_key(client: FunctionClient) -> None:
+    """authenticate() returns True if the server accepts the key."""
     assert client.authenticate() is True
 
 
@@ -106,13 +107,13 @@ def test_authenticate(client: FunctionClient) -> None:
     ids=["401", "403", "false", "empty", "1008"],
 )
 def test_a_refused_key_does_not_authenticate(script: Script) -> None:
-    """However the server says so, the answer is no."""
+    """authenticate() returns False for every form of refusal."""
     with Peer(script) as peer, FunctionClient("demo", peer.url, timeout=PATIENCE) as client:
         assert client.authenticate() is False
 
 
-def test_without_a_key_there_is_nothing_to_authenticate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """That is an error that says where a key is looked for."""
+def test_authenticate_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a key, the error says where the client looks for one."""
     monkeypatch.delenv("FINX_API_KEY", raising=False)
     with (
         FunctionClient(endpoint="ws://127.0.0.1:1/") as client,
@@ -121,16 +122,16 @@ def test_without_a_key_there_is_nothing_to_authenticate(monkeypatch: pytest.Monk
         client.authenticate()
 
 
-def test_a_snap_is_a_tick_like_any_other(client: FunctionClient) -> None:
-    """The wire's fields as they came, and ours, with `backfilled`."""
+def test_a_snap_is_a_tick(client: FunctionClient) -> None:
+    """A snap has the wire's fields unchanged and those that the client adds, with `backfilled` set."""
     tick = client.tick_snap("BTC:USDC", NOON + timedelta(hours=11, minutes=50, seconds=1))
     assert {name: tick[name] for name in TICKS[1]} == TICKS[1] | {"price": 1.0}  # type: ignore[literal-required]
     assert (tick["timestamp"], tick["backfilled"]) == (NOON + timedelta(hours=11, minutes=50, milliseconds=501), True)
     assert tick["received_ns"] > 0
 
 
-def test_a_snap_of_now(client: FunctionClient) -> None:
-    """Without a time it is the latest."""
+def test_a_snap_without_a_time_is_the_latest_tick(client: FunctionClient) -> None:
+    """tick_snap() also accepts a `Pair`."""
     assert client.tick_snap(Pair("BTC", "USDC"))["price"] == 2_499
 
 
@@ -146,13 +147,13 @@ def test_a_snap_of_now(client: FunctionClient) -> None:
         "2022-07-02T19:00:00-05:00",
     ],
 )
-def test_times_may_be_told_in_many_ways(client: FunctionClient, at: Any) -> None:
-    """They all mean the same moment; what has no offset is in UTC."""
+def test_times_can_be_given_in_many_forms(client: FunctionClient, at: Any) -> None:
+    """All of these mean the same moment, because a string without an offset is in UTC."""
     assert client.tick_snap("BTC:USDC", at)["price"] == 1_199
 
 
 @pytest.mark.parametrize(
-    ("at", "said"),
+    ("at", "message"),
     [
         (datetime(2022, 7, 3), "has no time zone"),
         ("tomorrow", "expected an aware datetime"),
@@ -161,24 +162,24 @@ def test_times_may_be_told_in_many_ways(client: FunctionClient, at: Any) -> None
         (datetime.max.replace(tzinfo=timezone(timedelta(hours=-1))), "to 9998"),
     ],
 )
-def test_times_that_are_none(client: FunctionClient, at: Any, said: str) -> None:
-    """A naive datetime is refused, since elsewhere it means local time."""
-    with pytest.raises(ConfigurationError, match=said):
+def test_invalid_times_are_refused(client: FunctionClient, at: Any, message: str) -> None:
+    """A naive datetime is refused too, because elsewhere it means local time."""
+    with pytest.raises(ConfigurationError, match=message):
         client.tick_snap("BTC:USDC", at)
 
 
 def test_history_is_complete_and_sorted(client: FunctionClient) -> None:
-    """Pages of 1,000, two days, and answers in no order give the tape."""
+    """Pages of 1,000 unordered ticks from two days give the whole tape in order."""
     found = client.tick_history("BTC:USDC", NOON, NOON + timedelta(days=1))
     times = [tick["timestamp"] for tick in found]
-    assert sorted(times) == times
+    assert times == sorted(times)
     assert Counter(prices(found)) == Counter(range(2_500))
     assert all(tick["backfilled"] for tick in found)
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_midnight(count: int) -> None:
-    """A tick at exactly midnight is in history; of several, one: nobody can ask how many there were."""
+def test_history_has_one_tick_at_midnight(count: int) -> None:
+    """If several equal ticks are at exactly midnight, history has one, because the wire doesn't reveal their number."""
     midnight = datetime(2022, 7, 3, tzinfo=UTC)
     with LocalServer(SimulatedMarket(rate=0.001), keys={"demo"}) as server:
         server.import_ticks([wire(NOON, 1), *[wire(midnight, 2)] * count, wire(midnight + timedelta(seconds=1), 3)])
@@ -188,25 +189,25 @@ def test_midnight(count: int) -> None:
 
 
 def test_history_is_half_open(client: FunctionClient) -> None:
-    """The start is in it, the end is not."""
+    """History includes the start and excludes the end."""
     first, last = NOON + timedelta(hours=11, minutes=50), NOON + timedelta(hours=11, minutes=50, milliseconds=1)
     assert prices(client.tick_history("BTC:USDC", first, last)) == [0]
 
 
-def test_history_up_to_now(client: FunctionClient) -> None:
-    """The end may be left out; the years between are leapt over."""
+def test_history_without_an_end_lasts_until_now(client: FunctionClient) -> None:
+    """Years without ticks are skipped."""
     assert len(client.tick_history("BTC:USDC", date(2015, 1, 1))) == 2_500
 
 
-def test_history_of_one_exchange(client: FunctionClient) -> None:
-    """The network-specific series."""
+def test_history_can_be_limited_to_an_exchange(client: FunctionClient) -> None:
+    """With `exchange`, only that exchange's ticks are returned, and none for an unknown one."""
     found = client.tick_history("BTC:USDC", "2022-07-02", "2022-07-04", exchange="FTX")
     assert set(prices(found)) == set(range(0, 2_500, 2))
     assert client.tick_history("BTC:USDC", "2022-07-02", "2022-07-04", exchange="NOWHERE") == []
 
 
-def test_a_server_that_ignores_the_exchange_gives_the_same() -> None:
-    """The client filters too, and pages by what the server sent."""
+def test_the_client_filters_exchanges_itself() -> None:
+    """If the server ignores the exchange, the client filters its pages and still reads all of them."""
 
     def history(request: dict[str, Any]) -> bytes:
         if request["functionName"] == "tickSnap":
@@ -222,10 +223,10 @@ def test_a_server_that_ignores_the_exchange_gives_the_same() -> None:
 
 
 def test_history_is_lazy(client: FunctionClient, server: LocalServer) -> None:
-    """A page is fetched when the last one is used up; a generator that is dropped leaves the client usable."""
+    """A page is fetched only when the one before is used up, and the client stays usable if the iterator is dropped."""
     before = server.stats.calls
     ticks = client.iter_tick_history("BTC:USDC", NOON, NOON + timedelta(days=1))
-    assert before == server.stats.calls
+    assert server.stats.calls == before
     next(ticks)
     assert server.stats.calls == before + 1
     del ticks
@@ -245,13 +246,13 @@ def test_history_is_lazy(client: FunctionClient, server: LocalServer) -> None:
     ],
 )
 def test_history_refuses_bad_arguments_at_once(client: FunctionClient, arguments: tuple[Any, ...]) -> None:
-    """Before anything is asked, also where the result is lazy."""
+    """iter_tick_history() checks its arguments when it is called, not at the first tick."""
     with pytest.raises(ConfigurationError):
         client.iter_tick_history(*arguments)
 
 
-def test_real_trades(shared_data: Path) -> None:
-    """Recorded trades, equal ones included, come back as they are: text, number and multiplicity."""
+def test_real_trades_are_returned_unchanged(shared_data: Path) -> None:
+    """Recorded trades come back with the same text, and equal ones as often as they were recorded."""
     lines = [json.loads(line) for line in (shared_data / "tape-small.jsonl").read_text().splitlines()]
     recorded = [line.get("resultData", line) for line in lines]
     fields = ("pair", "date", "time", "exchange", "price")
@@ -261,37 +262,38 @@ def test_real_trades(shared_data: Path) -> None:
             found = []
             for pair in sorted({tick["pair"] for tick in recorded}):
                 found += client.tick_history(pair, "2021-01-01", "2025-01-01")
-    assert Counter(tuple(t[f] for f in fields) for t in recorded) == Counter(tuple(t[f] for f in fields) for t in found)  # type: ignore[literal-required]
+    expected = Counter(tuple(tick[field] for field in fields) for tick in recorded)
+    assert Counter(tuple(tick[field] for field in fields) for tick in found) == expected  # type: ignore[literal-required]
 
 
-def test_reference_data(client: FunctionClient) -> None:
-    """An object of facts."""
+def test_reference_data_describes_a_security(client: FunctionClient) -> None:
+    """reference_data() returns the server's object."""
     assert client.reference_data("BTC")["securityId"] == "BTC"
 
 
-def test_greeks_history_is_not_there_yet(client: FunctionClient) -> None:
-    """It says so, whatever is asked."""
+def test_greeks_history_is_not_available(client: FunctionClient) -> None:
+    """The error announces it for a future release."""
     with pytest.raises(NotAvailable, match="future release"):
         client.greeks_history("BTCN2202207", start="2022-07-02")
 
 
 def test_any_function_can_be_called(client: FunctionClient) -> None:
-    """By the wire's own names."""
+    """call() uses the names of the wire."""
     assert client.call("keepAlive") == {"keepAlive": True}
     assert "19" in client.call("tickSnap", pair="BTC:USDC", date="2022-07-03", time="00:00")["price"]
 
 
 @pytest.mark.parametrize("arguments", [{"APIKey": KEY}, {"functionName": "x"}, {"when": NOON}, {"x": float("nan")}])
-def test_calls_refuse_what_is_theirs(client: FunctionClient, arguments: dict[str, Any]) -> None:
-    """The key and the name are added by the client; what is no JSON can't be sent."""
+def test_call_refuses_reserved_and_unsendable_arguments(client: FunctionClient, arguments: dict[str, Any]) -> None:
+    """The client adds the key and the function's name itself, and only JSON values can be sent."""
     with pytest.raises(ConfigurationError) as caught:
         client.call("echo", **arguments)
     assert KEY not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["", None, 5])
-def test_a_function_has_a_name(client: FunctionClient, name: Any) -> None:
-    """Nothing else can be called, nor can a security without a name be asked for."""
+def test_names_must_be_nonempty_strings(client: FunctionClient, name: Any) -> None:
+    """Functions and securities have names."""
     with pytest.raises(ConfigurationError, match="function_name"):
         client.call(name)
     with pytest.raises(ConfigurationError, match="security_id"):
@@ -299,7 +301,7 @@ def test_a_function_has_a_name(client: FunctionClient, name: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "said"),
+    ("call", "message"),
     [
         (lambda client: client.tick_snap("BTC:USDC", "1999-01-01"), "no tick at or before"),
         (lambda client: client.tick_snap("XRP:USDC"), "XRP:USDC"),
@@ -307,24 +309,24 @@ def test_a_function_has_a_name(client: FunctionClient, name: Any) -> None:
         (lambda client: client.call("makeCoffee"), "makeCoffee"),
     ],
 )
-def test_errors_name_the_call(client: FunctionClient, call: Callable[[FunctionClient], Any], said: str) -> None:
-    """The function, its arguments, and what the server says."""
-    with pytest.raises(FunctionError, match=said) as caught:
+def test_errors_name_the_call(client: FunctionClient, call: Callable[[FunctionClient], Any], message: str) -> None:
+    """An error has the function's name and the server's message, but not the key."""
+    with pytest.raises(FunctionError, match=message) as caught:
         call(client)
     assert caught.value.function in str(caught.value)
     assert "demo" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("parse", "expected"), [(Decimal, Decimal("2499")), (str, "2499"), (float, 2499.0)])
-def test_prices_are_parsed_as_wanted(server: LocalServer, parse: Callable[[str], Any], expected: Any) -> None:
-    """As those of live ticks are."""
+def test_parse_price_parses_prices(server: LocalServer, parse: Callable[[str], Any], expected: Any) -> None:
+    """Prices in history have the type that `parse_price` returns."""
     with FunctionClient("demo", server.url, parse_price=parse) as client:
         price = client.tick_snap("BTC:USDC")["price"]
-    assert (type(expected), expected) == (type(price), price)
+    assert (type(price), price) == (type(expected), expected)
 
 
-def test_a_price_that_can_not_be_parsed(server: LocalServer) -> None:
-    """The user's own exception is the cause. A key that ends as a field is named takes nothing from the tick."""
+def test_an_error_in_parse_price_is_a_decode_error(server: LocalServer) -> None:
+    """The callable's exception is the cause, also while a key ends with the name of a field ("time")."""
     KeySource.from_argument("any-time")
 
     def broken(text: str) -> float:
@@ -348,8 +350,8 @@ def test_a_price_that_can_not_be_parsed(server: LocalServer) -> None:
         {"results": [TICKS[0]]},
     ],
 )
-def test_history_that_is_none(sent: dict[str, Any]) -> None:
-    """An answer with anything in it that is no tick of that pair is an error, and not a shorter history."""
+def test_history_with_an_invalid_tick_is_an_error(sent: dict[str, Any]) -> None:
+    """If an answer contains anything but ticks of the pair, the call raises an error instead of returning the rest."""
     with (
         Peer(answer(lambda request: frame(json.dumps(sent)))) as peer,
         FunctionClient("demo", peer.url) as client,
@@ -358,25 +360,25 @@ def test_history_that_is_none(sent: dict[str, Any]) -> None:
         client.tick_history("BTC:USDC", "2022-07-02", "2022-07-03")
 
 
-# Faults on the way.
+# Faults.
 
 
-def test_a_server_that_fails_functions(server: LocalServer, client: FunctionClient) -> None:
-    """Its error is an error, once; then all is well."""
+def test_a_failed_function_raises_once(server: LocalServer, client: FunctionClient) -> None:
+    """An error from the server is raised and doesn't affect the next call."""
     server.fail_functions(1, "out of order")
     with pytest.raises(FunctionError, match="out of order"):
         client.authenticate()
     assert client.authenticate()
 
 
-def test_a_server_that_drops_calls(server: LocalServer, client: FunctionClient) -> None:
-    """They are made again, and history has no hole."""
+def test_dropped_calls_leave_no_hole_in_history(server: LocalServer, client: FunctionClient) -> None:
+    """Calls that the server drops are retried."""
     server.drop_functions(3)
     assert len(client.tick_history("BTC:USDC", NOON, NOON + timedelta(days=1))) == 2_500
 
 
-def test_a_server_that_stalls(server: LocalServer) -> None:
-    """The call times out; what is answered late is not taken for the next call's answer."""
+def test_a_stalled_call_times_out(server: LocalServer) -> None:
+    """Its late answer isn't taken for the next call's."""
     with FunctionClient("demo", server.url, timeout=0.3, connections=1) as client:
         server.stall_functions(1)
         with pytest.raises(CallTimeout):
@@ -386,8 +388,8 @@ def test_a_server_that_stalls(server: LocalServer) -> None:
         assert client.reference_data("BTC")["securityId"] == "BTC"
 
 
-def test_history_over_a_restart(server: LocalServer) -> None:
-    """The server goes and comes back while history is read: the reader does not notice."""
+def test_history_survives_a_lost_connection() -> None:
+    """If the connection is reset while history is read, the iterator continues without a hole."""
     with LocalServer(SimulatedMarket(rate=0.001), keys={"demo"}) as local:
         local.import_ticks(TICKS)
         with FunctionClient("demo", local.url, timeout=PATIENCE, reconnect=QUICK) as client:
@@ -398,8 +400,8 @@ def test_history_over_a_restart(server: LocalServer) -> None:
     assert Counter(prices(found)) == Counter(range(2_500))
 
 
-def test_many_threads_read_history(client: FunctionClient) -> None:
-    """Each gets its own exchange's, whole."""
+def test_threads_can_read_history_together(client: FunctionClient) -> None:
+    """Each thread gets the complete history of its exchange."""
     found: dict[int, set[int]] = {}
 
     def read(number: int) -> None:
@@ -411,25 +413,25 @@ def test_many_threads_read_history(client: FunctionClient) -> None:
         thread.start()
     for thread in threads:
         thread.join(PATIENCE)
-    assert {number: set(range(1 - number % 2, 2_500, 2)) for number in range(8)} == found
+    assert found == {number: set(range(1 - number % 2, 2_500, 2)) for number in range(8)}
 
 
-def test_beside_a_listener() -> None:
-    """What a listener received live is in history."""
+def test_history_equals_the_live_ticks() -> None:
+    """Ticks that a listener received live are in history."""
     tape = [wire(NOON + timedelta(seconds=n), n) for n in range(300)]
     with LocalServer(Tape(tape, speed=None), keys={"demo"}) as server:
         live: list[Tick] = []
-        # Started by the loop, which misses nothing then.
+        # The loop starts the listener, so it misses no tick.
         for tick in StreamListener("BTC:USDC", api_key="demo", endpoint=server.url):
             live.append(tick)
             if len(live) == 300:
                 break
         with FunctionClient("demo", server.url) as client:
-            assert prices(live) == prices(client.tick_history("BTC:USDC", NOON, NOON + timedelta(hours=1)))
+            assert prices(client.tick_history("BTC:USDC", NOON, NOON + timedelta(hours=1))) == prices(live)
 
 
-def test_over_tls() -> None:
-    """With a context of the user's own; without it the certificate is refused."""
+def test_calls_work_over_tls() -> None:
+    """A private certificate authority works through `ssl_context`, and is refused without it."""
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
@@ -442,8 +444,8 @@ def test_over_tls() -> None:
 
     with Peer(answer(sized), context=context) as peer:
         with FunctionClient("demo", peer.url, ssl_context=trusting, timeout=PATIENCE) as client:
-            # Around what is read in one go, where TLS may have read more than it has given out.
-            assert sizes == [len(client.call("sized", size=size)["text"]) for size in sizes]
+            # Sizes around one read's, after which TLS may still hold decrypted bytes.
+            assert [len(client.call("sized", size=size)["text"]) for size in sizes] == sizes
             assert peer.accepted == 1
         with FunctionClient("demo", peer.url) as client, pytest.raises(ConnectionFailed, match="certificate"):
             client.authenticate()
@@ -453,7 +455,7 @@ def test_over_tls() -> None:
 
 
 def test_progress_is_shown(client: FunctionClient, capfd: pytest.CaptureFixture[str]) -> None:
-    """On stderr, by the time that is covered; the ticks are the same."""
+    """The progress bar goes to stderr and doesn't change the result."""
     found = client.tick_history("BTC:USDC", NOON, NOON + timedelta(days=1), progress=True)
     out, err = capfd.readouterr()
     assert len(found) == 2_500
@@ -462,8 +464,8 @@ def test_progress_is_shown(client: FunctionClient, capfd: pytest.CaptureFixture[
     assert "100%" in err
 
 
-def test_progress_without_tqdm(client: FunctionClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It says at once what to install."""
+def test_progress_without_tqdm_is_an_error(client: FunctionClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is raised at once and says what to install."""
     monkeypatch.setitem(sys.modules, "tqdm", None)
     with pytest.raises(ConfigurationError, match=r'pip install "finx-streamer\[progress\]"'):
         client.iter_tick_history("BTC:USDC", NOON, progress=True)
@@ -494,7 +496,7 @@ def test_progress_without_tqdm(client: FunctionClient, monkeypatch: pytest.Monke
     ],
 )
 def test_wrong_arguments_are_refused(wrong: dict[str, Any]) -> None:
-    """At once, by name, and without the key in any frame of this package."""
+    """The error names the argument, and no frame of the package holds the key."""
     with pytest.raises(ConfigurationError, match="endpoint" if wrong.get("endpoint") else next(iter(wrong))) as caught:
         FunctionClient(**({"api_key": "s3cr3t-of-mine"} | wrong))
     shown = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
@@ -502,18 +504,18 @@ def test_wrong_arguments_are_refused(wrong: dict[str, Any]) -> None:
     assert "s3cr3t-of-mine" not in str([frame.locals for frame in ours])
 
 
-def test_the_signature() -> None:
-    """It is what the documentation promises."""
+def test_the_signature_is_stable() -> None:
+    """The parameters have the documented names and order."""
     names = list(inspect.signature(FunctionClient).parameters)
     assert names[:6] == ["api_key", "endpoint", "timeout", "connections", "parse_price", "reconnect"]
     assert names[6:] == ["connect_timeout", "ssl_context", "proxy", "allow_insecure", "name"]
 
 
-def test_a_client_that_was_never_used_costs_nothing() -> None:
-    """No thread, no connection, no question for the key."""
+def test_an_unused_client_starts_nothing() -> None:
+    """Before the first call, there is no thread and no connection, and the key callable isn't called."""
     before = threading.active_count()
     with FunctionClient(lambda: 1 // 0, "wss://nowhere.invalid/") as client:  # type: ignore[arg-type, return-value]
-        assert before == threading.active_count()
+        assert threading.active_count() == before
         assert re.fullmatch(
             r"<FunctionClient finx-streamer-functions-\d+ 0 connected at wss://nowhere.invalid/>", repr(client)
         )
@@ -523,7 +525,7 @@ def test_a_client_that_was_never_used_costs_nothing() -> None:
 
 
 def quoting(request: dict[str, Any]) -> bytes:
-    """A server that quotes the key in whatever it says, in the way that the call asks for."""
+    """A server that quotes the key in every answer. The function's name chooses the form."""
     texts = {
         "error": json.dumps({"error": f"bad key {KEY} of {request}"}),
         "nonsense": f"nonsense {KEY}",
@@ -545,8 +547,8 @@ def quoting(request: dict[str, Any]) -> bytes:
 @pytest.mark.parametrize(
     "function", ["error", "nonsense", "list", "fine", "close", "binary", "silence", "tickHistory", "tickSnap"]
 )
-def test_the_key_is_nowhere_to_be_found(function: str, callable_key: bool, capfd: pytest.CaptureFixture[str]) -> None:
-    """Not in errors, their causes, the locals of their frames, answers, logs, nor the library's trace."""
+def test_the_key_does_not_leak(function: str, callable_key: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    """It isn't in errors, their causes, the locals of their frames, answers, logs or websocket-client's trace."""
     log = io.StringIO()
     handler = logging.StreamHandler(log)
     root, library = logging.getLogger(), logging.getLogger("websocket")
@@ -557,10 +559,10 @@ def test_the_key_is_nowhere_to_be_found(function: str, callable_key: bool, capfd
     texts: list[str] = []
     try:
         with Peer(answer(quoting)) as peer:
-            # Not in a local variable: those of the frames that an exception passes are looked through as well.
-            made = FunctionClient(give_key if callable_key else KEY, peer.url, timeout=0.5, reconnect=None)
+            # No local variable holds the key, because the test also searches the locals of this frame.
+            client = FunctionClient(give_key if callable_key else KEY, peer.url, timeout=0.5, reconnect=None)
             try:
-                texts.append(str(ask(made, function)))
+                texts.append(str(ask(client, function)))
             except FinxStreamerError as error:
                 found: BaseException | None = error
                 while found is not None:
@@ -569,8 +571,8 @@ def test_the_key_is_nowhere_to_be_found(function: str, callable_key: bool, capfd
                     found = found.__cause__ or found.__context__
             else:
                 assert function == "fine"
-            texts += [repr(made), str([thread.name for thread in threading.enumerate()])]
-            made.close()
+            texts += [repr(client), str([thread.name for thread in threading.enumerate()])]
+            client.close()
     finally:
         websocket.enableTrace(False)
         for added in library.handlers[:]:
@@ -584,7 +586,7 @@ def test_the_key_is_nowhere_to_be_found(function: str, callable_key: bool, capfd
 
 
 def ask(client: FunctionClient, function: str) -> Any:
-    """Call it."""
+    """Call a function, by its method if it has one."""
     if function == "tickHistory":
         return client.tick_history("BTC:USDC", "2022-07-02")
     return client.tick_snap("BTC:USDC") if function == "tickSnap" else client.call(function)
