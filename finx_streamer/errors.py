@@ -208,16 +208,16 @@ class SlowConsumer(FinxStreamerError):
 
 @attrs.define(slots=False, eq=False, repr=False, str=False)
 class StaleStream(FinxStreamerError):
-    """The stream is silent, although the connection works.
+    """No tick for `stale_after` seconds, although the connection works. (Without ticks: no notice.)
 
     Attributes:
-        seconds (float): Seconds since the last message.
+        seconds (float): Seconds since the last tick.
     """
 
     seconds: float
 
     def _text(self) -> str:
-        return f"no message for {self.seconds:g} s"
+        return f"no tick for {self.seconds:g} s"
 
 
 @attrs.define(slots=False, eq=False, repr=False, str=False)
@@ -259,7 +259,10 @@ class CallTimeout(FunctionError):
 
 @attrs.define(slots=False, eq=False, repr=False, str=False)
 class IncompleteHistory(FunctionError):
-    """More ticks share one millisecond than an answer holds, so the rest of them can't be requested."""
+    """A part of history can't be requested.
+
+    Either more ticks share one millisecond than an answer holds, or too many days in a row have no tick.
+    """
 
 
 @attrs.define(slots=False, eq=False, repr=False, str=False)

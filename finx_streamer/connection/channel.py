@@ -9,7 +9,7 @@ from ..config.api_key import ApiKey
 from ..errors import AuthenticationError, ConnectionFailed
 from .attempt import Attempt, ConnectionConfig
 from .failures import translate
-from .handshakes import Handshake, Handshakes
+from .handshake_pool import Handshake, HandshakePool
 from .loop import NEVER, EventLoop
 from .websocket import Connection
 
@@ -30,7 +30,7 @@ class WebSocketChannel(ABC):
         "websocket",
     )
 
-    def __init__(self, loop: EventLoop, handshakes: Handshakes, config: ConnectionConfig) -> None:
+    def __init__(self, loop: EventLoop, handshakes: HandshakePool, config: ConnectionConfig) -> None:
         self.loop = loop
         self.config = config
         #: The attempt under way, and the open connection: at most one of them.

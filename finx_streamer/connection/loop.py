@@ -76,7 +76,7 @@ def new_poller() -> Poller:
     return EpollPoller() if sys.platform == "linux" else Poller()
 
 
-class Channel(Protocol):
+class SocketOwner(Protocol):
     """Something that owns a socket on the loop."""
 
     def on_readable(self) -> None: ...
@@ -121,7 +121,7 @@ class EventLoop:
         self.read_again = False
         self.poller = new_poller()
         self._on_stop, self._on_end, self._on_turn = on_stop, on_end, on_turn
-        self._channels: dict[int, Channel] = {}
+        self._owners: dict[int, SocketOwner] = {}
         self._deadlines: list[tuple[float, int, Timed]] = []
         self._order = itertools.count()
         self._sweep_at = _OUTDATED_ENTRIES
@@ -196,16 +196,16 @@ class EventLoop:
         """End after the current turn."""
         self._stopping = True
 
-    def watch(self, fd: int, channel: Channel, events: int, before: int) -> None:
+    def watch(self, fd: int, owner: SocketOwner, events: int, before: int) -> None:
         """Watch a descriptor for `events`, where it was watched for `before`; 0 is not at all."""
         if not events:
             self.poller.unregister(fd)
-            del self._channels[fd]
+            del self._owners[fd]
         elif before:
             self.poller.modify(fd, events)
         else:
             self.poller.register(fd, events)
-            self._channels[fd] = channel
+            self._owners[fd] = owner
 
     def schedule(self, timed: Timed) -> None:
         """Note a deadline that may be earlier than before. A later one needs no call: waking early is harmless."""
@@ -258,15 +258,15 @@ class EventLoop:
         # Read before checking deadlines: after a pause of the process, the answer to a ping may be waiting there.
         poller, woken = self.poller, False
         for fd, events in poller.poll(timeout):
-            channel = self._channels.get(fd)
-            if channel is None:
-                # The inbox, or a channel that an earlier event of this turn has closed.
+            owner = self._owners.get(fd)
+            if owner is None:
+                # The inbox, or a socket that an earlier event of this turn has closed.
                 woken = woken or fd == self._woken_fd
                 continue
             if events & ~poller.READ:
-                channel.on_writable()
+                owner.on_writable()
             if events & ~poller.WRITE:
-                channel.on_readable()
+                owner.on_readable()
         if woken:
             # After reading: a command may depend on what the sockets have to say.
             self._run_inbox()

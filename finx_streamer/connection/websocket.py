@@ -44,7 +44,7 @@ MAX_HEADER = 65_536
 #: In bytes. A peer that makes us answer, but doesn't read the answers, is given up.
 MAX_UNSENT = 1024 * 1024
 #: The payload of the ping that `send_probe` sends.
-_PROBE = b"seam"
+_PROBE = b"probe"
 
 _muted = threading.local()
 

@@ -22,7 +22,7 @@ from ..config.reconnect import ReconnectPolicy, is_fatal, retry_delay
 from ..config.redaction import redact
 from ..connection.attempt import ConnectionConfig
 from ..connection.channel import WebSocketChannel
-from ..connection.handshakes import Handshakes
+from ..connection.handshake_pool import HandshakePool
 from ..connection.loop import NEVER, EventLoop
 from ..connection.websocket import Connection
 from ..errors import AuthenticationError, CallTimeout, ConnectionFailed, FinxStreamerError, FunctionError
@@ -278,7 +278,7 @@ class CallScheduler:
         self.settings = settings
         self.connections: list[PooledConnection] = []
         self.loop = EventLoop(f"{settings.name}-calls", self._close, self._ended)
-        self.handshakes = Handshakes(self.loop, settings.name)
+        self.handshakes = HandshakePool(self.loop, settings.name)
         self._calls: set[Call] = set()
         #: Those that wait for a connection.
         self._queue: deque[Call] = deque()

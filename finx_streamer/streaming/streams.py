@@ -14,7 +14,7 @@ from collections.abc import Callable
 from ..connection.attempt import ConnectionConfig
 from ..connection.channel import WebSocketChannel
 from ..connection.failures import translate
-from ..connection.handshakes import Handshakes
+from ..connection.handshake_pool import HandshakePool
 from ..connection.loop import NEVER, EventLoop
 from ..connection.websocket import READ_SIZE, Connection
 from ..errors import ConnectionFailed, DecodeError, StaleStream
@@ -36,7 +36,9 @@ _RETRIES_PER_SECOND = 100
 
 
 class Streams:
-    """`start`, `add`, `remove`, `resume_reading`, `stop` and `join` are for any thread; the rest is for the loop's own.
+    """Opens, pauses, resumes and closes the streams of one run.
+
+    `start`, `add`, `remove`, `resume_reading`, `stop` and `join` are for any thread; the rest is for the loop's own.
 
     Args:
         delivery: Where ticks and events go.
@@ -58,7 +60,7 @@ class Streams:
     ) -> None:
         self.delivery = delivery
         self.loop = EventLoop(f"{name}-network", self._close, self._end, delivery.flush)
-        self.handshakes = Handshakes(self.loop, name)
+        self.handshakes = HandshakePool(self.loop, name)
         #: Connections that aren't read, because there is no room.
         self.paused: list[StreamConnection] = []
         self._exchanges = exchanges
@@ -359,7 +361,7 @@ class StreamConnection(WebSocketChannel):
 
 
 class Stream:
-    """What belongs to one symbol, on a connection that may carry others. Lives on the loop's thread.
+    """Decodes the messages of one symbol and passes them to its resequencer. Lives on the loop's thread.
 
     Args:
         symbol: The pair or option, as in its `str`.

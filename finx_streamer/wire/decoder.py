@@ -37,7 +37,7 @@ _PRICE = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
 #: The longest field of a tick, in characters: a queue holds many thousands of ticks.
 MAX_FIELD = 4_096
 #: The longest message of a stream, in bytes, and the longest one that isn't a tick. A tick has fewer than 200.
-MAX_MESSAGE, MAX_NOTICE = 1_048_576, 65_536
+MAX_TICK_MESSAGE, MAX_NOTICE = 1_048_576, 65_536
 #: How deep a message may be nested. Without this limit, each JSON parser would have its own.
 MAX_DEPTH = 100
 
@@ -134,7 +134,7 @@ class Decoder:
         if isinstance(payload, Binary):
             kept = _redacted(payload.payload[:MAX_NOTICE])[:PAYLOAD_LIMIT]
             return DecodeError("a binary message; expected text", kept, symbol=self.symbol)
-        if self.bounded and len(payload) > MAX_MESSAGE:
+        if self.bounded and len(payload) > MAX_TICK_MESSAGE:
             return self._too_long(payload)
         message = self._decode(payload, received_ns)
         if type(message) is dict or (not self.redact_notices and isinstance(message, Notice)):
@@ -187,7 +187,9 @@ class Decoder:
         return error
 
     def _too_long(self, payload: bytes) -> DecodeError:
-        reason = f"a message of {len(payload):,} bytes; expected at most {MAX_NOTICE:,}, or {MAX_MESSAGE:,} for a tick"
+        reason = (
+            f"a message of {len(payload):,} bytes; expected at most {MAX_NOTICE:,}, or {MAX_TICK_MESSAGE:,} for a tick"
+        )
         # Redacting takes time, and the error keeps only the beginning.
         return self._error(reason, _redacted(payload[:MAX_NOTICE]))
 

@@ -119,7 +119,7 @@ class Server:
         for peer in list(self._peers):
             self._forget(peer)
 
-    # Handshakes.
+    # HandshakePool.
 
     def _accept(self) -> None:
         with contextlib.suppress(BlockingIOError):

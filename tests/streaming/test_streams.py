@@ -27,7 +27,7 @@ from finx_streamer import (
     State,
     StreamNotFound,
 )
-from finx_streamer.connection.handshakes import MAX_CONCURRENT
+from finx_streamer.connection.handshake_pool import MAX_CONCURRENT
 from finx_streamer.server import LocalServer, Tape
 from tests.support import market
 from tests.support.peers import (

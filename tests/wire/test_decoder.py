@@ -20,7 +20,7 @@ from finx_streamer.errors import PAYLOAD_LIMIT, DecodeError, ServerError
 from finx_streamer.values import Notice, Tick
 from finx_streamer.wire import decoder as decoder_module
 from finx_streamer.wire import json_codec
-from finx_streamer.wire.decoder import MAX_DEPTH, MAX_FIELD, MAX_MESSAGE, MAX_NOTICE, Decoder
+from finx_streamer.wire.decoder import MAX_DEPTH, MAX_FIELD, MAX_NOTICE, MAX_TICK_MESSAGE, Decoder
 from finx_streamer.wire.frames import Binary
 from finx_streamer.wire.json_codec import loads_stdlib
 from tests.support.effort import examples
@@ -451,7 +451,7 @@ def test_the_length_of_a_field_is_limited(tick_format: str, field: str) -> None:
         assert not any(decode_fast([payload.encode()], reader) for reader in TICK_FORMATS.values())
 
 
-@pytest.mark.parametrize("size", [MAX_NOTICE, MAX_NOTICE + 1, MAX_MESSAGE, MAX_MESSAGE + 1])
+@pytest.mark.parametrize("size", [MAX_NOTICE, MAX_NOTICE + 1, MAX_TICK_MESSAGE, MAX_TICK_MESSAGE + 1])
 def test_the_length_of_a_message_is_limited(size: int) -> None:
     """Ticks may be longer than other messages. With `bounded=False` there is no limit."""
     note = f'{{"note":"{"x" * (size - 11)}"}}'.encode()
@@ -462,7 +462,7 @@ def test_the_length_of_a_message_is_limited(size: int) -> None:
         assert isinstance(decode(note), Notice)
     else:
         assert f"a message of {size:,} bytes" in decode_error(note).reason
-    if size <= MAX_MESSAGE:
+    if size <= MAX_TICK_MESSAGE:
         assert decode_tick(tick)["exchange"] == TICK["exchange"]
     else:
         assert f"a message of {size:,} bytes" in decode_error(tick).reason
@@ -564,7 +564,7 @@ def masked_key(monkeypatch: pytest.MonkeyPatch) -> None:
         json.dumps({"error": f"bad key {KEY}"}).encode(),
         json.dumps({"request": {KEY: [KEY]}}).encode(),
         json.dumps({"request": KEY, "padding": "x" * MAX_NOTICE}).encode(),
-        json.dumps({"request": KEY, "padding": "x" * MAX_MESSAGE}).encode(),
+        json.dumps({"request": KEY, "padding": "x" * MAX_TICK_MESSAGE}).encode(),
         KEY.encode() + b"\xff",
         Binary(KEY.encode() + b"\xff"),
     ],

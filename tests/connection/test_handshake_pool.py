@@ -12,7 +12,7 @@ import pytest
 from finx_streamer.config.api_key import KeySource
 from finx_streamer.config.endpoint import Endpoint
 from finx_streamer.connection.attempt import Attempt, ConnectionConfig
-from finx_streamer.connection.handshakes import MAX_CONCURRENT, Handshake, Handshakes
+from finx_streamer.connection.handshake_pool import MAX_CONCURRENT, Handshake, HandshakePool
 from finx_streamer.connection.loop import EventLoop
 from finx_streamer.connection.websocket import Connection
 from finx_streamer.errors import ConnectionFailed
@@ -37,7 +37,7 @@ class Pool:
     def __init__(self) -> None:
         self.requester = Requester()
         self.loop = EventLoop("pool-of-a-test", lambda: self.handshakes.close(), lambda crash: None)
-        self.handshakes = Handshakes(self.loop, "pool-of-a-test")
+        self.handshakes = HandshakePool(self.loop, "pool-of-a-test")
         self.loop.start()
 
     def request(self, url: str, key: Callable[[], str] | str = "demo", timeout: float = PATIENCE) -> Handshake:

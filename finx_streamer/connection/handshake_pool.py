@@ -20,7 +20,7 @@ from .websocket import Connection
 MAX_CONCURRENT = 8
 #: Cancelled attempts may hang in name resolution, which can't be interrupted. Others start in their place, up to this.
 MAX_WORKERS = 4 * MAX_CONCURRENT
-#: Seconds; see its use.
+#: A handshake ends itself in time, with the reason. Only this many seconds later it counts as stuck.
 _GRACE = 0.25
 #: Seconds that the end of the loop waits for cancelled workers, in total.
 _JOIN_TIMEOUT = 0.2
@@ -43,7 +43,7 @@ class Handshake:
     attempt: Attempt
     requester: Requester
     #: Set when its turn has come.
-    pool: Handshakes | None = None
+    pool: HandshakePool | None = None
     cancelled: bool = False
     #: For the loop: see `Timed`.
     deadline: float = NEVER
@@ -51,10 +51,10 @@ class Handshake:
 
     def wake(self, now: float) -> None:
         if self.pool is not None and now >= self.deadline:
-            self.pool.give_up(self)
+            self.pool.time_out(self)
 
 
-class Handshakes:
+class HandshakePool:
     """Runs handshakes for everything on one loop. All methods are for the loop's thread."""
 
     def __init__(self, loop: EventLoop, name: str) -> None:
@@ -71,7 +71,7 @@ class Handshakes:
         self._start_queued()
 
     def cancel(self, handshake: Handshake) -> None:
-        """Give up a handshake. Its connection is closed if it still opens."""
+        """Cancel a handshake, without an outcome. If its connection still opens, it is closed."""
         handshake.cancelled = True
         if handshake.pool is None:
             self._queue.remove(handshake)
@@ -80,8 +80,8 @@ class Handshakes:
         self._release(handshake)
         self._start_queued()
 
-    def give_up(self, handshake: Handshake) -> None:
-        """A handshake is stuck where it can't be interrupted."""
+    def time_out(self, handshake: Handshake) -> None:
+        """Fail a handshake that is stuck where it can't be interrupted."""
         seconds = handshake.config.connect_timeout
         self.cancel(handshake)
         stuck = f"no connection within {seconds:g} s: name resolution or the api_key callable hangs"
@@ -103,7 +103,6 @@ class Handshakes:
             if len(self._workers) >= MAX_WORKERS:
                 self._fail_later(handshake, _STUCK)
                 continue
-            # A handshake ends itself in time, with the reason. It counts as stuck only a moment later.
             handshake.deadline = time.monotonic() + handshake.config.connect_timeout + _GRACE
             self._loop.schedule(handshake)
             name = f"{self._name}-handshake-{next(self._numbers)}"
