@@ -31,7 +31,7 @@ _CLOSE_TIMEOUT = 1.0
 
 @attrs.define(eq=False)
 class Job:
-    """One fetch. The network thread calls `on_page` for each page and `on_end` once, with the reason if it failed."""
+    """One fetch. On the network thread, `on_page` gets each page, and `on_end` the reason if it failed, or None."""
 
     pair: str
     start: datetime
@@ -41,24 +41,36 @@ class Job:
     cancelled: bool = False
     #: The source, while pages are fetched from it.
     history: History | None = None
-    _room: threading.Semaphore = attrs.field(factory=lambda: threading.Semaphore(_PAGES_AHEAD))
+    #: How many more pages may be handed over.
+    room: threading.Semaphore = attrs.field(factory=lambda: threading.Semaphore(_PAGES_AHEAD))
+    #: How many pages were handed over and not acknowledged. Only for the network thread.
+    _unacknowledged: int = 0
 
     def cancel(self) -> None:
-        """Stop fetching. A call in progress is interrupted, and `on_end` is not called."""
+        """Stop fetching. A call in progress is interrupted, and neither callback is called from now on."""
         self.cancelled = True
-        self._room.release()
+        self.room.release()
         history = self.history
         if history is not None:
             # Not close(): a handshake that hangs in name resolution must not block the network thread.
             history.interrupt()
 
-    def taken(self) -> None:
-        """Acknowledge a page, so that another one may be fetched."""
-        self._room.release()
+    def hand_over(self, page: list[Tick]) -> None:
+        """Pass a page on, unless the job was cancelled meanwhile."""
+        if not self.cancelled:
+            self._unacknowledged += 1
+            self.on_page(page)
 
-    def wait_for_room(self) -> None:
-        """Wait until one more page may be handed over."""
-        self._room.acquire()
+    def acknowledge(self) -> None:
+        """Let the job fetch as many pages as it has handed over."""
+        if self._unacknowledged:
+            self.room.release(self._unacknowledged)
+            self._unacknowledged = 0
+
+    def finish(self, reason: str | None) -> None:
+        """Report the end, unless the job was cancelled meanwhile."""
+        if not self.cancelled:
+            self.on_end(reason)
 
 
 class Backfiller:
@@ -82,10 +94,8 @@ class Backfiller:
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._waiting: deque[Job] = deque()
-        #: Each worker's job. A worker without one is new, or closes its history.
+        #: Each worker's job. A worker without one closes its history, and takes no further job.
         self._jobs: dict[threading.Thread, Job | None] = {}
-        #: How many workers take further jobs.
-        self._active = 0
         self._closed = False
 
     def fetch(self, job: Job) -> None:
@@ -93,13 +103,12 @@ class Backfiller:
         with self._lock:
             if self._closed:
                 return
-            self._waiting.append(job)
-            if self._active >= MAX_CONCURRENT_FETCHES:
+            if self._active_workers() >= MAX_CONCURRENT_FETCHES:
+                self._waiting.append(job)
                 return
             name = f"{self._name}-backfill-{next(self._numbers)}"
-            worker = threading.Thread(target=self._work, name=name, daemon=True)
-            self._jobs[worker] = None
-            self._active += 1
+            worker = threading.Thread(target=self._work, args=(job,), name=name, daemon=True)
+            self._jobs[worker] = job
         try:
             worker.start()
         except RuntimeError as cause:
@@ -123,16 +132,19 @@ class Backfiller:
     def _fail_to_start(self, worker: threading.Thread, job: Job, reason: str) -> None:
         with self._lock:
             del self._jobs[worker]
-            self._active -= 1
-            if self._active or job not in self._waiting:
-                return  # another worker takes the job, or has taken it
-            self._waiting.remove(job)
-        self._post(partial(job.on_end, reason))
+            if self._active_workers():
+                self._waiting.append(job)
+                return
+        self._post(partial(job.finish, reason))
 
-    def _work(self) -> None:
-        """Run jobs until none waits."""
+    def _active_workers(self) -> int:
+        return sum(job is not None for job in self._jobs.values())
+
+    def _work(self, first: Job) -> None:
+        """Run a job, and then others until none waits."""
         history: History | None = None
-        while (job := self._next_job()) is not None:
+        job: Job | None = first
+        while job is not None:
             reason = None
             try:
                 history = history or self._connect()
@@ -143,11 +155,11 @@ class Backfiller:
                 # Even SystemExit, from the user's parse_price: the job must end.
                 logger.exception("unexpected %s while history was fetched", type(crash).__name__)
                 reason = f"no history ({type(crash).__name__})"
-            if not job.cancelled:
-                self._post(partial(job.on_end, reason))
+            self._post(partial(job.finish, reason))
             if history is not None and (job.cancelled or reason is not None):
                 history.close()
                 history = None
+            job = self._next_job()
         if history is not None:
             history.close()
         with self._lock:
@@ -157,8 +169,6 @@ class Backfiller:
         with self._lock:
             job = self._waiting.popleft() if self._waiting else None
             self._jobs[threading.current_thread()] = job
-            if job is None:
-                self._active -= 1
             return job
 
     def _fetch_pages(self, job: Job, history: History) -> None:
@@ -167,8 +177,8 @@ class Backfiller:
             if job.cancelled:
                 return  # before any call
             for page in history.history_pages(job.pair, job.start, job.end, empty_days=_MAX_EMPTY_DAYS):
-                job.wait_for_room()
-                if job.cancelled or not self._post(partial(job.on_page, page)):
+                job.room.acquire()
+                if job.cancelled or not self._post(partial(job.hand_over, page)):
                     break
         finally:
             job.history = None

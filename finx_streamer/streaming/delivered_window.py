@@ -50,13 +50,11 @@ class DeliveredWindow:
     #: How many ticks the entries stand for.
     _count: int = attrs.field(default=0, init=False)
     _runs_since_trim: int = attrs.field(default=0, init=False)
-    #: Ticks before this time were never part of the stream, so they can't be missing.
+    #: Ticks before this time were never part of the stream, or were dropped for their age.
     _begin: datetime | None = attrs.field(default=None, init=False)
     #: The stream's current time. It advances when the ends of two runs in a row agree: one tick with a wrong time
     #: can't advance it.
-    _steady_time: datetime | None = attrs.field(default=None, init=False)
-    #: Ticks that were dropped for their age are earlier than this.
-    _expired_until: datetime | None = attrs.field(default=None, init=False)
+    _steady_time: datetime = attrs.field(default=EARLIEST, init=False)
     #: The latest time of the ticks that were dropped for lack of room.
     _evicted_until: datetime | None = attrs.field(default=None, init=False)
 
@@ -80,13 +78,12 @@ class DeliveredWindow:
         self._begin = later(first, MOMENT)
         self._entries.clear()
         self._count = 0
-        self.last = self._expired_until = self._evicted_until = None
+        self.last = self._evicted_until = None
 
     @property
-    def floor(self) -> datetime | None:
+    def floor(self) -> datetime:
         """The earliest plausible time. Older ticks mean that time went backwards, not late delivery."""
-        furthest = self._furthest_time()
-        return furthest and earlier(furthest, self.lateness)
+        return earlier(self._furthest_time(), self.lateness)
 
     @property
     def overrun(self) -> bool:
@@ -98,7 +95,7 @@ class DeliveredWindow:
         keys = self._keys()
         last = keys[-1][1]
         assert self._begin is not None
-        start = max(earlier(last, self.lateness), self._begin, self._expired_until or self._begin)
+        start = max(earlier(last, self.lateness), self._begin)
         evicted = self._evicted_until
         if evicted is not None and evicted >= start:
             # Keep a distance: the time of an evicted long run is an estimate.
@@ -115,11 +112,10 @@ class DeliveredWindow:
                 keys.append((entry, next(entries), next(entries)))
         return keys
 
-    def _furthest_time(self) -> datetime | None:
+    def _furthest_time(self) -> datetime:
         """Return the latest time that two consecutive ticks reached, or the steady time if that is later."""
         times = [time for _, time, _ in self._keys()]
-        steady = [*map(min, times, times[1:]), *([self._steady_time] if self._steady_time else [])]
-        return max(steady, default=None)
+        return max([self._steady_time, *map(min, times, times[1:])])
 
     def _trim(self, previous: datetime, last: datetime) -> None:
         """Advance the steady time, and drop ticks that are too old or too many.
@@ -132,8 +128,7 @@ class DeliveredWindow:
         if self._begin is None:
             self._begin = previous
         steady = min(previous, last)
-        if self._steady_time is None or steady > self._steady_time:
-            self._steady_time = steady
+        self._steady_time = max(self._steady_time, steady)
         cutoff = earlier(steady, self.lateness)
         entries = self._entries
         while True:
@@ -147,9 +142,9 @@ class DeliveredWindow:
             if self._count - size >= self._size:
                 # A later time than the stream's is wrong, or from an exchange whose clock is ahead.
                 until = min(latest, self._steady_time)
-                self._evicted_until = until if self._evicted_until is None else max(self._evicted_until, until)
+                self._evicted_until = max(self._evicted_until or until, until)
             elif latest < cutoff:
-                self._expired_until = cutoff if self._expired_until is None else max(self._expired_until, cutoff)
+                self._begin = max(self._begin, cutoff)
             else:
                 break
             self._count -= size
@@ -165,11 +160,9 @@ class DeliveredWindow:
         return latest
 
 
-@attrs.define(eq=False)
-class LastTickTime:
-    """The time of the last delivered tick: enough for a stream whose gaps are reported but not filled."""
-
-    last: datetime | None = None
+@attrs.define(eq=False, repr=False)
+class LastTickTime(DeliveredWindow):
+    """A window without ticks: their last time is enough for a stream whose gaps are reported but not filled."""
 
     def extend(self, ticks: list[Tick]) -> None:
         self.last = ticks[-1]["timestamp"]

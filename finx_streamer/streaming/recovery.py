@@ -62,13 +62,12 @@ class _Phase(enum.Enum):
     FETCHING = "fetching"
     PROBING = "probing"
     RETRYING = "retrying"
-    DONE = "done"
 
 
 class Recovery:
     """One gap, from the reconnect to its end. No socket, no clock, no thread.
 
-        AWAITING_TICK ──live tick, or timeout──> FETCHING ──last page──> PROBING ──pong──> DONE
+        AWAITING_TICK ──live tick, or timeout──> FETCHING ──last page──> PROBING ──pong──> the end
                                                     ^                       │
                                                     └────── RETRYING <──────┘ history is behind, or counts are ambiguous
 
@@ -80,33 +79,29 @@ class Recovery:
     sent when history answered has arrived. Without it, a tick that is in history and still in transit would look
     missed. A new connection within the gap starts over at AWAITING_TICK and keeps what is held.
 
-    The caller passes live ticks and events to `hold` and `hold_event` until a `Finish` returns them. It decides when
-    the recovery is `overdue`. Most methods return the steps to take, in order. `now` is in monotonic seconds.
+    The caller passes live ticks and events to `hold` and `hold_event` until a `Finish` returns them, which is the last
+    step. It decides when the recovery is `overdue`. Most methods return the step to take, if any. `now` is in monotonic
+    seconds.
     """
 
     def __init__(self, symbol: str, window: DeliveredWindow, now: float) -> None:
         assert window.last is not None
-        #: When to call `wake`; infinity for never.
-        self.deadline = now + FIRST_TICK_TIMEOUT
-        self._phase = _Phase.AWAITING_TICK
-        self._connected = True
-        #: Reading is paused, so no pong will be read.
-        self._paused = False
-        self._retries = 0
         self._symbol = symbol
         # What was delivered.
         self._since = window.last
-        self._lateness, self._floor, self._overrun = window.lateness, window.floor, window.overrun
+        self._lateness, self._overrun = window.lateness, window.overrun
+        #: The earliest plausible time. The last tick before the gap may have had a wrong time far ahead.
+        self._floor = max(window.floor, earlier(window.last, window.lateness))
         #: Everything before this time is settled.
         self._start, delivered = window.snapshot()
-        self._delivered: Counter[Key] = Counter(delivered)
+        self._delivered = Counter(delivered)
         #: History must have a delivered tick up to this time; None once it was found to.
         self._common_until: datetime | None = max((time for _, time, _ in delivered), default=None)
         # What was received since.
         self._held: list[Tick | Event] = []
         #: The time of the first held tick, and the latest time of all.
         self._held_from: datetime | None = None
-        self._held_to: datetime | None = None
+        self._held_to = EARLIEST
         #: The first live tick of the current connection.
         self._first: Tick | None = None
         #: The held ticks at the time of the last fetch.
@@ -117,24 +112,25 @@ class Recovery:
         self._latest = window.last
         #: How many missed ticks were found.
         self._found = 0
+        self.opened(now)
 
     def _enter(self, phase: _Phase, deadline: float = _NEVER) -> None:
         """Set the phase and its deadline. Nothing else does."""
-        self._phase, self.deadline = phase, deadline
+        self._phase = phase
+        #: When to call `wake`; infinity for never.
+        self.deadline = deadline
 
     # The stream.
 
-    def hold(self, ticks: list[Tick]) -> list[Step]:
+    def hold(self, ticks: list[Tick]) -> Step | None:
         """Hold live ticks, at least one."""
-        if self._held_from is None:
-            self._held_from = ticks[0]["timestamp"]
-        latest = max(tick["timestamp"] for tick in ticks)
-        self._held_to = latest if self._held_to is None else max(self._held_to, latest)
+        self._held_from = self._held_from or ticks[0]["timestamp"]
+        self._held_to = max(self._held_to, *(tick["timestamp"] for tick in ticks))
         self._held += ticks
         if self._first is not None:
-            return []
+            return None
         self._first = ticks[0]
-        return self._fetch() if self._phase is _Phase.AWAITING_TICK else []
+        return self._fetch() if self._phase is _Phase.AWAITING_TICK else None
 
     def hold_event(self, event: Event) -> None:
         """Hold an event, in order with the ticks."""
@@ -143,130 +139,123 @@ class Recovery:
     @property
     def can_pause(self) -> bool:
         """Whether reading may pause: no unread tick, even a late one, can equal a missed one."""
-        if self._first is None or self._held_to is None:
+        if self._first is None:
             return False
         return earlier(self._held_to, self._lateness) > later(self._first["timestamp"], self._lateness)
 
-    def reading_paused(self, now: float) -> list[Step]:
+    def reading_paused(self, now: float) -> Step | None:
         """Go on without a pong: the stream isn't read until the end. Only if it `can_pause`."""
         self._paused = True
-        return self._settle(now) if self._phase is _Phase.PROBING else []
+        return self.probe_answered(now)
 
-    def lost(self, now: float) -> list[Step]:
+    def lost(self, now: float) -> Step | None:
         """Take note that the connection was lost. What was in transit is lost with it, so history will tell."""
         self._connected = False
         if self._phase is _Phase.AWAITING_TICK:
-            self.deadline = _NEVER
-            return self._fetch() if self._held else []
-        return self._settle(now) if self._phase is _Phase.PROBING else []
+            self._enter(_Phase.AWAITING_TICK)
+            return self._fetch() if self._held else None
+        return self.probe_answered(now)
 
-    def opened(self, now: float) -> list[Step]:
-        """Start over on a new connection. The gap includes the new outage, and the last answer may be out of date."""
+    def opened(self, now: float) -> None:
+        """Start over on a new connection: the gap includes the new outage. The fetch in progress must be cancelled."""
         self._connected = True
+        #: Reading is paused, so no pong will be read.
         self._paused = False
         self._first = None
         self._retries = 0
         self._enter(_Phase.AWAITING_TICK, now + FIRST_TICK_TIMEOUT)
-        return []
 
-    def probe_answered(self, now: float) -> list[Step]:
+    def probe_answered(self, now: float) -> Step | None:
         """Take note that the pong arrived."""
-        return self._settle(now) if self._phase is _Phase.PROBING else []
+        return self._settle(now) if self._phase is _Phase.PROBING else None
 
     # History.
 
-    def page(self, ticks: list[Tick]) -> list[Step]:
+    def page(self, ticks: list[Tick]) -> Step | None:
         """Take a page of history: sorted by time, and no earlier than the page before."""
-        if not ticks or self._phase is not _Phase.FETCHING:
-            return []
+        if not ticks:
+            return None
         self._unsettled += ticks
         reached = ticks[-1]["timestamp"]
         self._latest = max(self._latest, reached)
         if len(self._unsettled) > MAX_UNSETTLED:
-            return self._finish("history has more ticks than can be kept until live ticks show which were missed")
+            return self.finish("history has more ticks than can be kept until live ticks show which were missed")
         if self._held_from is None:
-            return []  # any of them may be in transit
+            return None  # any of them may be in transit
         # No tick that is held or in transit is earlier than this.
         certain_until = earlier(min(reached, self._held_from), self._lateness)
         if certain_until <= self._start or (self._common_until is not None and reached <= self._common_until):
-            return []
+            return None
         if self._is_foreign():
-            return self._finish(_FOREIGN)
+            return self.finish(_FOREIGN)
         self._common_until = None
         self._start = certain_until
         settled = [tick for tick in self._unsettled if tick["timestamp"] < certain_until]
         del self._unsettled[: len(settled)]
         missed = subtract(settled, self._delivered)
         self._found += len(missed)
-        return [Deliver(missed)] if missed else []
+        return Deliver(missed) if missed else None
 
-    def fetched(self, now: float) -> list[Step]:
+    def fetched(self, now: float) -> Step | None:
         """Take note that there are no more pages."""
-        if self._phase is not _Phase.FETCHING:
-            return []
         if self._connected and not self._paused:
             self._enter(_Phase.PROBING)
-            return [Probe()]
+            return Probe()
         return self._settle(now)
-
-    def fetch_failed(self, reason: str) -> list[Step]:
-        """Give up: history is not available."""
-        return self._finish(reason) if self._phase is _Phase.FETCHING else []
 
     # Time.
 
-    def wake(self, now: float) -> list[Step]:
+    def wake(self, now: float) -> Step | None:
         """Do what is due. Harmless when nothing is."""
-        return self._fetch() if now >= self.deadline else []
+        return self._fetch() if now >= self.deadline else None
 
-    def overdue(self, now: float) -> list[Step]:
+    def overdue(self, now: float) -> Step | None:
         """Finish with what is known so far: live ticks have been held for too long."""
         if self._phase is _Phase.PROBING:
             return self._settle(now, "the stream did not answer a ping, so ticks in transit may have come twice")
         if self._phase is _Phase.RETRYING:
             return self._settle(now, _BEHIND)
-        return self.give_up(f"history did not answer while live ticks were held for {HOLD_TIMEOUT:g} s")
+        return self.finish(f"history did not answer while live ticks were held for {HOLD_TIMEOUT:g} s")
 
-    def give_up(self, reason: str) -> list[Step]:
-        """Finish at once."""
-        return [] if self._phase is _Phase.DONE else self._finish(reason)
+    def finish(self, reason: str | None, missed: list[Tick] | None = None) -> Finish:
+        """Finish at once. `reason`: why the gap is not filled, or None if it is."""
+        until = self._latest if self._first is None else self._first["timestamp"]
+        gap = Gap(self._symbol, self._since, until, reason is None, self._found)
+        error = GapNotFilled(reason, symbol=self._symbol) if reason is not None else None
+        return Finish(gap, error, *merge(missed or [], self._held))
 
-    def _fetch(self) -> list[Step]:
+    def _fetch(self) -> Step:
         earliest = self._since if self._first is None else min(self._since, self._first["timestamp"])
-        # The last tick before the gap may have had a wrong time far ahead.
-        floor = max(self._floor or EARLIEST, earlier(self._since, self._lateness))
-        if earliest < floor:
-            return self._finish("the ticks' times went backwards, so history can't show which ticks are new")
+        if earliest < self._floor:
+            return self.finish("the ticks' times went backwards, so history can't show which ticks are new")
         self._enter(_Phase.FETCHING)
         self._unsettled = []
         self._held_at_fetch = self._count_held()
         if self._first is None:
-            return [Fetch(self._start, None)]
+            return Fetch(self._start, None)
         end = later(self._first["timestamp"], self._lateness)
-        return [Fetch(self._start, later(max(end, self._start), MOMENT))]
+        return Fetch(self._start, later(max(end, self._start), MOMENT))
 
-    def _settle(self, now: float, flaw: str | None = None) -> list[Step]:
+    def _settle(self, now: float, flaw: str | None = None) -> Step | None:
         """Find the missed ticks in the rest of history and finish. Retry if in doubt, unless there is a `flaw`."""
         held = self._count_held()
-        if self._paused and self._held_to is not None:
+        if self._paused:
             # Unread ticks, even late ones, are no earlier than this.
             unread_from = earlier(self._held_to, self._lateness)
             self._unsettled = [tick for tick in self._unsettled if tick["timestamp"] < unread_from]
         if self._is_foreign():
-            return self._finish(_FOREIGN)
+            return self.finish(_FOREIGN)
         doubt = self._find_doubt(held)
         if doubt and not flaw and self._retries < len(RETRY_DELAYS):
             self._enter(_Phase.RETRYING, now + RETRY_DELAYS[self._retries])
             self._retries += 1
-            return []
+            return None
         if doubt is _BEHIND and self._first is not None:
             # Or history has it at another price. Then it may have later live ticks at another price, too.
             self._unsettled = [tick for tick in self._unsettled if tick["timestamp"] < self._first["timestamp"]]
-        if self._overrun and doubt is None:
-            doubt = "more ticks than are remembered had the time of the last one before the gap"
-        missed = subtract(subtract(self._unsettled, Counter(self._delivered)), held)
+        missed = subtract(self._unsettled, self._delivered + held)
         self._found += len(missed)
-        return self._finish(doubt or flaw, missed)
+        return self.finish(doubt or (_OVERRUN if self._overrun else flaw), missed)
 
     def _find_doubt(self, held: Counter[Key]) -> str | None:
         """Return why history must be fetched once more; None if there is no reason to."""
@@ -299,17 +288,9 @@ class Recovery:
     def _count_held(self) -> Counter[Key]:
         return Counter(_count_key(entry) for entry in self._held if not isinstance(entry, Event))
 
-    def _finish(self, reason: str | None, missed: list[Tick] | None = None) -> list[Step]:
-        self._enter(_Phase.DONE)
-        until = self._latest if self._first is None else self._first["timestamp"]
-        gap = Gap(self._symbol, self._since, until, reason is None, self._found)
-        error = GapNotFilled(reason, symbol=self._symbol) if reason is not None else None
-        before, after = merge(missed or [], self._held)
-        self._held = []
-        return [Finish(gap, error, before, after)]
-
 
 _BEHIND = "history does not reach the first live tick"
+_OVERRUN = "more ticks than are remembered had the time of the last one before the gap"
 _FOREIGN = "history has none of the ticks that were received before the gap"
 
 

@@ -71,13 +71,14 @@ class Resequencer:
         LIVE ──opened──> REPORTING ──next tick──> DRAINING ──queue empty──> LIVE     (without a backfiller)
 
         LIVE ──opened──> RECOVERING ──finished──> DRAINING ──queue empty──> LIVE     (with a backfiller)
-                             └──failed, no live tick yet──> GIVEN_UP ──next tick──> DRAINING
+                             └──failed──> GIVEN_UP ──next live tick──> DRAINING
 
     LIVE: ticks go straight to the delivery.
     DRAINING: ticks join the queue, which drains into the delivery.
     REPORTING: the time of the next tick ends the gap, which is reported but not filled.
     RECOVERING: `Recovery` holds live ticks while history is fetched.
-    GIVEN_UP: the last gap failed before any live tick. The delivered window restarts at the next one.
+    GIVEN_UP: the last gap was not filled. At the next live tick, the delivered window restarts: no later gap asks for
+    the missed ticks again.
 
     A new connection starts a gap from DRAINING and GIVEN_UP, too. In REPORTING and RECOVERING it extends the gap.
     Ticks of exchanges that are not in `exchanges` are discarded; None keeps all.
@@ -91,14 +92,12 @@ class Resequencer:
     _backfiller: Backfiller | None
     _host: Host
     _phase: _Phase = attrs.field(default=_Phase.LIVE, init=False)
-    _window: DeliveredWindow | LastTickTime = attrs.field(init=False)
+    _window: DeliveredWindow = attrs.field(init=False)
     #: Runs of ticks and events that leave as soon as there is room.
     _queue: deque[list[Tick] | Event] = attrs.field(factory=deque, init=False)
     # The rest is set while RECOVERING only.
     _recovery: Recovery | None = attrs.field(default=None, init=False)
     _job: Job | None = attrs.field(default=None, init=False)
-    #: Pages of history that were taken from the job and not acknowledged yet.
-    _pages_taken: int = attrs.field(default=0, init=False)
     #: When live ticks have been held, or a probe unanswered, for too long.
     _give_up_at: float = attrs.field(default=_NEVER, init=False)
 
@@ -129,10 +128,10 @@ class Resequencer:
             self._counters.count_ticks(ticks, now)
             self._delivery.put_ticks(ticks)
         elif self._recovery is not None:
-            self._hold_ticks(self._recovery, ticks, now)
+            self._give_up_at = min(self._give_up_at, now + HOLD_TIMEOUT)
+            self._hold(len(ticks), self._recovery.hold(ticks))
         else:
-            self._end_gap_at(ticks[0])
-            self._queue_ticks(ticks)
+            self._enqueue_live(ticks)
             self.drain()
         return True
 
@@ -140,10 +139,9 @@ class Resequencer:
         """Deliver, queue or hold an event, in order with the ticks."""
         if self._recovery is not None:
             self._recovery.hold_event(event)
-            self._count_held(1)
-            self._limit_held(time.monotonic())
+            self._hold(1, None)
         elif self._queue:
-            self._queue_event(event)
+            self._enqueue(event)
         else:
             self._delivery.put_event(event)
 
@@ -170,16 +168,18 @@ class Resequencer:
 
     def opened(self, now: float) -> None:
         """Take note of a new connection: ticks may be missing, unless the stream has had none so far."""
-        if self._recovery is not None:
-            self._carry_out(self._recovery.opened(now))
-        elif self._window.last is None:
+        if self._window.last is None:
             return
-        elif isinstance(self._window, DeliveredWindow):
-            self._enter(_Phase.RECOVERING)
-            self._recovery = Recovery(self._symbol, self._window, now)
-            self._host.reschedule()
-        else:
+        if self._backfiller is None:
             self._enter(_Phase.REPORTING)
+            return
+        self._enter(_Phase.RECOVERING)
+        self._drop_job()
+        if self._recovery is None:
+            self._recovery = Recovery(self._symbol, self._window, now)
+        else:
+            self._recovery.opened(now)
+        self._host.reschedule()
 
     def probe_answered(self, now: float) -> None:
         """Take note of the answer to a probe."""
@@ -207,7 +207,7 @@ class Resequencer:
     def end(self, reason: str) -> None:
         """End the stream: deliver everything that was received, even without room."""
         if self._recovery is not None:
-            self._carry_out(self._recovery.give_up(reason))
+            self._carry_out(self._recovery.finish(reason))
         self.drain(NO_BOUND)
 
     # Ticks and events go out.
@@ -222,7 +222,9 @@ class Resequencer:
                 break
             self._deliver_next(left)
         else:
-            self._acknowledge_pages()
+            if self._job is not None:
+                # The pages so far were delivered, or `Recovery` keeps them.
+                self._job.acknowledge()
             if self._phase is _Phase.DRAINING:
                 self._enter(_Phase.LIVE)
         if self._phase is _Phase.LIVE or (was_full and self._allowance.room > 0):
@@ -241,140 +243,99 @@ class Resequencer:
         self._counters.count_ticks(entry, time.monotonic())
         self._delivery.put_ticks(entry)
 
-    def _queue_ticks(self, ticks: list[Tick]) -> None:
-        self._allowance.used += len(ticks)
-        self._queue.append(ticks)
-        self._window.extend(ticks)
+    def _enqueue(self, entry: list[Tick] | Event) -> None:
+        self._queue.append(entry)
+        if isinstance(entry, Event):
+            self._allowance.used += 1
+        else:
+            self._allowance.used += len(entry)
+            self._window.extend(entry)
 
-    def _queue_event(self, event: Event) -> None:
-        self._allowance.used += 1
-        self._queue.append(event)
-
-    def _queue_gap(self, gap: Gap) -> None:
-        self._counters.gaps += 1
-        self._counters.filled_ticks += gap.ticks
-        self._queue_event(Event(gap, self._symbol))
-
-    def _end_gap_at(self, tick: Tick) -> None:
-        """End a gap that waits for the next live tick, if there is one."""
+    def _enqueue_live(self, ticks: list[Tick]) -> None:
+        """Enqueue ticks of which the first is live. It ends a gap that waited for it."""
+        first = ticks[0]["timestamp"]
         if self._phase is _Phase.REPORTING:
             assert self._window.last is not None
-            self._queue_gap(Gap(self._symbol, self._window.last, tick["timestamp"], False, 0))
+            self._enqueue_gap(Gap(self._symbol, self._window.last, first, False, 0))
         elif self._phase is _Phase.GIVEN_UP:
-            assert isinstance(self._window, DeliveredWindow)
-            self._window.restart(tick["timestamp"])
+            self._window.restart(first)
         self._enter(_Phase.DRAINING)
+        self._enqueue(ticks)
+
+    def _enqueue_gap(self, gap: Gap) -> None:
+        self._counters.gaps += 1
+        self._counters.filled_ticks += gap.ticks
+        self._enqueue(Event(gap, self._symbol))
 
     # A gap is recovered.
 
-    def _hold_ticks(self, recovery: Recovery, ticks: list[Tick], now: float) -> None:
-        self._count_held(len(ticks))
-        self._give_up_at = min(self._give_up_at, now + HOLD_TIMEOUT)
-        self._carry_out(recovery.hold(ticks))
-        self._limit_held(now)
-
-    def _count_held(self, count: int) -> None:
+    def _hold(self, count: int, step: Step | None) -> None:
+        """Count held entries, and take the step that follows from them."""
         self._counters.held += count
         self._allowance.used += count
-
-    def _limit_held(self, now: float) -> None:
-        recovery = self._recovery
-        if recovery is None or self._allowance.room > 0:
-            return
-        if recovery.can_pause:
-            self._carry_out(recovery.reading_paused(now))
-        elif self._counters.held > max(self._allowance.size, MAX_HELD):
+        self._carry_out(step)
+        too_many = self._counters.held > max(self._allowance.size, MAX_HELD)
+        if too_many and self._recovery is not None and not self._recovery.can_pause:
             # The ticks' own time doesn't advance, or only events arrive: this could go on forever.
-            self._carry_out(recovery.give_up("more arrived during the gap than can be held"))
+            self._carry_out(self._recovery.finish("more arrived during the gap than can be held"))
 
-    def _carry_out(self, steps: list[Step]) -> None:
-        for step in steps:
-            match step:
-                case Fetch():
-                    self._fetch(step)
-                case Probe():
-                    self._host.send_probe()
-                    self._give_up_at = min(self._give_up_at, time.monotonic() + HOLD_TIMEOUT)
-                case Deliver():
-                    self._queue_ticks(step.ticks)
-                    if self._give_up_at < _NEVER:
-                        self._give_up_at = time.monotonic() + HOLD_TIMEOUT
-                case Finish():
-                    self._finish(step)
-        if steps:
-            self.drain()
+    def _carry_out(self, step: Step | None) -> None:
+        match step:
+            case Fetch():
+                self._fetch(step)
+            case Probe():
+                self._host.send_probe()
+                self._give_up_at = min(self._give_up_at, time.monotonic() + HOLD_TIMEOUT)
+            case Deliver():
+                self._enqueue(step.ticks)
+                if self._give_up_at < _NEVER:
+                    self._give_up_at = time.monotonic() + HOLD_TIMEOUT
+            case Finish():
+                self._finish(step)
+        self.drain()
         self._host.reschedule()
 
     def _fetch(self, step: Fetch) -> None:
         assert self._backfiller is not None
         self._drop_job()
-        job = Job(
-            self._symbol,
-            step.start,
-            step.end,
-            on_page=lambda ticks: self._take_page(job, ticks),
-            on_end=lambda reason: self._end_job(job, reason),
-        )
-        self._job = job
-        self._backfiller.fetch(job)
+        self._job = Job(self._symbol, step.start, step.end, self._take_page, self._end_job)
+        self._backfiller.fetch(self._job)
 
-    def _take_page(self, job: Job, ticks: list[Tick]) -> None:
-        if job is not self._job or self._recovery is None:
-            return
+    def _take_page(self, ticks: list[Tick]) -> None:
+        assert self._recovery is not None
         if self._exchanges is not None:
             ticks = [tick for tick in ticks if tick["exchange"] in self._exchanges]
-        self._pages_taken += 1
         self._carry_out(self._recovery.page(ticks))
-        if not self._queue:
-            self._acknowledge_pages()
 
-    def _acknowledge_pages(self) -> None:
-        """Let the job fetch more: the pages taken so far were delivered, or `Recovery` keeps them."""
-        pages, self._pages_taken = self._pages_taken, 0
-        if self._job is not None:
-            for _ in range(pages):
-                self._job.taken()
-
-    def _end_job(self, job: Job, reason: str | None) -> None:
-        if job is not self._job or self._recovery is None:
-            return
+    def _end_job(self, reason: str | None) -> None:
+        assert self._recovery is not None
         self._job = None
         recovery = self._recovery
-        self._carry_out(recovery.fetched(time.monotonic()) if reason is None else recovery.fetch_failed(reason))
+        self._carry_out(recovery.finish(reason) if reason is not None else recovery.fetched(time.monotonic()))
 
     def _drop_job(self) -> None:
         if self._job is not None:
             self._job.cancel()
-        self._job, self._pages_taken = None, 0
+            self._job = None
 
     def _finish(self, step: Finish) -> None:
         self._drop_job()
         self._recovery = None
         self._give_up_at = _NEVER
-        self._enter(_Phase.DRAINING)
+        self._enter(_Phase.DRAINING if step.error is None else _Phase.GIVEN_UP)
         # Held entries are counted again when they join the queue.
         self._allowance.used -= self._counters.held
         self._counters.held = 0
         if step.before:
-            self._queue_ticks(step.before)
-        self._queue_gap(step.gap)
+            self._enqueue(step.before)
+        self._enqueue_gap(step.gap)
         if step.error is not None:
-            self._queue_event(Event(step.error, self._symbol))
-            self._restart_window(step.after)
+            self._enqueue(Event(step.error, self._symbol))
         for entry in _group_ticks(step.after):
             if isinstance(entry, Event):
-                self._queue_event(entry)
+                self._enqueue(entry)
             else:
-                self._queue_ticks(entry)
-
-    def _restart_window(self, held: list[Tick | Event]) -> None:
-        """Never ask for the given-up ticks again: restart the window at the first live tick, now or when it comes."""
-        assert isinstance(self._window, DeliveredWindow)
-        first = next((entry for entry in held if not isinstance(entry, Event)), None)
-        if first is None:
-            self._enter(_Phase.GIVEN_UP)
-        else:
-            self._window.restart(first["timestamp"])
+                self._enqueue_live(entry)
 
 
 def _group_ticks(entries: list[Any]) -> Iterator[list[Tick] | Event]:

@@ -62,7 +62,7 @@ class NetworkThread:
         def take(ticks: list[Any]) -> None:
             self.pages.append(ticks)
             if acknowledge:
-                job.taken()
+                job.acknowledge()
 
         job = Job("BTC:USDC", START, None, take, self.ends.append)
         self.backfiller.fetch(job)
@@ -138,9 +138,9 @@ def test_pages_are_fetched_no_faster_than_they_are_taken() -> None:
     job = network.fetch(acknowledge=False)
     network.run_until(lambda: len(network.pages) == 2)
     assert history.fetched <= 3
-    job.taken()
-    network.run_until(lambda: len(network.pages) == 3)
-    assert history.fetched <= 4
+    job.acknowledge()
+    network.run_until(lambda: len(network.pages) == 4)
+    assert history.fetched <= 5
     job.cancel()
     network.backfiller.close()
     assert network.ends == []

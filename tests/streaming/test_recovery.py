@@ -37,7 +37,7 @@ def test_missed_ticks_come_before_the_live_ones() -> None:
     fetch = only(recovery.hold([tick(4), tick(5)]), Fetch)
     assert fetch.start == at(-1)
     assert at(6) < fetch.end <= at(7)
-    assert recovery.page(history(tick(0), tick(1), tick(2), tick(3), tick(4), tick(5))) == []
+    assert recovery.page(history(tick(0), tick(1), tick(2), tick(3), tick(4), tick(5))) is None
     only(recovery.fetched(0.2), Probe)
     end = only(recovery.probe_answered(0.3), Finish)
     assert seconds_of(end.before) == [2.0, 3.0]
@@ -82,7 +82,7 @@ def test_a_tick_in_transit_was_not_missed() -> None:
     recovery.hold([tick(3)])
     recovery.page(history(tick(1), tick(2), tick(3), tick(3.1)))
     only(recovery.fetched(0.1), Probe)
-    assert recovery.hold([tick(3.1)]) == []
+    assert recovery.hold([tick(3.1)]) is None
     end = only(recovery.probe_answered(0.2), Finish)
     assert end.after == [tick(3), tick(3.1)]
 
@@ -94,7 +94,7 @@ def test_history_is_fetched_again_if_counts_are_ambiguous() -> None:
     recovery.page(history(tick(1), tick(3), tick(3)))
     only(recovery.fetched(0.1), Probe)
     recovery.hold([tick(3)])
-    assert recovery.probe_answered(0.2) == []
+    assert recovery.probe_answered(0.2) is None
     assert recovery.deadline == pytest.approx(0.2 + RETRY_DELAYS[0])
     only(recovery.wake(recovery.deadline), Fetch)
     end = only(answer(recovery, history(tick(1), tick(3), tick(3), tick(3))), Finish)
@@ -165,7 +165,7 @@ def test_in_a_quiet_market_history_is_fetched_after_a_timeout() -> None:
     """Missed ticks don't wait for a live one."""
     recovery = recovery_after(tick(1))
     assert recovery.deadline == FIRST_TICK_TIMEOUT
-    assert recovery.wake(FIRST_TICK_TIMEOUT / 2) == []
+    assert recovery.wake(FIRST_TICK_TIMEOUT / 2) is None
     assert only(recovery.wake(FIRST_TICK_TIMEOUT), Fetch).end is None
     end = only(answer(recovery, history(tick(1), tick(2), tick(3))), Finish)
     assert end.before == [tick(2, backfilled=True), tick(3, backfilled=True)]
@@ -179,12 +179,10 @@ def test_without_history_the_live_ticks_are_released() -> None:
     event = Event(State.RECONNECTING, PAIR)
     recovery.hold_event(event)
     recovery.hold([tick(4)])
-    end = only(recovery.fetch_failed("unknown function"), Finish)
+    end = recovery.finish("unknown function")
     assert end.after == [tick(3), event, tick(4)]
     assert (end.gap.filled, end.gap.ticks) == (False, 0)
     assert str(end.error) == "BTC:USDC: gap not filled: unknown function"
-    assert recovery.fetch_failed("again") == []
-    assert recovery.give_up("again") == []
 
 
 def test_a_long_gap_is_delivered_page_by_page() -> None:
@@ -193,9 +191,8 @@ def test_a_long_gap_is_delivered_page_by_page() -> None:
     recovery.hold([tick(100)])
     delivered: list[Tick] = []
     for page in range(10):
-        for step in recovery.page(history(*(tick(page * 10 + second) for second in range(10)))):
-            assert isinstance(step, Deliver)
-            delivered += step.ticks
+        step = recovery.page(history(*(tick(page * 10 + second) for second in range(10))))
+        delivered += step.ticks if isinstance(step, Deliver) else []
     assert seconds_of(delivered) == [float(second) for second in range(1, 97)]
     last, end = answer(recovery, [tick(100)])
     assert isinstance(last, Deliver)
@@ -239,7 +236,7 @@ def test_an_unanswered_ping_is_not_awaited_forever() -> None:
     recovery.hold([tick(3)])
     recovery.page(history(tick(1), tick(2), tick(3)))
     only(recovery.fetched(1.0), Probe)
-    assert recovery.wake(1e9) == []
+    assert recovery.wake(1e9) is None
     end = only(recovery.overdue(1e9), Finish)
     assert end.before == [tick(2, backfilled=True)]
     assert not end.gap.filled
@@ -273,8 +270,6 @@ def test_a_new_connection_extends_the_gap() -> None:
     recovery.hold([tick(3)])
     recovery.lost(0.1)
     recovery.opened(0.2)
-    assert recovery.page(history(tick(1), tick(2), tick(3))) == []
-    assert recovery.fetched(0.3) == []
     only(recovery.hold([tick(5)]), Fetch)
     end = only(answer(recovery, history(tick(1), tick(2), tick(3), tick(4), tick(5))), Finish)
     assert end.before == [tick(2, backfilled=True)]
@@ -288,7 +283,7 @@ def test_endless_history_ends_the_gap(live: list[Tick]) -> None:
     recovery = recovery_after(tick(0.0))
     only(recovery.hold(live) if live else recovery.wake(FIRST_TICK_TIMEOUT), Fetch)
     page = [tick(0.5, backfilled=True)] * (MAX_UNSETTLED // 4)
-    end = only([step for _ in range(5) for step in recovery.page(page)], Finish)
+    end = only([step for _ in range(5) if (step := recovery.page(page)) is not None], Finish)
     assert (end.gap.filled, end.after) == (False, live)
     assert "history has more ticks than can be kept" in str(end.error)
 
@@ -308,9 +303,10 @@ def test_a_tick_missed_behind_a_wrong_time_is_found_or_reported() -> None:
     """If the last delivered tick was far ahead, the gap is not called filled without the missed tick."""
     recovery = Recovery(PAIR, window_of(tick(0), tick(1), tick(60)), 0.0)
     known = history(tick(0), tick(1), tick(2), tick(3), tick(60))
-    steps = recovery.hold([tick(3)])
-    if not any(isinstance(step, Finish) for step in steps):
-        fetch = only(steps, Fetch)
+    step = recovery.hold([tick(3)])
+    steps = [step] if step is not None else []
+    if isinstance(step, Fetch):
+        fetch = only(step, Fetch)
         steps = answer(recovery, [each for each in known if fetch.start <= each["timestamp"] < fetch.end])
     end = steps[-1]
     assert isinstance(end, Finish)
@@ -348,11 +344,11 @@ def test_an_unread_late_tick_is_delivered_once() -> None:
     recovery.hold([tick(3), tick(4)])
     pause_if_possible(recovery)
     recovery.page(history(tick(1), tick(3), tick(3.5), tick(4)))
-    steps = recovery.fetched(0.1)
-    if steps and isinstance(steps[0], Probe):
+    step = recovery.fetched(0.1)
+    if isinstance(step, Probe):
         recovery.hold([tick(3.5)])
-        steps = recovery.probe_answered(0.2)
-    end = only(steps, Finish)
+        step = recovery.probe_answered(0.2)
+    end = only(step, Finish)
     assert (end.gap.ticks, end.gap.filled) == (0, True)
 
 
@@ -362,10 +358,10 @@ def test_a_missed_tick_ahead_of_the_live_ones_is_found_without_room() -> None:
     recovery.hold([tick(3), tick(3.1)])
     pause_if_possible(recovery)
     recovery.page(history(tick(1), tick(3), tick(3.1), tick(3.5, exchange="OKX")))
-    steps = recovery.fetched(0.1)
-    if steps and isinstance(steps[0], Probe):
-        steps = recovery.probe_answered(0.2)
-    end = only(steps, Finish)
+    step = recovery.fetched(0.1)
+    if isinstance(step, Probe):
+        step = recovery.probe_answered(0.2)
+    end = only(step, Finish)
     assert not end.gap.filled or end.gap.ticks == 1
 
 
@@ -412,7 +408,7 @@ class World:
         for _ in range(min(count, len(self.in_transit))):
             entry = self.in_transit.popleft()
             if entry is PONG:
-                self.carry_out(self.recovery.probe_answered(self.now) if self.recovery else [])
+                self.carry_out(self.recovery.probe_answered(self.now) if self.recovery else None)
             elif self.recovery is not None:
                 self.carry_out(self.recovery.hold([entry]))
             else:
@@ -430,10 +426,11 @@ class World:
         """The client is connected again."""
         if not self.connected:
             self.connected = True
+            self.query = None
             if self.recovery is None:
                 self.recovery = Recovery(PAIR, self.window, self.now)
             else:
-                self.carry_out(self.recovery.opened(self.now))
+                self.recovery.opened(self.now)
 
     def ask(self) -> None:
         """History, as it is now, answers with the next page, or with all pages."""
@@ -478,25 +475,24 @@ class World:
             page += groups.pop(0)
         self.query = (page[-1]["timestamp"] + timedelta(microseconds=1), end) if groups else None
         self.carry_out(self.recovery.page(page))
-        if not groups:
+        if not groups and self.recovery is not None:
             self.carry_out(self.recovery.fetched(self.now))
-        return bool(groups)
+        return self.query is not None
 
-    def carry_out(self, steps: list[Step]) -> None:
-        for step in steps:
-            match step:
-                case Fetch():
-                    self.query = (step.start, step.end)
-                case Probe():
-                    assert self.connected
-                    self.in_transit.append(PONG)
-                case Deliver():
-                    self.deliver(step.ticks)
-                case Finish():
-                    self.recovery = self.query = None
-                    self.gaps.append(step)
-                    self.deliver(step.before)
-                    self.deliver(step.after)
+    def carry_out(self, step: Step | None) -> None:
+        match step:
+            case Fetch():
+                self.query = (step.start, step.end)
+            case Probe():
+                assert self.connected
+                self.in_transit.append(PONG)
+            case Deliver():
+                self.deliver(step.ticks)
+            case Finish():
+                self.recovery = self.query = None
+                self.gaps.append(step)
+                self.deliver(step.before)
+                self.deliver(step.after)
 
     def deliver(self, ticks: list[Any]) -> None:
         if ticks:

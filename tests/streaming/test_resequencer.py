@@ -91,8 +91,8 @@ class Stream:
     def answer(self, *ticks: Any) -> None:
         """History answers the last job."""
         job = self.backfiller.jobs[-1]
-        job.on_page(history(*ticks))
-        job.on_end(None)
+        job.hand_over(history(*ticks))
+        job.finish(None)
 
     def recover(self, *ticks: Any) -> None:
         """History and the server answer."""
@@ -231,7 +231,7 @@ def test_without_history_the_held_ticks_are_released() -> None:
     stream.put(tick(1))
     stream.interrupt()
     stream.put(tick(1.5))
-    stream.backfiller.jobs[-1].on_end("no rights")
+    stream.backfiller.jobs[-1].finish("no rights")
     first, reported, error, live = stream.got
     assert (first, reported, live) == (tick(1), gap(1, 1.5, False, 0), tick(1.5))
     assert isinstance(error, GapNotFilled)
@@ -247,7 +247,7 @@ def test_a_gap_given_up_without_a_live_tick_stays_given_up() -> None:
     stream.put(tick(1))
     stream.interrupt()
     stream.resequencer.wake(stream.resequencer.deadline)
-    stream.backfiller.jobs[-1].on_end("no rights")
+    stream.backfiller.jobs[-1].finish("no rights")
     assert not stream.resequencer.is_live
     stream.put(tick(1.5))
     assert stream.got[-1] == tick(1.5)
@@ -263,7 +263,7 @@ def test_an_interruption_right_after_a_given_up_gap_covers_both() -> None:
     stream.put(tick(1))
     stream.interrupt()
     stream.resequencer.wake(stream.resequencer.deadline)
-    stream.backfiller.jobs[-1].on_end("no rights")
+    stream.backfiller.jobs[-1].finish("no rights")
     stream.interrupt()
     stream.put(tick(3))
     stream.recover(tick(1), tick(2), tick(3))
@@ -280,28 +280,27 @@ def test_a_new_connection_drops_the_old_answer() -> None:
     stream.interrupt()
     stream.put(tick(5))
     assert old.cancelled
-    old.on_page(history(tick(1), tick(2), tick(3)))
-    old.on_end("interrupted")
+    old.hand_over(history(tick(1), tick(2), tick(3)))
+    old.finish("interrupted")
     stream.recover(tick(1), tick(2), tick(3), tick(4), tick(5))
     assert stream.got[1:] == [missed(2), gap(1, 5, True, 2), tick(3), missed(4), tick(5)]
 
 
-def test_pages_are_acknowledged_when_they_are_delivered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_are_acknowledged_when_they_are_delivered() -> None:
     """History is fetched no faster than the delivery takes it."""
-    taken: list[Job] = []
-    monkeypatch.setattr(Job, "taken", lambda job: taken.append(job))
     stream = Stream()
     stream.put(tick(1))
     stream.interrupt()
     stream.put(tick(100))
     stream.delivery.free = 0
     job = stream.backfiller.jobs[-1]
-    job.on_page(history(tick(1), tick(2), tick(20)))
-    job.on_page(history(tick(30), tick(40)))
-    assert taken == []
+    for page in (history(tick(1), tick(2), tick(20)), history(tick(30), tick(40))):
+        assert job.room.acquire(blocking=False)
+        job.hand_over(page)
+    assert not job.room.acquire(blocking=False)
     stream.delivery.free = NO_BOUND
     stream.resequencer.drain()
-    assert taken == [job, job]
+    assert [job.room.acquire(blocking=False) for _ in range(3)] == [True, True, False]
     assert stream.got[1:] == [missed(2), missed(20), missed(30)]
 
 
@@ -325,7 +324,7 @@ def test_slow_callbacks_do_not_count_towards_the_timeout() -> None:
     stream.interrupt()
     stream.put(tick(100))
     stream.delivery.free = 0
-    stream.backfiller.jobs[-1].on_page(history(tick(1), tick(2), tick(20)))
+    stream.backfiller.jobs[-1].hand_over(history(tick(1), tick(2), tick(20)))
     due = stream.resequencer.deadline
     stream.resequencer.wake(due)
     assert stream.got == [tick(1)]

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from finx_streamer.streaming.delivered_window import DeliveredWindow, Key, tick_key
-from finx_streamer.streaming.recovery import Probe, Recovery, Step
+from finx_streamer.streaming.recovery import Finish, Probe, Recovery, Step
 from finx_streamer.values import Tick
 
 START = datetime(2022, 7, 2, 23, 59, 50, tzinfo=UTC)
@@ -65,14 +65,18 @@ def recovery_after(*delivered: Tick) -> Recovery:
     return Recovery(PAIR, window, 0.0)
 
 
-def only(steps: list[Step], kind: type) -> Any:
+def only(steps: list[Step] | Step | None, kind: type) -> Any:
     """The only step, which must be of this kind."""
-    assert [type(step) for step in steps] == [kind]
-    return steps[0]
+    found = steps if isinstance(steps, list) else [steps]
+    assert [type(step) for step in found] == [kind]
+    return found[0]
 
 
 def answer(recovery: Recovery, found: list[Tick], now: float = 1.0) -> list[Step]:
     """Answer a fetch with one page, and the probe that may follow. Return all other steps."""
-    steps = recovery.page(found)
-    steps += [step for step in recovery.fetched(now) if not isinstance(step, Probe)]
-    return steps + recovery.probe_answered(now)
+    steps = [recovery.page(found)]
+    if not isinstance(steps[0], Finish):
+        steps.append(recovery.fetched(now))
+        if isinstance(steps[-1], Probe):
+            steps[-1] = recovery.probe_answered(now)
+    return [step for step in steps if step is not None]
