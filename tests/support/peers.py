@@ -61,6 +61,17 @@ def ticks(first: int, last: int, pair: str = PAIR) -> bytes:
     return b"".join(tick(number, pair) for number in range(first, last + 1))
 
 
+def raw_tick(number: int) -> dict[str, str]:
+    """A tick of a tape. Its price is its number and ten cents. Even numbers are BINANCE's, odd ones KRAKEN's."""
+    return {
+        "pair": PAIR,
+        "date": "2022-07-02",
+        "time": "15:30:55.817Z",
+        "exchange": ("BINANCE", "KRAKEN")[number % 2],
+        "price": f"{number}.10",
+    }
+
+
 class Caller:
     """The server's side of one connection. An I/O error ends its script silently, because the client left."""
 
@@ -241,6 +252,16 @@ def stay(*sent: bytes) -> Script:
     def script(caller: Caller) -> None:
         caller.welcome(*sent)
         caller.wait_until_left()
+
+    return script
+
+
+def leave_after(*sent: bytes) -> Script:
+    """A script that completes the handshake, sends these bytes, and ends TCP."""
+
+    def script(caller: Caller) -> None:
+        caller.welcome(*sent)
+        caller.leave()
 
     return script
 

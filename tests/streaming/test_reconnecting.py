@@ -1,0 +1,305 @@
+"""Reconnects of streams over real sockets: lost connections, refusals, and streams that hang."""
+
+from __future__ import annotations
+
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from finx_streamer import (
+    AuthenticationError,
+    ConnectionFailed,
+    ProtocolError,
+    RateLimited,
+    ReconnectPolicy,
+    State,
+    StreamNotFound,
+)
+from finx_streamer.connection.handshake_pool import MAX_CONCURRENT
+from finx_streamer.server import LocalServer, Tape
+from tests.support import market
+from tests.support.peers import (
+    PAIR,
+    PATIENCE,
+    PONG,
+    Caller,
+    Peer,
+    Script,
+    Seen,
+    close_frame,
+    frame,
+    free_port,
+    leave_after,
+    raw_tick,
+    refuse,
+    stay,
+    tick,
+    ticks,
+)
+
+NEVER_AGAIN = ReconnectPolicy(initial=3_600.0, maximum=3_600.0, jitter=False)
+
+
+def hang(caller: Caller) -> None:
+    """A server that reads the request and doesn't answer."""
+    caller.read_request()
+    caller.wait_until_left()
+
+
+# One stream.
+
+
+def test_a_server_that_appears_later_is_found(seen: Seen) -> None:
+    """Refused connections are reported and tried again, until the server is there."""
+    port = free_port()
+    with seen.listener(f"ws://127.0.0.1:{port}/"):
+        seen.wait_errors(3)
+        with LocalServer(Tape([raw_tick(1)], speed=None), keys={"demo"}, port=port):
+            seen.wait_ticks(1)
+    assert [error.attempt for error in seen.errors[:3]] == [1, 2, 3]
+    assert all(error.will_retry and error.retry_in == 0.01 for error in seen.of_type(ConnectionFailed)[:3])
+    assert list(dict.fromkeys(state for _, state in seen.states)) == [
+        State.CONNECTING,
+        State.RECONNECTING,
+        State.STREAMING,
+        State.STOPPED,
+    ]
+
+
+def test_a_lost_connection_is_opened_again(seen: Seen) -> None:
+    """After each way of losing a connection the stream goes on with a new one, and says what was lost."""
+    scripts = [
+        leave_after(tick(0)),
+        stay(tick(1), close_frame(1000)),
+        stay(tick(2), close_frame(1011, b"oops")),
+        stay(tick(3), frame("x", rsv=7)),
+        lambda caller: (caller.welcome(tick(4)), caller.read_frame(), caller.reset()),
+        stay(tick(5)),
+    ]
+    with Peer(*scripts) as peer, seen.listener(peer.url, ping_interval=0.05) as listener:
+        seen.wait_ticks(6)
+        assert listener.stats.reconnects == 5
+        assert listener.state is State.STREAMING
+    assert seen.prices == list(range(6))
+    assert [type(error) for error in seen.errors] == [
+        ConnectionFailed,
+        ConnectionFailed,
+        ConnectionFailed,
+        ProtocolError,
+        ConnectionFailed,
+    ]
+    assert [error.close_code for error in seen.of_type(ConnectionFailed)[:3]] + [
+        None,
+        None,
+    ] == [None, 1000, 1011, None, None]
+    assert all(error.will_retry for error in seen.of_type(ConnectionFailed))
+
+
+def test_a_handshake_without_answer_is_tried_again(seen: Seen) -> None:
+    """A handshake that hangs is given up after connect_timeout."""
+    with Peer(hang, hang, stay(tick(7))) as peer, seen.listener(peer.url, connect_timeout=0.5):
+        seen.wait_ticks(1)
+    assert [(error.attempt, error.will_retry) for error in seen.of_type(ConnectionFailed)] == [(1, True), (2, True)]
+
+
+@pytest.mark.parametrize("form", ["seconds", "date"])
+def test_retry_after_wins_over_the_policy(seen: Seen, form: str) -> None:
+    """429 is reported as RateLimited, and what the server asks for is how long is waited, in either form."""
+    later = 3_600 if form == "seconds" else datetime.now(UTC) + timedelta(hours=1)
+    with LocalServer(Tape([raw_tick(1)]), keys={"demo"}) as server:
+        server.refuse_next(1, 429, retry_after=later)
+        listener = seen.listener(server.url).start()
+        seen.wait_errors(1)
+        assert listener.state is State.RECONNECTING
+        assert listener.stop()
+    assert [type(error) for error in seen.errors] == [RateLimited]
+    assert seen.of_type(RateLimited)[0].will_retry
+    assert 3_500 < seen.of_type(RateLimited)[0].retry_in <= 3_601
+
+
+def test_a_short_retry_after_is_kept(seen: Seen) -> None:
+    """A server that asks for a second gets it, though the policy would be quicker."""
+    times: list[float] = []
+
+    def busy(caller: Caller) -> None:
+        caller.read_request()
+        times.append(time.monotonic())
+        caller.send(b"HTTP/1.1 503 Busy\r\nRetry-After: 1\r\n\r\n")
+
+    def ready(caller: Caller) -> None:
+        times.append(time.monotonic())
+        stay(tick(1))(caller)
+
+    with Peer(busy, ready) as peer, seen.listener(peer.url):
+        seen.wait_ticks(1)
+    assert times[1] - times[0] >= 1.0
+
+
+@pytest.mark.parametrize(
+    ("script", "kind"),
+    [
+        (refuse("401 Unauthorized"), AuthenticationError),
+        (refuse("403 Forbidden"), AuthenticationError),
+        (refuse("404 Not Found"), StreamNotFound),
+        (stay(close_frame(1008, b"revoked")), AuthenticationError),
+        (refuse("302 Found", "Location: wss://elsewhere.example/\r\n"), ConnectionFailed),
+        (refuse("200 OK"), ProtocolError),
+    ],
+)
+def test_what_a_retry_can_not_mend_ends_the_listener(seen: Seen, script: Script, kind: type[ConnectionFailed]) -> None:
+    """A bad key, an unknown stream and the like end all streams: FAILED, one attempt, and join raises the error."""
+    with Peer(script) as peer:
+        listener = seen.listener(peer.url).start()
+        with pytest.raises(kind) as caught:
+            listener.join(PATIENCE)
+        assert peer.accepted == 1
+    assert listener.state is State.FAILED
+    assert [caught.value] == seen.errors
+    assert (caught.value.attempt, caught.value.will_retry, caught.value.retry_in) == (1, False, None)
+    assert seen.states[-1] == (PAIR, State.FAILED)
+
+
+def test_one_stream_that_fails_for_good_ends_all(seen: Seen) -> None:
+    """A listener does not go on half: an unknown pair ends the other streams too."""
+    with LocalServer(Tape([raw_tick(1)], speed=None), keys={"demo"}) as server:
+        listener = seen.listener(server.url, PAIR).start()
+        seen.wait_ticks(1)
+        listener.add("NO:SUCH")
+        with pytest.raises(StreamNotFound) as caught:
+            listener.join(PATIENCE)
+    assert caught.value.symbol == "NO:SUCH"
+    assert dict(seen.states) == {PAIR: State.STOPPED, "NO:SUCH": State.FAILED}
+
+
+def test_attempts_may_be_used_up(seen: Seen) -> None:
+    """With `attempts=3` the third failure in a row is the last, and says so."""
+    policy = ReconnectPolicy(initial=0.01, jitter=False, attempts=3)
+    listener = seen.listener(f"ws://127.0.0.1:{free_port()}/", reconnect=policy).start()
+    with pytest.raises(ConnectionFailed, match="connection refused"):
+        listener.join(PATIENCE)
+    assert [(e.attempt, e.will_retry) for e in seen.of_type(ConnectionFailed)] == [(1, True), (2, True), (3, False)]
+    assert listener.state is State.FAILED
+
+
+def test_no_policy_is_one_connection(seen: Seen) -> None:
+    """`reconnect=None` ends the listener with the first connection, a normal close included."""
+    with Peer(stay(tick(1), close_frame(1000))) as peer:
+        listener = seen.listener(peer.url, reconnect=None).start()
+        with pytest.raises(ConnectionFailed, match="normally"):
+            listener.join(PATIENCE)
+        assert peer.accepted == 1
+    assert seen.prices == [1]
+
+
+def test_a_restart_of_the_server_is_survived(seen: Seen) -> None:
+    """The listener finds a server that went away (1001) and came back on the same port."""
+    with LocalServer(Tape([raw_tick(1)], speed=None), keys={"demo"}) as server, seen.listener(server.url):
+        seen.wait_ticks(1)
+        server.stop()
+        seen.wait_errors(2)
+        server.start()
+        seen.wait_ticks(2)
+    assert seen.of_type(ConnectionFailed)[0].close_code == 1001
+
+
+# Several streams.
+
+
+def test_a_stream_that_is_back_brings_the_others(seen: Seen) -> None:
+    """They waited for the same network: nobody sits out half a minute of backoff when it is there again."""
+    patient = ReconnectPolicy(initial=3_000.0, maximum=3_000.0, jitter=False)
+    pairs = ("BTC:USDC", "ETH:USDC", "SOL:USDC")
+    with (
+        LocalServer(market.Market(*pairs), keys={"demo"}) as server,
+        seen.listener(server.url, *pairs[:2], reconnect=patient) as listener,
+    ):
+        server.wait_connected(2)
+        server.drop_connections()
+        seen.wait_for(lambda: {(pair, State.RECONNECTING) for pair in pairs[:2]} <= set(seen.states))
+        listener.add(pairs[2])
+        server.wait_connected(3)
+
+
+def test_other_streams_are_not_held_up_by_a_dead_one(seen: Seen) -> None:
+    """One stream that hangs in its handshake, or reconnects for ever, takes nothing from the others."""
+
+    def script(caller: Caller) -> None:
+        if "DEAD" in caller.read_request().decode():
+            caller.wait_until_left()
+        caller.welcome(ticks(1, 100, "LIVE:USD"))
+        caller.wait_until_left()
+
+    with Peer(script) as peer, seen.listener(peer.url, "DEAD:USD", "LIVE:USD"):
+        seen.wait_ticks(100)
+    assert seen.errors == []
+
+
+def test_hung_handshakes_let_the_others_pass(seen: Seen) -> None:
+    """When all places are taken by handshakes that hang, those that wait get theirs after connect_timeout."""
+    dead = [f"DEAD{number}:USD" for number in range(MAX_CONCURRENT)]
+
+    def script(caller: Caller) -> None:
+        if "DEAD" in caller.read_request().decode():
+            caller.wait_until_left()
+        caller.welcome(tick(1, "LIVE:USD"))
+        caller.wait_until_left()
+
+    with Peer(script) as peer, seen.listener(peer.url, *dead, "LIVE:USD", connect_timeout=1.0, reconnect=NEVER_AGAIN):
+        seen.wait_ticks(1)
+
+
+def test_removing_hung_streams_gives_their_places_free(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handshake that nothing interrupts, in name resolution, holds no place once its stream is removed."""
+    hung = [f"DEAD{number}:USD" for number in range(MAX_CONCURRENT)]
+    release, stuck = threading.Event(), threading.Semaphore(0)
+
+    def key() -> str:
+        if not release.is_set():
+            stuck.release()
+            free.wait(PATIENCE)
+        return "demo"
+
+    free = threading.Event()
+    with Peer(stay(tick(1, "LIVE:USD"))) as peer:
+        try:
+            with seen.listener(peer.url, *hung, "LIVE:USD", api_key=key, connect_timeout=3_600.0) as listener:
+                for _ in hung:
+                    assert stuck.acquire(timeout=PATIENCE)
+                release.set()
+                listener.remove(*hung)
+                seen.wait_ticks(1)
+        finally:
+            free.set()
+
+
+def test_reconnects_leave_no_deadlines_behind(seen: Seen) -> None:
+    """Deadlines of connections that are gone are forgotten: the heap does not grow with each reconnect."""
+    pings = threading.Semaphore(0)
+
+    def answer(caller: Caller) -> None:
+        caller.welcome()
+        while True:
+            caller.read_frame()
+            caller.send(frame(b"", PONG))
+            pings.release()
+
+    bounds = {"ping_interval": 0.3, "connect_timeout": 0.3}
+    policy = ReconnectPolicy(initial=0.0)
+    with Peer(*[leave_after()] * 40, answer) as peer, seen.listener(peer.url, reconnect=policy, **bounds) as listener:
+        for _ in range(4):
+            assert pings.acquire(timeout=PATIENCE)
+        # Not public, and not to be seen from outside but as a slow leak.
+        assert len(listener._run.streams.loop._deadlines) <= 5  # type: ignore[union-attr]
+
+
+def test_long_intervals_do_not_fill_the_heap(seen: Seen) -> None:
+    """Deadlines that lie a day ahead are forgotten with their connections, and not a day later."""
+    policy = ReconnectPolicy(initial=0.0)
+    with (
+        Peer(*[leave_after()] * 150, stay(tick(1))) as peer,
+        seen.listener(peer.url, reconnect=policy, ping_interval=86_400.0) as listener,
+    ):
+        seen.wait_ticks(1)
+        assert len(listener._run.streams.loop._deadlines) <= 70  # type: ignore[union-attr]
