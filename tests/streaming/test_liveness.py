@@ -4,27 +4,13 @@ from __future__ import annotations
 
 import threading
 
-from finx_streamer import (
-    StaleStream,
-    State,
-)
+from finx_streamer import StaleStream, State
 from finx_streamer.server import LocalServer, Tape
-from tests.support.peers import (
-    PATIENCE,
-    PING,
-    PONG,
-    Caller,
-    Peer,
-    Seen,
-    frame,
-    raw_tick,
-    stay,
-    tick,
-)
+from tests.support.peers import PATIENCE, PING, PONG, Caller, Peer, Seen, frame, raw_tick, stay, tick
 
 
 def test_pings_are_answered(seen: Seen) -> None:
-    """The server's pings are answered with their payload while ticks flow."""
+    """While ticks arrive, pings are answered with their payload."""
     answers: list[tuple[int, bytes]] = []
 
     def script(caller: Caller) -> None:
@@ -39,8 +25,8 @@ def test_pings_are_answered(seen: Seen) -> None:
     assert answers == [(PONG, b"0"), (PONG, b"1"), (PONG, b"2")]
 
 
-def test_a_half_open_connection_is_found(seen: Seen) -> None:
-    """A peer that says nothing more, not even a pong, is given up after ping_interval and ping_timeout."""
+def test_a_half_open_connection_is_detected(seen: Seen) -> None:
+    """If no pong arrives within ping_interval and ping_timeout, the listener reconnects."""
     tape = Tape([raw_tick(1)], speed=None)
     with (
         LocalServer(tape, keys={"demo"}) as server,
@@ -54,8 +40,8 @@ def test_a_half_open_connection_is_found(seen: Seen) -> None:
     assert "no answer to a ping within 0.5 s" in str(seen.errors[0])
 
 
-def test_half_a_frame_followed_by_silence_is_found(seen: Seen) -> None:
-    """A peer that stops in the midst of a frame blocks nothing: the missing pong tells."""
+def test_silence_after_half_a_frame_is_detected(seen: Seen) -> None:
+    """If the peer stops in the middle of a frame, the missing pong ends the connection."""
     with (
         Peer(lambda caller: (caller.welcome(tick(1)[:20]), caller.wait_until_left()), stay(tick(2))) as peer,
         seen.listener(peer.url, ping_interval=0.1, ping_timeout=0.5),
@@ -65,8 +51,8 @@ def test_half_a_frame_followed_by_silence_is_found(seen: Seen) -> None:
     assert "no answer to a ping" in str(seen.errors[0])
 
 
-def test_a_quiet_peer_that_answers_is_left_alone(seen: Seen) -> None:
-    """A market without ticks is not a dead one: several pings later the connection still stands."""
+def test_a_quiet_peer_that_answers_pings_stays_connected(seen: Seen) -> None:
+    """A market without ticks isn't a lost connection."""
     pings: list[bytes] = []
 
     def script(caller: Caller) -> None:
@@ -85,8 +71,8 @@ def test_a_quiet_peer_that_answers_is_left_alone(seen: Seen) -> None:
     assert seen.errors == []
 
 
-def test_a_silence_is_told_once(seen: Seen) -> None:
-    """`stale_after` reports that nothing comes, once until something does, and ends nothing."""
+def test_a_silence_is_reported_once(seen: Seen) -> None:
+    """StaleStream is reported once per silence and doesn't end the connection."""
     more = threading.Event()
 
     def script(caller: Caller) -> None:
@@ -104,8 +90,8 @@ def test_a_silence_is_told_once(seen: Seen) -> None:
     assert seen.prices == [1, 2]
 
 
-def test_keep_alive_is_sent(seen: Seen) -> None:
-    """`keep_alive` sends FinX's own message with the key at that interval, and its answer is a notice."""
+def test_keep_alive_sends_messages(seen: Seen) -> None:
+    """`keep_alive` sends FinX's own message at its interval, and the answer is a notice."""
     messages: list[bytes] = []
 
     def script(caller: Caller) -> None:
@@ -120,8 +106,8 @@ def test_keep_alive_is_sent(seen: Seen) -> None:
     assert messages == [b'{"APIKey": "demo", "functionName": "keepAlive"}'] * 2
 
 
-def test_intervals_beyond_what_a_selector_can_wait_are_allowed(seen: Seen) -> None:
-    """A bound of years, which some give to turn a thing off, ends nothing."""
+def test_very_long_intervals_are_allowed(seen: Seen) -> None:
+    """Intervals of years, which may exceed what a poller can wait, turn a check off."""
     settings = {"ping_interval": 1e9, "ping_timeout": 1e9, "stale_after": 1e9, "connect_timeout": 1e8}
     with Peer(stay(tick(1))) as peer, seen.listener(peer.url, **settings) as listener:
         seen.wait_ticks(1)

@@ -51,8 +51,8 @@ def hang(caller: Caller) -> None:
 # One stream.
 
 
-def test_a_server_that_appears_later_is_found(seen: Seen) -> None:
-    """Refused connections are reported and tried again, until the server is there."""
+def test_connecting_is_retried_until_the_server_appears(seen: Seen) -> None:
+    """Each refused connection is reported with the number of the attempt."""
     port = free_port()
     with seen.listener(f"ws://127.0.0.1:{port}/"):
         seen.wait_errors(3)
@@ -68,8 +68,8 @@ def test_a_server_that_appears_later_is_found(seen: Seen) -> None:
     ]
 
 
-def test_a_lost_connection_is_opened_again(seen: Seen) -> None:
-    """After each way of losing a connection the stream goes on with a new one, and says what was lost."""
+def test_a_lost_connection_is_replaced(seen: Seen) -> None:
+    """The stream continues on a new connection and reports the loss, however the connection was lost."""
     scripts = [
         leave_after(tick(0)),
         stay(tick(1), close_frame(1000)),
@@ -83,30 +83,21 @@ def test_a_lost_connection_is_opened_again(seen: Seen) -> None:
         assert listener.stats.reconnects == 5
         assert listener.state is State.STREAMING
     assert seen.prices == list(range(6))
-    assert [type(error) for error in seen.errors] == [
-        ConnectionFailed,
-        ConnectionFailed,
-        ConnectionFailed,
-        ProtocolError,
-        ConnectionFailed,
-    ]
-    assert [error.close_code for error in seen.of_type(ConnectionFailed)[:3]] + [
-        None,
-        None,
-    ] == [None, 1000, 1011, None, None]
+    assert [type(error) for error in seen.errors] == [*[ConnectionFailed] * 3, ProtocolError, ConnectionFailed]
+    assert [error.close_code for error in seen.of_type(ConnectionFailed)] == [None, 1000, 1011, None]
     assert all(error.will_retry for error in seen.of_type(ConnectionFailed))
 
 
-def test_a_handshake_without_answer_is_tried_again(seen: Seen) -> None:
-    """A handshake that hangs is given up after connect_timeout."""
+def test_an_unanswered_handshake_is_retried(seen: Seen) -> None:
+    """A hanging handshake fails after connect_timeout."""
     with Peer(hang, hang, stay(tick(7))) as peer, seen.listener(peer.url, connect_timeout=0.5):
         seen.wait_ticks(1)
     assert [(error.attempt, error.will_retry) for error in seen.of_type(ConnectionFailed)] == [(1, True), (2, True)]
 
 
 @pytest.mark.parametrize("form", ["seconds", "date"])
-def test_retry_after_wins_over_the_policy(seen: Seen, form: str) -> None:
-    """429 is reported as RateLimited, and what the server asks for is how long is waited, in either form."""
+def test_retry_after_overrides_the_policy(seen: Seen, form: str) -> None:
+    """After status 429, the wait is the one that the server asks for, as seconds or as a date."""
     later = 3_600 if form == "seconds" else datetime.now(UTC) + timedelta(hours=1)
     with LocalServer(Tape([raw_tick(1)]), keys={"demo"}) as server:
         server.refuse_next(1, 429, retry_after=later)
@@ -119,8 +110,8 @@ def test_retry_after_wins_over_the_policy(seen: Seen, form: str) -> None:
     assert 3_500 < seen.of_type(RateLimited)[0].retry_in <= 3_601
 
 
-def test_a_short_retry_after_is_kept(seen: Seen) -> None:
-    """A server that asks for a second gets it, though the policy would be quicker."""
+def test_a_short_retry_after_is_respected(seen: Seen) -> None:
+    """The client waits the second that the server asks for, although the policy would retry sooner."""
     times: list[float] = []
 
     def busy(caller: Caller) -> None:
@@ -148,21 +139,21 @@ def test_a_short_retry_after_is_kept(seen: Seen) -> None:
         (refuse("200 OK"), ProtocolError),
     ],
 )
-def test_what_a_retry_can_not_mend_ends_the_listener(seen: Seen, script: Script, kind: type[ConnectionFailed]) -> None:
-    """A bad key, an unknown stream and the like end all streams: FAILED, one attempt, and join raises the error."""
+def test_a_fatal_error_ends_the_listener(seen: Seen, script: Script, kind: type[ConnectionFailed]) -> None:
+    """After an error that a retry can't fix, such as a bad key, the state is FAILED and join() raises the error."""
     with Peer(script) as peer:
         listener = seen.listener(peer.url).start()
         with pytest.raises(kind) as caught:
             listener.join(PATIENCE)
         assert peer.accepted == 1
     assert listener.state is State.FAILED
-    assert [caught.value] == seen.errors
+    assert seen.errors == [caught.value]
     assert (caught.value.attempt, caught.value.will_retry, caught.value.retry_in) == (1, False, None)
     assert seen.states[-1] == (PAIR, State.FAILED)
 
 
-def test_one_stream_that_fails_for_good_ends_all(seen: Seen) -> None:
-    """A listener does not go on half: an unknown pair ends the other streams too."""
+def test_a_fatal_error_of_one_stream_ends_all_streams(seen: Seen) -> None:
+    """A listener never continues with only some of its streams."""
     with LocalServer(Tape([raw_tick(1)], speed=None), keys={"demo"}) as server:
         listener = seen.listener(server.url, PAIR).start()
         seen.wait_ticks(1)
@@ -173,8 +164,8 @@ def test_one_stream_that_fails_for_good_ends_all(seen: Seen) -> None:
     assert dict(seen.states) == {PAIR: State.STOPPED, "NO:SUCH": State.FAILED}
 
 
-def test_attempts_may_be_used_up(seen: Seen) -> None:
-    """With `attempts=3` the third failure in a row is the last, and says so."""
+def test_attempts_limits_the_failures_in_a_row(seen: Seen) -> None:
+    """With `attempts=3`, the third failure in a row ends the listener and says that no attempt follows."""
     policy = ReconnectPolicy(initial=0.01, jitter=False, attempts=3)
     listener = seen.listener(f"ws://127.0.0.1:{free_port()}/", reconnect=policy).start()
     with pytest.raises(ConnectionFailed, match="connection refused"):
@@ -183,8 +174,8 @@ def test_attempts_may_be_used_up(seen: Seen) -> None:
     assert listener.state is State.FAILED
 
 
-def test_no_policy_is_one_connection(seen: Seen) -> None:
-    """`reconnect=None` ends the listener with the first connection, a normal close included."""
+def test_without_a_policy_there_is_one_connection(seen: Seen) -> None:
+    """With `reconnect=None`, the listener ends with its first connection, even after a normal close."""
     with Peer(stay(tick(1), close_frame(1000))) as peer:
         listener = seen.listener(peer.url, reconnect=None).start()
         with pytest.raises(ConnectionFailed, match="normally"):
@@ -193,8 +184,8 @@ def test_no_policy_is_one_connection(seen: Seen) -> None:
     assert seen.prices == [1]
 
 
-def test_a_restart_of_the_server_is_survived(seen: Seen) -> None:
-    """The listener finds a server that went away (1001) and came back on the same port."""
+def test_a_listener_survives_a_restart_of_the_server(seen: Seen) -> None:
+    """After close code 1001, the listener reconnects to the server on the same port."""
     with LocalServer(Tape([raw_tick(1)], speed=None), keys={"demo"}) as server, seen.listener(server.url):
         seen.wait_ticks(1)
         server.stop()
@@ -207,13 +198,12 @@ def test_a_restart_of_the_server_is_survived(seen: Seen) -> None:
 # Several streams.
 
 
-def test_a_stream_that_is_back_brings_the_others(seen: Seen) -> None:
-    """They waited for the same network: nobody sits out half a minute of backoff when it is there again."""
-    patient = ReconnectPolicy(initial=3_000.0, maximum=3_000.0, jitter=False)
+def test_a_connected_stream_ends_the_backoff_of_the_others(seen: Seen) -> None:
+    """The streams share a network, so if one connects, the others retry at once."""
     pairs = ("BTC:USDC", "ETH:USDC", "SOL:USDC")
     with (
         LocalServer(market.Market(*pairs), keys={"demo"}) as server,
-        seen.listener(server.url, *pairs[:2], reconnect=patient) as listener,
+        seen.listener(server.url, *pairs[:2], reconnect=NEVER_AGAIN) as listener,
     ):
         server.wait_connected(2)
         server.drop_connections()
@@ -222,8 +212,8 @@ def test_a_stream_that_is_back_brings_the_others(seen: Seen) -> None:
         server.wait_connected(3)
 
 
-def test_other_streams_are_not_held_up_by_a_dead_one(seen: Seen) -> None:
-    """One stream that hangs in its handshake, or reconnects for ever, takes nothing from the others."""
+def test_a_hanging_stream_does_not_delay_the_others(seen: Seen) -> None:
+    """The other streams connect while one waits in its handshake."""
 
     def script(caller: Caller) -> None:
         if "DEAD" in caller.read_request().decode():
@@ -236,8 +226,8 @@ def test_other_streams_are_not_held_up_by_a_dead_one(seen: Seen) -> None:
     assert seen.errors == []
 
 
-def test_hung_handshakes_let_the_others_pass(seen: Seen) -> None:
-    """When all places are taken by handshakes that hang, those that wait get theirs after connect_timeout."""
+def test_hanging_handshakes_free_their_places(seen: Seen) -> None:
+    """If hanging handshakes fill the pool, waiting handshakes start after connect_timeout."""
     dead = [f"DEAD{number}:USD" for number in range(MAX_CONCURRENT)]
 
     def script(caller: Caller) -> None:
@@ -250,8 +240,8 @@ def test_hung_handshakes_let_the_others_pass(seen: Seen) -> None:
         seen.wait_ticks(1)
 
 
-def test_removing_hung_streams_gives_their_places_free(seen: Seen, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A handshake that nothing interrupts, in name resolution, holds no place once its stream is removed."""
+def test_removing_hanging_streams_frees_their_places(seen: Seen) -> None:
+    """Once its stream is removed, even a handshake that can't be interrupted doesn't take a place in the pool."""
     hung = [f"DEAD{number}:USD" for number in range(MAX_CONCURRENT)]
     release, stuck = threading.Event(), threading.Semaphore(0)
 
@@ -275,7 +265,7 @@ def test_removing_hung_streams_gives_their_places_free(seen: Seen, monkeypatch: 
 
 
 def test_reconnects_leave_no_deadlines_behind(seen: Seen) -> None:
-    """Deadlines of connections that are gone are forgotten: the heap does not grow with each reconnect."""
+    """The loop's heap doesn't grow with each reconnect."""
     pings = threading.Semaphore(0)
 
     def answer(caller: Caller) -> None:
@@ -290,12 +280,12 @@ def test_reconnects_leave_no_deadlines_behind(seen: Seen) -> None:
     with Peer(*[leave_after()] * 40, answer) as peer, seen.listener(peer.url, reconnect=policy, **bounds) as listener:
         for _ in range(4):
             assert pings.acquire(timeout=PATIENCE)
-        # Not public, and not to be seen from outside but as a slow leak.
+        # Private, because from outside, the heap shows only as a slow leak.
         assert len(listener._run.streams.loop._deadlines) <= 5  # type: ignore[union-attr]
 
 
 def test_long_intervals_do_not_fill_the_heap(seen: Seen) -> None:
-    """Deadlines that lie a day ahead are forgotten with their connections, and not a day later."""
+    """Deadlines a day ahead are removed with their connections, not a day later."""
     policy = ReconnectPolicy(initial=0.0)
     with (
         Peer(*[leave_after()] * 150, stay(tick(1))) as peer,

@@ -13,13 +13,7 @@ from typing import Any
 import pytest
 import trustme
 
-from finx_streamer import (
-    ConfigurationError,
-    ConnectionFailed,
-    DecodeError,
-    ServerError,
-    State,
-)
+from finx_streamer import ConfigurationError, ConnectionFailed, DecodeError, ServerError, State
 from finx_streamer.server import LocalServer, Tape
 from tests.support import market
 from tests.support.peers import (
@@ -42,8 +36,8 @@ from tests.support.peers import (
 # Messages.
 
 
-def test_bad_messages_are_reported_and_the_stream_goes_on(seen: Seen) -> None:
-    """Each bad message is one error, in its place between the ticks, and costs no connection."""
+def test_a_bad_message_does_not_end_the_stream(seen: Seen) -> None:
+    """Each bad message is reported as one error, in order with the ticks, and the connection stays open."""
     bad = ["{broken", "[1]", "", tick_text(9, "ETH:USDC"), '{"pair":"BTC:USDC","price":"x"}']
     sent = [tick(0), *(data for n, text in enumerate(bad, 1) for data in (frame(text), tick(n)))]
     order: list[object] = []
@@ -55,7 +49,7 @@ def test_bad_messages_are_reported_and_the_stream_goes_on(seen: Seen) -> None:
             seen.wait_for(lambda: 6 in seen.prices)
             stats = listener.stats
         assert peer.accepted == 1
-    assert order == [0, *(what for number in range(1, 7) for what in ("error", number))]
+    assert order == [0, *(event for number in range(1, 7) for event in ("error", number))]
     assert {name: getattr(stats, name) for name in ("decode_errors", "ticks", "messages", "reconnects")} == {
         "decode_errors": 6,
         "ticks": 7,
@@ -67,8 +61,8 @@ def test_bad_messages_are_reported_and_the_stream_goes_on(seen: Seen) -> None:
 
 
 @pytest.mark.parametrize("queue_size", [65_536, 3])
-def test_ticks_of_all_forms_keep_their_order(seen: Seen, queue_size: int) -> None:
-    """Runs that are read in one go, and whatever stands between them, are delivered as they came."""
+def test_ticks_in_all_forms_keep_their_order(seen: Seen, queue_size: int) -> None:
+    """Ticks that are decoded together and the messages between them are delivered in order."""
     sent: list[bytes] = []
     for number in range(0, 300, 5):
         text = tick_text(number)
@@ -82,8 +76,8 @@ def test_ticks_of_all_forms_keep_their_order(seen: Seen, queue_size: int) -> Non
     assert seen.prices == list(range(300))
 
 
-def test_notices_and_server_errors_are_handed_on(seen: Seen) -> None:
-    """Other objects are notices, or server errors, and nothing is dropped in silence."""
+def test_notices_and_server_errors_are_delivered(seen: Seen) -> None:
+    """Every other object is delivered as a notice or a server error."""
     sent = [frame('{"isAuth":true}'), frame('{"error":"slow down"}'), tick(1)]
     with Peer(stay(*sent)) as peer, seen.listener(peer.url):
         seen.wait_ticks(1)
@@ -91,8 +85,8 @@ def test_notices_and_server_errors_are_handed_on(seen: Seen) -> None:
     assert [error.message for error in seen.of_type(ServerError)] == ["slow down"]
 
 
-def test_ticks_before_a_close_frame_are_all_delivered(seen: Seen) -> None:
-    """However much lies before a close frame in the same buffer, it is delivered before the loss is told."""
+def test_ticks_before_a_close_frame_are_delivered(seen: Seen) -> None:
+    """All ticks before a close frame in the same buffer are delivered before the loss is reported."""
     order: list[object] = []
     with Peer(stay(ticks(1, 300), close_frame(1012), tick(999)), stay(tick(301))) as peer:
         listener = seen.listener(peer.url, queue_size=50, on_tick=lambda tick: order.append(int(tick["price"])))
@@ -104,8 +98,8 @@ def test_ticks_before_a_close_frame_are_all_delivered(seen: Seen) -> None:
     assert order[300].close_code == 1012  # type: ignore[attr-defined]
 
 
-def test_received_ns_is_when_the_bytes_were_read(seen: Seen) -> None:
-    """Ticks glued to the handshake's answer and those after it have the time of their receipt."""
+def test_received_ns_is_the_time_of_receipt(seen: Seen) -> None:
+    """Ticks in the same segment as the handshake's answer also have the time of their receipt."""
     before = time.time_ns()
     go_on = threading.Event()
 
@@ -125,8 +119,8 @@ def test_received_ns_is_when_the_bytes_were_read(seen: Seen) -> None:
     assert before <= first <= between <= second <= time.time_ns()
 
 
-def test_exchanges_filters_and_parse_price_reads(seen: Seen) -> None:
-    """`exchanges` keeps only what it names, and `parse_price` makes the price."""
+def test_exchanges_and_parse_price_apply_to_ticks(seen: Seen) -> None:
+    """`exchanges` keeps only ticks of those exchanges, and `parse_price` converts their prices."""
     tape = Tape([raw_tick(number) for number in range(10)], speed=None)
     with (
         LocalServer(tape, keys={"demo"}) as server,
@@ -138,8 +132,8 @@ def test_exchanges_filters_and_parse_price_reads(seen: Seen) -> None:
     assert {tick["exchange"] for tick in seen.ticks} == {"KRAKEN"}
 
 
-def test_a_filter_that_lets_nothing_through_stalls_nothing(seen: Seen) -> None:
-    """Ticks that are filtered take no room in the queue: with a queue of one, the last still arrives."""
+def test_filtered_ticks_take_no_room_in_the_queue(seen: Seen) -> None:
+    """With a queue of one, a tick arrives after hundreds of filtered ones."""
     sent = b"".join(tick(number, exchange="OTHER") for number in range(500))
     with (
         Peer(stay(sent, tick(501, exchange="MINE"))) as peer,
@@ -152,16 +146,22 @@ def test_a_filter_that_lets_nothing_through_stalls_nothing(seen: Seen) -> None:
 # TLS.
 
 
-def test_a_context_of_the_users_own_is_used(seen: Seen) -> None:
-    """A private authority works through ssl_context; without it the certificate is refused and all ends."""
+def tls_contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """The server's and the client's context of a private certificate authority."""
     authority = trustme.CA()
-    theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(theirs)
-    ours = ssl.create_default_context()
-    authority.configure_trust(ours)
+    server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(server_context)
+    client_context = ssl.create_default_context()
+    authority.configure_trust(client_context)
+    return server_context, client_context
+
+
+def test_ssl_context_is_used(seen: Seen) -> None:
+    """A private authority works through ssl_context, and without it the certificate ends the listener."""
+    server_context, client_context = tls_contexts()
     tape = Tape([raw_tick(number) for number in range(2_000)], speed=None)
-    with LocalServer(tape, keys={"demo"}, ssl_context=theirs) as server:
-        with seen.listener(server.url, parse_price=str, ssl_context=ours):
+    with LocalServer(tape, keys={"demo"}, ssl_context=server_context) as server:
+        with seen.listener(server.url, parse_price=str, ssl_context=client_context):
             seen.wait_ticks(2_000)
         assert [tick["price"] for tick in seen.ticks] == [raw_tick(number)["price"] for number in range(2_000)]
         listener = seen.listener(server.url).start()
@@ -170,14 +170,10 @@ def test_a_context_of_the_users_own_is_used(seen: Seen) -> None:
     assert listener.state is State.FAILED
 
 
-def test_what_tls_has_read_ahead_is_delivered(seen: Seen) -> None:
-    """Ticks in one TLS record with the handshake's answer are delivered, though nothing comes after them."""
-    authority = trustme.CA()
-    theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(theirs)
-    ours = ssl.create_default_context()
-    authority.configure_trust(ours)
-    with Peer(stay(ticks(1, 80)), context=theirs) as peer, seen.listener(peer.url, ssl_context=ours):
+def test_ticks_in_the_tls_buffer_are_delivered(seen: Seen) -> None:
+    """Ticks in one TLS record with the handshake's answer are delivered even if nothing follows."""
+    server_context, client_context = tls_contexts()
+    with Peer(stay(ticks(1, 80)), context=server_context) as peer, seen.listener(peer.url, ssl_context=client_context):
         seen.wait_ticks(80)
     assert seen.prices == list(range(1, 81))
 
@@ -185,10 +181,10 @@ def test_what_tls_has_read_ahead_is_delivered(seen: Seen) -> None:
 # Back-pressure.
 
 
-def test_a_full_queue_stops_the_sender(seen: Seen) -> None:
-    """With a blocked callback the queue stays within its bound, the sender is held up, and nothing is lost."""
+def test_a_full_queue_applies_back_pressure(seen: Seen) -> None:
+    """While a callback blocks, the queue keeps its bound, the server can't send, and no tick is lost."""
     total, gate = 40_000, threading.Event()
-    held_up, finished = threading.Event(), threading.Event()
+    blocked, finished = threading.Event(), threading.Event()
 
     def script(caller: Caller) -> None:
         caller.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16_384)
@@ -202,7 +198,7 @@ def test_a_full_queue_stops_the_sender(seen: Seen) -> None:
                 try:
                     batch = batch[caller.sock.send(batch) :]
                 except TimeoutError:
-                    held_up.set()
+                    blocked.set()
         finished.set()
         caller.sock.settimeout(None)
         while True:
@@ -217,8 +213,8 @@ def test_a_full_queue_stops_the_sender(seen: Seen) -> None:
         listener = seen.listener(
             peer.url, on_tick=slow, queue_size=100, ping_interval=0.1, ping_timeout=0.5, parse_price=int
         ).start()
-        assert held_up.wait(PATIENCE)
-        # Long enough for a ping to go unanswered, were it not for the answer that may lie unread.
+        assert blocked.wait(PATIENCE)
+        # Longer than ping_interval and ping_timeout: a pong may be among the unread bytes, so it isn't missing.
         assert not listener.join(1.2)
         assert not finished.is_set()
         assert listener.state is State.STREAMING
@@ -237,8 +233,8 @@ def test_a_full_queue_stops_the_sender(seen: Seen) -> None:
 # Stopping.
 
 
-def test_a_stop_is_heard_in_a_flood_that_takes_no_room(seen: Seen) -> None:
-    """While a gap is looked into, with less room than a read brings, of ticks that `exchanges` leaves out."""
+def test_stop_works_during_a_flood_of_filtered_ticks(seen: Seen) -> None:
+    """stop() returns in time while a gap is checked and filtered ticks arrive without a break."""
 
     def message(number: int, exchange: str = "BINANCE") -> bytes:
         return frame(json.dumps({"results": "streaming", "resultData": market.tick(number, exchange=exchange)}))
@@ -270,8 +266,8 @@ def test_a_stop_is_heard_in_a_flood_that_takes_no_room(seen: Seen) -> None:
             stopped.set()
 
 
-def test_a_stop_does_not_say_that_a_hanging_parse_price_has_ended(seen: Seen) -> None:
-    """Nor does a start make a second network thread beside it."""
+def test_stop_returns_false_while_parse_price_hangs(seen: Seen) -> None:
+    """Meanwhile, start() refuses to start a second network thread."""
     inside, gate = threading.Event(), threading.Event()
 
     def parse(text: str) -> float:
@@ -283,7 +279,7 @@ def test_a_stop_does_not_say_that_a_hanging_parse_price_has_ended(seen: Seen) ->
         listener = seen.listener(peer.url, parse_price=parse).start()
         assert inside.wait(PATIENCE)
         assert not listener.stop(0.1)
-        assert not listener.stop(2.0, drain=False)
+        assert not listener.stop(0.3, drain=False)
         with pytest.raises(ConfigurationError, match="still stopping"):
             listener.start()
         gate.set()
@@ -295,7 +291,7 @@ def test_a_stop_does_not_say_that_a_hanging_parse_price_has_ended(seen: Seen) ->
 
 
 def test_all_streams_share_one_network_thread(seen: Seen) -> None:
-    """Thirty streams need as many threads as one."""
+    """Thirty streams need no more threads than one."""
     pairs = [f"P{number}:USD" for number in range(30)]
     tape = Tape([raw_tick(1) | {"pair": pair} for pair in pairs], speed=None, wait_for=30)
     with LocalServer(tape, keys={"demo"}) as server, seen.listener(server.url, *pairs, name="many") as listener:
@@ -304,5 +300,5 @@ def test_all_streams_share_one_network_thread(seen: Seen) -> None:
         assert server.stats.connections == 30
         names = sorted(thread.name for thread in threading.enumerate() if thread.name.startswith("many"))
         assert [name for name in names if "handshake" not in name] == ["many-callbacks", "many-network"]
-        assert set(pairs) == set(listener.stats.streams)
-    assert set(pairs) == {tick["pair"] for tick in seen.ticks}
+        assert set(listener.stats.streams) == set(pairs)
+    assert {tick["pair"] for tick in seen.ticks} == set(pairs)
