@@ -31,6 +31,7 @@ from tests.support.peers import (
     close_frame,
     frame,
     free_port,
+    hang,
     leave_after,
     raw_tick,
     refuse,
@@ -40,12 +41,6 @@ from tests.support.peers import (
 )
 
 NEVER_AGAIN = ReconnectPolicy(initial=3_600.0, maximum=3_600.0, jitter=False)
-
-
-def hang(caller: Caller) -> None:
-    """A server that reads the request and doesn't answer."""
-    caller.read_request()
-    caller.wait_until_left()
 
 
 # One stream.

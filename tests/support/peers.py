@@ -266,6 +266,12 @@ def leave_after(*sent: bytes) -> Script:
     return script
 
 
+def hang(caller: Caller) -> None:
+    """A script that reads the request and doesn't answer."""
+    caller.read_request()
+    caller.wait_until_left()
+
+
 def watched(script: Script) -> tuple[Script, threading.Event, threading.Event]:
     """The script, an event for the client's first byte, and an event for the script's end."""
     begun, left = threading.Event(), threading.Event()
