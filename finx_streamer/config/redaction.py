@@ -24,8 +24,8 @@ _LONGEST_SHOWN = 60
 _SENT_RAW = "++Sent raw:"
 
 _ENTITIES = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos"}
-#: The end of a text that was cut within a key: half an escape, then what may follow once the text was quoted.
-_CUT = r"(?>(?:\\{1,8}u?0{0,2}[0-9a-f]?|%[0-9a-f]?|&[#0-9a-z]{0,6})?)(?=[\"'`\\ \r\n.)\]}>…]{0,12}\Z)"
+#: At the end of a text that was cut within a key: the rest of an escape, then what follows once the text was quoted.
+_CUT = r"(?=(?:[\\%&]{1,8}[#\w]{0,6})?\W{0,12}\Z)"
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -49,15 +49,12 @@ def redact(text: str) -> str:
     """Return the text with every remembered key masked, also a part of one that was cut off at either end."""
     if not _keys:
         return text
-    pattern = _pattern(frozenset(_keys))
     pieces: list[str] = []
-    end = 0
-    # Not `Pattern.sub`, which would block all other threads while it searches a large text.
-    for start in pattern.starts(text):
-        if start >= end and (found := pattern.key.match(text, start)):
-            pieces += [text[end:start], MASK]
-            end = found.end()
-    return "".join([*pieces, text[end:]]) if pieces else text
+    kept = 0
+    for start, end in _finder(frozenset(_keys)).find(text):
+        pieces += [text[kept:start], MASK]
+        kept = end
+    return "".join([*pieces, text[kept:]]) if pieces else text
 
 
 def shown(value: object) -> str:
@@ -89,25 +86,45 @@ def hides_arguments(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 @attrs.frozen
-class _Pattern:
-    """Finds keys: `key` is tried only where `first` matches, which is much faster."""
+class _Finder:
+    """Finds keys. The pattern `key` is tried only where `first` matches, which is much faster."""
 
     first: re.Pattern[str]
     key: re.Pattern[str]
+    lower_case: tuple[str, ...]
 
-    def starts(self, text: str) -> Iterator[int]:
-        return chain((0,), (found.start() for found in self.first.finditer(text)))
+    def find(self, text: str) -> Iterator[tuple[int, int]]:
+        """Yield where each key starts and ends, in order."""
+        end = 0
+        # Not `Pattern.finditer`, which would block all other threads while it searches a large text.
+        for start in chain((0,), (found.start() for found in self.first.finditer(text))):
+            if start < end:
+                continue
+            found = self.key.match(text, start)
+            length = found.end() - start if found else 0 if start else self._end_of_key(text)
+            if length:
+                end = start + length
+                yield start, end
+
+    def _end_of_key(self, text: str) -> int:
+        """Return how many characters at the beginning of a text are the end of a key."""
+        text = text[: max(map(len, self.lower_case))].lower()
+        beginning = text[:SHORTEST_MASKED]
+        keys = [key for key in self.lower_case if beginning in key]
+        ends = (key[at:] for key in keys for at in range(1, len(key) - SHORTEST_MASKED + 1))
+        return max((len(end) for end in ends if text.startswith(end)), default=0)
 
 
 @functools.lru_cache(maxsize=1)
-def _pattern(keys: frozenset[str]) -> _Pattern:
+def _finder(keys: frozenset[str]) -> _Finder:
     # The longest first: one key may begin with another.
     ordered = sorted(keys, key=lambda key: (-len(key), key))
     first = {re.escape(letter) for key in keys for letter in (key[0].lower(), key[0].upper())}
-    whole_or_beginning = [_alternative(key) for key in ordered]
-    ends = [re.escape(key[at:]) for key in ordered for at in range(1, len(key) - SHORTEST_MASKED + 1)]
-    alternatives = "|".join([*whole_or_beginning, rf"\A(?:{'|'.join(ends) or '(?!)'})"])
-    return _Pattern(re.compile(rf"[\\%&{''.join(sorted(first))}]"), re.compile(alternatives, re.IGNORECASE | re.ASCII))
+    return _Finder(
+        re.compile(rf"[\\%&{''.join(sorted(first))}]"),
+        re.compile("|".join(map(_alternative, ordered)), re.IGNORECASE | re.ASCII),
+        tuple(key.lower() for key in ordered),
+    )
 
 
 def _alternative(key: str) -> str:
