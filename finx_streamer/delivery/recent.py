@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
+from itertools import chain, islice
 
 from ..values import Tick
 
@@ -33,29 +35,21 @@ class Recent:
 
     def last(self, count: int, pair: str | None = None) -> list[Tick]:
         """Return up to `count` of the last ticks, of one pair or of all, oldest first."""
-        found: list[Tick] = []
-        # Look at the last `size` ticks only: how many more are stored depends on the batches.
-        left = self.size
-        for _, batch in reversed(self._batches.copy()):
-            wanted = batch[-left:]
-            left -= len(wanted)
-            found += (tick for tick in reversed(wanted) if _is_complete(tick) and pair in {None, tick["pair"]})
-            if len(found) >= count or left <= 0:
-                break
-        return found[:count][::-1]
+        # The last `size` ticks only: how many more are stored depends on the batches.
+        newest = islice(_newest_first(self._batches.copy()), self.size)
+        matching = (tick for tick in newest if _is_complete(tick) and pair in {None, tick["pair"]})
+        return list(islice(matching, count))[::-1]
 
     def since(self, position: int, limit: int) -> tuple[list[Tick], int]:
         """Return up to `limit` of the last ticks added after a position, and the position to pass next time."""
         batches = self._batches.copy()
         end = batches[-1][0] if batches else position
-        wanted = min(end - position, limit)
-        newest: list[list[Tick]] = []
-        for _, batch in reversed(batches):
-            if wanted <= 0:
-                break
-            newest.append(batch[-wanted:])
-            wanted -= len(newest[-1])
-        return [tick for batch in reversed(newest) for tick in batch if _is_complete(tick)], end
+        newest = islice(_newest_first(batches), max(0, min(end - position, limit)))
+        return [tick for tick in newest if _is_complete(tick)][::-1], end
+
+
+def _newest_first(batches: deque[tuple[int, list[Tick]]]) -> Iterator[Tick]:
+    return chain.from_iterable(reversed(batch) for _, batch in reversed(batches))
 
 
 def _is_complete(tick: Tick) -> bool:
