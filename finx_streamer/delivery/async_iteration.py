@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
-from queue import Empty
 
 from ..values import Tick
 from .iteration import TickBuffer
@@ -73,24 +72,13 @@ class AsyncTickBuffer(TickBuffer):
         self._turn += 1
         if self._turn % _TURN == 0:
             await asyncio.sleep(0)
-        while not (self._closed or (self._ended and self._ticks.empty())):
-            try:
-                tick = self._ticks.get_nowait()
-            except Empty:
-                await self._sleep()
-                continue
-            if tick is not None:
-                if self._ticks.qsize() == self._low:
-                    self._on_room()
-                return tick
-        return None
-
-    async def _sleep(self) -> None:
-        self._sleeps = True
-        # Check again: a tick may have been put before `_sleeps` was set.
-        if self._ticks.empty() and not self._closed and not self._ended:
-            await self._wakeup.wait(SLICE)
-        self._sleeps = False
+        while self._ticks.empty() and not (self._closed or self._ended):
+            self._sleeps = True
+            # Check again: a tick may have been put before `_sleeps` was set.
+            if self._ticks.empty():
+                await self._wakeup.wait(SLICE)
+        # Doesn't block: there is a tick, or the end.
+        return self.take()
 
 
 async def wait_until(is_done: Callable[[], bool], watchers: list[Callable[[], None]], timeout: float | None) -> bool:
