@@ -193,19 +193,15 @@ class StreamListener:
     def on_tick(self, callback: None = None, /, *, pair: str | Pair) -> Callable[[_C], _C]: ...
     def on_tick(self, callback: Any = None, /, *, pair: str | Pair | None = None) -> Any:
         """Register a callback for ticks: as a decorator, or `@listener.on_tick(pair="BTC:USDC")` for one pair's."""
-        if pair is None:
-            if callback is None:
-                raise ConfigurationError(
-                    "on_tick: no callback given; write @listener.on_tick, without parentheses, or "
-                    "@listener.on_tick(pair='BTC:USDC')"
-                )
-            return self._register("tick", callback)
-        wanted = check.symbol(pair)
-        if not isinstance(wanted, Pair):
-            raise ConfigurationError(f"on_tick: pair={str(wanted)!r} is no pair; expected BASE:QUOTE")
+        if pair is None and callback is None:
+            raise ConfigurationError(
+                "on_tick: no callback given; write @listener.on_tick, without parentheses, or "
+                "@listener.on_tick(pair='BTC:USDC')"
+            )
+        wanted = None if pair is None else str(check.pair(pair))
 
         def register(callback: _C) -> _C:
-            return self._register("tick", callback, str(wanted))
+            return self._register("tick", callback, wanted)
 
         return register if callback is None else register(callback)
 
@@ -502,7 +498,6 @@ class StreamListener:
         return callback
 
     def _new_run(self) -> Run:
-        self._check_process()
         if self._run is not None and self._run.streams.alive:
             raise ConfigurationError(_STILL_STOPPING)
         show_error = self._frontend.error_display(self._callbacks.place_of)

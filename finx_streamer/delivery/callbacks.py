@@ -44,9 +44,7 @@ class _Registration:
 
     def replaces(self, earlier: _Registration) -> bool:
         """Whether a rerun of a notebook cell registered the same callback again. False in a script."""
-        if self.place is None or earlier.place is None:
-            return False
-        if (self.event, self.pair) != (earlier.event, earlier.pair):
+        if self.place is None or earlier.place is None or (self.event, self.pair) != (earlier.event, earlier.pair):
             return False
         return self.place.redefines(self.callback, earlier.place, earlier.callback)
 
@@ -112,8 +110,23 @@ class Callbacks:
         self.for_ticks = _TickCallbacks(registered)
 
 
+def _log_error(error: FinxStreamerError) -> None:
+    if not isinstance(error, CallbackError):
+        logger.error("%s", error)
+        return
+    handled = f", while it handled: {error.argument}" if isinstance(error.argument, FinxStreamerError) else ""
+    # The traceback shows the user where to look.
+    logger.error("%s%s", error, handled, exc_info=error.__cause__)
+
+
 class CallbackRunner:
-    """Runs callbacks one at a time, and reports their exceptions. Used by one thread, except for the two flags."""
+    """Runs callbacks one at a time, and reports their exceptions. Used by one thread, except for the two flags.
+
+    Args:
+        callbacks: The callbacks, which may change at any time.
+        counters: The counters of each stream.
+        show_error: Called with errors if there is no `on_error` callback. None logs them.
+    """
 
     def __init__(
         self,
@@ -127,8 +140,7 @@ class CallbackRunner:
         self.interrupted = False
         self._callbacks = callbacks
         self._counters = counters
-        #: Shows errors if there is no `on_error` callback. If None, they are logged.
-        self._show_error = show_error
+        self._show_error = show_error or _log_error
 
     def abandon(self) -> None:
         """Begin no further call."""
@@ -178,11 +190,8 @@ class CallbackRunner:
     def report(self, error: FinxStreamerError) -> None:
         """Call the `on_error` callbacks. Without any, show or log the error."""
         callbacks = self._callbacks.of("error")
-        if not callbacks and self._show_error is not None:
+        if not callbacks:
             self._show_error(error)
-        elif not callbacks:
-            # A callback's traceback shows the user where to look.
-            logger.error("%s", error, exc_info=error.__cause__ if isinstance(error, CallbackError) else None)
         for callback in callbacks:
             if self.abandoned:
                 return
@@ -190,11 +199,7 @@ class CallbackRunner:
                 callback(error)
             except Exception as cause:
                 # Don't pass it to on_error again: that could go on forever.
-                failure = self._count_failure(callback, error, cause, error.symbol)
-                if self._show_error is not None:
-                    self._show_error(failure)
-                else:
-                    logger.exception("on_error callback %r raised while it handled: %s", callback, error)
+                self._show_error(self._count_failure(callback, error, cause, error.symbol))
 
     def _call_each(self, callbacks: tuple[Callback, ...], symbol: str | None, *arguments: object) -> None:
         for callback in callbacks:
