@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable
 from decimal import Decimal
 from operator import itemgetter
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
     import polars
 
 #: The fields of a tick that become columns. `date` and `time` don't: `timestamp` has both, truncated to microseconds.
-_FIELDS = ("timestamp", "pair", "exchange", "price", "received_ns", "backfilled")
-_read_fields = itemgetter(*_FIELDS)
+_read_fields = itemgetter("timestamp", "pair", "exchange", "price", "received_ns", "backfilled")
+_COLUMNS = ("timestamp", "pair", "exchange", "price", "received", "backfilled")
 #: The digits of Polars' widest Decimal.
 _DECIMAL_DIGITS = 38
 
@@ -41,26 +42,18 @@ def to_pandas(ticks: Iterable[Tick]) -> pandas.DataFrame:
     Raises:
         ConfigurationError: `ticks` aren't ticks, or pandas isn't installed.
     """
-    try:
-        import pandas as pd
-    except ImportError:
-        raise _not_installed("pandas") from None
+    pd = _import("pandas")
     columns = _columns(ticks)
-    prices = columns["price"]
-
-    def category(texts: list[str]) -> pandas.Series[Any]:
-        return pd.Series(pd.Categorical(texts, categories=sorted(set(texts))))
-
-    return pd.DataFrame(
-        {
-            "timestamp": pd.Series(columns["timestamp"], dtype="datetime64[us, UTC]"),
-            "pair": category(columns["pair"]),
-            "exchange": category(columns["exchange"]),
-            "price": pd.Series(prices, dtype="float64" if _all_of(prices, (float, int)) else "object"),
-            "received": pd.Series(columns["received_ns"], dtype="int64").astype("datetime64[ns, UTC]"),
-            "backfilled": pd.Series(columns["backfilled"], dtype="bool"),
-        }
-    )
+    types = {
+        "timestamp": "datetime64[us, UTC]",
+        "pair": "category",
+        "exchange": "category",
+        "price": "float64" if _all_of(columns["price"], (float, int)) else "object",
+        "received": "datetime64[ns, UTC]",
+        "backfilled": "bool",
+    }
+    frame: pandas.DataFrame = pd.DataFrame({name: pd.Series(columns[name], dtype=kind) for name, kind in types.items()})
+    return frame
 
 
 def to_polars(ticks: Iterable[Tick]) -> polars.DataFrame:
@@ -84,21 +77,18 @@ def to_polars(ticks: Iterable[Tick]) -> polars.DataFrame:
         ConfigurationError: `ticks` aren't ticks, Polars isn't installed, or the prices need more than the 38 digits of
             a Decimal column.
     """
-    try:
-        import polars as pl
-    except ImportError:
-        raise _not_installed("polars") from None
+    pl = _import("polars")
     columns = _columns(ticks)
-    return pl.DataFrame(
-        [
-            pl.Series("timestamp", columns["timestamp"], dtype=pl.Datetime("us", "UTC")),
-            pl.Series("pair", columns["pair"], dtype=pl.Categorical),
-            pl.Series("exchange", columns["exchange"], dtype=pl.Categorical),
-            pl.Series("price", columns["price"], dtype=_polars_price(columns["price"])),
-            pl.Series("received", columns["received_ns"], dtype=pl.Int64).cast(pl.Datetime("ns", "UTC")),
-            pl.Series("backfilled", columns["backfilled"], dtype=pl.Boolean),
-        ]
-    )
+    types = {
+        "timestamp": pl.Datetime("us", "UTC"),
+        "pair": pl.Categorical,
+        "exchange": pl.Categorical,
+        "price": _polars_price(columns["price"]),
+        "received": pl.Datetime("ns", "UTC"),
+        "backfilled": pl.Boolean,
+    }
+    frame: polars.DataFrame = pl.DataFrame([pl.Series(name, columns[name], dtype=kind) for name, kind in types.items()])
+    return frame
 
 
 def _columns(ticks: Iterable[Tick]) -> dict[str, list[Any]]:
@@ -110,7 +100,7 @@ def _columns(ticks: Iterable[Tick]) -> dict[str, list[Any]]:
             rows.append(_read_fields(tick))
         except (TypeError, KeyError):
             raise _not_ticks(f"one of them is a {type(tick).__name__}, not a tick") from None
-    return {field: [row[number] for row in rows] for number, field in enumerate(_FIELDS)}
+    return {name: [row[number] for row in rows] for number, name in enumerate(_COLUMNS)}
 
 
 def _not_ticks(reason: str) -> ConfigurationError:
@@ -141,5 +131,10 @@ def _polars_price(prices: list[Any]) -> Any:
     return pl.Decimal(_DECIMAL_DIGITS, places)
 
 
-def _not_installed(name: str) -> ConfigurationError:
-    return ConfigurationError(f'to_{name} needs {name}, which is not installed: pip install "finx-streamer[{name}]"')
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise ConfigurationError(
+            f'to_{name} needs {name}, which is not installed: pip install "finx-streamer[{name}]"'
+        ) from None
