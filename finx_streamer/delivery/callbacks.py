@@ -12,7 +12,7 @@ import attrs
 
 from ..errors import CallbackError, ConfigurationError, FinxStreamerError, make_printable
 from ..streaming.counters import Counters
-from ..values import Event, Gap, Notice, Tick
+from ..values import Event, Gap, Notice, State, Tick
 from .frontend import Place
 
 logger = logging.getLogger("finx_streamer")
@@ -185,6 +185,7 @@ class CallbackRunner:
         elif isinstance(payload, Gap):
             self._call_each(self._callbacks.of("gap"), payload.symbol, payload)
         else:
+            assert isinstance(payload, State), f"no callback takes {payload!r}"
             self._call_each(self._callbacks.of("state"), event.symbol, event.symbol, payload)
 
     def report(self, error: FinxStreamerError) -> None:
