@@ -407,7 +407,7 @@ class StreamListener:
 
     @property
     def state(self) -> State:
-        """How it ended, or the least settled state of its streams."""
+        """FAILED or STOPPED at the end. Until then, the least settled state of its streams."""
         return self._run.state if self._run is not None else State.IDLE
 
     @property
@@ -552,7 +552,7 @@ class StreamListener:
 
 
 def listeners() -> list[StreamListener]:
-    """The running listeners of this process, in the order in which they were started."""
+    """Return the running listeners of this process, in the order in which they were started."""
     return [listener for run, listener in tuple(live_runs.items()) if not run.forked]
 
 

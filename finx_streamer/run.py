@@ -64,7 +64,7 @@ class Settings:
 
 
 class Run:
-    """Connects the streams to the callbacks, and ends both. Every method is for any thread.
+    """Connects the streams to the callbacks, and ends both. Any thread may call its methods.
 
     Args:
         settings: What the listener was given.
@@ -149,7 +149,7 @@ class Run:
 
     @property
     def state(self) -> State:
-        """How it ended, or the least settled state of its streams."""
+        """FAILED or STOPPED at the end. Until then, the least settled state of its streams."""
         if self.error is not None:
             return State.FAILED
         if self._stopping or self.ended.is_set():
@@ -162,12 +162,13 @@ class Run:
 
     def stats(self) -> ListenerStats:
         """A snapshot of all counters."""
-        depths = self.delivery.depths()
+        queue = self.delivery.queue
+        depths = queue.depths()
         streams = {
             name: snapshot(each.stream.counters, each.session.state, each.session.reconnects, depths.get(name, 0))
             for name, each in self._connections.items()
         }
-        return add_up(self.state, streams, self.delivery.depth(), self.delivery.peak)
+        return add_up(self.state, streams, queue.depth(), self.delivery.peak)
 
     # Life.
 

@@ -18,7 +18,7 @@ from ..streaming.counters import Counters
 from ..values import NO_BOUND, Event, Tick
 from .callbacks import CallbackRunner
 from .iteration import Iterations
-from .queues import TickQueue
+from .queues import BlockQueue, TickQueue
 from .recent import Recent
 from .wakeup import Wakeup
 
@@ -47,6 +47,8 @@ class InlineDelivery:
         self._recent = recent
         self._on_end = on_end
         self._thread: int | None = None
+        #: Always empty.
+        self.queue = BlockQueue(0)
         self.room = iterations.room
         self.want_room = iterations.want_room
 
@@ -75,12 +77,6 @@ class InlineDelivery:
     def flush(self) -> None:
         """Do nothing: callbacks have already run."""
 
-    def depth(self) -> int:
-        return 0
-
-    def depths(self) -> dict[str, int]:
-        return {}
-
     def runs_here(self) -> bool:
         return threading.get_ident() == self._thread
 
@@ -98,13 +94,11 @@ class ThreadDelivery:
         name: str,
         recent: Recent | None = None,
     ) -> None:
-        #: The highest `depth` so far.
+        #: The highest depth of the queue so far.
         self.peak = 0
         self.room = queue.room
-        self.depth = queue.depth
-        self.depths = queue.depths
         self._runner = runner
-        self._queue = queue
+        self.queue = queue
         self._counters = counters
         self._on_room = on_room
         self._on_end = on_end
@@ -135,9 +129,9 @@ class ThreadDelivery:
     def put_ticks(self, ticks: list[Tick]) -> None:
         if self._recent is not None:
             self._recent.extend(ticks)
-        depth_before, pair = self._queue.depth(), ticks[0]["pair"]
+        depth_before, pair = self.queue.depth(), ticks[0]["pair"]
         # From here on the ticks belong to the user, who may change them.
-        dropped = self._queue.put_ticks(ticks)
+        dropped = self.queue.put_ticks(ticks)
         if dropped:
             for name, count in dropped.items():
                 if counters := self._counters.get(name):
@@ -145,11 +139,11 @@ class ThreadDelivery:
             self._drops.add(dropped)
             self._interrupt()
         self._put += len(ticks)
-        depth = self._queue.depth()
+        depth = self.queue.depth()
         self.peak = max(self.peak, depth)
         if counters := self._counters.get(pair):
             counters.count_waiting(len(ticks), self._put, self._put - depth)
-        if self._slow_at is not None or depth > self._queue.size * HIGH:
+        if self._slow_at is not None or depth > self.queue.size * HIGH:
             self._check_slow(depth_before, depth)
         self._pending += len(ticks)
         if self._pending >= BATCH_SIZE:
@@ -158,7 +152,7 @@ class ThreadDelivery:
     def put_event(self, event: Event) -> None:
         if not self._runner.abandoned:
             self._put += 1
-            self._queue.put_event(event)
+            self.queue.put_event(event)
             self._pending += 1
 
     def flush(self) -> None:
@@ -193,7 +187,7 @@ class ThreadDelivery:
             before: Its depth before a put.
             after: Its depth after the put. A burst may fill the queue only briefly.
         """
-        now, size = time.monotonic(), self._queue.size
+        now, size = time.monotonic(), self.queue.size
         if before <= size * LOW:
             self._slow_at = None
         if self._slow_at is None:
@@ -220,11 +214,11 @@ class ThreadDelivery:
             self._runner.abandon()
         with contextlib.suppress(IndexError):
             while True:
-                self._queue.pop()
+                self.queue.pop()
         self._on_end(crash)
 
     def _deliver(self) -> None:
-        runner, pop = self._runner, self._queue.pop
+        runner, pop = self._runner, self.queue.pop
         while not runner.abandoned:
             limit = self._handle_interrupt() if runner.interrupted or self._room_wanted else NO_BOUND
             event: Event | None = None
@@ -241,7 +235,7 @@ class ThreadDelivery:
         """Sleep until there is something to do. Return False at the end."""
         # Read before the depth: no entry is put after the end.
         finished = self._finished
-        if self._queue.depth() or self._runner.interrupted or self._room_wanted:
+        if self.queue.depth() or self._runner.interrupted or self._room_wanted:
             return True
         if finished:
             self._report_drops(everything=True)
@@ -259,11 +253,11 @@ class ThreadDelivery:
         while self._urgent:
             self._runner.run_event(self._urgent.popleft())
         self._report_drops()
-        if self._drops and self._queue.depth():
+        if self._drops and self.queue.depth():
             self._runner.interrupted = True
         if not self._room_wanted:
             return NO_BOUND
-        surplus = self._queue.depth() - int(self._queue.size * RESUME)
+        surplus = self.queue.depth() - int(self.queue.size * RESUME)
         if surplus > 0:
             return surplus
         self._room_wanted = False
