@@ -111,12 +111,13 @@ class Callbacks:
 
 
 def _log_error(error: FinxStreamerError) -> None:
-    if not isinstance(error, CallbackError):
-        logger.error("%s", error)
-        return
-    handled = f", while it handled: {error.argument}" if isinstance(error.argument, FinxStreamerError) else ""
-    # The traceback shows the user where to look.
-    logger.error("%s%s", error, handled, exc_info=error.__cause__)
+    # A callback's traceback shows the user where to look.
+    cause = error.__cause__ if isinstance(error, CallbackError) else None
+    if isinstance(error, CallbackError) and isinstance(error.argument, FinxStreamerError):
+        text = "on_error callback %r raised while it handled: %s"
+        logger.error(text, error.callback, error.argument, exc_info=cause)
+    else:
+        logger.error("%s", error, exc_info=cause)
 
 
 class CallbackRunner:
