@@ -51,8 +51,8 @@ class HistoryWalk:
         fetch_snap: Requests a tick snap, which is used to skip days without ticks. If it is None, or the server refuses
             it, each day is requested.
         pair: The pair, such as "BTC:USDC".
-        start: An aware datetime.
-        end: An aware datetime, or None for the last tick there is, by the server's clock. Without snaps, None means the
+        start: A datetime in UTC.
+        end: A datetime in UTC, or None for the last tick there is, by the server's clock. Without snaps, None means the
             end of the day after today.
         page_size: How many ticks a full answer has.
         max_empty_days: How many days in a row may be requested without finding a tick. None: no limit.
@@ -69,10 +69,6 @@ class HistoryWalk:
     _latest: datetime | None = attrs.field(init=False, default=None)
     #: The day that had been read when that snap was requested.
     _latest_requested_on: date | None = attrs.field(init=False, default=None)
-
-    def __attrs_post_init__(self) -> None:
-        self.start = self.start.astimezone(UTC)
-        self.end = self.end and self.end.astimezone(UTC)
 
     def pages(self) -> Iterator[list[Tick]]:
         """Yield sorted, non-empty lists of ticks, each later than the one before. The next is requested on demand.

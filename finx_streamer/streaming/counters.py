@@ -24,7 +24,6 @@ class Counters:
         self._last_times: tuple[int, datetime] | None = None
         #: Pairs of monotonic second and live ticks in it, oldest first.
         self._per_second: deque[list[int]] = deque(maxlen=RATE_WINDOW + 1)
-        self._this_second = [-1, 0]
         #: Runs of ticks in the queue: the position of the last tick, and how many ticks.
         self._queued_runs: deque[tuple[int, int]] = deque()
         self._queued = 0
@@ -36,12 +35,11 @@ class Counters:
         if last["backfilled"]:
             return  # history says nothing about the current rate and lag
         self._last_times = last["received_ns"], last["timestamp"]
-        second = int(now)
-        if second == self._this_second[0]:
-            self._this_second[1] += len(ticks)
+        second, recent = int(now), self._per_second
+        if recent and recent[-1][0] == second:
+            recent[-1][1] += len(ticks)
         else:
-            self._this_second = [second, len(ticks)]
-            self._per_second.append(self._this_second)
+            recent.append([second, len(ticks)])
 
     def count_waiting(self, ticks: int, end: int, taken: int) -> None:
         """Update the peak of this stream's ticks in the queue, from positions alone: the callback side need not count.

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import attrs
@@ -148,16 +148,13 @@ class Decoder:
         try:
             return self._tick(raw, received_ns)
         except _NotATick:
-            text = redact(json.dumps(raw))
+            payload = _redacted(json.dumps(raw).encode())
         try:
-            self._tick(json.loads(text), received_ns)
-        except _NotATick as fault:
-            reason, cause = str(fault), fault.__cause__
+            redacted = json.loads(payload)
         except ValueError:
-            reason, cause = "not a tick", None
-        else:
-            reason, cause = "not a tick: it contains the API key", None
-        return self._error(reason, text.encode(), cause)
+            return self._error("not a tick", payload)
+        error = self._tick_or_error(redacted, payload, received_ns)
+        return error if isinstance(error, DecodeError) else self._error("not a tick: it contains the API key", payload)
 
     def _decode(self, payload: bytes, received_ns: int) -> Message:
         try:
@@ -174,10 +171,7 @@ class Decoder:
         if raw is _NO_TICK or self.pair is None:
             return self._notice_or_error(message, received_ns)
         self._format = FLAT if raw is message else ENVELOPED
-        try:
-            return self._tick(raw, received_ns)
-        except _NotATick as fault:
-            return self._error(str(fault), payload, fault.__cause__)
+        return self._tick_or_error(raw, payload, received_ns)
 
     def _error(self, reason: str, payload: bytes, cause: BaseException | None = None) -> DecodeError:
         # A character takes at most four bytes.
@@ -192,6 +186,12 @@ class Decoder:
         )
         # Redacting takes time, and the error keeps only the beginning.
         return self._error(reason, _redacted(payload[:MAX_NOTICE]))
+
+    def _tick_or_error(self, raw: Any, payload: bytes, received_ns: int) -> Tick | DecodeError:
+        try:
+            return self._tick(raw, received_ns)
+        except _NotATick as fault:
+            return self._error(str(fault), payload, fault.__cause__)
 
     def _tick(self, raw: Any, received_ns: int) -> Tick:
         if type(raw) is not dict:
@@ -226,11 +226,10 @@ class Decoder:
         reported = message.get("error") or message.get("errors")
         if not reported and message.get("results") == "error":
             reported = message.get("resultData") or "error"
-        if reported:
-            return ServerError(
-                reported if isinstance(reported, str) else json.dumps(reported), message, symbol=self.symbol
-            )
-        return Notice(self.symbol, message, received_ns)
+        if not reported:
+            return Notice(self.symbol, message, received_ns)
+        text = reported if isinstance(reported, str) else json.dumps(reported)
+        return ServerError(text, message, symbol=self.symbol)
 
 
 def _redacted(payload: bytes) -> bytes:
@@ -292,11 +291,8 @@ def _too_deep(message: dict[str, Any]) -> bool:
     """Walk level by level: recursion could exhaust the stack."""
     level: list[Any] = [message]
     for _ in range(MAX_DEPTH):
-        level = [inner for outer in level for inner in _children(outer) if type(inner) in (dict, list)]
+        children = chain.from_iterable(each.values() if type(each) is dict else each for each in level)
+        level = [child for child in children if type(child) in (dict, list)]
         if not level:
             return False
     return True
-
-
-def _children(container: Any) -> Iterable[Any]:
-    return container.values() if type(container) is dict else container
