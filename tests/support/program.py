@@ -72,11 +72,15 @@ class Program:
     def read_line(self) -> str:
         """The next line of its output. Fails with its error output if there is none."""
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            assert self.process.stderr is not None
-            raise AssertionError(self.process.stderr.read())
-        return line.rstrip("\n")
+        line = b""
+        # Byte by byte: `communicate` doesn't return what a buffered read has taken from the pipe.
+        while not line.endswith(b"\n"):
+            byte = os.read(self.process.stdout.fileno(), 1)
+            if not byte:
+                assert self.process.stderr is not None
+                raise AssertionError(self.process.stderr.read())
+            line += byte
+        return line.decode().rstrip("\n")
 
     def wait(self) -> tuple[int, str, str]:
         """Wait for its end. Return its exit code, the rest of its output, and its error output."""
