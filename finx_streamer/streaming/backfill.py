@@ -113,7 +113,12 @@ class Backfiller:
             worker.start()
         except RuntimeError as cause:
             # The system has no more threads, or the interpreter shuts down.
-            self._fail_to_start(worker, job, str(cause))
+            with self._lock:
+                del self._jobs[worker]
+                if self._active_workers():
+                    self._waiting.append(job)
+                    return
+            self._post(partial(job.finish, str(cause)))
 
     def close(self) -> None:
         """Cancel all jobs and end the workers. Bounded, and safe from any thread."""
@@ -128,14 +133,6 @@ class Backfiller:
         for worker in jobs:
             if worker.is_alive():
                 worker.join(max(0.0, close_by - time.monotonic()))
-
-    def _fail_to_start(self, worker: threading.Thread, job: Job, reason: str) -> None:
-        with self._lock:
-            del self._jobs[worker]
-            if self._active_workers():
-                self._waiting.append(job)
-                return
-        self._post(partial(job.finish, reason))
 
     def _active_workers(self) -> int:
         return sum(job is not None for job in self._jobs.values())
@@ -159,17 +156,13 @@ class Backfiller:
             if history is not None and (job.cancelled or reason is not None):
                 history.close()
                 history = None
-            job = self._next_job()
+            with self._lock:
+                job = self._waiting.popleft() if self._waiting else None
+                self._jobs[threading.current_thread()] = job
         if history is not None:
             history.close()
         with self._lock:
             del self._jobs[threading.current_thread()]
-
-    def _next_job(self) -> Job | None:
-        with self._lock:
-            job = self._waiting.popleft() if self._waiting else None
-            self._jobs[threading.current_thread()] = job
-            return job
 
     def _fetch_pages(self, job: Job, history: History) -> None:
         job.history = history
