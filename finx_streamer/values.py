@@ -12,6 +12,8 @@ from .errors import FinxStreamerError
 
 #: A limit that is never reached, as an int.
 NO_BOUND = 1 << 30
+#: A deadline that never comes.
+NEVER = float("inf")
 
 
 class Tick(TypedDict):

@@ -7,10 +7,11 @@ from collections.abc import Callable
 
 from ..config.api_key import ApiKey
 from ..errors import AuthenticationError, ConnectionFailed
+from ..values import NEVER
 from .attempt import Attempt, ConnectionConfig
 from .failures import translate
 from .handshake_pool import Handshake, HandshakePool
-from .loop import NEVER, EventLoop
+from .loop import EventLoop
 from .websocket import Connection
 
 

@@ -11,9 +11,10 @@ from typing import Protocol
 import attrs
 
 from ..errors import ConnectionFailed
+from ..values import NEVER
 from .attempt import Attempt, ConnectionConfig
 from .handshake import outcome_of
-from .loop import NEVER, EventLoop
+from .loop import EventLoop
 from .websocket import Connection
 
 #: More at a time would be no faster, and would look like an attack to the server.

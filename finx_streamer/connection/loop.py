@@ -21,7 +21,8 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Protocol
 
-NEVER = float("inf")
+from ..values import NEVER
+
 #: Seconds; pollers can't wait longer.
 _LONGEST_WAIT = 3_600.0
 #: The heap of deadlines may hold this many outdated entries before it is swept.

@@ -23,9 +23,10 @@ from ..config.redaction import redact
 from ..connection.attempt import ConnectionConfig
 from ..connection.channel import WebSocketChannel
 from ..connection.handshake_pool import HandshakePool
-from ..connection.loop import NEVER, EventLoop
+from ..connection.loop import EventLoop
 from ..connection.websocket import Connection
 from ..errors import AuthenticationError, CallTimeout, ConnectionFailed, FinxStreamerError, FunctionError
+from ..values import NEVER
 from ..wire.frames import Binary
 
 logger = logging.getLogger("finx_streamer")

@@ -9,7 +9,7 @@ from datetime import datetime
 import attrs
 
 from ..errors import GapNotFilled
-from ..values import Event, Gap, Tick
+from ..values import NEVER, Event, Gap, Tick
 from .delivered_window import EARLIEST, MOMENT, DeliveredWindow, Key, countable, earlier, later, tick_key
 
 #: Seconds to wait for the first live tick. After that, history is fetched without an end.
@@ -21,7 +21,6 @@ HOLD_TIMEOUT = 30.0
 RETRY_DELAYS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
 #: How many ticks of history may wait until live ticks show which of them were missed.
 MAX_UNSETTLED = 524_288
-_NEVER = float("inf")
 
 
 @attrs.frozen
@@ -114,7 +113,7 @@ class Recovery:
         self._found = 0
         self.opened(now)
 
-    def _enter(self, phase: _Phase, deadline: float = _NEVER) -> None:
+    def _enter(self, phase: _Phase, deadline: float = NEVER) -> None:
         """Set the phase and its deadline. Nothing else does."""
         self._phase = phase
         #: When to call `wake`; infinity for never.

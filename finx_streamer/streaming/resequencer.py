@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import attrs
 
-from ..values import NO_BOUND, Event, Gap, Tick
+from ..values import NEVER, NO_BOUND, Event, Gap, Tick
 from .backfill import Backfiller, Job
 from .counters import Counters
 from .delivered_window import DeliveredWindow, LastTickTime
@@ -28,7 +28,6 @@ logger = logging.getLogger("finx_streamer")
 #: How many ticks and events one stream may hold where it can't stop reading, unless `queue_size` is larger: two seconds
 #: at 250,000 ticks per second, more than any market brings.
 MAX_HELD = 524_288
-_NEVER = float("inf")
 
 
 @attrs.define(eq=False)
@@ -99,7 +98,7 @@ class Resequencer:
     _recovery: Recovery | None = attrs.field(default=None, init=False)
     _job: Job | None = attrs.field(default=None, init=False)
     #: When live ticks have been held, or a probe unanswered, for too long.
-    _give_up_at: float = attrs.field(default=_NEVER, init=False)
+    _give_up_at: float = attrs.field(default=NEVER, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._window = DeliveredWindow() if self._backfiller is not None else LastTickTime()
@@ -189,7 +188,7 @@ class Resequencer:
     @property
     def deadline(self) -> float:
         """When to call `wake`; infinity for never."""
-        return min(self._recovery.deadline, self._give_up_at) if self._recovery is not None else _NEVER
+        return min(self._recovery.deadline, self._give_up_at) if self._recovery is not None else NEVER
 
     def wake(self, now: float) -> None:
         """Do what is due. Harmless when nothing is."""
@@ -288,7 +287,7 @@ class Resequencer:
                 self._give_up_at = min(self._give_up_at, time.monotonic() + HOLD_TIMEOUT)
             case Deliver():
                 self._enqueue(step.ticks)
-                if self._give_up_at < _NEVER:
+                if self._give_up_at < NEVER:
                     self._give_up_at = time.monotonic() + HOLD_TIMEOUT
             case Finish():
                 self._finish(step)
@@ -321,7 +320,7 @@ class Resequencer:
     def _finish(self, step: Finish) -> None:
         self._drop_job()
         self._recovery = None
-        self._give_up_at = _NEVER
+        self._give_up_at = NEVER
         self._enter(_Phase.DRAINING if step.error is None else _Phase.GIVEN_UP)
         # Held entries are counted again when they join the queue.
         self._allowance.used -= self._counters.held

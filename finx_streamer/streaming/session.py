@@ -13,7 +13,7 @@ import attrs
 
 from ..config.reconnect import ReconnectPolicy, is_fatal, retry_delay
 from ..errors import AuthenticationError, ConnectionFailed, StaleStream
-from ..values import State
+from ..values import NEVER, State
 
 
 @attrs.frozen
@@ -45,7 +45,6 @@ Action = Command | State | ConnectionFailed | StaleStream
 NEW_KEY_TIMEOUT = 3.0
 #: Minimum seconds between two early retries, because the network may come and go.
 EARLY_RETRY_INTERVAL = 10.0
-_NEVER = float("inf")
 #: A single attempt, no matter how long the connection lasts.
 _NO_RETRY = ReconnectPolicy(attempts=1, reset_after=sys.float_info.max)
 
@@ -90,19 +89,19 @@ class Session:
         self._rng = rng
         self._delays = self._policy.delays(rng)
         #: When the last connection opened.
-        self._opened_at = _NEVER
+        self._opened_at = NEVER
         #: When the last tick arrived, or the connection opened; infinity if the silence since then was reported.
-        self._silent_since = _NEVER
+        self._silent_since = NEVER
         #: Reading is paused, so messages may be unread.
         self._held = False
         #: When the ping that is unanswered was sent; infinity without one.
-        self._ping_sent = _NEVER
+        self._ping_sent = NEVER
         #: When the key was first refused since the last open connection.
-        self._refused_at = _NEVER
+        self._refused_at = NEVER
         #: Whether the last error suggests that the network is down.
         self._may_retry_early = False
-        self._last_early_retry = -_NEVER
-        self._connect_at = self._ping_at = self._keep_alive_at = _NEVER
+        self._last_early_retry = -NEVER
+        self._connect_at = self._ping_at = self._keep_alive_at = NEVER
 
     @property
     def delivers(self) -> bool:
@@ -128,10 +127,10 @@ class Session:
             return [Command.DISCONNECT]
         self.reconnects += self._was_open
         self._held = False
-        self._ping_sent = self._refused_at = _NEVER
+        self._ping_sent = self._refused_at = NEVER
         self._opened_at = self._silent_since = now
-        self._ping_at = now + (self._timing.ping_interval or _NEVER)
-        self._keep_alive_at = now + (self._timing.keep_alive or _NEVER)
+        self._ping_at = now + (self._timing.ping_interval or NEVER)
+        self._keep_alive_at = now + (self._timing.keep_alive or NEVER)
         return self._enter(State.STREAMING)
 
     def received(self, now: float, ticks: bool) -> bool:
@@ -141,10 +140,10 @@ class Session:
             Whether `deadline` may be earlier than before.
         """
         # Cleared, not compared: on a coarse clock (16 ms on Windows) a ping and its answer have the same time.
-        self._ping_sent = _NEVER
+        self._ping_sent = NEVER
         if not ticks:
             return False
-        silence_ends = self._silent_since == _NEVER
+        silence_ends = self._silent_since == NEVER
         self._silent_since = now
         return silence_ends
 
@@ -157,9 +156,9 @@ class Session:
         if not self._held:
             return
         self._held = False
-        if self._silent_since < _NEVER:
+        if self._silent_since < NEVER:
             self._silent_since = now
-        if self._ping_sent < _NEVER:
+        if self._ping_sent < NEVER:
             self._ping_sent = now
 
     def lost(self, error: ConnectionFailed, now: float) -> list[Action]:
@@ -188,7 +187,7 @@ class Session:
         Returns:
             Whether `deadline` changed. It doesn't if the session waits for another reason.
         """
-        if not self._may_retry_early or not by < self._connect_at < _NEVER:
+        if not self._may_retry_early or not by < self._connect_at < NEVER:
             return False
         if by < self._last_early_retry + EARLY_RETRY_INTERVAL:
             return False
@@ -205,14 +204,14 @@ class Session:
         if now >= self._ping_at:
             # An unanswered ping keeps its deadline: a short interval must not postpone it forever.
             self._ping_sent = min(self._ping_sent, now)
-            self._ping_at = now + (self._timing.ping_interval or _NEVER)
+            self._ping_at = now + (self._timing.ping_interval or NEVER)
             actions.append(Command.SEND_PING)
         if now >= self._keep_alive_at:
-            self._keep_alive_at = now + (self._timing.keep_alive or _NEVER)
+            self._keep_alive_at = now + (self._timing.keep_alive or NEVER)
             actions.append(Command.SEND_KEEP_ALIVE)
         if now >= self._stale_by:
             actions.append(StaleStream(now - self._silent_since))
-            self._silent_since = _NEVER
+            self._silent_since = NEVER
             if self._timing.stale_reconnect:
                 actions += self._give_up(f"no tick for {self._timing.stale_after:g} s", now)
         return actions
@@ -222,35 +221,35 @@ class Session:
         if self.state.ended:
             return []
         disconnect: list[Action] = [Command.DISCONNECT] if self.delivers or self._in_handshake else []
-        self._connect_at = _NEVER
+        self._connect_at = NEVER
         return [*disconnect, *self._enter(State.STOPPED)]
 
     @property
     def _in_handshake(self) -> bool:
         """Whether an attempt is under way."""
-        return self.state in (State.CONNECTING, State.RECONNECTING) and self._connect_at == _NEVER
+        return self.state in (State.CONNECTING, State.RECONNECTING) and self._connect_at == NEVER
 
     @property
     def _was_open(self) -> bool:
         """Whether any connection has been open."""
-        return self._opened_at < _NEVER
+        return self._opened_at < NEVER
 
     @property
     def _pong_by(self) -> float:
         """When the connection counts as dead; infinity if no ping is unanswered, or its answer may be unread."""
-        return _NEVER if self._held else self._ping_sent + self._timing.ping_timeout
+        return NEVER if self._held else self._ping_sent + self._timing.ping_timeout
 
     @property
     def _stale_by(self) -> float:
         """When the connection counts as stale; infinity if that was reported, or a message may be unread."""
-        return _NEVER if self._held else self._silent_since + (self._timing.stale_after or _NEVER)
+        return NEVER if self._held else self._silent_since + (self._timing.stale_after or NEVER)
 
     def _give_up(self, reason: str, now: float) -> list[Action]:
         return [Command.DISCONNECT, *self.lost(ConnectionFailed(reason), now)]
 
     def _connect(self) -> list[Action]:
         self.attempt += 1
-        self._connect_at = _NEVER
+        self._connect_at = NEVER
         return [Command.CONNECT]
 
     def _may_retry(self, error: ConnectionFailed, now: float) -> bool:

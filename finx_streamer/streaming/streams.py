@@ -15,10 +15,10 @@ from ..connection.attempt import ConnectionConfig
 from ..connection.channel import WebSocketChannel
 from ..connection.failures import translate
 from ..connection.handshake_pool import HandshakePool
-from ..connection.loop import NEVER, EventLoop
+from ..connection.loop import EventLoop
 from ..connection.websocket import READ_SIZE, Connection
 from ..errors import ConnectionFailed, DecodeError, StaleStream
-from ..values import NO_BOUND, Event, State, Tick
+from ..values import NEVER, NO_BOUND, Event, State, Tick
 from ..wire.decoder import Decoder, Message
 from ..wire.frames import Binary
 from .backfill import Backfiller
