@@ -486,8 +486,9 @@ def test_a_blocking_key_callable_is_bounded(seen: Seen) -> None:
                 seen.wait_for(lambda: 2 in seen.prices)
         finally:
             release.set()
-    assert "/key-number-3/" in peer.requests[1].decode()
-    assert [type(error) for error in seen.errors] == [AuthenticationError, ConnectionFailed]
+    assert not any(b"/key-number-2/" in request for request in peer.requests)
+    # On a busy machine, a later attempt may take more than a second as well.
+    assert [type(error) for error in seen.errors[:2]] == [AuthenticationError, ConnectionFailed]
     assert "no connection within 1 s" in str(seen.errors[1])
 
 
