@@ -174,7 +174,7 @@ def test_greeks_stream_sends_a_placeholder(market, dial, receive):
         ("", 404),
         ("streaming/demo/BTC:USDC/x", 404),
         ("streaming/" + "k" * 3_000 + "/BTC:USDC", 414),
-        ("streaming/" + "k" * 20_000 + "/BTC:USDC", 414),
+        pytest.param("streaming/" + "k" * 20_000 + "/BTC:USDC", 414, id="path of 20,000"),
     ],
 )
 def test_refuses_handshakes(market, dial, path, status):
