@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -134,6 +135,9 @@ class EventLoop:
         self._waker, self._woken = socket.socketpair()
         self._waker.setblocking(False)
         self._woken.setblocking(False)
+        # For a loop that never starts, or whose `post` was interrupted.
+        for end in (self._waker, self._woken):
+            weakref.finalize(self, end.close).atexit = False
         self._woken_fd = self._woken.fileno()
         self.poller.register(self._woken_fd, self.poller.READ)
         #: One entry per thread inside `post`. Once the loop has ended, the last one out closes the waker in `_wakers`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import socket
 from collections.abc import Iterator
 
@@ -68,3 +69,12 @@ def test_new_poller_chooses_epoll_on_linux() -> None:
     """Where epoll is missing, it chooses the generic poller."""
     with contextlib.closing(new_poller()) as poller:
         assert type(poller) is getattr(loop_module, "EpollPoller", Poller)
+
+
+def test_a_loop_that_never_starts_leaves_no_socket_open() -> None:
+    """An interrupt can come between its creation and its start."""
+    loop = loop_module.EventLoop("unused", lambda: None, lambda crash: None)
+    ends = (loop._waker, loop._woken)
+    del loop
+    gc.collect()
+    assert [end.fileno() for end in ends] == [-1, -1]
