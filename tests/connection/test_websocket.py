@@ -118,7 +118,7 @@ def test_reads_frames_behind_the_answer(dial: Dial) -> None:
 
 
 def test_frames_behind_the_answer_have_a_time_of_receipt(dial: Dial) -> None:
-    """It is not 1970."""
+    """No later read sets it: these bytes came with the answer to the handshake."""
     before = time.time_ns()
     with Peer(stay(frame("one"))) as peer:
         connection = dial(peer)
@@ -308,7 +308,7 @@ def test_refuses_what_was_not_offered(header: str) -> None:
 
 
 def test_accepts_an_empty_list_of_extensions(dial: Dial) -> None:
-    """It is like no list."""
+    """An empty header names no extension, so there is nothing to refuse."""
 
     def answer(caller: Caller) -> None:
         caller.send(caller.acceptance("Sec-WebSocket-Extensions:", "Sec-WebSocket-Protocol: "), frame("hello"))
