@@ -9,7 +9,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
-from . import jupyter, tables
+from . import demo, jupyter, tables
 from .config import checks as check
 from .config.endpoint import Endpoint
 from .config.reconnect import ReconnectPolicy, checked_policy
@@ -55,7 +55,8 @@ class StreamListener:
 
         api_key (str | Callable[[], str] | None): Your API key. A callable is asked for it at every connection attempt.
             None reads the environment variable FINX_API_KEY at every attempt. FinX replaces keys every 24 hours.
-        endpoint (str | Endpoint): "production", "beta", a base URL or an `Endpoint`.
+        endpoint (str | Endpoint): "production", "beta", a base URL or an `Endpoint`; or "demo", a simulated market in
+            this process, which needs no key but the extra `server`.
         allow_insecure (bool): True permits `ws://` to other machines. Everyone on the way can then read your API key.
         ssl_context (ssl.SSLContext | None): TLS settings. None verifies certificates with Python's defaults.
         proxy (str | None): "http://[user:password@]host:port", "socks5://…" or "socks5h://…". "" uses no proxy. None
@@ -137,6 +138,7 @@ class StreamListener:
         keep: int | None = None,
         name: str | None = None,
     ) -> None:
+        endpoint, api_key, proxy = demo.connection_arguments(self, endpoint, api_key, proxy)
         connection = ConnectionConfig.from_arguments(
             api_key=api_key,
             endpoint=endpoint,

@@ -25,11 +25,13 @@ ROWS = (
     ("listener", "run"),
     ("__init__",),
     ("server",),
-    ("notebook", "cli", "jupyter", "__main__"),
+    ("notebook", "cli", "jupyter", "demo", "__main__"),
 )
 #: The imports that may point down, each with its reason.
 ALLOWED = {
     ("listener", "jupyter"): "the only entry point to the notebook; it imports the rest lazily",
+    ("listener", "demo"): "the only entry point to the server; it imports the rest lazily",
+    ("functions.client", "demo"): "the same",
 }
 #: What the server may import from the client. With a shared codec, a bug in it could go unnoticed.
 SHARED_WITH_SERVER = {"errors", "values", "config.symbols"}

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from .. import ConfigurationError, Endpoint, FinxStreamerError, FunctionClient, StreamListener
+from .. import ConfigurationError, FinxStreamerError, FunctionClient, StreamListener
 from .._version import __version__
 from ..config.symbols import Pair
 from .formats import CSV, JSON
@@ -23,8 +23,8 @@ from .key_files import accepted_keys, api_key
 from .listening import ListenRun, View
 from .terminal import can_draw_table, say, say_error
 
-#: What `demo` simulates and listens to.
-DEMO_PAIRS = ("BTC:USDC", "ETH:USDC", "SOL:USDC", "ADA:USDC", "ETH:BTC")
+#: What `demo` listens to: some of the simulated market's pairs.
+DEMO_PAIRS = ("BTC:USDC", "ETH:USDC", "BTC:USDT", "SOL:USDC", "ETH:BTC")
 
 
 class LineFormatName(enum.StrEnum):
@@ -63,7 +63,7 @@ ViewOption = Annotated[
 LineFormatOption = Annotated[LineFormatName, typer.Option("--format", help="The output format.")]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Stop after this many ticks.", metavar="N")]
 DurationOption = Annotated[float | None, typer.Option(min=0, help="Stop after this many seconds.", metavar="SECONDS")]
-EndpointOption = Annotated[str, typer.Option("--endpoint", help="production, beta or a URL.", metavar="ENDPOINT")]
+EndpointOption = Annotated[str, typer.Option("--endpoint", help="production, beta, demo or a URL.", metavar="ENDPOINT")]
 KeyFileOption = Annotated[
     Path | None,
     typer.Option(
@@ -202,13 +202,9 @@ def demo(limit: LimitOption = None, duration: DurationOption = None, format: Vie
     You need neither an API key nor a network. Ctrl-C stops.
     """
     with _errors_as_exit_codes():
-        from ..server import LocalServer, SimulatedMarket
-
         view = _view(format, "simulated market · Ctrl-C stops")
-        with LocalServer(SimulatedMarket(DEMO_PAIRS), keys={"demo"}) as server:
-            listener = _listener(DEMO_PAIRS, server.url, "demo", None)
-            exit_code = ListenRun(view, limit, duration).run(listener)
-        raise typer.Exit(exit_code)
+        listener = _listener(DEMO_PAIRS, "demo", None, None)
+        raise typer.Exit(ListenRun(view, limit, duration).run(listener))
 
 
 @app.command()
@@ -276,7 +272,7 @@ def _errors_as_exit_codes() -> Iterator[None]:
 def _listener(
     pairs: list[str] | tuple[str, ...],
     endpoint: str,
-    key: str | Callable[[], str],
+    key: str | Callable[[], str] | None,
     exchanges: list[str] | None,
     proxy: str | None = None,
 ) -> StreamListener:
@@ -285,7 +281,7 @@ def _listener(
     return StreamListener(
         *symbols,
         api_key=key,
-        endpoint=Endpoint.of(endpoint),
+        endpoint=endpoint,
         exchanges=exchanges or None,
         parse_price=str,
         proxy=proxy,
@@ -293,8 +289,7 @@ def _listener(
 
 
 def _function_client(endpoint: str, key_file: Path | None, proxy: str | None, timeout: float) -> FunctionClient:
-    checked = Endpoint.of(endpoint)
-    return FunctionClient(api_key(key_file), checked, parse_price=str, proxy=_without_password(proxy), timeout=timeout)
+    return FunctionClient(api_key(key_file), endpoint, parse_price=str, proxy=_without_password(proxy), timeout=timeout)
 
 
 def _without_password(proxy: str | None) -> str | None:

@@ -54,7 +54,7 @@ class Endpoint:
             # Show only what looks like a name or a host: it may be a misplaced key that isn't remembered yet.
             shown = repr(redact(given)) if _NAME.fullmatch(given) else "the given text"
             raise ConfigurationError(
-                f"endpoint: {shown} is unknown; expected 'production', 'beta' or a URL such as 'wss://ws.finx.io/'"
+                f"endpoint: {shown} is unknown; expected 'production', 'beta', 'demo' or a URL such as 'wss://ws.finx.io/'"
             )
         return named or cls(given)
 

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
+from .. import demo
 from ..config import checks as check
 from ..config.checks import Moment, moment
 from ..config.endpoint import Endpoint
@@ -74,6 +75,7 @@ class FunctionClient:
         allow_insecure: bool = False,
         name: str | None = None,
     ) -> None:
+        endpoint, api_key, proxy = demo.connection_arguments(self, endpoint, api_key, proxy)
         config = ConnectionConfig.from_arguments(
             api_key=api_key,
             endpoint=endpoint,

@@ -18,7 +18,7 @@ COMMANDS = ["listen", "history", "snap", "demo", "serve"]
     [
         (["btc-usdc"], "did you mean 'BTC:USDC'?"),
         (["BTCN2202207"], "expected BASE:QUOTE"),
-        (["BTC:USDC", "--endpoint", "gamma"], "expected 'production', 'beta' or a URL"),
+        (["BTC:USDC", "--endpoint", "gamma"], "expected 'production', 'beta', 'demo' or a URL"),
         (["BTC:USDC", "--endpoint", "ws://example.com/"], "clear text"),
         (["BTC:USDC", "--format", "table"], "needs a terminal"),
         (["BTC:USDC", "--proxy", "http://me:secret@proxy:8080"], "set the environment variable https_proxy instead"),

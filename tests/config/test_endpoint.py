@@ -59,8 +59,8 @@ def test_host_port_and_security_are_those_of_the_url(url: str, host: str, port: 
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("prod", "'production', 'beta' or a URL"),
-        ("", "'production', 'beta' or a URL"),
+        ("prod", "'production', 'beta', 'demo' or a URL"),
+        ("", "'production', 'beta', 'demo' or a URL"),
         ("http://ws.finx.io/", "use ws://"),
         ("https://ws.finx.io/", "use wss://"),
         ("ftp://ws.finx.io/", "expected wss or ws"),
