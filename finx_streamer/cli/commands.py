@@ -145,7 +145,8 @@ def history(
     output: Annotated[
         Path | None,
         typer.Option(
-            help="Write to this file, which appears when it is complete; or to a pipe. Default: standard output.",
+            help="Write to this file, which appears when it is complete; or to a pipe. A name ending in .gz is "
+            "compressed. Default: standard output.",
             metavar="FILE",
         ),
     ] = None,

@@ -1,16 +1,21 @@
-"""Where past ticks are written: standard output, a pipe or device, or a file that is complete or absent."""
+"""Where past ticks are written: standard output, a pipe or device, or a file that is complete or absent.
+
+A name that ends in `.gz` is written with gzip.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import gzip
+import io
 import os
 import secrets
 import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from .. import ConfigurationError
 
@@ -32,6 +37,7 @@ class Output:
         #: The file that appears when it is complete. None: ticks go straight to a pipe, a device or standard output.
         self.file: Path | None = None
         self._path = path
+        self._packed = path is not None and path.suffix.lower() == ".gz"
         self._mode: int | None = None
         if path is not None and (found is None or stat.S_ISREG(found.st_mode)):
             self.file = Path(os.path.realpath(path))
@@ -45,10 +51,10 @@ class Output:
             BrokenPipeError: The reader of a pipe is gone.
         """
         if self.file is not None:
-            with _replace_when_complete(self.file, self._mode) as file:
+            with _replace_when_complete(self.file, self._mode, self._packed) as file:
                 yield file
         elif self._path is not None:
-            with open(self._path, "w", encoding="utf-8", newline="") as file, _drop_unwritten(file):
+            with open(self._path, "wb") as raw, _encode(raw, self._packed) as file, _drop_unwritten(file):
                 yield file
         elif sys.stdout is None:
             raise ConfigurationError("standard output is closed")
@@ -58,18 +64,19 @@ class Output:
 
 
 @contextlib.contextmanager
-def _replace_when_complete(target: Path, mode: int | None) -> Iterator[IO[str]]:
+def _replace_when_complete(target: Path, mode: int | None, packed: bool) -> Iterator[IO[str]]:
     """Write a temporary file in the target's directory, then rename it. On an error, remove it."""
     temporary = target.with_name(f".finx-streamer-{secrets.token_hex(8)}.part")
     # Never more readable than the target, not even for a moment.
     opener = functools.partial(os.open, mode=0o666 if mode is None else mode)
     try:
-        with open(temporary, "x", encoding="utf-8", newline="", opener=opener) as file:
+        with open(temporary, "xb", opener=opener) as raw:
             if mode is not None:
                 os.chmod(temporary, mode)
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+            with _encode(raw, packed) as file:
+                yield file
+            raw.flush()
+            os.fsync(raw.fileno())
         os.replace(temporary, target)
     except BaseException as error:
         if isinstance(error, OSError):
@@ -77,6 +84,18 @@ def _replace_when_complete(target: Path, mode: int | None) -> Iterator[IO[str]]:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+@contextlib.contextmanager
+def _encode(raw: IO[bytes], packed: bool) -> Iterator[IO[str]]:
+    """Encode text as UTF-8, and compress it if `packed`. `raw` stays open."""
+    target = gzip.GzipFile("", "wb", 6, raw) if packed else contextlib.nullcontext(raw)
+    with target as binary:
+        file = io.TextIOWrapper(cast(io.BufferedWriter, binary), encoding="utf-8", newline="")
+        try:
+            yield file
+        finally:
+            file.detach()  # writes the rest
 
 
 @contextlib.contextmanager

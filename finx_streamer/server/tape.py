@@ -188,7 +188,7 @@ def _read_file(path: Path) -> Iterator[Tick]:
 
 def _open_lines(path: Path) -> IO[bytes]:
     # Bytes, so that invalid UTF-8 is an error of its line and not of the file.
-    return cast(IO[bytes], gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
+    return cast(IO[bytes], gzip.open(path)) if path.suffix.lower() == ".gz" else path.open("rb")
 
 
 def _describe(ticks: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from finx_streamer.server import LocalServer, SimulatedMarket
+from finx_streamer.server import LocalServer, SimulatedMarket, Tape
 from tests.support.cli import (
     COMMAND,
     HOSTILE_EXCHANGE,
@@ -78,6 +79,18 @@ def test_writes_history_as_csv_into_a_file(server: LocalServer, tmp_path: Path) 
     assert [row["price"] for row in rows] == [tick["price"] for tick in TICKS]
     assert rows[3]["exchange"].startswith("=1+1")
     assert list(tmp_path.iterdir()) == [output]
+
+
+@pytest.mark.parametrize("name", ["ticks.jsonl.gz", "TICKS.JSONL.GZ"])
+def test_a_name_ending_in_gz_is_written_with_gzip(server: LocalServer, tmp_path: Path, name: str) -> None:
+    """A link's own name decides, and the result can be played as a tape."""
+    output, target = tmp_path / name, tmp_path / "target"
+    output.symlink_to(target)
+    result = run("history", "BTC:USDC", *WHOLE_DAY, "--output", str(output), "--endpoint", server.url)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    lines = [json.loads(line) for line in gzip.decompress(target.read_bytes()).splitlines()]
+    assert [{field: line[field] for field in TICKS[0]} for line in lines] == TICKS
+    assert [tick for _, tick in Tape(output).play(lambda: 0.0)] == TICKS
 
 
 def test_selects_an_exchange_and_an_interval(server: LocalServer) -> None:
@@ -252,6 +265,19 @@ def test_writes_into_a_named_pipe(server: LocalServer, tmp_path: Path) -> None:
     finally:
         os.close(reader)
     assert output.is_fifo()
+
+
+def test_writes_gzip_into_a_named_pipe(server: LocalServer, tmp_path: Path) -> None:
+    """Its name decides, as for a file."""
+    output = tmp_path / "pipe.gz"
+    os.mkfifo(output)
+    reader = os.open(output, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        result = run("history", "BTC:USDC", *TEN_SECONDS, "--output", str(output), "--endpoint", server.url)
+        assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+        assert len(gzip.decompress(os.read(reader, 65_536)).splitlines()) == 10
+    finally:
+        os.close(reader)
 
 
 def test_standard_output_can_be_named(server: LocalServer, tmp_path: Path) -> None:
