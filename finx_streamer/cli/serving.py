@@ -28,7 +28,8 @@ def choose_source(tape: Path | None, speed: str | None, loop: bool, rate: float 
         return SimulatedMarket() if rate is None else SimulatedMarket(rate=rate)
     if rate is not None:
         raise ConfigurationError("--rate can't be used with --tape; use --speed")
-    return Tape(tape, speed=_parse_speed(speed), loop=loop)
+    with _print_warnings():
+        return Tape(tape, speed=_parse_speed(speed), loop=loop)
 
 
 def _parse_speed(text: str | None) -> float | None:
@@ -44,7 +45,9 @@ def serve_until_ctrl_c(server: LocalServer, tapes: list[Path], pairs: list[str],
     """Import tapes, then serve. Print the URL and how to listen; the keys of a file are never shown."""
     with sigterm_as_ctrl_c(), contextlib.suppress(KeyboardInterrupt):
         for tape in tapes:
-            say(f"imported {count(server.import_ticks(tape), 'tick')} from {tape}")
+            with _print_warnings():
+                imported = server.import_ticks(tape)
+            say(f"imported {count(imported, 'tick')} from {tape}")
         with _print_warnings():
             server.start()
         with server:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import datetime
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from ..errors import ConfigurationError
 from .connection import Connection
@@ -17,12 +17,12 @@ from .faults import check_close
 from .keys import KeyRing
 from .protocol import Form, encode_frame, is_loopback
 from .recorder import Recorder
+from .recording import Recorded, Recording
 from .service import Only, ServerState, Service
 from .settings import Settings
 from .source import Source
 from .stats import ServerStats
 from .store import TickStore
-from .tape import read_ticks
 from .thread import ServerThread
 from .ticks import Tick, parse_tick
 
@@ -241,13 +241,13 @@ class LocalServer:
         if service is not None and service.error is not None:
             raise service.error
 
-    def emit(self, *ticks: Mapping[str, str]) -> int:
+    def emit(self, *ticks: Mapping[str, Any]) -> int:
         """Send ticks now, in addition to those of the source. For tests that decide what happens when.
 
         The ticks are stored and sent to all their subscribers.
 
         Args:
-            *ticks (Mapping[str, str]): Tick dicts.
+            *ticks (Mapping[str, Any]): Tick dicts, as for `Tape`.
 
         Returns:
             int: The number of ticks; 0 while the server isn't running.
@@ -267,13 +267,13 @@ class LocalServer:
 
         return self._thread.call(emit)
 
-    def import_ticks(self, ticks: str | os.PathLike[str] | Iterable[Mapping[str, str]]) -> int:
+    def import_ticks(self, ticks: Recorded) -> int:
         """Store ticks without playing them, whether the server is running or not.
 
         Functions know their pairs afterwards; streams don't.
 
         Args:
-            ticks (str | os.PathLike[str] | Iterable[Mapping[str, str]]): A `.jsonl` or `.jsonl.gz` file, or tick dicts.
+            ticks (str | os.PathLike[str] | Iterable[Mapping[str, Any]]): A file or ticks, as for `Tape`.
 
         Returns:
             int: The number of ticks, once they are stored.
@@ -282,7 +282,7 @@ class LocalServer:
             ConfigurationError: A tick is malformed or the file can't be read. No tick is stored then.
             OSError: The store can't be written.
         """
-        return self._state.recorder.import_ticks(read_ticks(ticks))
+        return self._state.recorder.import_ticks(Recording(ticks).read())
 
     def add_key(self, key: str) -> None:
         """Accept an API key from now on, even if it was revoked.
@@ -464,9 +464,9 @@ class LocalServer:
             warnings.warn(text, RuntimeWarning, stacklevel=3)
 
 
-def _check_emitted(raw: Mapping[str, str], pairs: Collection[str]) -> Tick:
+def _check_emitted(raw: Mapping[str, Any], pairs: Collection[str]) -> Tick:
     try:
-        tick = parse_tick(dict(raw))
+        tick = parse_tick(raw)
     except ValueError as error:
         raise ConfigurationError(f"emit(): {error}") from None
     if tick["pair"] not in pairs:

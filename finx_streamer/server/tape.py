@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import math
-import os
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import IO, cast
+from collections.abc import Callable, Iterator
 
 from ..errors import ConfigurationError
-from .ticks import Tick, epoch_seconds, parse_tick, with_time
+from .recording import Recorded, Recording
+from .ticks import Tick, epoch_seconds, with_time
 
 #: The pause between two rounds of a loop in seconds, if `max_pause` is None.
 _LOOP_PAUSE = 1.0
@@ -28,8 +23,10 @@ class Tape:
     be larger than memory. An iterable is read here and kept in memory.
 
     Args:
-        ticks (str | os.PathLike[str] | Iterable[Mapping[str, str]]): A `.jsonl` or `.jsonl.gz` file with one tick per
-            line, or tick dicts. Blank lines are skipped.
+        ticks (str | os.PathLike[str] | Iterable[Mapping[str, Any]]): A file with one tick per line, or ticks. The lines
+            are JSON, or CSV as `finx-streamer` writes it. gzip may compress them. Blank lines are skipped. A file that
+            a crash cut off is played up to that point, with a `RuntimeWarning`. Ticks are dicts as they travel on the
+            wire, a client's own ticks, such as those of `listener.recent()`, or the rows of `to_pandas`.
         speed (float | None): 1.0 is real time, 10.0 is ten times as fast. With `None`, the tape is played as fast as
             the connected clients accept it, and stands still while no tick stream is connected.
         loop (bool): Whether to start again at the end, after `max_pause` seconds (1 second if that is `None`).
@@ -41,13 +38,13 @@ class Tape:
             as long as in the recording, which may be days.
 
     Raises:
-        ConfigurationError: An argument is out of range, the file can't be read, a line is malformed (the error names
-            it), or the tape has no ticks.
+        ConfigurationError: An argument is out of range, the file can't be read or isn't a tape, a line is malformed
+            (the error names it), or the tape has no ticks.
     """
 
     def __init__(
         self,
-        ticks: str | os.PathLike[str] | Iterable[Mapping[str, str]],
+        ticks: Recorded,
         speed: float | None = 1.0,
         loop: bool = False,
         wait_for: int = 1,
@@ -61,15 +58,14 @@ class Tape:
         self._wait_for = wait_for
         self._shift = shift
         self._max_pause = max_pause
-        self._read = _make_reader(ticks)
-        self._pairs = frozenset(tick["pair"] for tick in self._read())
-        if not self._pairs:
-            raise ConfigurationError(f"{_describe(ticks)} has no ticks; expected at least one")
+        self._recording = Recording(ticks)
+        if not len(self._recording):
+            raise ConfigurationError(f"{self._recording} has no ticks; expected at least one")
 
     @property
     def pairs(self) -> frozenset[str]:
         """The pairs that occur in the tape."""
-        return self._pairs
+        return self._recording.pairs
 
     @property
     def wait_for(self) -> int:
@@ -92,18 +88,17 @@ class Tape:
         """For each tick of all rounds: when it is due, how late it is then (both in seconds), and the tick."""
         start = 0.0
         while True:
-            due = None
+            due = 0.0
             for due, late, tick in self._schedule_round():
                 yield start + due, late, tick
-            # A file that was emptied meanwhile ends the loop. Otherwise this would spin.
-            if not self._loop or due is None:
+            if not self._loop:
                 return
             start += due + self._loop_pause
 
     def _schedule_round(self) -> Iterator[tuple[float, float, Tick]]:
         if not self.paced and not self._shift:
             # Parsing the time is half of the work, and no one needs it here.
-            return ((0.0, 0.0, tick) for tick in self._read())
+            return ((0.0, 0.0, tick) for tick in self._recording.read())
         return self._schedule_by_time()
 
     def _schedule_by_time(self) -> Iterator[tuple[float, float, Tick]]:
@@ -111,7 +106,7 @@ class Tape:
         max_pause = math.inf if self._max_pause is None else self._max_pause
         due = 0.0
         latest: float | None = None
-        for tick in self._read():
+        for tick in self._recording.read():
             now = epoch_seconds(tick)
             latest = now if latest is None else latest
             due += min(max(0.0, now - latest) / speed, max_pause)
@@ -132,19 +127,6 @@ class Tape:
             yield due, with_time(tick, (started + due if self.paced else clock()) - late)
 
 
-def read_ticks(ticks: str | os.PathLike[str] | Iterable[Mapping[str, str]]) -> Iterator[Tick]:
-    """Read the ticks of a `.jsonl` or `.jsonl.gz` file, or of tick dicts, after all of them were checked.
-
-    Raises `ConfigurationError` at once if a tick is malformed or the file can't be read.
-    """
-    read = _make_reader(ticks)
-    if isinstance(ticks, str | os.PathLike):
-        # Check all lines first. Don't keep them: the file may be larger than memory.
-        for _ in read():
-            pass
-    return read()
-
-
 def _check_arguments(speed: float | None, wait_for: int, max_pause: float | None) -> None:
     if speed is not None and not (0 < speed < math.inf):
         raise ConfigurationError(f"speed is {speed!r}; expected a number above 0, or None for as fast as possible")
@@ -152,44 +134,3 @@ def _check_arguments(speed: float | None, wait_for: int, max_pause: float | None
         raise ConfigurationError(f"wait_for is {wait_for!r}; expected a whole number, 0 or more")
     if max_pause is not None and not (0 <= max_pause < math.inf):
         raise ConfigurationError(f"max_pause is {max_pause!r}; expected seconds, 0 or more, or None for no limit")
-
-
-def _make_reader(ticks: str | os.PathLike[str] | Iterable[Mapping[str, str]]) -> Callable[[], Iterator[Tick]]:
-    """A function that reads the ticks from the beginning on each call."""
-    if isinstance(ticks, str | os.PathLike):
-        path = Path(ticks)
-        return lambda: _read_file(path)
-    kept = tuple(_parse_all(ticks))
-    return lambda: iter(kept)
-
-
-def _parse_all(ticks: Iterable[Mapping[str, str]]) -> Iterator[Tick]:
-    for number, raw in enumerate(ticks, start=1):
-        try:
-            yield parse_tick(dict(raw) if isinstance(raw, Mapping) else raw)
-        except ValueError as error:
-            raise ConfigurationError(f"tick {number} of the tape: {error}") from None
-
-
-def _read_file(path: Path) -> Iterator[Tick]:
-    number = 0
-    try:
-        with _open_lines(path) as lines:
-            for line in lines:
-                number += 1
-                if not line.isspace():
-                    yield parse_tick(json.loads(line))
-    except (OSError, EOFError, zlib.error) as error:
-        position = f" after line {number}" if number else ""
-        raise ConfigurationError(f"cannot read the tape {path}{position}: {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigurationError(f"{path}, line {number}: {error}") from None
-
-
-def _open_lines(path: Path) -> IO[bytes]:
-    # Bytes, so that invalid UTF-8 is an error of its line and not of the file.
-    return cast(IO[bytes], gzip.open(path)) if path.suffix.lower() == ".gz" else path.open("rb")
-
-
-def _describe(ticks: object) -> str:
-    return f"the tape {os.fspath(ticks)}" if isinstance(ticks, str | os.PathLike) else "the tape"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import numbers
 import re
+from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from functools import lru_cache
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from ..config.symbols import Pair
 
@@ -13,7 +16,8 @@ _CLOCK = re.compile(r"(\d\d):(\d\d):(\d\d)", re.ASCII)
 _FRACTION = re.compile(r"(?:\.\d+)?Z?", re.ASCII)
 _DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _PRICE = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?", re.ASCII)
-_FIELDS = ("pair", "date", "time", "exchange", "price")
+#: The fields of a tick on the wire.
+FIELDS = ("pair", "date", "time", "exchange", "price")
 _EPOCH = date(1970, 1, 1).toordinal()
 
 #: An exact time: whole seconds since 1970 UTC, and the digits of the fraction without trailing zeros. Tuples of this
@@ -42,18 +46,48 @@ class Tick(TypedDict):
 
 
 def parse_tick(raw: object) -> Tick:
-    """Validate decoded JSON and return its five tick fields unchanged. Raises `ValueError` that names the problem."""
-    if not isinstance(raw, dict):
+    """Validate a tick and return its five fields, unchanged if they are in their wire form.
+
+    A client's tick is accepted, too: its price may be a number. Without `date` and `time`, the `timestamp` counts.
+
+    Raises `ValueError` that names the problem.
+    """
+    if not isinstance(raw, Mapping):
         raise ValueError(f"a tick must be a JSON object, not {type(raw).__name__}")
-    for field in _FIELDS:
-        if field not in raw:
+    values = raw if type(raw.get("price")) is str and "date" in raw else _wire_values(raw)
+    for field in FIELDS:
+        if field not in values:
             raise ValueError(f"{field!r} is missing")
-        if not isinstance(raw[field], str) or not raw[field]:
+        if not isinstance(values[field], str) or not values[field]:
             raise ValueError(f"{field!r} must be a non-empty string")
-    check_series(raw["pair"], raw["exchange"])
-    check_price(raw["price"])
-    exact_time(raw["date"], raw["time"])
-    return Tick(pair=raw["pair"], date=raw["date"], time=raw["time"], exchange=raw["exchange"], price=raw["price"])
+    pair, day, time, exchange, price = (str(values[field]) for field in FIELDS)
+    check_series(pair, exchange)
+    check_price(price)
+    exact_time(day, time)
+    return Tick(pair=pair, date=day, time=time, exchange=exchange, price=price)
+
+
+def _wire_values(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a client's tick or of a table's row, with the price, date and time in their wire form."""
+    values = dict(raw)
+    price = values.get("price")
+    if not isinstance(price, bool) and isinstance(price, numbers.Number):
+        values["price"] = str(price)
+    if "timestamp" in values and "date" not in values and "time" not in values:
+        values["date"], values["time"] = _date_and_time(values["timestamp"])
+    return values
+
+
+def _date_and_time(timestamp: object) -> tuple[str, str]:
+    found = timestamp
+    if isinstance(found, str):
+        with contextlib.suppress(ValueError):
+            found = datetime.fromisoformat(found)
+    if not isinstance(found, datetime) or found.tzinfo is None:
+        raise ValueError(f"not a timestamp: {str(timestamp)[:60]!r}; expected a date and time with an offset from UTC")
+    moment = found.astimezone(UTC)
+    digits = "microseconds" if moment.microsecond % 1_000 else "milliseconds"
+    return moment.date().isoformat(), moment.time().isoformat(digits) + "Z"
 
 
 def check_series(pair: str, exchange: str) -> None:

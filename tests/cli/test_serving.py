@@ -50,6 +50,19 @@ def test_a_store_keeps_imported_and_played_ticks(tape: Path, tmp_path: Path) -> 
         assert (code, err.splitlines()) == (0, [*imported, "finx-streamer: stopped"])
 
 
+def test_warns_about_a_tape_that_is_cut_off(tape: Path) -> None:
+    """The terminal says where, for a tape that is played and for one that is imported."""
+    tape.write_bytes(tape.read_bytes()[:-20])
+    with running("serve", "--port", "0", "--tape", str(tape), "--import", str(tape)) as command:
+        assert command.stdout.readline()
+        command.send_signal()
+        code, _, err = command.finish()
+    cut = f"the tape {tape} is cut off in line 3, probably by a crash; only the first 2 ticks were read"
+    warning, again, imported, _ = err.splitlines()
+    assert (code, warning, again) == (0, f"finx-streamer: warning: {cut}", warning)
+    assert imported == f"finx-streamer: imported 2 ticks from {tape}"
+
+
 def test_plays_a_tape_for_the_keys_of_a_file(tape: Path, tmp_path: Path) -> None:
     """Each key in the file is accepted, and none is shown."""
     keys = tmp_path / "keys"
@@ -80,6 +93,7 @@ def test_warns_about_a_host_beyond_loopback() -> None:
         (["--tape", "t.jsonl", "--rate", "1"], "--rate can't be used with --tape"),
         (["--tape", "t.jsonl", "--speed", "fast"], "--speed: 'fast' is not allowed; expected a number, or max"),
         (["--tape", "no-such-file.jsonl"], "no-such-file.jsonl"),
+        (["--tape", __file__], "is not a tape: line 1: not JSON: Extra data, column 3"),
         (["--keys-file", "no-such-file"], "No such file"),
         (["--keys-file", "/dev/null"], "the file has no keys"),
         (["--rate", "0"], "rate"),

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import gzip
 import json
+import warnings
+import zlib
+from collections.abc import Callable
 from itertools import islice, pairwise
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from finx_streamer import StreamListener, to_pandas, to_polars
+from finx_streamer.cli.formats import CSV
 from finx_streamer.errors import ConfigurationError
-from finx_streamer.server import Tape
+from finx_streamer.server import LocalServer, Tape
+from finx_streamer.wire.decoder import Decoder
+from tests.support.effort import examples
 
 
 def at(*times: str) -> list[dict[str, str]]:
@@ -123,13 +132,174 @@ def test_error_names_the_malformed_line(tmp_path: Path, line: bytes, message: st
 
 
 def test_unreadable_file_is_named(tmp_path: Path) -> None:
-    """Missing, truncated and mislabelled files are errors that name the file."""
-    whole = gzip.compress(json.dumps(at("00:00:00Z")[0]).encode())
-    (tmp_path / "cut.jsonl.gz").write_bytes(whole[:-12])
-    (tmp_path / "text.jsonl.gz").write_bytes(b"{}")
-    for name in ("missing.jsonl", "cut.jsonl.gz", "text.jsonl.gz"):
+    """Missing and damaged files are errors that name the file."""
+    whole = bytearray(gzip.compress(json.dumps(at("00:00:00Z")[0]).encode()))
+    (tmp_path / "empty.jsonl.gz").write_bytes(whole[:5])
+    whole[-8] ^= 1  # the checksum
+    (tmp_path / "damaged.jsonl.gz").write_bytes(whole)
+    for name in ("missing.jsonl", "empty.jsonl.gz", "damaged.jsonl.gz", "."):
         with pytest.raises(ConfigurationError, match=f"cannot read the tape .*{name}"):
             Tape(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"hello\nworld\n", "line 1: not JSON: Expecting value"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "line 1: 'utf-8' codec"),
+        (json.dumps(at("00:00:00Z")).encode(), "line 1: a tick must be a JSON object, not list"),
+        (b"\n{}\n", "line 2: 'pair' is missing"),
+        (b"time,price\n15:30:55.817Z,1\n", "line 1: not JSON: Expecting value"),
+        (json.dumps(at("00:00:00Z")[0]).encode()[:-1], "line 1: not JSON: Expecting ',' delimiter"),
+        (b"x" * 2_000_000, "line 1: not JSON: Expecting value"),
+    ],
+)
+def test_says_what_a_tape_is(tmp_path: Path, content: bytes, reason: str) -> None:
+    """If the first tick can't be read, the file is probably something else."""
+    path = tmp_path / "ticks.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(ConfigurationError) as caught:
+        Tape(path)
+    assert str(caught.value).startswith(f"{path} is not a tape: {reason}")
+    assert 'A tape has one tick per line: JSON such as {"pair": "BTC:USDC", ' in str(caught.value)
+    assert "or CSV with a header" in str(caught.value)
+
+
+def write_csv(ticks: list[dict[str, str]]) -> bytes:
+    """Ticks in CSV, as `finx-streamer` writes them."""
+    own = [Decoder("", tick["pair"], str).decode_tick(tick, 5) for tick in ticks]
+    return (CSV.header + "".join(map(CSV.format_tick, own))).encode()
+
+
+def as_csv(ticks: list[dict[str, str]]) -> bytes:
+    """CSV with only the fields of the wire."""
+    return "".join(",".join(row) + "\n" for row in [list(ticks[0]), *(list(tick.values()) for tick in ticks)]).encode()
+
+
+def as_json(ticks: list[dict[str, str]]) -> bytes:
+    return "".join(json.dumps(tick) + "\n" for tick in ticks).encode()
+
+
+SIX = at(*(f"00:00:0{second}.817Z" for second in range(6)))
+
+
+@given(st.sampled_from([as_json, write_csv, as_csv]), st.booleans(), st.data())
+@examples(200)
+def test_plays_a_tape_up_to_the_point_where_it_is_cut_off(
+    tmp_path_factory: pytest.TempPathFactory, write: Callable[..., bytes], packed: bool, data: st.DataObject
+) -> None:
+    """Wherever that is, the complete ticks are played, and a warning says where."""
+    text = write(SIX)
+    whole = gzip.compress(text) if packed else text
+    cut = whole[: data.draw(st.integers(0, len(whole) - 1))]
+    path = tmp_path_factory.mktemp("cut") / "tape"
+    path.write_bytes(cut)
+    left = zlib.decompressobj(wbits=31).decompress(cut) if packed else cut
+    header = 0 if write is as_json else 1
+    # A closing brace is as good as a line break. Of our own CSV's columns, the last one doesn't matter.
+    last = left.rpartition(b"\n")[2]
+    complete = left + b"\n" if last.endswith(b"}") or last.count(b",") == 7 else left
+    count = complete.count(b"\n") - header
+    clean = not packed and complete.endswith(b"\n")
+    if count <= 0:
+        with pytest.raises(ConfigurationError, match=r"no ticks|not a tape|cannot read"):
+            Tape(path)
+        return
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert played(Tape(path)) == SIX[:count]
+    ticks = "first tick was read" if count == 1 else f"first {count} ticks were read"
+    partial = f"in line {header + count + 1}"
+    where = partial if not complete.endswith(b"\n") else f"in its gzip data, after line {header + count}"
+    text = f"the tape {path} is cut off {where}, probably by a crash; only the {ticks}"
+    assert [str(warning.message) for warning in caught] == ([] if clean else [text])
+
+
+def test_a_power_failure_leaves_null_bytes(tmp_path: Path) -> None:
+    """Some file systems fill the last block with them."""
+    path = tmp_path / "tape.jsonl"
+    path.write_bytes(as_json(SIX)[:-20] + bytes(4_096))
+    with pytest.warns(RuntimeWarning, match="is cut off in line 6"):
+        assert played(Tape(path)) == SIX[:5]
+
+
+def test_plays_a_tape_that_is_being_recorded(tmp_path: Path) -> None:
+    """It plays what was there at first, in each round."""
+    path = tmp_path / "tape.jsonl"
+    path.write_bytes(as_json(SIX[:2]))
+    tape = Tape(path, speed=None, loop=True)
+    with path.open("ab") as file:
+        file.write(as_json(SIX[2:])[:-9])
+    assert [tick for _, tick in islice(tape.play(lambda: 0.0), 5)] == [*SIX[:2], *SIX[:2], SIX[0]]
+
+
+def test_a_tape_that_lost_ticks_is_an_error(tmp_path: Path) -> None:
+    """A round doesn't end early without a word."""
+    path = tmp_path / "tape.jsonl"
+    path.write_bytes(as_json(SIX))
+    tape = Tape(path, loop=True)
+    path.write_bytes(as_json(SIX[:2]))
+    with pytest.raises(ConfigurationError, match="was changed: it has 2 ticks now, and had 6"):
+        played(tape)
+
+
+def test_plays_our_own_csv(tmp_path: Path) -> None:
+    """Prices and times are as they were; the content decides about the format, not the name."""
+    ticks = [*at("00:00:00Z", "00:00:00.123456789Z"), SIX[5] | {"exchange": 'A,"B"', "price": "9.2E-7"}]
+    for content in (write_csv(ticks), gzip.compress(write_csv(ticks))):
+        (tmp_path / "tape").write_bytes(content)
+        assert played(Tape(tmp_path / "tape")) == ticks
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("BTC:USDC,2022-07-02,00:00:00Z,BINANCE", "4 cells; expected 5, as in the header"),
+        ("BTC:USDC,2022-07-02,00:00:00Z,BINANCE,1,2", "6 cells; expected 5, as in the header"),
+        ("BTC:USDC,2022-07-02,00:00:00Z,BINANCE,x", "not a price"),
+        ('BTC:USDC,2022-07-02,00:00:00Z,"BINANCE,1', "not CSV: unexpected end of data"),
+    ],
+)
+def test_error_names_the_malformed_row(tmp_path: Path, row: str, reason: str) -> None:
+    """The lines are counted with the header."""
+    path = tmp_path / "tape.csv"
+    path.write_bytes(as_csv(SIX[:1]) + row.encode() + b"\n" + as_csv(SIX[:1]))
+    with pytest.raises(ConfigurationError, match=f"tape.csv, line 3: {reason}"):
+        Tape(path)
+
+
+def test_plays_csv_that_was_edited(tmp_path: Path) -> None:
+    """A spreadsheet writes a byte order mark and CRLF; the columns may be in any order."""
+    path = tmp_path / "tape.csv"
+    path.write_text("\ufeffprice,note,exchange,pair,date,time\r\n1,x,FTX,BTC:USDC,2022-07-02,00:00:00Z\r\n", newline="")
+    tick = {"pair": "BTC:USDC", "date": "2022-07-02", "time": "00:00:00Z", "exchange": "FTX", "price": "1"}
+    assert played(Tape(path)) == [tick]
+
+
+def test_numbers_stay_as_they_were_written(tmp_path: Path) -> None:
+    """Other programs write prices as numbers."""
+    path = tmp_path / "tape.jsonl"
+    path.write_text(json.dumps(SIX[0] | {"price": "X"}).replace('"X"', "21865.0100000000020"))
+    assert played(Tape(path)) == [SIX[0] | {"price": "21865.0100000000020"}]
+
+
+def test_plays_what_a_listener_received() -> None:
+    """`recent()` and tables can be played, and a client receives the same ticks again."""
+    with LocalServer(Tape(SIX, speed=None), keys={"demo"}) as server:
+        listener = StreamListener("BTC:USDC", endpoint=server.url, api_key="demo", keep=10)
+        assert len(list(islice(listener, 6))) == 6
+        recent = listener.recent()
+        listener.stop()
+    frame = to_pandas(recent)
+    for ticks in (recent, frame, frame.to_dict("records"), to_polars(recent)):
+        assert played(Tape(ticks)) == [tick | {"price": f"{float(tick['price'])}"} for tick in SIX]
+
+
+def test_plays_a_table_that_pandas_wrote(tmp_path: Path) -> None:
+    """Its timestamps are text."""
+    ticks = [Decoder("", "BTC:USDC").decode_tick(tick, 5) for tick in SIX]
+    to_pandas(ticks).to_csv(tmp_path / "tape.csv")
+    assert played(Tape(tmp_path / "tape.csv")) == [tick | {"price": f"{float(tick['price'])}"} for tick in SIX]
 
 
 def test_error_names_the_malformed_tick() -> None:

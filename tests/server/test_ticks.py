@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
+from fractions import Fraction
+
+import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,6 +41,46 @@ def test_accepts_every_time_format(time: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("price", "text"),
+    [
+        (19200.84, "19200.84"),
+        (7, "7"),
+        (1e-07, "1e-07"),
+        (Decimal("21865.010000000002"), "21865.010000000002"),
+        (np.float64(19200.84), "19200.84"),
+        (np.int64(7), "7"),
+    ],
+)
+def test_a_number_is_a_price(price: object, text: str) -> None:
+    """A client's tick has what `parse_price` returned."""
+    assert parse_tick(TICK | {"price": price})["price"] == text
+
+
+@pytest.mark.parametrize(
+    ("timestamp", "date", "time"),
+    [
+        (datetime(2022, 7, 2, 15, 30, 55, 817_000, UTC), "2022-07-02", "15:30:55.817Z"),
+        (datetime(2022, 7, 2, 15, 30, 55, 817_123, UTC), "2022-07-02", "15:30:55.817123Z"),
+        (datetime(2022, 7, 2, 23, tzinfo=timezone(timedelta(hours=-2))), "2022-07-03", "01:00:00.000Z"),
+        (pd.Timestamp("2022-07-02T15:30:55.817Z"), "2022-07-02", "15:30:55.817Z"),
+        ("2022-07-02 15:30:55.817000+00:00", "2022-07-02", "15:30:55.817Z"),
+    ],
+)
+def test_a_timestamp_is_a_date_and_a_time(timestamp: object, date: str, time: str) -> None:
+    """The rows of a table have a timestamp only."""
+    row = {"timestamp": timestamp, "pair": "BTC:USDC", "exchange": "BINANCE", "price": 1.5}
+    assert parse_tick(row) == TICK | {"date": date, "time": time, "price": "1.5"}
+
+
+@pytest.mark.parametrize("timestamp", [datetime(2022, 7, 2), "2022-07-02", "noon", 1656775855817, None, pd.NaT])
+def test_a_timestamp_has_an_offset(timestamp: object) -> None:
+    """A naive datetime means local time elsewhere in Python."""
+    row = {"timestamp": timestamp, "pair": "BTC:USDC", "exchange": "BINANCE", "price": 1.5}
+    with pytest.raises(ValueError, match=r"not a timestamp: .*expected a date and time with an offset from UTC"):
+        parse_tick(row)
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"pair": "btc-usdc"}, "not a pair"),
@@ -43,7 +89,10 @@ def test_accepts_every_time_format(time: str) -> None:
         ({"price": "abc"}, "not a price"),
         ({"price": "nan"}, "not a price"),
         ({"price": " 1"}, "not a price"),
-        ({"price": 1.5}, "'price' must be a non-empty string"),
+        ({"price": True}, "'price' must be a non-empty string"),
+        ({"price": float("nan")}, "not a price: 'nan'"),
+        ({"price": Decimal("Infinity")}, "not a price: 'Infinity'"),
+        ({"price": Fraction(1, 3)}, "not a price: '1/3'"),
         ({"date": "2022-7-2"}, "not a date"),
         ({"date": "20220702"}, "not a date"),
         ({"date": "2022-02-30"}, "not a date"),
