@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from .delivery.frontend import Frontend, ListenerView
+from .delivery.recent import Recent
 
 
 def frontend() -> Frontend:
@@ -16,11 +17,11 @@ def frontend() -> Frontend:
     return Notebook()
 
 
-def snapshot(listener: ListenerView) -> str:
+def snapshot(listener: ListenerView, recent: Recent | None) -> str:
     """A listener's current state as static HTML. Works without a kernel."""
     from .notebook import snapshot as html
 
-    return html.snapshot(listener)
+    return html.snapshot_of(listener, recent)
 
 
 def in_kernel() -> bool:

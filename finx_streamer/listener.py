@@ -476,7 +476,7 @@ class StreamListener:
 
     def _repr_html_(self) -> str:
         """The current state, for notebooks. It runs no script, and escapes all text from the server."""
-        return jupyter.snapshot(self)
+        return jupyter.snapshot(self, self._recent)
 
     def __repr__(self) -> str:
         if not hasattr(self, "_run"):

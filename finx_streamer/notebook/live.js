@@ -1,6 +1,13 @@
 // The page of the live view. `uPlot` is prepended to this file. Set text from the kernel as text, never as HTML.
 
-const COLOURS = ["#4c8dd6", "#e07b39", "#2e9e4f", "#c2529b", "#8f7ae0", "#b59a00", "#17a2a2", "#d9423a"];
+// The line of each exchange, the same in every view. All colours are readable on white and on black.
+const COLOURS = {
+  BINANCE: "#b88a00", COINBASE: "#2f7de1", KRAKEN: "#8f6ee6", FTX: "#0f9a9a", BITSTAMP: "#2e9e4f", BITFINEX: "#6f8a1e",
+  GEMINI: "#6d8299", HUOBI: "#d43f8d", KUCOIN: "#a0704a", OKEX: "#e0662b", BYBIT: "#d9423a", DERIBIT: "#b45fc4",
+};
+// Other exchanges get one of these colours and dashes by their name, so they never look like one of the table.
+const DASHES = [[6, 3], [2, 2]];
+const SPARK = "#4c8dd6";
 // Milliseconds between two messages that say that the view is visible.
 const VISIBLE_EVERY = 2000;
 // Milliseconds without a message after which the view reports that there is no data.
@@ -9,6 +16,12 @@ const QUIET_AFTER = 3000;
 const ANSWER_WITHIN = 400;
 // The highest number of points in a chart.
 const ROWS_KEPT = 9000;
+// The height of a chart, in pixels.
+const HEIGHT = 200;
+// Seconds between two labels of the time axis.
+const TIME_STEPS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 86400];
+// The least time shown, in seconds.
+const SHORTEST = 5;
 const ENDED = ["stopped", "failed"];
 
 function element(name, props = {}, ...children) {
@@ -25,34 +38,48 @@ function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-const whole = (n) => Math.round(n).toLocaleString("en-US");
-const seconds = (s) => (s < 0.9995 ? `${Math.round(s * 1000)} ms` : s < 99.95 ? `${s.toFixed(1)} s` : `${whole(s / 60)} min`);
-const clock = (t) => new Date(t * 1000).toISOString().slice(11, 23);
+const formats = new Map();
 
-function priceText(price) {
-  if (price == null) return "-";
-  const text = String(Number(price.toPrecision(12)));
-  return text.includes("e") ? text : text.replace(/\B(?=(\d{3})+(?!\d)(?=\.|$))/, ",");
+// A number with thousands separators and this many decimals, as `price_text` in text.py formats it.
+function fixed(number, digits) {
+  if (!formats.has(digits)) {
+    formats.set(digits, new Intl.NumberFormat("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits }));
+  }
+  return formats.get(digits).format(number);
 }
 
-// Gives each exchange the same colour in all charts.
-class Colours {
-  constructor() { this.names = []; }
+// The decimals that the labels of an axis need: a step of 0.25 needs two, 50 needs none.
+function stepDigits(step) {
+  const [mantissa, exponent] = step.toExponential(1).split("e");
+  return Math.min(20, Math.max(0, (mantissa.endsWith(".0") ? 0 : 1) - Number(exponent)));
+}
 
-  of(name) {
-    if (!this.names.includes(name)) this.names.push(name);
-    return COLOURS[this.names.indexOf(name) % COLOURS.length];
-  }
+const whole = (n) => fixed(n, 0);
+const seconds = (s) => (s < 0.9995 ? `${Math.round(s * 1000)} ms` : s < 99.95 ? `${s.toFixed(1)} s` : `${whole(s / 60)} min`);
+// Rounded to milliseconds, because dates cut off the rest: 0.3 s would become 0.299.
+const clock = (t) => new Date(Math.round(t * 1000)).toISOString().slice(11, 23);
+
+// The colour and the dash of an exchange's line.
+function lineStyle(exchange) {
+  if (Object.hasOwn(COLOURS, exchange)) return { stroke: COLOURS[exchange] };
+  // FNV-1a.
+  let hash = 0x811c9dc5;
+  for (const byte of new TextEncoder().encode(exchange)) hash = Math.imul(hash ^ byte, 0x01000193) >>> 0;
+  const colours = Object.values(COLOURS);
+  return { stroke: colours[hash % colours.length], dash: DASHES[(hash >>> 8) % DASHES.length] };
 }
 
 // The chart of one pair, with a line for each exchange.
 class PairChart {
-  constructor(pair, host, colours) {
+  constructor(pair, host) {
     this.pair = pair;
-    this.host = host;
-    this.colours = colours;
     this.exchanges = [];
     this.data = [[]];
+    // The decimals of the prices in the legend.
+    this.digits = 0;
+    // The widths of the price axis, in pixels, and of the legend's prices, in characters. They only grow.
+    this.axisWidth = 50;
+    this.legendWidth = 0;
     this.span = 60;
     this.follow = true;
     this.box = element("section", { class: "chart", tabindex: "0", role: "group" });
@@ -77,51 +104,94 @@ class PairChart {
     this.box.append(this.plotHost);
     this.box.addEventListener("keydown", (event) => this.key(event));
     host.append(this.box);
+    this.resizer = new ResizeObserver(() => this.resize());
+    this.resizer.observe(this.box);
     this.setFollow(true);
   }
 
+  // Show a full history. A chart that is already drawn keeps its zoom.
   load(full) {
-    this.exchanges = full.exchanges.slice();
+    this.digits = full.digits;
     this.data = [full.x.slice(), ...full.y.map((line) => line.slice())];
-    this.rebuild();
+    if (this.plot && this.exchanges.every((exchange, i) => exchange === full.exchanges[i])) {
+      this.addLines(full.exchanges);
+    } else {
+      this.exchanges = full.exchanges.slice();
+      this.build();
+    }
+    this.dirty = true;
   }
 
   add(at, points) {
-    if (points.exchanges.length !== this.exchanges.length) {
-      for (const exchange of points.exchanges.slice(this.exchanges.length)) {
-        this.exchanges.push(exchange);
-        this.data.push(new Array(this.data[0].length).fill(null));
-      }
-      this.rebuild();
-    }
+    this.digits = points.digits;
+    this.addLines(points.exchanges);
     const x = this.data[0];
+    while (this.data.length <= this.exchanges.length) this.data.push(new Array(x.length).fill(null));
     x.push(x.length && at <= x[x.length - 1] ? x[x.length - 1] + 1e-6 : at);
     for (let i = 1; i < this.data.length; i++) this.data[i].push(points.y[i - 1] ?? null);
     if (x.length > ROWS_KEPT) for (const column of this.data) column.splice(0, 1000);
     this.dirty = true;
   }
 
-  rebuild() {
-    if (this.plot) this.plot.destroy();
+  addLines(exchanges) {
+    for (const exchange of exchanges.slice(this.exchanges.length)) {
+      this.exchanges.push(exchange);
+      this.plot.addSeries(this.line(exchange));
+    }
+  }
+
+  line(exchange) {
+    return {
+      ...lineStyle(exchange), label: exchange, width: 1.4, spanGaps: true, points: { show: false },
+      value: (_, __, i, at) => this.legendText(this.data[i], at),
+    };
+  }
+
+  // The last price until the cursor, or the last one of all.
+  legendText(prices = [], at) {
+    let i = at ?? prices.length - 1;
+    while (i >= 0 && prices[i] == null) i--;
+    const text = i < 0 ? "-" : fixed(prices[i], this.digits);
+    if (text.length > this.legendWidth) {
+      this.legendWidth = text.length;
+      this.box.style.setProperty("--legend-width", `${text.length}ch`);
+    }
+    return text;
+  }
+
+  axisSize(labels) {
+    const longest = Math.max(0, ...(labels ?? []).map((label) => label.length));
+    this.axisWidth = Math.max(this.axisWidth, 20 + 7 * longest);
+    return this.axisWidth;
+  }
+
+  build() {
     const range = this.plot ? [this.plot.scales.x.min, this.plot.scales.x.max] : null;
+    if (this.plot) this.plot.destroy();
     const stroke = () => getComputedStyle(this.plotHost).color;
     const grid = { stroke: "rgba(128,128,128,0.22)", width: 1 };
     const axis = { stroke, grid, ticks: grid, font: "11px system-ui, sans-serif" };
-    const line = (exchange, i) => ({
-      label: exchange, stroke: this.colours.of(exchange), width: 1.4, spanGaps: true, points: { show: false },
-      dash: i < COLOURS.length ? undefined : [6, 3], value: (_, v) => priceText(v),
-    });
+    const timeText = (t, step) => clock(t).slice(0, step < 1 ? 10 : step < 60 ? 8 : 5);
     const options = {
-      width: this.width(), height: 210, ms: 1,
-      tzDate: (t) => uPlot.tzDate(new Date(t * 1000), "Etc/UTC"),
+      width: this.width(), height: HEIGHT,
       cursor: { drag: { x: true, y: false, setScale: false } },
-      scales: { x: { time: true } },
+      // Not uPlot's time axis: its labels aren't round below a minute, and depend on the time zone.
+      scales: { x: { time: false } },
       axes: [
-        { ...axis, space: 70, values: (_, ticks) => ticks.map((t) => clock(t).slice(0, 8)) },
-        { ...axis, size: 74, values: (_, ticks) => ticks.map(priceText) },
+        {
+          ...axis, size: 30, space: 70, incrs: TIME_STEPS,
+          values: (_, ticks, __, ___, step) => ticks.map((t) => timeText(t, step)),
+        },
+        {
+          ...axis, size: (_, labels) => this.axisSize(labels),
+          values: (_, ticks, __, ___, step) => ticks.map((price) => fixed(price, stepDigits(step))),
+        },
       ],
-      series: [{ label: "time (UTC)", value: (_, v) => (v == null ? "-" : clock(v)) }, ...this.exchanges.map(line)],
-      legend: { live: true },
+      series: [
+        { label: "time (UTC)", class: "time", value: (_, __, ___, at) => this.timeText(at) },
+        ...this.exchanges.map((exchange) => this.line(exchange)),
+      ],
+      legend: { markers: { dash: (plot, i) => ({ 6: "dashed", 2: "dotted" })[plot.series[i].dash?.[0]] ?? "solid" } },
       hooks: {
         setSelect: [(plot) => {
           if (plot.select.width < 4) return;
@@ -136,12 +206,19 @@ class PairChart {
     this.plot = new uPlot(options, this.data, this.plotHost);
     this.plot.over.addEventListener("dblclick", () => this.setFollow(true));
     if (range && !this.follow) this.plot.setScale("x", { min: range[0], max: range[1] });
-    this.dirty = true;
   }
 
-  width() { return Math.max(260, Math.min(900, this.host.clientWidth || 700)); }
+  timeText(at) {
+    const times = this.data[0];
+    return times.length ? clock(times[at ?? times.length - 1]) : "-";
+  }
 
-  resize() { if (this.plot) this.plot.setSize({ width: this.width(), height: 210 }); }
+  width() { return Math.max(220, this.box.clientWidth || 700); }
+
+  resize() {
+    const width = this.width();
+    if (this.plot && this.plot.width !== width) this.plot.setSize({ width, height: HEIGHT });
+  }
 
   setFollow(follow) {
     this.follow = follow;
@@ -154,11 +231,15 @@ class PairChart {
     this.dirty = false;
     const x = this.data[0];
     const last = x.length ? x[x.length - 1] : now;
-    const view = this.follow ? { min: last - this.span, max: last } : { ...this.plot.scales.x };
+    // The window starts with the data, and grows until it has the chosen length.
+    const first = Math.max(x.length ? x[0] : now, last - this.span);
+    const shortest = Math.min(SHORTEST, this.span);
+    const view = this.follow ? { min: first, max: Math.max(last, first + shortest) } : { ...this.plot.scales.x };
     this.plot.batch(() => {
       this.plot.setData(this.data, false);
       this.plot.setScale("x", { min: view.min, max: view.max });
     });
+    this.plot.setLegend({ idx: this.plot.cursor.idx }, false);
   }
 
   zoom(factor) {
@@ -195,6 +276,7 @@ class PairChart {
   }
 
   remove() {
+    this.resizer.disconnect();
     if (this.plot) this.plot.destroy();
     this.box.remove();
   }
@@ -278,11 +360,12 @@ function render({ model, el }) {
   let stopTimer = 0;
   let drawRequested = false;
   const plots = new Map();
-  const colours = new Colours();
   const dirtySparks = new Set();
   // For measurements: frames received, frames drawn, and the latency of each frame in ms, by the clocks of both sides.
   const meter = { frames: 0, drawn: 0, lag: [], full: 0 };
   root.finxMeter = meter;
+  // For tests: labels are drawn on a canvas.
+  root.finxCharts = plots;
 
   function makeRows(full) {
     symbols = full.symbols;
@@ -309,15 +392,14 @@ function render({ model, el }) {
     model.send({ kind: "chart", page, pairs: next });
   }
 
-  function showRow(i, [text, exchange, at, direction], isNew) {
+  function showRow(i, [text, price, exchange, at, direction], isNew) {
     const row = rows[i];
     if (!row) return;
     const arrow = direction > 0 ? "▲ " : direction < 0 ? "▼ " : "";
     setText(row.cells.price, arrow + text);
     row.cells.price.className = `price ${direction > 0 ? "up" : direction < 0 ? "down" : ""}`;
     setText(row.cells.exchange, exchange);
-    const price = Number(text);
-    if (isNew && Number.isFinite(price)) {
+    if (isNew && price != null) {
       if (at - row.from >= 1) { row.from = at; row.points.push(price); if (row.points.length > 60) row.points.shift(); }
       else if (row.points.length) row.points[row.points.length - 1] = price;
       dirtySparks.add(i);
@@ -335,14 +417,14 @@ function render({ model, el }) {
       if (ENDED.includes(state)) clearStop();
     }
     const s = message.totals;
-    setText(totals, `${whole(s.ticks)} ticks · ${s.rate.toFixed(1)}/s · ${whole(s.waiting)} waiting · ${whole(s.dropped)} dropped · `
+    setText(totals, `${whole(s.ticks)} ticks · ${fixed(s.rate, 1)}/s · ${whole(s.waiting)} waiting · ${whole(s.dropped)} dropped · `
       + `${whole(s.reconnects)} reconnects · ${whole(s.gaps)} gaps · ${whole(s.errors)} errors`);
     message.streams.forEach(([name, rate, lag, ticks, gaps], i) => {
       const row = rows[i];
       if (!row) return;
       row.light.dataset.state = name;
       setText(row.light, name);
-      setText(row.cells["ticks/s"], rate.toFixed(1));
+      setText(row.cells["ticks/s"], fixed(rate, 1));
       setText(row.cells.lag, lag == null ? "-" : Math.abs(lag) > 86400 ? "old" : seconds(lag));
       setText(row.cells.ticks, whole(ticks));
       setText(row.cells.gaps, whole(gaps));
@@ -354,25 +436,30 @@ function render({ model, el }) {
     if (message.symbols.join("\n") !== symbols.join("\n")) makeRows(message);
     message.rows.forEach((row, i) => showRow(i, row, false));
     message.sparks.forEach((points, i) => { rows[i].points = points.slice(); dirtySparks.add(i); });
-    for (const [pair, plot] of plots) if (!(pair in message.charts)) { plot.remove(); plots.delete(pair); }
-    for (const [pair, full] of Object.entries(message.charts)) {
-      if (!plots.has(pair)) plots.set(pair, new PairChart(pair, charts, colours));
+    showCharts(Object.keys(message.charts), message.charts);
+    showStats(message);
+  }
+
+  // Show the charts of these pairs, and load some of them.
+  function showCharts(pairs, loaded) {
+    for (const [pair, plot] of plots) if (!pairs.includes(pair)) { plot.remove(); plots.delete(pair); }
+    for (const [pair, full] of Object.entries(loaded)) {
+      if (!plots.has(pair)) plots.set(pair, new PairChart(pair, charts));
       plots.get(pair).load(full);
     }
     rows.forEach((row, i) => row.pick.setAttribute("aria-pressed", String(plots.has(symbols[i]))));
-    showStats(message);
   }
 
   function showFrame(message) {
     for (const [i, row] of Object.entries(message.rows)) showRow(Number(i), row, true);
+    if (message.pairs) showCharts(message.pairs, message.new_charts);
     for (const [pair, points] of Object.entries(message.points)) plots.get(pair)?.add(message.now, points);
     showStats(message);
   }
 
   function draw() {
     drawRequested = false;
-    const colour = COLOURS[0];
-    for (const i of dirtySparks) if (rows[i]) drawSpark(rows[i].spark, rows[i].points, colour);
+    for (const i of dirtySparks) if (rows[i]) drawSpark(rows[i].spark, rows[i].points, SPARK);
     dirtySparks.clear();
     for (const plot of plots.values()) plot.draw(Date.now() / 1000);
     meter.drawn += 1;
@@ -430,8 +517,13 @@ function render({ model, el }) {
   });
   observer.observe(root);
   document.addEventListener("visibilitychange", visibilityChanged);
-  const resizer = new ResizeObserver(() => { for (const plot of plots.values()) plot.resize(); });
-  resizer.observe(root);
+  // Columns only grow: with the width of each text, the table would jitter.
+  const columns = new ResizeObserver((entries) => {
+    for (const { target, borderBoxSize: [{ inlineSize }] } of entries) {
+      if (inlineSize > (parseFloat(target.style.minWidth) || 0)) target.style.minWidth = `${inlineSize}px`;
+    }
+  });
+  for (const cell of head.children) columns.observe(cell);
   const visibleTimer = setInterval(sendVisible, VISIBLE_EVERY);
   const quietTimer = setInterval(() => {
     const silence = performance.now() - lastMessage;
@@ -452,7 +544,7 @@ function render({ model, el }) {
     clearInterval(quietTimer);
     clearStop();
     observer.disconnect();
-    resizer.disconnect();
+    columns.disconnect();
     document.removeEventListener("visibilitychange", visibilityChanged);
     model.off("msg:custom", received);
     for (const plot of plots.values()) plot.remove();

@@ -88,8 +88,8 @@ class Live(ABC):
     def static_html(self) -> str:
         """Return the current state as HTML, which stays in an exported notebook."""
         with self.lock:
-            lines = self.view_model.sparklines()
-        return snapshot(self.listener, lines)
+            digits, lines = self.view_model.digits(), self.view_model.sparklines()
+        return snapshot(self.listener, digits, lines)
 
     def _ipython_display_(self) -> None:
         self._shown = True

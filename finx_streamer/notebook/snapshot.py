@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from ..delivery.frontend import ListenerView
+from ..delivery.recent import Recent
 from ..delivery.stats import ListenerStats, StreamStats
 from ..values import State
-from .text import escaped, price_text
+from .text import digits_of_pairs, escaped, price_text
 
 #: The highest number of streams shown. For the rest, only their number.
 ROWS = 50
@@ -25,17 +26,29 @@ _COLOURS = {
 _CELL = "padding:2px 10px;text-align:{};border:none;border-bottom:1px solid rgba(128,128,128,.35)"
 _HEADINGS = ("stream", "state", "price", "exchange", "age", "ticks/s", "ticks", "gaps")
 _TEXTS = ("stream", "state", "exchange")
+#: Minimum widths in em. With them, most columns keep their width when the table is replaced.
+_WIDTHS = {"state": 6, "price": 6, "exchange": 7, "age": 4, "ticks/s": 4, "ticks": 4}
+#: The highest number of recent ticks that determine the decimals of the prices.
+_TICKS_READ = 5_000
 
 #: The points of a sparkline by stream. Both coordinates are from 0 to 1.
 Lines = Mapping[str, Sequence[tuple[float, float]]]
 
 
-def snapshot(listener: ListenerView, lines: Lines | None = None) -> str:
-    """Return HTML with the listener's state, a row for each stream, the totals and the current time."""
+def snapshot_of(listener: ListenerView, recent: Recent | None) -> str:
+    """Return the snapshot of a listener without a live view. `recent` is None if the listener keeps no ticks."""
+    return snapshot(listener, digits_of_pairs(recent.last(_TICKS_READ)) if recent is not None else {})
+
+
+def snapshot(listener: ListenerView, digits: Mapping[str, int], lines: Lines | None = None) -> str:
+    """Return HTML with the listener's state, a row for each stream, the totals and the current time.
+
+    The prices of a stream have at least as many decimals as `digits` says.
+    """
     stats = listener.stats
     now = datetime.now(UTC)
     streams = list(stats.streams.items())
-    rows = "".join(_row(symbol, stream, now, lines) for symbol, stream in streams[:ROWS])
+    rows = "".join(_row(symbol, stream, now, digits.get(symbol, 0), lines) for symbol, stream in streams[:ROWS])
     if len(streams) > ROWS:
         rows += f'<tr><td colspan="9" style="{_style("more")}">and {len(streams) - ROWS} more streams</td></tr>'
     headings = (*_HEADINGS, "recent") if lines is not None else _HEADINGS
@@ -50,12 +63,12 @@ def snapshot(listener: ListenerView, lines: Lines | None = None) -> str:
     )
 
 
-def _row(symbol: str, stream: StreamStats, now: datetime, lines: Lines | None) -> str:
+def _row(symbol: str, stream: StreamStats, now: datetime, digits: int, lines: Lines | None) -> str:
     tick = stream.last_tick
     cells = {
         "stream": f"<b>{escaped(symbol)}</b>",
         "state": _light(stream.state),
-        "price": escaped(price_text(tick["price"])) if tick else "-",
+        "price": escaped(price_text(tick["price"], digits)) if tick else "-",
         "exchange": escaped(tick["exchange"]) if tick else "-",
         "age": age((now.timestamp() * 1e9 - tick["received_ns"]) / 1e9) if tick else "-",
         "ticks/s": f"{stream.rate:,.1f}",
@@ -68,7 +81,8 @@ def _row(symbol: str, stream: StreamStats, now: datetime, lines: Lines | None) -
 
 
 def _style(name: str) -> str:
-    return _CELL.format("left" if name in _TEXTS else "right")
+    width = f";min-width:{_WIDTHS[name]}em" if name in _WIDTHS else ""
+    return _CELL.format("left" if name in _TEXTS else "right") + width
 
 
 def _light(state: State) -> str:

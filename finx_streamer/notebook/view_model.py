@@ -15,7 +15,7 @@ from ..delivery.frontend import ListenerView
 from ..delivery.recent import Recent
 from ..delivery.stats import ListenerStats, StreamStats
 from ..values import Tick
-from .text import plain, price_text
+from .text import plain, plain_name, price_digits, price_text
 
 #: The highest number of streams shown. For the rest, only their number.
 ROWS = 200
@@ -64,7 +64,10 @@ class _Row:
 
     def __init__(self) -> None:
         self.price: float | None = None
-        self.text = "-"
+        #: The price as the tick has it, of any type.
+        self.exact: Any = "-"
+        #: The number of decimals shown. It never decreases, so the column keeps its width.
+        self.digits = 0
         self.exchange = "-"
         self.at = 0.0
         self.direction = 0
@@ -76,7 +79,8 @@ class _Row:
         if price is not None and self.price is not None and price != self.price:
             self.direction = 1 if price > self.price else -1
         self.price, self.at = price, at
-        self.text, self.exchange = price_text(tick["price"]), plain(tick["exchange"])
+        self.exact, self.exchange = tick["price"], plain_name(str(tick["exchange"]))
+        self.digits = max(self.digits, price_digits(self.exact))
         if price is None:
             return
         if at - self._spark_from >= _SPARK_SECONDS:
@@ -86,7 +90,7 @@ class _Row:
             self.spark[-1] = price
 
     def values(self) -> list[Any]:
-        return [self.text, self.exchange, self.at, self.direction]
+        return [price_text(self.exact, self.digits), self.price, self.exchange, self.at, self.direction]
 
 
 class ViewModel:
@@ -102,6 +106,9 @@ class ViewModel:
         #: What changed since the last frame.
         self._changed: set[str] = set()
         self._points: dict[str, dict[int, float]] = {}
+        self._chosen = False
+        #: Charts that no page has yet.
+        self._new_charts: set[str] = set()
         self._stats: ListenerStats = listener.stats
         self._stats_at = -math.inf
         self._stats_sent = -math.inf
@@ -115,12 +122,18 @@ class ViewModel:
         """Choose the pairs to chart, and load their recent ticks. Ignores pairs that the listener doesn't have."""
         wanted = [pair for pair in dict.fromkeys(pairs) if pair in self._listener.symbols][:CHARTS]
         known, self._charts = self._charts, {}
+        self._chosen = True
         for pair in wanted:
-            chart = self._charts[pair] = known.get(pair) or Chart()
-            if pair not in known:
-                for tick in self._recent.last(self._recent.size, pair):
-                    if (price := _number(tick["price"])) is not None:
-                        chart.add(tick["received_ns"] / 1e9, plain(tick["exchange"]), price)
+            self._charts[pair] = known.get(pair) or self._load(pair)
+
+    def _load(self, pair: str) -> Chart:
+        chart, row = Chart(), self._rows.setdefault(pair, _Row())
+        self._new_charts.add(pair)
+        for tick in self._recent.last(self._recent.size, pair):
+            if (price := _number(tick["price"])) is not None:
+                chart.add(tick["received_ns"] / 1e9, plain_name(str(tick["exchange"])), price)
+                row.digits = max(row.digits, price_digits(tick["price"]))
+        return chart
 
     def update(self) -> None:
         """Take in the ticks received since the last call."""
@@ -150,6 +163,8 @@ class ViewModel:
         shown = self._symbols[:ROWS]
         self._changed.clear()
         self._points.clear()
+        self._chosen = False
+        self._new_charts.clear()
         return {
             "kind": "full",
             "now": time.time(),
@@ -158,7 +173,7 @@ class ViewModel:
             "more": len(self._symbols) - len(shown),
             "rows": [self._row(symbol).values() for symbol in shown],
             "sparks": [list(self._row(symbol).spark) for symbol in shown],
-            "charts": {pair: chart.full() for pair, chart in self._charts.items()},
+            "charts": {pair: self._chart(pair) for pair in self._charts},
             **self._stats_fields(),
         }
 
@@ -168,20 +183,36 @@ class ViewModel:
             return self.full()
         rows = {i: self._rows[s].values() for i, s in enumerate(self._symbols[:ROWS]) if s in self._changed}
         points = {
-            pair: {"exchanges": self._charts[pair].exchanges, "y": prices}
+            pair: {"exchanges": self._charts[pair].exchanges, "digits": self._rows[pair].digits, "y": prices}
             for pair, prices in self._points.items()
-            if pair in self._charts
+            if pair in self._charts and pair not in self._new_charts
         }
+        changes = {**self._charts_fields(), **(self._stats_fields() if self._stats_at > self._stats_sent else {})}
         self._changed.clear()
         self._points = {}
-        changed_stats = self._stats_fields() if self._stats_at > self._stats_sent else {}
-        if not rows and not changed_stats:
+        if not rows and not changes:
             return None
-        return {"kind": "frame", "now": time.time(), "rows": rows, "points": points, **changed_stats}
+        return {"kind": "frame", "now": time.time(), "rows": rows, "points": points, **changes}
+
+    def digits(self) -> dict[str, int]:
+        """Return the number of decimals of each stream's prices."""
+        return {symbol: row.digits for symbol, row in self._rows.items()}
 
     def sparklines(self) -> dict[str, list[tuple[float, float]]]:
         """Return the recent prices of each stream as points. Both coordinates are from 0 to 1."""
         return {symbol: _scaled(list(row.spark)) for symbol, row in self._rows.items()}
+
+    def _chart(self, pair: str) -> dict[str, Any]:
+        return {**self._charts[pair].full(), "digits": self._row(pair).digits}
+
+    def _charts_fields(self) -> dict[str, Any]:
+        """Return the chosen pairs and the history of new charts, if the choice changed. No other chart is loaded."""
+        if not self._chosen:
+            return {}
+        new = {pair: self._chart(pair) for pair in self._charts if pair in self._new_charts}
+        self._chosen = False
+        self._new_charts.clear()
+        return {"pairs": list(self._charts), "new_charts": new}
 
     def _row(self, symbol: str) -> _Row:
         return self._rows.get(symbol) or _Row()

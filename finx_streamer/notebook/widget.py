@@ -164,7 +164,6 @@ class LiveWidget(Live):
             return
         with self.lock:
             self.view_model.choose(pairs)
-            self._wants_full = True
         self.wake()
 
     def _is_confirmed_visible(self, now: float) -> bool:

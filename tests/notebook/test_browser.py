@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 
 import nbformat
@@ -35,6 +37,25 @@ listener = StreamListener(*PAIRS, endpoint=server.url, api_key="demo")
 listener.live("BTC:USDC", "ETH:USDC")
 """
 CELLS = [SERVE, LIVE, "print('alive:', len(finx_streamer.listeners()))", "listener.join()", "listener"]
+#: A price for each pair: all sizes from 1e-9 to 1e9, and some others.
+PRICES = {f"P{size + 9}:USDC": f"{Decimal('1.2345').scaleb(size):f}" for size in range(-9, 10)}
+PRICES |= {"A:USDC": "0.480451", "B:USDC": "0.00001234", "C:USDC": "9750000"}
+#: A market that sends only what the test emits.
+QUIET = """
+from finx_streamer import StreamListener
+from finx_streamer.server import LocalServer
+from tests.support.market import Market, tick
+PRICES = {prices!r}
+server = LocalServer(Market(*PRICES), keys={{"demo"}}).start()
+def emit(pair, exchange, price):
+    server.emit({{**tick(1, pair, exchange), "price": price}})
+"""
+QUIET_LIVE = """
+listener = StreamListener(*PRICES, endpoint=server.url, api_key="demo")
+view = listener.live()
+server.wait_connected(len(PRICES))
+view
+"""
 #: Whether the live view shows this state of the listener.
 STATE = "state => document.querySelector('.finx header .light')?.textContent === state"
 FRAMES = "count => document.querySelector('.finx')?.finxMeter.frames > count"
@@ -185,6 +206,184 @@ def test_pairs_and_charts_are_controlled_by_keyboard(book: Book) -> None:
     assert follow.get_attribute("aria-pressed") == "false"
     page.mouse.move(box["x"] + box["width"] - 30, box["y"] + 50)
     assert any(c.isdigit() for c in chart.locator(".u-legend").inner_text().replace("UTC", ""))
+    assert book.errors == []
+
+
+@pytest.fixture(scope="module")
+def shared_quiet(lab: Lab, browser: Browser) -> Iterator[Book]:
+    """A notebook whose market sends only what the test emits. Its third cell is for the test."""
+    write(lab, "quiet.ipynb", [QUIET.format(prices=PRICES), QUIET_LIVE, "pass", "listener"])
+    with opened(browser, lab) as book:
+        book.open("quiet.ipynb")
+        book.run(0)
+        yield book
+
+
+@pytest.fixture
+def quiet(shared_quiet: Book) -> Book:
+    """A notebook with a live view that has no ticks yet."""
+    shared_quiet.errors.clear()
+    shared_quiet.run(1)
+    shared_quiet.wait(STATE, "streaming")
+    return shared_quiet
+
+
+def test_prices_from_tiny_to_huge(quiet: Book) -> None:
+    """Table, legend and snapshot show the same text. The labels of the axis have the decimals that their step needs."""
+    quiet.execute(
+        2,
+        """for pair, price in PRICES.items():
+            emit(pair, "KRAKEN", price[:-1] + "9")
+            emit(pair, "COINBASE", price[:-1] + "2")
+            emit(pair, "BINANCE", price)""",
+    )
+    shown = {}
+    labels = {}
+    for number, pair in enumerate(PRICES):
+        if number:
+            quiet.page.get_by_role("button", name=pair, exact=True).click()
+        quiet.wait(
+            "pair => document.querySelector('.finx').finxCharts.get(pair)?.plot?.axes[1]._values?.length > 1", pair
+        )
+        chart = quiet.charts()[pair]
+        shown[pair] = chart["legend"]["BINANCE"]
+        labels[pair] = chart["labels"][1], chart["places"][1]
+    quiet.run(3)
+    rows = quiet.page.locator(".finx .scroll tbody tr").all_inner_texts()
+    table = {row.split()[0]: row.split()[3] for row in rows}
+    quiet.wait_output(3, "as of")
+    snapshot = {
+        line.split()[0]: line.split()[3] for line in quiet.output(3).splitlines() if line.startswith(tuple(PRICES))
+    }
+    assert shown == {pair: f"{Decimal(price):,f}" for pair, price in PRICES.items()}
+    assert table == shown
+    assert snapshot == shown
+    for texts, places in labels.values():
+        assert len(set(texts)) == len(texts)
+        assert all(re.fullmatch(r"\d{1,3}(,\d{3})*(\.\d+)?", text) for text in texts)
+        assert [float(text.replace(",", "")) for text in texts] == pytest.approx(places, rel=1e-9)
+        # No more digits than the step needs.
+        assert any(not text.endswith("0") for text in texts) or "." not in texts[0]
+    assert quiet.errors == []
+
+
+def test_columns_keep_their_width(quiet: Book) -> None:
+    """A short text after a long one moves nothing. That holds for the table and for the legend."""
+    widths = """() => [...document.querySelectorAll('.finx thead th, .finx .u-legend .u-series')]
+        .map((cell) => cell.getBoundingClientRect().width)"""
+    seen = []
+    for exchange, price in (("SHORT", "1"), ("A-VERY-LONG-NAME", "123"), ("SHORT", "2")):
+        quiet.execute(
+            2, f"for pair in ('P0:USDC', 'A:USDC'): emit(pair, {exchange!r}, {price!r}); emit(pair, 'X', {price!r})"
+        )
+        # The table shows the last tick, and the legend of the other chart shows all exchanges.
+        quiet.execute(2, f"emit('A:USDC', {exchange!r}, {price!r})")
+        quiet.wait("text => document.querySelector('.finx .u-legend').textContent.includes(text)", f"X{price}")
+        quiet.wait("text => document.querySelector('.finx tbody').innerText.includes(text)", exchange)
+        seen.append(quiet.page.evaluate(widths))
+    assert len(seen[0]) == 9 + 3
+    assert seen[1][2:4] > seen[0][2:4]
+    assert seen[2] == pytest.approx(seen[1], abs=0.5)
+
+
+def test_an_exchange_has_the_same_line_in_every_chart(quiet: Book) -> None:
+    """It depends on its name, not on the order. Exchanges without a colour of their own have dashes."""
+    quiet.execute(2, "for name in ('KRAKEN', 'SOMEX', 'BINANCE', 'OTHEREX'): emit('A:USDC', name, '1')")
+    quiet.execute(2, "for name in ('OTHEREX', 'BINANCE', 'SOMEX', 'COINBASE'): emit('B:USDC', name, '1')")
+    for pair in ("A:USDC", "B:USDC"):
+        quiet.page.get_by_role("button", name=pair, exact=True).click()
+    quiet.wait("() => document.querySelectorAll('.finx .u-series:not(.time)').length === 8")
+    charts = quiet.charts()
+    expected = {
+        "BINANCE": "solid rgb(184, 138, 0)",
+        "SOMEX": "dotted rgb(180, 95, 196)",
+        "OTHEREX": "dotted rgb(184, 138, 0)",
+    }
+    assert charts["A:USDC"]["lines"] == {**expected, "KRAKEN": "solid rgb(143, 110, 230)"}
+    assert charts["B:USDC"]["lines"] == {**expected, "COINBASE": "solid rgb(47, 125, 225)"}
+
+
+def test_the_legend_shows_the_last_values(quiet: Book) -> None:
+    """They are there without hovering, and at the cursor they are the last ones until then."""
+    quiet.page.mouse.move(0, 0)
+    first = next(iter(PRICES))
+    for exchange, price in (("BINANCE", "1.5"), ("KRAKEN", "1.25"), ("BINANCE", "1.75")):
+        quiet.execute(2, f"emit({first!r}, {exchange!r}, {price!r}); import time; time.sleep(0.6)")
+    legend = "text => document.querySelector('.finx .u-legend').textContent.includes(text)"
+    quiet.wait(legend, "BINANCE1.75KRAKEN1.25")
+    box = quiet.page.locator(".finx .u-over").bounding_box()
+    assert box is not None
+    quiet.page.mouse.move(box["x"] + 1, box["y"] + 40)
+    quiet.wait(legend, "BINANCE1.50KRAKEN-")
+    quiet.page.mouse.move(0, 0)
+    quiet.wait(legend, "BINANCE1.75KRAKEN1.25")
+
+
+def test_a_click_on_a_pair_keeps_the_other_charts(book: Book) -> None:
+    """They aren't drawn again from the start, and keep their zoom."""
+    book.wait("() => document.querySelectorAll('.finx .chart').length === 2")
+    book.page.locator(".finx .chart").first.focus()
+    book.page.keyboard.press("ArrowLeft")
+    before = book.charts()["BTC:USDC"]["shown"]
+    full = book.meter()["full"]
+    book.page.evaluate(
+        "() => { for (const it of document.querySelectorAll('.finx .chart canvas')) it.finxMark = true; }"
+    )
+    for name, count in (("SOL:USDC", 3), ("XRP:USDT", 4), ("ETH:USDC", 3)):
+        book.page.get_by_role("button", name=name, exact=True).click()
+        book.wait("count => document.querySelectorAll('.finx .chart').length === count", count)
+    marks = "() => [...document.querySelectorAll('.finx .chart canvas')].map((it) => it.finxMark === true)"
+    assert book.page.evaluate(marks) == [True, False, False]
+    assert book.charts()["BTC:USDC"]["shown"] == before
+    assert book.meter()["full"] == full
+
+
+def test_the_window_starts_with_its_data(book: Book) -> None:
+    """It grows, and moves on when it has the chosen length. The labels of its axis are round."""
+    began = book.charts()["BTC:USDC"]
+    assert began["shown"][0] == began["first"]
+    book.wait(
+        "from => document.querySelector('.finx').finxCharts.get('BTC:USDC').plot.scales.x.max > from + 6",
+        began["first"],
+    )
+    grown = book.charts()["BTC:USDC"]
+    assert grown["shown"][0] == began["first"]
+    seconds = [int(label[-2:]) for label in grown["labels"][0]]
+    assert grown["places"][0] == [round(place) for place in grown["places"][0]]
+    assert seconds == [place % 60 for place in grown["places"][0]]
+    book.page.locator(".finx .chart").first.focus()
+    # Half as long.
+    book.page.keyboard.press("+")
+    book.wait(
+        "from => document.querySelector('.finx').finxCharts.get('BTC:USDC').plot.scales.x.min > from + 1",
+        began["first"],
+    )
+
+
+def test_charts_use_the_width_of_the_cell(book: Book) -> None:
+    """Two are side by side where there is room."""
+    book.wait("() => document.querySelectorAll('.finx .chart').length === 2")
+
+    def layout(width: int) -> tuple[bool, int]:
+        book.page.evaluate(
+            "width => { document.querySelector('.finx').parentElement.style.width = `${width}px`; }", width
+        )
+        book.wait(
+            """() => [...document.querySelector('.finx').finxCharts.values()]
+                .every(({ plot, box }) => plot.width === box.clientWidth)"""
+        )
+        charts = book.charts().values()
+        return len({chart["top"] for chart in charts}) == 1, sum(chart["width"] for chart in charts)
+
+    together, total = layout(1400)
+    assert together
+    assert 1340 < total <= 1400
+    together, total = layout(500)
+    assert not together
+    assert 960 < total <= 1000
+    book.page.get_by_role("button", name="ETH:USDC", exact=True).click()
+    book.wait("() => document.querySelectorAll('.finx .chart').length === 1")
+    assert 1340 < layout(1400)[1] <= 1400
     assert book.errors == []
 
 

@@ -100,12 +100,14 @@ def test_a_reloaded_page_gets_the_history(kernel: Kernel, widget: str) -> None:
 def test_a_page_chooses_the_charts(kernel: Kernel, widget: str) -> None:
     """Unknown pairs and malformed messages are ignored."""
     kernel.send(widget, kind="chart", page="p", pairs=["ETH:USDC", "XXX:YYY"])
-    kernel.wait(lambda: list(kernel.received(widget, "full")[-1]["charts"]) == ["ETH:USDC"], "the other chart")
+    [chosen] = kernel.wait(lambda: frames(kernel, widget, "pairs"), "the other chart")
+    assert (chosen["pairs"], list(chosen["new_charts"])) == (["ETH:USDC"], ["ETH:USDC"])
     for malformed in ("ETH:USDC", [1], None, {}):
         kernel.send(widget, kind="chart", page="p", pairs=malformed)
     kernel.send(widget, kind=None)
     kernel.send(widget, kind="chart", page="p", pairs=["BTC:USDC"])
-    kernel.wait(lambda: list(kernel.received(widget, "full")[-1]["charts"]) == ["BTC:USDC"], "the first chart")
+    kernel.wait(lambda: frames(kernel, widget, "pairs")[-1]["pairs"] == ["BTC:USDC"], "the first chart")
+    assert len(frames(kernel, widget, "pairs")) == 2
 
 
 def test_the_button_stops_the_listener(kernel: Kernel, widget: str) -> None:

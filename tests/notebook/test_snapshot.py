@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 from decimal import Decimal
 from html.parser import HTMLParser
@@ -13,9 +14,9 @@ from hypothesis import strategies as st
 
 from finx_streamer import State, StreamListener
 from finx_streamer.notebook.snapshot import age, snapshot
-from finx_streamer.notebook.text import escaped, plain, price_text
+from finx_streamer.notebook.text import escaped, plain, price_digits, price_text
 from finx_streamer.notebook.view_model import ViewModel
-from tests.support.peers import PAIR, Peer, Seen, frame, stay, tick, ticks
+from tests.support.peers import PAIR, Peer, Seen, frame, stay, tick, tick_text, ticks
 
 EVIL = "<img src=x onerror=alert(1)>\"'&\x1b[31m\x00\u202e</td><script>alert(2)</script>"
 
@@ -71,17 +72,35 @@ def test_text_becomes_one_harmless_line(text: str) -> None:
 @pytest.mark.parametrize(
     ("price", "shown"),
     [
-        (21865.010000000002, "21865.01"),
-        (9.2e-07, "9.2e-07"),
-        (Decimal("21865.010000000002"), "21865.010000000002"),
-        ("1.50", "1.50"),
+        (21865.010000000002, "21,865.01"),
+        (0.480451, "0.480451"),
+        (0.00001234, "0.00001234"),
+        (9750000.0, "9,750,000"),
+        (9.2e-07, "0.00000092"),
+        (-1234.5, "-1,234.5"),
+        (Decimal("21865.010000000002"), "21,865.010000000002"),
+        ("1.50", "1.5"),
         (7, "7"),
         (float("nan"), "nan"),
+        (Decimal("1e999999"), "1E+999999"),
+        ("one", "one"),
     ],
 )
 def test_formats_prices(price: object, shown: str) -> None:
-    """Floats lose the rounding noise of their last digits, other types stay as they are."""
+    """Floats lose the rounding noise of their last digits. A text that isn't a number stays as it is."""
     assert price_text(price) == shown
+
+
+@given(st.lists(st.floats(1e-9, 1e9), min_size=1))
+def test_prices_with_the_same_decimals(prices: list[float]) -> None:
+    """None of them is rounded further than to 12 digits."""
+    digits = max(map(price_digits, prices))
+    shown = [price_text(price, digits) for price in prices]
+    assert all(re.fullmatch(r"\d{1,3}(,\d{3})*(\.\d+)?", text) for text in shown)
+    assert {len(text.partition(".")[2]) for text in shown} == {digits}
+    assert [float(text.replace(",", "")) for text in shown] == [
+        pytest.approx(float(f"{price:.12g}"), abs=1e-20, rel=1e-15) for price in prices
+    ]
 
 
 @pytest.mark.parametrize(
@@ -119,6 +138,15 @@ def test_a_running_listener(seen: Seen) -> None:
     assert "\n" not in text
 
 
+def test_all_prices_of_a_pair_have_the_same_decimals(seen: Seen) -> None:
+    """The recent ticks determine their number, as in the live view."""
+    prices = ("9750000.25", "9750001")
+    frames = [frame(tick_text(1).replace('"price": "1"', f'"price": "{price}"')) for price in prices]
+    with Peer(stay(*frames)) as peer, seen.listener(peer.url) as listener:
+        seen.wait_ticks(2)
+        assert "9,750,001.00\n" in assert_harmless(listener._repr_html_()).text
+
+
 def test_an_evil_exchange_is_shown_as_text(seen: Seen) -> None:
     """This holds for the snapshot, with and without sparklines, and for messages to the page."""
     data = {"pair": PAIR, "date": "2022-07-02", "time": "15:30:55.817Z", "exchange": EVIL, "price": "1.5"}
@@ -128,7 +156,7 @@ def test_an_evil_exchange_is_shown_as_text(seen: Seen) -> None:
         assert_harmless(listener._repr_html_())
         view_model = ViewModel(listener, listener._kept(""), [PAIR])
         view_model.update()
-        assert_harmless(snapshot(listener, view_model.sparklines()))
+        assert_harmless(snapshot(listener, view_model.digits(), view_model.sparklines()))
         sent = json.dumps([view_model.full(), view_model.frame()], ensure_ascii=False)
     assert sent.isprintable()
     assert listener.state is State.STOPPED

@@ -56,8 +56,8 @@ def test_a_frame_has_the_changes_since_the_last_one(stage: Stage) -> None:
         stage.tick(price)
     frame = stage.view_model.frame()
     assert frame is not None
-    assert frame["rows"] == {0: ["3.5", "BINANCE", stage.now / 1e9, 1]}
-    assert frame["points"] == {PAIR: {"exchanges": ["BINANCE"], "y": {0: 3.5}}}
+    assert frame["rows"] == {0: ["3.5", 3.5, "BINANCE", stage.now / 1e9, 1]}
+    assert frame["points"] == {PAIR: {"exchanges": ["BINANCE"], "digits": 1, "y": {0: 3.5}}}
 
 
 def test_without_changes_there_is_no_frame(stage: Stage) -> None:
@@ -87,6 +87,37 @@ def test_a_chart_chosen_later_has_a_history(stage: Stage) -> None:
     stage.view_model.choose([OTHER])
     assert stage.view_model.full()["charts"][OTHER]["y"] == [[1.0, 2.0]]
     assert stage.view_model.charts == (OTHER,)
+
+
+def test_a_choice_sends_only_the_new_charts(stage: Stage) -> None:
+    """The charts that remain aren't loaded again, and no point is sent twice."""
+    stage.tick(1.0)
+    stage.tick(2.0, pair=OTHER)
+    stage.view_model.full()
+    stage.tick(1.5)
+    stage.view_model.choose([PAIR, OTHER])
+    stage.tick(2.5, pair=OTHER)
+    frame = stage.view_model.frame()
+    assert frame is not None
+    assert (frame["kind"], frame["pairs"]) == ("frame", [PAIR, OTHER])
+    assert {pair: chart["y"] for pair, chart in frame["new_charts"].items()} == {OTHER: [[2.5]]}
+    assert list(frame["points"]) == [PAIR]
+    stage.view_model.choose([OTHER])
+    frame = stage.view_model.frame()
+    assert frame is not None
+    assert (frame["pairs"], frame["new_charts"]) == ([OTHER], {})
+    assert stage.view_model.frame() is None
+
+
+def test_all_prices_of_a_pair_have_the_same_decimals(stage: Stage) -> None:
+    """Their number never decreases, and it includes the history of a chart."""
+    shown = []
+    for price in (9_750_000, 9_750_000.25, 9_750_001.0):
+        stage.tick(price)
+        shown.append(stage.view_model.full()["rows"][0][0])
+    assert shown == ["9,750,000", "9,750,000.25", "9,750,001.00"]
+    assert stage.view_model.full()["charts"][PAIR]["digits"] == 2
+    assert stage.view_model.digits() == {PAIR: 2}
 
 
 def test_ignores_pairs_that_can_not_be_charted(stage: Stage) -> None:
@@ -145,4 +176,4 @@ def test_only_the_end_of_a_burst_is_processed(stage: Stage) -> None:
     stage.view_model.update()
     frame = stage.view_model.frame()
     assert frame is not None
-    assert frame["rows"][0][0] == "49999"
+    assert frame["rows"][0][0] == "49,999"

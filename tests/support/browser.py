@@ -27,6 +27,23 @@ _IDLE = """() => {
     return session?.kernel?.status === "idle" && session.kernel.connectionStatus === "connected";
 }"""
 
+#: What each chart of a live view shows. Labels of axes are drawn on a canvas, so they are read from the plot.
+_CHARTS = """() => Object.fromEntries([...document.querySelector('.finx').finxCharts].map(([pair, chart]) => {
+    const { plot, data, box } = chart;
+    const rows = [...box.querySelectorAll('.u-legend .u-series:not(.time)')];
+    const name = (row) => row.querySelector('.u-label').textContent;
+    const line = (row) => {
+        const { borderTopStyle, borderTopColor } = getComputedStyle(row.querySelector('.u-marker'));
+        return `${borderTopStyle} ${borderTopColor}`;
+    };
+    return [pair, {
+        legend: Object.fromEntries(rows.map((row) => [name(row), row.querySelector('.u-value').textContent])),
+        lines: Object.fromEntries(rows.map((row) => [name(row), line(row)])),
+        labels: plot.axes.map((axis) => axis._values ?? []), places: plot.axes.map((axis) => axis._splits ?? []),
+        first: data[0][0], shown: [plot.scales.x.min, plot.scales.x.max], width: plot.width, top: box.offsetTop,
+    }];
+}))"""
+
 
 class Lab:
     """A JupyterLab server with its own folder for files, settings and kernels."""
@@ -172,6 +189,12 @@ class Book:
         )
         self.wait_idle()
 
+    def execute(self, number: int, code: str) -> None:
+        """Replace the code of a cell, and run it."""
+        cell = "window.jupyterapp.shell.currentWidget.content.widgets[n]"
+        self.page.evaluate(f"([n, code]) => {{ {cell}.model.sharedModel.setSource(code); }}", [number, code])
+        self.run(number)
+
     def count(self, number: int) -> int | None:
         script = "n => window.jupyterapp.shell.currentWidget.content.widgets[n].model.executionCount"
         found: int | None = self.page.evaluate(script, number)
@@ -195,6 +218,11 @@ class Book:
         except TimeoutError as error:
             seen = self.page.evaluate("() => document.querySelector('.jp-Notebook')?.innerText")
             raise AssertionError(f"timed out: {script}\n{self.errors}\n{seen}") from error
+
+    def charts(self) -> dict[str, dict[str, Any]]:
+        """Return what the charts of the live view show, by pair."""
+        found: dict[str, dict[str, Any]] = self.page.evaluate(_CHARTS)
+        return found
 
     def meter(self) -> dict[str, Any]:
         """Return the measurements of the live view."""
