@@ -11,6 +11,7 @@ def main() -> None:
         import rich  # noqa: F401 (the live table needs it: fail now, not later)
 
         from .cli.commands import app
+        from .cli.terminal import replace_unencodable
     except ModuleNotFoundError as missing:
         if not missing.name or missing.name.partition(".")[0] == __package__:
             raise
@@ -21,6 +22,7 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    replace_unencodable()
     app(prog_name="finx-streamer")
 
 

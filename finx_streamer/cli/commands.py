@@ -315,4 +315,4 @@ def _view(name: ViewName | None, title: str) -> View:
         return TableView(title)
     from .line_view import LineView
 
-    return LineView(_LINE_FORMATS[name], sys.stdout.fileno())
+    return LineView(_LINE_FORMATS[name], sys.stdout.fileno(), sys.stdout.encoding)

@@ -95,6 +95,6 @@ def _progress_bar(pair: str, start: datetime, end: datetime, *, hidden: bool) ->
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
         task = progress.add_task(pair, total=(end - start).total_seconds())
         yield lambda reached: progress.update(task, completed=(reached - start).total_seconds())

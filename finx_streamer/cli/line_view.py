@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import select
 import threading
 
 from .. import Gap, Notice, StreamListener, Tick
 from .formats import LineFormat, to_json
-from .terminal import describe_filled_gap, say, shorten
+from .terminal import REPLACE, describe_filled_gap, say, shorten
 
 #: How many lines may wait to be written.
 _MAX_PENDING = 10_000
@@ -22,9 +23,10 @@ class LineView:
     thread does the writing.
     """
 
-    def __init__(self, line_format: LineFormat, fd: int) -> None:
+    def __init__(self, line_format: LineFormat, fd: int, encoding: str = "utf-8") -> None:
         self._format_tick = line_format.format_tick
         self._fd = fd
+        self._encode = codecs.getincrementalencoder(encoding)(REPLACE).encode
         self._pending = [line_format.header] if line_format.header else []
         self._changed = threading.Condition()
         self._woken = self._closed = False
@@ -74,7 +76,7 @@ class LineView:
         with self._changed:
             lines, self._pending = self._pending, []
             self._changed.notify_all()
-        data = memoryview("".join(lines).encode())
+        data = memoryview(self._encode("".join(lines)))
         while data:
             self._writing = True
             data = data[os.write(self._fd, data) :]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 
 from rich.console import Console, Group
@@ -11,7 +12,7 @@ from rich.text import Text
 
 from .. import Gap, ListenerStats, Notice, StreamListener, StreamStats, Tick
 from ..errors import make_printable
-from .terminal import count, describe_filled_gap, shorten
+from .terminal import count, describe_filled_gap, encodable, shorten
 
 #: Seconds between two redraws: about as fast as people can read.
 _REDRAW_INTERVAL = 0.125
@@ -31,20 +32,23 @@ class TableView:
         self._errors = 0
         self._first_prices: dict[str, str] = {}
         self._woken = threading.Event()
-        self._live = Live(console=Console(force_terminal=True, highlight=False), auto_refresh=False, transient=False)
+        self._encoding = sys.stdout.encoding
+        # With `file`, rich respects its encoding.
+        console = Console(file=sys.stdout, force_terminal=True, highlight=False)
+        self._live = Live(console=console, auto_refresh=False, transient=False)
 
     def on_tick(self, tick: Tick) -> None:
         """Do nothing: `refresh` finds the last tick in the statistics."""
 
     def on_error(self, message: str) -> None:
         self._errors += 1
-        self._message = Text(shorten(message), style="red")
+        self._message = self._text(shorten(message), style="red")
 
     def on_notice(self, notice: Notice) -> None:
-        self._message = Text(shorten(f"notice: {notice.message}"), style="cyan")
+        self._message = self._text(shorten(f"notice: {notice.message}"), style="cyan")
 
     def on_filled_gap(self, gap: Gap) -> None:
-        self._message = Text(describe_filled_gap(gap), style="green")
+        self._message = self._text(describe_filled_gap(gap), style="green")
 
     def wake(self) -> None:
         self._woken.set()
@@ -64,7 +68,7 @@ class TableView:
 
     def render(self, stats: ListenerStats) -> Group:
         """Return the table, the totals below it and the latest message."""
-        table = Table(title=Text(make_printable(self._title)), title_justify="left", expand=False)
+        table = Table(title=self._text(make_printable(self._title)), title_justify="left", expand=False)
         for heading in ("pair", "price", "change", "exchange", "rate", "lag", "state"):
             numeric = heading in ("price", "change", "rate", "lag")
             table.add_column(heading, justify="right" if numeric else "left", no_wrap=True, max_width=24)
@@ -72,15 +76,18 @@ class TableView:
             table.add_row(*self._row(symbol, stream))
         return Group(table, self._totals(stats), *([self._message] if self._message else []))
 
+    def _text(self, text: str, style: str = "") -> Text:
+        return Text(encodable(text, self._encoding), style)
+
     def _row(self, symbol: str, stream: StreamStats) -> list[Text]:
         tick = stream.last_tick
         price = change = exchange = _NO_VALUE
         if tick is not None:
             price = Text(_short_price(tick["price"]), style="bold")
-            exchange = Text(make_printable(tick["exchange"]))
+            exchange = self._text(make_printable(tick["exchange"]))
             change = _change(self._first_prices.setdefault(symbol, tick["price"]), tick["price"])
         return [
-            Text(symbol),
+            self._text(symbol),
             price,
             change,
             exchange,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -13,6 +15,33 @@ from ..errors import make_printable
 
 #: How many characters of a server's text are shown.
 _MAX_LENGTH = 300
+#: What is printed instead of a character that can't be encoded. Each is one column wide, so that tables stay aligned.
+_LOOK_ALIKES = {"▲": "^", "▼": "v", "·": "-", "…": "~"}
+#: The name of the error handler that does this.
+REPLACE = "finx-streamer.replace"
+
+
+def replace_unencodable() -> None:
+    """From now on, print a look-alike or an escape for each character that an output's encoding doesn't have."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=REPLACE)
+
+
+def _replace(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    characters = error.object[error.start : error.end]
+    shown = (_LOOK_ALIKES.get(c) or c.encode("ascii", "backslashreplace").decode() for c in characters)
+    return "".join(shown), error.end
+
+
+codecs.register_error(REPLACE, _replace)
+
+
+def encodable(text: str, encoding: str) -> str:
+    """Return the text as an output with this encoding shows it: rich measures the width of what it gets."""
+    return text.encode(encoding, REPLACE).decode(encoding)
 
 
 def say(text: str) -> None:

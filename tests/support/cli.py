@@ -47,7 +47,7 @@ def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*COMMAND, *arguments],
         capture_output=True,
-        text=True,
+        encoding=variables.get("PYTHONIOENCODING", "utf-8"),
         timeout=TIMEOUT,
         env=environment(**variables),
         check=False,
@@ -80,10 +80,14 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(*arguments: str) -> Iterator[Running]:
+def running(*arguments: str, **variables: str) -> Iterator[Running]:
     """Run the command for as long as the block lasts."""
     process = subprocess.Popen(
-        [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+        [*COMMAND, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding=variables.get("PYTHONIOENCODING", "utf-8"),
+        env=environment(**variables),
     )
     try:
         yield Running(process)
@@ -113,7 +117,7 @@ def run_in_terminal(*arguments: str, ctrl_c_after: str | None = None, **variable
             if ctrl_c_after is not None and ctrl_c_after.encode() in shown:
                 process.send_signal(signal.SIGINT)
                 ctrl_c_after = None
-        return shown.decode(), process.wait(TIMEOUT)
+        return shown.decode(variables.get("PYTHONIOENCODING", "utf-8")), process.wait(TIMEOUT)
     finally:
         process.kill()
         process.wait()
