@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .. import ConfigurationError
 from ..server import LocalServer, SimulatedMarket, Source, Tape
+from ..server.recording import Recording
 from .terminal import count, say, sigterm_as_ctrl_c
 
 DEFAULT_KEY = "demo"
@@ -45,15 +46,25 @@ def serve_until_ctrl_c(server: LocalServer, tapes: list[Path], pairs: list[str],
     """Import tapes, then serve. Print the URL and how to listen; the keys of a file are never shown."""
     with sigterm_as_ctrl_c(), contextlib.suppress(KeyboardInterrupt):
         for tape in tapes:
-            with _print_warnings():
-                imported = server.import_ticks(tape)
-            say(f"imported {count(imported, 'tick')} from {tape}")
+            _import(server, tape)
         with _print_warnings():
             server.start()
         with server:
             print(_greeting(server.url, pairs, keys_file), flush=True)
             threading.Event().wait()
     say("stopped")
+
+
+def _import(server: LocalServer, tape: Path) -> None:
+    with _print_warnings():
+        recording = Recording(tape)
+    imported = server.import_ticks(recording)
+    known = len(recording) - imported
+    if known and not imported:
+        say(f"skipped {tape}: its {count(known, 'tick')} are in the store already")
+    else:
+        rest = f"; {count(known, 'tick')} {'was' if known == 1 else 'were'} there already" if known else ""
+        say(f"imported {count(imported, 'tick')} from {tape}{rest}")
 
 
 def _greeting(url: str, pairs: list[str], keys_file: Path | None) -> str:

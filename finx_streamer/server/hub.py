@@ -56,10 +56,13 @@ class Hub:
         """Whether any client's queue is full."""
         return any(connection.is_full for connection in self.connections)
 
-    def publish(self, tick: Tick, *, can_wait: bool = False) -> None:
-        """Store a tick and queue it for its subscribers. Call `flush()` after a batch."""
+    def publish(self, tick: Tick, position: int | None = None, *, can_wait: bool = False) -> None:
+        """Store a tick and queue it for its subscribers. Call `flush()` after a batch.
+
+        `position` is the tick's position in the tape, if it is one of a tape's.
+        """
         self._counters.ticks_played += 1
-        self._record(tick)
+        self._record(tick, position)
         subscribers = self._subscribers.get(tick["pair"])
         if not subscribers:
             return

@@ -267,22 +267,24 @@ class LocalServer:
 
         return self._thread.call(emit)
 
-    def import_ticks(self, ticks: Recorded) -> int:
+    def import_ticks(self, ticks: Recorded | Recording) -> int:
         """Store ticks without playing them, whether the server is running or not.
 
-        Functions know their pairs afterwards; streams don't.
+        Functions know their pairs afterwards; streams don't. A file's ticks are stored once: those that were imported
+        from it or played from it before are skipped. Ticks that aren't in a file are always stored.
 
         Args:
             ticks (str | os.PathLike[str] | Iterable[Mapping[str, Any]]): A file or ticks, as for `Tape`.
 
         Returns:
-            int: The number of ticks, once they are stored.
+            int: How many ticks were stored. 0 for a file that was imported before.
 
         Raises:
             ConfigurationError: A tick is malformed or the file can't be read. No tick is stored then.
             OSError: The store can't be written.
         """
-        return self._state.recorder.import_ticks(Recording(ticks).read())
+        recording = ticks if isinstance(ticks, Recording) else Recording(ticks)
+        return self._state.recorder.import_ticks(recording, once=recording.is_file)
 
     def add_key(self, key: str) -> None:
         """Accept an API key from now on, even if it was revoked.

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import cycle, repeat
 
 from .hub import Hub
 from .source import Source
+from .tape import Tape
+from .ticks import Tick
 
 #: The most ticks to publish before the event loop gets a turn.
 MAX_BURST = 128
@@ -23,11 +26,18 @@ async def play_source(source: Source, hub: Hub, on_start: Callable[[], None]) ->
         await _play_unpaced(source, hub)
 
 
+def _played(source: Source) -> Iterator[tuple[int | None, tuple[float, Tick]]]:
+    """Play a source. Add to each tick its position in the tape; None for other sources."""
+    recording = source.recording if isinstance(source, Tape) else None
+    positions = repeat(None) if recording is None else cycle(range(len(recording)))
+    return zip(positions, source.play(time.time), strict=False)
+
+
 async def _play_paced(source: Source, hub: Hub) -> None:
     loop = asyncio.get_running_loop()
     start = loop.time()
     count, burst = 0, min(MAX_BURST, hub.recorder.max_burst)
-    for due, tick in source.play(time.time):
+    for position, (due, tick) in _played(source):
         wait = start + due - loop.time()
         if wait > 0 or count >= burst:
             hub.flush()
@@ -35,19 +45,19 @@ async def _play_paced(source: Source, hub: Hub) -> None:
             # Bound the ticks that are sent but not yet stored: a market that outpaces the store runs late.
             await _wait_until(hub, lambda: hub.recorder.has_room(burst))
             count = 0
-        hub.publish(tick)
+        hub.publish(tick, position)
         count += 1
     hub.flush()
 
 
 async def _play_unpaced(source: Source, hub: Hub) -> None:
     count, burst = 0, min(MAX_BURST, hub.recorder.max_burst)
-    for _, tick in source.play(time.time):
+    for position, (_, tick) in _played(source):
         if not count:
             await _wait_until(
                 hub, lambda: hub.has_subscribers and not hub.is_backed_up and hub.recorder.has_room(burst)
             )
-        hub.publish(tick, can_wait=True)
+        hub.publish(tick, position, can_wait=True)
         count += 1
         if count >= burst:
             hub.flush()

@@ -8,14 +8,15 @@ import logging
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future
 from itertools import islice
 from typing import TypeVar, cast
 
 import attrs
 
-from .store import Row, TickStore, fields_of
+from .recording import Recording
+from .store import Row, TapePart, TickStore, fields_of
 from .ticks import Tick
 
 log = logging.getLogger("finx_streamer.server")
@@ -33,9 +34,10 @@ class StoreFailed(OSError):
 
 @attrs.frozen
 class _Batch:
-    """Ticks to store. `done` receives their number."""
+    """Ticks to store. `part` is their place in a tape, if they are one's. `done` receives their number."""
 
     rows: list[Row]
+    part: TapePart | None = None
     done: Future[int] | None = None
 
 
@@ -63,6 +65,9 @@ class Recorder:
         #: At most half of the room, so that the market plays on while a batch is written.
         self._batch_size = max(1, min(_MAX_BATCH, max_unwritten // 2))
         self._pending: list[Row] = []
+        #: The position of the first pending tick in the tape; None for other ticks.
+        self._position: int | None = None
+        self._tape: Recording | None = None
         self._submitted = self._written = 0
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -71,8 +76,10 @@ class Recorder:
         self._thread_lock = threading.Lock()
         self._failure: StoreFailed | None = None
 
-    def start(self, loop: asyncio.AbstractEventLoop, on_written: Callable[[], None]) -> None:
-        """Start the thread. `on_written` is called in the loop after each batch.
+    def start(
+        self, loop: asyncio.AbstractEventLoop, on_written: Callable[[], None], tape: Recording | None = None
+    ) -> None:
+        """Start the thread. `on_written` is called in the loop after each batch. `tape` is played, if it isn't None.
 
         Raises `ConfigurationError` or `OSError` if the store can't be opened.
         """
@@ -89,6 +96,9 @@ class Recorder:
             raise
         with self._thread_lock:
             self._thread = thread
+        self._tape = tape
+        if tape is not None:
+            self.store.find_tape(tape)
 
     def stop(self) -> None:
         """Store the remaining ticks and end the thread."""
@@ -111,9 +121,14 @@ class Recorder:
         unwritten = self._submitted - self._written + len(self._pending)
         return unwritten + count <= self._max_unwritten or self._failure is not None
 
-    def add(self, tick: Tick) -> None:
-        """Add a played tick."""
+    def add(self, tick: Tick, position: int | None = None) -> None:
+        """Add a played tick. `position` is its position in the tape, if it is one of the tape's."""
         pending = self._pending
+        if pending and position != (None if self._position is None else self._position + len(pending)):
+            self.flush()
+            pending = self._pending
+        if not pending:
+            self._position = position
         pending.append(fields_of(tick))
         if len(pending) >= self._batch_size:
             self.flush()
@@ -129,7 +144,7 @@ class Recorder:
             rows, self._pending = self._pending, []
             if self.store.is_enabled:
                 self._submitted += len(rows)
-                self._jobs.put(_Batch(rows))
+                self._jobs.put(_Batch(rows, _part(self._tape, self._position)))
 
     async def query(self, query: Callable[[TickStore], _Result]) -> _Result:
         """Run a query on the store's thread, after all ticks added so far are stored.
@@ -157,27 +172,32 @@ class Recorder:
         self._jobs.put(_QueryJob(query, settle))
         return await answer
 
-    def import_ticks(self, ticks: Iterable[Tick]) -> int:
-        """Store ticks that aren't played. Returns their number once they are stored."""
+    def import_ticks(self, ticks: Recording, *, once: bool) -> int:
+        """Store ticks that aren't played. Returns how many, once they are stored.
+
+        `once` skips those that are stored already, because they were imported or played before.
+        """
         count = 0
         if self.store.is_enabled:
-            rows = map(fields_of, ticks)
             # Keep the store open, because the server may start or stop meanwhile.
             with self.store.opened():
+                position = self.store.find_tape(ticks) if once else 0
+                rows = map(fields_of, islice(ticks.read(), position, None))
                 while batch := list(islice(rows, _IMPORT_BATCH)):
-                    count += self._import_batch(batch)
+                    count += self._import_batch(_Batch(batch, _part(ticks, position if once else None), Future()))
+                    position += len(batch)
         return count
 
-    def _import_batch(self, rows: list[Row]) -> int:
-        done: Future[int] = Future()
+    def _import_batch(self, batch: _Batch) -> int:
+        assert batch.done is not None
         with self._thread_lock:
             running = self._thread is not None
             if running:
-                self._jobs.put(_Batch(rows, done))
+                self._jobs.put(batch)
         if running:
-            return done.result()
+            return batch.done.result()
         try:
-            return self.store.write(rows)
+            return self.store.write(batch.rows, batch.part)
         except sqlite3.Error as error:
             raise _store_failed(error) from None
 
@@ -200,7 +220,7 @@ class Recorder:
         count = 0
         if self._failure is None:
             try:
-                count = self.store.write(batch.rows)
+                count = self.store.write(batch.rows, batch.part)
             except Exception as error:
                 log.error("the tick store failed; ticks are no longer stored: %s", error)
                 self._failure = _store_failed(error)
@@ -227,6 +247,10 @@ class Recorder:
             # The loop is closed if the server has stopped meanwhile.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(callback)
+
+
+def _part(tape: Recording | None, position: int | None) -> TapePart | None:
+    return None if tape is None or position is None else TapePart(tape.digest, len(tape), position)
 
 
 def _store_failed(error: Exception) -> StoreFailed:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -15,7 +16,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ _WHAT_A_TAPE_IS = (
     '. A tape has one tick per line: JSON such as {"pair": "BTC:USDC", "date": "2022-07-02", "time": "15:30:55.817Z", '
     '"exchange": "BINANCE", "price": "19200.84"}, or CSV with a header that has these names. gzip may compress both.'
 )
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
 _read_json = json.JSONDecoder(parse_float=str, parse_int=str).decode
 
 #: The columns that matter.
@@ -55,13 +57,24 @@ class Recording:
         self._kept = () if isinstance(ticks, str | os.PathLike) else tuple(_parse_all(_rows(ticks)))
         #: Known when every tick was read.
         self._count: int | None = None
-        ticks_of = Counter(tick["pair"] for tick in self.read())
+        ticks_of: Counter[str] = Counter()
+        hashed = _TickHash()
+        for tick in self.read():
+            ticks_of[tick["pair"]] += 1
+            hashed.add(tick)
         self._count = ticks_of.total()
         #: The pairs that occur in it.
         self.pairs = frozenset(ticks_of)
+        #: Identifies the sequence of ticks, in any format and under any file name.
+        self.digest = hashed.digest
 
     def __str__(self) -> str:
         return "the tape" if self._path is None else f"the tape {self._path}"
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the ticks are in a file."""
+        return self._path is not None
 
     def __len__(self) -> int:
         return self._count or 0
@@ -73,6 +86,17 @@ class Recording:
             ConfigurationError: The file has changed and has fewer ticks now, or can't be read.
         """
         return iter(self._kept) if self._path is None else self._read_file(self._path)
+
+    def beginnings(self, known: Mapping[str, int]) -> list[str]:
+        """Return the digests of the known sequences with which it begins. `known` has the lengths by digest."""
+        lengths = {length for length in known.values() if length < len(self)}
+        hashed = _TickHash()
+        found: list[str] = []
+        for count, tick in enumerate(islice(self.read(), max(lengths, default=0)), 1):
+            hashed.add(tick)
+            if count in lengths and hashed.digest in known:
+                found.append(hashed.digest)
+        return found
 
     def _read_file(self, path: Path) -> Iterator[Tick]:
         count = 0
@@ -88,6 +112,21 @@ class Recording:
     def _warn(self, text: str) -> None:
         if self._count is None:  # once
             warnings.warn(text, RuntimeWarning, stacklevel=2)
+
+
+class _TickHash:
+    """The digest of a sequence of ticks."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=16)
+
+    def add(self, tick: Tick) -> None:
+        # JSON, because an exchange may contain any separator.
+        self._hash.update(_to_json(list(tick.values())).encode())
+
+    @property
+    def digest(self) -> str:
+        return self._hash.hexdigest()
 
 
 def _rows(ticks: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:

@@ -38,6 +38,7 @@ from .protocol import (
 from .recorder import Recorder, StoreFailed
 from .settings import Settings
 from .stats import Counters
+from .tape import Tape
 
 log = logging.getLogger("finx_streamer.server")
 # At DEBUG, websockets logs request lines, which contain the API key.
@@ -84,7 +85,8 @@ class Service:
     async def run(self, listener: socket.socket, ready: Future[None]) -> None:
         """Serve until `stop()`. `ready` is set when clients can connect."""
         self.loop = asyncio.get_running_loop()
-        self._state.recorder.start(self.loop, self._on_stored)
+        source = self._settings.source
+        self._state.recorder.start(self.loop, self._on_stored, source.recording if isinstance(source, Tape) else None)
         server = await self._serve(listener)
         player = self.loop.create_task(self._play())
         try:

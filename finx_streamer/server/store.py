@@ -12,7 +12,10 @@ from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from pathlib import Path
 
+import attrs
+
 from ..errors import ConfigurationError
+from .recording import Recording
 from .ticks import ExactTime, check_price, check_series, day_start, exact_time
 
 #: The default limit of a store in memory, in ticks. About 150 MB.
@@ -20,10 +23,21 @@ MEMORY_LIMIT = 1_000_000
 #: Identifies our files: "FinX" in ASCII. Source: O.
 APPLICATION_ID = 0x46696E58
 #: The version of the schema below.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 #: A tick to store: its five wire strings.
 Row = tuple[str, str, str, str, str]
+
+
+@attrs.frozen
+class TapePart:
+    """Where a batch belongs in a tape: the tape's digest and length, and the position of the batch's first tick."""
+
+    digest: str
+    length: int
+    start: int
+
+
 #: Converts a tick to a `Row`.
 fields_of = itemgetter("pair", "date", "time", "exchange", "price")
 
@@ -37,6 +51,12 @@ CREATE TABLE tick (
     date TEXT NOT NULL, time TEXT NOT NULL, price TEXT NOT NULL
 );
 CREATE INDEX tick_by_time ON tick (pair, second, fraction, id, exchange);
+"""
+#: The tapes whose first ticks are stored: how many there are, and the ID of the first one. New in version 2.
+_TAPE_SCHEMA = """
+CREATE TABLE tape (
+    digest TEXT PRIMARY KEY, length INTEGER NOT NULL, stored INTEGER NOT NULL, first_id INTEGER NOT NULL
+) WITHOUT ROWID
 """
 _COLUMNS = 7
 #: The numbers of ticks per INSERT statement. Each statement releases the GIL and has to reacquire it from a busy event
@@ -127,12 +147,15 @@ class TickStore:
                 self._connection.close()
                 self._connection = None
 
-    def write(self, rows: Sequence[Row]) -> int:
-        """Store ticks in one transaction. Returns how many were valid; the others are skipped.
+    def write(self, rows: Sequence[Row], part: TapePart | None = None) -> int:
+        """Store ticks in one transaction. Returns how many were stored.
 
-        Only a custom source can play invalid ticks.
+        Invalid ticks are skipped; only a custom source can play them. Of a `part` of a tape, the ticks that are stored
+        already are skipped.
         """
         with self._lock, self._transaction() as connection:
+            if part is not None:
+                rows = self._skip_stored(connection, rows, part)
             valid = [values for values in map(self._column_values, rows) if values is not None]
             start = 0
             for size in _INSERT_SIZES:
@@ -143,6 +166,23 @@ class TickStore:
             self._added += len(valid)
             self._remove_oldest(connection)
         return len(valid)
+
+    def find_tape(self, recording: Recording) -> int:
+        """Return how many of the first ticks of a recording are stored.
+
+        If it begins with a known one, because ticks were added to the file, it continues that one.
+        """
+        with self._lock:
+            known = dict(self._database.execute("SELECT digest, length FROM tape").fetchall())
+        if recording.digest not in known and (beginnings := recording.beginnings(known)):
+            with self._lock, self._transaction() as connection:
+                connection.execute(
+                    "INSERT INTO tape SELECT ?, ?, stored, first_id FROM tape WHERE digest IN "
+                    f"({','.join('?' * len(beginnings))}) ORDER BY stored DESC LIMIT 1",
+                    (recording.digest, len(recording), *beginnings),
+                )
+        with self._lock:
+            return _stored_of(self._database, recording.digest)
 
     def history(self, pair: str, day: str, after: ExactTime, exchange: str | None, limit: int) -> list[str]:
         """The first ticks of a pair on a UTC day strictly after a time, in order, as JSON objects."""
@@ -228,10 +268,23 @@ class TickStore:
         ids[name] = row_id
         return row_id
 
+    def _skip_stored(self, connection: sqlite3.Connection, rows: Sequence[Row], part: TapePart) -> Sequence[Row]:
+        """Return the ticks that aren't stored yet, and note that they will be."""
+        stored, end = _stored_of(connection, part.digest), part.start + len(rows)
+        # After a gap, which a failed store leaves, count nothing: the tape fills the gap when it is played again.
+        if part.start <= stored < end:
+            connection.execute(
+                "INSERT INTO tape VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET stored = excluded.stored",
+                (part.digest, part.length, end, self._added + 1),
+            )
+        return rows[max(0, stored - part.start) :]
+
     def _remove_oldest(self, connection: sqlite3.Connection) -> None:
         if self._limit is not None and self.count > self._limit:
             self._removed = self._added - self._limit
             connection.execute("DELETE FROM tick WHERE id <= ?", (self._removed,))
+            # Play these again, and they are stored again.
+            connection.execute("DELETE FROM tape WHERE first_id <= ?", (self._removed,))
 
     @property
     def _database(self) -> sqlite3.Connection:
@@ -285,12 +338,15 @@ class TickStore:
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         (objects,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if not objects and application in {0, APPLICATION_ID}:
-            for statement in _SCHEMA.split(";"):
+            for statement in (*_SCHEMA.split(";"), _TAPE_SCHEMA):
                 connection.execute(statement)
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         elif application != APPLICATION_ID:
             raise ConfigurationError(f"the store {self._path} is another program's database; use another file")
+        elif version == 1:
+            connection.execute(_TAPE_SCHEMA)
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         elif version != SCHEMA_VERSION:
             raise ConfigurationError(
                 f"the store {self._path} has version {version}; expected version {SCHEMA_VERSION}; use another file"
@@ -337,6 +393,12 @@ def _access_error(path: Path) -> int:
     if not path.parent.is_dir():
         return errno.ENOTDIR
     return 0 if os.access(path if path.exists() else path.parent, os.W_OK) else errno.EACCES
+
+
+def _stored_of(connection: sqlite3.Connection, digest: str) -> int:
+    """How many of a tape's first ticks are stored."""
+    row = connection.execute("SELECT stored FROM tape WHERE digest = ?", (digest,)).fetchone()
+    return 0 if row is None else int(row[0])
 
 
 def _encode_name(name: str) -> str:

@@ -68,6 +68,11 @@ class Tape:
         return self._recording.pairs
 
     @property
+    def recording(self) -> Recording | None:
+        """The ticks of each round. None with `shift`: those times are new in each round."""
+        return None if self._shift else self._recording
+
+    @property
     def wait_for(self) -> int:
         """The number of connected streams at which the tape starts."""
         return self._wait_for

@@ -35,7 +35,7 @@ def test_the_printed_example_works() -> None:
 
 
 def test_a_store_keeps_imported_and_played_ticks(tape: Path, tmp_path: Path) -> None:
-    """They answer calls, also after a restart."""
+    """They answer calls, also after a restart. A second import of the same file is skipped."""
     options = ["--port", "0", "--tape", str(tape), "--speed", "max", "--store", str(tmp_path / "ticks.db")]
     for imports in (2, 0):
         with running("serve", *options, *["--import", str(tape)] * imports) as command:
@@ -43,11 +43,27 @@ def test_a_store_keeps_imported_and_played_ticks(tape: Path, tmp_path: Path) -> 
             with connect(f"{url}streamer/demo", proxy=None) as peer:
                 call = {"functionName": "tickHistory", "pair": "BTC:USDC", "date": TICKS[0]["date"]}
                 peer.send(json.dumps(call | {"APIKey": "demo", "time": "00:00"}))
-                assert len(json.loads(peer.recv(timeout=TIMEOUT))) == 2 * len(TICKS)
+                assert len(json.loads(peer.recv(timeout=TIMEOUT))) == len(TICKS)
             command.send_signal()
             code, _, err = command.finish()
-        imported = [f"finx-streamer: imported {len(TICKS)} ticks from {tape}"] * imports
-        assert (code, err.splitlines()) == (0, [*imported, "finx-streamer: stopped"])
+        imported = [
+            f"finx-streamer: imported {len(TICKS)} ticks from {tape}",
+            f"finx-streamer: skipped {tape}: its {len(TICKS)} ticks are in the store already",
+        ]
+        assert (code, err.splitlines()) == (0, [*imported[:imports], "finx-streamer: stopped"])
+
+
+def test_imports_the_ticks_that_were_added_to_a_file(tape: Path, tmp_path: Path) -> None:
+    """The terminal says how many were in the store already."""
+    lines = tape.read_text().splitlines(keepends=True)
+    options = ["--port", "0", "--store", str(tmp_path / "ticks.db"), "--import", str(tape)]
+    for count, says in ((1, "imported 1 tick from {}"), (3, "imported 2 ticks from {}; 1 tick was there already")):
+        tape.write_text("".join(lines[:count]))
+        with running("serve", *options) as command:
+            assert command.stdout.readline()
+            command.send_signal()
+            _, _, err = command.finish()
+        assert err.splitlines()[0] == f"finx-streamer: {says.format(tape)}"
 
 
 def test_warns_about_a_tape_that_is_cut_off(tape: Path) -> None:

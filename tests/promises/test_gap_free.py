@@ -18,7 +18,7 @@ import trustme
 
 from finx_streamer import CallTimeout, Gap, GapNotFilled
 from finx_streamer import run as run_module
-from finx_streamer.server import LocalServer
+from finx_streamer.server import LocalServer, Tape
 from tests.support.market import BEGIN, OTHER, PAIR, Market, begin, interrupt, outage, prices, send, tick, wait_held
 from tests.support.peers import PATIENCE, Seen
 from tests.support.storm import bursts, killings, storm
@@ -182,6 +182,22 @@ def test_gaps_are_filled_with_a_queue_that_drops(server: LocalServer, seen: Seen
         stats = listener.stats
         assert stats.ticks == len(seen.ticks) + stats.dropped == 5
         assert stats.filled_ticks == 3
+
+
+def test_a_restarted_tape_fills_a_gap_without_duplicates(seen: Seen, tmp_path: Path) -> None:
+    """The server plays its tape again, past the client's position, with the store of its first run."""
+    ticks, options = [tick(number) for number in range(300)], {"keys": {"demo"}, "store": tmp_path / "ticks.db"}
+    with LocalServer(Tape(ticks, speed=2.0), **options) as server:
+        listener = seen.listener(server.url, backfill=True).start()
+        seen.wait_ticks(120)
+    with listener, LocalServer(Tape(ticks, speed=1e9, wait_for=0), port=server.port, **options) as again:
+        again.refuse_next(None, 503)
+        again.wait_finished()
+        again.refuse_next(0, 503)
+        seen.wait_for(lambda: bool(seen.gaps))
+        seen.wait_ticks(300)
+    assert prices(seen) == list(range(300))
+    assert seen.gaps[0].filled
 
 
 # Unfilled gaps.

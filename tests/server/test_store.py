@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import itertools
 import json
 import os
@@ -21,7 +22,8 @@ from websockets.sync.client import ClientConnection, connect
 
 from finx_streamer.errors import ConfigurationError
 from finx_streamer.server import LocalServer, SimulatedMarket, Tape
-from finx_streamer.server.store import TickStore, fields_of
+from finx_streamer.server.recording import Recording
+from finx_streamer.server.store import TapePart, TickStore, fields_of
 from finx_streamer.server.ticks import day_start, exact_time
 from tests.support.effort import examples
 from tests.support.program import Program, run_program
@@ -220,7 +222,7 @@ def test_rejects_other_versions(store_file: Path) -> None:
     other = sqlite3.connect(store_file)
     other.execute("PRAGMA user_version = 99")
     other.close()
-    with pytest.raises(ConfigurationError, match="version 99; expected version 1"):
+    with pytest.raises(ConfigurationError, match="version 99; expected version 2"):
         write(store_file, [])
 
 
@@ -347,6 +349,132 @@ def test_failing_store_is_reported(
         peer.send('{"functionName":"referenceData","APIKey":"k","securityId":"BTC"}')
         assert "the tick store failed" in receive(peer)[0]["error"]
         assert "resultData" in receive(dial(server))[0]
+
+
+MANY = [tick(f"12:{n // 60:02}:{n % 60:02}.5Z", str(n)) for n in range(300)]
+
+
+def prices(store: TickStore) -> list[int]:
+    return [int(each["price"]) for each in read(store)]
+
+
+def write_tape(path: Path, ticks: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(each) + "\n" for each in ticks))
+    return path
+
+
+@given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 20)), max_size=6), st.booleans())
+@examples(100)
+def test_a_tape_is_stored_once(runs: list[tuple[int, int]], emit: bool) -> None:
+    """However often it begins again and wherever a run ends, each of its ticks is stored once. Other ticks are, too."""
+    recording, farthest = Recording(MANY[:40]), 0
+    store = TickStore()
+    with store.opened():
+        for length, size in runs:
+            for start in range(0, length, 40):  # the rounds of a loop
+                end = min(40, length - start)
+                for first in range(0, end, size):
+                    rows = [fields_of(each) for each in MANY[first : min(end, first + size)]]
+                    store.write(rows, TapePart(recording.digest, 40, first))
+                    store.write([fields_of(tick("11:00:00", "1000"))] * emit)
+                farthest = max(farthest, end)
+            assert store.find_tape(recording) == farthest
+            assert [price for price in prices(store) if price != 1_000] == list(range(farthest))
+    store.close()
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+def test_a_restarted_server_does_not_store_its_tape_again(
+    store_file: Path, tmp_path: Path, dial: Callable[..., ClientConnection], in_file: bool
+) -> None:
+    """It stores the ticks that weren't played before it stopped, whether they are in a file or in memory."""
+    ticks: Any = write_tape(tmp_path / "tape.jsonl", MANY) if in_file else MANY
+    with LocalServer(Tape(ticks, speed=1_000.0, max_pause=0.002), store=store_file) as server:
+        peer = dial(server)
+        for _ in range(120):
+            peer.recv(timeout=20)
+    assert 120 <= write(store_file, []).count < 300
+    for _ in range(2):
+        with LocalServer(Tape(ticks, speed=1e9, wait_for=0), store=store_file) as server:
+            server.wait_finished()
+            assert server.stats.ticks_played == 300
+    store = write(store_file, [])
+    with store.opened():
+        assert prices(store) == list(range(300))
+
+
+def test_a_loop_is_stored_once(dial: Callable[..., ClientConnection]) -> None:
+    """Its later rounds repeat the same ticks. Other ticks are stored in between."""
+    with LocalServer(Tape(MANY[:7], speed=None, loop=True), close_timeout=0.1) as server:
+        peer = dial(server)
+        server.emit(tick("11:00:00"), tick("11:00:00"))
+        for _ in range(100):
+            peer.recv(timeout=20)
+        server.wait_until(lambda stats: stats.ticks_stored == 9)
+        server.emit(tick("11:00:00"))
+        server.wait_until(lambda stats: stats.ticks_stored == 10)
+    assert server.stats.ticks_stored == 10
+
+
+def test_shifted_ticks_are_new_each_time(store_file: Path) -> None:
+    """Their times are those of sending."""
+    for run in range(1, 3):
+        with LocalServer(Tape(MANY[:7], speed=1e9, wait_for=0, shift=True), store=store_file) as server:
+            server.wait_finished()
+        assert server.stats.ticks_stored == 7 * run
+
+
+def test_a_tape_that_was_removed_is_stored_again(store_file: Path) -> None:
+    """With a limit, what the store has of a tape depends on what came later."""
+    for _ in range(2):
+        with LocalServer(Tape(MANY, speed=1e9, wait_for=0), store=store_file, store_limit=100) as server:
+            server.wait_finished()
+        store = write(store_file, [], limit=100)
+        with store.opened():
+            assert prices(store) == list(range(200, 300))
+
+
+def test_a_file_is_imported_once(store_file: Path, tmp_path: Path) -> None:
+    """Its ticks count, not its name, format or compression. Ticks that aren't in a file are always stored."""
+    tape = write_tape(tmp_path / "tape.jsonl", MANY[:200])
+    rows = [",".join(each.values()) for each in MANY[:200]]
+    (tmp_path / "other").write_bytes(gzip.compress("\n".join([",".join(FIELDS), *rows, ""]).encode()))
+    for expected in (200, 0):
+        server = LocalServer(SimulatedMarket(limit=0), store=store_file)
+        assert [server.import_ticks(tape), server.import_ticks(tmp_path / "other")] == [expected, 0]
+        with server:
+            assert server.import_ticks(str(tape)) == 0
+    write_tape(tape, MANY)  # 100 ticks were added
+    assert [server.import_ticks(tape), server.import_ticks(tape)] == [100, 0]
+    with LocalServer(Tape(tape, speed=1e9, wait_for=0), store=store_file) as server:
+        server.wait_finished()
+    assert server.stats.ticks_stored == 300
+    assert [server.import_ticks(MANY), server.import_ticks(MANY)] == [300, 300]
+
+
+def test_an_interrupted_import_continues(store_file: Path, tmp_path: Path) -> None:
+    """Each transaction notes how far it came."""
+    recording = Recording(write_tape(tmp_path / "tape.jsonl", MANY))
+    store = TickStore(store_file)
+    with store.opened():
+        store.write([fields_of(each) for each in MANY[:120]], TapePart(recording.digest, 300, 0))
+    server = LocalServer(SimulatedMarket(limit=0), store=store_file)
+    assert server.import_ticks(recording) == 180
+    with store.opened():
+        assert prices(store) == list(range(300))
+
+
+def test_opens_a_store_of_the_first_version(store_file: Path, tmp_path: Path) -> None:
+    """It lacks the table of tapes."""
+    write(store_file, MANY[:3])
+    old = sqlite3.connect(store_file)
+    old.execute("DROP TABLE tape")
+    old.execute("PRAGMA user_version = 1")
+    old.commit()
+    old.close()
+    server = LocalServer(SimulatedMarket(limit=0), store=store_file)
+    tape = write_tape(tmp_path / "tape.jsonl", MANY)
+    assert [server.import_ticks(tape), server.import_ticks(tape), server.stats.ticks_stored] == [300, 0, 303]
 
 
 @pytest.mark.parametrize("batch", [256, 1_000, 8_192, 20_000])
