@@ -10,7 +10,7 @@
     ├── DecodeError                              a message could not be decoded
     ├── ServerError                              a message in which the server reports an error
     ├── CallbackError                            one of your callbacks raised
-    ├── TicksDropped                             the overflow policy you chose dropped ticks
+    ├── TicksDropped                             the overflow policy, or the end, dropped ticks
     ├── SlowConsumer                             the queue stays nearly full
     ├── StaleStream                              nothing was received for `stale_after` seconds
     ├── GapNotFilled                             ticks were missed and history could not supply them
@@ -178,15 +178,19 @@ class CallbackError(FinxStreamerError):
 
 @attrs.define(slots=False, eq=False, repr=False, str=False)
 class TicksDropped(FinxStreamerError):
-    """The overflow policy dropped ticks of `symbol`.
+    """Ticks of `symbol` were dropped: by the overflow policy, or because the listener ended before their callbacks.
 
     Attributes:
         count (int): Number of dropped ticks since the last such error.
+        at_end (bool): Whether the end of the listener dropped them.
     """
 
     count: int
+    at_end: bool = False
 
     def _text(self) -> str:
+        if self.at_end:
+            return f"{self.count} ticks dropped: the listener ended before your callbacks had handled them"
         return f"{self.count} ticks dropped: callbacks are slower than the stream"
 
 

@@ -6,7 +6,7 @@ import itertools
 import logging
 import ssl
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from . import demo, jupyter, tables
@@ -23,6 +23,7 @@ from .delivery.queues import QUEUES
 from .delivery.recent import Recent
 from .delivery.stats import ListenerStats, StreamStats, add_up
 from .errors import ConfigurationError, FinxStreamerError
+from .loops import END_TIMEOUT, AsyncTickIterator, TickIterator, Ticks
 from .run import HURRIED_STOP, Run, Settings, live_runs, stop_runs
 from .streaming.session import Timing
 from .values import Gap, Notice, State, Tick
@@ -36,8 +37,6 @@ logger = logging.getLogger("finx_streamer")
 _names = itertools.count(1)
 _C = TypeVar("_C", bound=Callback)
 _B = TypeVar("_B", bound=TickBuffer)
-#: Seconds that leaving a `for` loop waits for the end.
-_END_TIMEOUT = 5.0
 
 
 class StreamListener:
@@ -189,12 +188,37 @@ class StreamListener:
 
     # Callbacks.
 
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """Refuse methods that look like callbacks, because nothing would call them."""
+        super().__init_subclass__(**arguments)
+        inherited = cls.__mro__[: cls.__mro__.index(StreamListener)]
+        for name in _CALLBACK_NAMES:
+            if any(name in vars(base) for base in inherited):
+                raise ConfigurationError(
+                    f"{cls.__name__}.{name}: a method of this name isn't called, and hides the one that registers "
+                    f"callbacks; rename it to handle_{name[3:]}, and write super().__init__(*symbols, "
+                    f"{name}=self.handle_{name[3:]})"
+                )
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuse callbacks that are assigned, because nothing would call them."""
+        if name in _CALLBACK_NAMES:
+            function = getattr(value, "__name__", "f")
+            raise ConfigurationError(f"{name}: an assigned callback isn't called; write listener.{name}({function})")
+        if name.startswith("on_"):
+            raise ConfigurationError(f"{name}: a listener has no such event; it has {', '.join(_CALLBACK_NAMES)}")
+        super().__setattr__(name, value)
+
     @overload
     def on_tick(self, callback: _C, /, *, pair: str | Pair | None = None) -> _C: ...
     @overload
     def on_tick(self, callback: None = None, /, *, pair: str | Pair) -> Callable[[_C], _C]: ...
     def on_tick(self, callback: Any = None, /, *, pair: str | Pair | None = None) -> Any:
         """Register a callback for ticks: as a decorator, or `@listener.on_tick(pair="BTC:USDC")` for one pair's."""
+        if isinstance(callback, str | Pair):
+            raise ConfigurationError(
+                'on_tick: a pair is no callback; for the ticks of one pair, write @listener.on_tick(pair="BTC:USDC")'
+            )
         if pair is None and callback is None:
             raise ConfigurationError(
                 "on_tick: no callback given; write @listener.on_tick, without parentheses, or "
@@ -239,12 +263,17 @@ class StreamListener:
             ConfigurationError: The previous run is still stopping, or this process is a fork of the one that started.
         """
         self._replace_earlier()
+        if (earlier := self.abandoned_run()) is not None:
+            earlier.wait(END_TIMEOUT)
         with self._lock:
             self._check_process()
-            if self._run is None or self._run.ended.is_set():
-                self._new_run().start(self)
-            elif self._run.state.ended:
+            run = self._run
+            if run is None or run.ended.is_set():
+                run = self._new_run()
+                run.start(self)
+            elif run.state.ended:
                 raise ConfigurationError(_STILL_STOPPING)
+            run.started = True
         return self
 
     def stop(self, timeout: float = 5.0, drain: bool = True) -> bool:
@@ -296,50 +325,35 @@ class StreamListener:
         self.stop()
         run = self._run
         if run is not None and not run.error_raised and not self._callbacks.of("error"):
-            self._raise_error(run)
+            run.raise_error()
 
-    def __iter__(self) -> Iterator[Tick]:
+    def __iter__(self) -> TickIterator:
         """Iterate over ticks as they come. The loop ends with the listener, and raises as `join` does.
 
-        Starts the listener if it doesn't run, and stops it again when the loop is left.
+        Starts the listener if it doesn't run. Then leaving the loop stops it, without the ticks that wait.
         """
-        run, own, buffer = self._open_iteration(TickBuffer)
-        timeout = _END_TIMEOUT
-        try:
-            if own:
-                run.start(self)
-            while (tick := buffer.take()) is not None:
-                yield tick
-            run.wait(timeout)
-            self._raise_error(run)
-        except (KeyboardInterrupt, SystemExit):
-            timeout = HURRIED_STOP
-            raise
-        finally:
-            self._close_iteration(run, buffer)
-            if own and not run.forked:
-                run.stop(timeout, drain=False)
+        return TickIterator(self, None)
 
-    async def __aiter__(self) -> AsyncIterator[Tick]:
-        """`async for tick in listener`: the same in an event loop. Notices interrupts within a quarter of a second."""
-        from .delivery.async_iteration import AsyncTickBuffer
+    def __aiter__(self) -> AsyncTickIterator:
+        """`async for tick in listener`: the same in an event loop."""
+        return AsyncTickIterator(self, None)
 
-        run, own, buffer = self._open_iteration(AsyncTickBuffer)
-        try:
-            if own:
-                run.start(self)
-            while (tick := await buffer.take_async()) is not None:
-                yield tick
-            await run.wait_async(_END_TIMEOUT)
-            self._raise_error(run)
-        finally:
-            self._close_iteration(run, buffer)
-            if own and not run.forked:
-                run.abandon()
-                await run.wait_async(_END_TIMEOUT)
+    def ticks(self, timeout: float | None = None) -> Ticks:
+        """Iterate over ticks as they come, with a limit for quiet pairs: `for tick in listener.ticks(timeout=60)`.
 
-    def _open_iteration(self, kind: type[_B]) -> tuple[Run, bool, _B]:
-        """Return the run to iterate over, whether it still has to start, and a buffer that gets its ticks."""
+        Args:
+            timeout: Seconds without a tick, after which the loop raises `TimeoutError`. None for no limit.
+
+        Returns:
+            Something for `for` and `async for`. Each loop over it is like a loop over the listener.
+
+        Raises:
+            ConfigurationError: `timeout` is wrong.
+        """
+        return Ticks(self, check.seconds_or_none("timeout", timeout))
+
+    def open_loop(self, kind: type[_B]) -> tuple[Run, _B]:
+        """Start a run, or join the current one. For this package's loops."""
         self._replace_earlier()
         with self._lock:
             self._check_process()
@@ -348,16 +362,38 @@ class StreamListener:
                 raise ConfigurationError(
                     "iteration: the listener has no symbols, so no tick would come; add() one first"
                 )
-            own = self._run is None or self._run.ended.is_set()
-            run = self._new_run() if own or self._run is None else self._run
+            run, is_new = self._run, self._run is None or self._run.ended.is_set() or self._run.left
+            if run is None or is_new:
+                run = self._new_run()
             buffer = run.iterations.open(kind)
             self._callbacks.add("tick", buffer)
-        return run, own, buffer
+            if is_new:
+                try:
+                    run.start(self)
+                except BaseException:
+                    self.leave_loop(run, buffer)
+                    raise
+        return run, buffer
 
-    def _close_iteration(self, run: Run, buffer: TickBuffer) -> None:
-        self._callbacks.remove(buffer)
-        if not run.forked:
+    def leave_loop(self, run: Run, buffer: TickBuffer) -> bool:
+        """Leave a run. Return whether that ends it. For this package's loops."""
+        with self._lock:
+            self._callbacks.remove(buffer)
+            if run.forked:
+                return False
             run.iterations.close(buffer)
+            if run.started or run.iterations.any_open:
+                return False
+            run.left = True
+            # The user wants no more ticks, so this is no loss to report.
+            run.abandon(report=False)
+        return True
+
+    def abandoned_run(self) -> Run | None:
+        """Return a run that still has to end, because its last loop was left. For this package's loops."""
+        run = self._run
+        waits = run is not None and run.left and not run.forked and not run.delivery.runs_here()
+        return run if waits else None
 
     # Symbols.
 
@@ -437,6 +473,10 @@ class StreamListener:
             check.integer("n", n, 0)
         recent = self._kept("recent()")
         return recent.last(recent.size if n is None else n, None if pair is None else str(check.symbol(pair)))
+
+    def latest(self) -> dict[str, Tick]:
+        """The newest tick that was received for each pair that had one."""
+        return {name: stream.last_tick for name, stream in self.stats.streams.items() if stream.last_tick is not None}
 
     def to_pandas(self, n: int | None = None, pair: str | Pair | None = None) -> pandas.DataFrame:
         """`recent` as a `pandas.DataFrame`; see `finx_streamer.to_pandas`."""
@@ -528,7 +568,7 @@ class StreamListener:
 
     def _joined(self, run: Run, ended: bool) -> bool:
         if ended:
-            self._raise_error(run)
+            run.raise_error()
         return ended
 
     def _check_process(self) -> None:
@@ -544,13 +584,6 @@ class StreamListener:
             raise ConfigurationError(
                 f"{method} inside a callback would wait for itself; call stop() there, and do the rest outside"
             )
-
-    @staticmethod
-    def _raise_error(run: Run) -> None:
-        if run.error is not None:
-            run.error_raised = True
-            # Without the tracebacks of earlier raises.
-            raise run.error.with_traceback(None)
 
 
 def listeners() -> list[StreamListener]:
@@ -571,4 +604,5 @@ def stop_all(timeout: float = 5.0) -> bool:
     return stop_runs(timeout)
 
 
+_CALLBACK_NAMES = ("on_tick", "on_error", "on_notice", "on_state", "on_gap", "on_greeks")
 _STILL_STOPPING = "start(): the previous run is still stopping. Call join() first, outside of callbacks"

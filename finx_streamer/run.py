@@ -38,6 +38,8 @@ logger = logging.getLogger("finx_streamer")
 HISTORY_TIMEOUT = 10.0
 #: Seconds that `stop` waits while an exception leaves a `with` block, for example after Ctrl-C.
 HURRIED_STOP = 0.5
+#: How much of its timeout `stop` spends on draining. After that, the remaining ticks are discarded.
+_DRAIN_SHARE = 0.9
 #: Seconds that a thread with nothing left to do may take to return.
 _LAST_STEPS = 1.0
 
@@ -86,6 +88,10 @@ class Run:
         self.error: BaseException | None = None
         #: Whether the user has seen the error.
         self.error_raised = False
+        #: Whether `start` was called. Otherwise it ends with its last loop.
+        self.started = False
+        #: Whether its last loop was left.
+        self.left = False
         self._pid = os.getpid()
         self._stopping = False
         self._connections: dict[str, StreamConnection] = {}
@@ -95,7 +101,8 @@ class Run:
         # would see outdated ticks.
         buffered = {"block": settings.queue_size, "drop_oldest": min(64, settings.queue_size), "latest": 1}
         self.iterations = Iterations(buffered[settings.overflow], settings.dispatch == "thread", self._resume_reading)
-        self.delivery = self._new_delivery(CallbackRunner(settings.callbacks, self._counters, show_error))
+        self.runner = CallbackRunner(settings.callbacks, self._counters, show_error)
+        self.delivery = self._new_delivery(self.runner)
         self.streams = Streams(
             self.delivery,
             settings.exchanges,
@@ -188,24 +195,32 @@ class Run:
         """End within `timeout` seconds. Return whether that succeeded."""
         self._stopping = True
         in_callback = self.delivery.runs_here()
-        drain = drain and not in_callback
         self.iterations.close_own()
-        if not drain:
+        if in_callback or not drain:
             self._discard()
-        self.streams.stop(drain)
+        self.streams.stop()
         if in_callback:
             return True
-        ended = self.wait(timeout)
-        if not ended:
-            self._discard()
-            logger.warning(
-                "stop(): a callback is still running after %g s. No further callback will be called", timeout
-            )
-        return ended
+        deadline = time.monotonic() + timeout
+        # The rest of the time is for the callback that runs then.
+        if self.wait(timeout * _DRAIN_SHARE):
+            return True
+        self._discard()
+        if self.wait(max(0.0, deadline - time.monotonic())):
+            return True
+        self.runner.closed = True
+        logger.warning(
+            "stop(): a callback is still running after %g s. No further callback will be called, and %d waiting ticks "
+            "are dropped",
+            timeout,
+            self.delivery.queue.depth(),
+        )
+        return False
 
-    def abandon(self) -> None:
-        """End at once, without waiting: no further callback is called."""
+    def abandon(self, report: bool = True) -> None:
+        """End at once, without waiting: no further callback is called, except with the report of dropped ticks."""
         self._stopping = True
+        self.runner.reports_discarded = report
         self._discard()
         self.streams.stop()
 
@@ -235,6 +250,13 @@ class Run:
 
         return await wait_until(self.ended.is_set, self._settings.watchers, timeout) and self.wait(0.0)
 
+    def raise_error(self) -> None:
+        """Raise the error that ended the run, if one did."""
+        if self.error is not None:
+            self.error_raised = True
+            # Without the tracebacks of earlier raises.
+            raise self.error.with_traceback(None)
+
     def _streams_ended(self, error: BaseException | None) -> None:
         """On the network thread, at its end."""
         if error is not None and self.error is None:
@@ -249,6 +271,7 @@ class Run:
             self.error = crash
         self.streams.stop()
         self.streams.join(_LAST_STEPS)
+        self.delivery.discard()
         self.iterations.end()
         live_runs.pop(self, None)
         self.ended.set()

@@ -78,8 +78,8 @@ class Gap:
     ticks: int
 
 
-class State(enum.Enum):
-    """The state of a stream or of a listener. STOPPED and FAILED are final."""
+class State(enum.StrEnum):
+    """The state of a stream or of a listener, which equals its lower-case name. STOPPED and FAILED are final."""
 
     IDLE = "idle"
     CONNECTING = "connecting"

@@ -22,7 +22,7 @@ ROWS = (
     ("streaming",),
     ("functions",),
     ("delivery", "tables"),
-    ("listener", "run"),
+    ("listener", "loops", "run"),
     ("__init__",),
     ("server",),
     ("notebook", "cli", "jupyter", "demo", "__main__"),

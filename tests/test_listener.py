@@ -379,6 +379,82 @@ def test_two_listeners_are_independent() -> None:
     assert one.prices == [1]
 
 
+# Callbacks in the wrong place.
+
+CALLBACK_NAMES = ["on_tick", "on_error", "on_notice", "on_state", "on_gap", "on_greeks"]
+
+
+@pytest.mark.parametrize("name", CALLBACK_NAMES)
+def test_refuses_a_callback_that_is_assigned(name: str) -> None:
+    """KiteTicker and WebSocketApp work like that. The error shows the line to write."""
+
+    def handle(*_: object) -> None: ...
+
+    listener = StreamListener(PAIR)
+    with pytest.raises(ConfigurationError, match=rf"^{name}: .* write listener\.{name}\(handle\)$"):
+        setattr(listener, name, handle)
+
+
+def test_refuses_a_callback_of_an_unknown_event() -> None:
+    """Nothing would ever call it."""
+    with pytest.raises(ConfigurationError, match=r"^on_message: a listener has no such event; it has on_tick, "):
+        StreamListener(PAIR).on_message = print  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", CALLBACK_NAMES)
+@pytest.mark.parametrize("mixed_in", [False, True])
+def test_refuses_a_subclass_with_a_callback_method(name: str, mixed_in: bool) -> None:
+    """At the definition of the class. The error shows the line to write."""
+    body = {name: lambda self, *_: None}
+    bases: tuple[type, ...] = (StreamListener,)
+    if mixed_in:
+        bases, body = (type("Mixin", (), body), StreamListener), {}
+    event = name.removeprefix("on_")
+    with pytest.raises(ConfigurationError, match=rf"^Bot\.{name}: .*{name}=self\.handle_{event}\)$"):
+        type("Bot", bases, body)
+
+
+def test_accepts_a_subclass_with_other_methods(seen: Seen) -> None:
+    """It registers them by itself."""
+
+    class Bot(StreamListener):
+        def __init__(self, url: str) -> None:
+            self.prices: list[float] = []
+            super().__init__(PAIR, endpoint=url, api_key="demo", on_tick=self.handle_tick)
+
+        def handle_tick(self, tick: Tick) -> None:
+            self.prices.append(tick["price"])
+            seen.on_tick(tick)
+
+    with Peer(stay(ticks(1, 3))) as peer, Bot(peer.url) as bot:
+        seen.wait_ticks(3)
+        assert bot.prices == [1, 2, 3]
+
+
+def test_a_pair_is_no_callback() -> None:
+    """The error hints at `pair=`."""
+    with pytest.raises(ConfigurationError, match=r'@listener\.on_tick\(pair="BTC:USDC"\)$'):
+        StreamListener(PAIR).on_tick(PAIR)  # type: ignore[call-overload]
+
+
+# The newest ticks.
+
+
+def test_latest_returns_the_newest_tick_of_each_pair(seen: Seen) -> None:
+    """Pairs without a tick are missing."""
+    pairs = ["BTC:USDC", "ETH:USDC", "SOL:USDC"]
+
+    def script(caller: Caller) -> None:
+        pair = next(pair for pair in pairs if pair.encode() in caller.read_request())
+        caller.welcome(*([] if pair == pairs[2] else [ticks(1, 3, pair)]))
+        caller.wait_until_left()
+
+    with Peer(script) as peer, seen.listener(peer.url, *pairs) as listener:
+        seen.wait_ticks(6)
+        assert {pair: tick["price"] for pair, tick in listener.latest().items()} == {pairs[0]: 3, pairs[1]: 3}
+    assert StreamListener(PAIR).latest() == {}
+
+
 # Errors.
 
 

@@ -12,7 +12,16 @@ from typing import Any
 
 import pytest
 
-from finx_streamer import ConfigurationError, ReconnectPolicy, State, StreamListener, StreamNotFound, Tick
+from finx_streamer import (
+    ConfigurationError,
+    ReconnectPolicy,
+    State,
+    StreamListener,
+    StreamNotFound,
+    Tick,
+    TicksDropped,
+    stop_all,
+)
 from finx_streamer.server import LocalServer, SimulatedMarket
 from tests.support.peers import PAIR, PATIENCE, Caller, Peer, Seen, frame, free_port, hang, refuse, stay, tick, ticks
 from tests.support.program import run_program
@@ -111,7 +120,7 @@ def test_drain_decides_about_received_ticks(seen: Seen, drain: bool, expected: l
     with Peer(stay(ticks(1, 100))) as peer:
         listener = seen.listener(peer.url, on_tick=callback).start()
         assert entered.wait(PATIENCE)
-        while listener.stats.ticks < 100:
+        while listener.stats.messages < 100:
             time.sleep(0.005)  # counters have no event
         stopped: list[bool] = []
         stopper = threading.Thread(target=lambda: stopped.append(listener.stop(PATIENCE, drain)))
@@ -124,6 +133,83 @@ def test_drain_decides_about_received_ticks(seen: Seen, drain: bool, expected: l
         stopper.join(PATIENCE)
     assert stopped == [True]
     assert seen.prices == expected
+
+
+@pytest.mark.parametrize("how", ["drain runs out", "no drain", "exception", "in a callback", "stop_all"])
+def test_discarded_ticks_are_counted_and_reported(seen: Seen, dispatch: str, how: str) -> None:
+    """After the end, each tick that was received was either handed to the callback or dropped."""
+    entered, slow = threading.Event(), threading.Event()
+
+    def callback(tick: Tick) -> None:
+        seen.on_tick(tick)
+        if how == "in a callback":
+            listener.stop()
+        elif len(seen.ticks) > 5:
+            entered.set()
+            slow.wait(0.02)
+
+    with Peer(stay(ticks(1, 500))) as peer:
+        listener = seen.listener(peer.url, on_tick=callback, dispatch=dispatch).start()
+        if how == "in a callback":
+            assert listener.join(PATIENCE)
+        else:
+            assert entered.wait(PATIENCE)
+        if how == "drain runs out":
+            assert listener.stop(timeout=1.0)
+        elif how == "no drain":
+            assert listener.stop(drain=False)
+        elif how == "exception":
+            with pytest.raises(ZeroDivisionError), listener:
+                raise ZeroDivisionError
+        elif how == "stop_all":
+            assert stop_all()
+        stats = listener.stats
+    reports = seen.of_type(TicksDropped)
+    assert stats.ticks == len(seen.ticks)
+    assert stats.ticks < 500
+    assert stats.ticks + stats.dropped == stats.messages == 500
+    assert [(error.symbol, error.count, error.at_end) for error in reports] == [(PAIR, stats.dropped, True)]
+    assert "the listener ended before your callbacks had handled them" in str(reports[0])
+
+
+def test_discarded_ticks_are_logged_without_on_error(seen: Seen, caplog: pytest.LogCaptureFixture) -> None:
+    """Like every error for which there is no callback."""
+    callback, entered, free = gated(seen)
+    with Peer(stay(ticks(1, 100))) as peer:
+        listener = seen.listener(peer.url, on_tick=callback, on_error=None).start()
+        assert entered.wait(PATIENCE)
+        while listener.stats.messages < 100:
+            time.sleep(0.005)  # counters have no event
+        assert not listener.stop(timeout=0.1, drain=False)
+        assert "99 waiting ticks are dropped" in caplog.text
+        free.set()
+        assert listener.join(PATIENCE)
+    assert listener.stats.dropped == 99
+    assert "BTC:USDC: 99 ticks dropped: the listener ended" in caplog.text
+
+
+def test_no_callback_runs_after_a_stop_that_ran_out_of_time(seen: Seen) -> None:
+    """`on_error` doesn't get the report then. The log does."""
+    callback, entered, free = gated(seen)
+    with Peer(stay(ticks(1, 100))) as peer:
+        listener = seen.listener(peer.url, on_tick=callback).start()
+        assert entered.wait(PATIENCE)
+        assert not listener.stop(timeout=0.1)
+        free.set()
+        assert listener.join(PATIENCE)
+    assert seen.errors == []
+    assert listener.stats.ticks + listener.stats.dropped == listener.stats.messages
+
+
+def test_leaving_a_loop_reports_nothing(seen: Seen, dispatch: str) -> None:
+    """You want no more ticks then. They are counted all the same."""
+    with Peer(stay(ticks(1, 1_000))) as peer:
+        listener = seen.listener(peer.url, on_tick=None, dispatch=dispatch, queue_size=10)
+        for _ in listener:
+            break
+        assert listener.join(PATIENCE)
+    assert seen.errors == []
+    assert listener.stats.ticks + listener.stats.dropped == listener.stats.messages
 
 
 def test_stop_is_bounded_by_its_timeout(seen: Seen, dispatch: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import time
 from typing import Protocol
 
-from .. import ConnectionFailed, FinxStreamerError, Gap, Notice, State, StreamListener, Tick
+from .. import ConnectionFailed, FinxStreamerError, Gap, Notice, State, StreamListener, Tick, TicksDropped
 from ..delivery.stats import ListenerStats
 from .key_files import KeyFileError
 from .terminal import count, say, say_error, sigterm_as_ctrl_c
@@ -98,6 +98,8 @@ class ListenRun:
             self._view.wake()
 
     def _on_error(self, error: FinxStreamerError) -> None:
+        if isinstance(error, TicksDropped) and error.at_end:
+            return  # the user wants no more ticks; the summary counts these
         self._errors += 1
         if isinstance(error, ConnectionFailed) and not error.will_retry:
             # Printed at the end, once: `join` raises it, too.

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 
 from ..values import Tick
-from .iteration import TickBuffer
+from .iteration import TickBuffer, no_tick
 
 #: The longest sleep of an event loop, in seconds.
 SLICE = 0.25
@@ -67,16 +67,20 @@ class AsyncTickBuffer(TickBuffer):
         super().close()
         self._wakeup.wake()
 
-    async def take_async(self) -> Tick | None:
-        """Wait for the next tick and return it. None at the end."""
+    async def take_async(self, timeout: float | None = None) -> Tick | None:
+        """Wait for the next tick and return it. None at the end. Raises `TimeoutError` after `timeout` seconds."""
         self._turn += 1
         if self._turn % _TURN == 0:
             await asyncio.sleep(0)
+        deadline = None if timeout is None else time.monotonic() + timeout
         while self._ticks.empty() and not (self._closed or self._ended):
             self._sleeps = True
             # Check again: a tick may have been put before `_sleeps` was set.
             if self._ticks.empty():
-                await self._wakeup.wait(SLICE)
+                left = SLICE if deadline is None else deadline - time.monotonic()
+                if left <= 0:
+                    raise no_tick(timeout)
+                await self._wakeup.wait(min(SLICE, left))
         # Doesn't block: there is a tick, or the end.
         return self.take()
 

@@ -3,31 +3,57 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from types import CoroutineType
 from typing import Any
 
 import attrs
 
-from ..errors import CallbackError, ConfigurationError, FinxStreamerError, make_printable
+from ..errors import CallbackError, ConfigurationError, FinxStreamerError, TicksDropped
 from ..streaming.counters import Counters
 from ..values import Event, Gap, Notice, State, Tick
+from .error_log import ErrorLog
 from .frontend import Place
 
-logger = logging.getLogger("finx_streamer")
-
-
-def _make_printable(record: logging.LogRecord) -> bool:
-    """Escape the traceback. A user's exception may quote the server, and logs are read on terminals."""
-    if record.exc_info and not record.exc_text:
-        record.exc_text = make_printable(logging.Formatter().formatException(record.exc_info), keep_newlines=True)
-    return True
-
-
-logger.addFilter(_make_printable)
-
 Callback = Callable[..., Any]
+
+#: What the callbacks of each event get.
+ARGUMENTS = {
+    "tick": ("tick",),
+    "error": ("error",),
+    "notice": ("notice",),
+    "state": ("symbol", "state"),
+    "gap": ("gap",),
+}
+_RUNS_NOTHING: dict[str, Callable[[Any], bool]] = {
+    "a coroutine function": inspect.iscoroutinefunction,
+    "a generator function": inspect.isgeneratorfunction,
+    "an async generator function": inspect.isasyncgenfunction,
+}
+
+
+def check_callback(event: str, callback: object) -> None:
+    """Refuse a callback that can't work. Raises `ConfigurationError`, which shows what to write instead."""
+    arguments = ARGUMENTS[event]
+    expected = f"expected a plain function: def on_{event}({', '.join(arguments)})"
+    if not callable(callback):
+        raise ConfigurationError(f"on_{event}: {type(callback).__name__} is not callable; {expected}")
+    for kind, is_kind in _RUNS_NOTHING.items():
+        if is_kind(callback) or is_kind(getattr(callback, "__call__", None)):  # noqa: B004
+            hint = " To await, use `async for tick in listener`" if "async" in kind or "coroutine" in kind else ""
+            raise ConfigurationError(f"on_{event}: {callback!r} is {kind}, so a call runs nothing; {expected}.{hint}")
+    try:
+        signature = inspect.signature(callback, follow_wrapped=False)
+    except (TypeError, ValueError):
+        return  # some builtins have none
+    try:
+        signature.bind(*arguments)
+    except TypeError as fault:
+        raise ConfigurationError(
+            f"on_{event}: {callback!r} can't be called with ({', '.join(arguments)}): {fault}; {expected}"
+        ) from None
 
 
 @attrs.frozen
@@ -71,13 +97,9 @@ class Callbacks:
     def add(self, event: str, callback: Callback, pair: str | None = None, place: Place | None = None) -> None:
         """Register a callback. `place` is the notebook cell that shows its output.
 
-        Raises `ConfigurationError` if the callback can't be called, or is a coroutine function.
+        Raises `ConfigurationError` if the callback can't work.
         """
-        if not callable(callback):
-            raise ConfigurationError(f"on_{event}: {type(callback).__name__} is not callable; expected a function")
-        if any(map(inspect.iscoroutinefunction, (callback, getattr(callback, "__call__", None)))):  # noqa: B004
-            # Calling it would run nothing.
-            raise ConfigurationError(f"on_{event}: {callback!r} is a coroutine function; expected a plain function")
+        check_callback(event, callback)
         new = _Registration(event, callback, pair, place, callback if place is None else place.route(callback))
         with self._lock:
             kept = (earlier for earlier in self._registered if not new.replaces(earlier))
@@ -110,18 +132,8 @@ class Callbacks:
         self.for_ticks = _TickCallbacks(registered)
 
 
-def _log_error(error: FinxStreamerError) -> None:
-    # A callback's traceback shows the user where to look.
-    cause = error.__cause__ if isinstance(error, CallbackError) else None
-    if isinstance(error, CallbackError) and isinstance(error.argument, FinxStreamerError):
-        text = "on_error callback %r raised while it handled: %s"
-        logger.error(text, error.callback, error.argument, exc_info=cause)
-    else:
-        logger.error("%s", error, exc_info=cause)
-
-
 class CallbackRunner:
-    """Runs callbacks one at a time, and reports their exceptions. Used by one thread, except for the two flags.
+    """Runs callbacks one at a time, and reports their exceptions. Used by one thread, except for the flags.
 
     Args:
         callbacks: The callbacks, which may change at any time.
@@ -135,13 +147,21 @@ class CallbackRunner:
         counters: Mapping[str, Counters],
         show_error: Callable[[FinxStreamerError], None] | None = None,
     ) -> None:
-        #: Once set, by any thread, no call begins.
+        #: Once set, by any thread, no call begins, except for the report of what was discarded.
         self.abandoned = False
+        #: Once set, by any thread, no call begins at all.
+        self.closed = False
         #: Set by any thread to end a batch of ticks after the current one.
         self.interrupted = False
+        #: Whether ticks that are discarded at the end are reported, and not only counted.
+        self.reports_discarded = True
+        #: The ticks that were taken when `abandoned` was noticed.
+        self.unhandled: list[Tick] = []
         self._callbacks = callbacks
         self._counters = counters
-        self._show_error = show_error or _log_error
+        self._show_error = show_error or ErrorLog()
+        #: The callbacks that returned a coroutine.
+        self._returned_coroutine: list[Callback] = []
 
     def abandon(self) -> None:
         """Begin no further call."""
@@ -163,13 +183,16 @@ class CallbackRunner:
                 called = table[pair]
                 only = called[0] if len(called) == 1 else None
             if self.abandoned:
+                self.unhandled.append(tick)
                 return None
             # Usually there is only one callback, and a loop over it would double the cost of this method.
             if only is None:
                 self._call_each(called, pair, tick)
             else:
                 try:
-                    only(tick)
+                    result = only(tick)
+                    if result is not None and type(result) is CoroutineType:
+                        self._refuse_coroutine(only, result)
                 except Exception as cause:
                     self._failed(only, tick, cause, pair)
             if self.interrupted:
@@ -191,14 +214,28 @@ class CallbackRunner:
 
     def report(self, error: FinxStreamerError) -> None:
         """Call the `on_error` callbacks. Without any, show or log the error."""
+        self._report(error, lambda: self.abandoned)
+
+    def discard(self, ticks: Iterable[Tick | Event]) -> None:
+        """Count and report the ticks that no callback will get, at the end."""
+        left = [tick for tick in (*self.unhandled, *ticks) if type(tick) is dict]
+        for pair, count in Counter(tick["pair"] for tick in left).items():
+            if counters := self._counters.get(pair):
+                counters.dropped += count
+            if self.reports_discarded:
+                self._report(TicksDropped(count, True, symbol=pair), lambda: self.closed)
+
+    def _report(self, error: FinxStreamerError, is_over: Callable[[], bool]) -> None:
         callbacks = self._callbacks.of("error")
-        if not callbacks:
+        if not callbacks or self.closed:
             self._show_error(error)
         for callback in callbacks:
-            if self.abandoned:
+            if is_over():
                 return
             try:
-                callback(error)
+                result = callback(error)
+                if type(result) is CoroutineType:
+                    self._refuse_coroutine(callback, result)
             except Exception as cause:
                 # Don't pass it to on_error again: that could go on forever.
                 self._show_error(self._count_failure(callback, error, cause, error.symbol))
@@ -208,12 +245,21 @@ class CallbackRunner:
             if self.abandoned:
                 return
             try:
-                callback(*arguments)
+                result = callback(*arguments)
+                if type(result) is CoroutineType:
+                    self._refuse_coroutine(callback, result)
             except Exception as cause:
                 self._failed(callback, arguments[-1], cause, symbol)
 
     def _failed(self, callback: Callback, argument: object, cause: Exception, symbol: str | None) -> None:
         self.report(self._count_failure(callback, argument, cause, symbol))
+
+    def _refuse_coroutine(self, callback: Callback, coroutine: CoroutineType[Any, Any, Any]) -> None:
+        """Raise for a callback that returned a coroutine: once, because each of its calls has this fault."""
+        coroutine.close()  # otherwise Python warns that it was never awaited
+        if all(known is not callback for known in self._returned_coroutine):
+            self._returned_coroutine.append(callback)
+            raise TypeError("it returned a coroutine, which nothing awaits; use `async for tick in listener` instead")
 
     def _count_failure(self, call: Callback, argument: object, cause: Exception, symbol: str | None) -> CallbackError:
         if counters := self._counters.get(symbol or ""):

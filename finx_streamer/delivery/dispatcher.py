@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import repeat, starmap
 
 from ..errors import SlowConsumer, TicksDropped
@@ -18,7 +18,7 @@ from ..streaming.counters import Counters
 from ..values import NO_BOUND, Event, Tick
 from .callbacks import CallbackRunner
 from .iteration import Iterations
-from .queues import BlockQueue, TickQueue
+from .queues import BlockQueue, Entry, TickQueue
 from .recent import Recent
 from .wakeup import Wakeup
 
@@ -49,6 +49,8 @@ class InlineDelivery:
         self._thread: int | None = None
         #: Always empty.
         self.queue = BlockQueue(0)
+        #: Ticks that arrived after the last callback.
+        self._discarded: list[Tick] = []
         self.room = iterations.room
         self.want_room = iterations.want_room
 
@@ -59,7 +61,12 @@ class InlineDelivery:
         self._thread = threading.get_ident()
         if self._recent is not None:
             self._recent.extend(ticks)
-        self._runner.run_ticks(ticks)
+        entries = iter(ticks)
+        try:
+            self._runner.run_ticks(entries)
+        finally:
+            # None are left, unless the listener ends.
+            self._discarded += entries
 
     def put_event(self, event: Event) -> None:
         self._thread = threading.get_ident()
@@ -70,6 +77,9 @@ class InlineDelivery:
 
     def abandon(self) -> None:
         self._runner.abandon()
+
+    def discard(self) -> None:
+        self._runner.discard(self._discarded)
 
     def join(self, timeout: float) -> None:
         """Do nothing: there is no callback thread."""
@@ -170,6 +180,10 @@ class ThreadDelivery:
         self._runner.abandon()
         self._wakeup.wake()
 
+    def discard(self) -> None:
+        """Count and report what no callback will get. At the end, when nothing is put any more."""
+        self._runner.discard(_drain(self.queue))
+
     def join(self, timeout: float) -> None:
         """Wait for the callback thread, unless it is the calling one. From any thread."""
         if self._thread.is_alive() and not self.runs_here():
@@ -212,9 +226,6 @@ class ThreadDelivery:
             # A callback raised SystemExit or KeyboardInterrupt to end everything. join() raises it again.
             crash = error
             self._runner.abandon()
-        with contextlib.suppress(IndexError):
-            while True:
-                self.queue.pop()
         self._on_end(crash)
 
     def _deliver(self) -> None:
@@ -267,6 +278,12 @@ class ThreadDelivery:
     def _report_drops(self, everything: bool = False) -> None:
         for pair, count in self._drops.take_due(time.monotonic(), everything):
             self._runner.report(TicksDropped(count, symbol=pair))
+
+
+def _drain(queue: TickQueue) -> Iterator[Entry]:
+    with contextlib.suppress(IndexError):
+        while True:
+            yield queue.pop()
 
 
 class _DropReports:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 from ..values import NO_BOUND, Tick
@@ -41,11 +41,14 @@ class TickBuffer:
     def room(self) -> int:
         return NO_BOUND if self._closed else max(0, self._size - self._ticks.qsize())
 
-    def take(self) -> Tick | None:
-        """Wait for the next tick and return it. None at the end."""
+    def take(self, timeout: float | None = None) -> Tick | None:
+        """Wait for the next tick and return it. None at the end. Raises `TimeoutError` after `timeout` seconds."""
         self.thread = threading.get_ident()
         while not (self._closed or (self._ended and self._ticks.empty())):
-            tick = self._ticks.get()
+            try:
+                tick = self._ticks.get(timeout=timeout)
+            except Empty:
+                raise no_tick(timeout) from None
             if tick is not None:
                 if self._ticks.qsize() == self._low:
                     self._on_room()
@@ -62,6 +65,10 @@ class TickBuffer:
         self._closed = True
         self._ticks.put(None)
         self._on_room()
+
+
+def no_tick(timeout: float | None) -> TimeoutError:
+    return TimeoutError(f"no tick came within {timeout:g} s")
 
 
 _B = TypeVar("_B", bound=TickBuffer)
@@ -86,6 +93,10 @@ class Iterations:
         if self._ended:
             buffer.end()
         return buffer
+
+    @property
+    def any_open(self) -> bool:
+        return bool(self._buffers)
 
     def close(self, buffer: TickBuffer) -> None:
         with self._lock:

@@ -37,13 +37,13 @@ class StreamStats(Totals):
     Attributes:
         state: The state of the stream.
         messages: Messages received.
-        ticks: Ticks passed on to your callbacks.
-        dropped: Ticks dropped by the overflow policy.
+        ticks: Ticks handed to your callbacks and loops.
+        dropped: Ticks dropped by the overflow policy, or because the listener ended before your callbacks had them.
         callback_errors: Exceptions raised by callbacks.
         decode_errors: Messages that could not be decoded.
         reconnects: How often the connection was re-established.
         gaps: How often the connection was lost and ticks may have been missed.
-        filled_ticks: Those of `ticks` that came from history.
+        filled_ticks: Ticks fetched from history.
         held: Ticks received and held back while a gap is being filled.
         bytes: Bytes received on the connection.
         rate: Live ticks per second over the last 10 s.
@@ -70,13 +70,13 @@ class ListenerStats(Totals):
     Attributes:
         state: The state of the listener, as in `StreamListener.state`.
         messages: Messages received.
-        ticks: Ticks passed on to your callbacks.
-        dropped: Ticks dropped by the overflow policy.
+        ticks: Ticks handed to your callbacks and loops.
+        dropped: Ticks dropped by the overflow policy, or because the listener ended before your callbacks had them.
         callback_errors: Exceptions raised by callbacks.
         decode_errors: Messages that could not be decoded.
         reconnects: How often connections were re-established.
         gaps: How often a connection was lost and ticks may have been missed.
-        filled_ticks: Those of `ticks` that came from history.
+        filled_ticks: Ticks fetched from history.
         held: Ticks received and held back while gaps are being filled.
         bytes: Bytes received on the connections.
         rate: Live ticks per second over the last 10 s.
@@ -97,8 +97,10 @@ _COUNTED = tuple(name for name in SUMMED if name not in ("reconnects", "rate"))
 def snapshot(counters: Counters, state: State, reconnects: int, queue_depth: int) -> StreamStats:
     """Return a snapshot of one stream. `queue_depth`: how many of its ticks wait for callbacks."""
     connected_at = counters.connected_at
+    counts = {name: getattr(counters, name) for name in _COUNTED}
+    counts["ticks"] = max(0, counters.ticks - counters.dropped - queue_depth)
     return StreamStats(
-        **{name: getattr(counters, name) for name in _COUNTED},
+        **counts,
         state=state,
         reconnects=reconnects,
         rate=counters.rate(time.monotonic()),

@@ -15,6 +15,7 @@ class Counters:
     """Mutable counters, without a lock: each field has only one writing thread."""
 
     def __init__(self) -> None:
+        #: `ticks` counts those that were put into the delivery: waiting, handed to callbacks, or dropped.
         self.messages = self.ticks = self.dropped = self.callback_errors = self.decode_errors = 0
         self.bytes = self.queue_peak = self.gaps = self.filled_ticks = self.held = 0
         self.last_tick: Tick | None = None

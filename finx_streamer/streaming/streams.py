@@ -93,9 +93,9 @@ class Streams:
         """There is room again."""
         self.loop.post(self.resume)
 
-    def stop(self, drain: bool = False) -> None:
-        """End. `drain`: first deliver what has been read."""
-        self.loop.post(lambda: self._stop(drain))
+    def stop(self) -> None:
+        """End, after what has been read was delivered."""
+        self.loop.post(self._stop)
 
     # On the loop's thread.
 
@@ -130,7 +130,7 @@ class Streams:
         """End all streams: an error that can't be retried must not go unnoticed."""
         if not self._stopping:
             self._failure = error
-            self._stop(drain=True)
+            self._stop()
 
     def _add(self, connection: StreamConnection) -> None:
         self._connections[connection.stream.symbol] = connection
@@ -144,15 +144,15 @@ class Streams:
             self.loop.unschedule(connection)
             self.loop.unschedule(connection.stream)
 
-    def _stop(self, drain: bool) -> None:
+    def _stop(self) -> None:
         if self._stopping:
             return
         self._stopping = True
         self.loop.end()
         for connection in list(self._connections.values()):
-            if drain:
-                connection.deliver_rest()
-                connection.stream.resequencer.end("the listener was stopped")
+            # Even if no callback may run any more: then the delivery counts these ticks as dropped.
+            connection.deliver_rest()
+            connection.stream.resequencer.end("the listener was stopped")
             connection.stop()
 
     def _close(self) -> None:

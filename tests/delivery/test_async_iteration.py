@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from finx_streamer import ConfigurationError, ConnectionFailed, State, StreamListener, StreamNotFound
-from tests.support.peers import PAIR, PATIENCE, Peer, Seen, refuse, stay, ticks
+from finx_streamer import ConfigurationError, ConnectionFailed, State, StreamListener, StreamNotFound, Tick
+from tests.support.peers import PAIR, PATIENCE, Caller, Peer, Seen, refuse, stay, tick, ticks
 
 
 def test_a_loop_starts_the_listener_and_stops_it_at_the_end(seen: Seen, dispatch: str) -> None:
@@ -16,8 +16,8 @@ def test_a_loop_starts_the_listener_and_stops_it_at_the_end(seen: Seen, dispatch
 
     async def take(listener: StreamListener) -> list[int]:
         got = []
-        async for tick in listener:
-            got.append(int(tick["price"]))
+        async for received in listener:
+            got.append(int(received["price"]))
             if len(got) == 500:
                 break
         assert await listener.wait_async(PATIENCE)
@@ -41,6 +41,75 @@ def test_a_loop_does_not_stop_a_running_listener(seen: Seen, dispatch: str) -> N
     with Peer(stay(ticks(1, 10))) as peer, seen.listener(peer.url, dispatch=dispatch) as listener:
         asyncio.run(take_one(listener))
         assert listener.state is not State.STOPPED
+
+
+def test_a_loop_that_was_left_can_be_followed_by_another(seen: Seen, dispatch: str) -> None:
+    """The second loop doesn't join the run that the first one ends."""
+
+    async def take_first_ticks(listener: StreamListener) -> list[int]:
+        firsts = []
+        for _ in range(5):
+            async for received in listener:
+                firsts.append(int(received["price"]))
+                break
+        return firsts
+
+    with Peer(stay(ticks(1, 10))) as peer:
+        listener = seen.listener(peer.url, dispatch=dispatch)
+        assert asyncio.run(take_first_ticks(listener)) == [1] * 5
+
+
+def test_a_loop_that_was_left_can_be_followed_by_start(seen: Seen, dispatch: str) -> None:
+    """`start` waits for the end of the run that the loop has left, and begins its own."""
+
+    async def take_one_and_start(listener: StreamListener) -> None:
+        async for _ in listener:
+            break
+        before = len(seen.ticks)
+        listener.start()
+        seen.wait_ticks(before + 10)
+
+    with Peer(stay(ticks(1, 10))) as peer:
+        listener = seen.listener(peer.url, dispatch=dispatch)
+        asyncio.run(take_one_and_start(listener))
+        assert listener.stop()
+    assert seen.prices[-10:] == list(range(1, 11))
+
+
+def test_aclose_ends_the_run(seen: Seen, dispatch: str) -> None:
+    """As `contextlib.aclosing` does. The next tick ends the iteration."""
+
+    async def close_early(listener: StreamListener) -> list[Tick]:
+        loop = aiter(listener)
+        await anext(loop)
+        await loop.aclose()
+        assert listener.state is State.STOPPED
+        return [tick async for tick in loop]
+
+    with Peer(stay(ticks(1, 10))) as peer:
+        assert asyncio.run(close_early(seen.listener(peer.url, dispatch=dispatch))) == []
+
+
+def test_a_quiet_pair_raises_timeout_error(seen: Seen, dispatch: str) -> None:
+    """The time counts from the last tick. Later, the same loop can go on."""
+    more = threading.Event()
+
+    def script(caller: Caller) -> None:
+        caller.welcome(tick(1))
+        assert more.wait(PATIENCE)
+        caller.send(tick(2))
+        caller.wait_until_left()
+
+    async def take(listener: StreamListener) -> list[int]:
+        loop = aiter(listener.ticks(timeout=0.2))
+        got = [await anext(loop)]
+        with pytest.raises(TimeoutError, match=r"no tick came within 0.2 s"):
+            await anext(loop)
+        more.set()
+        return [int(tick["price"]) for tick in [*got, await anext(aiter(listener.ticks(timeout=PATIENCE)))]]
+
+    with Peer(script) as peer, seen.listener(peer.url, dispatch=dispatch) as listener:
+        assert asyncio.run(take(listener)) == [1, 2]
 
 
 def test_other_tasks_get_their_turn(seen: Seen, dispatch: str) -> None:

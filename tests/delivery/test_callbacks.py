@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import logging
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -136,6 +139,76 @@ def test_rejects_a_coroutine_function(stage: Stage, event: str) -> None:
     for callback in (later, functools.partial(later), Later(), Later().__call__):
         with pytest.raises(ConfigurationError, match=f"^on_{event}: .* is a coroutine function"):
             stage.callbacks.add(event, callback)
+
+
+@pytest.mark.parametrize("event", EVENTS)
+@pytest.mark.parametrize("kind", ["generator", "async generator"])
+def test_rejects_a_generator_function(stage: Stage, event: str, kind: str) -> None:
+    """Calling it would run nothing, too."""
+
+    def generator(*_: object) -> Iterator[None]:
+        yield
+
+    async def async_generator(*_: object) -> AsyncIterator[None]:
+        yield
+
+    class Callable_:
+        __call__ = generator if kind == "generator" else async_generator
+
+    plain = {"generator": generator, "async generator": async_generator}[kind]
+    for callback in (plain, functools.partial(plain), Callable_()):
+        with pytest.raises(ConfigurationError, match=f"^on_{event}: .* is an? {kind} function"):
+            stage.callbacks.add(event, callback)
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_rejects_a_wrong_number_of_arguments(stage: Stage, event: str) -> None:
+    """`WebSocketApp` passes itself as the first argument. We don't."""
+    too_many = {
+        "state": [lambda app, symbol, state: None, lambda symbol: None, lambda: None],
+    }.get(event, [lambda app, value: None, lambda: None, lambda *, value: None])
+    for callback in too_many:
+        with pytest.raises(ConfigurationError, match=rf"^on_{event}: .* can't be called with .*def on_{event}\("):
+            stage.callbacks.add(event, callback)
+
+
+def test_accepts_what_can_be_called(stage: Stage) -> None:
+    """Builtins without a signature, defaults, variable arguments, bound methods, and decorated functions."""
+
+    def fills_in(function: Callable[..., object]) -> Callable[..., object]:
+        @functools.wraps(function)
+        def call(*arguments: object) -> object:
+            return function("app", *arguments)
+
+        return call
+
+    @fills_in
+    def with_app(app: str, tick: Tick) -> None: ...
+
+    queue: SimpleQueue[Tick] = SimpleQueue()
+    accepted = [print, [].append, queue.put, dict, lambda tick, more=1: None, lambda *all: None, with_app, stage.method]
+    for callback in accepted:
+        stage.callbacks.add("tick", callback)
+    assert len(stage.callbacks.of("tick")) == len(accepted)
+
+
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_callback_that_returns_coroutines_is_reported_once(stage: Stage, others: int) -> None:
+    """The error points to `async for`. Python's warning about the coroutine doesn't appear."""
+
+    async def later(tick: Tick) -> None: ...
+
+    stage.callbacks.add("tick", lambda tick: later(tick))
+    for _ in range(others):
+        stage.callbacks.add("tick", stage.record("other"))
+    errors: list[FinxStreamerError] = []
+    stage.callbacks.add("error", errors.append)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        stage.runner.run_ticks([TICK, TICK, TICK])
+    assert [type(error) for error in errors] == [CallbackError]
+    assert "async for tick in listener" in str(errors[0])
+    assert stage.called == [("other", TICK)] * 3 * others
 
 
 # The calls.

@@ -53,6 +53,64 @@ def test_iteration_does_not_stop_a_running_listener(seen: Seen, dispatch: str) -
         ended.set()
 
 
+def test_a_dropped_loop_leaves_a_run_that_start_has_joined(seen: Seen, dispatch: str) -> None:
+    """The listener belongs to `start` then."""
+    with Peer(stay(ticks(1, 10))) as peer:
+        listener = seen.listener(peer.url, dispatch=dispatch)
+        loop = iter(listener)
+        next(loop)
+        listener.start()
+        del loop
+        gc.collect()
+        assert listener.state is not State.STOPPED
+        assert listener.stop()
+
+
+def test_the_last_of_two_loops_ends_the_run(seen: Seen, dispatch: str) -> None:
+    """It doesn't matter which one began."""
+    with Peer(stay(ticks(1, 10))) as peer:
+        listener = seen.listener(peer.url, dispatch=dispatch)
+        first = iter(listener)
+        next(first)
+        second = iter(listener.ticks(timeout=0.2))
+        with pytest.raises(TimeoutError):
+            list(second)
+        del first
+        assert listener.state is not State.STOPPED
+        second.close()
+        assert listener.state is State.STOPPED
+
+
+def test_a_loop_dropped_on_another_thread_can_be_followed_by_another(seen: Seen, dispatch: str) -> None:
+    """The garbage collector doesn't wait for the end of the run. The next loop does."""
+    with Peer(stay(ticks(1, 10))) as peer:
+        listener = seen.listener(peer.url, dispatch=dispatch)
+        loops = [iter(listener)]
+        assert next(loops[0])["price"] == 1
+        dropper = threading.Thread(target=loops.clear)
+        dropper.start()
+        dropper.join(PATIENCE)
+        assert next(iter(listener))["price"] == 1
+
+
+def test_a_quiet_pair_raises_timeout_error(seen: Seen, dispatch: str) -> None:
+    """A loop with a timeout ends when its pair is quiet, and stops the listener that it started."""
+    with Peer(stay(ticks(1, 3))) as peer:
+        listener = seen.listener(peer.url, dispatch=dispatch)
+        with pytest.raises(TimeoutError, match=r"no tick came within 0.2 s"):
+            list(listener.ticks(timeout=0.2))
+        gc.collect()
+        assert listener.state is State.STOPPED
+    assert seen.prices == [1, 2, 3]
+
+
+@pytest.mark.parametrize("timeout", [0, -1, "5", float("nan")])
+def test_refuses_a_wrong_timeout(seen: Seen, timeout: Any) -> None:
+    """At once, and not in the loop."""
+    with pytest.raises(ConfigurationError, match=r"^timeout: "):
+        seen.listener("ws://127.0.0.1:9/").ticks(timeout)
+
+
 def test_a_slow_loop_over_the_latest_ticks_has_no_backlog(seen: Seen) -> None:
     """With `overflow="latest"`, only the newest tick and those on their way wait for it."""
     with Peer(stay(*(tick(number) for number in range(1, 5_001)))) as peer:
@@ -60,7 +118,7 @@ def test_a_slow_loop_over_the_latest_ticks_has_no_backlog(seen: Seen) -> None:
         loop = iter(listener)
         next(loop)
         deadline = time.monotonic() + PATIENCE
-        while listener.stats.ticks < 5_000 and time.monotonic() < deadline:
+        while listener.stats.messages < 5_000 and time.monotonic() < deadline:
             listener.join(0.01)
         rest = [int(next(loop)["price"])]
         while rest[-1] != 5_000:
