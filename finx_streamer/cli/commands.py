@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import enum
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import attrs
 import typer
 
-from .. import ConfigurationError, FinxStreamerError, FunctionClient, StreamListener
+from .. import ConfigurationError, Endpoint, FinxStreamerError, FunctionClient, StreamListener
+from .. import demo as demo_market
 from .._version import __version__
 from ..config.symbols import Pair
 from .formats import CSV, JSON
 from .key_files import accepted_keys, api_key
 from .listening import ListenRun, View
-from .terminal import can_draw_table, say, say_error
+from .terminal import can_draw_table, say, say_error, with_options
 
 #: What `demo` listens to: some of the simulated market's pairs.
 DEMO_PAIRS = ("BTC:USDC", "ETH:USDC", "BTC:USDT", "SOL:USDC", "ETH:BTC")
@@ -81,6 +83,12 @@ ProxyOption = Annotated[
         metavar="URL",
     ),
 ]
+InsecureOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-insecure", help="Allow ws:// to other machines. Everyone on the way can then read your API key."
+    ),
+]
 TimeoutOption = Annotated[
     float, typer.Option(min=0.1, help="Longest wait for one answer, reconnects included.", metavar="SECONDS")
 ]
@@ -114,6 +122,18 @@ def listen(
     endpoint: EndpointOption = "production",
     api_key_file: KeyFileOption = None,
     proxy: ProxyOption = None,
+    allow_insecure: InsecureOption = False,
+    prefix: Annotated[
+        str | None,
+        typer.Option(help="The first part of a stream's path: streaming, the default, or streamer.", metavar="NAME"),
+    ] = None,
+    keep_alive: Annotated[
+        float | None,
+        typer.Option(
+            help="Send keepAlive messages at this interval. FinX may close a stream after 300 s without one; use 270.",
+            metavar="SECONDS",
+        ),
+    ] = None,
 ) -> None:
     """Show live ticks.
 
@@ -125,7 +145,15 @@ def listen(
     """
     with _errors_as_exit_codes():
         view = _view(format, f"{endpoint} · Ctrl-C stops")
-        listener = _listener(pairs, endpoint, api_key(api_key_file), exchange, _without_password(proxy))
+        listener = _listener(
+            pairs,
+            api_key=_key(endpoint, api_key_file),
+            endpoint=_with_prefix(endpoint, prefix),
+            exchanges=exchange or None,
+            proxy=_without_password(proxy),
+            allow_insecure=allow_insecure,
+            keep_alive=keep_alive,
+        )
         raise typer.Exit(ListenRun(view, limit, duration).run(listener))
 
 
@@ -153,6 +181,7 @@ def history(
     endpoint: EndpointOption = "production",
     api_key_file: KeyFileOption = None,
     proxy: ProxyOption = None,
+    allow_insecure: InsecureOption = False,
     timeout: TimeoutOption = 10.0,
 ) -> None:
     """Write past ticks, sorted by time.
@@ -167,7 +196,7 @@ def history(
     with _errors_as_exit_codes():
         from .history import write_history
 
-        with _function_client(endpoint, api_key_file, proxy, timeout) as client:
+        with _function_client(endpoint, api_key_file, proxy, allow_insecure, timeout) as client:
             raise typer.Exit(write_history(client, pair, start, end, exchange, _LINE_FORMATS[format], output))
 
 
@@ -181,6 +210,7 @@ def snap(
     endpoint: EndpointOption = "production",
     api_key_file: KeyFileOption = None,
     proxy: ProxyOption = None,
+    allow_insecure: InsecureOption = False,
     timeout: TimeoutOption = 10.0,
 ) -> None:
     """Write the last tick at or before a time.
@@ -192,7 +222,7 @@ def snap(
     with _errors_as_exit_codes():
         from .history import write_snap
 
-        with _function_client(endpoint, api_key_file, proxy, timeout) as client:
+        with _function_client(endpoint, api_key_file, proxy, allow_insecure, timeout) as client:
             raise typer.Exit(write_snap(client, pair, time, _LINE_FORMATS[format]))
 
 
@@ -204,7 +234,7 @@ def demo(limit: LimitOption = None, duration: DurationOption = None, format: Vie
     """
     with _errors_as_exit_codes():
         view = _view(format, "simulated market · Ctrl-C stops")
-        listener = _listener(DEMO_PAIRS, "demo", None, None)
+        listener = _listener(DEMO_PAIRS, endpoint="demo")
         raise typer.Exit(ListenRun(view, limit, duration).run(listener))
 
 
@@ -259,7 +289,7 @@ def _errors_as_exit_codes() -> Iterator[None]:
     try:
         yield
     except (ConfigurationError, ImportError) as error:
-        say(f"error: {error}")
+        say(f"error: {with_options(str(error))}")
         raise typer.Exit(2) from None
     except FinxStreamerError as error:
         say_error(error)
@@ -270,27 +300,35 @@ def _errors_as_exit_codes() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-def _listener(
-    pairs: list[str] | tuple[str, ...],
-    endpoint: str,
-    key: str | Callable[[], str] | None,
-    exchanges: list[str] | None,
-    proxy: str | None = None,
-) -> StreamListener:
+def _listener(pairs: Iterable[str], **arguments: Any) -> StreamListener:
     # Refuse options: a listener accepts them, but they have no ticks to show.
     symbols = [str(Pair.parse(pair)) for pair in pairs]
-    return StreamListener(
-        *symbols,
-        api_key=key,
-        endpoint=endpoint,
-        exchanges=exchanges or None,
+    return StreamListener(*symbols, parse_price=str, **arguments)
+
+
+def _function_client(
+    endpoint: str, key_file: Path | None, proxy: str | None, allow_insecure: bool, timeout: float
+) -> FunctionClient:
+    return FunctionClient(
+        _key(endpoint, key_file),
+        endpoint,
+        timeout,
         parse_price=str,
-        proxy=proxy,
+        proxy=_without_password(proxy),
+        allow_insecure=allow_insecure,
     )
 
 
-def _function_client(endpoint: str, key_file: Path | None, proxy: str | None, timeout: float) -> FunctionClient:
-    return FunctionClient(api_key(key_file), endpoint, parse_price=str, proxy=_without_password(proxy), timeout=timeout)
+def _key(endpoint: str, file: Path | None) -> str | Callable[[], str] | None:
+    return None if endpoint == demo_market.NAME and file is None else api_key(file)
+
+
+def _with_prefix(endpoint: str, prefix: str | None) -> str | Endpoint:
+    if prefix is None:
+        return endpoint
+    if endpoint == demo_market.NAME:
+        raise ConfigurationError("--prefix can't be used with --endpoint demo; remove it")
+    return attrs.evolve(Endpoint.of(endpoint), prefix=prefix)
 
 
 def _without_password(proxy: str | None) -> str | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .. import ConfigurationError
 from ..config.api_key import ENVIRONMENT_VARIABLE
+from ..config.redaction import remember
 from .terminal import say
 
 
@@ -27,6 +28,8 @@ def api_key(file: Path | None) -> str | Callable[[], str]:
         key = os.environ.get(ENVIRONMENT_VARIABLE, "").strip()
         if not key:
             raise ConfigurationError(f"no API key: set {ENVIRONMENT_VARIABLE}, or pass --api-key-file FILE")
+        # From now on, errors about other options mask it.
+        remember(key)
         return key
     try:
         key = _read_key(file)

@@ -9,11 +9,13 @@ from typing import Protocol
 from .. import ConnectionFailed, FinxStreamerError, Gap, Notice, State, StreamListener, Tick, TicksDropped
 from ..delivery.stats import ListenerStats
 from .key_files import KeyFileError
-from .terminal import count, say, say_error, sigterm_as_ctrl_c
+from .terminal import count, say, say_error, sigterm_as_ctrl_c, with_options
 
 #: Seconds between two looks at the things that raise no event, such as a pipe that has lost its reader.
 _POLL_INTERVAL = 0.25
 _STOP_TIMEOUT = 2.0
+#: What FinX answers to a keepAlive message (source: D).
+_KEEP_ALIVE_ANSWER = {"keepAlive": True}
 
 
 class View(Protocol):
@@ -56,7 +58,7 @@ class ListenRun:
         """Show ticks until the end. Return the exit code: 1 after a fatal error, else 0."""
         listener.on_tick(self._on_tick)
         listener.on_error(self._on_error)
-        listener.on_notice(self._view.on_notice)
+        listener.on_notice(self._on_notice)
         listener.on_state(self._on_state)
         listener.on_gap(self._on_gap)
         started = time.monotonic()
@@ -106,7 +108,11 @@ class ListenRun:
             self._fatal.append(error)
         else:
             reason = f": {error.__cause__}" if isinstance(error.__cause__, KeyFileError) else ""
-            self._view.on_error(f"{error}{reason}")
+            self._view.on_error(with_options(f"{error}{reason}"))
+
+    def _on_notice(self, notice: Notice) -> None:
+        if notice.message != _KEEP_ALIVE_ANSWER:
+            self._view.on_notice(notice)
 
     def _on_gap(self, gap: Gap) -> None:
         # A gap that wasn't filled is reported as an error.

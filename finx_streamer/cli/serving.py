@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import warnings
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ def choose_source(tape: Path | None, speed: str | None, loop: bool, rate: float 
     if tape is None:
         if speed is not None or loop:
             raise ConfigurationError("--speed and --loop need --tape")
+        if rate is not None and not 0 < rate < math.inf:
+            raise ConfigurationError(f"--rate: {rate:g} is not allowed; expected ticks per second, above 0")
         return SimulatedMarket() if rate is None else SimulatedMarket(rate=rate)
     if rate is not None:
         raise ConfigurationError("--rate can't be used with --tape; use --speed")
@@ -36,10 +39,10 @@ def choose_source(tape: Path | None, speed: str | None, loop: bool, rate: float 
 def _parse_speed(text: str | None) -> float | None:
     if text == "max":
         return None
-    try:
-        return float(text or 1.0)
-    except ValueError:
-        raise ConfigurationError(f"--speed: {text!r} is not allowed; expected a number, or max") from None
+    with contextlib.suppress(ValueError):
+        if 0 < (speed := float(text or 1.0)) < math.inf:
+            return speed
+    raise ConfigurationError(f"--speed: {text!r} is not allowed; expected a number above 0, or max")
 
 
 def serve_until_ctrl_c(server: LocalServer, tapes: list[Path], pairs: list[str], keys_file: Path | None) -> None:

@@ -6,6 +6,7 @@ import codecs
 import contextlib
 import io
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,24 @@ from ..errors import make_printable
 _MAX_LENGTH = 300
 #: What is printed instead of a character that can't be encoded. Each is one column wide, so that tables stay aligned.
 _LOOK_ALIKES = {"▲": "^", "▼": "v", "·": "-", "…": "~"}
-#: The name of the error handler that does this.
+#: Arguments of the Python API that errors may name, and the options of the command line.
+OPTIONS = {
+    "allow_insecure": "--allow-insecure",
+    "api_key": "--api-key-file",
+    "endpoint": "--endpoint",
+    "exchange": "--exchange",
+    "exchanges": "--exchange",
+    "keep_alive": "--keep-alive",
+    "prefix": "--prefix",
+    "proxy": "--proxy",
+    "timeout": "--timeout",
+}
+#: `name:` at the start, `name=True`, `name='…'` and `name=`. The last group is arguments that have no option.
+_ARGUMENT = re.compile(
+    rf"^(?P<subject>{'|'.join(OPTIONS)})(?=:)|\b(?P<given>{'|'.join(OPTIONS)})=(True\b|(?P<value>(?='))|)"
+    r"|,? or pass ssl_context=\S*"
+)
+#: The name of the error handler that prints them.
 REPLACE = "finx-streamer.replace"
 
 
@@ -53,7 +71,17 @@ def say(text: str) -> None:
 
 def say_error(error: Exception) -> None:
     """Print the error that ends a command."""
-    say(shorten(f"error: {error}"))
+    say(shorten(f"error: {with_options(str(error))}"))
+
+
+def with_options(text: str) -> str:
+    """Name options in an error where it names arguments of the Python API."""
+    return _ARGUMENT.sub(_option, text)
+
+
+def _option(found: re.Match[str]) -> str:
+    name = found["subject"] or found["given"]
+    return (OPTIONS[name] + (" " if found["value"] is not None else "")) if name else ""
 
 
 def shorten(text: str) -> str:

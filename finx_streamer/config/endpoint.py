@@ -147,7 +147,7 @@ def _check_parts(parts: SplitResult, url: str) -> None:
 def _check_prefix(prefix: object) -> None:
     if not isinstance(prefix, str) or not _PREFIX.fullmatch(prefix):
         raise ConfigurationError(
-            f"endpoint: prefix {redact(repr(prefix))} is not one path segment such as 'streaming' or 'streamer'; "
+            f"prefix: {redact(repr(prefix))} is not one path segment such as 'streaming' or 'streamer'; "
             "expected letters, digits, - and _"
         )
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
+import typer.main
 
 from finx_streamer import __version__
+from finx_streamer.cli.commands import app
+from finx_streamer.cli.terminal import OPTIONS, with_options
 from tests.support.cli import run, run_in_terminal
 from tests.support.program import run_program
 
@@ -19,7 +23,14 @@ COMMANDS = ["listen", "history", "snap", "demo", "serve"]
         (["btc-usdc"], "did you mean 'BTC:USDC'?"),
         (["BTCN2202207"], "expected BASE:QUOTE"),
         (["BTC:USDC", "--endpoint", "gamma"], "expected 'production', 'beta', 'demo' or a URL"),
-        (["BTC:USDC", "--endpoint", "ws://example.com/"], "clear text"),
+        (["BTC:USDC", "--endpoint", "ws://example.com/"], "clear text; use wss://, or pass --allow-insecure if"),
+        (["BTC:USDC", "--endpoint", "gamma"], "error: --endpoint: 'gamma' is unknown"),
+        (["BTC:USDC", "--prefix", "a/b"], "error: --prefix: 'a/b' is not one path segment"),
+        (["BTC:USDC", "--prefix", "streamer", "--endpoint", "demo"], "--prefix can't be used with --endpoint demo"),
+        (["BTC:USDC", "--keep-alive", "0"], "error: --keep-alive: 0.0 is not allowed; expected seconds"),
+        (["BTC:USDC", "--keep-alive", "nan"], "error: --keep-alive: nan is not allowed; expected seconds"),
+        (["BTC:USDC", "--exchange", "binance"], "error: --exchange: 'binance' is not allowed"),
+        (["BTC:USDC", "--proxy", "ftp://proxy"], "error: --proxy: "),
         (["BTC:USDC", "--format", "table"], "needs a terminal"),
         (["BTC:USDC", "--proxy", "http://me:secret@proxy:8080"], "set the environment variable https_proxy instead"),
     ],
@@ -30,6 +41,36 @@ def test_a_wrong_argument_is_one_line(arguments: list[str], hint: str) -> None:
     assert (result.returncode, result.stdout, len(result.stderr.splitlines())) == (2, "", 1)
     assert hint in result.stderr
     assert "secret" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        ("proxy: p would get the key; use proxy='' for none, or pass allow_insecure=True if", "--proxy '' for none"),
+        ("timeout: inf is not allowed", "--timeout: inf"),
+        ("a redirect to 'x': a login page, or a wrong endpoint=", "a wrong --endpoint"),
+        ("exchanges: 'binance' is not allowed", "--exchange: 'binance'"),
+        ("no API key: pass api_key= or set the environment variable FINX_API_KEY", "pass --api-key-file or set"),
+        ("the certificate is refused: check SSL_CERT_FILE, or pass ssl_context=", "check SSL_CERT_FILE"),
+    ],
+)
+def test_errors_name_options(error: str, shown: str) -> None:
+    """No error of the Python API tells you to pass an argument that the command line doesn't have."""
+    translated = with_options(error)
+    assert shown in translated
+    assert not re.search(r"\w=|allow_insecure|ssl_context", translated)
+
+
+def test_the_options_that_errors_name_exist() -> None:
+    """Each is an option of some command."""
+    commands = typer.main.get_group(app).commands.values()
+    assert set(OPTIONS.values()) <= {option for command in commands for each in command.params for option in each.opts}
+
+
+def test_the_demo_endpoint_needs_no_key() -> None:
+    """For `listen`, `history` and `snap`, as in Python."""
+    result = run("listen", "BTC:USDC", "--endpoint", "demo", "--limit", "1", FINX_API_KEY="")
+    assert (result.returncode, result.stderr, len(result.stdout.splitlines())) == (0, "", 1)
 
 
 @pytest.mark.parametrize("arguments", [["listen"], ["listen", "BTC:USDC", "--limit", "0"], ["frobnicate"]])

@@ -21,6 +21,7 @@ from tests.support.cli import (
     environment,
     run,
     running,
+    wait_until,
     wait_until_full,
 )
 
@@ -87,6 +88,37 @@ def test_shortens_a_long_notice_or_error(server: LocalServer, field: str) -> Non
         line = command.stderr.readline()
     assert "nnnn" in line
     assert len(line) < 350
+
+
+def test_sends_keep_alive_messages(server: LocalServer) -> None:
+    """The answers aren't news, so they aren't printed."""
+    with running("listen", "BTC:USDC", "--endpoint", server.url, "--keep-alive", "0.05") as command:
+        wait_until(lambda: server.stats.calls >= 3, "three keepAlive messages have arrived")
+        command.send_signal()
+        _, _, err = command.finish()
+    assert re.fullmatch(r"finx-streamer: \d ticks in .*\n", err)
+
+
+@pytest.mark.parametrize(("prefix", "code"), [("streaming", 0), ("streamer", 0), ("elsewhere", 1)])
+def test_the_prefix_is_part_of_the_path(server: LocalServer, prefix: str, code: int) -> None:
+    """The server knows two; another one isn't found."""
+    result = run("listen", "BTC:USDC", "--endpoint", server.url, "--prefix", prefix, "--limit", "1")
+    assert result.returncode == code
+    assert ("no such stream" in result.stderr) == (code == 1)
+
+
+@pytest.mark.parametrize("command", [("listen", "BTC:USDC", "--limit", "1"), ("snap", "BTC:USDC")])
+def test_another_machine_gets_the_key_in_clear_text_only_on_request(
+    server: LocalServer, command: tuple[str, ...]
+) -> None:
+    """0.0.0.0 isn't a loopback address, but leads to this machine."""
+    server.import_ticks(TICKS)
+    endpoint = server.url.replace("127.0.0.1", "0.0.0.0")
+    refused = run(*command, "--endpoint", endpoint)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "use wss://, or pass --allow-insecure if every hop" in refused.stderr
+    result = run(*command, "--endpoint", endpoint, "--allow-insecure")
+    assert (result.returncode, result.stderr, len(result.stdout.splitlines())) == (0, "", 1)
 
 
 def test_csv_has_a_header_and_one_row_per_tick(server: LocalServer) -> None:
