@@ -178,6 +178,9 @@ def history(
             metavar="FILE",
         ),
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an interrupted run with the same options from its FILE.part.")
+    ] = False,
     endpoint: EndpointOption = "production",
     api_key_file: KeyFileOption = None,
     proxy: ProxyOption = None,
@@ -188,8 +191,8 @@ def history(
 
     A progress bar appears on standard error, if that is a terminal and the ticks go elsewhere.
 
-    Exit codes: 0 success or a closed pipe; 1 fatal error; 2 wrong usage; 130 Ctrl-C. Codes 1 and 130 leave no output
-    file.
+    Exit codes: 0 success or a closed pipe; 1 fatal error; 2 wrong usage; 130 Ctrl-C. Codes 1 and 130 leave no FILE,
+    but FILE.part with the ticks so far.
 
     Example: finx-streamer history BTC:USDC --start 2022-07-02 > ticks.jsonl
     """
@@ -197,7 +200,7 @@ def history(
         from .history import write_history
 
         with _function_client(endpoint, api_key_file, proxy, allow_insecure, timeout) as client:
-            raise typer.Exit(write_history(client, pair, start, end, exchange, _LINE_FORMATS[format], output))
+            raise typer.Exit(write_history(client, pair, start, end, exchange, _LINE_FORMATS[format], output, resume))
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 import attrs
@@ -15,9 +16,12 @@ from ..errors import make_printable
 
 @attrs.frozen
 class LineFormat:
-    """How a tick becomes a line, and the line that precedes all ticks."""
+    """How a tick becomes a line, how its timestamp is read from there, and the line that precedes all ticks."""
 
+    name: str
     format_tick: Callable[[Tick], str]
+    #: Raises ValueError, TypeError or LookupError if the line isn't one of a tick.
+    time_of: Callable[[str], datetime]
     header: str = ""
 
 
@@ -27,6 +31,10 @@ to_json = json.JSONEncoder(separators=(",", ":")).encode
 def json_line(tick: Tick) -> str:
     """Return a line of JSON. It is pure ASCII, so no control character reaches a terminal."""
     return to_json({**tick, "timestamp": tick["timestamp"].isoformat()}) + "\n"
+
+
+def _time_in_json(line: str) -> datetime:
+    return datetime.fromisoformat(json.loads(line)["timestamp"])
 
 
 class _ReturnWritten:
@@ -56,5 +64,9 @@ def csv_line(tick: Tick) -> str:
     return line
 
 
-JSON = LineFormat(json_line)
-CSV = LineFormat(csv_line, "pair,date,time,exchange,price,timestamp,received_ns,backfilled\n")
+def _time_in_csv(line: str) -> datetime:
+    return datetime.fromisoformat(next(csv.reader([line]))[5])
+
+
+JSON = LineFormat("json", json_line, _time_in_json)
+CSV = LineFormat("csv", csv_line, _time_in_csv, "pair,date,time,exchange,price,timestamp,received_ns,backfilled\n")

@@ -12,7 +12,8 @@ from .. import ConfigurationError, FinxStreamerError, FunctionClient
 from ..config.checks import moment, refusal
 from .formats import LineFormat
 from .output import Output
-from .terminal import count, say, say_error, sigterm_as_ctrl_c
+from .part_file import PartFile, Request
+from .terminal import count, say, say_error, signals_as_ctrl_c
 
 #: The exit code that shells use for Ctrl-C.
 INTERRUPTED = 130
@@ -27,44 +28,59 @@ def write_history(
     exchange: str | None,
     line_format: LineFormat,
     path: Path | None,
+    resume: bool,
 ) -> int:
-    """Write the ticks of an interval. Return the exit code."""
+    """Write the ticks of an interval. `resume`: continue an interrupted run. Return the exit code."""
     since = _parse_time("--start", start)
     until = _parse_time("--end", end) if end is not None else datetime.now(UTC)
     if until < since:
         raise ConfigurationError(f"--end {until.isoformat()} is before --start {since.isoformat()}")
-    output = Output(path)
-    ticks = client.iter_tick_history(pair, since, until, exchange)
+    client.iter_tick_history(pair, since, until, exchange)  # checks the arguments
+    part = (output := Output(path)).part(line_format)
+    if resume and part is None:
+        raise ConfigurationError("--resume continues a file; name it with --output FILE")
+    request = Request(pair, exchange, line_format.name, start, end, since, until)
     written = 0
     try:
-        with (
-            contextlib.suppress(BrokenPipeError),
-            sigterm_as_ctrl_c(),
-            output.open() as file,
-            _progress_bar(pair, since, until, hidden=file.isatty()) as show_progress,
-        ):
-            file.write(line_format.header)
-            for written, tick in enumerate(ticks, 1):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.suppress(BrokenPipeError))
+            stack.enter_context(signals_as_ctrl_c())
+            if part is None:
+                file = stack.enter_context(output.open())
+                file.write(line_format.header)
+                begin = since
+            else:
+                file, request = stack.enter_context(part.open(request, resume=resume))
+                begin = part.resume_at or request.since
+            show_progress = stack.enter_context(_progress_bar(pair, begin, request.until, hidden=file.isatty()))
+            for tick in client.iter_tick_history(pair, begin, request.until, exchange):
                 file.write(line_format.format_tick(tick))
+                written += 1
                 if written % _UPDATE_EVERY == 0:
                     show_progress(tick["timestamp"])
             file.flush()
     except KeyboardInterrupt:
         client.close()
-        say(f"interrupted{_describe_end(written, output)}")
+        say(f"interrupted{_describe_end(written, part)}")
         return INTERRUPTED
+    except ConfigurationError:
+        raise
     except FinxStreamerError as error:
         say_error(error)
         if written:
-            say(f"failed{_describe_end(written, output)}")
+            say(f"failed{_describe_end(written, part)}")
         return 1
+    except OSError:
+        if written:
+            say(f"failed{_describe_end(written, part)}")
+        raise
     return 0
 
 
 def write_snap(client: FunctionClient, pair: str, at: str | None, line_format: LineFormat) -> int:
     """Write the last tick at or before a time. Return the exit code."""
     try:
-        with sigterm_as_ctrl_c():
+        with signals_as_ctrl_c():
             tick = client.tick_snap(pair, _parse_time("TIME", at) if at is not None else None)
         with contextlib.suppress(BrokenPipeError), Output(None).open() as file:
             file.write(line_format.header + line_format.format_tick(tick))
@@ -81,8 +97,13 @@ def _parse_time(name: str, text: str) -> datetime:
         raise refusal(name, text, "a time from 1970 on, such as 2022-07-02 or 2022-07-02T15:30:55.817Z") from None
 
 
-def _describe_end(written: int, output: Output) -> str:
-    return f" after {count(written, 'tick')}" + (f"; {output.file} was not written" if output.file else "")
+def _describe_end(written: int, part: PartFile | None) -> str:
+    if part is None:
+        return f" after {count(written, 'tick')}"
+    total = count(part.kept + written, "tick")
+    if not part.path.exists():
+        return f" after {total}; {part.target} was not written"
+    return f" after {total}, kept in {part.path}; repeat the command with --resume to continue"
 
 
 @contextlib.contextmanager

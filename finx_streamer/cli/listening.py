@@ -9,7 +9,7 @@ from typing import Protocol
 from .. import ConnectionFailed, FinxStreamerError, Gap, Notice, State, StreamListener, Tick, TicksDropped
 from ..delivery.stats import ListenerStats
 from .key_files import KeyFileError
-from .terminal import count, say, say_error, sigterm_as_ctrl_c, with_options
+from .terminal import count, say, say_error, signals_as_ctrl_c, with_options
 
 #: Seconds between two looks at the things that raise no event, such as a pipe that has lost its reader.
 _POLL_INTERVAL = 0.25
@@ -69,7 +69,7 @@ class ListenRun:
     def _show_until_end(self, listener: StreamListener, started: float) -> bool:
         """Return whether Ctrl-C was the end."""
         interrupted = False
-        with sigterm_as_ctrl_c(), contextlib.suppress(BrokenPipeError):
+        with signals_as_ctrl_c(), contextlib.suppress(BrokenPipeError):
             try:
                 listener.start()
                 self._show(listener, started)

@@ -6,18 +6,17 @@ A name that ends in `.gz` is written with gzip.
 from __future__ import annotations
 
 import contextlib
-import functools
-import gzip
-import io
 import os
-import secrets
 import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, cast
+from typing import IO
 
 from .. import ConfigurationError
+from .encoding import encode
+from .formats import LineFormat
+from .part_file import PartFile
 
 
 class Output:
@@ -43,59 +42,25 @@ class Output:
             self.file = Path(os.path.realpath(path))
             self._mode = None if found is None else found.st_mode & 0o777
 
+    def part(self, line_format: LineFormat) -> PartFile | None:
+        """Return what writes the file. None if ticks go straight to a pipe, a device or standard output: `open` it."""
+        return PartFile(self.file, self._mode, self._packed, line_format) if self.file is not None else None
+
     @contextlib.contextmanager
     def open(self) -> Iterator[IO[str]]:
-        """Open the destination for writing.
+        """Open standard output, a pipe or a device for writing.
 
         Raises:
             BrokenPipeError: The reader of a pipe is gone.
         """
-        if self.file is not None:
-            with _replace_when_complete(self.file, self._mode, self._packed) as file:
-                yield file
-        elif self._path is not None:
-            with open(self._path, "wb") as raw, _encode(raw, self._packed) as file, _drop_unwritten(file):
+        if self._path is not None:
+            with open(self._path, "wb") as raw, encode(raw, self._packed) as file, _drop_unwritten(file):
                 yield file
         elif sys.stdout is None:
             raise ConfigurationError("standard output is closed")
         else:
             with _drop_unwritten(sys.stdout):
                 yield sys.stdout
-
-
-@contextlib.contextmanager
-def _replace_when_complete(target: Path, mode: int | None, packed: bool) -> Iterator[IO[str]]:
-    """Write a temporary file in the target's directory, then rename it. On an error, remove it."""
-    temporary = target.with_name(f".finx-streamer-{secrets.token_hex(8)}.part")
-    # Never more readable than the target, not even for a moment.
-    opener = functools.partial(os.open, mode=0o666 if mode is None else mode)
-    try:
-        with open(temporary, "xb", opener=opener) as raw:
-            if mode is not None:
-                os.chmod(temporary, mode)
-            with _encode(raw, packed) as file:
-                yield file
-            raw.flush()
-            os.fsync(raw.fileno())
-        os.replace(temporary, target)
-    except BaseException as error:
-        if isinstance(error, OSError):
-            error.filename = str(target)  # the temporary name would confuse
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-
-
-@contextlib.contextmanager
-def _encode(raw: IO[bytes], packed: bool) -> Iterator[IO[str]]:
-    """Encode text as UTF-8, and compress it if `packed`. `raw` stays open."""
-    target = gzip.GzipFile("", "wb", 6, raw) if packed else contextlib.nullcontext(raw)
-    with target as binary:
-        file = io.TextIOWrapper(cast(io.BufferedWriter, binary), encoding="utf-8", newline="")
-        try:
-            yield file
-        finally:
-            file.detach()  # writes the rest
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 from .. import ConfigurationError
 from ..server import LocalServer, SimulatedMarket, Source, Tape
 from ..server.recording import Recording
-from .terminal import count, say, sigterm_as_ctrl_c
+from .terminal import count, say, signals_as_ctrl_c
 
 DEFAULT_KEY = "demo"
 _MAX_PAIRS_SHOWN = 8
@@ -47,7 +47,7 @@ def _parse_speed(text: str | None) -> float | None:
 
 def serve_until_ctrl_c(server: LocalServer, tapes: list[Path], pairs: list[str], keys_file: Path | None) -> None:
     """Import tapes, then serve. Print the URL and how to listen; the keys of a file are never shown."""
-    with sigterm_as_ctrl_c(), contextlib.suppress(KeyboardInterrupt):
+    with signals_as_ctrl_c(), contextlib.suppress(KeyboardInterrupt):
         for tape in tapes:
             _import(server, tape)
         with _print_warnings():

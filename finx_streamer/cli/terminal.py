@@ -107,10 +107,15 @@ def can_draw_table() -> bool:
 
 
 @contextlib.contextmanager
-def sigterm_as_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM end a command the way Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def signals_as_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP, the end of the terminal, end a command the way Ctrl-C does."""
+    signals = [signal.SIGTERM]
+    # `nohup` ignores it.
+    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signals.append(signal.SIGHUP)
+    before = [signal.signal(signum, signal.default_int_handler) for signum in signals]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for signum, handler in zip(signals, before, strict=True):
+            signal.signal(signum, handler)

@@ -8,10 +8,11 @@ import io
 import json
 import os
 import pty
+import re
 import signal
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -154,17 +155,169 @@ def test_an_error_has_an_exit_code_and_no_traceback(
     assert result.stdout == ""
 
 
-def test_a_failed_fetch_reports_its_progress_and_leaves_no_file(server: LocalServer, tmp_path: Path) -> None:
-    """Half a history could be mistaken for a whole one."""
-    same = tick("BTC:USDC", "12:00:00.5Z", "OKX", "1") | {"date": "2022-07-20"}
-    server.import_ticks([same] * 1_001)
+#: Too many ticks in one millisecond, which ends a fetch with an error.
+CROWD = [tick("BTC:USDC", "12:00:00.5Z", "OKX", "1") | {"date": "2022-07-20"}] * 1_001
+LONG = ("--start", "2022-07-02", "--end", "2022-07-21")
+
+
+def test_a_failed_fetch_keeps_its_ticks(server: LocalServer, tmp_path: Path) -> None:
+    """Half a history could be mistaken for a whole one, so it has another name."""
+    server.import_ticks(CROWD)
     file = tmp_path / "ticks.jsonl"
-    options = ["--start", "2022-07-02", "--end", "2022-07-21", "--output", str(file)]
-    result = run("history", "BTC:USDC", "--endpoint", server.url, *options)
+    result = run("history", "BTC:USDC", "--endpoint", server.url, *LONG, "--output", str(file))
     reason, progress = result.stderr.splitlines()
     assert (result.returncode, file.exists()) == (1, False)
     assert "ticks within one millisecond" in reason
-    assert progress == f"finx-streamer: failed after {len(TICKS):,} ticks; {file} was not written"
+    end = f"kept in {file}.part; repeat the command with --resume to continue"
+    assert progress == f"finx-streamer: failed after {len(TICKS):,} ticks, {end}"
+    assert len((tmp_path / "ticks.jsonl.part").read_text().splitlines()) == len(TICKS)
+
+
+def ticks_of(file: Path) -> list[str]:
+    """The lines of a file, without what differs between runs."""
+    text = gzip.decompress(file.read_bytes()).decode() if file.suffix == ".gz" else file.read_text()
+    return sorted(re.sub(r'"received_ns":\d+|,\d{19},', "", line) for line in text.splitlines())
+
+
+@pytest.fixture
+def failed(server: LocalServer, tmp_path: Path) -> Iterator[Callable[..., list[str]]]:
+    """Returns the command of a run that failed after `TICKS` and ten ticks of the same time, ready to be repeated."""
+    same = [tick("BTC:USDC", "13:00:00Z", "OKX", str(price)) for price in range(10)]
+    server.import_ticks(same)
+    with LocalServer(SimulatedMarket(rate=0.001, seed=1), keys={KEY}) as faulty:
+        faulty.import_ticks([*TICKS, *same, *CROWD])
+
+        def fail(name: str, *options: str) -> list[str]:
+            command = ["history", "BTC:USDC", *LONG, "--output", str(tmp_path / name), *options]
+            assert run(*command, "--endpoint", faulty.url).returncode == 1
+            return [*command, "--endpoint", server.url]
+
+        yield fail
+
+
+@pytest.mark.parametrize(
+    ("name", "line_format"), [("a.jsonl", "json"), ("a.csv", "csv"), ("a.jsonl.gz", "json"), ("a.csv.gz", "csv")]
+)
+@pytest.mark.parametrize("lost", [0, 700, 10**9])
+def test_an_interrupted_fetch_is_continued(
+    failed: Callable[..., list[str]], tmp_path: Path, name: str, line_format: str, lost: int
+) -> None:
+    """The file equals that of an uninterrupted run, even if a crash cut the part in the middle of a line."""
+    command = failed(name, "--format", line_format)
+    part = tmp_path / f"{name}.part"
+    content = part.read_bytes()
+    part.write_bytes(content[: max(0, len(content) - lost)])
+    assert run(*command, "--resume").stderr == ""
+    resumed = ticks_of(tmp_path / name)
+    assert list(tmp_path.iterdir()) == [tmp_path / name]
+    assert run(*command).returncode == 0
+    assert resumed == ticks_of(tmp_path / name)
+    assert len(resumed) == len(TICKS) + 10 + (line_format == "csv")
+
+
+def test_a_continued_fetch_requests_only_the_rest(
+    server: LocalServer, failed: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """The ticks of the first run aren't fetched again."""
+    command = failed("ticks.jsonl")
+    with (tmp_path / "ticks.jsonl.part").open("a") as part:
+        part.write('{"pair":"BTC:USDC","timest')
+    before = server.stats.calls
+    assert run(*command, "--resume").returncode == 0
+    resumed = server.stats.calls - before
+    assert run(*command).returncode == 0
+    assert resumed < server.stats.calls - before - resumed
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        (("--exchange", "OKX"), "was begun with --exchange left out, not OKX"),
+        (("--start", "2022-07-03"), "was begun with --start 2022-07-02, not 2022-07-03"),
+        (("--end", "2022-07-19"), "was begun with --end 2022-07-21, not 2022-07-19"),
+        (("--format", "csv"), "was begun with --format json, not csv"),
+    ],
+)
+def test_only_the_same_fetch_is_continued(
+    failed: Callable[..., list[str]], tmp_path: Path, options: tuple[str, ...], hint: str
+) -> None:
+    """Otherwise the file could have a hole. The part stays as it is."""
+    command = failed("ticks.jsonl")
+    before = (tmp_path / "ticks.jsonl.part").read_bytes()
+    result = run(*command, "--resume", *options)
+    assert result.returncode == 2
+    assert hint in result.stderr
+    assert (tmp_path / "ticks.jsonl.part").read_bytes() == before
+
+
+def test_a_part_of_unknown_origin_is_refused(server: LocalServer, tmp_path: Path) -> None:
+    """It may belong to anything."""
+    (tmp_path / "ticks.jsonl.part").write_text("mine")
+    options = ("--output", str(tmp_path / "ticks.jsonl"), "--endpoint", server.url)
+    result = run("history", "BTC:USDC", *TEN_SECONDS, *options, "--resume")
+    assert result.returncode == 2
+    assert "doesn't say what" in result.stderr
+    assert (tmp_path / "ticks.jsonl.part").read_text() == "mine"
+
+
+def test_resume_without_a_part_starts_from_the_beginning(server: LocalServer, tmp_path: Path) -> None:
+    """So a loop can always pass it. It needs a file."""
+    arguments = ("history", "BTC:USDC", *TEN_SECONDS, "--endpoint", server.url, "--resume")
+    assert run(*arguments, "--output", str(tmp_path / "ticks.jsonl")).returncode == 0
+    assert len(ticks_of(tmp_path / "ticks.jsonl")) == 10
+    result = run(*arguments)
+    assert (result.returncode, "--output FILE" in result.stderr) == (2, True)
+
+
+def test_a_new_fetch_replaces_a_part(failed: Callable[..., list[str]], tmp_path: Path) -> None:
+    """And says so, because the part may have taken hours."""
+    result = run(*failed("ticks.jsonl"))
+    assert result.returncode == 0
+    assert "--resume would have continued it" in result.stderr
+
+
+def test_one_process_writes_a_part_at_a_time(server: LocalServer, tmp_path: Path) -> None:
+    """Two at once would mix up their ticks."""
+    arguments = ("history", "BTC:USDC", *TEN_SECONDS, "--output", str(tmp_path / "t.jsonl"), "--endpoint", server.url)
+    server.stall_functions(None)
+    with running(*arguments):
+        wait_for_temporary_file(tmp_path)
+        result = run(*arguments)
+        assert (result.returncode, "another process is writing" in result.stderr) == (2, True)
+
+
+@pytest.mark.skipif(
+    subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode != 0,
+    reason="this machine allows no mounts",
+)
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_bind_mounted_file_is_written(server: LocalServer, tmp_path: Path, read_only: bool) -> None:
+    """It can't be replaced (EBUSY), as in a container. If it can't be written either, the complete part stays."""
+    (tmp_path / "outside").mkdir()
+    inside, outside = tmp_path / "ticks.jsonl", tmp_path / "outside" / "ticks.jsonl"
+    inside.touch()
+    outside.write_text("before")
+    arguments = ["history", "BTC:USDC", *TEN_SECONDS, "--output", str(inside), "--endpoint", server.url]
+    remount = f"mount -o remount,ro,bind {inside};" if read_only else ""
+    line = f'mount --bind {outside} {inside} && {remount} exec "$@"'
+    result = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", line, "sh", *COMMAND, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        env=environment(),
+        check=False,
+    )
+    part = tmp_path / "ticks.jsonl.part"
+    if read_only:
+        assert result.returncode == 1
+        assert f"kept in {part}" in result.stderr
+        assert outside.read_text() == "before"
+        assert len(ticks_of(part)) == 10
+    else:
+        assert (result.returncode, result.stderr) == (0, "")
+        assert len(ticks_of(outside)) == 10
+        assert not part.exists()
 
 
 @pytest.mark.parametrize("command", [("history", "BTC:USDC", *WHOLE_DAY), ("snap", "BTC:USDC")])
@@ -194,10 +347,10 @@ def test_the_key_can_come_from_a_file(server: LocalServer, tmp_path: Path) -> No
 
 def wait_for_temporary_file(folder: Path) -> None:
     """Wait until the command has begun to write beside the old file."""
-    wait_until(lambda: len(list(folder.iterdir())) == 2, "the temporary file exists")
+    wait_until(lambda: any(folder.glob("*.part")), "the temporary file exists")
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_leaves_the_old_file(server: LocalServer, tmp_path: Path, signum: int) -> None:
     """A new file is complete, or it doesn't appear."""
     output = tmp_path / "ticks.jsonl"
@@ -212,6 +365,23 @@ def test_ctrl_c_leaves_the_old_file(server: LocalServer, tmp_path: Path, signum:
     assert f"interrupted after 0 ticks; {output} was not written" in err
     assert list(tmp_path.iterdir()) == [output]
     assert output.read_text() == "before"
+
+
+def test_nohup_keeps_a_fetch_running(server: LocalServer, tmp_path: Path) -> None:
+    """A signal that was ignored at the start stays ignored."""
+    output = tmp_path / "ticks.jsonl"
+    server.stall_functions(None)
+    line = "trap '' HUP; exec \"$@\""
+    arguments = ["history", "BTC:USDC", *WHOLE_DAY, "--output", str(output), "--endpoint", server.url]
+    process = subprocess.Popen(["sh", "-c", line, "sh", *COMMAND, *arguments], env=environment())
+    try:
+        wait_for_temporary_file(tmp_path)
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        ignored = int(re.search(r"SigIgn:\s*(\w+)", status)[1], 16)  # type: ignore[index]
+        assert ignored & 1 << signal.SIGHUP - 1
+    finally:
+        process.kill()
+        process.wait(TIMEOUT)
 
 
 def test_a_file_keeps_its_mode_at_all_times(server: LocalServer, tmp_path: Path) -> None:
