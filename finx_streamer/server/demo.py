@@ -46,6 +46,7 @@ class MarketWithPast:
 def start_demo() -> LocalServer:
     """Start a server that accepts any key, with an hour of tick history."""
     market = MarketWithPast()
-    server = LocalServer(market)
+    # The default number could exceed the system's limit of open files, and cause a warning.
+    server = LocalServer(market, max_connections=500)
     server.import_ticks(market.take_past())
     return server.start()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import ssl
 import warnings
@@ -13,6 +12,7 @@ from typing import Any, Self
 
 from ..errors import ConfigurationError
 from .connection import Connection
+from .descriptors import RESERVE, raise_limit
 from .faults import check_close
 from .keys import KeyRing
 from .protocol import Form, encode_frame, is_loopback
@@ -25,8 +25,6 @@ from .stats import ServerStats
 from .store import TickStore
 from .thread import ServerThread
 from .ticks import Tick, parse_tick
-
-log = logging.getLogger("finx_streamer.server")
 
 
 class LocalServer:
@@ -59,7 +57,8 @@ class LocalServer:
         slow_client_timeout (float): Seconds after which a client that doesn't read is disconnected with 1013.
         send_buffer (int | None): The kernel's send buffer per client in bytes (`SO_SNDBUF`). `None` is the system's
             default.
-        max_connections (int): The most connections. Others are refused with 429 and `Retry-After: 1`.
+        max_connections (int): The most connections. Others are refused with 429 and `Retry-After: 1`. The start raises
+            the process's soft limit of open files as far as they need. It warns if the hard limit is too low.
         max_connections_per_key (int): The same for each key.
         idle_limit (float | None): Seconds after which a connection without a keepAlive is closed with 1000. The real
             server may do so after 300 (D). `None`: never.
@@ -157,6 +156,7 @@ class LocalServer:
         """
         if not self.running:
             self._warn_beyond_loopback()
+            self._raise_descriptor_limit()
             self._thread.start()
         return self
 
@@ -461,9 +461,22 @@ class LocalServer:
 
     def _warn_beyond_loopback(self) -> None:
         if not is_loopback(self.host):
-            text = f"the local server listens on {self.host or 'all interfaces'}, where other machines can reach it"
-            log.warning(text)
-            warnings.warn(text, RuntimeWarning, stacklevel=3)
+            where = self.host or "all interfaces"
+            _warn(f"the local server listens on {where}, where other machines can reach it")
+
+    def _raise_descriptor_limit(self) -> None:
+        wanted = self._settings.max_connections
+        limit = raise_limit(wanted + RESERVE)
+        if limit is not None and limit < wanted + RESERVE:
+            _warn(
+                f"max_connections is {wanted}, but the system allows this process only {limit} open files; "
+                "raise that limit (ulimit -n), or lower max_connections"
+            )
+
+
+def _warn(text: str) -> None:
+    # The caller of start().
+    warnings.warn(text, RuntimeWarning, stacklevel=4)
 
 
 def _check_emitted(raw: Mapping[str, Any], pairs: Collection[str]) -> Tick:

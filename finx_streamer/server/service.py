@@ -19,6 +19,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from .connection import CHUNK, Connection
+from .descriptors import ExhaustionReporter
 from .faults import CallFaults, HandshakeFaults
 from .functions import Call, CallError, prepare, read_call
 from .hub import Hub
@@ -85,6 +86,7 @@ class Service:
     async def run(self, listener: socket.socket, ready: Future[None]) -> None:
         """Serve until `stop()`. `ready` is set when clients can connect."""
         self.loop = asyncio.get_running_loop()
+        self.loop.set_exception_handler(ExhaustionReporter().handle)
         source = self._settings.source
         self._state.recorder.start(self.loop, self._on_stored, source.recording if isinstance(source, Tape) else None)
         server = await self._serve(listener)
