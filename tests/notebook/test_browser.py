@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
@@ -360,6 +361,30 @@ def test_the_window_starts_with_its_data(book: Book) -> None:
     )
 
 
+def test_time_labels_are_round(book: Book) -> None:
+    """They have as much precision as the distance between them needs."""
+    page = book.page
+    page.locator(".finx .chart").first.focus()
+    page.keyboard.press("ArrowLeft")
+
+    def labels(key: str, presses: int) -> list[str]:
+        """Zoom, and return the labels. Each is the text of a multiple of the distance."""
+        for _ in range(presses):
+            page.keyboard.press(key)
+        book.wait("() => new Promise((resolve) => requestAnimationFrame(() => resolve(true)))")
+        chart = book.charts()["BTC:USDC"]
+        places, texts = chart["places"][0], chart["labels"][0]
+        step = round(places[1] - places[0], 1)
+        assert [place / step for place in places] == pytest.approx([round(place / step) for place in places], abs=1e-3)
+        form = "%H:%M" if step >= 60 else "%H:%M:%S"
+        digits = 1 if step < 1 else 0
+        moments = [datetime.fromtimestamp(round(place, 1), UTC) for place in places]
+        assert texts == [moment.strftime(form) + f"{moment.microsecond / 1e6:.1f}"[1:] * digits for moment in moments]
+        return texts
+
+    assert len({len(labels("+", 6)[0]), len(labels("-", 6)[0]), len(labels("-", 9)[0])}) == 3
+
+
 def test_charts_use_the_width_of_the_cell(book: Book) -> None:
     """Two are side by side where there is room."""
     book.wait("() => document.querySelectorAll('.finx .chart').length === 2")
@@ -388,8 +413,9 @@ def test_charts_use_the_width_of_the_cell(book: Book) -> None:
 
 
 def test_a_hidden_page_gets_nothing(book: Book) -> None:
-    """A tab in the background gets no frames."""
+    """A tab in the background gets no frames. When it is visible again, its charts go on."""
     page = book.page
+    page.evaluate("() => { document.querySelector('.finx .chart canvas').finxMark = true; }")
     page.evaluate(
         """() => {
             const get = () => window.finxVisibility ?? "hidden";
@@ -404,6 +430,7 @@ def test_a_hidden_page_gets_nothing(book: Book) -> None:
     assert book.meter()["frames"] <= before + 1
     page.evaluate("() => { window.finxVisibility = 'visible'; document.dispatchEvent(new Event('visibilitychange')); }")
     book.wait(FRAMES, before + 10)
+    assert page.evaluate("() => document.querySelector('.finx .chart canvas').finxMark === true")
     page.evaluate("() => { delete document.visibilityState; }")
 
 
