@@ -8,6 +8,8 @@ import logging
 import queue
 import sqlite3
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from itertools import islice
@@ -26,10 +28,12 @@ _Result = TypeVar("_Result")
 _MAX_BATCH = 1_024
 #: The most imported ticks per transaction, so that other work gets a turn.
 _IMPORT_BATCH = 1_000
+#: Seconds between two checks of the store: whether its file is still there or, after a failure, whether it works again.
+_CHECK_INTERVAL = 1.0
 
 
 class StoreFailed(OSError):
-    """The store can no longer be written. The text says why."""
+    """The store can't be written now. The text says why."""
 
 
 @attrs.frozen
@@ -55,6 +59,9 @@ class Recorder:
     At most `max_unwritten` played ticks are waiting to be written, and each waits at most `max_delay` seconds: this is
     the most that a killed process loses. `has_room()` says when the player has to wait.
 
+    While the store can't be written, the market plays on. As many ticks are kept in memory, and written when the store
+    works again. Further ones are lost, and the log says how many.
+
     Call `add()`, `query()`, `has_room()` and `flush()` on the event loop's thread, and `import_ticks()` on any other.
     """
 
@@ -74,7 +81,12 @@ class Recorder:
         self._jobs: queue.SimpleQueue[_Batch | _QueryJob | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._thread_lock = threading.Lock()
-        self._failure: StoreFailed | None = None
+        #: Why the store can't be written now; None if it can.
+        self.error: str | None = None
+        self._failed_at = self._next_check = 0.0
+        #: Failed batches to write again, and the numbers of ticks in them and of those that were lost.
+        self._kept: deque[_Batch] = deque()
+        self._kept_count = self._lost = 0
 
     def start(
         self, loop: asyncio.AbstractEventLoop, on_written: Callable[[], None], tape: Recording | None = None
@@ -85,7 +97,7 @@ class Recorder:
         """
         ready: Future[None] = Future()
         self._loop = loop
-        self._failure = None
+        self.error = None
         self._submitted = self._written = 0
         thread = threading.Thread(target=self._run, args=(on_written, ready), name="finx-tick-store", daemon=True)
         thread.start()
@@ -98,7 +110,7 @@ class Recorder:
             self._thread = thread
         self._tape = tape
         if tape is not None:
-            self.store.find_tape(tape)
+            self._find_tape(tape)
 
     def stop(self) -> None:
         """Store the remaining ticks and end the thread."""
@@ -119,7 +131,7 @@ class Recorder:
     def has_room(self, count: int) -> bool:
         """Whether `count` ticks can be added now."""
         unwritten = self._submitted - self._written + len(self._pending)
-        return unwritten + count <= self._max_unwritten or self._failure is not None
+        return unwritten + count <= self._max_unwritten or self.error is not None
 
     def add(self, tick: Tick, position: int | None = None) -> None:
         """Add a played tick. `position` is its position in the tape, if it is one of the tape's."""
@@ -181,7 +193,7 @@ class Recorder:
         if self.store.is_enabled:
             # Keep the store open, because the server may start or stop meanwhile.
             with self.store.opened():
-                position = self.store.find_tape(ticks) if once else 0
+                position = self._find_tape(ticks) if once else 0
                 rows = map(fields_of, islice(ticks.read(), position, None))
                 while batch := list(islice(rows, _IMPORT_BATCH)):
                     count += self._import_batch(_Batch(batch, _part(ticks, position if once else None), Future()))
@@ -198,8 +210,14 @@ class Recorder:
             return batch.done.result()
         try:
             return self.store.write(batch.rows, batch.part)
+        except (sqlite3.Error, OSError) as error:
+            raise self._failure(error) from None
+
+    def _find_tape(self, tape: Recording) -> int:
+        try:
+            return self.store.find_tape(tape)
         except sqlite3.Error as error:
-            raise _store_failed(error) from None
+            raise self._failure(error) from None
 
     def _run(self, on_written: Callable[[], None], ready: Future[None]) -> None:
         with contextlib.ExitStack() as stack:
@@ -209,37 +227,102 @@ class Recorder:
                 ready.set_exception(error)
                 return
             ready.set_result(None)
-            while (job := self._jobs.get()) is not None:
+            self._work(on_written)
+            if self.error is not None:
+                self._check_store()
+                self._give_up()
+
+    def _work(self, on_written: Callable[[], None]) -> None:
+        """Do the jobs until `stop()`, and check the store in between."""
+        self._next_check = time.monotonic() + _CHECK_INTERVAL
+        while True:
+            with contextlib.suppress(queue.Empty):
+                job = self._jobs.get(timeout=max(0.0, self._next_check - time.monotonic()))
+                if job is None:
+                    return
                 if isinstance(job, _QueryJob):
                     self._run_query(job)
                 else:
                     self._write(job)
                     self._call_in_loop(on_written)
+            if time.monotonic() >= self._next_check:
+                self._next_check = time.monotonic() + _CHECK_INTERVAL
+                self._check_store()
+                self._call_in_loop(on_written)
+
+    def _check_store(self) -> None:
+        try:
+            if self.error is None:
+                self.store.check_file()
+            else:
+                self._recover()
+        except Exception as error:
+            self._fail(error)
+
+    def _recover(self) -> None:
+        """Write what was kept, if the store works again."""
+        self.store.check_writable()
+        while self._kept:
+            self.store.write(self._kept[0].rows, self._kept[0].part)
+            self._kept_count -= len(self._kept.popleft().rows)
+        log.warning(
+            "the tick store works again after %.0f s; %d ticks were lost",
+            time.monotonic() - self._failed_at,
+            self._lost,
+        )
+        self.error, self._lost = None, 0
+
+    def _fail(self, error: Exception) -> None:
+        reason = str(self._failure(error))
+        if self.error is None:
+            self._failed_at = time.monotonic()
+        if reason != self.error:
+            log.error("%s. It is tried again every %g s; streams continue", reason, _CHECK_INTERVAL)
+        self.error = reason
+
+    def _give_up(self) -> None:
+        lost = self._lost + self._kept_count
+        self._kept.clear()
+        self._kept_count = self._lost = 0
+        if self.error is not None and lost:
+            log.error("%s. The server stops; %d ticks were lost", self.error, lost)
 
     def _write(self, batch: _Batch) -> None:
         count = 0
-        if self._failure is None:
+        if self.error is None:
             try:
                 count = self.store.write(batch.rows, batch.part)
             except Exception as error:
-                log.error("the tick store failed; ticks are no longer stored: %s", error)
-                self._failure = _store_failed(error)
+                self._fail(error)
         if batch.done is None:
             self._written += len(batch.rows)
-        elif self._failure is None:
+            if self.error is not None:
+                self._keep(batch)
+        elif self.error is None:
             batch.done.set_result(count)
         else:
-            batch.done.set_exception(self._failure)
+            batch.done.set_exception(StoreFailed(self.error))
+
+    def _keep(self, batch: _Batch) -> None:
+        """Keep a batch that can't be written, if there is room."""
+        if self._kept_count + len(batch.rows) <= self._max_unwritten:
+            self._kept.append(batch)
+            self._kept_count += len(batch.rows)
+        else:
+            self._lost += len(batch.rows)
 
     def _run_query(self, job: _QueryJob) -> None:
         try:
-            if self._failure is not None:
-                raise self._failure
+            if self.error is not None:
+                raise StoreFailed(self.error)
             result = job.query(self.store)
         except BaseException as error:
             job.settle(None, error)
         else:
             job.settle(result, None)
+
+    def _failure(self, error: Exception) -> StoreFailed:
+        return StoreFailed(f"the tick store failed: {self.store.describe(error)}")
 
     def _call_in_loop(self, callback: Callable[[], None]) -> None:
         loop = self._loop
@@ -251,7 +334,3 @@ class Recorder:
 
 def _part(tape: Recording | None, position: int | None) -> TapePart | None:
     return None if tape is None or position is None else TapePart(tape.digest, len(tape), position)
-
-
-def _store_failed(error: Exception) -> StoreFailed:
-    return StoreFailed(f"the tick store failed: {error}")

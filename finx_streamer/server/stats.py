@@ -24,6 +24,7 @@ class ServerStats:
         slow_clients (int): Total clients disconnected with 1013 because they were too slow.
         calls (int): Total function calls on all connections, failed ones included.
         ticks_stored (int): Ticks in the store now. Ticks in a batch that is not yet written don't count.
+        store_error (str | None): Why the store can't be written now, as on a full disk. `None` if it can.
         started (bool): Whether the source has started.
         finished (bool): Whether the source has ended.
     """
@@ -38,6 +39,7 @@ class ServerStats:
     slow_clients: int = 0
     calls: int = 0
     ticks_stored: int = 0
+    store_error: str | None = None
     started: bool = False
     finished: bool = False
 

@@ -27,6 +27,8 @@ SCHEMA_VERSION = 2
 
 #: A tick to store: its five wire strings.
 Row = tuple[str, str, str, str, str]
+#: A file's device and inode.
+_Identity = tuple[int, int]
 
 
 @attrs.frozen
@@ -89,7 +91,8 @@ class TickStore:
     Only one process can open a file at a time, and only once. The file is open only within `opened()`; ticks in memory
     stay until `close()`. All methods are thread-safe.
 
-    Raises `ConfigurationError` if the file is in use or not a tick store, and `OSError` if the system denies access.
+    Raises `ConfigurationError` if the file is in use or not a tick store, and `OSError` if the system denies access. A
+    method that failed can be called again: it opens the file again if necessary.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None, limit: int | None = None) -> None:
@@ -98,6 +101,9 @@ class TickStore:
         self._path = None if path is None else Path(os.path.abspath(path))
         self._limit = MEMORY_LIMIT if limit is None and path is None else limit
         self._connection: sqlite3.Connection | None = None
+        #: The identity of the open file and of its write-ahead log.
+        self._file: _Identity | None = None
+        self._wal: _Identity | None = None
         self._users = 0
         self._lock = threading.RLock()
         #: Row IDs by name. A series is a pair on an exchange.
@@ -153,6 +159,7 @@ class TickStore:
         Invalid ticks are skipped; only a custom source can play them. Of a `part` of a tape, the ticks that are stored
         already are skipped.
         """
+        self.check_file()
         with self._lock, self._transaction() as connection:
             if part is not None:
                 rows = self._skip_stored(connection, rows, part)
@@ -166,6 +173,28 @@ class TickStore:
             self._added += len(valid)
             self._remove_oldest(connection)
         return len(valid)
+
+    def check_file(self) -> None:
+        """Raise `OSError` if the open file was deleted or replaced. The next use opens the file that is there then."""
+        with self._lock:
+            if self._path is None or self._connection is None:
+                return
+            found = _identify(self._path)
+            if found != self._file:
+                self._close_moved(self._path)
+                raise OSError(f"the file {self._path} was {'deleted' if found is None else 'replaced'}")
+
+    def check_writable(self) -> None:
+        """Write something, to find out whether that works. Raises `sqlite3.Error` or `OSError` if it doesn't."""
+        self.check_file()
+        with self._lock, self._transaction() as connection:
+            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def describe(self, error: Exception) -> str:
+        """What went wrong, in the system's words if SQLite's are vague."""
+        if isinstance(error, sqlite3.Error) and self._path is not None and (code := _access_error(self._path)):
+            return f"{os.strerror(code)}: {self._path}"
+        return str(error)
 
     def find_tape(self, recording: Recording) -> int:
         """Return how many of the first ticks of a recording are stored.
@@ -288,21 +317,41 @@ class TickStore:
 
     @property
     def _database(self) -> sqlite3.Connection:
-        assert self._connection is not None, "the store is not open"
+        if self._connection is None:
+            assert self._users, "the store is not open"
+            self._open()
+        assert self._connection is not None
         return self._connection
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         connection = self._database
+        before = self._added, self._removed
         connection.execute("BEGIN IMMEDIATE")
         try:
             yield connection
             connection.execute("COMMIT")
         except BaseException:
-            with contextlib.suppress(sqlite3.Error):
-                connection.execute("ROLLBACK")
-                self._read_names(connection)
+            self._added, self._removed = before
+            self._roll_back(connection)
             raise
+
+    def _roll_back(self, connection: sqlite3.Connection) -> None:
+        try:
+            # On a full disk, SQLite has done it already.
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            self._read_names(connection)
+        except sqlite3.Error:
+            if self._path is not None:
+                self.close()
+
+    def _close_moved(self, path: Path) -> None:
+        """Close a file that is no longer at its path. Its log must not be applied to the file that took its place."""
+        self.close()
+        wal = _wal_path(path)
+        if self._wal is not None and _identify(wal) == self._wal:
+            wal.unlink(missing_ok=True)
 
     def _open(self) -> None:
         place = ":memory:" if self._path is None else str(self._path)
@@ -320,6 +369,8 @@ class TickStore:
             connection.close()
             raise
         self._connection = connection
+        if self._path is not None:
+            self._file, self._wal = _identify(self._path), _identify(_wal_path(self._path))
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         # No other process can open the file. The system releases the lock when this process is killed.
@@ -392,7 +443,24 @@ def _access_error(path: Path) -> int:
         return errno.ENOENT
     if not path.parent.is_dir():
         return errno.ENOTDIR
-    return 0 if os.access(path if path.exists() else path.parent, os.W_OK) else errno.EACCES
+    # SQLite also creates files beside it.
+    places = [path.parent, path] if path.exists() else [path.parent]
+    if hasattr(os, "statvfs") and any(os.statvfs(place).f_flag & os.ST_RDONLY for place in places):
+        return errno.EROFS
+    return 0 if all(os.access(place, os.W_OK) for place in places) else errno.EACCES
+
+
+def _identify(path: Path) -> _Identity | None:
+    """What distinguishes a file from others of the same name; None if it doesn't exist."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _wal_path(path: Path) -> Path:
+    return Path(f"{os.path.realpath(path)}-wal")
 
 
 def _stored_of(connection: sqlite3.Connection, digest: str) -> int:

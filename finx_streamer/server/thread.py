@@ -86,6 +86,7 @@ class ServerThread:
             slow_clients=counters.slow_clients,
             calls=counters.calls,
             ticks_stored=self._state.recorder.store.count,
+            store_error=self._state.recorder.error,
             started=service is not None and service.started,
             finished=service is not None and service.finished,
         )

@@ -7,7 +7,11 @@ import gzip
 import itertools
 import json
 import os
+import re
+import shutil
 import sqlite3
+import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -26,7 +30,7 @@ from finx_streamer.server.recording import Recording
 from finx_streamer.server.store import TapePart, TickStore, fields_of
 from finx_streamer.server.ticks import day_start, exact_time
 from tests.support.effort import examples
-from tests.support.program import Program, run_program
+from tests.support.program import Program, program_command, program_environment, run_program
 
 DAY = "2022-07-02"
 START = exact_time(DAY, "00:00:00")
@@ -349,6 +353,115 @@ def test_failing_store_is_reported(
         peer.send('{"functionName":"referenceData","APIKey":"k","securityId":"BTC"}')
         assert "the tick store failed" in receive(peer)[0]["error"]
         assert "resultData" in receive(dial(server))[0]
+
+
+@given(st.lists(st.tuples(st.integers(1, 700), st.integers(0, 4), st.sampled_from("ABC")), max_size=8))
+@examples(50)
+def test_counts_are_right_after_failures(batches: list[tuple[int, int, str]]) -> None:
+    """A full database rolls back by itself. The store then counts and knows what the database has."""
+    store = TickStore()
+    with store.opened():
+        for count, room, name in batches:
+            (pages,) = store._database.execute("PRAGMA page_count").fetchone()
+            store._database.execute(f"PRAGMA max_page_count = {pages + room}")
+            rows = [fields_of(tick("12:00:00", str(n), f"{name}:USDC", f"{name}{n % 9}")) for n in range(count)]
+            with contextlib.suppress(sqlite3.OperationalError):
+                store.write(rows)
+            names = {name for (name,) in store._database.execute("SELECT name FROM pair")}
+            (stored,) = store._database.execute("SELECT count(*) FROM tick").fetchone()
+            assert (store.count, store.pairs) == (stored, names)
+    store.close()
+
+
+def in_tmpfs(folder: Path, options: str, program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a program with a file system in memory mounted at a folder, or skip the test if that isn't allowed."""
+    namespace = ["unshare", "--user", "--map-root-user", "--mount"]
+    if shutil.which("unshare") is None or subprocess.run([*namespace, "true"], check=False).returncode:
+        pytest.skip("needs a user namespace")
+    script = 'mount -t tmpfs -o "$0" tmpfs "$1" && shift && exec "$@"'
+    command = [*namespace, "sh", "-c", script, options, str(folder), *program_command(program, *arguments)]
+    return subprocess.run(command, env=program_environment(), capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs resource")
+@pytest.mark.parametrize("how", ["limit", "full"])
+def test_a_store_works_again_after_a_failure(tmp_path: Path, how: str) -> None:
+    """While the disk is full, streams go on. When there is room, the ticks played meanwhile are stored, too."""
+    program = "server/failing_store"
+    if how == "full":
+        ended = in_tmpfs(tmp_path, "size=2m", program, how, tmp_path)
+    else:
+        ended = run_program(program, how, tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    error, counts = ended.stdout.splitlines()
+    assert re.match("the tick store failed: (database or disk is full|disk I/O error)", error)
+    played, *stored = map(int, counts.split())
+    assert stored == [played] * 3
+
+
+def test_names_a_read_only_file_system(tmp_path: Path) -> None:
+    """The error isn't about permissions."""
+    store = tmp_path / "ticks.db"
+    ended = in_tmpfs(tmp_path, "ro", "server/open_store", store)
+    assert ended.stderr.splitlines()[-1] == f"OSError: [Errno 30] Read-only file system: '{store}'"
+
+
+def test_ticks_beyond_the_room_in_memory_are_lost(store_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The log says how many, when the store works again."""
+    server = LocalServer(SimulatedMarket(limit=0, pairs=["BTC:USDC"]), store=store_file, store_batch=10)
+    with server:
+        database = server._state.recorder.store._database
+        server.emit(tick("11:00:00"))
+        server.wait_until(lambda stats: stats.ticks_stored == 1)
+        with server._state.recorder.store._lock:
+            database.execute("PRAGMA query_only = 1")
+        for n in range(40):
+            server.emit(tick("12:00:00", str(n)))
+        server.wait_until(lambda stats: stats.store_error is not None)
+        with server._state.recorder.store._lock:
+            database.execute("PRAGMA query_only = 0")
+        server.wait_until(lambda stats: stats.store_error is None)
+    (works,) = [text for text in caplog.messages if "works again" in text]
+    assert works.endswith("; 30 ticks were lost")
+    assert [text for text in caplog.messages if "failed" in text] == [
+        "the tick store failed: attempt to write a readonly database. It is tried again every 1 s; streams continue"
+    ]
+    assert server.stats.ticks_stored == 11
+    store = write(store_file, [])
+    with store.opened():
+        assert prices(store) == [1, *range(10)]
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_deleted_or_replaced_file_is_reported(store_file: Path, tmp_path: Path, replaced: bool) -> None:
+    """The server says so, and continues with the file that is there, or with a new one."""
+    other = tmp_path / "other.db"
+    write(other, MANY)
+    with LocalServer(SimulatedMarket(["BTC:USDC"], rate=500.0, seed=1), store=store_file) as server:
+        server.wait_until(lambda stats: stats.ticks_stored > 100)
+        if replaced:
+            other.replace(store_file)
+        else:
+            store_file.unlink()
+        failed = server.wait_until(lambda stats: stats.store_error is not None)
+        server.wait_until(lambda stats: stats.store_error is None)
+        server.wait_until(lambda stats: stats.ticks_stored > 300 * replaced)
+    kind = "replaced" if replaced else "deleted"
+    assert failed.store_error == f"the tick store failed: the file {store_file} was {kind}"
+    store = write(store_file, [])
+    with store.opened():
+        assert store.count == server.stats.ticks_stored
+        assert prices(store) == list(range(300)) * replaced
+        assert store._database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def test_an_idle_store_notices_that_its_file_was_deleted(store_file: Path) -> None:
+    """Without a tick to store, too."""
+    with LocalServer(SimulatedMarket(limit=0), store=store_file) as server:
+        store_file.unlink()
+        server.wait_until(lambda stats: stats.store_error is not None)
+        server.wait_until(lambda stats: stats.store_error is None)
+        assert store_file.exists()
 
 
 MANY = [tick(f"12:{n // 60:02}:{n % 60:02}.5Z", str(n)) for n in range(300)]
