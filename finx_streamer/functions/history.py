@@ -12,7 +12,7 @@ from operator import itemgetter
 
 import attrs
 
-from ..errors import CallTimeout, ConfigurationError, FunctionError, IncompleteHistory
+from ..errors import ConfigurationError, IncompleteHistory
 from ..values import Tick
 
 logger = logging.getLogger("finx_streamer")
@@ -23,7 +23,7 @@ PAGE_SIZE = 1_000
 #: Requests tick history: the ticks of a pair on a date (YYYY-MM-DD) after a time (HH:MM:SS.fff, UTC), in any order.
 FetchPage = Callable[[str, str, str], list[Tick]]
 #: Requests a tick snap: the last tick of a pair at or before a date and time, or None if there is none. Raises
-#: `FunctionError` if the server doesn't offer snaps.
+#: `SnapsRefused` if the server doesn't offer snaps.
 FetchSnap = Callable[[str, str, str], Tick | None]
 
 _MICROSECOND = timedelta(microseconds=1)
@@ -31,6 +31,10 @@ _MILLISECOND = timedelta(milliseconds=1)
 _DAY = timedelta(days=1)
 
 _timestamp = itemgetter("timestamp")
+
+
+class SnapsRefused(Exception):
+    """The server doesn't offer tick snaps. The argument is its error."""
 
 
 @attrs.define
@@ -168,13 +172,15 @@ class HistoryWalk:
         """Return the first day from `low` on that has ticks, or an earlier one. `high` has ticks."""
         step = _DAY
         while low < high:
-            middle = min(low + step, low + (high - low) // 2)
+            middle = low + min(step, (high - low) // 2)
             # Not one millisecond earlier: that millisecond may have ticks, too.
             tick = self._snap(_midnight(middle + _DAY))
             if self.fetch_snap is None:
                 break
             if tick is None or tick["timestamp"] < _midnight(low):
-                low, step = middle + _DAY, 2 * step
+                # Holes are short, but the time before the first tick of all may be long.
+                step = high - low if tick is None else min(2 * step, high - low)
+                low = middle + _DAY
             elif tick["timestamp"].date() < high:
                 high = tick["timestamp"].date()
             else:
@@ -187,9 +193,7 @@ class HistoryWalk:
             return None
         try:
             return self.fetch_snap(self.pair, moment.date().isoformat(), _time_of_day(moment))
-        except CallTimeout:
-            raise
-        except FunctionError as refusal:
+        except SnapsRefused as refusal:
             logger.warning(
                 "%s: the server refuses tick snaps, so every day of history is requested, and ticks at exactly "
                 "midnight UTC are left out: %s",

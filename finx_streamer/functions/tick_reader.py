@@ -11,7 +11,7 @@ from ..errors import CallTimeout, DecodeError, FunctionError
 from ..values import Tick
 from ..wire.decoder import Decoder
 from .call_pool import Answer, CallPool
-from .history import HistoryWalk
+from .history import HistoryWalk, SnapsRefused
 
 #: How a server says that there is no tick at or before a time. Source: O.
 _NO_TICK = re.compile(r"\bno ticks?\b", re.IGNORECASE)
@@ -76,9 +76,11 @@ class TickReader:
         try:
             return self.snap(pair, date, time, narrow)
         except FunctionError as error:
-            if isinstance(error, CallTimeout) or not _NO_TICK.search(error.message):
+            if isinstance(error, CallTimeout) or self._pool.closed:
                 raise
-            return None
+            if _NO_TICK.search(error.message):
+                return None
+            raise SnapsRefused(error) from None
 
     def _decode(self, pair: str, answer: Answer, *, many: bool) -> list[Tick]:
         ticks = self._ticks_or_error(pair, answer, many)

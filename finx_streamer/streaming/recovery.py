@@ -14,8 +14,8 @@ from .delivered_window import EARLIEST, MOMENT, DeliveredWindow, Key, countable,
 
 #: Seconds to wait for the first live tick. After that, history is fetched without an end.
 FIRST_TICK_TIMEOUT = 0.5
-#: Seconds for which live ticks may be held, or a probe be unanswered, while nothing is found for the gap. Further
-#: connections don't restart it.
+#: Seconds for which live ticks may be held, or a probe be unanswered, while nothing is found for the gap. Outages don't
+#: count, and further connections don't restart it.
 HOLD_TIMEOUT = 30.0
 #: Seconds to wait before history is fetched again, if it is behind the stream or the counts are ambiguous.
 RETRY_DELAYS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0)

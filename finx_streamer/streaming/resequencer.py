@@ -99,6 +99,8 @@ class Resequencer:
     _job: Job | None = attrs.field(default=None, init=False)
     #: When live ticks have been held, or a probe unanswered, for too long.
     _give_up_at: float = attrs.field(default=NEVER, init=False)
+    #: How many seconds of that are left when the connection is back.
+    _hold_left: float = attrs.field(default=NEVER, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._window = DeliveredWindow() if self._backfiller is not None else LastTickTime()
@@ -163,6 +165,8 @@ class Resequencer:
     def lost(self, now: float) -> None:
         """Take note that the connection was lost."""
         if self._recovery is not None:
+            # An outage doesn't count: a server that is away answers no fetch.
+            self._hold_left, self._give_up_at = min(self._hold_left, self._give_up_at - now), NEVER
             self._carry_out(self._recovery.lost(now))
 
     def opened(self, now: float) -> None:
@@ -178,6 +182,8 @@ class Resequencer:
             self._recovery = Recovery(self._symbol, self._window, now)
         else:
             self._recovery.opened(now)
+        self._give_up_at = min(self._give_up_at, now + self._hold_left)
+        self._hold_left = NEVER
         self._host.reschedule()
 
     def probe_answered(self, now: float) -> None:
@@ -289,6 +295,8 @@ class Resequencer:
                 self._enqueue(step.ticks)
                 if self._give_up_at < NEVER:
                     self._give_up_at = time.monotonic() + HOLD_TIMEOUT
+                if self._hold_left < NEVER:
+                    self._hold_left = HOLD_TIMEOUT
             case Finish():
                 self._finish(step)
         self.drain()
@@ -320,7 +328,7 @@ class Resequencer:
     def _finish(self, step: Finish) -> None:
         self._drop_job()
         self._recovery = None
-        self._give_up_at = NEVER
+        self._give_up_at = self._hold_left = NEVER
         self._enter(_Phase.DRAINING if step.error is None else _Phase.GIVEN_UP)
         # Held entries are counted again when they join the queue.
         self._allowance.used -= self._counters.held

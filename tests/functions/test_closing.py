@@ -7,13 +7,14 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from finx_streamer import CallTimeout, ConfigurationError, FunctionClient, FunctionError, ReconnectPolicy
 from tests.support.calls import ClientFactory, answer, answer_one, call_echo, threads_of, wait_until
-from tests.support.peers import CLOSE, PATIENCE, Caller, Peer, Script, refuse
+from tests.support.peers import CLOSE, PATIENCE, Caller, Peer, Script, frame, refuse
 from tests.support.program import run_program
 
 
@@ -65,6 +66,26 @@ def test_close_interrupts_connecting(make_client: ClientFactory, script: Script)
         thread.join(PATIENCE)
         assert not thread.is_alive()
     assert [error.message for error in errors] == ["the client was closed"]
+
+
+def test_closing_is_not_a_refusal_of_snaps(make_client: ClientFactory, caplog: pytest.LogCaptureFixture) -> None:
+    """History that is closed while it waits for a snap blames the client, not the server."""
+    snap_requested = threading.Event()
+
+    def script(caller: Caller) -> None:
+        caller.welcome()
+        while b"tickHistory" in caller.read_frame()[1]:
+            caller.send(frame("{}"))
+        snap_requested.set()
+        caller.wait_until_left()
+
+    with Peer(script) as peer, make_client(peer) as client, ThreadPoolExecutor(1) as thread:
+        found = thread.submit(client.tick_history, "BTC:USDC", "2022-07-02", "2022-07-04")
+        assert snap_requested.wait(PATIENCE)
+        client.close()
+        with pytest.raises(FunctionError, match="closed"):
+            found.result(PATIENCE)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == []
 
 
 def test_a_closed_client_refuses_calls(make_client: ClientFactory) -> None:

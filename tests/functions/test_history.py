@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from finx_streamer import CallTimeout, FunctionError, IncompleteHistory, Tick
-from finx_streamer.functions.history import FetchPage, FetchSnap, HistoryWalk
+from finx_streamer import CallTimeout, IncompleteHistory, Tick
+from finx_streamer.functions.history import FetchPage, FetchSnap, HistoryWalk, SnapsRefused
 
 PAIR = "BTC:USDC"
 #: How many ticks a full answer has in these tests, instead of 1,000.
@@ -83,7 +83,7 @@ class SimulatedServer:
         """Answer with the last tick at or before a time."""
         self.snap_requests += 1
         if not self._snaps:
-            raise FunctionError("tickSnap", {}, "unknown function")
+            raise SnapsRefused("unknown function")
         moment = f"{date} {time:0<20}"
         return max((tick for tick in self.ticks if exact_time(tick) <= moment), key=exact_time, default=None)
 
@@ -252,6 +252,20 @@ def test_skips_years_without_ticks() -> None:
     found = read(server, MIDNIGHT - 1_000 * DAY, MIDNIGHT + 5_000 * DAY)
     assert len(found) == 3
     assert server.page_requests + server.snap_requests < 120
+
+
+@given(st.dates(date(1970, 1, 1), date(2030, 1, 1)), st.dates(date(1970, 1, 1), date(2030, 1, 1)), st.booleans())
+@example(date(2009, 1, 3), date(2026, 3, 1), True)
+@example(date(1970, 1, 1), date(2030, 1, 1), False)
+def test_any_start_takes_a_handful_of_requests(start: date, first: date, dense: bool) -> None:
+    """The first tick is found, however long before it the interval starts."""
+    start, first = min(start, first), max(start, first)
+    noon = datetime.combine(first, time(12), UTC)
+    ticks = [tick_at(noon + n * DAY) for n in range(20 if dense else 1)]
+    server = SimulatedServer(ticks)
+    pages = walk(server, datetime.combine(start, time(), UTC), noon + 400 * DAY)
+    assert times([next(pages)]) == [noon]
+    assert server.page_requests + server.snap_requests <= 22
 
 
 @pytest.mark.parametrize("max_empty_days", [49, 50, None])

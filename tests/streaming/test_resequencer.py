@@ -11,9 +11,9 @@ from finx_streamer.errors import GapNotFilled
 from finx_streamer.streaming import resequencer as resequencer_module
 from finx_streamer.streaming.backfill import Job
 from finx_streamer.streaming.counters import Counters
-from finx_streamer.streaming.recovery import HOLD_TIMEOUT
+from finx_streamer.streaming.recovery import FIRST_TICK_TIMEOUT, HOLD_TIMEOUT
 from finx_streamer.streaming.resequencer import Allowance, Resequencer
-from finx_streamer.values import NO_BOUND, Event, Gap, Notice
+from finx_streamer.values import NEVER, NO_BOUND, Event, Gap, Notice
 from tests.support.recovery import PAIR, at, history, tick
 
 NOTICE = Event(Notice(PAIR, {"keepAlive": True}, 0), PAIR)
@@ -315,6 +315,25 @@ def test_held_ticks_are_released_after_a_timeout() -> None:
     assert stream.got[1] == gap(1, 3, False, 0)
     assert "history did not answer" in str(stream.got[2])
     assert stream.got[3] == tick(3)
+
+
+def test_outages_do_not_count_towards_the_timeout() -> None:
+    """A server that is away can't answer. A new connection doesn't restart the timeout either."""
+    stream = Stream()
+    stream.put(tick(1))
+    stream.interrupt()
+    stream.put(tick(3))
+    stream.resequencer.lost(10.0)
+    assert stream.resequencer.deadline == NEVER
+    stream.resequencer.opened(100.0)
+    stream.resequencer.put_ticks([tick(4)], 101.0)
+    stream.resequencer.lost(105.0)
+    stream.resequencer.opened(200.0)
+    stream.resequencer.wake(200.0 + FIRST_TICK_TIMEOUT)
+    assert stream.resequencer.deadline == 200.0 + HOLD_TIMEOUT - 10.0 - 5.0
+    stream.resequencer.wake(215.0)
+    assert "history did not answer" in str(stream.got[2])
+    assert stream.got[3:] == [tick(3), tick(4)]
 
 
 def test_slow_callbacks_do_not_count_towards_the_timeout() -> None:
