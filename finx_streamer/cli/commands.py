@@ -20,9 +20,10 @@ from .. import ConfigurationError, Endpoint, FinxStreamerError, FunctionClient, 
 from .. import demo as demo_market
 from .._version import __version__
 from ..config.symbols import Pair
-from .formats import CSV, JSON
+from .formats import CSV, JSON, TEXT
 from .key_files import accepted_keys, api_key
 from .listening import ListenRun, View
+from .output import Output
 from .terminal import can_draw_table, say, say_error, with_options
 
 #: What `demo` listens to: some of the simulated market's pairs.
@@ -34,6 +35,7 @@ class LineFormatName(enum.StrEnum):
 
     JSON = "json"
     CSV = "csv"
+    LINE = "line"
 
 
 class ViewName(enum.StrEnum):
@@ -42,9 +44,10 @@ class ViewName(enum.StrEnum):
     TABLE = "table"
     JSON = "json"
     CSV = "csv"
+    LINE = "line"
 
 
-_LINE_FORMATS = {"json": JSON, "csv": CSV}
+_LINE_FORMATS = {"json": JSON, "csv": CSV, "line": TEXT}
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -60,9 +63,10 @@ app = typer.Typer(
 PairsArgument = Annotated[list[str], typer.Argument(help="One or more pairs, such as BTC:USDC.", metavar="PAIR")]
 PairArgument = Annotated[str, typer.Argument(help="The pair, such as BTC:USDC.", metavar="PAIR")]
 ViewOption = Annotated[
-    ViewName | None, typer.Option("--format", help="Default: table in a terminal, json in a pipe or file.")
+    ViewName | None,
+    typer.Option("--format", help="line is for people. Default: table in a terminal, json in a pipe or file."),
 ]
-LineFormatOption = Annotated[LineFormatName, typer.Option("--format", help="The output format.")]
+LineFormatOption = Annotated[LineFormatName, typer.Option("--format", help="The output format. line is for people.")]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Stop after this many ticks.", metavar="N")]
 DurationOption = Annotated[float | None, typer.Option(min=0, help="Stop after this many seconds.", metavar="SECONDS")]
 EndpointOption = Annotated[str, typer.Option("--endpoint", help="production, beta, demo or a URL.", metavar="ENDPOINT")]
@@ -119,6 +123,14 @@ def listen(
     limit: LimitOption = None,
     duration: DurationOption = None,
     format: ViewOption = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write to this file as ticks arrive, json unless --format says otherwise. An existing file is "
+            "overwritten. A name ending in .gz is compressed. Default: standard output.",
+            metavar="FILE",
+        ),
+    ] = None,
     endpoint: EndpointOption = "production",
     api_key_file: KeyFileOption = None,
     proxy: ProxyOption = None,
@@ -137,14 +149,15 @@ def listen(
 ) -> None:
     """Show live ticks.
 
-    In a terminal you get a live table, in a pipe or file JSON Lines. Ctrl-C stops with a summary.
+    In a terminal you get a live table, in a pipe or file JSON Lines. Ctrl-C and the end of --duration print a summary.
 
     Exit codes: 0 success, Ctrl-C or a closed pipe; 1 fatal error; 2 wrong usage.
 
     Example: finx-streamer listen BTC:USDC ETH:USDC --format csv > ticks.csv
     """
     with _errors_as_exit_codes():
-        view = _view(format, f"{endpoint} · Ctrl-C stops")
+        target = Output(output)
+        view_name = _view_name(format, output)
         listener = _listener(
             pairs,
             api_key=_key(endpoint, api_key_file),
@@ -154,6 +167,7 @@ def listen(
             allow_insecure=allow_insecure,
             keep_alive=keep_alive,
         )
+        view = _view(view_name, target, f"{endpoint} · Ctrl-C stops")
         raise typer.Exit(ListenRun(view, limit, duration).run(listener))
 
 
@@ -163,11 +177,14 @@ def history(
     start: Annotated[
         str,
         typer.Option(
-            help="Start time, such as 2022-07-02 or 2022-07-02T15:30:55.817Z. UTC, unless it has an offset.",
+            help="Start time, such as 2022-07-02, 2022-07-02T15:30:55.817Z, yesterday, today, or 1h for an hour ago. "
+            "UTC, unless it has an offset.",
             metavar="TIME",
         ),
     ],
-    end: Annotated[str | None, typer.Option(help="End time, not included. Default: now.", metavar="TIME")] = None,
+    end: Annotated[
+        str | None, typer.Option(help="End time, not included; as for --start. Default: now.", metavar="TIME")
+    ] = None,
     exchange: Annotated[str | None, typer.Option(help="Only ticks of this exchange.", metavar="NAME")] = None,
     format: LineFormatOption = LineFormatName.JSON,
     output: Annotated[
@@ -207,7 +224,7 @@ def history(
 def snap(
     pair: PairArgument,
     time: Annotated[
-        str | None, typer.Argument(help="Such as 2022-07-02T15:30:55.817Z. Default: now.", metavar="TIME")
+        str | None, typer.Argument(help="A time, as for history --start. Default: now.", metavar="TIME")
     ] = None,
     format: LineFormatOption = LineFormatName.JSON,
     endpoint: EndpointOption = "production",
@@ -236,7 +253,7 @@ def demo(limit: LimitOption = None, duration: DurationOption = None, format: Vie
     You need neither an API key nor a network. Ctrl-C stops.
     """
     with _errors_as_exit_codes():
-        view = _view(format, "simulated market · Ctrl-C stops")
+        view = _view(_view_name(format), Output(None), "simulated market · Ctrl-C stops")
         listener = _listener(DEMO_PAIRS, endpoint="demo")
         raise typer.Exit(ListenRun(view, limit, duration).run(listener))
 
@@ -343,17 +360,24 @@ def _without_password(proxy: str | None) -> str | None:
     return proxy
 
 
-def _view(name: ViewName | None, title: str) -> View:
+def _view_name(name: ViewName | None, output: Path | None = None) -> ViewName:
+    """Return the format that was asked for, or the default."""
+    if output is not None:
+        if name is ViewName.TABLE:
+            raise ConfigurationError("--format table can't be used with --output; use json, csv or line")
+        return name or ViewName.JSON
     if sys.stdout is None:
         raise ConfigurationError("standard output is closed")
-    if name is None:
-        name = ViewName.TABLE if can_draw_table() else ViewName.JSON
+    if name is ViewName.TABLE and not can_draw_table():
+        raise ConfigurationError("--format table needs a terminal; use json, csv or line")
+    return name or (ViewName.TABLE if can_draw_table() else ViewName.JSON)
+
+
+def _view(name: ViewName, output: Output, title: str) -> View:
     if name is ViewName.TABLE:
-        if not can_draw_table():
-            raise ConfigurationError("--format table needs a terminal; use json or csv")
         from .table_view import TableView
 
         return TableView(title)
     from .line_view import LineView
 
-    return LineView(_LINE_FORMATS[name], sys.stdout.fileno(), sys.stdout.encoding)
+    return LineView(_LINE_FORMATS[name], output.open_now(), output.encoding, output.packed)

@@ -1,4 +1,4 @@
-"""A tick as one line of JSON or CSV. Prices and times are written exactly as they were received."""
+"""A tick as a line: JSON, CSV, or text for people. JSON and CSV have prices and times exactly as they were received."""
 
 from __future__ import annotations
 
@@ -68,5 +68,17 @@ def _time_in_csv(line: str) -> datetime:
     return datetime.fromisoformat(next(csv.reader([line]))[5])
 
 
+def text_line(tick: Tick) -> str:
+    """Return a line for people: time in UTC, pair, price and exchange, aligned unless they are unusually long."""
+    when = tick["timestamp"].replace(tzinfo=None)
+    shown = when.isoformat(" ", "microseconds" if when.microsecond % 1_000 else "milliseconds")
+    return f"{shown}Z  {tick['pair']:<10} {tick['price']:>18}  {make_printable(tick['exchange'])}\n"
+
+
+def _time_in_text(line: str) -> datetime:
+    return datetime.fromisoformat(" ".join(line.split(" ", 2)[:2]))
+
+
 JSON = LineFormat("json", json_line, _time_in_json)
 CSV = LineFormat("csv", csv_line, _time_in_csv, "pair,date,time,exchange,price,timestamp,received_ns,backfilled\n")
+TEXT = LineFormat("line", text_line, _time_in_text)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from .. import ConfigurationError, FinxStreamerError, FunctionClient
@@ -18,6 +19,20 @@ from .terminal import count, say, say_error, signals_as_ctrl_c
 #: The exit code that shells use for Ctrl-C.
 INTERRUPTED = 130
 _UPDATE_EVERY = 1_000
+_UNITS = {
+    "s": timedelta(seconds=1),
+    "m": timedelta(minutes=1),
+    "min": timedelta(minutes=1),
+    "h": timedelta(hours=1),
+    "d": timedelta(days=1),
+    "w": timedelta(weeks=1),
+}
+_AGO = re.compile(rf"(?P<number>[0-9]+(\.[0-9]+)?)(?P<unit>{'|'.join(_UNITS)})")
+_WORDS: dict[str, Callable[[datetime], datetime]] = {
+    "now": lambda now: now,
+    "today": lambda now: datetime(now.year, now.month, now.day, tzinfo=UTC),
+    "yesterday": lambda now: datetime(now.year, now.month, now.day, tzinfo=UTC) - timedelta(days=1),
+}
 
 
 def write_history(
@@ -31,8 +46,9 @@ def write_history(
     resume: bool,
 ) -> int:
     """Write the ticks of an interval. `resume`: continue an interrupted run. Return the exit code."""
-    since = _parse_time("--start", start)
-    until = _parse_time("--end", end) if end is not None else datetime.now(UTC)
+    now = datetime.now(UTC)
+    since = parse_time("--start", start, now)
+    until = parse_time("--end", end, now) if end is not None else now
     if until < since:
         raise ConfigurationError(f"--end {until.isoformat()} is before --start {since.isoformat()}")
     client.iter_tick_history(pair, since, until, exchange)  # checks the arguments
@@ -81,7 +97,7 @@ def write_snap(client: FunctionClient, pair: str, at: str | None, line_format: L
     """Write the last tick at or before a time. Return the exit code."""
     try:
         with signals_as_ctrl_c():
-            tick = client.tick_snap(pair, _parse_time("TIME", at) if at is not None else None)
+            tick = client.tick_snap(pair, parse_time("TIME", at, datetime.now(UTC)) if at is not None else None)
         with contextlib.suppress(BrokenPipeError), Output(None).open() as file:
             file.write(line_format.header + line_format.format_tick(tick))
             file.flush()
@@ -90,11 +106,22 @@ def write_snap(client: FunctionClient, pair: str, at: str | None, line_format: L
     return 0
 
 
-def _parse_time(name: str, text: str) -> datetime:
+def parse_time(name: str, text: str, now: datetime) -> datetime:
+    """Return the time that an option names: ISO text, `today` and `yesterday` in UTC, `now`, or `1h` for an hour ago.
+
+    Raises:
+        ConfigurationError: It's none of these.
+    """
+    word = text.strip().lower()
     try:
+        if ago := _AGO.fullmatch(word):
+            return moment(name, now - float(ago["number"]) * _UNITS[ago["unit"]])
+        if word in _WORDS:
+            return _WORDS[word](now)
         return moment(name, text)
-    except ConfigurationError:
-        raise refusal(name, text, "a time from 1970 on, such as 2022-07-02 or 2022-07-02T15:30:55.817Z") from None
+    except (ConfigurationError, OverflowError):
+        expected = "a time from 1970 on, such as 2022-07-02, 2022-07-02T15:30:55.817Z, yesterday, today or 1h (ago)"
+        raise refusal(name, text, expected) from None
 
 
 def _describe_end(written: int, part: PartFile | None) -> str:

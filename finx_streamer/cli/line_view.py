@@ -5,7 +5,9 @@ from __future__ import annotations
 import codecs
 import os
 import select
+import stat
 import threading
+import zlib
 
 from .. import Gap, Notice, StreamListener, Tick
 from .formats import LineFormat, to_json
@@ -13,33 +15,43 @@ from .terminal import REPLACE, describe_filled_gap, say, shorten
 
 #: How many lines may wait to be written.
 _MAX_PENDING = 10_000
+#: Seconds that Ctrl-C waits for a reader.
+_LAST_WRITE = 0.5
+#: For zlib: the largest window, with a header of gzip.
+_GZIP = 31
 
 
 class LineView:
-    """Writes each tick as a line to a file descriptor.
+    """Writes each tick as a line to a file descriptor, in UTF-8 or in another encoding, with gzip if `packed`.
 
-    Callbacks format the lines, the main thread writes them: each at once, or many together if they arrive faster than
-    that. A reader that stops makes the callbacks wait, and finally the server. Ctrl-C still works, because the main
-    thread does the writing.
+    Callbacks format the lines, a thread writes them: each at once, or many together if they arrive faster than that. A
+    reader that stops makes the callbacks wait, and finally the server. Ctrl-C still works, because it doesn't interrupt
+    the thread. The descriptor stays open.
     """
 
-    def __init__(self, line_format: LineFormat, fd: int, encoding: str = "utf-8") -> None:
+    def __init__(self, line_format: LineFormat, fd: int, encoding: str = "utf-8", packed: bool = False) -> None:
         self._format_tick = line_format.format_tick
         self._fd = fd
         self._encode = codecs.getincrementalencoder(encoding)(REPLACE).encode
+        self._packer = zlib.compressobj(wbits=_GZIP) if packed else None
         self._pending = [line_format.header] if line_format.header else []
         self._changed = threading.Condition()
         self._woken = self._closed = False
-        self._writing = False
+        self._failure: OSError | None = None
+        # A daemon: it may wait forever for a reader.
+        self._writer = threading.Thread(target=self._write_until_closed, name="finx-streamer-output", daemon=True)
+        self._writer.start()
 
-    def on_tick(self, tick: Tick) -> None:
+    def on_tick(self, tick: Tick) -> bool:
         line = self._format_tick(tick)
         with self._changed:
             while len(self._pending) >= _MAX_PENDING and not self._closed:
                 self._changed.wait()
-            if not self._closed:
-                self._pending.append(line)
-                self._changed.notify_all()
+            if self._closed:
+                return False
+            self._pending.append(line)
+            self._changed.notify_all()
+        return True
 
     def on_error(self, message: str) -> None:
         say(shorten(message))
@@ -56,32 +68,53 @@ class LineView:
             self._changed.notify_all()
 
     def refresh(self, listener: StreamListener, seconds: float) -> None:
-        """Write the pending lines. If there are none, wait for some."""
+        """Wait. Raises `OSError` if the lines can't be written."""
         with self._changed:
-            self._changed.wait_for(lambda: self._pending or self._woken, seconds)
+            self._changed.wait_for(lambda: self._woken or self._failure, seconds)
             self._woken = False
-        if not self._write_pending() and self._reader_is_gone():
+        self._raise_failure()
+        if self._reader_is_gone():
             raise BrokenPipeError
 
     def finish(self, listener: StreamListener, interrupted: bool) -> None:
-        """Write the rest, unless Ctrl-C interrupted a write: a part of those lines may be out already."""
+        """Write the rest. After Ctrl-C, don't wait for a reader that has stopped."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        if not (interrupted and self._writing):
-            self._write_pending()
+        may_block = not stat.S_ISREG(os.fstat(self._fd).st_mode)
+        self._writer.join(_LAST_WRITE if interrupted and may_block else None)
+        self._raise_failure()
 
-    def _write_pending(self) -> bool:
-        """Return whether there was a line to write."""
-        with self._changed:
-            lines, self._pending = self._pending, []
-            self._changed.notify_all()
-        data = memoryview(self._encode("".join(lines)))
-        while data:
-            self._writing = True
-            data = data[os.write(self._fd, data) :]
-        self._writing = False
-        return bool(lines)
+    def _raise_failure(self) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def _write_until_closed(self) -> None:
+        closed = False
+        try:
+            while not closed:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._pending or self._closed)
+                    lines, self._pending, closed = self._pending, [], self._closed
+                    self._changed.notify_all()
+                self._write(self._pack("".join(lines), closed))
+        except OSError as error:
+            with self._changed:
+                self._failure, self._closed = error, True
+                self._changed.notify_all()
+
+    def _pack(self, text: str, last: bool) -> bytes:
+        data = self._encode(text)
+        if self._packer is None:
+            return data
+        # Flushed each time: after a crash, everything up to here can be read.
+        return self._packer.compress(data) + self._packer.flush(zlib.Z_FINISH if last else zlib.Z_SYNC_FLUSH)
+
+    def _write(self, data: bytes) -> None:
+        unwritten = memoryview(data)
+        while unwritten:
+            unwritten = unwritten[os.write(self._fd, unwritten) :]
 
     def _reader_is_gone(self) -> bool:
         """Return whether a pipe has lost its reader. In a quiet market no write would notice."""

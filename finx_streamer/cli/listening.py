@@ -21,7 +21,8 @@ _KEEP_ALIVE_ANSWER = {"keepAlive": True}
 class View(Protocol):
     """Shows ticks. Callbacks call `on_…`; the main thread calls `refresh` and `finish`; any thread calls `wake`."""
 
-    def on_tick(self, tick: Tick) -> None: ...
+    def on_tick(self, tick: Tick) -> bool:
+        """Show a tick. Return False if it came after `finish`."""
 
     def on_error(self, message: str) -> None: ...
 
@@ -33,10 +34,11 @@ class View(Protocol):
         """Make the current or the next `refresh` return at once."""
 
     def refresh(self, listener: StreamListener, seconds: float) -> None:
-        """Show what has arrived. If that is nothing, wait for up to `seconds`.
+        """Show what has arrived. Wait for up to `seconds`.
 
         Raises:
-            BrokenPipeError: The reader of standard output is gone.
+            BrokenPipeError: The reader of the output is gone.
+            OSError: The output can't be written.
         """
 
     def finish(self, listener: StreamListener, interrupted: bool) -> None:
@@ -67,12 +69,12 @@ class ListenRun:
         return self._exit_code(listener)
 
     def _show_until_end(self, listener: StreamListener, started: float) -> bool:
-        """Return whether Ctrl-C was the end."""
-        interrupted = False
+        """Return whether Ctrl-C or the duration was the end."""
+        interrupted = over = False
         with signals_as_ctrl_c(), contextlib.suppress(BrokenPipeError):
             try:
                 listener.start()
-                self._show(listener, started)
+                over = self._show(listener, started)
             except KeyboardInterrupt:
                 interrupted = True
             finally:
@@ -80,20 +82,23 @@ class ListenRun:
                     self._view.finish(listener, interrupted)
                 finally:
                     listener.stop(timeout=_STOP_TIMEOUT, drain=False)
-        return interrupted
+        return interrupted or over
 
-    def _show(self, listener: StreamListener, started: float) -> None:
+    def _show(self, listener: StreamListener, started: float) -> bool:
+        """Return whether the duration was the end."""
         end = started + self._duration if self._duration is not None else float("inf")
         while not (self._limit_reached or listener.state.ended):
             seconds_left = end - time.monotonic()
             if seconds_left <= 0:
-                return
+                return True
             self._view.refresh(listener, min(seconds_left, _POLL_INTERVAL))
+        return False
 
     def _on_tick(self, tick: Tick) -> None:
         if self._limit_reached:
             return
-        self._view.on_tick(tick)
+        if not self._view.on_tick(tick):
+            return
         self._ticks += 1
         if self._ticks == self._limit:
             self._limit_reached = True

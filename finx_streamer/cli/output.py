@@ -36,7 +36,8 @@ class Output:
         #: The file that appears when it is complete. None: ticks go straight to a pipe, a device or standard output.
         self.file: Path | None = None
         self._path = path
-        self._packed = path is not None and path.suffix.lower() == ".gz"
+        #: Whether to compress with gzip.
+        self.packed = path is not None and path.suffix.lower() == ".gz"
         self._mode: int | None = None
         if path is not None and (found is None or stat.S_ISREG(found.st_mode)):
             self.file = Path(os.path.realpath(path))
@@ -44,7 +45,20 @@ class Output:
 
     def part(self, line_format: LineFormat) -> PartFile | None:
         """Return what writes the file. None if ticks go straight to a pipe, a device or standard output: `open` it."""
-        return PartFile(self.file, self._mode, self._packed, line_format) if self.file is not None else None
+        return PartFile(self.file, self._mode, self.packed, line_format) if self.file is not None else None
+
+    def open_now(self) -> int:
+        """Empty the file and return its descriptor: whatever happens later, what is written stays."""
+        if self._path is not None:
+            return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        if sys.stdout is None:
+            raise ConfigurationError("standard output is closed")
+        return sys.stdout.fileno()
+
+    @property
+    def encoding(self) -> str:
+        """That of standard output, or UTF-8."""
+        return sys.stdout.encoding if self._path is None and sys.stdout is not None else "utf-8"
 
     @contextlib.contextmanager
     def open(self) -> Iterator[IO[str]]:
@@ -54,7 +68,7 @@ class Output:
             BrokenPipeError: The reader of a pipe is gone.
         """
         if self._path is not None:
-            with open(self._path, "wb") as raw, encode(raw, self._packed) as file, _drop_unwritten(file):
+            with open(self._path, "wb") as raw, encode(raw, self.packed) as file, _drop_unwritten(file):
                 yield file
         elif sys.stdout is None:
             raise ConfigurationError("standard output is closed")

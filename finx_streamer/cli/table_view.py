@@ -37,8 +37,9 @@ class TableView:
         console = Console(file=sys.stdout, force_terminal=True, highlight=False)
         self._live = Live(console=console, auto_refresh=False, transient=False)
 
-    def on_tick(self, tick: Tick) -> None:
-        """Do nothing: `refresh` finds the last tick in the statistics."""
+    def on_tick(self, tick: Tick) -> bool:
+        """Return True: `refresh` finds the last tick in the statistics."""
+        return True
 
     def on_error(self, message: str) -> None:
         self._errors += 1

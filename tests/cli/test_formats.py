@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finx_streamer import Tick
-from finx_streamer.cli.formats import csv_line, json_line
+from finx_streamer.cli.formats import TEXT, csv_line, json_line, text_line
 
 
 def tick_of(exchange: str) -> Tick:
@@ -68,3 +68,19 @@ def test_a_json_line_is_ascii_and_keeps_the_name(exchange: str) -> None:
     assert line.isascii()
     assert line[:-1].isprintable()
     assert json.loads(line)["exchange"] == exchange
+
+
+@given(st.text())
+def test_a_line_for_people_is_one_line(exchange: str) -> None:
+    """No control character of the server acts on the terminal, and an ordinary name is shown as it came."""
+    line = text_line(tick_of(exchange))
+    assert line[:-1].isprintable()
+    assert line[-1] == "\n"
+    assert not exchange.isprintable() or line.endswith(f" 21865.010000000002  {exchange}\n")
+
+
+@given(st.datetimes(datetime(1970, 1, 1), datetime(9998, 12, 31)), st.text())
+def test_the_time_of_a_line_for_people_can_be_read(moment: datetime, exchange: str) -> None:
+    """An interrupted command needs it to continue."""
+    moment = moment.replace(tzinfo=UTC)
+    assert TEXT.time_of(text_line({**tick_of(exchange), "timestamp": moment})) == moment

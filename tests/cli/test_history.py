@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
@@ -17,7 +18,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from finx_streamer import ConfigurationError
+from finx_streamer.cli.history import parse_time
 from finx_streamer.server import LocalServer, SimulatedMarket, Tape
 from tests.support.cli import (
     COMMAND,
@@ -127,7 +132,9 @@ def test_a_snap_without_a_time_is_the_last_tick(server: LocalServer) -> None:
     ("arguments", "code", "hint"),
     [
         (("history", "BTC-USDC", *WHOLE_DAY), 2, "did you mean 'BTC:USDC'"),
-        (("history", "BTC:USDC", "--start", "yesterday"), 2, "--start: 'yesterday' is not allowed; expected a time"),
+        (("history", "BTC:USDC", "--start", "tomorrow"), 2, "--start: 'tomorrow' is not allowed; expected a time"),
+        (("history", "BTC:USDC", "--start", "9999999d"), 2, "a time from 1970 on"),
+        (("history", "BTC:USDC", "--start", "1h", "--end", "2h"), 2, "is before --start"),
         (("history", "BTC:USDC", "--start", "1066-10-14"), 2, "a time from 1970 on, such as 2022-07-02"),
         (("history", "BTC:USDC", "--start", "2022-07-03", "--end", "2022-07-02"), 2, "is before --start"),
         (("history", "BTC:USDC"), 2, "--start"),
@@ -153,6 +160,50 @@ def test_an_error_has_an_exit_code_and_no_traceback(
     assert "Traceback" not in result.stderr
     assert KEY not in result.stdout + result.stderr
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("now", "2022-07-02T12:00:00"),
+        ("today", "2022-07-02T00:00:00"),
+        ("yesterday", "2022-07-01T00:00:00"),
+        (" Yesterday ", "2022-07-01T00:00:00"),
+        ("90s", "2022-07-02T11:58:30"),
+        ("15m", "2022-07-02T11:45:00"),
+        ("15min", "2022-07-02T11:45:00"),
+        ("1h", "2022-07-02T11:00:00"),
+        ("1.5h", "2022-07-02T10:30:00"),
+        ("2d", "2022-06-30T12:00:00"),
+        ("1w", "2022-06-25T12:00:00"),
+        ("2022-07-01", "2022-07-01T00:00:00"),
+        ("2022-07-01T02:00+02:00", "2022-07-01T00:00:00"),
+    ],
+)
+def test_times_can_be_relative(text: str, expected: str) -> None:
+    """They count from now; days begin at midnight in UTC, like FinX's dates."""
+    assert parse_time("--start", text, NOON) == datetime.fromisoformat(f"{expected}+00:00")
+
+
+@given(st.text() | st.from_regex(r"[0-9]{1,6}(\.[0-9]{1,3})?(s|m|min|h|d|w)", fullmatch=True))
+def test_any_text_is_a_time_or_refused(text: str) -> None:
+    """The result is in the range that FinX has; anything else is our own error."""
+    with contextlib.suppress(ConfigurationError):
+        found = parse_time("--start", text, NOON)
+        assert datetime(1970, 1, 1, tzinfo=UTC) <= found < datetime(9999, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("command", [("history", "--start", "1h"), ("history", "--start", "today"), ("snap",)])
+def test_prints_lines_for_people(command: tuple[str, ...]) -> None:
+    """Every format is available for past ticks, too."""
+    moment = datetime.now(UTC).replace(microsecond=0)
+    past = tick("BTC:USDC", f"{moment.time().isoformat()}Z", "BINANCE", "1.5") | {"date": moment.date().isoformat()}
+    with LocalServer(SimulatedMarket(rate=0.001, seed=1), keys={KEY}) as server:
+        server.import_ticks([past])
+        name, *options = command
+        result = run(name, "BTC:USDC", *options, "--format", "line", "--endpoint", server.url)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert re.fullmatch(r"20\d\d-\d\d-\d\d \S+Z +BTC:USDC +1\.5  BINANCE\n", result.stdout)
 
 
 #: Too many ticks in one millisecond, which ends a fetch with an error.

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
+import os
 import re
 import signal
 import subprocess
+import zlib
+from pathlib import Path
 
 import pytest
 
-from finx_streamer.server import LocalServer, SimulatedMarket
+from finx_streamer.server import LocalServer, SimulatedMarket, Tape
 from tests.support.cli import (
     COMMAND,
     HOSTILE_EXCHANGE,
@@ -52,9 +56,113 @@ def test_the_limit_is_exact(busy_server: LocalServer) -> None:
 
 
 def test_the_duration_ends_a_silent_stream(server: LocalServer) -> None:
-    """The duration doesn't need a tick to be noticed."""
+    """The duration doesn't need a tick to be noticed, and its end prints a summary as Ctrl-C does."""
     result = run("listen", "BTC:USDC", "--endpoint", server.url, "--exchange", "NONE", "--duration", "0.3")
+    assert (result.returncode, result.stdout) == (0, "")
+    assert re.fullmatch(r"finx-streamer: 0 ticks in 0\.\d s; 0 reconnects, 0 dropped, 0 errors\n", result.stderr)
+
+
+def test_the_summary_counts_what_was_written(busy_server: LocalServer) -> None:
+    """Ticks that arrive after the duration are in neither."""
+    result = run("listen", "BTC:USDC", "--endpoint", busy_server.url, "--duration", "0.5")
+    lines = result.stdout.splitlines()
+    assert {json.loads(line)["pair"] for line in lines} == {"BTC:USDC"}
+    assert f"finx-streamer: {len(lines):,} ticks in " in result.stderr
+
+
+def test_lines_for_people(server: LocalServer) -> None:
+    """They have the time, pair, price and exchange, in columns."""
+    result = run("listen", "BTC:USDC", "--endpoint", server.url, "--limit", "2", "--format", "line")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.splitlines() == [
+        "2022-07-02 15:30:55.817Z  BTC:USDC             19200.84  BINANCE",
+        "2022-07-02 15:30:55.900Z  BTC:USDC   21865.010000000002  FTX",
+    ]
+
+
+def written_ticks(data: bytes) -> list[dict[str, str]]:
+    return [{name: line[name] for name in TICKS[0]} for line in map(json.loads, data.splitlines())]
+
+
+@pytest.mark.parametrize("name", ["ticks.jsonl", "ticks.jsonl.gz"])
+def test_writes_a_recording(server: LocalServer, tmp_path: Path, name: str) -> None:
+    """`--output` replaces an old file, and the new one can be played as a tape."""
+    file = tmp_path / name
+    file.write_text("before")
+    result = run("listen", "BTC:USDC", "--endpoint", server.url, "--limit", "3", "--output", str(file))
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    data = file.read_bytes()
+    assert written_ticks(gzip.decompress(data) if name.endswith(".gz") else data) == TICKS
+    assert [tick for _, tick in Tape(file).play(lambda: 0.0)] == TICKS
+
+
+@pytest.mark.parametrize("name", ["ticks.jsonl", "ticks.jsonl.gz"])
+def test_a_recording_has_each_tick_before_the_end(server: LocalServer, tmp_path: Path, name: str) -> None:
+    """Even a power cut loses no tick that was written, also with gzip."""
+    file = tmp_path / name
+
+    def read() -> bytes:
+        data = file.read_bytes() if file.exists() else b""
+        return zlib.decompressobj(wbits=31).decompress(data) if name.endswith(".gz") else data
+
+    with running("listen", "BTC:USDC", "--endpoint", server.url, "--output", str(file)):
+        wait_until(lambda: read().count(b"\n") == 3, "all ticks are in the file")
+        assert written_ticks(read()) == TICKS
+
+
+@pytest.mark.parametrize("name", ["ticks.csv", "ticks.csv.gz"])
+def test_ctrl_c_completes_a_recording(busy_server: LocalServer, tmp_path: Path, name: str) -> None:
+    """The file has exactly the ticks that the summary counts."""
+    file = tmp_path / name
+    options = ["--output", str(file), "--format", "csv"]
+    with running("listen", "BTC:USDC", "--endpoint", busy_server.url, *options) as command:
+        wait_until(lambda: file.exists() and file.stat().st_size > 10_000, "many ticks are in the file")
+        command.send_signal()
+        code, out, err = command.finish()
+    text = (gzip.decompress(file.read_bytes()) if name.endswith(".gz") else file.read_bytes()).decode()
+    assert (code, out) == (0, "")
+    assert f"finx-streamer: {len(text.splitlines()) - 1:,} ticks in " in err
+    assert text.endswith("\n")
+
+
+def test_writes_a_recording_into_a_named_pipe(server: LocalServer, tmp_path: Path) -> None:
+    """The pipe isn't replaced by a file."""
+    output = tmp_path / "pipe"
+    os.mkfifo(output)
+    reader = os.open(output, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        result = run("listen", "BTC:USDC", "--endpoint", server.url, "--limit", "3", "--output", str(output))
+        assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+        assert written_ticks(os.read(reader, 65_536)) == TICKS
+    finally:
+        os.close(reader)
+    assert output.is_fifo()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "hint"),
+    [
+        (["BTC:USDC", "--output", "/dev/full"], 1, "No space left on device"),
+        (["BTC:USDC", "--output", "/nowhere/at/all"], 1, "/nowhere/at/all: No such file"),
+        (["BTC:USDC", "--output", "/"], 2, "--output /: is a directory; expected a file"),
+        (["BTC:USDC", "--output", "x.jsonl", "--format", "table"], 2, "use json, csv or line"),
+    ],
+)
+def test_a_recording_that_cannot_be_written_is_one_line(
+    busy_server: LocalServer, arguments: list[str], code: int, hint: str
+) -> None:
+    """There is no traceback, and the command ends."""
+    result = run("listen", *arguments, "--endpoint", busy_server.url)
+    assert (result.returncode, result.stdout, len(result.stderr.splitlines())) == (code, "", 1)
+    assert hint in result.stderr
+
+
+def test_wrong_usage_keeps_an_old_recording(tmp_path: Path) -> None:
+    """The file is emptied only once everything else is right."""
+    file = tmp_path / "ticks.jsonl"
+    file.write_text("before")
+    assert run("listen", "btc-usdc", "--output", str(file)).returncode == 2
+    assert file.read_text() == "before"
 
 
 def test_shows_only_the_requested_exchanges(server: LocalServer) -> None:
