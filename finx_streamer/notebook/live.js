@@ -134,10 +134,19 @@ class PairChart {
   }
 
   addLines(exchanges) {
+    if (exchanges.length === this.exchanges.length) return;
     for (const exchange of exchanges.slice(this.exchanges.length)) {
       this.exchanges.push(exchange);
       this.plot.addSeries(this.line(exchange));
     }
+    this.sortLegend();
+  }
+
+  // Sort the exchanges by name, so that all charts show them in the same order.
+  sortLegend() {
+    const places = [...this.exchanges].sort();
+    const rows = this.box.querySelectorAll(".u-legend .u-series:not(.time)");
+    this.exchanges.forEach((exchange, i) => { rows[i].style.order = places.indexOf(exchange); });
   }
 
   line(exchange) {
@@ -206,6 +215,7 @@ class PairChart {
     this.plot = new uPlot(options, this.data, this.plotHost);
     this.plot.over.addEventListener("dblclick", () => this.setFollow(true));
     if (range && !this.follow) this.plot.setScale("x", { min: range[0], max: range[1] });
+    this.sortLegend();
   }
 
   timeText(at) {

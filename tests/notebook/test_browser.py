@@ -288,15 +288,20 @@ def test_columns_keep_their_width(quiet: Book) -> None:
 
 
 def test_an_exchange_has_the_same_line_in_every_chart(quiet: Book) -> None:
-    """It depends on its name, not on the order. Exchanges without a colour of their own have dashes."""
-    quiet.execute(2, "for name in ('KRAKEN', 'SOMEX', 'BINANCE', 'OTHEREX'): emit('A:USDC', name, '1')")
-    quiet.execute(2, "for name in ('OTHEREX', 'BINANCE', 'SOMEX', 'COINBASE'): emit('B:USDC', name, '1')")
+    """It depends on its name, and so does its place in the legend. Exchanges without their own colour have dashes."""
+    quiet.execute(2, "for name in ('KRAKEN', 'SOMEX', 'BINANCE', 'OTHEREX', 'NEWEX'): emit('A:USDC', name, '1')")
+    quiet.execute(2, "for name in ('NEWEX', 'OTHEREX', 'BINANCE', 'SOMEX', 'COINBASE'): emit('B:USDC', name, '1')")
     for pair in ("A:USDC", "B:USDC"):
         quiet.page.get_by_role("button", name=pair, exact=True).click()
-    quiet.wait("() => document.querySelectorAll('.finx .u-series:not(.time)').length === 8")
+    quiet.wait("() => document.querySelectorAll('.finx .u-series:not(.time)').length === 10")
     charts = quiet.charts()
+    assert [list(chart["lines"]) for chart in charts.values() if chart["lines"]] == [
+        ["BINANCE", "KRAKEN", "NEWEX", "OTHEREX", "SOMEX"],
+        ["BINANCE", "COINBASE", "NEWEX", "OTHEREX", "SOMEX"],
+    ]
     expected = {
         "BINANCE": "solid rgb(184, 138, 0)",
+        "NEWEX": "dashed rgb(160, 112, 74)",
         "SOMEX": "dotted rgb(180, 95, 196)",
         "OTHEREX": "dotted rgb(184, 138, 0)",
     }

@@ -30,7 +30,8 @@ _IDLE = """() => {
 #: What each chart of a live view shows. Labels of axes are drawn on a canvas, so they are read from the plot.
 _CHARTS = """() => Object.fromEntries([...document.querySelector('.finx').finxCharts].map(([pair, chart]) => {
     const { plot, data, box } = chart;
-    const rows = [...box.querySelectorAll('.u-legend .u-series:not(.time)')];
+    const place = (row) => 1e4 * row.offsetTop + row.offsetLeft;
+    const rows = [...box.querySelectorAll('.u-legend .u-series:not(.time)')].sort((a, b) => place(a) - place(b));
     const name = (row) => row.querySelector('.u-label').textContent;
     const line = (row) => {
         const { borderTopStyle, borderTopColor } = getComputedStyle(row.querySelector('.u-marker'));
