@@ -96,6 +96,16 @@ InsecureOption = Annotated[
 TimeoutOption = Annotated[
     float, typer.Option(min=0.1, help="Longest wait for one answer, reconnects included.", metavar="SECONDS")
 ]
+RetryOption = Annotated[
+    bool,
+    typer.Option(
+        "--retry", help="If the server can't be reached, keep trying for --timeout instead of failing at once."
+    ),
+]
+
+
+class _HastyClient(FunctionClient):
+    _fail_fast = True
 
 
 def _print_version(wanted: bool) -> None:
@@ -203,6 +213,7 @@ def history(
     proxy: ProxyOption = None,
     allow_insecure: InsecureOption = False,
     timeout: TimeoutOption = 10.0,
+    retry: RetryOption = False,
 ) -> None:
     """Write past ticks, sorted by time.
 
@@ -216,7 +227,7 @@ def history(
     with _errors_as_exit_codes():
         from .history import write_history
 
-        with _function_client(endpoint, api_key_file, proxy, allow_insecure, timeout) as client:
+        with _function_client(endpoint, api_key_file, proxy, allow_insecure, timeout, retry) as client:
             raise typer.Exit(write_history(client, pair, start, end, exchange, _LINE_FORMATS[format], output, resume))
 
 
@@ -232,6 +243,7 @@ def snap(
     proxy: ProxyOption = None,
     allow_insecure: InsecureOption = False,
     timeout: TimeoutOption = 10.0,
+    retry: RetryOption = False,
 ) -> None:
     """Write the last tick at or before a time.
 
@@ -242,7 +254,7 @@ def snap(
     with _errors_as_exit_codes():
         from .history import write_snap
 
-        with _function_client(endpoint, api_key_file, proxy, allow_insecure, timeout) as client:
+        with _function_client(endpoint, api_key_file, proxy, allow_insecure, timeout, retry) as client:
             raise typer.Exit(write_snap(client, pair, time, _LINE_FORMATS[format]))
 
 
@@ -327,9 +339,9 @@ def _listener(pairs: Iterable[str], **arguments: Any) -> StreamListener:
 
 
 def _function_client(
-    endpoint: str, key_file: Path | None, proxy: str | None, allow_insecure: bool, timeout: float
+    endpoint: str, key_file: Path | None, proxy: str | None, allow_insecure: bool, timeout: float, retry: bool
 ) -> FunctionClient:
-    return FunctionClient(
+    return (FunctionClient if retry else _HastyClient)(
         _key(endpoint, key_file),
         endpoint,
         timeout,

@@ -11,7 +11,8 @@ import signal
 import sys
 from collections.abc import Iterator
 
-from .. import Gap
+from .. import ConnectionFailed, Gap
+from ..config.reconnect import is_unreachable
 from ..errors import make_printable
 
 #: How many characters of a server's text are shown.
@@ -71,7 +72,13 @@ def say(text: str) -> None:
 
 def say_error(error: Exception) -> None:
     """Print the error that ends a command."""
-    say(shorten(f"error: {with_options(str(error))}"))
+    say(shorten(f"error: {with_options(str(error))}") + _what_to_check(error))
+
+
+def _what_to_check(error: Exception) -> str:
+    if not isinstance(error, ConnectionFailed) or not is_unreachable(error):
+        return ""
+    return "; check the network, --endpoint and --proxy" + (", or wait with --retry" if error.attempt == 1 else "")
 
 
 def with_options(text: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import random
+import socket
 import sys
 from collections.abc import Iterator
 
@@ -13,6 +15,7 @@ from . import checks as check
 
 #: In seconds. A longer Retry-After is cut to this: a typing error in a header must not silence a stream for years.
 MAX_RETRY_AFTER = 86_400.0
+_NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN)
 
 
 @attrs.frozen
@@ -81,6 +84,14 @@ def is_fatal(error: ConnectionFailed, had_been_open: bool = False) -> bool:
     if had_been_open and not isinstance(error, AuthenticationError):
         return refused and status is not None and status >= 400
     return error.permanent or refused
+
+
+def is_unreachable(error: ConnectionFailed) -> bool:
+    """Whether no server was reached: its name can't be resolved, it refuses connections, or there is no way to it."""
+    cause = error.__cause__
+    return isinstance(cause, socket.gaierror | ConnectionRefusedError) or (
+        isinstance(cause, OSError) and cause.errno in _NO_WAY
+    )
 
 
 def retry_delay(error: ConnectionFailed, drawn: float) -> float:

@@ -134,7 +134,9 @@ def _error_for(cause: BaseException, where: str) -> ConnectionFailed:
     if isinstance(cause, ssl.SSLError):
         return ConnectionFailed(f"TLS with {where} failed: {cause.reason or text}", permanent=True)
     if isinstance(cause, socket.gaierror | UnicodeError):
-        return ConnectionFailed(f"the name of {where} can't be resolved: {text}")
+        # A UnicodeError: no such name can exist, for example because a part of it is too long.
+        permanent = isinstance(cause, UnicodeError)
+        return ConnectionFailed(f"the name of {where} can't be resolved: {text}", permanent=permanent)
     if isinstance(cause, OSError):
         return ConnectionFailed(f"{where}: {(cause.strerror or text or type(cause).__name__).lower()}")
     if isinstance(cause, MemoryError):

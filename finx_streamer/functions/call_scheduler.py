@@ -18,7 +18,7 @@ from typing import Any
 import attrs
 
 from ..config.api_key import ApiKey
-from ..config.reconnect import ReconnectPolicy, is_fatal, retry_delay
+from ..config.reconnect import ReconnectPolicy, is_fatal, is_unreachable, retry_delay
 from ..config.redaction import redact
 from ..connection.attempt import ConnectionConfig
 from ..connection.channel import WebSocketChannel
@@ -57,6 +57,8 @@ class PoolSettings:
     keepalive_interval: float = 240.0
     #: Seconds after the handshake during which an error answer isn't blamed on an expired key.
     key_trusted_for: float = 60.0
+    #: Whether a call fails at once if the server can't be reached, as long as no connection has ever been open.
+    fail_fast: bool = False
 
 
 @attrs.frozen
@@ -188,6 +190,7 @@ class PooledConnection(WebSocketChannel):
 
     def opened(self, websocket: Connection) -> None:
         self._opened_at = time.monotonic()
+        self._scheduler.has_connected = True
         self.update_watch()
         if self.call is not None and not websocket.messages(1) and self.is_reusable:
             self.ask(self.call)
@@ -278,6 +281,8 @@ class CallScheduler:
     def __init__(self, settings: PoolSettings) -> None:
         self.settings = settings
         self.connections: list[PooledConnection] = []
+        #: Whether any connection was ever open.
+        self.has_connected = False
         self.loop = EventLoop(f"{settings.name}-calls", self._close, self._ended)
         self.handshakes = HandshakePool(self.loop, settings.name)
         self._calls: set[Call] = set()
@@ -360,6 +365,8 @@ class CallScheduler:
             return None
         another_key = isinstance(failure, AuthenticationError) and keys.can_change and not failure.permanent
         if is_fatal(failure) and not another_key:
+            return None
+        if self.settings.fail_fast and not self.has_connected and is_unreachable(failure):
             return None
         left = call.answer_by - time.monotonic()
         if left < _LAST_RETRY:

@@ -59,6 +59,9 @@ class FunctionClient:
         ConfigurationError: An argument is wrong.
     """
 
+    #: Whether a server that can't be reached at first fails a call at once. The command line does that.
+    _fail_fast = False
+
     @hides_arguments
     def __init__(
         self,
@@ -91,7 +94,7 @@ class FunctionClient:
         given = check.text_or_none("name", name)
         self._name = given or f"finx-streamer-functions-{next(_names)}"
         self._where = redact(config.endpoint.url)
-        self._calls = CallPool(PoolSettings(config, policy, size, self._name))
+        self._calls = CallPool(PoolSettings(config, policy, size, self._name, fail_fast=self._fail_fast))
         self._ticks = TickReader(self._calls, self._timeout, price_parser)
         # Closes forgotten clients too, and all clients when the interpreter exits.
         weakref.finalize(self, self._calls.close)

@@ -11,6 +11,7 @@ import os
 import pty
 import re
 import signal
+import socket
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
@@ -378,6 +379,40 @@ def test_the_timeout_is_an_option(server: LocalServer, command: tuple[str, ...])
     result = run(*command, "--endpoint", server.url, "--timeout", "0.5")
     assert result.returncode == 1
     assert "no answer within 0.5 s" in result.stderr
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port that refuses connections."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield sock.getsockname()[1]
+
+
+@pytest.mark.parametrize("command", [("history", "BTC:USDC", *WHOLE_DAY), ("snap", "BTC:USDC")])
+def test_a_refused_connection_fails_at_once(closed_port: int, command: tuple[str, ...]) -> None:
+    """With a second attempt, this would take an hour. The error says what to check."""
+    result = run(*command, "--endpoint", f"ws://127.0.0.1:{closed_port}/", "--timeout", "3600")
+    assert (result.returncode, result.stdout, len(result.stderr.splitlines())) == (1, "", 1)
+    assert "connection refused (attempt 1, no further attempt)" in result.stderr
+    assert result.stderr.endswith("; check the network, --endpoint and --proxy, or wait with --retry\n")
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "n" * 64 + ".invalid"])
+def test_a_name_without_an_address_fails_at_once(host: str) -> None:
+    """So does one that can't exist."""
+    result = run("snap", "BTC:USDC", "--endpoint", f"wss://{host}/", "--timeout", "3600")
+    assert (result.returncode, result.stdout, len(result.stderr.splitlines())) == (1, "", 1)
+    assert "can't be resolved" in result.stderr
+
+
+@pytest.mark.parametrize("command", [("history", "BTC:USDC", *WHOLE_DAY), ("snap", "BTC:USDC")])
+def test_retry_waits_for_the_server(closed_port: int, command: tuple[str, ...]) -> None:
+    """After several attempts, the error doesn't suggest `--retry` again."""
+    result = run(*command, "--endpoint", f"ws://127.0.0.1:{closed_port}/", "--timeout", "0.5", "--retry")
+    assert result.returncode == 1
+    assert re.search(r"attempt [2-9]|before that: .* refused", result.stderr)
+    assert "--retry" not in result.stderr
 
 
 def test_a_refused_key_is_a_failure(server: LocalServer) -> None:

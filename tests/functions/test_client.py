@@ -90,6 +90,34 @@ def prices(ticks: list[Tick]) -> list[int]:
 # Functions and their results.
 
 
+class HastyClient(FunctionClient):
+    """The client of the command line."""
+
+    _fail_fast = True
+
+
+def test_a_hasty_client_still_retries_after_its_first_connection() -> None:
+    """A server that was there may come back."""
+    with (
+        LocalServer(SimulatedMarket(rate=0.001, seed=1), keys={KEY}) as server,
+        HastyClient(KEY, server.url, timeout=1.0) as client,
+    ):
+        assert client.authenticate()
+        server.stop()
+        with pytest.raises((CallTimeout, ConnectionFailed)) as caught:
+            client.tick_snap("BTC:USDC")
+    assert isinstance(caught.value, CallTimeout) or caught.value.attempt > 1
+
+
+def test_a_hasty_client_gives_up_on_a_server_that_is_not_there() -> None:
+    """The first refused connection is its error."""
+    with LocalServer(SimulatedMarket(rate=0.001, seed=1), keys={KEY}) as server:
+        url = server.url
+    with HastyClient(KEY, url, timeout=3_600.0) as client, pytest.raises(ConnectionFailed) as caught:
+        client.tick_snap("BTC:USDC")
+    assert caught.value.attempt == 1
+
+
 def test_authenticate_accepts_a_valid_key(client: FunctionClient) -> None:
     """authenticate() returns True if the server accepts the key."""
     assert client.authenticate() is True
