@@ -12,8 +12,6 @@ Set the environment variable `FINX_API_KEY` to your API key, then::
 
 from __future__ import annotations
 
-import logging
-
 from ._version import __version__
 from .config.endpoint import Endpoint
 from .config.reconnect import ReconnectPolicy
@@ -81,5 +79,3 @@ __all__ = [
     "to_pandas",
     "to_polars",
 ]
-
-logging.getLogger("finx_streamer").addHandler(logging.NullHandler())

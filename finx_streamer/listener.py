@@ -21,7 +21,7 @@ from .delivery.frontend import LiveView, Origin
 from .delivery.iteration import TickBuffer
 from .delivery.queues import QUEUES
 from .delivery.recent import Recent
-from .delivery.stats import ListenerStats, StreamStats, add_up
+from .delivery.stats import ListenerStats, StreamStats, add_up, reason
 from .errors import ConfigurationError, FinxStreamerError
 from .loops import END_TIMEOUT, AsyncTickIterator, TickIterator, Ticks
 from .run import HURRIED_STOP, Run, Settings, live_runs, stop_runs
@@ -400,7 +400,7 @@ class StreamListener:
     def add(self, *symbols: str | Symbol) -> None:
         """Listen to more symbols. Those that it already listens to stay as they are.
 
-        A symbol that the server doesn't know ends the whole listener with `StreamNotFound`.
+        A symbol that the server doesn't know gets the state FAILED, and `on_error` a `StreamNotFound`.
 
         Raises:
             ConfigurationError: A symbol is malformed.
@@ -453,7 +453,7 @@ class StreamListener:
         """A snapshot of all counters."""
         if self._run is not None:
             return self._run.stats()
-        return add_up(State.IDLE, {name: StreamStats(state=State.IDLE) for name in self._symbols}, 0, 0)
+        return add_up(State.IDLE, {name: StreamStats(state=State.IDLE) for name in self._symbols})
 
     # Recent ticks.
 
@@ -524,13 +524,15 @@ class StreamListener:
             return "<StreamListener (incomplete)>"
         shown = ", ".join(self.symbols[:5]) + (", …" if len(self._symbols) > 5 else "")
         where = redact(self._settings.connection.endpoint.url)
-        text = f"<StreamListener {self.name} {self.state.value}: {shown or 'no symbols'} at {where}"
+        symbols = f"{shown or 'no symbols'} at {where}"
         if self._run is None:
-            return f"{text}>"
+            return f"<StreamListener {self.name} {self.state.value}: {symbols}>"
         stats = self._run.stats()
+        why = f" ({text})" if (text := reason(stats)) else ""
         return (
-            f"{text}; {stats.ticks} ticks, {stats.rate:.1f}/s, {stats.dropped} dropped, {stats.reconnects} reconnects, "
-            f"{stats.gaps} gaps, {stats.callback_errors + stats.decode_errors} errors>"
+            f"<StreamListener {self.name} {stats.state.value}{why}: {symbols}; {stats.ticks} ticks, "
+            f"{stats.rate:.1f}/s, {stats.dropped} dropped, {stats.reconnects} reconnects, {stats.gaps} gaps, "
+            f"{stats.callback_errors + stats.decode_errors} errors>"
         )
 
     # Shared steps.

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable
+from operator import itemgetter
 from typing import Any
 
 import attrs
@@ -156,13 +157,15 @@ class Run:
 
     @property
     def state(self) -> State:
-        """FAILED or STOPPED at the end. Until then, the least settled state of its streams."""
+        """FAILED or STOPPED at the end. Until then, the least settled state of the streams that haven't ended."""
         if self.error is not None:
             return State.FAILED
         if self._stopping or self.ended.is_set():
             return State.STOPPED
         states = {connection.session.state for connection in self._connections.values()}
-        for state in (State.FAILED, State.RECONNECTING, State.CONNECTING, State.IDLE):
+        if states == {State.FAILED}:
+            return State.FAILED
+        for state in (State.RECONNECTING, State.CONNECTING, State.IDLE):
             if state in states:
                 return State.CONNECTING if state is State.IDLE else state
         return State.STREAMING if states else State.IDLE
@@ -175,7 +178,9 @@ class Run:
             name: snapshot(each.stream.counters, each.session.state, each.session.reconnects, depths.get(name, 0))
             for name, each in self._connections.items()
         }
-        return add_up(self.state, streams, queue.depth(), self.delivery.peak)
+        errors = [last for each in self._connections.values() if (last := each.stream.counters.last_error) is not None]
+        last_error = max(errors, key=itemgetter(0))[1] if errors else None
+        return add_up(self.state, streams, queue.depth(), self.delivery.peak, last_error)
 
     # Life.
 
@@ -210,7 +215,7 @@ class Run:
             return True
         self.runner.closed = True
         logger.warning(
-            "stop(): a callback is still running after %g s. No further callback will be called, and %d waiting ticks "
+            "stop(): a callback is still running after %.3g s. No further callback will be called, and %d waiting ticks "
             "are dropped",
             timeout,
             self.delivery.queue.depth(),

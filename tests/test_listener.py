@@ -462,7 +462,7 @@ def test_connection_failures_do_not_end_a_listener(seen: Seen) -> None:
     """By default, a listener tries to connect forever."""
     with seen.listener(f"ws://127.0.0.1:{free_port()}/", reconnect=QUICK) as listener:
         seen.wait_errors(10)
-        assert listener.state is State.RECONNECTING
+        assert listener.state is State.CONNECTING
     assert {type(error) for error in seen.errors} == {ConnectionFailed}
 
 

@@ -126,6 +126,6 @@ def test_the_import_works_without_extras() -> None:
 
 
 def test_the_import_starts_nothing() -> None:
-    """The import starts no thread, and adds no logging handler but the null handler."""
+    """The import starts no thread and adds no logging handler, so that Python's last resort prints our errors."""
     result = run_program("side_effects")
-    assert (result.stdout, result.stderr) == ("1 []\n['NullHandler']\n", "")
+    assert (result.stdout, result.stderr) == ("1 []\n[]\n", "")

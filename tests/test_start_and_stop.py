@@ -297,7 +297,7 @@ def test_stop_interrupts_a_backoff(seen: Seen, dispatch: str) -> None:
     """stop() doesn't wait for the next attempt."""
     listener = seen.listener(f"ws://127.0.0.1:{free_port()}/", reconnect=SLOW, dispatch=dispatch).start()
     seen.wait_errors(1)
-    assert listener.state is State.RECONNECTING
+    assert listener.state is State.CONNECTING
     started = time.monotonic()
     assert listener.stop()
     assert time.monotonic() - started < AT_ONCE

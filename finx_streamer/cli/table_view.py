@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 import threading
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from .. import Gap, ListenerStats, Notice, StreamListener, StreamStats, Tick
+from ..delivery.stats import reason
 from ..errors import make_printable
 from .terminal import count, describe_filled_gap, encodable, shorten
 
@@ -64,6 +65,8 @@ class TableView:
 
     def finish(self, listener: StreamListener, interrupted: bool) -> None:
         """Leave the final table on the screen."""
+        if not self._live.is_started:
+            self._live.start()  # the limit may be reached before the first `refresh`
         self._live.update(self.render(listener.stats))
         self._live.stop()
 
@@ -75,7 +78,10 @@ class TableView:
             table.add_column(heading, justify="right" if numeric else "left", no_wrap=True, max_width=24)
         for symbol, stream in stats.streams.items():
             table.add_row(*self._row(symbol, stream))
-        return Group(table, self._totals(stats), *([self._message] if self._message else []))
+        lines: list[RenderableType] = [table, self._totals(stats)]
+        if text := reason(stats):
+            lines.append(self._text(shorten(f"{stats.state.value}: {text}"), style="yellow"))
+        return Group(*lines, *([self._message] if self._message else []))
 
     def _text(self, text: str, style: str = "") -> Text:
         return Text(encodable(text, self._encoding), style)

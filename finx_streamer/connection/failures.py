@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 import ssl
@@ -22,6 +23,11 @@ _ENDS = (EOFError, ssl.SSLEOFError, ssl.SSLZeroReturnError, websocket.WebSocketC
 #: OpenSSL's codes for an unknown CA: "self-signed certificate in chain", "unable to get local issuer certificate".
 _UNKNOWN_CA = (19, 20)
 _CA_HINT = "; if the server is the right one, check SSL_CERT_FILE and SSL_CERT_DIR, or pass ssl_context="
+_ADVICE = {
+    errno.ECONNREFUSED: "; check that a server runs there",
+    errno.ENETUNREACH: "; check the network",
+    errno.EHOSTUNREACH: "; check the network",
+}
 _CLOSE_CODES = {
     1000: ", normally",
     1001: ", going away",
@@ -130,15 +136,17 @@ def _error_for(cause: BaseException, where: str) -> ConnectionFailed:
     if isinstance(cause, _ENDS):
         return ConnectionFailed(f"{where} closed the connection without a close frame")
     if isinstance(cause, TimeoutError | websocket.WebSocketTimeoutException):
-        return ConnectionFailed(f"{where} did not answer in time")
+        return ConnectionFailed(f"{where} did not answer in time; check the network")
     if isinstance(cause, ssl.SSLError):
         return ConnectionFailed(f"TLS with {where} failed: {cause.reason or text}", permanent=True)
     if isinstance(cause, socket.gaierror | UnicodeError):
         # A UnicodeError: no such name can exist, for example because a part of it is too long.
         permanent = isinstance(cause, UnicodeError)
-        return ConnectionFailed(f"the name of {where} can't be resolved: {text}", permanent=permanent)
+        advice = "; check the network and the endpoint"
+        return ConnectionFailed(f"the name of {where} can't be resolved: {text}{advice}", permanent=permanent)
     if isinstance(cause, OSError):
-        return ConnectionFailed(f"{where}: {(cause.strerror or text or type(cause).__name__).lower()}")
+        advice = _ADVICE.get(cause.errno or 0, "")
+        return ConnectionFailed(f"{where}: {(cause.strerror or text or type(cause).__name__).lower()}{advice}")
     if isinstance(cause, MemoryError):
         return ConnectionFailed(f"out of memory while reading from {where}")
     if isinstance(cause, websocket.WebSocketException):

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 import attrs
 
+from ..errors import ConnectionFailed, FinxStreamerError, make_printable
 from ..streaming.counters import Counters
 from ..values import State, Tick
 
@@ -22,6 +23,7 @@ class Totals:
     dropped: int = 0
     callback_errors: int = 0
     decode_errors: int = 0
+    connection_errors: int = 0
     reconnects: int = 0
     gaps: int = 0
     filled_ticks: int = 0
@@ -41,6 +43,7 @@ class StreamStats(Totals):
         dropped: Ticks dropped by the overflow policy, or because the listener ended before your callbacks had them.
         callback_errors: Exceptions raised by callbacks.
         decode_errors: Messages that could not be decoded.
+        connection_errors: Connection attempts that failed, and connections that were lost.
         reconnects: How often the connection was re-established.
         gaps: How often the connection was lost and ticks may have been missed.
         filled_ticks: Ticks fetched from history.
@@ -52,6 +55,7 @@ class StreamStats(Totals):
         queue_peak: The highest `queue_depth` so far.
         last_tick: The last tick. None before the first.
         connected_since: Time of the last handshake, aware and in UTC. None while disconnected.
+        last_error: Why the connection last failed, was lost, or counted as stale. None if it never was.
     """
 
     lag: float | None = None
@@ -59,13 +63,14 @@ class StreamStats(Totals):
     queue_peak: int = 0
     last_tick: Tick | None = None
     connected_since: datetime | None = None
+    last_error: FinxStreamerError | None = None
 
 
 @attrs.frozen(kw_only=True)
 class ListenerStats(Totals):
     """A snapshot of a listener's counters: the sums over its streams. Removed streams don't count.
 
-    Only `state`, `queue_depth` and `queue_peak` aren't sums. All streams share one queue.
+    Only `state`, `queue_depth`, `queue_peak` and `last_error` aren't sums. All streams share one queue.
 
     Attributes:
         state: The state of the listener, as in `StreamListener.state`.
@@ -74,6 +79,7 @@ class ListenerStats(Totals):
         dropped: Ticks dropped by the overflow policy, or because the listener ended before your callbacks had them.
         callback_errors: Exceptions raised by callbacks.
         decode_errors: Messages that could not be decoded.
+        connection_errors: Connection attempts that failed, and connections that were lost.
         reconnects: How often connections were re-established.
         gaps: How often a connection was lost and ticks may have been missed.
         filled_ticks: Ticks fetched from history.
@@ -82,11 +88,13 @@ class ListenerStats(Totals):
         rate: Live ticks per second over the last 10 s.
         queue_depth: Entries that wait for callbacks now.
         queue_peak: The highest `queue_depth` so far.
+        last_error: The latest `last_error` of its streams.
         streams: A `StreamStats` for each symbol.
     """
 
     queue_depth: int = 0
     queue_peak: int = 0
+    last_error: FinxStreamerError | None = None
     streams: Mapping[str, StreamStats] = attrs.field(factory=dict)
 
 
@@ -108,11 +116,33 @@ def snapshot(counters: Counters, state: State, reconnects: int, queue_depth: int
         queue_depth=queue_depth,
         queue_peak=max(counters.queue_peak, queue_depth),
         last_tick=counters.last_tick,
+        last_error=counters.last_error[1] if counters.last_error is not None else None,
         connected_since=datetime.fromtimestamp(connected_at, UTC) if connected_at else None,
     )
 
 
-def add_up(state: State, streams: dict[str, StreamStats], queue_depth: int, queue_peak: int) -> ListenerStats:
+def add_up(
+    state: State,
+    streams: dict[str, StreamStats],
+    queue_depth: int = 0,
+    queue_peak: int = 0,
+    last_error: FinxStreamerError | None = None,
+) -> ListenerStats:
     """Return the snapshot of a listener, from those of its streams."""
     sums = {name: sum(getattr(stream, name) for stream in streams.values()) for name in SUMMED}
-    return ListenerStats(state=state, queue_depth=queue_depth, queue_peak=queue_peak, streams=streams, **sums)
+    return ListenerStats(
+        state=state,
+        queue_depth=queue_depth,
+        queue_peak=queue_peak,
+        last_error=last_error,
+        streams=streams,
+        **sums,
+    )
+
+
+def reason(stats: StreamStats | ListenerStats) -> str:
+    """Say why there is no connection, for views. Empty while there is one, or after `stop`."""
+    error = stats.last_error
+    if error is None or stats.state not in (State.CONNECTING, State.RECONNECTING, State.FAILED):
+        return ""
+    return make_printable(error.reason) if isinstance(error, ConnectionFailed) else str(error)

@@ -364,6 +364,7 @@ function render({ model, el }) {
   let symbols = [];
   let rows = [];
   let state = "";
+  let reason = "";
   let lastMessage = performance.now();
   let isLive = false;
   let quiet = false;
@@ -418,10 +419,10 @@ function render({ model, el }) {
 
   function showStats(message) {
     if (!message.totals) return;
-    if (message.state !== state) {
-      state = message.state;
+    if (message.state !== state || message.reason !== reason) {
+      ({ state, reason } = message);
       light.dataset.state = state;
-      setText(light, state);
+      setText(light, reason ? `${state}: ${reason}` : state);
       setText(spoken, `listener is ${state}`);
       stop.disabled = ENDED.includes(state) || !isLive;
       if (ENDED.includes(state)) clearStop();

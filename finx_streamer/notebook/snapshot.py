@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from ..delivery.frontend import ListenerView
 from ..delivery.recent import Recent
-from ..delivery.stats import ListenerStats, StreamStats
+from ..delivery.stats import ListenerStats, StreamStats, reason
 from ..values import State
 from .text import digits_of_pairs, escaped, price_text
 
@@ -55,7 +55,7 @@ def snapshot(listener: ListenerView, digits: Mapping[str, int], lines: Lines | N
     head = "".join(f'<th scope="col" style="{_style(name)};opacity:.75">{name}</th>' for name in headings)
     return (
         '<div style="font-size:90%;line-height:1.5" role="group" aria-label="finx-streamer listener">'
-        f"<div><b>{escaped(listener.name)}</b> {_light(stats.state)}</div>"
+        f"<div><b>{escaped(listener.name)}</b> {_light(stats.state)}{_reason(stats)}</div>"
         '<table style="border-collapse:collapse;border:none;font-variant-numeric:tabular-nums;background:none">'
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
         f'<div style="opacity:.75">{_totals(stats)}<br>'
@@ -87,6 +87,11 @@ def _style(name: str) -> str:
 
 def _light(state: State) -> str:
     return f'<span style="color:{_COLOURS[state]}" aria-hidden="true">●</span> {state.value}'
+
+
+def _reason(stats: ListenerStats) -> str:
+    text = reason(stats)
+    return f": {escaped(text)}" if text else ""
 
 
 def _totals(stats: ListenerStats) -> str:

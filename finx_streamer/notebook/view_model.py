@@ -13,7 +13,7 @@ from typing import Any
 
 from ..delivery.frontend import ListenerView
 from ..delivery.recent import Recent
-from ..delivery.stats import ListenerStats, StreamStats
+from ..delivery.stats import ListenerStats, StreamStats, reason
 from ..values import Tick
 from .text import plain, plain_name, price_digits, price_text
 
@@ -224,6 +224,7 @@ class ViewModel:
         streams = [stats.streams.get(symbol, none) for symbol in self._symbols[:ROWS]]
         return {
             "state": stats.state.value,
+            "reason": plain(reason(stats)),
             "totals": {
                 "ticks": stats.ticks,
                 "rate": stats.rate,

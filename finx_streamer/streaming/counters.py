@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from datetime import datetime
 
+from ..errors import ConnectionFailed, FinxStreamerError
 from ..values import Tick
 
 #: Seconds over which the tick rate is averaged.
@@ -18,6 +20,9 @@ class Counters:
         #: `ticks` counts those that were put into the delivery: waiting, handed to callbacks, or dropped.
         self.messages = self.ticks = self.dropped = self.callback_errors = self.decode_errors = 0
         self.bytes = self.queue_peak = self.gaps = self.filled_ticks = self.held = 0
+        self.connection_errors = 0
+        #: The last error of the connection, and `time.monotonic()` then.
+        self.last_error: tuple[float, FinxStreamerError] | None = None
         self.last_tick: Tick | None = None
         #: `time.time()` of the last handshake; None while disconnected.
         self.connected_at: float | None = None
@@ -28,6 +33,11 @@ class Counters:
         #: Runs of ticks in the queue: the position of the last tick, and how many ticks.
         self._queued_runs: deque[tuple[int, int]] = deque()
         self._queued = 0
+
+    def count_error(self, error: FinxStreamerError) -> None:
+        """Count an error of the connection."""
+        self.connection_errors += isinstance(error, ConnectionFailed)
+        self.last_error = time.monotonic(), error
 
     def count_ticks(self, ticks: list[Tick], now: float) -> None:
         """Count delivered ticks, at least one. `now` is in monotonic seconds."""

@@ -179,7 +179,7 @@ class Session:
         error.retry_in = retry_delay(error, self._choose_delay(error, lasted))
         self._connect_at = now + error.retry_in
         self._may_retry_early = error.status is None and not is_fatal(error)
-        return [error, *self._enter(State.RECONNECTING)]
+        return [error, *self._enter(State.RECONNECTING if self._was_open else State.CONNECTING)]
 
     def retry_by(self, by: float) -> bool:
         """Retry at the latest at `by`: another connection has shown that the network is back.

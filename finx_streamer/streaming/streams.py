@@ -17,7 +17,7 @@ from ..connection.failures import translate
 from ..connection.handshake_pool import HandshakePool
 from ..connection.loop import EventLoop
 from ..connection.websocket import READ_SIZE, Connection
-from ..errors import ConnectionFailed, DecodeError, StaleStream
+from ..errors import ConnectionFailed, DecodeError, StaleStream, StreamNotFound
 from ..values import NEVER, NO_BOUND, Event, State, Tick
 from ..wire.decoder import Decoder, Message
 from ..wire.frames import Binary
@@ -126,9 +126,10 @@ class Streams:
         for connection in paused:
             connection.resume()
 
-    def fail(self, error: ConnectionFailed) -> None:
-        """End all streams: an error that can't be retried must not go unnoticed."""
-        if not self._stopping:
+    def failed(self, error: ConnectionFailed) -> None:
+        """A session has ended by an error. An unknown pair ends only its own stream; anything else ends all of them."""
+        others = any(not connection.session.state.ended for connection in self._connections.values())
+        if not self._stopping and not (isinstance(error, StreamNotFound) and others):
             self._failure = error
             self._stop()
 
@@ -231,9 +232,10 @@ class StreamConnection(WebSocketChannel):
                     self._owner.delivery.put_event(Event(action, self.stream.symbol))
                 case ConnectionFailed() | StaleStream():
                     action.symbol = self.stream.symbol
+                    self.stream.counters.count_error(action)
                     self._owner.delivery.put_event(Event(action, self.stream.symbol))
-        if self.session.failure is not None:
-            self._owner.fail(self.session.failure)
+        if State.FAILED in actions and self.session.failure is not None:
+            self._owner.failed(self.session.failure)
         self.loop.schedule(self)
 
     # The connection opens and is lost.

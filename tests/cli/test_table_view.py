@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 import threading
 
+import pytest
+
+from finx_streamer import StreamListener
+from finx_streamer.cli.table_view import TableView
 from finx_streamer.server import LocalServer
 from tests.support.cli import run_in_terminal
+from tests.support.peers import free_port
 
 
 def test_a_terminal_gets_a_live_table(server: LocalServer) -> None:
@@ -47,3 +52,18 @@ def test_a_dumb_terminal_gets_lines(server: LocalServer) -> None:
     """A table can't be redrawn there."""
     shown, code = run_in_terminal("listen", "BTC:USDC", "--endpoint", server.url, "--limit", "1", TERM="dumb")
     assert (code, json.loads(shown)["price"]) == (0, "19200.84")
+
+
+def test_the_final_table_appears_even_if_none_was_drawn_before(capsys: pytest.CaptureFixture[str]) -> None:
+    """The limit may be reached before the first drawing."""
+    TableView("title").finish(StreamListener("BTC:USDC"), interrupted=False)
+    assert "BTC:USDC" in capsys.readouterr().out
+
+
+def test_says_why_there_is_no_connection() -> None:
+    """Below the totals."""
+    shown, code = run_in_terminal(
+        "listen", "BTC:USDC", "--endpoint", f"ws://127.0.0.1:{free_port()}/", ctrl_c_after="connecting: 127.0.0.1"
+    )
+    assert code == 0
+    assert "connection refused; check that a server runs there" in shown

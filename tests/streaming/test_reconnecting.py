@@ -18,7 +18,7 @@ from finx_streamer import (
     StreamNotFound,
 )
 from finx_streamer.connection.handshake_pool import MAX_CONCURRENT
-from finx_streamer.server import LocalServer, Tape
+from finx_streamer.server import LocalServer, SimulatedMarket, Tape
 from tests.support import market
 from tests.support.peers import (
     PAIR,
@@ -57,7 +57,6 @@ def test_connecting_is_retried_until_the_server_appears(seen: Seen) -> None:
     assert all(error.will_retry and error.retry_in == 0.01 for error in seen.of_type(ConnectionFailed)[:3])
     assert list(dict.fromkeys(state for _, state in seen.states)) == [
         State.CONNECTING,
-        State.RECONNECTING,
         State.STREAMING,
         State.STOPPED,
     ]
@@ -98,7 +97,7 @@ def test_retry_after_overrides_the_policy(seen: Seen, form: str) -> None:
         server.refuse_next(1, 429, retry_after=later)
         listener = seen.listener(server.url).start()
         seen.wait_errors(1)
-        assert listener.state is State.RECONNECTING
+        assert listener.state is State.CONNECTING
         assert listener.stop()
     assert [type(error) for error in seen.errors] == [RateLimited]
     assert seen.of_type(RateLimited)[0].will_retry
@@ -147,16 +146,70 @@ def test_a_fatal_error_ends_the_listener(seen: Seen, script: Script, kind: type[
     assert seen.states[-1] == (PAIR, State.FAILED)
 
 
-def test_a_fatal_error_of_one_stream_ends_all_streams(seen: Seen) -> None:
-    """A listener never continues with only some of its streams."""
+@pytest.mark.parametrize("added_later", [False, True])
+def test_an_unknown_pair_ends_only_its_own_stream(seen: Seen, dispatch: str, added_later: bool) -> None:
+    """The others go on, and so does the listener."""
+    server = LocalServer(SimulatedMarket([PAIR, "ETH:USDC"], rate=None, wait_for=1), keys={"demo"})
+    symbols = [PAIR] if added_later else ["NO:SUCH", PAIR]
+    with server, seen.listener(server.url, *symbols, dispatch=dispatch) as listener:
+        seen.wait_ticks(1)
+        if added_later:
+            listener.add("NO:SUCH")
+        seen.wait_for(lambda: ("NO:SUCH", State.FAILED) in seen.states)
+        seen.wait_ticks(len(seen.ticks) + 100)
+        listener.add("ETH:USDC")
+        seen.wait_for(lambda: any(tick["pair"] == "ETH:USDC" for tick in seen.ticks))
+        stats = listener.stats
+        assert (listener.state, stats.streams["NO:SUCH"].state) == (State.STREAMING, State.FAILED)
+        assert not listener.join(0.0)
+    assert [(type(error), error.symbol) for error in seen.errors] == [(StreamNotFound, "NO:SUCH")]
+
+
+def test_the_listener_ends_when_no_stream_is_left(seen: Seen) -> None:
+    """Each unknown pair is reported. `join` raises the last one's error."""
+    with LocalServer(Tape([raw_tick(1)], speed=None), keys={"demo"}) as server:
+        listener = seen.listener(server.url, "NO:SUCH", "NOR:THIS").start()
+        with pytest.raises(StreamNotFound) as caught:
+            listener.join(PATIENCE)
+    assert listener.state is State.FAILED
+    assert sorted(str(error.symbol) for error in seen.errors) == ["NO:SUCH", "NOR:THIS"]
+    assert caught.value == seen.errors[-1]
+
+
+def test_a_refused_key_ends_all_streams(seen: Seen) -> None:
+    """All of them have the same key."""
     with LocalServer(Tape([raw_tick(1)], speed=None), keys={"demo"}) as server:
         listener = seen.listener(server.url, PAIR).start()
         seen.wait_ticks(1)
-        listener.add("NO:SUCH")
-        with pytest.raises(StreamNotFound) as caught:
+        server.refuse_next(1, 401)
+        listener.add("ETH:USDC")
+        with pytest.raises(AuthenticationError) as caught:
             listener.join(PATIENCE)
-    assert caught.value.symbol == "NO:SUCH"
-    assert dict(seen.states) == {PAIR: State.STOPPED, "NO:SUCH": State.FAILED}
+    assert caught.value.symbol == "ETH:USDC"
+    assert dict(seen.states) == {PAIR: State.STOPPED, "ETH:USDC": State.FAILED}
+
+
+def test_stats_and_repr_say_why_there_is_no_connection(seen: Seen) -> None:
+    """A stream that was never connected is connecting. The reason disappears with the next connection."""
+    go_on = threading.Event()
+
+    def later(caller: Caller) -> None:
+        assert go_on.wait(PATIENCE)
+        caller.welcome(tick(1))
+        caller.wait_until_left()
+
+    with Peer(refuse("503 Later"), later) as peer, seen.listener(peer.url) as listener:
+        assert listener.stats.last_error is None
+        seen.wait_errors(1)
+        stats = listener.stats
+        assert (stats.connection_errors, stats.streams[PAIR].connection_errors) == (1, 1)
+        assert stats.last_error is stats.streams[PAIR].last_error is seen.errors[0]
+        assert listener.state is State.CONNECTING
+        assert " connecting (the server answered 503 Later): BTC:USDC at " in repr(listener)
+        go_on.set()
+        seen.wait_ticks(1)
+        assert " streaming: BTC:USDC at " in repr(listener)
+        assert listener.stats.last_error is seen.errors[0]
 
 
 def test_attempts_limits_the_failures_in_a_row(seen: Seen) -> None:

@@ -148,12 +148,22 @@ def test_every_failed_attempt_is_reported_with_its_number() -> None:
 
 def test_a_state_is_announced_once() -> None:
     """A second failure in a row is not a new state."""
-    session = new_session()
-    session.start(0.0)
+    session = open_session()
     assert State.RECONNECTING in session.lost(loss(), 0.0)
     session.wake(session.deadline)
     assert session.state is State.RECONNECTING
     assert not any(isinstance(action, State) for action in session.lost(loss(), 5.0))
+
+
+def test_a_session_that_was_never_open_is_connecting() -> None:
+    """It can't reconnect yet, however often it fails."""
+    session = new_session()
+    assert session.start(0.0) == [State.CONNECTING, Command.CONNECT]
+    for _ in range(3):
+        error = loss()
+        assert session.lost(error, 0.0) == [error]
+        assert session.state is State.CONNECTING
+        session.wake(session.deadline)
 
 
 def test_a_second_report_of_a_loss_is_ignored() -> None:
@@ -718,7 +728,7 @@ class AnySequence(RuleBasedStateMachine):
         turns = 0
         while not self.session.state.ended and self.session.deadline <= end:
             before, self.now = self.session.deadline, max(self.now, self.session.deadline)
-            waits = self.announced is State.RECONNECTING and not self.handshake
+            waits = self.announced in (State.CONNECTING, State.RECONNECTING) and not self.handshake
             actions = self.session.wake(self.now)
             assert actions or self.session.deadline > before, "nothing was due"
             assert not waits or actions == [Command.CONNECT], "no reconnect"
