@@ -215,8 +215,8 @@ class Run:
             return True
         self.runner.closed = True
         logger.warning(
-            "stop(): a callback is still running after %.3g s. No further callback will be called, and %d waiting ticks "
-            "are dropped",
+            "stop(): a callback is still running after %.3g s. No further callback will be called, and %d ticks that "
+            "wait are dropped",
             timeout,
             self.delivery.queue.depth(),
         )
@@ -291,15 +291,16 @@ class Run:
 live_runs: dict[Run, Any] = {}
 
 
-def stop_runs(timeout: float) -> bool:
-    """End all runs of this process within `timeout` seconds. Return whether that succeeded."""
+def stop_runs(timeout: float, report: bool = True) -> bool:
+    """End all runs of this process within `timeout` seconds, and `report` dropped ticks. Return whether it succeeded."""
     runs = [run for run in tuple(live_runs) if not run.forked]
     for run in runs:
-        run.abandon()
+        run.abandon(report)
     deadline = time.monotonic() + timeout
     ended = [run.stop(max(0.0, deadline - time.monotonic()), drain=False) for run in runs]
     return all(ended)
 
 
 # A daemon thread that the interpreter freezes during a call would not end cleanly.
-atexit.register(stop_runs, HURRIED_STOP)
+# The end of a program is no surprise, so it reports no dropped ticks.
+atexit.register(stop_runs, HURRIED_STOP, report=False)

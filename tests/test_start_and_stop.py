@@ -181,7 +181,7 @@ def test_discarded_ticks_are_logged_without_on_error(seen: Seen, caplog: pytest.
         while listener.stats.messages < 100:
             time.sleep(0.005)  # counters have no event
         assert not listener.stop(timeout=0.1, drain=False)
-        assert "99 waiting ticks are dropped" in caplog.text
+        assert "99 ticks that wait are dropped" in caplog.text
         free.set()
         assert listener.join(PATIENCE)
     assert listener.stats.dropped == 99

@@ -6,7 +6,17 @@ import contextlib
 import time
 from typing import Protocol
 
-from .. import ConnectionFailed, FinxStreamerError, Gap, Notice, State, StreamListener, Tick, TicksDropped
+from .. import (
+    ConnectionFailed,
+    FinxStreamerError,
+    Gap,
+    Notice,
+    State,
+    StreamListener,
+    StreamNotFound,
+    Tick,
+    TicksDropped,
+)
 from ..delivery.stats import ListenerStats
 from .key_files import KeyFileError
 from .terminal import count, say, say_error, signals_as_ctrl_c, with_options
@@ -108,7 +118,7 @@ class ListenRun:
         if isinstance(error, TicksDropped) and error.at_end:
             return  # the user wants no more ticks; the summary counts these
         self._errors += 1
-        if isinstance(error, ConnectionFailed) and not error.will_retry:
+        if isinstance(error, ConnectionFailed) and not (error.will_retry or isinstance(error, StreamNotFound)):
             # Printed at the end, once: `join` raises it, too.
             self._fatal.append(error)
         else:
@@ -134,11 +144,13 @@ class ListenRun:
         )
 
     def _exit_code(self, listener: StreamListener) -> int:
-        errors = self._fatal
+        ending: FinxStreamerError | None = None
         try:
             listener.join(timeout=0)
         except FinxStreamerError as raised:
-            errors = [*(error for error in errors if error is not raised), raised]
-        for error in errors:
+            ending = raised
+            if raised not in self._fatal and not isinstance(raised, StreamNotFound):
+                self._fatal.append(raised)
+        for error in self._fatal:
             say_error(error)
-        return 1 if errors else 0
+        return 1 if self._fatal or ending is not None else 0

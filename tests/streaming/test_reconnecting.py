@@ -55,11 +55,8 @@ def test_connecting_is_retried_until_the_server_appears(seen: Seen) -> None:
             seen.wait_ticks(1)
     assert [error.attempt for error in seen.errors[:3]] == [1, 2, 3]
     assert all(error.will_retry and error.retry_in == 0.01 for error in seen.of_type(ConnectionFailed)[:3])
-    assert list(dict.fromkeys(state for _, state in seen.states)) == [
-        State.CONNECTING,
-        State.STREAMING,
-        State.STOPPED,
-    ]
+    states = [state for _, state in seen.states]
+    assert (states[:2], states[-1]) == ([State.CONNECTING, State.STREAMING], State.STOPPED)
 
 
 def test_a_lost_connection_is_replaced(seen: Seen) -> None:
