@@ -292,7 +292,7 @@ live_runs: dict[Run, Any] = {}
 
 
 def stop_runs(timeout: float, report: bool = True) -> bool:
-    """End all runs of this process within `timeout` seconds, and `report` dropped ticks. Return whether it succeeded."""
+    """End all runs of this process within `timeout` seconds. Return whether that succeeded. `report`: dropped ticks."""
     runs = [run for run in tuple(live_runs) if not run.forked]
     for run in runs:
         run.abandon(report)

@@ -62,7 +62,7 @@ def test_ctrl_c_ends_a_script_with_a_stuck_callback(market: LocalServer, name: s
 
 @pytest.mark.parametrize("name", ["stopped", "left_loop", "sys_exit_in_with", "stuck_callback", "stop_in_callback"])
 def test_a_script_exits_at_its_end(market: LocalServer, name: str) -> None:
-    """A script exits promptly, in any state of the listener. It says only that ticks were dropped or a callback hung."""
+    """A script exits promptly, in any state of the listener. It may say that ticks were dropped, or a callback hung."""
     with Program("endings", name, market.url) as program:
         code, output, errors, seconds = time_to_end(program, interrupt=False)
     assert (code, output) == (0, "")
