@@ -19,7 +19,7 @@ import typer
 from .. import ConfigurationError, Endpoint, FinxStreamerError, FunctionClient, StreamListener
 from .. import demo as demo_market
 from .._version import __version__
-from ..config.symbols import Pair
+from ..config import checks as check
 from .formats import CSV, JSON, TEXT
 from .key_files import accepted_keys, api_key
 from .listening import ListenRun, View
@@ -334,7 +334,7 @@ def _errors_as_exit_codes() -> Iterator[None]:
 
 def _listener(pairs: Iterable[str], **arguments: Any) -> StreamListener:
     # Refuse options: a listener accepts them, but they have no ticks to show.
-    symbols = [str(Pair.parse(pair)) for pair in pairs]
+    symbols = [str(check.pair(pair)) for pair in pairs]
     return StreamListener(*symbols, parse_price=str, **arguments)
 
 

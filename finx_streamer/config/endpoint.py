@@ -90,7 +90,7 @@ class Endpoint:
     def stream_url(self, symbol: Symbol, key: ApiKey) -> str:
         """Return the URL of a stream, which holds the key. Source: S."""
         kind = f"{self.prefix}/greeks" if isinstance(symbol, Option) else self.prefix
-        return f"{self.url}{kind}/{quote(key.reveal(), safe='')}/{symbol}"
+        return f"{self.url}{kind}/{quote(key.reveal(), safe='')}/{quote(str(symbol), safe=':')}"
 
     def functions_url(self, key: ApiKey) -> str:
         """Return the URL for function calls, which holds the key. It doesn't depend on the prefix. Source: D."""

@@ -11,15 +11,29 @@ from ..errors import ConfigurationError
 #: Futures month letters, January to December.
 MONTH_LETTERS = "FGHJKMNQUVXZ"
 
-_PAIR = re.compile(r"([A-Z0-9]{1,32}):([A-Z0-9]{1,32})")
 _OPTION = re.compile(rf"([A-Z0-9]{{1,32}})([{MONTH_LETTERS}])([0-9])([0-9]{{4}})([0-9]{{2}})")
 #: In characters.
-_LONGEST_SHOWN = 60
+_LONGEST_PART = 32
+_NOT_IN_A_PART = frozenset(" :/?#%\\")
+#: What people write between base and quote. `\uff1a` is the colon of Chinese keyboards.
+_SEPARATORS = ":\uff1a/-_ "
+#: Quotes, to split a pair such as BTCUSDC. The longer ones first.
+_QUOTES = (
+    "FDUSD",
+    "USDC", "USDT", "BUSD", "TUSD",
+    "USD", "EUR", "GBP", "JPY", "KRW", "TRY", "BRL", "AUD", "CAD", "CHF", "DAI", "BTC", "ETH", "BNB", "SOL",
+)  # fmt: skip
+#: In characters. A longer text is cut. Without a colon, an even shorter one isn't shown: it may be a misplaced API key.
+_LONGEST_SHOWN, _LONGEST_SHOWN_WITHOUT_COLON = 60, 20
 
 
 @attrs.frozen
 class Pair:
-    """A trading pair: the price of `base` in `quote`. Source: S for the format, O for upper case and digits."""
+    """A trading pair: the price of `base` in `quote`, such as `BTC:USDC`, `USDC.E:USDT` or `币安人生:USDT`.
+
+    Each part has 1 to 32 characters, in upper case if the script has case. None of them is a separator, a space, a
+    control character or one of `: / ? # % \\`. Source: S for the format, O for the characters.
+    """
 
     base: str
     quote: str
@@ -27,10 +41,10 @@ class Pair:
     @classmethod
     def parse(cls, text: str) -> Pair:
         """Parse `BASE:QUOTE`. Raises `ConfigurationError`."""
-        found = _PAIR.fullmatch(text)
-        if not found:
-            raise ConfigurationError(f"not a pair: {_quoted(text)}; expected BASE:QUOTE{_suggestion(text)}")
-        return cls(*found.groups())
+        base, colon, quote = text.partition(":")
+        if not (colon and _is_part(base) and _is_part(quote)):
+            raise ConfigurationError(f"not a pair: {_shown(text)}; expected BASE:QUOTE{_suggestion(text)}")
+        return cls(base, quote)
 
     def __str__(self) -> str:
         return f"{self.base}:{self.quote}"
@@ -55,7 +69,7 @@ class Option:
         found = _OPTION.fullmatch(text)
         if not found:
             raise ConfigurationError(
-                f"not an option: {_quoted(text)}; expected underlying, month letter ({MONTH_LETTERS}), last digit of "
+                f"not an option: {_shown(text)}; expected underlying, month letter ({MONTH_LETTERS}), last digit of "
                 "the year, year and month, as in BTCN2202207"
             )
         underlying, letter, digit, year, month = found.groups()
@@ -88,17 +102,42 @@ def parse_symbol(text: object) -> Symbol:
     if _OPTION.fullmatch(text):
         return Option.parse(text)
     raise ConfigurationError(
-        f"not a symbol: {_quoted(text)}; expected a pair BASE:QUOTE in upper-case letters and digits"
-        f"{_suggestion(text)}, or an option such as 'BTCN2202207'"
+        f"not a symbol: {_shown(text)}; expected a pair BASE:QUOTE in upper case{_suggestion(text)}, or an option such "
+        "as 'BTCN2202207'"
     )
+
+
+def _is_part(text: str) -> bool:
+    """Whether this may be a pair's base or quote."""
+    # Separators and control characters aren't printable.
+    allowed = text.isprintable() and _NOT_IN_A_PART.isdisjoint(text)
+    return 0 < len(text) <= _LONGEST_PART and allowed and text == text.upper()
 
 
 def _suggestion(text: str) -> str:
     """Suggest the pair that was probably meant, or give an example."""
-    parts = re.split(r"[-_/:. ]", text.strip().upper())
-    guess = ":".join(parts)
-    return f" (did you mean {guess!r}?)" if _PAIR.fullmatch(guess) else ", as in 'BTC:USDC'"
+    guess = suggest_pair(text)
+    return f" (did you mean {guess!r}?)" if guess else ", as in 'BTC:USDC'"
 
 
-def _quoted(text: str) -> str:
+def suggest_pair(text: str) -> str | None:
+    """Return the pair that was probably meant by a malformed text, if any."""
+    if not _may_be_shown(text):
+        return None
+    text = text.strip().upper()
+    splits = [text.split(separator) for separator in _SEPARATORS if text.count(separator) == 1]
+    splits += [[text.removesuffix(quote).rstrip("."), quote] for quote in _QUOTES if text.endswith(quote)]
+    for base, quote in splits:
+        if _is_part(base.strip()) and _is_part(quote.strip()):
+            return f"{base.strip()}:{quote.strip()}"
+    return None
+
+
+def _may_be_shown(text: str) -> bool:
+    return ":" in text or len(text) <= _LONGEST_SHOWN_WITHOUT_COLON
+
+
+def _shown(text: str) -> str:
+    if not _may_be_shown(text):
+        return f"a text of {len(text):,} characters"
     return repr(text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "…")

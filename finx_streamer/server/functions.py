@@ -13,7 +13,7 @@ from typing import Any
 
 import attrs
 
-from ..config.symbols import Pair
+from ..config.symbols import Pair, suggest_pair
 from ..errors import ConfigurationError
 from .protocol import KEEP_ALIVE, reveals_key
 from .store import TickStore
@@ -25,7 +25,7 @@ HISTORY_LIMIT = 1_000
 AUTHENTICATED = '{"isAuth":true}'
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
-_QUOTABLE = re.compile(r"[A-Za-z0-9:_.\-]{1,40}")
+_QUOTABLE = re.compile(r"[A-Za-z0-9:_.$\-]{1,40}")
 _TIME = re.compile(r"\d\d:\d\d(?::\d\d(?:\.\d+)?)?Z?", re.ASCII)
 #: Separate from the global generator, which the user may have seeded.
 _rng = random.Random()
@@ -54,8 +54,12 @@ class Call:
 
     def invalid(self, name: str, problem: str) -> CallError:
         """The error for an invalid argument. It doesn't quote a value that may be a misplaced key."""
-        quoted = _quote(self.request.get(name), _QUOTABLE, self._keys)
+        quoted = self.quoted(name)
         return CallError(f"{self.name}: {name}{f' {quoted}' if quoted else ''} {problem}")
+
+    def quoted(self, name: str) -> str:
+        """The value of an argument in quotes. Empty if it is malformed or may be a misplaced key."""
+        return _quote(self.request.get(name), _is_quotable, self._keys)
 
 
 #: The part of a call that needs the store. Runs on the store's thread. Raises `CallError`.
@@ -90,7 +94,7 @@ def read_call(message: str | bytes, key: str, accepts: Callable[[str], bool], *,
     if not isinstance(name, str) or name not in FUNCTIONS:
         if isinstance(name, str) and "greeks" in name.casefold():
             raise CallError("Greeks history is scheduled for a future release")
-        quoted = _quote(name, _NAME, keys)
+        quoted = _quote(name, _NAME.fullmatch, keys)
         raise CallError(f"unknown function{f' {quoted}' if quoted else ''}; expected one of {', '.join(FUNCTIONS)}")
     return Call(name, request, keys)
 
@@ -171,7 +175,9 @@ def _pair(call: Call) -> str:
     try:
         return str(Pair.parse(text))
     except ConfigurationError:
-        raise call.invalid("pair", "is malformed; expected BASE:QUOTE, as in BTC:USDC") from None
+        guess = suggest_pair(text) if call.quoted("pair") else None
+        example = f"did you mean {guess}?" if guess else "as in BTC:USDC"
+        raise call.invalid("pair", f"is malformed; expected BASE:QUOTE, {example}") from None
 
 
 def _exchange(call: Call) -> str | None:
@@ -200,8 +206,15 @@ def _check_known(call: Call, pair: str, source_pairs: frozenset[str], store: Tic
         raise call.invalid("pair", "is unknown; expected a pair that is played or stored here")
 
 
-def _quote(value: object, pattern: re.Pattern[str], keys: Sequence[str]) -> str:
+def _is_quotable(text: str) -> bool:
+    try:
+        return bool(_QUOTABLE.fullmatch(text) or Pair.parse(text))
+    except ConfigurationError:
+        return False
+
+
+def _quote(value: object, allows: Callable[[str], object], keys: Sequence[str]) -> str:
     """The value in quotes for an error, or an empty string if it is malformed or may be a misplaced key."""
-    if not isinstance(value, str) or not pattern.fullmatch(value) or reveals_key(value, *keys):
+    if not isinstance(value, str) or not allows(value) or reveals_key(value, *keys):
         return ""
     return repr(value)

@@ -92,6 +92,8 @@ def _date_and_time(timestamp: object) -> tuple[str, str]:
 
 def check_series(pair: str, exchange: str) -> None:
     """Raise `ValueError` unless both names are valid."""
+    if not isinstance(pair, str) or not pair:
+        raise ValueError("'pair' must be a non-empty string")
     _check_pair(pair)
     if not isinstance(exchange, str) or not exchange:
         raise ValueError("'exchange' must be a non-empty string")

@@ -1,11 +1,13 @@
 """Read runs of similar ticks straight out of the read buffer.
 
 The ticks of a stream differ only in frame length, time, exchange and price. So one regular expression does the framing,
-the JSON and the checks. It matches only what the slow path would read in the same way: no escapes, only ASCII.
+the JSON and the checks. It matches only what the slow path would read in the same way: no escapes and only ASCII, but
+for the pair.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from datetime import datetime
@@ -38,29 +40,38 @@ def _finder(style: tuple[str, str], beginning: int) -> tuple[Callable[[str, int,
     return find, len(_HEADER) + 1 + beginning + len(to_exchange + to_price + end)
 
 
-def _beginning(pair: str, date: str, style: tuple[str, str]) -> str:
-    """Return a tick message up to the time. The keys and their order are documented (source: S)."""
-    colon, comma = style
-    return (
-        f'{{"results"{colon}"streaming"{comma}"resultData"{colon}'
-        f'{{"pair"{colon}"{pair}"{comma}"date"{colon}"{date}"{comma}"time"{colon}"'
+@lru_cache(1_024)
+def _beginnings(pair: str, date: str) -> tuple[tuple[bytes, tuple[str, str]], ...]:
+    """Return how a tick message may begin, up to the time, and in which style. A pair that isn't ASCII may be escaped.
+
+    The keys and their order are documented (source: S).
+    """
+    pairs = dict.fromkeys(json.dumps(pair, ensure_ascii=ascii_only) for ascii_only in (True, False))
+    return tuple(
+        (
+            f'{{"results"{colon}"streaming"{comma}"resultData"{colon}'
+            f'{{"pair"{colon}{written}{comma}"date"{colon}"{date}"{comma}"time"{colon}"'.encode(),
+            (colon, comma),
+        )
+        for colon, comma in _STYLES
+        for written in pairs
     )
 
 
 class TickPattern:
     """What the ticks of one pair and day look like."""
 
-    def __init__(self, pair: str, date: str, style: tuple[str, str]) -> None:
+    def __init__(self, pair: str, date: str, style: tuple[str, str], beginning: bytes) -> None:
         self._pair, self._date, self._day = pair, date, date + "T"
-        self._beginning = _beginning(pair, date, style)
-        self._find, self._fixed = _finder(style, len(self._beginning))
+        self._beginning = beginning.decode("latin-1")
+        self._find, self._fixed = _finder(style, len(beginning))
 
     @classmethod
     def from_tick(cls, payload: bytes, pair: str, date: str) -> TickPattern | None:
         """Return the pattern of a valid tick's payload. None if it isn't in the documented format."""
-        for style in _STYLES:
-            if payload.startswith(_beginning(pair, date, style).encode()):
-                return cls(pair, date, style)
+        for beginning, style in _beginnings(pair, date):
+            if payload.startswith(beginning):
+                return cls(pair, date, style, beginning)
         return None
 
     def match_ticks(

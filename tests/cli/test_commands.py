@@ -127,3 +127,12 @@ def test_the_demo_shows_all_its_pairs_in_a_terminal() -> None:
     assert code == 0
     for pair in ("BTC:USDC", "ETH:USDC", "ETH:BTC"):
         assert pair in shown
+
+
+@pytest.mark.parametrize("key", ["a-key-of-mine", "A:KEY.OF:MINE"])
+def test_a_key_in_place_of_a_pair_is_not_shown(key: str) -> None:
+    """Neither as it is nor in a suggestion."""
+    result = run("listen", key, FINX_API_KEY=key)
+    assert (result.returncode, result.stdout, len(result.stderr.splitlines())) == (2, "", 1)
+    assert "key" not in result.stderr.lower()
+    assert "a pair such as 'BTC:USDC'" in result.stderr

@@ -142,6 +142,21 @@ def test_the_url_of_a_pair() -> None:
     assert Endpoint.PRODUCTION.stream_url(PAIR, ApiKey("key")) == "wss://ws.finx.io/streaming/key/BTC:USDC"
 
 
+@pytest.mark.parametrize(
+    ("pair", "path"),
+    [
+        (Pair("USDC.E", "USDT"), "USDC.E:USDT"),
+        (Pair("$TRUMP", "USDC"), "%24TRUMP:USDC"),
+        (Pair("币安人生", "USDT"), "%E5%B8%81%E5%AE%89%E4%BA%BA%E7%94%9F:USDT"),
+        (Pair("1INCH", "USDC"), "1INCH:USDC"),
+        (Pair("A&B", "C+D"), "A%26B:C%2BD"),
+    ],
+)
+def test_a_pair_is_percent_encoded_by_utf8(pair: Pair, path: str) -> None:
+    """The colon stays as it is."""
+    assert Endpoint.PRODUCTION.stream_url(pair, ApiKey("key")) == f"wss://ws.finx.io/streaming/key/{path}"
+
+
 def test_the_url_of_an_option() -> None:
     """`streaming/greeks/[API key]/[option]`."""
     option = Option("BTC", "N2", 2022, 7)

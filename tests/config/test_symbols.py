@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finx_streamer.config.symbols import MONTH_LETTERS, Option, Pair, parse_symbol
-from finx_streamer.errors import ConfigurationError
+from finx_streamer.config.symbols import MONTH_LETTERS, Option, Pair, parse_symbol, suggest_pair
+from finx_streamer.errors import ConfigurationError, make_printable
 
 codes = st.text("ABCXYZ0123456789", min_size=1, max_size=32)
+#: What the rule allows, put in other words.
+letters = st.characters(
+    exclude_categories=["Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp", "Zs"], exclude_characters=":/?#%\\"
+).filter(lambda letter: letter.upper() == letter)
+parts = st.text(letters, min_size=1, max_size=32)
+TRADED = ["USDC.E:USDT", "$TRUMP:USDC", "币安人生:USDT", "1INCH:USDC", "Ⅷ:USD", "BTC:ÜSD", "ID:TRY", 'A"B:<C>', "..:.."]
 NOT_PAIRS = [
     "",
     ":",
@@ -24,14 +31,35 @@ NOT_PAIRS = [
     "BTC:USDC\n",
     " BTC:USDC",
     "BTC/USDC",
-    "BTC:ÜSD",
-    "Ⅷ:USD",
+    "$trump:USDC",
+    "ß:USD",
+    "BTC:US DC",
+    "BTC:USDC\u2028",
+    "BTC:\u00a0USDC",
+    "BTC:US\u200bDC",
+    "BTC:\u202eUSDC",
+    "BTC:\x7f",
+    "BTC:\ud800",
+    "BTC:US/DC",
+    "BTC:US?DC",
+    "BTC:US#DC",
+    "BTC:US%DC",
+    "BTC:US\\DC",
+    "A" * 33 + ":USDC",
 ]
 
 
-@given(codes, codes)
+@pytest.mark.parametrize("text", TRADED)
+def test_accepts_the_pairs_that_exchanges_trade(text: str) -> None:
+    """Names have dots, dollar signs, digits and any script."""
+    base, _, quote = text.partition(":")
+    assert Pair.parse(text) == parse_symbol(text) == Pair(base, quote)
+    assert str(Pair(base, quote)) == text
+
+
+@given(parts, parts)
 def test_a_pair_parses_its_own_text(base: str, quote: str) -> None:
-    """BASE:QUOTE has two parts."""
+    """BASE:QUOTE has two parts, of any characters except separators, spaces, control characters and lower case."""
     assert Pair.parse(f"{base}:{quote}") == Pair(base, quote)
     assert str(parse_symbol(f"{base}:{quote}")) == f"{base}:{quote}"
 
@@ -74,7 +102,7 @@ def test_refuses_a_wrong_pair(text: str) -> None:
     """The error shows the value and the expected format."""
     with pytest.raises(ConfigurationError, match="expected BASE:QUOTE") as caught:
         Pair.parse(text)
-    assert repr(text) in str(caught.value)
+    assert make_printable(repr(text)) in str(caught.value)
     with pytest.raises(ConfigurationError):
         parse_symbol(text)
 
@@ -92,12 +120,57 @@ def test_refuses_a_wrong_option(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["btc:usdc", "BTC-USDC", "btc/usdc", "BTC_USDC", "BTC USDC", " BTC:USDC\n", "btc.usdc"]
+    ("text", "pair"),
+    [
+        *((text, "BTC:USDC") for text in ("btc:usdc", "BTC-USDC", "btc/usdc", "BTC_USDC", "BTC USDC", " BTC:USDC\n")),
+        *(
+            (text, "BTC:USDC")
+            for text in ("btc.usdc", "BTCUSDC", "btcusdc", "BTC: USDC", "BTC - USDC", "BTC\uff1aUSDC")
+        ),
+        ("1000SATSFDUSD", "1000SATS:FDUSD"),
+        ("USDCUSDT", "USDC:USDT"),
+        ("ETHBTC", "ETH:BTC"),
+        ("$trumpusdt", "$TRUMP:USDT"),
+        ("币安人生USDT", "币安人生:USDT"),
+        ("usdc.e-usdt", "USDC.E:USDT"),
+        ("BTC-PERP/XYZ", "BTC-PERP:XYZ"),
+        ("btc-wusdc", "BTC:WUSDC"),
+    ],
 )
-def test_suggests_the_pair_that_was_probably_meant(text: str) -> None:
+def test_suggests_the_pair_that_was_probably_meant(text: str, pair: str) -> None:
     """Other spellings of a pair are refused, not converted silently."""
-    with pytest.raises(ConfigurationError, match="did you mean 'BTC:USDC'"):
+    for parse in (parse_symbol, Pair.parse):
+        with pytest.raises(ConfigurationError) as caught:
+            parse(text)
+        assert f"(did you mean {pair!r}?)" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["BTC", "USDC", "BTC-USD-PERP", "USDC.E", "BTC:USDC:X", ":USDC", "BTC:", "BTC%USDC"])
+def test_suggests_nothing_by_guesswork(text: str) -> None:
+    """The error gives an example instead."""
+    with pytest.raises(ConfigurationError, match=r"BASE:QUOTE.*, as in 'BTC:USDC'"):
         parse_symbol(text)
+
+
+@given(st.text(max_size=30))
+def test_a_suggestion_is_a_pair(text: str) -> None:
+    """It has the given letters in their order."""
+    guess = suggest_pair(text)
+    if guess is not None:
+        assert str(Pair.parse(guess)) == guess
+        letters_of_both = [re.sub(r"[\s:\uff1a/_.-]", "", each) for each in (guess, text.upper())]
+        assert letters_of_both[0] == letters_of_both[1]
+
+
+@pytest.mark.parametrize(
+    "key", ["5f2d9c0e-7a41-4c1b-9d0a-3b1f7c2e8a10", "SK_LIVE_51H8ZQ2EZVKYLO2C", "0123456789ABCDEF01234USDC", "k" * 21]
+)
+def test_does_not_repeat_what_may_be_a_key(key: str) -> None:
+    """A key in place of the symbol may be one that isn't known yet."""
+    for parse in (parse_symbol, Pair.parse, Option.parse):
+        with pytest.raises(ConfigurationError, match=f": a text of {len(key)} characters; expected") as caught:
+            parse(key)
+        assert key[:8].upper() not in str(caught.value).upper()
 
 
 @pytest.mark.parametrize("value", [None, 5, b"BTC:USDC", ["BTC:USDC"], ("BTC", "USDC")])
@@ -122,7 +195,7 @@ def test_accepts_a_symbol_object(symbol: Pair | Option) -> None:
 
 @pytest.mark.parametrize(
     "symbol",
-    [Pair("btc", "usdc"), Pair("../x", "Y"), Pair("A:B", "C"), Option("BTC", "N2", 2022, 8), Option("", "N2", 2022, 7)],
+    [Pair("btc", "usdc"), Pair("../X", "Y"), Pair("A:B", "C"), Option("BTC", "N2", 2022, 8), Option("", "N2", 2022, 7)],
 )
 def test_refuses_a_symbol_object_of_wrong_parts(symbol: Pair | Option) -> None:
     """Only a checked symbol gets into a URL."""

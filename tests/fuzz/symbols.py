@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Callable
 from datetime import UTC, datetime
 from unittest import mock
@@ -66,9 +67,13 @@ def _check_symbol(text: str) -> None:
 
 
 def _is_pair(text: str) -> bool:
-    """Return whether it's a pair, without a regular expression."""
+    """Return whether it's a pair, by the categories of its characters."""
     base, colon, quote = text.partition(":")
-    return bool(colon) and all(0 < len(part) <= 32 and all(map(_is_plain, part)) for part in (base, quote))
+    return bool(colon) and text == text.upper() and all(map(_is_part, (base, quote)))
+
+
+def _is_part(text: str) -> bool:
+    return 0 < len(text) <= 32 and all(unicodedata.category(c)[0] not in "CZ" and c not in ":/?#%\\" for c in text)
 
 
 def _is_option(text: str) -> bool:
@@ -227,6 +232,11 @@ _TEXTS: tuple[tuple[int, tuple[str, ...]], ...] = (
             "BTCN2202213",
             "A" * 32 + ":" + "B" * 33,
             "\u0391:B",
+            "\u03b1:B",
+            "$TRUMP:USDC",
+            "\u5e01\u5b89\u4eba\u751f:USDT",
+            "btcusdc",
+            "A\u200b:B",
             "A:B\n",
             "A\uff11:B",
             "{key}",

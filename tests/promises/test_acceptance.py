@@ -17,7 +17,17 @@ from typing import Any
 
 import pytest
 
-from finx_streamer import FinxStreamerError, ReconnectPolicy, SlowConsumer, State, StreamListener, Tick
+from finx_streamer import (
+    FinxStreamerError,
+    FunctionClient,
+    FunctionError,
+    ReconnectPolicy,
+    SlowConsumer,
+    State,
+    StreamListener,
+    StreamNotFound,
+    Tick,
+)
 from finx_streamer.server import LocalServer, SimulatedMarket, Tape
 
 WIRE_FIELDS = ("pair", "date", "time", "exchange", "price")
@@ -174,3 +184,38 @@ def test_a_listener_leaves_nothing_behind_after_many_lives(lives: int) -> None:
         assert {thread.name for thread in threading.enumerate()} == names
     # The server may still be closing its ends of the last connections.
     assert after - before <= 10
+
+
+NAMES = ("USDC.E:USDT", "$TRUMP:USDC", "币安人生:USDT", "1INCH:USDC", 'A"&<B>:C+D')
+
+
+@pytest.mark.parametrize("form", ["enveloped", "flat"])
+def test_pairs_of_any_name_work_everywhere(tmp_path: Path, form: Any) -> None:
+    """A tape in a file is played to streams, and history, snaps, imports and a persistent store have the same pairs."""
+    ticks = [
+        {"pair": pair, "date": "2022-07-02", "time": f"15:30:{second:02}.500Z", "exchange": "BINANCE", "price": "1.5"}
+        for second in range(40)
+        for pair in NAMES
+    ]
+    tape = tmp_path / "tape.jsonl"
+    tape.write_text("".join(json.dumps(tick, ensure_ascii=False) + "\n" for tick in ticks))
+    options: Any = {"keys": {"demo"}, "form": form, "store": tmp_path / "ticks.db"}
+    with LocalServer(Tape(tape, speed=None, wait_for=len(NAMES)), **options) as server:
+        assert server.import_ticks([tick | {"date": "2022-07-01"} for tick in ticks]) == len(ticks)
+        got = collect(server, list(NAMES), len(ticks))
+        for pair in NAMES:
+            assert of_pair(got, pair) == of_pair(ticks, pair)
+    with LocalServer(Tape(tape, wait_for=9), **options) as server, FunctionClient("demo", server.url) as client:
+        for pair in NAMES:
+            assert len(client.tick_history(pair, "2022-07-01", "2022-07-03")) == 80
+            assert client.tick_snap(pair, "2022-07-02T16:00")["time"] == "15:30:39.500Z"
+        assert client.reference_data("币安人生")["pairs"] == ["币安人生:USDT"]
+
+
+def test_an_unknown_pair_of_any_name_is_named() -> None:
+    """The errors are as readable as for any other pair."""
+    with LocalServer(SimulatedMarket(), keys={"demo"}) as server:
+        with pytest.raises(StreamNotFound, match=r"^币安人生:USDT: no such stream"):
+            list(StreamListener("币安人生:USDT", endpoint=server.url, api_key="demo"))
+        with FunctionClient("demo", server.url) as client, pytest.raises(FunctionError, match="'币安人生:USDT' is unk"):
+            client.tick_snap("币安人生:USDT")

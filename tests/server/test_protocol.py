@@ -119,6 +119,8 @@ def test_route_repr_hides_the_key() -> None:
         ("/streaming/k/btc-usdc", "did you mean 'BTC:USDC'"),
         ("/streaming/k/BTCN2202207", "not a pair"),
         ("/streaming/k/DOGE:USDC", "unknown pair DOGE:USDC"),
+        ("/streaming/k/%E5%B8%81%E5%AE%89:USDC", "unknown pair 币安:USDC"),
+        ("/streaming/k/BTCUSDC", r"\(did you mean 'BTC:USDC'\?\)"),
         ("/streaming/greeks/k/BTC:USDC", "not an option"),
         ("/streaming/greeks/k/BTCN2202208", "does not agree"),
     ],

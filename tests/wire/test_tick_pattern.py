@@ -146,6 +146,22 @@ def test_a_new_day_or_style_is_learned_from_its_first_tick() -> None:
         assert match(decoder, frame(other))[0] == expected
 
 
+@pytest.mark.parametrize("pair", ["币安人生:USDT", "$TRUMP:USDC", 'A"B:C', 'X","Y":"Z'])
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_a_pair_may_have_any_characters(pair: str, ascii_only: bool) -> None:
+    """It may be escaped in the message, and counts in bytes."""
+    payload = json.dumps({"results": "streaming", "resultData": {**VALUES, "pair": pair}}, ensure_ascii=ascii_only)
+    compact = payload.replace(", ", ",").replace('": ', '":').encode()
+    decoder = Decoder(pair, pair)
+    expected = decoder.decode(compact, NOW_NS)
+    assert decoder.decode_ticks([compact], 0, NOW_NS) == [expected] * (json_codec.msgspec is not None)
+    if json_codec.msgspec is not None:
+        assert match(decoder, frame(compact), frame(compact))[0] == [expected, expected]
+    values = b'"date":"2022-07-02","time":"15:30:55.817Z","exchange":"BINANCE","price":"1"'
+    stranger = frame(b'{"results":"streaming","resultData":{"pair":"X","Y":"Z",%s}}' % values)
+    assert match(decoder, stranger) == ([], 0)
+
+
 def test_other_formats_have_no_pattern() -> None:
     """The flat format and another order of keys have no pattern."""
     for payload in (json.dumps(VALUES).encode(), b'{"resultData":' + json.dumps(VALUES).encode() + b"}"):
