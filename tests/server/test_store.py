@@ -373,6 +373,12 @@ def test_counts_are_right_after_failures(batches: list[tuple[int, int, str]]) ->
     store.close()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs resource")
+def test_counts_are_right_after_a_failed_commit(store_file: Path) -> None:
+    """SQLite has rolled it back already."""
+    assert run_program("server/failing_commit", store_file).stdout == "500 500 BTC:USDC\n"
+
+
 def in_tmpfs(folder: Path, options: str, program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run a program with a file system in memory mounted at a folder, or skip the test if that isn't allowed."""
     namespace = ["unshare", "--user", "--map-root-user", "--mount"]
