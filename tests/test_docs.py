@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import venv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import attrs
@@ -29,6 +29,10 @@ ENOUGH_LINES = 3
 #: The start of Python examples that don't end. All others run to their end, because Ctrl-C could meet the interpreter
 #: while it exits.
 ENDLESS = "for tick in StreamListener("
+#: What Python examples have that end at SIGTERM.
+SIGTERM = "signal.SIGTERM"
+#: Runs a command as PID 1, as in a container.
+AS_PID_1 = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"]
 
 
 @attrs.frozen
@@ -77,8 +81,14 @@ def environment(server: LocalServer, tmp_path: Path) -> dict[str, str]:
     return program_environment(FINX_API_KEY="a-demo-key", PATH=path, PYTHONUNBUFFERED="1", COLUMNS="120")
 
 
-def run(command: list[str], cwd: Path, environment: dict[str, str], enough: int | None = None) -> tuple[int, str, str]:
-    """Run a command to its end, or send it Ctrl-C when it has printed enough lines."""
+def run(
+    command: list[str],
+    cwd: Path,
+    environment: dict[str, str],
+    enough: int | None = None,
+    end: Callable[[subprocess.Popen[str]], object] = lambda process: process.send_signal(signal.SIGINT),
+) -> tuple[int, str, str]:
+    """Run a command to its end, or end it, by default with Ctrl-C, when it has printed enough lines."""
     process = subprocess.Popen(
         command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -92,7 +102,7 @@ def run(command: list[str], cwd: Path, environment: dict[str, str], enough: int 
         for line in process.stdout:
             lines.append(line)
             if len(lines) == enough:
-                process.send_signal(signal.SIGINT)
+                end(process)
         process.wait(30)
     finally:
         process.kill()
@@ -110,7 +120,7 @@ def test_every_block_has_a_known_language() -> None:
     assert {language for language in languages - known if not language.startswith("{")} == set()
 
 
-@pytest.mark.parametrize("block", blocks("python"), ids=str)
+@pytest.mark.parametrize("block", [block for block in blocks("python") if SIGTERM not in block.code], ids=str)
 def test_python_example(block: Block, server: LocalServer, environment: dict[str, str], tmp_path: Path) -> None:
     """Each Python example runs as written, to its end or until Ctrl-C, without an error."""
     script = tmp_path / "example.py"
@@ -123,6 +133,33 @@ def test_python_example(block: Block, server: LocalServer, environment: dict[str
     assert status == 0, f"{block} ended with {status}:\n{output}\n{errors}"
     assert not endless, f"{block} should go on until Ctrl-C:\n{output}"
     assert "Traceback" not in errors, f"{block} shows an error:\n{errors}"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
+@pytest.mark.parametrize("block", [block for block in blocks("python") if SIGTERM in block.code], ids=str)
+@pytest.mark.parametrize("as_pid_1", [False, True])
+def test_example_that_ends_at_sigterm(
+    block: Block, as_pid_1: bool, server: LocalServer, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """It ends at SIGTERM without an error, also as PID 1, for which the kernel ignores signals without a handler."""
+    script = tmp_path / "example.py"
+    script.write_text(block.code, encoding="utf-8")
+    command = program_command("example", server.url, script)
+
+    def terminate(process: subprocess.Popen[str]) -> None:
+        if as_pid_1:
+            # The only child of unshare.
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="ascii")
+            os.kill(int(children), signal.SIGTERM)
+        else:
+            process.send_signal(signal.SIGTERM)
+
+    if as_pid_1:
+        if shutil.which("unshare") is None or subprocess.run([*AS_PID_1, "true"], check=False).returncode:
+            pytest.skip("needs a user namespace")
+        command = [*AS_PID_1, *command]
+    status, output, errors = run(command, tmp_path, environment, ENOUGH_LINES, terminate)
+    assert (status, errors) == (0, ""), output
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from .formats import CSV, JSON, TEXT
 from .key_files import accepted_keys, api_key
 from .listening import ListenRun, View
 from .output import Output
-from .terminal import can_draw_table, say, say_error, with_options
+from .terminal import LogLevel, can_draw_table, say, say_error, show_log, with_options
 
 #: What `demo` listens to: some of the simulated market's pairs.
 DEMO_PAIRS = ("BTC:USDC", "ETH:USDC", "BTC:USDT", "SOL:USDC", "ETH:BTC")
@@ -93,6 +93,7 @@ InsecureOption = Annotated[
         "--allow-insecure", help="Allow ws:// to other machines. Everyone on the way can then read your API key."
     ),
 ]
+LogLevelOption = Annotated[LogLevel, typer.Option("--log-level", help="The least important log records to print.")]
 TimeoutOption = Annotated[
     float, typer.Option(min=0.1, help="Longest wait for one answer, reconnects included.", metavar="SECONDS")
 ]
@@ -259,12 +260,18 @@ def snap(
 
 
 @app.command()
-def demo(limit: LimitOption = None, duration: DurationOption = None, format: ViewOption = None) -> None:
+def demo(
+    limit: LimitOption = None,
+    duration: DurationOption = None,
+    format: ViewOption = None,
+    log_level: LogLevelOption = LogLevel.WARNING,
+) -> None:
     """Show live ticks of a simulated market.
 
     You need neither an API key nor a network. Ctrl-C stops.
     """
     with _errors_as_exit_codes():
+        show_log(log_level)
         view = _view(_view_name(format), Output(None), "simulated market · Ctrl-C stops")
         listener = _listener(DEMO_PAIRS, endpoint="demo")
         raise typer.Exit(ListenRun(view, limit, duration).run(listener))
@@ -296,6 +303,7 @@ def serve(
         list[Path] | None,
         typer.Option("--import", help="Add this recording to tick history. Can be repeated.", metavar="FILE"),
     ] = None,
+    log_level: LogLevelOption = LogLevel.WARNING,
 ) -> None:
     """Run a local FinX server.
 
@@ -309,6 +317,7 @@ def serve(
         from ..server import LocalServer
         from .serving import DEFAULT_KEY, choose_source, serve_until_ctrl_c
 
+        show_log(log_level)
         source = choose_source(tape, speed, loop, rate)
         keys = accepted_keys(keys_file) if keys_file else {DEFAULT_KEY}
         server = LocalServer(source, keys=keys, host=host, port=port, store=store)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import enum
 import io
+import logging
 import os
 import re
 import signal
@@ -68,6 +70,33 @@ def say(text: str) -> None:
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
             print(f"finx-streamer: {make_printable(text)}", file=sys.stderr, flush=True)
+
+
+class LogLevel(enum.StrEnum):
+    """How much a server logs."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class _LogHandler(logging.Handler):
+    """Prints log records like all messages of the command line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        for line in self.format(record).splitlines():
+            say(line)
+
+
+def show_log(level: LogLevel) -> None:
+    """Print what this package logs, from this level on."""
+    handler = _LogHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("finx_streamer")
+    logger.addHandler(handler)
+    logger.setLevel(level.upper())
+    logger.propagate = False
 
 
 def say_error(error: Exception) -> None:

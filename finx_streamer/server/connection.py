@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from websockets.asyncio.server import ServerConnection
 from websockets.protocol import State
 
+from .pages import METHOD_NOT_ALLOWED
 from .protocol import Route, encode_frame
 from .settings import Settings
 
@@ -19,6 +20,9 @@ from .settings import Settings
 TOO_SLOW = 1013
 #: The most bytes per write, and the transport's high-water mark.
 CHUNK = 65_536
+
+#: The most bytes to wait for before the method of a request is known.
+_METHOD_LENGTH = 16
 
 _CLOSING = (State.CLOSING, State.CLOSED)
 
@@ -59,6 +63,9 @@ class Connection(ServerConnection):
         self._observer = observer
         self._queue: deque[bytes] = deque()
         self._overflowed = False
+        #: The beginning of the request, until its method is known. None afterwards.
+        self._head: bytes | None = b""
+        self._refused = False
         #: Input that arrived while the connection was frozen.
         self._held_input: list[bytes] = []
         self._slow_timer: asyncio.TimerHandle | None = None
@@ -155,8 +162,11 @@ class Connection(ServerConnection):
         self._observer.on_lost(self)
 
     def data_received(self, data: bytes) -> None:
+        if self._head is not None:
+            data = self._check_method(self._head + data)
         if not self.frozen:
-            super().data_received(data)
+            if data:
+                super().data_received(data)
             return
         # The library resumes reading when a message is consumed. Pause it again.
         self._held_input.append(data)
@@ -181,6 +191,33 @@ class Connection(ServerConnection):
         self._cancel_slow_timer()
         self.flush()
         self._observer.on_room()
+
+    def _check_method(self, data: bytes) -> bytes:
+        """Answer a request of another method than GET with 405. Returns the data for the library.
+
+        Only recent versions of the library answer, after they have asked us about the request.
+        """
+        if self._refused:
+            return b""
+        method, space, _ = data[:_METHOD_LENGTH].partition(b" ")
+        if not space and len(data) < _METHOD_LENGTH:
+            self._head = data
+            return b""
+        if space and method != b"GET" and method.isalpha() and method.isupper():
+            self._refuse_method()
+            return b""
+        self._head = None
+        return data
+
+    def _refuse_method(self) -> None:
+        self._head, self._refused = b"", True
+        self.transport.write(METHOD_NOT_ALLOWED)
+        if not self.transport.can_write_eof():
+            self.transport.close()
+            return
+        # Read on, and discard the body: an unread one would reset the connection before the client has our answer.
+        self.transport.write_eof()
+        self._abort_timer = self.loop.call_later(self._settings.close_timeout, self.transport.abort)
 
     @property
     def _is_open(self) -> bool:

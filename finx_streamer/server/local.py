@@ -37,6 +37,9 @@ class LocalServer:
     `streamer/[key]` (D) for the functions `authenticate`, `tickSnap`, `tickHistory`, `referenceData` and `keepAlive`.
     Both prefixes work everywhere, and streams answer function calls too (O).
 
+    Browsers find a page at `/` that says what this is. Probes find `/health`: 200, or 503 when the store or the source
+    has failed.
+
     Ticks are sent to the clients connected at that time, and stored for the functions. An answer includes every tick
     played before the call arrived. Connections stay open when the source ends.
 
@@ -47,8 +50,8 @@ class LocalServer:
     Args:
         source (Source): The market to play: a `Tape`, a `SimulatedMarket` or your own source.
         keys (Iterable[str] | None): The API keys to accept. `None` accepts any key that isn't empty.
-        host (str): The address to listen on. Beyond loopback, the server warns. On every host, web pages of other
-            hosts are refused with 403, based on their Origin header.
+        host (str): The address to listen on; `"::"` is all interfaces, for IPv6 and IPv4. Beyond loopback, the server
+            warns. On every host, web pages of other hosts are refused with 403, based on their Origin header.
         port (int): The port to listen on. 0 picks a free port.
         ssl_context (ssl.SSLContext | None): A server-side context makes the server use `wss://`.
         form (str): The form of tick messages: `"enveloped"` (S), or `"flat"`, the vendor's later form (D).

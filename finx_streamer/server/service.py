@@ -8,7 +8,7 @@ import functools
 import logging
 import socket
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from http import HTTPStatus
 from typing import Literal, cast
@@ -24,6 +24,7 @@ from .faults import CallFaults, HandshakeFaults
 from .functions import Call, CallError, prepare, read_call
 from .hub import Hub
 from .keys import KeyRing
+from .pages import Page, health_page, welcome_page
 from .player import play_source
 from .protocol import (
     GREEKS_PLACEHOLDER,
@@ -45,6 +46,8 @@ log = logging.getLogger("finx_streamer.server")
 # At DEBUG, websockets logs request lines, which contain the API key.
 _wire_log = logging.getLogger("finx_streamer.server.wire")
 _wire_log.setLevel(logging.WARNING)
+# Some versions log a traceback for each client that sends something else than a handshake, as port scans do.
+_wire_log.addFilter(lambda record: record.msg != "opening handshake failed")
 
 #: The longest message that a client may send, in bytes. Longer ones are answered with close code 1009. Source: O.
 MESSAGE_LIMIT = 16_384
@@ -168,6 +171,9 @@ class Service:
     async def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         """Answer a handshake: with a refusal, or None to continue it."""
         client = cast(Connection, connection)
+        # Before the faults and counters, which are for clients.
+        if (page := self._find_page(request)) is not None:
+            return _response(connection, page.status, page.content_type, page.body, page.headers)
         try:
             # First, so that a web page learns nothing and uses up no fault.
             check_origin(request.headers.get_all("Origin"), request.headers.get_all("Host"), self._settings.host)
@@ -178,7 +184,20 @@ class Service:
         except HandshakeRefused as refused:
             self._state.counters.refused += 1
             log.info("handshake refused: %d", refused.status)
-            return _response(connection, refused)
+            return _response(connection, refused.status, "application/json", refused.body, refused.headers)
+        return None
+
+    def _find_page(self, request: Request) -> Page | None:
+        """The page that a browser or a probe asks for; None for a WebSocket client."""
+        if request.headers.get_all("Upgrade"):
+            return None
+        match request.path.partition("?")[0]:
+            case "/health":
+                return health_page(store_works=self._state.recorder.error is None, source_works=self.error is None)
+            case "/":
+                scheme = "ws" if self._settings.ssl_context is None else "wss"
+                hosts = request.headers.get_all("Host")
+                return welcome_page(f"{scheme}://{hosts[0] if hosts else 'HOST'}/")
         return None
 
     def _check_request(self, path: str) -> Route:
@@ -324,10 +343,12 @@ class Service:
                 task.cancel()
 
 
-def _response(connection: ServerConnection, refused: HandshakeRefused) -> Response:
-    response = connection.respond(HTTPStatus(refused.status), refused.body)
+def _response(
+    connection: ServerConnection, status: int, content_type: str, body: str, headers: Mapping[str, str]
+) -> Response:
+    response = connection.respond(HTTPStatus(status), body)
     del response.headers["Content-Type"]
-    response.headers["Content-Type"] = "application/json"
-    for name, value in refused.headers.items():
+    response.headers["Content-Type"] = content_type
+    for name, value in headers.items():
         response.headers[name] = value
     return response

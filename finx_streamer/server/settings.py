@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import socket
 import ssl
 from typing import Any
 
@@ -73,9 +74,15 @@ class Settings:
     ping_interval: float | None = attrs.field(validator=_check_positive)
     ping_timeout: float | None = attrs.field(validator=_check_positive)
 
+    @property
+    def is_dual_stack(self) -> bool:
+        """Whether the server listens for both IPv6 and IPv4: on all interfaces, where the system can do it."""
+        return self.host == "::" and socket.has_dualstack_ipv6()
+
     def url(self, port: int) -> str:
         """The base URL for clients."""
-        # Clients can't connect to the address of all interfaces.
-        host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        # Clients can't connect to the address of all interfaces. Prefer IPv4: containers often lack ::1.
+        all_interfaces = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "127.0.0.1" if self.is_dual_stack else "::1"}
+        host = all_interfaces.get(self.host, self.host)
         scheme = "ws" if self.ssl_context is None else "wss"
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/"

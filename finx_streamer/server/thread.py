@@ -139,9 +139,13 @@ class ServerThread:
             self._notify()
 
     def _listen(self) -> socket.socket:
-        host = self._settings.host
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, self.port), family=family, backlog=1_024)
+        settings = self._settings
+        listener = socket.create_server(
+            (settings.host, self.port),
+            family=socket.AF_INET6 if ":" in settings.host else socket.AF_INET,
+            dualstack_ipv6=settings.is_dual_stack,
+            backlog=1_024,
+        )
         if self._settings.send_buffer is not None:
             # Accepted sockets inherit the buffer size.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self._settings.send_buffer)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
+import urllib.request
 from pathlib import Path
 
 import pytest
+from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from finx_streamer.server import LocalServer
@@ -99,6 +102,44 @@ def test_warns_about_a_host_beyond_loopback() -> None:
         command.send_signal()
         _, _, err = command.finish()
     assert "warning: the local server listens on 0.0.0.0, where other machines can reach it" in err
+
+
+@pytest.mark.parametrize(("level", "logged"), [("info", True), (None, False)])
+def test_log_level(level: str | None, logged: bool) -> None:
+    """Refused clients are in the log at `info`. No line has a key."""
+    options = [] if level is None else ["--log-level", level]
+    with running("serve", "--port", "0", *options) as command:
+        url = command.stdout.readline().split()[-1]
+        with pytest.raises(InvalidStatus):
+            connect(f"{url}streamer/{KEY}", proxy=None)
+        command.send_signal()
+        code, _, err = command.finish()
+    assert (code, "INFO handshake refused: 401" in err, KEY in err) == (0, logged, False)
+
+
+def test_an_unknown_log_level_is_refused() -> None:
+    """The error lists the levels. `demo` has the option, too."""
+    for command in ("serve", "demo"):
+        result = run(command, "--log-level", "loud")
+        assert result.returncode == 2
+        assert "'debug', 'info', 'warning', 'error'" in result.stderr
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX")
+def test_a_failed_store_is_in_the_log(tmp_path: Path) -> None:
+    """The terminal says so when the store fails and when it works again, and so does /health."""
+    store = tmp_path / "ticks.db"
+    with running("serve", "--port", "0", "--store", str(store)) as command:
+        url = command.stdout.readline().split()[-1].replace("ws:", "http:")
+        store.unlink()
+        failed, works = command.stderr.readline(), command.stderr.readline()
+        with urllib.request.urlopen(f"{url}health") as answer:
+            assert json.load(answer)["status"] == "ok"
+        command.send_signal()
+        code, _, err = command.finish()
+    assert f"ERROR the tick store failed: the file {store} was deleted" in failed
+    assert "WARNING the tick store works again" in works
+    assert (code, err) == (0, "finx-streamer: stopped\n")
 
 
 @pytest.mark.parametrize(

@@ -342,6 +342,17 @@ def test_warns_beyond_loopback(market, dial):
         dial(server)
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs a system with both")
+@pytest.mark.filterwarnings("ignore:the local server listens:RuntimeWarning")
+def test_listens_for_ipv6_and_ipv4(market, dial):
+    """With the host `::`, the URL and both loopback addresses work."""
+    with LocalServer(market, host="::") as server:
+        assert server.url == f"ws://127.0.0.1:{server.port}/"
+        dial(server)
+        for host in ("127.0.0.1", "::1"):
+            socket.create_connection((host, server.port), 10).close()
+
+
 def test_waits_time_out(market):
     """A condition that doesn't hold in time raises TimeoutError."""
     with LocalServer(market) as server:
