@@ -8,10 +8,18 @@ from typing import Any
 
 import attrs
 
-from ..errors import ConfigurationError, ConnectionFailed, DecodeError, FinxStreamerError, FunctionError, ServerError
+from ..errors import (
+    CallTimeout,
+    ConfigurationError,
+    ConnectionFailed,
+    DecodeError,
+    FinxStreamerError,
+    FunctionError,
+    ServerError,
+)
 from ..values import Notice
 from ..wire.decoder import Decoder
-from .call_scheduler import Call, CallScheduler, PoolSettings
+from .call_scheduler import Call, CallScheduler, PoolSettings, Reply
 
 #: Seconds that `close` waits for the thread.
 _JOIN_TIMEOUT = 1.0
@@ -43,14 +51,18 @@ class CallPool:
         connections = tuple(self._scheduler.connections) if self._scheduler is not None else ()
         return sum(connection.websocket is not None for connection in connections)
 
-    def call(self, function: str, arguments: dict[str, Any], timeout: float, *, data: bool = False) -> Answer:
+    def call(
+        self, function: str, arguments: dict[str, Any], timeout: float, *, data: bool = False, insist: bool = False
+    ) -> Answer:
         """Call a function and wait for its answer.
 
         Args:
             function: The name on the wire.
             arguments: Its arguments, without the key.
-            timeout: Seconds for everything, or since the last bytes of the answer; at most 6 times as long.
+            timeout: Seconds until it is sent, retries included; and then for the answer, or since its last bytes, at
+                most 6 times as long.
             data: The answer is ticks. Don't look for the key in it, which takes longer than to decode it.
+            insist: If the server is silent, try once more on another connection.
 
         Raises:
             FunctionError: The server answered with an error, or the pool is closed.
@@ -61,15 +73,11 @@ class CallPool:
         """
         policy = self._settings.policy
         call = Call(function, arguments, timeout, policy.delays() if policy is not None else iter(()))
-        scheduler = self._started(call)
-        try:
-            if not scheduler.loop.post(lambda: scheduler.submit(call), lambda: call.finish(_closed(call))):
-                raise _closed(call)
-            outcome = call.outcome.get()
-        finally:
-            if not call.finished:
-                # Ctrl-C: the answer must not reach another call.
-                scheduler.loop.post(lambda: scheduler.finish(call, _closed(call)))
+        outcome = self._outcome(call)
+        if insist and isinstance(outcome, CallTimeout) and call.met_silence:
+            silence = ConnectionFailed("the server was silent on another connection")
+            call = Call(function, arguments, timeout, policy.delays() if policy is not None else iter(()), silence)
+            outcome = self._outcome(call)
         if isinstance(outcome, FinxStreamerError):
             raise outcome
         message = Decoder(function, None, bounded=False, redact_notices=not data).decode(outcome.payload, 0)
@@ -79,6 +87,18 @@ class CallPool:
             raise call.error(message.message)
         assert isinstance(message, Notice), "without a pair, the decoder makes no ticks"
         return Answer(message.message, outcome.received_ns)
+
+    def _outcome(self, call: Call) -> Reply | FinxStreamerError:
+        """Make the call, and wait for its end."""
+        scheduler = self._started(call)
+        try:
+            if not scheduler.loop.post(lambda: scheduler.submit(call), lambda: call.finish(_closed(call))):
+                raise _closed(call)
+            return call.outcome.get()
+        finally:
+            if not call.finished:
+                # Ctrl-C: the answer must not reach another call.
+                scheduler.loop.post(lambda: scheduler.finish(call, _closed(call)))
 
     def close(self, wait: bool = True) -> None:
         """Close the connections; calls in progress raise `FunctionError`. Idempotent. `wait`: for the thread."""

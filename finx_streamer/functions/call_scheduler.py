@@ -53,6 +53,10 @@ class PoolSettings:
     size: int
     #: Of the threads.
     name: str
+    #: Seconds after which an idle connection is pinged, so that a router or load balancer doesn't forget it; and for
+    #: the answer.
+    ping_interval: float = 25.0
+    pong_timeout: float = 5.0
     #: Seconds after which an idle connection sends a keepAlive. A server may close it after 300 (source: D).
     keepalive_interval: float = 240.0
     #: Seconds after the handshake during which an error answer isn't blamed on an expired key.
@@ -84,24 +88,34 @@ class Call:
     Args:
         function: The name on the wire.
         arguments: Its arguments, without the key.
-        timeout: Seconds.
+        timeout: Seconds until it is sent, and then for the answer.
         delays: The waits between its attempts, in seconds.
+        silence: The silence that the same call met before, on a connection that may be dead. It gets a new one if there
+            is room.
     """
 
-    def __init__(self, function: str, arguments: dict[str, Any], timeout: float, delays: Iterator[float]) -> None:
-        now = time.monotonic()
+    def __init__(
+        self,
+        function: str,
+        arguments: dict[str, Any],
+        timeout: float,
+        delays: Iterator[float],
+        silence: ConnectionFailed | None = None,
+    ) -> None:
         self.function = function
         self.arguments = arguments
         self.timeout = timeout
         self.delays = delays
+        self.wants_new_connection = silence is not None
         self.waits_for = _Waiting.CONNECTION
-        #: When it times out, unless more of its answer arrives; and when it does in any case.
-        self.answer_by = now + timeout
-        self.end_by = now + _LONGEST_ANSWER * timeout
+        #: When it must have been sent.
+        self.send_by = time.monotonic() + timeout
+        #: When it was sent; when it times out then, unless more of its answer arrives; and when it does in any case.
+        self.sent_at = self.answer_by = self.end_by = NEVER
         self.retry_at = NEVER
         self.attempt = 1
         #: Why the attempt before failed.
-        self.failure: ConnectionFailed | None = None
+        self.failure = silence
         #: See `WebSocketChannel`.
         self.refused_key: ApiKey | None = None
         self.next_key: ApiKey | None = None
@@ -121,17 +135,35 @@ class Call:
         self.outcome.put(outcome)
 
     @property
+    def expires_at(self) -> float:
+        """When it times out. Waiting for a connection leaves no less time for the answer."""
+        return self.answer_by if self.waits_for is _Waiting.ANSWER else self.send_by
+
+    @property
     def deadline(self) -> float:
-        return NEVER if self.finished else min(self.answer_by, self.retry_at)
+        return NEVER if self.finished else min(self.expires_at, self.retry_at)
 
     def wake(self, now: float) -> None:
         if self.finished or self.scheduler is None:
             return
-        if now >= self.answer_by:
+        if now >= self.expires_at:
+            if self.met_silence:
+                self.scheduler.distrust_connections(self.sent_at)
             self.scheduler.finish(self, self._timed_out())
         elif now >= self.retry_at:
             self.retry_at = NEVER
             self.scheduler.enqueue(self)
+
+    def sent(self, connection: PooledConnection) -> None:
+        """Note that it has a connection, and begin to wait for its answer."""
+        now = time.monotonic()
+        self.connection, self.waits_for, self.bytes_received = connection, _Waiting.ANSWER, 0
+        self.sent_at, self.answer_by, self.end_by = now, now + self.timeout, now + _LONGEST_ANSWER * self.timeout
+
+    @property
+    def met_silence(self) -> bool:
+        """Whether it was sent, and nothing has arrived."""
+        return self.waits_for is _Waiting.ANSWER and not self.bytes_received
 
     def count_received(self, size: int, now: float) -> None:
         """More of the answer has arrived, which gives the rest more time: a slow line isn't silence."""
@@ -144,34 +176,53 @@ class Call:
         return kind(self.function, shown, redact(message))
 
     def _timed_out(self) -> FunctionError:
-        where = f"{self.bytes_received:,} bytes had arrived" if self.bytes_received else self.waits_for.value
         before = f"; before that: {self.failure.reason}" if self.failure is not None else ""
-        return self.error(f"no answer within {self.timeout:g} s ({where}{before})", CallTimeout)
+        if self.waits_for is not _Waiting.ANSWER:
+            where = f"waited {self.timeout:g} s for a connection ({self.waits_for.value}{before})"
+        elif self.bytes_received:
+            where = f"no answer within {self.timeout:g} s ({self.bytes_received:,} bytes had arrived{before})"
+        else:
+            where = f"no answer within {self.timeout:g} s ({self.waits_for.value}{before})"
+        return self.error(where, CallTimeout)
 
 
 class PooledConnection(WebSocketChannel):
-    """A connection that carries one call at a time, and a keepAlive now and then while it is idle.
+    """A connection that carries one call at a time. While it is idle it is pinged, and sends a keepAlive now and then.
 
     Args:
         scheduler: Whose connection it is.
         call: What it is opened for.
     """
 
-    __slots__ = ("_keepalive_answer_by", "_keepalive_at", "_opened_at", "_scheduler", "call")
+    __slots__ = (
+        "_heard_at",
+        "_keepalive_answer_by",
+        "_keepalive_at",
+        "_opened_at",
+        "_ping_at",
+        "_pong_by",
+        "_scheduler",
+        "call",
+    )
 
     def __init__(self, scheduler: CallScheduler, call: Call) -> None:
         super().__init__(scheduler.loop, scheduler.handshakes, scheduler.settings.config)
         #: The call that has this connection.
         self.call: Call | None = call
         self._scheduler = scheduler
-        self._opened_at = 0.0
-        self._keepalive_at = self._keepalive_answer_by = NEVER
+        self._opened_at = self._heard_at = 0.0
+        self._keepalive_at = self._keepalive_answer_by = self._ping_at = self._pong_by = NEVER
         self._refused_key, self._next_key = call.refused_key, call.next_key
 
     @property
     def is_idle(self) -> bool:
-        """Whether it has no call, and owes no answer to a keepAlive."""
-        return self.call is None and self._keepalive_answer_by == NEVER
+        """Whether it is open, has no call, and owes no answer to a keepAlive."""
+        return self.call is None and self.websocket is not None and self._keepalive_answer_by == NEVER
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether it owes no answer to a ping."""
+        return self._pong_by == NEVER
 
     @property
     def is_reusable(self) -> bool:
@@ -180,7 +231,10 @@ class PooledConnection(WebSocketChannel):
 
     def ask(self, call: Call) -> None:
         """Send the request of a call, which has the connection until its answer has come."""
-        self.call, call.connection, call.waits_for = call, self, _Waiting.ANSWER
+        self.call = call
+        call.sent(self)
+        # From here on, the call has the deadline: a server may be too busy with it to answer a ping.
+        self._ping_at = self._pong_by = NEVER
         self._send_request({"functionName": call.function, **call.arguments})
 
     def _send_request(self, request: dict[str, Any]) -> None:
@@ -189,13 +243,17 @@ class PooledConnection(WebSocketChannel):
     # The handshake, and the end.
 
     def opened(self, websocket: Connection) -> None:
-        self._opened_at = time.monotonic()
+        self._opened_at = self._heard_at = time.monotonic()
         self._scheduler.has_connected = True
         self.update_watch()
-        if self.call is not None and not websocket.messages(1) and self.is_reusable:
-            self.ask(self.call)
-        elif self.websocket is not None:
+        if websocket.messages(1) or not self.is_reusable:
             self.lost(websocket.ended or ConnectionFailed("the server sent something before it was asked"))
+        elif self.call is not None:
+            self.ask(self.call)
+        else:
+            # The call that it was opened for has timed out.
+            self._idle_from(self._opened_at)
+            self._scheduler.assign()
 
     def lost(self, error: ConnectionFailed) -> None:
         call = self.call
@@ -211,19 +269,38 @@ class PooledConnection(WebSocketChannel):
 
     @property
     def deadline(self) -> float:
-        return min(self._keepalive_at, self._keepalive_answer_by)
+        if self.websocket is None:
+            return NEVER
+        return min(self._keepalive_at, self._keepalive_answer_by, self._ping_at, self._pong_by)
 
     def wake(self, now: float) -> None:
-        if now >= self._keepalive_answer_by:
+        if now >= self._keepalive_answer_by or now >= self._pong_by:
             self._scheduler.drop(self)
+        elif not self.is_idle:
+            # `_idle_from` sets them again.
+            self._keepalive_at = self._ping_at = NEVER
         elif now >= self._keepalive_at:
             self._keepalive_at = NEVER
-            if self.is_idle:
-                self._keepalive_answer_by = now + _KEEPALIVE_TIMEOUT
-                self._send_request({"functionName": "keepAlive"})
+            self._keepalive_answer_by = now + _KEEPALIVE_TIMEOUT
+            self._send_request({"functionName": "keepAlive"})
+        elif now >= self._ping_at:
+            self._ping(now)
+
+    def distrust(self, since: float, now: float) -> None:
+        """Ping it before its next call, unless it has sent something since then."""
+        if self._heard_at <= since and self.is_trusted:
+            self._ping(now)
+
+    def _ping(self, now: float) -> None:
+        settings = self._scheduler.settings
+        self._ping_at = now + settings.ping_interval
+        self._pong_by = min(self._pong_by, now + settings.pong_timeout)
+        self.loop.schedule(self)
+        self.send(_ping)
 
     def _idle_from(self, now: float) -> None:
-        self._keepalive_at = now + self._scheduler.settings.keepalive_interval
+        settings = self._scheduler.settings
+        self._keepalive_at, self._ping_at = now + settings.keepalive_interval, now + settings.ping_interval
         self.loop.schedule(self)
 
     # Reading.
@@ -235,8 +312,10 @@ class PooledConnection(WebSocketChannel):
         size = self.fill(websocket)
         if self.websocket is None:
             return
-        if call is not None and size:
-            call.count_received(size, time.monotonic())
+        if size:
+            self._heard_at, self._pong_by = time.monotonic(), NEVER
+            if call is not None:
+                call.count_received(size, self._heard_at)
         messages = websocket.messages(2)
         if messages and call is not None:
             self._answered(call, websocket, messages)
@@ -246,6 +325,8 @@ class PooledConnection(WebSocketChannel):
             self.lost(websocket.ended)
         else:
             self.update_watch()  # a ping may have left a pong to send
+            if call is None:
+                self._scheduler.assign()
 
     def _answered(self, call: Call, websocket: Connection, messages: list[bytes | Binary]) -> None:
         now, payload = time.monotonic(), messages[0]
@@ -305,12 +386,15 @@ class CallScheduler:
     def assign(self) -> None:
         """Give idle connections, and new ones as far as allowed, to the calls that wait."""
         while self._queue:
-            idle = next((connection for connection in self.connections if connection.is_idle), None)
+            room = len(self.connections) < self.settings.size
+            idle = None
+            if not (room and self._queue[0].wants_new_connection):
+                idle = next((each for each in self.connections if each.is_idle and each.is_trusted), None)
             if idle is not None and not idle.is_reusable:
                 self.drop(idle)
             elif idle is not None:
                 idle.ask(self._queue.popleft())
-            elif len(self.connections) < self.settings.size:
+            elif room:
                 call = self._queue.popleft()
                 call.waits_for = _Waiting.HANDSHAKE
                 call.connection = PooledConnection(self, call)
@@ -325,13 +409,23 @@ class CallScheduler:
             return
         if call in self._queue:
             self._queue.remove(call)
-        if call.connection is not None:
+        if call.connection is not None and call.connection.handshake is None:
             self.drop(call.connection)
+        elif call.connection is not None:
+            # The handshake isn't late: let it go on, for other calls.
+            call.connection.call = None
         self.loop.unschedule(call)
         self.assign()
         self._calls.discard(call)
         # Last, because the caller's thread runs from here on.
         call.finish(outcome)
+
+    def distrust_connections(self, since: float) -> None:
+        """Ping all idle connections that have sent nothing since then: they may have died with another one."""
+        now = time.monotonic()
+        for connection in tuple(self.connections):
+            if connection.is_idle:
+                connection.distrust(since, now)
 
     def drop(self, connection: PooledConnection) -> None:
         """Close a connection and make room for another one."""
@@ -368,7 +462,7 @@ class CallScheduler:
             return None
         if self.settings.fail_fast and not self.has_connected and is_unreachable(failure):
             return None
-        left = call.answer_by - time.monotonic()
+        left = call.send_by - time.monotonic()
         if left < _LAST_RETRY:
             return None
         drawn = next(call.delays)
@@ -389,6 +483,10 @@ class CallScheduler:
     def _ended(self, crash: BaseException | None) -> None:
         if crash is not None:
             logger.error("%s: the thread of function calls crashed", self.settings.name, exc_info=crash)
+
+
+def _ping(websocket: Connection) -> None:
+    websocket.send_ping()
 
 
 def _is_object(payload: bytes | Binary) -> bool:

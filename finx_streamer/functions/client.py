@@ -48,8 +48,8 @@ class FunctionClient:
     Args:
         api_key: As for `StreamListener`, like `endpoint`, `parse_price`, `ssl_context`, `proxy` and `allow_insecure`.
             The key is requested at every connection attempt.
-        timeout: Seconds for one call, including connecting, waiting for a free connection, and retries. History takes
-            one call per page.
+        timeout: Seconds until a call is sent, including waiting for a free connection, connecting, and retries; and
+            then for its answer. History takes one call per page, and a second one if the server is silent.
         connections: The maximum number of connections. Each has one call in flight (source: O); further calls wait.
         reconnect: When to retry a call whose connection failed, because all functions only read. None: never.
         connect_timeout: Seconds for one connection attempt.

@@ -55,13 +55,13 @@ class TickReader:
     def fetch(self, pair: str, date: str, time: str, narrow: dict[str, str]) -> list[Tick]:
         """One page of history: the ticks of a date after a time, in any order."""
         arguments = {"pair": pair, "date": date, "time": time, **narrow}
-        answer = self._pool.call("tickHistory", arguments, self._timeout, data=True)
+        answer = self._pool.call("tickHistory", arguments, self._timeout, data=True, insist=True)
         return self._decode(pair, answer, many=True)
 
-    def snap(self, pair: str, date: str, time: str, narrow: dict[str, str] | None = None) -> Tick:
-        """The last tick at or before a time."""
+    def snap(self, pair: str, date: str, time: str, narrow: dict[str, str] | None = None, insist: bool = False) -> Tick:
+        """The last tick at or before a time. `insist`: as for `CallPool.call`."""
         arguments = {"pair": pair, "date": date, "time": time, **(narrow or {})}
-        answer = self._pool.call("tickSnap", arguments, self._timeout, data=True)
+        answer = self._pool.call("tickSnap", arguments, self._timeout, data=True, insist=insist)
         return self._decode(pair, answer, many=False)[0]
 
     def interrupt(self) -> None:
@@ -74,7 +74,7 @@ class TickReader:
 
     def _snap_if_any(self, pair: str, date: str, time: str, narrow: dict[str, str]) -> Tick | None:
         try:
-            return self.snap(pair, date, time, narrow)
+            return self.snap(pair, date, time, narrow, insist=True)
         except FunctionError as error:
             if isinstance(error, CallTimeout) or self._pool.closed:
                 raise

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from finx_streamer.connection.attempt import ConnectionConfig
 from finx_streamer.functions.call_pool import CallPool
 from finx_streamer.functions.call_scheduler import PoolSettings
 from tests.support.calls import ClientFactory, answer, answer_calls, answer_one, call_echo, echo, wait_until
-from tests.support.peers import PATIENCE, PING, PONG, QUICK, Caller, Peer, frame
+from tests.support.peers import CLOSE, PATIENCE, PING, PONG, QUICK, TEXT, Caller, Peer, frame
 
 # One call after another.
 
@@ -149,6 +150,55 @@ def test_waiting_for_a_connection_counts_towards_the_timeout(make_client: Client
         assert len(messages) == 2
 
 
+def test_a_call_that_waited_has_its_whole_timeout_for_the_answer(make_client: ClientFactory) -> None:
+    """Busy connections aren't taken for silent ones."""
+
+    def slow(request: dict[str, Any]) -> bytes:
+        time.sleep(0.9)
+        return echo(request)
+
+    with Peer(answer(slow)) as peer, make_client(peer, timeout=1.6, connections=1) as client:
+        with ThreadPoolExecutor(2) as threads:
+            assert sorted(threads.map(lambda number: call_echo(client, number), (1, 2))) == [1, 2]
+        assert peer.accepted == 1
+
+
+def test_a_call_that_cannot_be_sent_says_how_long_it_waited(make_pool: Callable[..., CallPool]) -> None:
+    """The connection that it waited for isn't late, and stays."""
+    release = threading.Event()
+
+    def slow(request: dict[str, Any]) -> bytes:
+        assert release.wait(PATIENCE)
+        return echo(request)
+
+    with Peer(answer(slow)) as peer, ThreadPoolExecutor(2) as threads:
+        pool = make_pool(peer)
+        answers = [threads.submit(pool.call, "echo", {"number": number}, PATIENCE) for number in (1, 2)]
+        wait_until(lambda: pool.connections == 2)
+        with pytest.raises(CallTimeout, match=r"waited 0\.2 s for a connection \(all connections are busy\)"):
+            pool.call("echo", {"number": 3}, 0.2)
+        release.set()
+        assert [each.result(PATIENCE).message for each in answers] == [{"echo": 1}, {"echo": 2}]
+        assert peer.accepted == 2
+
+
+def test_a_handshake_outlives_the_call_that_it_was_for(make_client: ClientFactory) -> None:
+    """The next call gets the connection."""
+    release = threading.Event()
+
+    def script(caller: Caller) -> None:
+        assert release.wait(PATIENCE)
+        answer()(caller)
+
+    with Peer(script) as peer, make_client(peer, timeout=0.2, connections=1) as client:
+        with pytest.raises(CallTimeout, match=r"waited 0\.2 s for a connection \(still connecting\)"):
+            call_echo(client, 1)
+        release.set()
+        client._timeout = PATIENCE
+        assert call_echo(client, 2) == 2
+        assert peer.accepted == 1
+
+
 def test_waiting_calls_are_served_in_order(make_client: ClientFactory) -> None:
     """Threads that call without a break don't keep the only connection from other threads."""
     stop = threading.Event()
@@ -258,7 +308,27 @@ def test_a_closed_idle_connection_is_replaced(make_client: ClientFactory) -> Non
         assert call_echo(client, 2) == 2
 
 
-# Keepalives.
+def test_history_is_requested_again_on_a_new_connection(make_client: ClientFactory) -> None:
+    """A connection that was forgotten on the way doesn't fail the fetch. Other calls are made once."""
+    with Peer(answer(count=1), answer(count=1), answer(lambda request: frame("{}"))) as peer:
+        client = make_client(peer, timeout=0.4, reconnect=None)
+        assert call_echo(client, 1) == 1
+        with pytest.raises(CallTimeout):
+            client.tick_snap("BTC:USDC", "2022-07-02")
+        assert call_echo(client, 2) == 2
+        assert client.tick_history("BTC:USDC", "2022-07-02T01:00", "2022-07-02T02:00") == []
+        assert peer.accepted == 3
+
+
+def test_history_fails_after_two_silent_connections(make_client: ClientFactory) -> None:
+    """The error says that both were silent."""
+    with Peer(answer(count=0)) as peer, make_client(peer, timeout=0.2) as client:
+        with pytest.raises(CallTimeout, match="silent; before that: the server was silent on another connection"):
+            client.tick_history("BTC:USDC", "2022-07-02T01:00", "2022-07-02T02:00")
+        assert peer.accepted == 2
+
+
+# Pings and keepalives.
 
 
 @pytest.fixture
@@ -274,6 +344,77 @@ def make_pool() -> Iterator[Callable[..., CallPool]]:
     yield make
     for pool in pools:
         pool.close()
+
+
+def read_frames(caller: Caller, pongs: int | None = None, stalls: str = "stall") -> None:
+    """Answer calls, except of the function `stalls`, and up to `pongs` pings. Without pongs, answer one call only."""
+    caller.welcome()
+    answered = 0
+    while True:
+        opcode, payload = caller.read_frame()
+        if opcode == CLOSE:
+            return
+        if opcode == PING and (pongs is None or pongs > 0):
+            pongs = pongs and pongs - 1
+            caller.send(frame(payload, PONG))
+        elif opcode == TEXT and not (pongs == 0 and answered):
+            request = json.loads(payload)
+            if request["functionName"] != stalls:
+                answered += 1
+                caller.send(echo(request))
+
+
+def open_two_connections(pool: CallPool) -> None:
+    """Make calls until two connections are idle."""
+    with ThreadPoolExecutor(2) as threads:
+        while pool.connections < 2:
+            for call in [threads.submit(pool.call, "echo", {"number": number}, PATIENCE) for number in (1, 2)]:
+                call.result(PATIENCE)
+
+
+def test_idle_connections_are_pinged(make_pool: Callable[..., CallPool]) -> None:
+    """One that answers stays. One that doesn't is closed, and costs no call its timeout."""
+    with Peer(lambda caller: read_frames(caller, pongs=5)) as peer:
+        pool = make_pool(peer, ping_interval=0.02, pong_timeout=0.3)
+        assert pool.call("echo", {"number": 1}, PATIENCE).message == {"echo": 1}
+        wait_until(lambda: pool.connections == 0)
+        assert pool.call("echo", {"number": 2}, PATIENCE).message == {"echo": 2}
+        assert peer.accepted == 2
+
+
+def test_connections_that_died_together_cost_one_call(make_pool: Callable[..., CallPool]) -> None:
+    """After one silent call, the equally idle connections are used only if they answer a ping."""
+    gate = threading.Barrier(2)
+
+    def die(caller: Caller) -> None:
+        caller.welcome()
+        request = json.loads(caller.read_frame()[1])
+        gate.wait(PATIENCE)  # both connections are needed
+        caller.send(echo(request))
+        caller.wait_until_left()
+
+    with Peer(die, die, answer()) as peer, ThreadPoolExecutor(2) as threads:
+        pool = make_pool(peer, pong_timeout=PATIENCE)
+        both = [threads.submit(pool.call, "echo", {"number": number}, PATIENCE) for number in (1, 2)]
+        assert [call.result(PATIENCE).message for call in both] == [{"echo": 1}, {"echo": 2}]
+        with pytest.raises(CallTimeout):
+            pool.call("echo", {"number": 3}, 0.3)
+        assert pool.call("echo", {"number": 4}, PATIENCE).message == {"echo": 4}
+        assert peer.accepted == 3
+
+
+def test_a_slow_function_costs_no_healthy_connection(make_pool: Callable[..., CallPool]) -> None:
+    """After one silent call, an equally idle connection that answers a ping is used again."""
+    with Peer(read_frames) as peer:
+        pool = make_pool(peer)
+        open_two_connections(pool)
+        accepted = peer.accepted
+        with pytest.raises(CallTimeout):
+            pool.call("stall", {}, 0.2)
+        connections = pool._scheduler.connections  # type: ignore[union-attr]
+        wait_until(lambda: all(connection.is_trusted for connection in tuple(connections)))
+        assert pool.call("echo", {"number": 3}, PATIENCE).message == {"echo": 3}
+        assert peer.accepted == accepted
 
 
 def test_idle_connections_send_keepalives(make_pool: Callable[..., CallPool]) -> None:
@@ -306,12 +447,12 @@ def test_a_refused_keepalive_closes_the_connection(make_pool: Callable[..., Call
 
 
 def test_an_idle_pool_does_not_wake_up(make_pool: Callable[..., CallPool]) -> None:
-    """The loop of an idle pool sleeps until the next keepalive."""
+    """The loop of an idle pool sleeps until the next ping."""
     with Peer(answer()) as peer:
         pool = make_pool(peer)
         pool.call("echo", {"number": 1}, PATIENCE)
         (connection,) = pool._scheduler.connections
-        assert connection.deadline - time.monotonic() == pytest.approx(240.0, abs=40.0)
+        assert connection.deadline - time.monotonic() == pytest.approx(25.0, abs=20.0)
 
 
 def accept_only_the_new_key(request: dict[str, Any]) -> bytes:
