@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import numbers
 from collections.abc import Iterable
 from decimal import Decimal
+from fractions import Fraction
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +50,7 @@ def to_pandas(ticks: Iterable[Tick]) -> pandas.DataFrame:
         "timestamp": "datetime64[us, UTC]",
         "pair": "category",
         "exchange": "category",
-        "price": "float64" if _all_of(columns["price"], (float, int)) else "object",
+        "price": "float64" if _are_numbers(columns["price"]) else "object",
         "received": "datetime64[ns, UTC]",
         "backfilled": "bool",
     }
@@ -107,6 +109,11 @@ def _not_ticks(reason: str) -> ConfigurationError:
     return ConfigurationError(f"ticks: {reason}; expected tick dicts, as tick_history returns them")
 
 
+def _are_numbers(prices: list[Any]) -> bool:
+    """Whether all are floats or ints, of Python or NumPy. A `Fraction` would lose digits as a float."""
+    return _all_of(prices, numbers.Real) and not any(type(price) is Fraction for price in prices)
+
+
 def _all_of(prices: list[Any], kinds: type | tuple[type, ...]) -> bool:
     return all(isinstance(price, kinds) and not isinstance(price, bool) for price in prices)
 
@@ -114,7 +121,7 @@ def _all_of(prices: list[Any], kinds: type | tuple[type, ...]) -> bool:
 def _polars_price(prices: list[Any]) -> Any:
     import polars as pl
 
-    if _all_of(prices, (float, int)):
+    if _are_numbers(prices):
         return pl.Float64
     if _all_of(prices, str):
         return pl.String

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
@@ -160,3 +163,16 @@ def test_anything_but_ticks_is_rejected(convert: Any, ticks: Any, reason: str) -
     with pytest.raises(ConfigurationError) as caught:
         convert(ticks)
     assert str(caught.value) == f"ticks: {reason}; expected tick dicts, as tick_history returns them"
+
+
+@pytest.mark.parametrize("parse_price", [np.float64, np.float32, lambda text: np.int64(float(text))])
+def test_prices_may_be_numbers_of_numpy(parse_price: Callable[[str], Any]) -> None:
+    """They become a column of floats."""
+    ticks = [tick(parse_price("1.5"))]
+    assert str(to_pandas(ticks)["price"].dtype) == "float64"
+    assert to_polars(ticks)["price"].dtype == pl.Float64
+
+
+def test_fractions_stay_exact() -> None:
+    """A float would lose digits."""
+    assert to_pandas([tick(Fraction(1, 3))])["price"][0] == Fraction(1, 3)

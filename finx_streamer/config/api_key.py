@@ -17,6 +17,7 @@ ENVIRONMENT_VARIABLE = "FINX_API_KEY"
 
 _MISSING = f"no API key: pass api_key= or set the environment variable {ENVIRONMENT_VARIABLE}"
 _ALLOWED = re.compile(r"[!-~]+")
+_URL = re.compile(r"\s*(wss?|https?)://", re.IGNORECASE)
 
 
 class ApiKey:
@@ -105,6 +106,8 @@ def _fault(key: str) -> str | None:
     """Describe why a key can't be used, without showing it."""
     if not key:
         return f"it is empty; expected a key as FinX issued it, or None to read {ENVIRONMENT_VARIABLE}"
+    if _URL.match(key):
+        return "a URL was given as the key; expected a key as FinX issued it. Pass the URL as endpoint="
     if not _ALLOWED.fullmatch(key):
         advice = "; a key read from a file may need .strip()" if key != key.strip() else ""
         return f"it has white space, control or non-ASCII characters; expected printable ASCII{advice}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import sys
 from collections.abc import Callable
 from datetime import UTC, date, datetime
@@ -35,9 +36,9 @@ def require(good: bool, name: str, value: object, expected: str) -> None:
 
 def number(name: str, value: Any, low: float, high: float, expected: str) -> float:
     """A number from `low` to `high`, not NaN."""
-    good = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
-    require(good, name, value, expected)
-    return float(value)
+    found = _python_number(value)
+    require(found is not None and low <= found <= high, name, value, expected)
+    return float(found or 0)
 
 
 def seconds(name: str, value: Any, zero: bool = False) -> float:
@@ -53,10 +54,20 @@ def seconds_or_none(name: str, value: Any) -> float | None:
 
 def integer(name: str, value: Any, low: int, or_none: str = "") -> int:
     """An int that fits in a size and is at least `low`. `or_none` explains in the error what None means."""
-    good = isinstance(value, int) and not isinstance(value, bool)
-    require(good and value >= low, name, value, f"an int >= {low}{or_none}")
-    require(value <= sys.maxsize, name, value, f"an int <= {sys.maxsize}")
-    return int(value)
+    found = _python_number(value)
+    require(isinstance(found, int) and found >= low, name, value, f"an int >= {low}{or_none}")
+    require(int(found or 0) <= sys.maxsize, name, value, f"an int <= {sys.maxsize}")
+    return int(found or 0)
+
+
+def _python_number(value: Any) -> int | float | None:
+    """An integer or float of Python or NumPy, whose types are registered as such. None for anything else."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    is_float = isinstance(value, numbers.Real) and not isinstance(value, numbers.Rational)
+    return float(value) if is_float else None
 
 
 def boolean(name: str, value: Any) -> bool:
@@ -152,6 +163,8 @@ def moment(name: str, value: object) -> datetime:
 
 def _parse_moment(name: str, value: object) -> datetime:
     if isinstance(value, datetime):
+        # pandas' NaT is a datetime that doesn't equal itself.
+        require(value == value, name, value, f"{_ANY_MOMENT}; NaT is a missing time")
         return value
     if isinstance(value, date):
         return datetime(value.year, value.month, value.day, tzinfo=UTC)

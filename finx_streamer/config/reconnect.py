@@ -43,10 +43,12 @@ class ReconnectPolicy:
 
     def __attrs_post_init__(self) -> None:
         for name, low in (("initial", 0), ("factor", 1), ("maximum", 0), ("reset_after", 0)):
-            check.number(name, getattr(self, name), low, sys.float_info.max, f"a number >= {low}")
+            number = check.number(name, getattr(self, name), low, sys.float_info.max, f"a number >= {low}")
+            object.__setattr__(self, name, number)
         check.boolean("jitter", self.jitter)
         if self.attempts is not None:
-            check.integer("attempts", self.attempts, 1, ", or None for no bound")
+            attempts = check.integer("attempts", self.attempts, 1, ", or None for no bound")
+            object.__setattr__(self, "attempts", attempts)
 
     def delays(self, rng: random.Random | None = None) -> Iterator[float]:
         """Yield the waits in seconds, without end."""

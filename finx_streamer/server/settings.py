@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import socket
 import ssl
 from typing import Any
@@ -33,13 +34,13 @@ def _check_positive(_: Settings, field: attrs.Attribute[Any], value: float | Non
         raise ConfigurationError(f"{field.name} is {value!r}; expected a number above 0")
 
 
-def _check_batch(_: Settings, field: attrs.Attribute[Any], value: object) -> None:
-    if not isinstance(value, int) or value <= 0:
+def _check_batch(_: Settings, field: attrs.Attribute[Any], value: Any) -> None:
+    if not isinstance(value, numbers.Integral) or value <= 0:
         raise ConfigurationError(f"{field.name} is {value!r}; expected a whole number above 0")
 
 
-def _check_batch_seconds(_: Settings, field: attrs.Attribute[Any], value: object) -> None:
-    if not isinstance(value, int | float) or not 0 < value < math.inf:
+def _check_batch_seconds(_: Settings, field: attrs.Attribute[Any], value: Any) -> None:
+    if not isinstance(value, numbers.Real) or not 0 < float(value) < math.inf:
         raise ConfigurationError(f"{field.name} is {value!r}; expected a number above 0")
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pickle
 import traceback
+from collections.abc import Callable
 
 import pytest
 
+from finx_streamer import FunctionClient, StreamListener
 from finx_streamer.config.api_key import ENVIRONMENT_VARIABLE, ApiKey, KeySource
 from finx_streamer.config.redaction import MASK, redact
 from finx_streamer.errors import AuthenticationError, ConfigurationError, ConnectionFailed
@@ -173,3 +175,21 @@ def test_the_key_in_the_environment_is_masked(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv(ENVIRONMENT_VARIABLE, KEY)
     KeySource.from_argument(None)
     assert redact(KEY) == MASK
+
+
+@pytest.mark.parametrize("url", ["ws://127.0.0.1:8765/", "wss://ws.finx.io", "HTTPS://ws.finx.io/", " ws://h/s3cr3t"])
+@pytest.mark.parametrize("create", [FunctionClient, lambda url: StreamListener("BTC:USDC", api_key=url)])
+def test_a_url_in_place_of_the_key_is_refused(url: str, create: Callable[[str], object]) -> None:
+    """The first argument of `FunctionClient` is the key. The error doesn't show the URL, which may contain one."""
+    with pytest.raises(ConfigurationError) as caught:
+        create(url)
+    assert str(caught.value) == (
+        "api_key: a URL was given as the key; expected a key as FinX issued it. Pass the URL as endpoint="
+    )
+
+
+def test_a_url_in_the_environment_is_not_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The attempt fails for good, and says why."""
+    monkeypatch.setenv("FINX_API_KEY", "wss://ws.finx.io/")
+    with pytest.raises(AuthenticationError, match="a URL was given as the key"):
+        KeySource.from_argument(None).current()

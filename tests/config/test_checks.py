@@ -8,6 +8,8 @@ from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta, timezone
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from finx_streamer.config import checks as check
@@ -39,6 +41,25 @@ NOON = datetime(2022, 7, 2, 12, tzinfo=UTC)
 def test_accepts_a_right_value(accept: Callable[[str, Any], object], value: object) -> None:
     """It is returned as it was."""
     assert accept("name", value) == value
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.int64, np.uint16, np.float16, np.float32, np.float64])
+def test_accepts_numbers_of_numpy(kind: Callable[[int], Any]) -> None:
+    """They become Python's."""
+    found = check.seconds("name", kind(7))
+    assert (found, type(found)) == (7.0, float)
+    if isinstance(kind(7), np.integer):
+        whole = check.integer("name", kind(7), 1)
+        assert (whole, type(whole)) == (7, int)
+
+
+@pytest.mark.parametrize("value", [np.True_, np.float64("nan"), np.array([1.0]), np.str_("1"), np.datetime64("NaT")])
+def test_refuses_other_values_of_numpy(value: object) -> None:
+    """Booleans aren't numbers."""
+    with pytest.raises(ConfigurationError, match=r"^name: .* is not allowed; expected seconds"):
+        check.seconds("name", value)
+    with pytest.raises(ConfigurationError, match=r"^name: .* is not allowed; expected an int"):
+        check.integer("name", value, 1)
 
 
 @pytest.mark.parametrize(
@@ -141,6 +162,8 @@ def test_a_date_is_its_midnight(value: object) -> None:
         (datetime(2022, 7, 2), r"has no time zone; .*tzinfo=datetime\.UTC"),
         ("yesterday", "an aware datetime, a date, or ISO text"),
         (1_656_763_200, "an aware datetime, a date, or ISO text"),
+        (pd.NaT, "NaT is not allowed; expected an aware datetime, .*NaT is a missing time"),
+        (np.datetime64("NaT"), "NaT.* is not allowed"),
         ("1969-12-31", "a time from 1970 to 9998"),
         ("9999-01-01", "a time from 1970 to 9998"),
         (datetime(9999, 12, 31, 23, tzinfo=timezone(timedelta(hours=-5))), "a time from 1970 to 9998"),

@@ -6,6 +6,7 @@ import itertools
 import math
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -167,3 +168,10 @@ def test_a_policy_is_immutable() -> None:
     """Many listeners may share one."""
     with pytest.raises(AttributeError):
         ReconnectPolicy().initial = 1.0  # type: ignore[misc]
+
+
+def test_accepts_numbers_of_numpy() -> None:
+    """The delays are Python's floats."""
+    policy = ReconnectPolicy(np.float32(1.5), np.int64(2), np.int8(5), jitter=False, attempts=np.int16(3))
+    assert policy == ReconnectPolicy(1.5, 2.0, 5.0, jitter=False, attempts=3)
+    assert [repr(delay) for delay in itertools.islice(policy.delays(), 3)] == ["1.5", "3.0", "5.0"]

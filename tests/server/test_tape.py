@@ -10,6 +10,7 @@ from collections.abc import Callable
 from itertools import islice, pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -324,6 +325,14 @@ def test_rejects_arguments_out_of_range(arguments: dict[str, float]) -> None:
     """The error names the argument."""
     with pytest.raises(ConfigurationError, match=next(iter(arguments))):
         Tape(at("00:00:00Z"), **arguments)
+
+
+def test_accepts_numbers_of_numpy() -> None:
+    """As arguments of a tape and of a server."""
+    tape = Tape(SIX, speed=np.float32(10), wait_for=np.int64(0), max_pause=np.int8(1))
+    with LocalServer(tape, store_batch=np.int16(2), store_batch_seconds=np.float64(0.01)) as server:
+        server.wait_finished()
+        server.wait_until(lambda stats: stats.ticks_stored == 6)
 
 
 def test_rejects_an_empty_tape() -> None:
