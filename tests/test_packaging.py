@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from importlib import metadata, resources
 
 import pytest
+from packaging.requirements import Requirement
 
 import finx_streamer
 from tests.support.program import ROOT, run_program
@@ -75,6 +76,18 @@ def test_the_documented_extras_exist() -> None:
     requirements()
     expected = {"all", "cli", "dev", "notebook", "pandas", "polars", "progress", "server", "speed"}
     assert expected <= set(metadata.metadata("finx-streamer").get_all("Provides-Extra") or ())
+
+
+@pytest.mark.parametrize(
+    ("version", "allowed"), [("6.16.0", False), ("6.17.1", True), ("6.31.0", True), ("7.3.0", False), ("7.4.0", True)]
+)
+def test_the_extra_notebook_allows_the_tested_kernels(version: str, allowed: bool) -> None:
+    """Colab's ipykernel 6.17.1 is the oldest."""
+    settings = configparser.ConfigParser(interpolation=None)
+    settings.read(ROOT / "setup.cfg", encoding="utf-8")
+    lines = settings["options.extras_require"]["notebook"].split("\n")
+    [found] = [Requirement(line) for line in lines if line.startswith("ipykernel")]
+    assert found.specifier.contains(version) == allowed
 
 
 def test_the_extra_cli_includes_server() -> None:

@@ -1,13 +1,15 @@
 """The running cell, and how code on other threads writes to its output.
 
 Kernels find the cell that output belongs to through context variables, which our threads don't have. So each callback
-runs in the context of the cell that registered it.
+runs in the context of the cell that registered it. Old kernels send all output to the cell that ran last, so there we
+replace the methods of their streams.
 """
 
 from __future__ import annotations
 
 import contextvars
 import hashlib
+import sys
 import threading
 import types
 from collections.abc import Callable
@@ -15,10 +17,14 @@ from importlib import metadata
 from typing import Any
 
 import attrs
+from ipykernel.iostream import OutStream
 from IPython.core.getipython import get_ipython
 
 #: Before version 7, kernels send displayed objects to the cell that ran last, in spite of the context.
 _DISPLAY_IGNORES_CONTEXT = int(metadata.version("ipykernel").partition(".")[0]) < 7
+
+#: Before version 6.29, the same is true of what is printed.
+_PRINT_IGNORES_CONTEXT = not isinstance(getattr(OutStream, "parent_header", None), property)
 
 _cell: contextvars.ContextVar[Cell | None] = contextvars.ContextVar("finx_streamer_cell", default=None)
 _hooked = threading.local()
@@ -32,6 +38,8 @@ class Cell:
     execution: str
     parent: dict[str, Any]
     context: contextvars.Context
+    #: For old kernels: streams whose output appears in this cell, by name.
+    streams: dict[str, Any] = attrs.field(factory=dict)
 
     def reruns(self, other: Cell) -> bool:
         """Whether this is a later run of the same cell."""
@@ -52,6 +60,16 @@ class Cell:
         if _DISPLAY_IGNORES_CONTEXT and not getattr(_hooked, "done", False):
             _hook_display()
         return self.context.copy().run(function, *arguments)
+
+    def stream(self, original: Any) -> Any:
+        """Return this cell's own stream in place of stdout or stderr. For old kernels only."""
+        if original.name not in self.streams:
+            create: Any = OutStream
+            own = create(original.session, original.pub_thread, original.name, watchfd=False)
+            own.set_parent(self.parent)
+            # Another thread may have been faster.
+            self.streams.setdefault(original.name, own)
+        return self.streams[original.name]
 
     def route(self, callback: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap a callback so that its output appears in this cell, on any thread."""
@@ -76,6 +94,8 @@ def this_cell() -> Cell | None:
         return None
     cell = Cell(_id(parent), str(parent["header"].get("msg_id", "")), parent, contextvars.copy_context())
     cell.context.run(_cell.set, cell)
+    if _PRINT_IGNORES_CONTEXT:
+        _route_streams()
     return cell
 
 
@@ -116,3 +136,22 @@ def _route_message(message: dict[str, Any]) -> dict[str, Any]:
     if cell is not None:
         message["parent_header"] = cell.parent["header"]
     return message
+
+
+def _route_streams() -> None:
+    """Route what is printed, on any thread, to the cell whose context prints it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, OutStream) and "write" not in vars(stream):
+            for name in ("write", "flush"):
+                setattr(stream, name, _routed(stream, getattr(stream, name)))
+
+
+def _routed(stream: Any, method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method that uses a stream of the cell's own, if it is called in the context of a cell."""
+
+    def act(*arguments: Any) -> Any:
+        cell = _cell.get()
+        own = method if cell is None else getattr(cell.stream(stream), method.__name__)
+        return own(*arguments)
+
+    return act

@@ -13,16 +13,19 @@ except ImportError:
     # The `dev` extra isn't installed, so there are no kernels.
     collect_ignore_glob = ["test_*.py"]
 
-#: The installed version, and the last of the 6 series. Earlier 7 versions are excluded by the `notebook` extra.
-VERSIONS = ("installed", "6.31.0")
+#: Versions of ipykernel and what else they need. `notebook` excludes 7.0 to 7.3. The last pair is that of Colab.
+VERSIONS = {
+    "installed": [],
+    "6.31.0": ["ipykernel==6.31.0", "nest_asyncio"],
+    "6.17.1": ["ipykernel==6.17.1", "ipython==7.34.0", "nest_asyncio", "backcall", "decorator", "pickleshare"],
+}
 
 
-@pytest.fixture(scope="session", params=VERSIONS)
+@pytest.fixture(scope="session", params=[*list(VERSIONS)[:2], pytest.param("6.17.1", marks=pytest.mark.slow)])
 def version_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path | None:
     """A folder with a version of ipykernel. None for the installed one."""
-    if request.param == "installed":
-        return None
-    return install([f"ipykernel=={request.param}", "nest_asyncio"], tmp_path_factory.mktemp("ipykernel"))
+    requirements = VERSIONS[request.param]
+    return install(requirements, tmp_path_factory.mktemp("ipykernel")) if requirements else None
 
 
 @pytest.fixture(scope="module")

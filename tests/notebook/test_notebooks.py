@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,7 +48,22 @@ def executed(path: Path, folder: Path, loop: asyncio.AbstractEventLoop) -> Any:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: str(path.stem))
 def test_notebook(path: Path, tmp_path: Path, environment: None, loop: asyncio.AbstractEventLoop) -> None:
     """No cell fails, and the exported HTML shows the last state of its listeners."""
-    notebook = executed(path, tmp_path, loop)
+    check(path, executed(path, tmp_path, loop))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: str(path.stem))
+def test_notebook_with_papermill(path: Path, tmp_path: Path, environment: None) -> None:
+    """It leaves the same notebook as nbclient."""
+    output = tmp_path / "output.ipynb"
+    command = [sys.executable, "-m", "papermill", "--kernel", "python3", "--cwd", str(tmp_path), "--no-progress-bar"]
+    ended = subprocess.run([*command, str(path), str(output)], capture_output=True, text=True, timeout=50, check=False)
+    assert ended.returncode == 0, ended.stderr
+    check(path, nbformat.read(output, as_version=4))
+
+
+def check(path: Path, notebook: Any) -> None:
+    """Check the outputs of an executed notebook."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     assert [output for output in outputs if output.output_type == "error"] == []
     printed = "".join(output.text for output in outputs if output.output_type == "stream")
