@@ -17,6 +17,7 @@ from .config.endpoint import Endpoint
 from .config.reconnect import ReconnectPolicy
 from .config.symbols import Option, Pair
 from .delivery.stats import ListenerStats, StreamStats
+from .diagnosis import doctor
 from .errors import (
     AuthenticationError,
     CallbackError,
@@ -74,6 +75,7 @@ __all__ = [
     "Tick",
     "TicksDropped",
     "__version__",
+    "doctor",
     "listeners",
     "stop_all",
     "to_pandas",

@@ -22,7 +22,7 @@ ROWS = (
     ("streaming",),
     ("functions",),
     ("delivery", "tables"),
-    ("listener", "loops", "run"),
+    ("listener", "loops", "run", "diagnosis"),
     ("__init__",),
     ("server",),
     ("notebook", "cli", "jupyter", "demo", "__main__"),
@@ -32,6 +32,7 @@ ALLOWED = {
     ("listener", "jupyter"): "the only entry point to the notebook; it imports the rest lazily",
     ("listener", "demo"): "the only entry point to the server; it imports the rest lazily",
     ("functions.client", "demo"): "the same",
+    ("diagnosis.checkup", "demo"): "the same",
 }
 #: What the server may import from the client. With a shared codec, a bug in it could go unnoticed.
 SHARED_WITH_SERVER = {"errors", "values", "config.symbols"}

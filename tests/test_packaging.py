@@ -49,6 +49,7 @@ PROMISED = {
     "Tick",
     "TicksDropped",
     "__version__",
+    "doctor",
     "listeners",
     "stop_all",
     "to_pandas",

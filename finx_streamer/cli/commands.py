@@ -278,6 +278,30 @@ def demo(
 
 
 @app.command()
+def doctor(
+    pair: Annotated[str, typer.Argument(help="The pair to ask for.", metavar="PAIR")] = "BTC:USDC",
+    endpoint: EndpointOption = "production",
+    api_key_file: KeyFileOption = None,
+    proxy: ProxyOption = None,
+    allow_insecure: InsecureOption = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
+) -> None:
+    """Find out why there are no ticks.
+
+    Checks this machine, the way to the server, and the server. No step waits longer than 5 s.
+
+    Exit codes: 0 all is well; 1 something is wrong; 2 wrong usage.
+
+    Example: finx-streamer doctor --endpoint demo
+    """
+    with _errors_as_exit_codes():
+        from .doctor import examine
+
+        key = _key_or_environment(endpoint, api_key_file)
+        raise typer.Exit(examine(pair, endpoint, key, _without_password(proxy), allow_insecure, as_json))
+
+
+@app.command()
 def serve(
     tape: Annotated[
         Path | None,
@@ -362,6 +386,11 @@ def _function_client(
 
 def _key(endpoint: str, file: Path | None) -> str | Callable[[], str] | None:
     return None if endpoint == demo_market.NAME and file is None else api_key(file)
+
+
+def _key_or_environment(endpoint: str, file: Path | None) -> str | Callable[[], str] | None:
+    """Like `_key`, but a missing key is one of doctor's findings."""
+    return None if file is None else _key(endpoint, file)
 
 
 def _with_prefix(endpoint: str, prefix: str | None) -> str | Endpoint:

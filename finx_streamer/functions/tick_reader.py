@@ -43,7 +43,7 @@ class TickReader:
         narrow = {"exchange": exchange} if exchange is not None else {}
         found = HistoryWalk(
             lambda pair, date, time: self.fetch(pair, date, time, narrow),
-            lambda pair, date, time: self._snap_if_any(pair, date, time, narrow),
+            lambda pair, date, time: self.snap_if_any(pair, date, time, narrow),
             pair,
             start,
             end,
@@ -72,7 +72,7 @@ class TickReader:
         """Close the pool."""
         self._pool.close()
 
-    def _snap_if_any(self, pair: str, date: str, time: str, narrow: dict[str, str]) -> Tick | None:
+    def snap_if_any(self, pair: str, date: str, time: str, narrow: dict[str, str]) -> Tick | None:
         try:
             return self.snap(pair, date, time, narrow, insist=True)
         except FunctionError as error:

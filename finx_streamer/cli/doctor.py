@@ -1,0 +1,42 @@
+"""`finx-streamer doctor`: prints each check as soon as it is done."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from ..diagnosis.checkup import Doctor
+from ..diagnosis.report import Report
+from .terminal import encodable
+
+
+def examine(
+    pair: str,
+    endpoint: str,
+    api_key: str | Callable[[], str] | None,
+    proxy: str | None,
+    allow_insecure: bool,
+    as_json: bool,
+) -> int:
+    """Run all checks. Return the exit code: 1 if something is wrong, else 0."""
+    doctor = Doctor(pair, endpoint, api_key, proxy, None, allow_insecure)
+    if as_json:
+        report = doctor.report()
+        _print(report.to_json())
+        return 0 if report.ok else 1
+    checks, assumptions = [], []
+    for check in doctor.checks():
+        checks.append(check)
+        _print(str(check))
+    for number, check in enumerate(doctor.assumptions()):
+        if number == 0:
+            _print(f"\n{Report.HEADING}")
+        assumptions.append(check)
+        _print(str(check))
+    report = Report(tuple(checks), tuple(assumptions))
+    _print(f"\n{report.summary}")
+    return 0 if report.ok else 1
+
+
+def _print(text: str) -> None:
+    print(encodable(text, sys.stdout.encoding), flush=True)

@@ -1,0 +1,46 @@
+"""`doctor`: finds out why there are no ticks, step by step."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ..config.endpoint import Endpoint
+from ..config.redaction import hides_arguments
+from ..config.symbols import Pair
+
+if TYPE_CHECKING:
+    from .report import Report
+
+
+@hides_arguments
+def doctor(
+    pair: str | Pair = "BTC:USDC",
+    endpoint: str | Endpoint = "production",
+    *,
+    api_key: str | Callable[[], str | None] | None = None,
+    proxy: str | None = None,
+    ssl_context: ssl.SSLContext | None = None,
+    allow_insecure: bool = False,
+) -> Report:
+    """Check this machine, the way to the server, and the server. Takes a few seconds; no step waits longer than 5 s.
+
+    Args:
+        pair: The pair to ask for.
+        endpoint: As for `StreamListener`, like the other arguments.
+        api_key: None reads FINX_API_KEY. The report says where the key was found, and never shows it.
+        proxy: None reads the proxy variables of the environment.
+        ssl_context: None verifies certificates with Python's defaults.
+        allow_insecure: Permit `ws://` to other machines.
+
+    Returns:
+        The report: print it, or use its `ok`, `checks` and `to_json()`.
+
+    Raises:
+        ConfigurationError: An argument is wrong.
+    """
+    # Imported late: most programs never call this.
+    from .checkup import Doctor
+
+    return Doctor(pair, endpoint, api_key, proxy, ssl_context, allow_insecure).report()

@@ -1,0 +1,63 @@
+"""`Doctor`: runs all checks, from this machine outwards to the server."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Iterator
+
+from .. import demo
+from ..config import checks as check
+from ..config.api_key import ENVIRONMENT_VARIABLE
+from ..config.endpoint import Endpoint
+from ..config.symbols import Pair
+from ..connection.attempt import ConnectionConfig
+from .assumptions import Assumptions
+from .limits import LIMIT
+from .machine import machine_checks
+from .network import NetworkChecks
+from .report import Check, Report, Verdict
+
+
+class Doctor:
+    """Runs the checks. See `finx_streamer.doctor` for the arguments."""
+
+    def __init__(
+        self,
+        pair: str | Pair,
+        endpoint: str | Endpoint,
+        api_key: str | Callable[[], str | None] | None,
+        proxy: str | None,
+        ssl_context: ssl.SSLContext | None,
+        allow_insecure: bool,
+    ) -> None:
+        given = f"found in the variable {ENVIRONMENT_VARIABLE}" if api_key is None else "found in the argument api_key"
+        self._key_source = "not needed for the demo" if endpoint == demo.NAME else given
+        self._pair = Pair.parse(str(check.pair(pair)))
+        endpoint, api_key, proxy = demo.connection_arguments(self, endpoint, api_key, proxy)
+        self._config = ConnectionConfig.from_arguments(
+            api_key=api_key,
+            endpoint=endpoint,
+            proxy=proxy,
+            allow_insecure=allow_insecure,
+            ssl_context=ssl_context,
+            connect_timeout=LIMIT,
+        )
+        self._network = NetworkChecks(self._config, self._pair)
+
+    def checks(self) -> Iterator[Check]:
+        """Yield each check as soon as it is done."""
+        yield Check("endpoint", Verdict.OK, self._config.endpoint.url)
+        for found in machine_checks(self._config, self._key_source):
+            yield found
+            if found.verdict is Verdict.FAILED:
+                return
+        yield from self._network.run()
+
+    def assumptions(self) -> Iterator[Check]:
+        """Yield what is assumed about FinX, once `checks` has opened a stream."""
+        if self._network.streams:
+            yield from Assumptions(self._config, self._pair, self._network.message).run()
+
+    def report(self) -> Report:
+        """Run everything."""
+        return Report(tuple(self.checks()), tuple(self.assumptions()))
