@@ -36,6 +36,8 @@ class ConnectionConfig:
     ssl_context: Callable[[], ssl.SSLContext]
     max_message: int = MAX_MESSAGE
     proxies: ProxyChoice = DIRECT
+    #: The address family that last worked, by host. All connections of a listener or client share it.
+    families: dict[str, int] = attrs.field(factory=dict, eq=False, repr=False)
 
     @classmethod
     def from_arguments(
@@ -109,20 +111,20 @@ class Attempt:
         self._deadline = math.inf
         self._lock = threading.Lock()
         self._cancelled = False
-        self._socket: socket.socket | None = None
+        self._sockets: tuple[socket.socket, ...] = ()
 
     def begin(self, timeout: float) -> None:
         """Start the clock."""
         self._deadline = time.monotonic() + timeout
 
     def cancel(self) -> None:
-        """End the attempt, also if a thread is blocked on its socket."""
+        """End the attempt, also if a thread is blocked on its sockets."""
         with self._lock:
             self._cancelled = True
-            if self._socket is not None:
+            for sock in self._sockets:
                 # `close` wouldn't wake the thread. SSLSocket.shutdown would reset the TLS state that the thread uses.
                 with contextlib.suppress(OSError):
-                    socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
     def remaining(self, until: float = math.inf) -> float:
         """Return the seconds left, to `until` at most. Raises `TimeoutError` if there are none, or after `cancel`."""
@@ -131,8 +133,8 @@ class Attempt:
             raise TimeoutError("timed out")
         return left
 
-    def watch(self, sock: socket.socket) -> None:
-        """Let `cancel` interrupt this socket from now on."""
+    def watch(self, *sockets: socket.socket) -> None:
+        """Let `cancel` interrupt these sockets, and no others, from now on."""
         with self._lock:
-            self._socket = sock
+            self._sockets = sockets
         self.remaining()

@@ -10,11 +10,11 @@ import ssl
 import time
 from collections.abc import Callable, Iterator
 
-from ..config.endpoint import Endpoint
 from ..config.proxy import Proxy
 from ..errors import ConnectionFailed
 from .attempt import Attempt, ConnectionConfig
 from .failures import translate
+from .race import Address, race, take_turns
 from .tunnel import open_tunnel
 
 
@@ -23,36 +23,35 @@ def connect(config: ConnectionConfig, attempt: Attempt) -> socket.socket:
     endpoint = config.endpoint
     proxy = config.proxies.choose(endpoint)
     if proxy is None:
-        sock = dial(endpoint.host, endpoint.port, attempt, attempt.remaining)
+        sock = dial(endpoint.host, endpoint.port, attempt, config.families, attempt.remaining)
     else:
         attempt.proxy = proxy.where
-        sock = _dial_through(proxy, endpoint, attempt)
+        sock = _dial_through(proxy, config, attempt)
     return _secure(sock, config, attempt) if endpoint.secure else sock
 
 
-def dial(host: str, port: int, attempt: Attempt, remaining: Callable[[], float]) -> socket.socket:
+def dial(
+    host: str, port: int, attempt: Attempt, families: dict[str, int], remaining: Callable[[], float]
+) -> socket.socket:
     """Return a TCP connection to the first of the host's addresses that answers.
 
-    `remaining` returns the seconds left, or raises `TimeoutError`.
+    Args:
+        host: The name or address to connect to.
+        port: Its port.
+        attempt: The attempt, which may be cancelled.
+        families: The address family that last worked, by host. Updated.
+        remaining: Returns the seconds left, or raises `TimeoutError`.
     """
+    sock, family = race(resolve(host, port, families, remaining), attempt, remaining)
+    families[host] = family
+    return sock
+
+
+def resolve(host: str, port: int, families: dict[str, int], remaining: Callable[[], float]) -> list[Address]:
+    """Return the host's addresses in the order in which to try them."""
     remaining()
-    addresses = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
-    failure = OSError("the host has no address")
-    for untried, (family, kind, protocol, _, address) in zip(range(len(addresses), 0, -1), addresses, strict=True):
-        try:
-            # Fails without IPv6 in the system: then only the IPv4 addresses can be reached.
-            sock = socket.socket(family, kind, protocol)
-            with closed_on_error(sock):
-                attempt.watch(sock)
-                # A share for each address: one that never answers must not use up the time of the others.
-                sock.settimeout(remaining() / untried)
-                sock.connect(address)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        except OSError as error:
-            failure = error
-            continue
-        return sock
-    raise failure
+    found = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
+    return take_turns([Address(*entry) for entry in found], families.get(host))
 
 
 @contextlib.contextmanager
@@ -65,24 +64,27 @@ def closed_on_error(sock: socket.socket) -> Iterator[None]:
         raise
 
 
-def _dial_through(proxy: Proxy, endpoint: Endpoint, attempt: Attempt) -> socket.socket:
+def _dial_through(proxy: Proxy, config: ConnectionConfig, attempt: Attempt) -> socket.socket:
     """Return a connection to a proxy that has connected to the server."""
-    hosts = [endpoint.host]
+    endpoint = config.endpoint
+    families = config.families
+    hosts: dict[str, int | None] = {endpoint.host: None}
     if not proxy.resolves_names:
-        attempt.remaining()
-        found = socket.getaddrinfo(endpoint.host, endpoint.port, 0, socket.SOCK_STREAM)
-        hosts = list(dict.fromkeys(str(address[0]) for *_, address in found))
+        found = resolve(endpoint.host, endpoint.port, families, attempt.remaining)
+        hosts = {str(address.where[0]): address.family for address in found}
     failure = ConnectionFailed("the host has no address")
     # The proxy may not support IPv6, or not reach one of the addresses: try each, with a share of the time.
-    for untried, host in zip(range(len(hosts), 0, -1), hosts, strict=True):
+    for untried, (host, family) in zip(range(len(hosts), 0, -1), hosts.items(), strict=True):
         remaining = functools.partial(attempt.remaining, time.monotonic() + attempt.remaining() / untried)
         try:
-            sock = dial(proxy.host, proxy.port, attempt, remaining)
+            sock = dial(proxy.host, proxy.port, attempt, families, remaining)
             with closed_on_error(sock):
                 open_tunnel(proxy, sock, host, endpoint.port, remaining)
         except (ConnectionFailed, OSError) as cause:
             failure = translate(cause, f"the proxy {proxy.where}")
         else:
+            if family is not None:
+                families[endpoint.host] = family
             return sock
     raise failure
 
