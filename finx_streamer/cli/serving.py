@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shlex
 import threading
 import warnings
 from collections.abc import Iterator
@@ -64,14 +65,14 @@ def _import(server: LocalServer, tape: Path) -> None:
     imported = server.import_ticks(recording)
     known = len(recording) - imported
     if known and not imported:
-        say(f"skipped {tape}: its {count(known, 'tick')} are in the store already")
+        say(f"skipped {tape}: the store has its {count(known, 'tick')} already")
     else:
         rest = f"; {count(known, 'tick')} {'was' if known == 1 else 'were'} there already" if known else ""
         say(f"imported {count(imported, 'tick')} from {tape}{rest}")
 
 
 def _greeting(url: str, pairs: list[str], keys_file: Path | None) -> str:
-    example = f"finx-streamer listen {pairs[0]} --endpoint {url}"
+    example = f"finx-streamer listen {shlex.quote(pairs[0])} --endpoint {url}"
     command = f"FINX_API_KEY={DEFAULT_KEY} {example}" if keys_file is None else f"{example} --api-key-file FILE"
     more = f" and {len(pairs) - _MAX_PAIRS_SHOWN} more" if len(pairs) > _MAX_PAIRS_SHOWN else ""
     return f"serving: {url}\npairs:   {', '.join(pairs[:_MAX_PAIRS_SHOWN])}{more}\nlisten:  {command}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import urllib.request
 from pathlib import Path
@@ -51,7 +52,7 @@ def test_a_store_keeps_imported_and_played_ticks(tape: Path, tmp_path: Path) -> 
             code, _, err = command.finish()
         imported = [
             f"finx-streamer: imported {len(TICKS)} ticks from {tape}",
-            f"finx-streamer: skipped {tape}: its {len(TICKS)} ticks are in the store already",
+            f"finx-streamer: skipped {tape}: the store has its {len(TICKS)} ticks already",
         ]
         assert (code, err.splitlines()) == (0, [*imported[:imports], "finx-streamer: stopped"])
 
@@ -67,6 +68,17 @@ def test_imports_the_ticks_that_were_added_to_a_file(tape: Path, tmp_path: Path)
             command.send_signal()
             _, _, err = command.finish()
         assert err.splitlines()[0] == f"finx-streamer: {says.format(tape)}"
+
+
+def test_the_printed_example_is_quoted_for_the_shell(tmp_path: Path) -> None:
+    """A shell would replace `$TRUMP`."""
+    tape = tmp_path / "tape.jsonl"
+    tape.write_text(json.dumps(TICKS[0] | {"pair": "$TRUMP:USDC"}))
+    with running("serve", "--port", "0", "--tape", str(tape)) as command:
+        lines = [command.stdout.readline() for _ in range(3)]
+    assert lines[1] == "pairs:   $TRUMP:USDC\n"
+    assert shlex.split(lines[2])[2:4] == ["finx-streamer", "listen"]
+    assert "finx-streamer listen '$TRUMP:USDC' --endpoint" in lines[2]
 
 
 def test_warns_about_a_tape_that_is_cut_off(tape: Path) -> None:
