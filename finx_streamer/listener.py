@@ -57,7 +57,8 @@ class StreamListener:
         endpoint (str | Endpoint): "production", "beta", a base URL or an `Endpoint`; or "demo", a simulated market in
             this process, which needs no key but the extra `server`.
         allow_insecure (bool): True permits `ws://` to other machines. Everyone on the way can then read your API key.
-        ssl_context (ssl.SSLContext | None): TLS settings. None verifies certificates with Python's defaults.
+        ssl_context (ssl.SSLContext | None): TLS settings. None trusts the CAs in SSL_CERT_FILE or SSL_CERT_DIR; if
+            neither is set, those in REQUESTS_CA_BUNDLE, or else the system's.
         proxy (str | None): "http://[user:password@]host:port", "socks5://…" or "socks5h://…". "" uses no proxy. None
             reads https_proxy, all_proxy and no_proxy at every attempt. Tick history uses the same proxy.
 
@@ -289,9 +290,9 @@ class StreamListener:
         Returns:
             False if a callback is still running after `timeout`.
         """
-        check.seconds("timeout", timeout, zero=True)
+        limit = check.seconds("timeout", timeout, zero=True)
         run = self._run
-        return run is None or run.forked or run.stop(timeout, drain)
+        return run is None or run.forked or run.stop(limit, drain)
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait for the end. Ctrl-C interrupts it.
@@ -306,12 +307,14 @@ class StreamListener:
             FinxStreamerError: The error that ended the listener, if one did.
             ConfigurationError: Called inside a callback, where it would wait for itself.
         """
-        run = self._run_to_join("join()", timeout)
+        timeout = _checked_limit(timeout)
+        run = self._run_to_join("join()")
         return run is None or self._joined(run, run.wait(timeout))
 
     async def wait_async(self, timeout: float | None = None) -> bool:
         """`join` for event loops, for example in a notebook that awaits. Other tasks keep running."""
-        run = self._run_to_join("wait_async()", timeout)
+        timeout = _checked_limit(timeout)
+        run = self._run_to_join("wait_async()")
         return run is None or self._joined(run, await run.wait_async(timeout))
 
     def __enter__(self) -> Self:
@@ -470,7 +473,7 @@ class StreamListener:
             ConfigurationError: An argument is wrong, or the listener keeps no ticks.
         """
         if n is not None:
-            check.integer("n", n, 0)
+            n = check.integer("n", n, 0)
         recent = self._kept("recent()")
         return recent.last(recent.size if n is None else n, None if pair is None else str(check.symbol(pair)))
 
@@ -500,7 +503,7 @@ class StreamListener:
         """
         recent = self._kept("live()")
         wanted = [str(check.symbol(pair)) for pair in pairs]
-        check.number("rate", rate, 1, 30, "frames per second, from 1 to 30")
+        rate = check.number("rate", rate, 1, 30, "frames per second, from 1 to 30")
         return self._frontend.live(self, recent, wanted, rate, self._watch)
 
     def _watch(self, watcher: Callable[[], None]) -> Callable[[], None]:
@@ -560,9 +563,7 @@ class StreamListener:
             if listener is not self and run.origin is not None and origin.replaces(run.origin):
                 listener.stop(drain=False)
 
-    def _run_to_join(self, method: str, timeout: float | None) -> Run | None:
-        if timeout is not None:
-            check.seconds("timeout", timeout, zero=True)
+    def _run_to_join(self, method: str) -> Run | None:
         if self._run is not None:
             self._check_not_in_callback(method)
             self._check_process()
@@ -588,6 +589,10 @@ class StreamListener:
             )
 
 
+def _checked_limit(timeout: float | None) -> float | None:
+    return None if timeout is None else check.seconds("timeout", timeout, zero=True)
+
+
 def listeners() -> list[StreamListener]:
     """Return the running listeners of this process, in the order in which they were started."""
     return [listener for run, listener in tuple(live_runs.items()) if not run.forked]
@@ -602,8 +607,7 @@ def stop_all(timeout: float = 5.0) -> bool:
     Returns:
         False if a callback is still running after `timeout`.
     """
-    check.seconds("timeout", timeout, zero=True)
-    return stop_runs(timeout)
+    return stop_runs(check.seconds("timeout", timeout, zero=True))
 
 
 _CALLBACK_NAMES = ("on_tick", "on_error", "on_notice", "on_state", "on_gap", "on_greeks")

@@ -18,10 +18,16 @@ from ..config import checks as check
 from ..config.api_key import ApiKey, KeySource
 from ..config.endpoint import Endpoint
 from ..config.proxy import DIRECT, ProxyChoice
+from ..config.redaction import redact
 from ..config.symbols import Symbol
+from ..errors import ConnectionFailed
 
 #: In bytes.
 MAX_MESSAGE = 16 * 1024 * 1024
+#: Environment variables that name a file or a directory of trusted CAs.
+OPENSSL_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+#: As in `requests`.
+CA_BUNDLE = "REQUESTS_CA_BUNDLE"
 
 
 @attrs.frozen
@@ -82,7 +88,7 @@ def _context_source(given: ssl.SSLContext | None) -> Callable[[], ssl.SSLContext
     """Return a function that returns the given context, or a default one. It takes 20 ms to create: do that once."""
     if given is not None:
         return lambda: given
-    create, lock = functools.cache(ssl.create_default_context), threading.Lock()
+    create, lock = functools.cache(_default_context), threading.Lock()
 
     def context() -> ssl.SSLContext:
         # Without a free descriptor, OpenSSL would silently load no CA, and `open` raises.
@@ -90,6 +96,28 @@ def _context_source(given: ssl.SSLContext | None) -> Callable[[], ssl.SSLContext
             return create()
 
     return context
+
+
+def _default_context() -> ssl.SSLContext:
+    """Return a context that verifies certificates.
+
+    It trusts the CAs in SSL_CERT_FILE or SSL_CERT_DIR, which OpenSSL reads itself. Without these, it trusts the file or
+    directory in REQUESTS_CA_BUNDLE, and without that, the system's CAs.
+    """
+    bundle = os.environ.get(CA_BUNDLE)
+    if not bundle or any(map(os.environ.get, OPENSSL_VARIABLES)):
+        return ssl.create_default_context()
+    try:
+        if os.path.isdir(bundle):
+            return ssl.create_default_context(capath=bundle)
+        return ssl.create_default_context(cafile=bundle)
+    except (FileNotFoundError, PermissionError, ssl.SSLError) as cause:
+        fault = "it holds no certificate" if isinstance(cause, ssl.SSLError) else str(cause.strerror).lower()
+        raise ConnectionFailed(
+            f"the environment variable {CA_BUNDLE} names {redact(bundle)!r}, which can't be used: {fault}; "
+            "expected a PEM file or a directory of CA certificates",
+            permanent=True,
+        ) from None
 
 
 class Attempt:

@@ -12,7 +12,7 @@ import websocket
 from ..config.api_key import KeySource
 from ..config.redaction import redact
 from ..errors import AuthenticationError, ConnectionFailed, ProtocolError, RateLimited, StreamNotFound
-from .attempt import Attempt, ConnectionConfig
+from .attempt import CA_BUNDLE, OPENSSL_VARIABLES, Attempt, ConnectionConfig
 from .http_response import HttpResponse
 
 logger = logging.getLogger("finx_streamer")
@@ -20,9 +20,12 @@ logger = logging.getLogger("finx_streamer")
 _BODY_SHOWN, _STATUS_LINE_SHOWN = 200, 80
 #: In Python's `ssl`, the end of a connection is one of two exceptions; which one depends on the version.
 _ENDS = (EOFError, ssl.SSLEOFError, ssl.SSLZeroReturnError, websocket.WebSocketConnectionClosedException)
-#: OpenSSL's codes for an unknown CA: "self-signed certificate in chain", "unable to get local issuer certificate".
-_UNKNOWN_CA = (19, 20)
-_CA_HINT = "; if the server is the right one, check SSL_CERT_FILE and SSL_CERT_DIR, or pass ssl_context="
+#: OpenSSL's codes for an unknown CA, as in "self-signed certificate" and "unable to get local issuer certificate".
+_UNKNOWN_CA = (2, 18, 19, 20, 21)
+_CA_HINT = (
+    f"; if the server is the right one, let {OPENSSL_VARIABLES[0]} or {CA_BUNDLE} name a file with its CA (the first "
+    "that is set wins), or pass ssl_context="
+)
 _ADVICE = {
     errno.ECONNREFUSED: "; check that a server runs there",
     errno.ENETUNREACH: "; check the network",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import numbers
 import ssl
 import weakref
 from collections.abc import Callable, Iterator
@@ -78,6 +79,8 @@ class FunctionClient:
         allow_insecure: bool = False,
         name: str | None = None,
     ) -> None:
+        if endpoint == "production" and api_key in ("production", "beta", demo.NAME):
+            raise ConfigurationError(f"api_key: {api_key!r} is an endpoint, not a key; pass it as endpoint=")
         endpoint, api_key, proxy = demo.connection_arguments(self, endpoint, api_key, proxy)
         config = ConnectionConfig.from_arguments(
             api_key=api_key,
@@ -218,7 +221,7 @@ class FunctionClient:
             if name in arguments:
                 raise ConfigurationError(f"{name}: remove it, because the client adds it to each call")
         try:
-            json.dumps(arguments, allow_nan=False)
+            arguments = json.loads(json.dumps(arguments, allow_nan=False, default=_plain_number))
         except (TypeError, ValueError, RecursionError) as cause:
             raise ConfigurationError(f"{function_name}: the arguments can't be JSON: {redact(str(cause))}") from None
         return self._call(function_name, arguments)
@@ -246,3 +249,12 @@ class FunctionClient:
             return "<FunctionClient (incomplete)>"
         state = "closed" if self._calls.closed else f"{self._calls.connections} connected"
         return f"<FunctionClient {self._name} {state} at {self._where}>"
+
+
+def _plain_number(value: object) -> int | float:
+    """Convert a number that `json` doesn't know, such as NumPy's. Raises `TypeError` for anything else."""
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    raise TypeError(f"{type(value).__name__} is not a JSON type")

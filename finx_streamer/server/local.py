@@ -19,7 +19,7 @@ from .protocol import Form, encode_frame, is_loopback
 from .recorder import Recorder
 from .recording import Recorded, Recording
 from .service import Only, ServerState, Service
-from .settings import Settings
+from .settings import Settings, plain_number
 from .source import Source
 from .stats import ServerStats
 from .store import TickStore
@@ -127,7 +127,7 @@ class LocalServer:
             ping_timeout=ping_timeout,
         )
         key_ring = KeyRing(keys)
-        tick_store = TickStore(store, store_limit)
+        tick_store = TickStore(store, plain_number(store_limit))
         # Opening validates the file. Ticks in memory stay.
         with tick_store.opened():
             self._state = ServerState(key_ring, Recorder(tick_store, store_batch, store_batch_seconds))

@@ -9,6 +9,7 @@ from itertools import islice
 
 from ..config.symbols import Pair
 from ..errors import ConfigurationError
+from .settings import plain_number
 from .ticks import Tick, format_time
 
 PAIRS = ("BTC:USDC", "ETH:USDC", "BTC:USDT", "ETH:USDT", "SOL:USDC", "ETH:BTC")
@@ -56,6 +57,7 @@ class SimulatedMarket:
         limit: int | None = None,
         wait_for: int = 0,
     ) -> None:
+        rate, limit, wait_for = map(plain_number, (rate, limit, wait_for))
         self._pairs = tuple(Pair.parse(pair) for pair in _check_names("pairs", pairs))
         self._exchanges = _check_names("exchanges", exchanges)
         if rate is not None and not (0 < rate < math.inf):

@@ -15,6 +15,13 @@ from .protocol import Form, tick_encoder
 from .source import Source
 
 
+def plain_number(value: Any) -> Any:
+    """Convert a number of NumPy, or of another kind, to an int or float. Times as `float32` would lose precision."""
+    if isinstance(value, int | float) or not isinstance(value, numbers.Real):
+        return value
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
 def _check_source(_: Settings, __: attrs.Attribute[Any], source: object) -> None:
     # Without this check, only the first client would notice.
     if isinstance(source, type):
@@ -34,13 +41,13 @@ def _check_positive(_: Settings, field: attrs.Attribute[Any], value: float | Non
         raise ConfigurationError(f"{field.name} is {value!r}; expected a number above 0")
 
 
-def _check_batch(_: Settings, field: attrs.Attribute[Any], value: Any) -> None:
-    if not isinstance(value, numbers.Integral) or value <= 0:
+def _check_batch(_: Settings, field: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, int) or value <= 0:
         raise ConfigurationError(f"{field.name} is {value!r}; expected a whole number above 0")
 
 
-def _check_batch_seconds(_: Settings, field: attrs.Attribute[Any], value: Any) -> None:
-    if not isinstance(value, numbers.Real) or not 0 < float(value) < math.inf:
+def _check_batch_seconds(_: Settings, field: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ConfigurationError(f"{field.name} is {value!r}; expected a number above 0")
 
 
@@ -59,21 +66,21 @@ class Settings:
 
     source: Source = attrs.field(validator=_check_source)
     host: str
-    port: int = attrs.field(validator=_check_port)
+    port: int = attrs.field(converter=plain_number, validator=_check_port)
     ssl_context: ssl.SSLContext | None
     form: Form = attrs.field(validator=_check_form)
-    queue_bytes: int = attrs.field(validator=_check_positive)
-    slow_client_timeout: float = attrs.field(validator=_check_positive)
-    send_buffer: int | None = attrs.field(validator=_check_positive)
-    max_connections: int = attrs.field(validator=_check_positive)
-    max_connections_per_key: int = attrs.field(validator=_check_positive)
-    idle_limit: float | None = attrs.field(validator=_check_positive)
-    store_batch: int = attrs.field(validator=_check_batch)
-    store_batch_seconds: float = attrs.field(validator=_check_batch_seconds)
-    open_timeout: float = attrs.field(validator=_check_positive)
-    close_timeout: float = attrs.field(validator=_check_positive)
-    ping_interval: float | None = attrs.field(validator=_check_positive)
-    ping_timeout: float | None = attrs.field(validator=_check_positive)
+    queue_bytes: int = attrs.field(converter=plain_number, validator=_check_positive)
+    slow_client_timeout: float = attrs.field(converter=plain_number, validator=_check_positive)
+    send_buffer: int | None = attrs.field(converter=plain_number, validator=_check_positive)
+    max_connections: int = attrs.field(converter=plain_number, validator=_check_positive)
+    max_connections_per_key: int = attrs.field(converter=plain_number, validator=_check_positive)
+    idle_limit: float | None = attrs.field(converter=plain_number, validator=_check_positive)
+    store_batch: int = attrs.field(converter=plain_number, validator=_check_batch)
+    store_batch_seconds: float = attrs.field(converter=plain_number, validator=_check_batch_seconds)
+    open_timeout: float = attrs.field(converter=plain_number, validator=_check_positive)
+    close_timeout: float = attrs.field(converter=plain_number, validator=_check_positive)
+    ping_interval: float | None = attrs.field(converter=plain_number, validator=_check_positive)
+    ping_timeout: float | None = attrs.field(converter=plain_number, validator=_check_positive)
 
     @property
     def is_dual_stack(self) -> bool:

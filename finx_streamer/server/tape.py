@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from ..errors import ConfigurationError
 from .recording import Recorded, Recording
+from .settings import plain_number
 from .ticks import Tick, epoch_seconds, with_time
 
 #: The pause between two rounds of a loop in seconds, if `max_pause` is None.
@@ -54,6 +53,7 @@ class Tape:
         shift: bool = False,
         max_pause: float | None = 1.0,
     ) -> None:
+        speed, wait_for, max_pause = map(plain_number, (speed, wait_for, max_pause))
         _check_arguments(speed, wait_for, max_pause)
         self._speed = speed
         self._loop = loop
@@ -134,10 +134,10 @@ class Tape:
             yield due, with_time(tick, (started + due if self.paced else clock()) - late)
 
 
-def _check_arguments(speed: float | None, wait_for: Any, max_pause: float | None) -> None:
+def _check_arguments(speed: float | None, wait_for: int, max_pause: float | None) -> None:
     if speed is not None and not (0 < speed < math.inf):
         raise ConfigurationError(f"speed is {speed!r}; expected a number above 0, or None for as fast as possible")
-    if not isinstance(wait_for, numbers.Integral) or wait_for < 0:
+    if not isinstance(wait_for, int) or wait_for < 0:
         raise ConfigurationError(f"wait_for is {wait_for!r}; expected a whole number, 0 or more")
     if max_pause is not None and not (0 <= max_pause < math.inf):
         raise ConfigurationError(f"max_pause is {max_pause!r}; expected seconds, 0 or more, or None for no limit")

@@ -77,7 +77,7 @@ def test_the_repr_shows_no_password() -> None:
 def test_refuses_a_wrong_url_without_its_password(kind: Callable[..., object], url: str, fault: str) -> None:
     """The error says what is wrong. Neither its text nor the local variables of our frames hold the password."""
     with pytest.raises(ConfigurationError, match=fault) as caught:
-        kind(api_key="demo", proxy=url)
+        kind(api_key="some-key", proxy=url)
     assert str(caught.value).startswith("proxy: the URL has ")
     assert_no_secret(caught.value, "s3cr")
 
@@ -86,7 +86,7 @@ def test_refuses_a_wrong_url_without_its_password(kind: Callable[..., object], u
 def test_the_error_of_another_argument_does_not_show_the_password(kind: Callable[..., object]) -> None:
     """It passes a frame that had the URL."""
     with pytest.raises(ConfigurationError, match="name") as caught:
-        kind(api_key="demo", proxy="http://u:s3cret@h:1", name=7)
+        kind(api_key="some-key", proxy="http://u:s3cret@h:1", name=7)
     assert_no_secret(caught.value, "s3cr")
 
 

@@ -311,6 +311,24 @@ def test_any_function_can_be_called(client: FunctionClient) -> None:
     assert "19" in client.call("tickSnap", pair="BTC:USDC", date="2022-07-03", time="00:00")["price"]
 
 
+@pytest.mark.parametrize("endpoint", ["production", "beta", "demo", "ws://localhost:8080/"])
+def test_an_endpoint_is_not_a_key(endpoint: str) -> None:
+    """The key comes first, but `FunctionClient("demo")` reads as if the endpoint did."""
+    with pytest.raises(ConfigurationError, match=r"^api_key: .* [Pp]ass (it|the URL) as endpoint=$"):
+        FunctionClient(endpoint)
+
+
+def test_numbers_of_numpy_can_be_sent() -> None:
+    """Arguments often come out of a table."""
+    numpy = pytest.importorskip("numpy")
+
+    def repeat(request: dict[str, Any]) -> bytes:
+        return frame(json.dumps({"n": request["n"], "x": request["x"]}))
+
+    with Peer(answer(repeat)) as peer, FunctionClient(KEY, peer.url, timeout=numpy.float32(10)) as client:
+        assert client.call("matrix", n=numpy.int64(5), x=[numpy.float32(0.5)]) == {"n": 5, "x": [0.5]}
+
+
 @pytest.mark.parametrize("arguments", [{"APIKey": KEY}, {"functionName": "x"}, {"when": NOON}, {"x": float("nan")}])
 def test_call_refuses_reserved_and_unsendable_arguments(client: FunctionClient, arguments: dict[str, Any]) -> None:
     """The client adds the key and the function's name itself, and only JSON values can be sent."""

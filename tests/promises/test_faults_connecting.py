@@ -330,6 +330,15 @@ def authority_file(authority: trustme.CA, tmp_path: Path) -> Path:
     return path
 
 
+def subject_hash(certificate: Path) -> str:
+    """The name under which OpenSSL finds a certificate in a directory."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl is not installed here, so the hash of a certificate is unknown")
+    command = [openssl, "x509", "-noout", "-hash", "-in", str(certificate)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def test_error_hints_at_a_missing_ca_file(
     seen: Seen, server_tls: ssl.SSLContext, trusting_context: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -340,7 +349,8 @@ def test_error_hints_at_a_missing_ca_file(
         error = first_error(Seen(), peer.url)
         with seen.listener(peer.url, ssl_context=trusting_context):
             seen.wait_ticks(1)
-    assert "check SSL_CERT_FILE and SSL_CERT_DIR, or pass ssl_context=" in str(error)
+    assert "let SSL_CERT_FILE or REQUESTS_CA_BUNDLE name a file with its CA (the first that is set wins)" in str(error)
+    assert "or pass ssl_context=" in str(error)
 
 
 def test_system_authorities_are_trusted(
@@ -350,6 +360,51 @@ def test_system_authorities_are_trusted(
     monkeypatch.setenv("SSL_CERT_FILE", str(authority_file))
     with Peer(stay(tick(1)), context=server_tls) as peer, seen.listener(peer.url):
         seen.wait_ticks(1)
+
+
+@pytest.mark.parametrize("form", ["file", "directory"])
+def test_the_bundle_of_requests_is_trusted(
+    seen: Seen, server_tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch, authority_file: Path, form: str
+) -> None:
+    """Companies with an inspecting proxy set REQUESTS_CA_BUNDLE on each machine."""
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.delenv("SSL_CERT_DIR", raising=False)
+    if form == "directory":
+        authority_file.rename(authority_file.with_name(f"{subject_hash(authority_file)}.0"))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority_file if form == "file" else authority_file.parent))
+    with Peer(stay(tick(1)), context=server_tls) as peer, seen.listener(peer.url):
+        seen.wait_ticks(1)
+
+
+@pytest.mark.parametrize("winner", ["SSL_CERT_FILE", "SSL_CERT_DIR"])
+def test_the_variables_of_openssl_win(
+    seen: Seen, server_tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch, authority_file: Path, winner: str
+) -> None:
+    """REQUESTS_CA_BUNDLE isn't even read then. An empty variable counts as not set."""
+    authority_file.with_name(f"{subject_hash(authority_file)}.0").write_bytes(authority_file.read_bytes())
+    monkeypatch.setenv("SSL_CERT_FILE", "")
+    monkeypatch.setenv(winner, str(authority_file if winner == "SSL_CERT_FILE" else authority_file.parent))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere/authorities.pem")
+    with Peer(stay(tick(1)), context=server_tls) as peer, seen.listener(peer.url):
+        seen.wait_ticks(1)
+
+
+@pytest.mark.parametrize(("content", "fault"), [(None, "no such file"), (b"", "it holds no certificate")])
+def test_an_unusable_bundle_is_named(
+    seen: Seen, server_tls: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: Any, fault: str
+) -> None:
+    """The error is permanent, and says which variable names which file. The key isn't sent."""
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.delenv("SSL_CERT_DIR", raising=False)
+    bundle = tmp_path / "bundle.pem"
+    if content is not None:
+        bundle.write_bytes(content)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(bundle))
+    with Peer(stay(), context=server_tls) as peer:
+        error = first_error(seen, peer.url)
+        assert peer.requests in ([], [b""])
+    assert error.permanent
+    assert f"the environment variable REQUESTS_CA_BUNDLE names '{bundle}', which can't be used: {fault}" in str(error)
 
 
 def run_starved(url: str, left: int, first: int, **environment: str) -> list[str]:
@@ -376,12 +431,7 @@ def test_lack_of_descriptors_is_retried() -> None:
 
 def test_lack_of_descriptors_does_not_reject_the_certificate(server_tls: ssl.SSLContext, authority_file: Path) -> None:
     """If no descriptor is left to read the authority's file, the certificate isn't refused."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("openssl is not installed here, so the hash of a certificate is unknown")
-    command = [openssl, "x509", "-noout", "-hash", "-in", str(authority_file)]
-    name = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    authority_file.rename(authority_file.with_name(f"{name}.0"))
+    authority_file.rename(authority_file.with_name(f"{subject_hash(authority_file)}.0"))
     folder = {"SSL_CERT_FILE": "/nowhere.pem", "SSL_CERT_DIR": str(authority_file.parent)}
 
     def cut_off(caller: Caller) -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from finx_streamer import StreamListener, to_pandas, to_polars
 from finx_streamer.cli.formats import CSV
 from finx_streamer.errors import ConfigurationError
-from finx_streamer.server import LocalServer, Tape
+from finx_streamer.server import LocalServer, SimulatedMarket, Tape
 from finx_streamer.wire.decoder import Decoder
 from tests.support.effort import examples
 
@@ -333,6 +333,18 @@ def test_accepts_numbers_of_numpy() -> None:
     with LocalServer(tape, store_batch=np.int16(2), store_batch_seconds=np.float64(0.01)) as server:
         server.wait_finished()
         server.wait_until(lambda stats: stats.ticks_stored == 6)
+
+
+def test_numbers_of_numpy_become_those_of_python() -> None:
+    """The clock in seconds as `float32` would be wrong by a minute."""
+    tape = Tape(at("00:00:00Z", "00:00:01Z"), np.float32(0.5), wait_for=np.int64(1), max_pause=np.float32(5))
+    assert tape.wait_for == 1
+    assert [(due, type(due)) for due, _ in tape.play(lambda: 0.0)] == [(0.0, float), (2.0, float)]
+    market = SimulatedMarket(rate=np.float32(50), limit=np.int64(2))
+    assert [type(due) for due, _ in market.play(lambda: 0.0)] == [float, float]
+    settings = {"port": np.int64(0), "idle_limit": np.float32(300), "store_limit": np.int64(10)}
+    with LocalServer(market, store_batch=np.int64(5), store_batch_seconds=np.float32(0.1), **settings) as server:
+        assert type(server.port) is int
 
 
 def test_rejects_an_empty_tape() -> None:
