@@ -33,10 +33,11 @@ OPTIONS = {
     "proxy": "--proxy",
     "timeout": "--timeout",
 }
-#: `name:` at the start, `name=True`, `name='…'` and `name=`. The last group is arguments that have no option.
+#: `name:` at the start; `name=True`, `name='…'` and `name=`; the callable that reads a key file; and advice to pass an
+#: argument that has no option.
 _ARGUMENT = re.compile(
     rf"^(?P<subject>{'|'.join(OPTIONS)})(?=:)|\b(?P<given>{'|'.join(OPTIONS)})=(True\b|(?P<value>(?='))|)"
-    r"|,? or pass ssl_context=\S*"
+    r"|(?P<callable>the api_key callable)|,? or pass ssl_context=\S*"
 )
 #: The name of the error handler that prints them.
 REPLACE = "finx-streamer.replace"
@@ -107,7 +108,7 @@ def say_error(error: Exception) -> None:
 def _what_to_check(error: Exception) -> str:
     if not isinstance(error, ConnectionFailed) or not is_unreachable(error):
         return ""
-    return "; check the network, --endpoint and --proxy" + (", or wait with --retry" if error.attempt == 1 else "")
+    return "; check --endpoint and --proxy" + (", or wait with --retry" if error.attempt == 1 else "")
 
 
 def with_options(text: str) -> str:
@@ -116,6 +117,8 @@ def with_options(text: str) -> str:
 
 
 def _option(found: re.Match[str]) -> str:
+    if found["callable"]:
+        return "reading --api-key-file"
     name = found["subject"] or found["given"]
     return (OPTIONS[name] + (" " if found["value"] is not None else "")) if name else ""
 

@@ -51,6 +51,7 @@ def test_a_wrong_argument_is_one_line(arguments: list[str], hint: str) -> None:
         ("a redirect to 'x': a login page, or a wrong endpoint=", "a wrong --endpoint"),
         ("exchanges: 'binance' is not allowed", "--exchange: 'binance'"),
         ("no API key: pass api_key= or set the environment variable FINX_API_KEY", "pass --api-key-file or set"),
+        ("name resolution or the api_key callable hangs", "or reading --api-key-file hangs"),
         ("the certificate is refused: check SSL_CERT_FILE, or pass ssl_context=", "check SSL_CERT_FILE"),
     ],
 )
@@ -58,7 +59,7 @@ def test_errors_name_options(error: str, shown: str) -> None:
     """No error of the Python API tells you to pass an argument that the command line doesn't have."""
     translated = with_options(error)
     assert shown in translated
-    assert not re.search(r"\w=|allow_insecure|ssl_context", translated)
+    assert not re.search(r"\w=|allow_insecure|api_key|ssl_context", translated)
 
 
 def test_the_options_that_errors_name_exist() -> None:

@@ -394,8 +394,8 @@ def test_a_refused_connection_fails_at_once(closed_port: int, command: tuple[str
     """With a second attempt, this would take an hour. The error says what to check."""
     result = run(*command, "--endpoint", f"ws://127.0.0.1:{closed_port}/", "--timeout", "3600")
     assert (result.returncode, result.stdout, len(result.stderr.splitlines())) == (1, "", 1)
-    assert "connection refused (attempt 1, no further attempt)" in result.stderr
-    assert result.stderr.endswith("; check the network, --endpoint and --proxy, or wait with --retry\n")
+    assert "connection refused; check that a server runs there (attempt 1, no further attempt)" in result.stderr
+    assert result.stderr.endswith("; check --endpoint and --proxy, or wait with --retry\n")
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "n" * 64 + ".invalid"])
