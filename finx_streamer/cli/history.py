@@ -90,6 +90,9 @@ def write_history(
         if written:
             say(f"failed{_describe_end(written, part)}")
         raise
+    finally:
+        if client.bad_ticks:
+            say(f"left out {count(client.bad_ticks, 'tick')} that can't be read")
     return 0
 
 

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from .. import demo
 from ..config import checks as check
@@ -20,8 +20,9 @@ from ..config.reconnect import ReconnectPolicy, checked_policy
 from ..config.redaction import hides_arguments, redact
 from ..config.symbols import Pair
 from ..connection.attempt import ConnectionConfig
-from ..errors import AuthenticationError, ConfigurationError, NotAvailable
+from ..errors import AuthenticationError, ConfigurationError, DecodeError, NotAvailable
 from ..values import Tick
+from .bad_ticks import BadTicks
 from .call_pool import CallPool
 from .call_scheduler import PoolSettings
 from .history import with_progress_bar
@@ -55,6 +56,9 @@ class FunctionClient:
         reconnect: When to retry a call whose connection failed, because all functions only read. None: never.
         connect_timeout: Seconds for one connection attempt.
         name: Of the threads, and in `repr`.
+        on_bad: What to do about a tick of history that can't be read, such as one with the price "NaN". "skip" leaves
+            it out, with a warning in the log. "raise" raises its `DecodeError`. A callable gets the error, and the tick
+            is left out unless it raises. `bad_ticks` counts them.
 
     Raises:
         ConfigurationError: An argument is wrong.
@@ -78,6 +82,7 @@ class FunctionClient:
         proxy: str | None = None,
         allow_insecure: bool = False,
         name: str | None = None,
+        on_bad: Literal["skip", "raise"] | Callable[[DecodeError], object] = "skip",
     ) -> None:
         if endpoint == "production" and api_key in ("production", "beta", demo.NAME):
             raise ConfigurationError(f"api_key: {api_key!r} is an endpoint, not a key; pass it as endpoint=")
@@ -94,6 +99,7 @@ class FunctionClient:
         size = check.integer("connections", connections, 1)
         price_parser = check.price_parser(parse_price)
         policy = checked_policy(reconnect)
+        self._bad_ticks = BadTicks(on_bad)
         given = check.text_or_none("name", name)
         self._name = given or f"finx-streamer-functions-{next(_names)}"
         self._where = redact(config.endpoint.url)
@@ -157,6 +163,7 @@ class FunctionClient:
 
         Raises:
             ConfigurationError: An argument is wrong.
+            DecodeError: A tick can't be read, and `on_bad` is "raise".
             IncompleteHistory: More ticks share a millisecond than one answer can hold.
         """
         return list(self.iter_tick_history(pair, start, end, exchange, progress))
@@ -179,7 +186,7 @@ class FunctionClient:
         if exchange is not None:
             check.exchange("exchange", exchange)
         check.boolean("progress", progress)
-        found = self._ticks.history_pages(name, since, until, exchange)
+        found = self._ticks.history_pages(name, since, until, exchange, on_bad=self._bad_ticks.report)
         if progress:
             found = with_progress_bar(found, name, since, until)
         return itertools.chain.from_iterable(found)
@@ -228,6 +235,11 @@ class FunctionClient:
 
     def _call(self, function: str, arguments: dict[str, Any]) -> dict[str, Any]:
         return self._calls.call(function, arguments, self._timeout).message
+
+    @property
+    def bad_ticks(self) -> int:
+        """How many ticks of history couldn't be read so far."""
+        return self._bad_ticks.count
 
     # Life.
 

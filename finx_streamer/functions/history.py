@@ -6,13 +6,13 @@ No socket, key or thread: two functions make the requests.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from operator import itemgetter
 
 import attrs
 
-from ..errors import ConfigurationError, IncompleteHistory
+from ..errors import ConfigurationError, DecodeError, IncompleteHistory
 from ..values import Tick
 
 logger = logging.getLogger("finx_streamer")
@@ -20,17 +20,45 @@ logger = logging.getLogger("finx_streamer")
 #: The most ticks in one answer. Source: D.
 PAGE_SIZE = 1_000
 
+
+@attrs.frozen
+class BadTick:
+    """A tick that can't be read. Perhaps its time can."""
+
+    error: DecodeError
+    timestamp: datetime | None = None
+
+
 #: Requests tick history: the ticks of a pair on a date (YYYY-MM-DD) after a time (HH:MM:SS.fff, UTC), in any order.
-FetchPage = Callable[[str, str, str], list[Tick]]
+FetchPage = Callable[[str, str, str], Sequence[Tick | BadTick]]
 #: Requests a tick snap: the last tick of a pair at or before a date and time, or None if there is none. Raises
 #: `SnapsRefused` if the server doesn't offer snaps.
-FetchSnap = Callable[[str, str, str], Tick | None]
+FetchSnap = Callable[[str, str, str], Tick | BadTick | None]
+#: Decides about a tick that can't be read: it may raise. Otherwise the tick is left out.
+OnBad = Callable[[DecodeError], object]
 
 _MICROSECOND = timedelta(microseconds=1)
 _MILLISECOND = timedelta(milliseconds=1)
+_SECOND = timedelta(seconds=1)
 _DAY = timedelta(days=1)
 
-_timestamp = itemgetter("timestamp")
+_timestamp: Callable[[Tick], datetime] = itemgetter("timestamp")
+
+
+def raise_error(error: DecodeError) -> None:
+    """Raise it."""
+    raise error
+
+
+@attrs.frozen
+class _Answer:
+    """The ticks of one answer of tick history, sorted by time; and the bad ones."""
+
+    ticks: list[Tick]
+    bad: list[BadTick]
+    #: How many there were, and the latest time among those that have one.
+    size: int
+    reached: datetime | None
 
 
 class SnapsRefused(Exception):
@@ -60,6 +88,7 @@ class HistoryWalk:
             end of the day after today.
         page_size: How many ticks a full answer has.
         max_empty_days: How many days in a row may be requested without finding a tick. None: no limit.
+        on_bad: Called once with the error of each tick that can't be read. If it returns, the tick is left out.
     """
 
     fetch_page: FetchPage
@@ -69,10 +98,13 @@ class HistoryWalk:
     end: datetime | None
     page_size: int = PAGE_SIZE
     max_empty_days: int | None = None
+    on_bad: OnBad = raise_error
     #: The time of the last tick before the end, according to the newest snap of it.
     _latest: datetime | None = attrs.field(init=False, default=None)
     #: The day that had been read when that snap was requested.
     _latest_requested_on: date | None = attrs.field(init=False, default=None)
+    #: The bad ticks without a time that were reported: answers may overlap there.
+    _reported: set[str | bytes] = attrs.field(init=False, factory=set)
 
     def pages(self) -> Iterator[list[Tick]]:
         """Yield sorted, non-empty lists of ticks, each later than the one before. The next is requested on demand.
@@ -82,10 +114,24 @@ class HistoryWalk:
 
         Raises:
             IncompleteHistory: A full answer lies within one millisecond, or there were `max_empty_days` empty days.
-            FinxStreamerError: Anything that `fetch_page` and `fetch_snap` raise.
+            FinxStreamerError: Anything that `fetch_page`, `fetch_snap` and `on_bad` raise.
         """
         if self.start >= self._horizon:
             return
+        # A leap second's ticks have the date before, and times within the first second of this one.
+        early = self._leap_second_before(self.start)
+        for page in self._pages():
+            if page[0]["timestamp"].date().isoformat() > page[0]["date"]:
+                early += page
+                continue
+            merged = sorted(early + page, key=_timestamp) if early else page
+            early = [tick for tick in early if tick["timestamp"] > page[-1]["timestamp"]]
+            yield merged[: len(merged) - len(early)]
+        if early:
+            yield sorted(early, key=_timestamp)
+
+    def _pages(self) -> Iterator[list[Tick]]:
+        """As `pages`, but leap seconds come as pages of their own, before the day whose first second they share."""
         day: date | None = self.start.date()
         empty_days = 0
         while day is not None:
@@ -111,32 +157,69 @@ class HistoryWalk:
         while after < stop:
             complete = stop < midnight + _DAY or self._has_later_ticks(day)
             answer = self._request(day, after)
-            if not complete and len(answer) < self.page_size and self._ask_for_later_ticks(day):
+            if not complete and answer.size < self.page_size and self._ask_for_later_ticks(day):
                 # The day ended between the two requests: its last ticks may be missing from the answer.
                 answer = self._request(day, after)
             upto = self._last_complete_millisecond(answer, after, stop)
-            page = [tick for tick in answer if low <= tick["timestamp"] <= upto and tick["timestamp"] < stop]
+            page = [tick for tick in answer.ticks if low <= tick["timestamp"] <= upto and tick["timestamp"] < stop]
+            self._report(answer.bad, low, min(upto, stop - _MICROSECOND))
             if low == midnight:
                 page = self._tick_at_midnight(day, page) + page
             if page:
                 yield page
+            has_leap_second = answer.reached is not None and answer.reached >= midnight + _DAY == stop
+            if has_leap_second and (leap := self._leap_second(day)):
+                yield leap
             after, low = upto, upto + _MICROSECOND
 
-    def _request(self, day: date, after: datetime) -> list[Tick]:
-        return sorted(self.fetch_page(self.pair, day.isoformat(), _time_of_day(after)), key=_timestamp)
+    def _leap_second_before(self, start: datetime) -> list[Tick]:
+        """Return the ticks of a leap second that share the first second of an interval."""
+        # All leap seconds since the first one, in 1972, were inserted before these days (source: IERS).
+        if start.year < 1972 or (start.month, start.day) not in ((1, 1), (7, 1)) or start >= _midnight(start) + _SECOND:
+            return []
+        return self._leap_second(start.date() - _DAY)
 
-    def _last_complete_millisecond(self, answer: list[Tick], after: datetime, stop: datetime) -> datetime:
+    def _leap_second(self, day: date) -> list[Tick]:
+        """Return the ticks of the leap second at the end of a day, from `start` up to `end`."""
+        midnight = _midnight(day) + _DAY
+        answer = self._request(day, _last_millisecond_before(midnight))
+        if answer.size >= self.page_size and answer.reached and answer.reached >= midnight:
+            raise self._incomplete(midnight - _MILLISECOND, f"{answer.size} ticks in a leap second: there may be more")
+        low, high = max(midnight, self.start), min(midnight + _SECOND, self._horizon)
+        self._report(answer.bad, low, high - _MICROSECOND)
+        return [tick for tick in answer.ticks if low <= tick["timestamp"] < high]
+
+    def _request(self, day: date, after: datetime) -> _Answer:
+        answer = self.fetch_page(self.pair, day.isoformat(), _time_of_day(after))
+        bad = [tick for tick in answer if isinstance(tick, BadTick)]
+        ticks = sorted((tick for tick in answer if not isinstance(tick, BadTick)), key=_timestamp)
+        times = [tick.timestamp for tick in bad if tick.timestamp] + [tick["timestamp"] for tick in ticks[-1:]]
+        return _Answer(ticks, bad, len(answer), max(times, default=None))
+
+    def _last_complete_millisecond(self, answer: _Answer, after: datetime, stop: datetime) -> datetime:
         """Return the time up to which an answer is complete: a full one may have cut its last moment short."""
-        if len(answer) < self.page_size or answer[-1]["timestamp"] >= stop:
+        if answer.size < self.page_size or (answer.reached and answer.reached >= stop):
             return stop
-        upto = _last_millisecond_before(answer[-1]["timestamp"])
+        if answer.reached is None:
+            raise self._incomplete(after, f"{answer.size} ticks whose time can't be read: there may be more")
+        upto = _last_millisecond_before(answer.reached)
         if upto <= after:
-            raise IncompleteHistory(
-                "tickHistory",
-                {"pair": self.pair, "date": after.date().isoformat(), "time": _time_of_day(after)},
-                f"{len(answer)} ticks within one millisecond: there may be more, and they can't be requested",
-            )
+            reason = f"{answer.size} ticks within one millisecond: there may be more, and they can't be requested"
+            raise self._incomplete(after, reason)
         return upto
+
+    def _incomplete(self, after: datetime, reason: str) -> IncompleteHistory:
+        arguments = {"pair": self.pair, "date": after.date().isoformat(), "time": _time_of_day(after)}
+        return IncompleteHistory("tickHistory", arguments, reason)
+
+    def _report(self, bad: list[BadTick], low: datetime, high: datetime) -> None:
+        """Report the bad ticks of a time range, and those without a time once."""
+        for tick in bad:
+            if tick.timestamp is None and tick.error.payload not in self._reported:
+                self._reported.add(tick.error.payload)
+                self.on_bad(tick.error)
+            elif tick.timestamp is not None and low <= tick.timestamp <= high:
+                self.on_bad(tick.error)
 
     def _tick_at_midnight(self, day: date, page: list[Tick]) -> list[Tick]:
         """Return the tick at exactly 00:00:00, unless the page has it already."""
@@ -144,6 +227,9 @@ class HistoryWalk:
             return []
         midnight = _midnight(day)
         tick = self._snap(midnight)
+        if isinstance(tick, BadTick):
+            self._report([tick], midnight, midnight)
+            return []
         # The timestamp alone doesn't decide: it is cut to microseconds.
         return [tick] if tick and tick["timestamp"] == midnight and _is_at_midnight(tick) else []
 
@@ -165,7 +251,7 @@ class HistoryWalk:
         if self._latest_requested_on != day and not self._has_later_ticks(day):
             self._latest_requested_on = day
             latest = self._snap(_last_millisecond_before(self._horizon) + _MILLISECOND)
-            self._latest = latest["timestamp"] if latest else None
+            self._latest = _time_of(latest) if latest else None
         return self.fetch_snap is None or self._has_later_ticks(day)
 
     def _first_day_with_ticks(self, low: date, high: date) -> date:
@@ -177,25 +263,29 @@ class HistoryWalk:
             tick = self._snap(_midnight(middle + _DAY))
             if self.fetch_snap is None:
                 break
-            if tick is None or tick["timestamp"] < _midnight(low):
+            time = _time_of(tick) if tick else None
+            if time is None or time < _midnight(low):
                 # Holes are short, but the time before the first tick of all may be long.
                 step = high - low if tick is None else min(2 * step, high - low)
                 low = middle + _DAY
-            elif tick["timestamp"].date() < high:
-                high = tick["timestamp"].date()
+            elif time.date() < high:
+                high = time.date()
             else:
                 break  # A tick at the first moment of `high` hides those of the days before.
         return low
 
-    def _snap(self, moment: datetime) -> Tick | None:
-        """Return the last tick at or before a moment. If the server refuses, don't ask again."""
+    def _snap(self, moment: datetime) -> Tick | BadTick | None:
+        """Return the last tick at or before a moment. If the server refuses, or its time is bad, don't ask again."""
         if self.fetch_snap is None:
             return None
         try:
-            return self.fetch_snap(self.pair, moment.date().isoformat(), _time_of_day(moment))
+            tick = self.fetch_snap(self.pair, moment.date().isoformat(), _time_of_day(moment))
+            if isinstance(tick, BadTick) and tick.timestamp is None:
+                raise SnapsRefused(tick.error)
+            return tick
         except SnapsRefused as refusal:
             logger.warning(
-                "%s: the server refuses tick snaps, so every day of history is requested, and ticks at exactly "
+                "%s: tick snaps can't be used, so every day of history is requested, and ticks at exactly "
                 "midnight UTC are left out: %s",
                 self.pair,
                 refusal,
@@ -229,6 +319,12 @@ def with_progress_bar(pages: Iterator[list[Tick]], pair: str, start: datetime, e
             bar.update((end - start).total_seconds() - bar.n)
 
     return show()
+
+
+def _time_of(tick: Tick | BadTick) -> datetime:
+    found = tick.timestamp if isinstance(tick, BadTick) else tick["timestamp"]
+    assert found is not None, "`_snap` refuses it"
+    return found
 
 
 def _midnight(day: date) -> datetime:

@@ -13,7 +13,7 @@ from functools import partial
 
 import attrs
 
-from ..errors import FinxStreamerError
+from ..errors import DecodeError, FinxStreamerError
 from ..values import Tick
 from .interfaces import History
 
@@ -41,6 +41,8 @@ class Job:
     cancelled: bool = False
     #: The source, while pages are fetched from it.
     history: History | None = None
+    #: The errors of the ticks that can't be read. The worker appends to it before it posts their page.
+    bad: list[DecodeError] = attrs.field(factory=list)
     #: How many more pages may be handed over.
     room: threading.Semaphore = attrs.field(factory=lambda: threading.Semaphore(_PAGES_AHEAD))
     #: How many pages were handed over and not acknowledged. Only for the network thread.
@@ -169,7 +171,10 @@ class Backfiller:
         try:
             if job.cancelled:
                 return  # before any call
-            for page in history.history_pages(job.pair, job.start, job.end, empty_days=_MAX_EMPTY_DAYS):
+            pages = history.history_pages(
+                job.pair, job.start, job.end, empty_days=_MAX_EMPTY_DAYS, on_bad=job.bad.append
+            )
+            for page in pages:
                 job.room.acquire()
                 if job.cancelled or not self._post(partial(job.hand_over, page)):
                     break

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Protocol
 
+from ..errors import DecodeError
 from ..values import Event, Tick
 
 
@@ -32,12 +33,18 @@ class History(Protocol):
     """A source of historical ticks. `FunctionClient` is one."""
 
     def history_pages(
-        self, pair: str, start: datetime, end: datetime | None, *, empty_days: int | None
+        self,
+        pair: str,
+        start: datetime,
+        end: datetime | None,
+        *,
+        empty_days: int | None,
+        on_bad: Callable[[DecodeError], object],
     ) -> Iterator[list[Tick]]:
         """Yield non-empty pages of ticks, sorted by time within and across pages.
 
         `end` is exclusive; None means up to the last tick. Raise an error after `empty_days` consecutive days without
-        a tick.
+        a tick. Pass the error of each tick that can't be read to `on_bad`, before the page that it belongs to.
         """
 
     def interrupt(self) -> None:

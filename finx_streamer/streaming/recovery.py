@@ -8,7 +8,7 @@ from datetime import datetime
 
 import attrs
 
-from ..errors import GapNotFilled
+from ..errors import DecodeError, GapNotFilled
 from ..values import NEVER, Event, Gap, Tick
 from .delivered_window import EARLIEST, MOMENT, DeliveredWindow, Key, countable, earlier, later, tick_key
 
@@ -111,6 +111,8 @@ class Recovery:
         self._latest = window.last
         #: How many missed ticks were found.
         self._found = 0
+        #: What is wrong with the ticks that can't be read, by their text: a further fetch finds them again.
+        self._bad: dict[str | bytes, str] = {}
         self.opened(now)
 
     def _enter(self, phase: _Phase, deadline: float = NEVER) -> None:
@@ -195,6 +197,11 @@ class Recovery:
         self._found += len(missed)
         return Deliver(missed) if missed else None
 
+    def note_bad_ticks(self, errors: list[DecodeError]) -> None:
+        """Take note of ticks that can't be read. The gap is filled with the others, and says so."""
+        for error in errors:
+            self._bad.setdefault(error.payload, error.reason)
+
     def fetched(self, now: float) -> Step | None:
         """Take note that there are no more pages."""
         if self._connected and not self._paused:
@@ -254,7 +261,14 @@ class Recovery:
             self._unsettled = [tick for tick in self._unsettled if tick["timestamp"] < self._first["timestamp"]]
         missed = subtract(self._unsettled, self._delivered + held)
         self._found += len(missed)
-        return self.finish(doubt or (_OVERRUN if self._overrun else flaw), missed)
+        return self.finish(doubt or (_OVERRUN if self._overrun else flaw or self._describe_bad_ticks()), missed)
+
+    def _describe_bad_ticks(self) -> str | None:
+        if not self._bad:
+            return None
+        count, first = len(self._bad), next(iter(self._bad.values()))
+        ticks = "1 tick of history" if count == 1 else f"{count:,} ticks of history"
+        return f"{ticks} can't be read ({first}); the others were delivered"
 
     def _find_doubt(self, held: Counter[Key]) -> str | None:
         """Return why history must be fetched once more; None if there is no reason to."""

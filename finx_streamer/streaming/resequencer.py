@@ -310,14 +310,18 @@ class Resequencer:
 
     def _take_page(self, ticks: list[Tick]) -> None:
         assert self._recovery is not None
+        if self._job is not None:
+            self._recovery.note_bad_ticks(self._job.bad)
         if self._exchanges is not None:
             ticks = [tick for tick in ticks if tick["exchange"] in self._exchanges]
         self._carry_out(self._recovery.page(ticks))
 
     def _end_job(self, reason: str | None) -> None:
         assert self._recovery is not None
-        self._job = None
         recovery = self._recovery
+        if self._job is not None:
+            recovery.note_bad_ticks(self._job.bad)
+        self._job = None
         self._carry_out(recovery.finish(reason) if reason is not None else recovery.fetched(time.monotonic()))
 
     def _drop_job(self) -> None:

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import chain, islice
 from typing import Any
 
@@ -156,6 +156,13 @@ class Decoder:
         error = self._tick_or_error(redacted, payload, received_ns)
         return error if isinstance(error, DecodeError) else self._error("not a tick: it contains the API key", payload)
 
+    def time_of(self, raw: dict[str, Any]) -> datetime | None:
+        """Return the time of a tick, even if the rest of it can't be read. None if the time can't be read either."""
+        try:
+            return _timestamp(*_date_and_time(raw))
+        except _NotATick:
+            return None
+
     def _decode(self, payload: bytes, received_ns: int) -> Message:
         try:
             message = loads(payload)
@@ -274,9 +281,13 @@ def _timestamp(date: str, time: str) -> datetime:
         raise _NotATick(f"date {date[:70]!r} is not YYYY-MM-DD")
     if not _TIME.fullmatch(time):
         raise _NotATick(f"time {time[:70]!r} is not HH:MM:SS.fffZ")
+    # A leap second counts as the second that follows.
+    leap = time.startswith("23:59:60")
+    text = time.replace(":60", ":59", 1) if leap else time
     try:
-        return datetime.fromisoformat(f"{date}T{time.rstrip('Z').rstrip('.')}").replace(tzinfo=UTC)
-    except ValueError as cause:
+        found = datetime.fromisoformat(f"{date}T{text.rstrip('Z').rstrip('.')}").replace(tzinfo=UTC)
+        return found + timedelta(seconds=1) if leap else found
+    except (ValueError, OverflowError) as cause:
         raise _NotATick(f"{date} {time[:70]} is not a date and time ({cause})") from None
 
 

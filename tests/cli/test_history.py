@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from finx_streamer import ConfigurationError
 from finx_streamer.cli.history import parse_time
 from finx_streamer.server import LocalServer, SimulatedMarket, Tape
+from tests.support.calls import answer
 from tests.support.cli import (
     COMMAND,
     HOSTILE_EXCHANGE,
@@ -38,6 +39,7 @@ from tests.support.cli import (
     wait_until,
     wait_until_full,
 )
+from tests.support.peers import Peer, frame
 
 NOON = datetime(2022, 7, 2, 12, tzinfo=UTC)
 
@@ -98,6 +100,16 @@ def test_a_name_ending_in_gz_is_written_with_gzip(server: LocalServer, tmp_path:
     lines = [json.loads(line) for line in gzip.decompress(target.read_bytes()).splitlines()]
     assert [{field: line[field] for field in TICKS[0]} for line in lines] == TICKS
     assert [tick for _, tick in Tape(output).play(lambda: 0.0)] == TICKS
+
+
+def test_a_bad_tick_is_left_out_and_counted() -> None:
+    """The others are written, and standard error says so."""
+    sent = json.dumps({"0": TICKS[0], "1": {**TICKS[1], "price": "NaN"}, "2": TICKS[2]})
+    with Peer(answer(lambda request: frame(sent))) as peer:
+        result = run("history", "BTC:USDC", *TEN_SECONDS, "--endpoint", peer.url)
+    assert (result.returncode, len(result.stdout.splitlines())) == (0, 2)
+    assert "price 'NaN' is not a decimal number" in result.stderr
+    assert "finx-streamer: left out 1 tick that can't be read" in result.stderr.splitlines()
 
 
 def test_selects_an_exchange_and_an_interval(server: LocalServer) -> None:

@@ -388,22 +388,82 @@ def test_an_error_in_parse_price_is_a_decode_error(server: LocalServer) -> None:
     "sent",
     [
         {"0": 5},
-        {"0": {"pair": "BTC:USDC"}},
         {"0": TICKS[0], "1": {**TICKS[0], "pair": "ETH:USDC"}},
-        {"0": {**TICKS[0], "price": "NaN"}},
-        {"0": {**TICKS[0], "date": "2022-02-30"}},
         {"0": None},
         {"results": [TICKS[0]]},
     ],
 )
-def test_history_with_an_invalid_tick_is_an_error(sent: dict[str, Any]) -> None:
-    """If an answer contains anything but ticks of the pair, the call raises an error instead of returning the rest."""
+def test_an_answer_with_anything_but_ticks_of_the_pair_is_an_error(sent: dict[str, Any]) -> None:
+    """It may be the answer to another call."""
     with (
         Peer(answer(lambda request: frame(json.dumps(sent)))) as peer,
         FunctionClient("demo", peer.url) as client,
         pytest.raises(DecodeError, match="BTC:USDC"),
     ):
         client.tick_history("BTC:USDC", "2022-07-02", "2022-07-03")
+
+
+#: 300 ticks, of which one is bad.
+BAD_TICKS: dict[str, dict[str, str]] = {
+    "price": {**TICKS[100], "price": "NaN"},
+    "date": {**TICKS[100], "date": "2022-02-30"},
+    "missing": {name: value for name, value in TICKS[100].items() if name != "exchange"},
+    "key": {**TICKS[100], "price": KEY},
+}
+
+
+@pytest.fixture(params=list(BAD_TICKS))
+def peer_with_bad_tick(request: pytest.FixtureRequest) -> Iterator[Peer]:
+    """A server whose history has the bad tick; its tick snap has the last good one."""
+    sent = {str(n): BAD_TICKS[request.param] if n == 100 else each for n, each in enumerate(TICKS[:300])}
+
+    def handle(asked: dict[str, Any]) -> bytes:
+        return frame(json.dumps(sent if asked["functionName"] == "tickHistory" else TICKS[299]))
+
+    with Peer(answer(handle)) as peer:
+        yield peer
+
+
+def test_a_bad_tick_is_left_out_of_history(peer_with_bad_tick: Peer, caplog: pytest.LogCaptureFixture) -> None:
+    """The other ticks are returned. The bad one is counted, and reported in the log without the key."""
+    with FunctionClient(KEY, peer_with_bad_tick.url) as client:
+        found = client.tick_history("BTC:USDC", "2022-07-02T01:00", "2022-07-03")
+        assert [tick["price"] for tick in found] == [n for n in range(300) if n != 100]
+        assert client.bad_ticks == 1
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "can't be read (1 so far" in warning
+    assert_clean(warning, "bad tick")
+
+
+def test_a_bad_tick_can_be_raised_or_handled(peer_with_bad_tick: Peer) -> None:
+    """A callable gets the error, and may raise one of its own."""
+    errors: list[DecodeError] = []
+    arguments = ("BTC:USDC", "2022-07-02T01:00", "2022-07-03")
+    with FunctionClient("demo", peer_with_bad_tick.url, on_bad=errors.append) as client:
+        assert len(client.tick_history(*arguments)) == 299
+        assert [type(error) for error in errors] == [DecodeError]
+    with FunctionClient("demo", peer_with_bad_tick.url, on_bad="raise") as client, pytest.raises(DecodeError):
+        client.tick_history(*arguments)
+
+
+def test_repeated_warnings_of_bad_ticks_become_rare(caplog: pytest.LogCaptureFixture) -> None:
+    """The 1st, 10th and 100th are logged."""
+    sent = {str(n): {**each, "price": "NaN"} for n, each in enumerate(TICKS[:300])}
+    with Peer(answer(lambda request: frame(json.dumps(sent)))) as peer, FunctionClient("demo", peer.url) as client:
+        assert client.tick_history("BTC:USDC", "2022-07-02T01:00", "2022-07-02T23:59") == []
+        assert client.bad_ticks == 300
+    counts = re.findall(r"\((\d+) so far", caplog.text)
+    assert counts == ["1", "10", "100"]
+
+
+def test_a_bad_snap_is_an_error() -> None:
+    """There is nothing else to return."""
+    with (
+        Peer(answer(lambda request: frame(json.dumps(BAD_TICKS["price"])))) as peer,
+        FunctionClient("demo", peer.url) as client,
+        pytest.raises(DecodeError, match="'NaN' is not a decimal number"),
+    ):
+        client.tick_snap("BTC:USDC")
 
 
 # Faults.
@@ -539,6 +599,7 @@ def test_progress_without_tqdm_is_an_error(client: FunctionClient, monkeypatch: 
         {"endpoint": "ws://example.com/"},
         {"api_key": ""},
         {"api_key": 5},
+        {"on_bad": "ignore"},
     ],
 )
 def test_wrong_arguments_are_refused(wrong: dict[str, Any]) -> None:
@@ -554,7 +615,7 @@ def test_the_signature_is_stable() -> None:
     """The parameters have the documented names and order."""
     names = list(inspect.signature(FunctionClient).parameters)
     assert names[:6] == ["api_key", "endpoint", "timeout", "connections", "parse_price", "reconnect"]
-    assert names[6:] == ["connect_timeout", "ssl_context", "proxy", "allow_insecure", "name"]
+    assert names[6:] == ["connect_timeout", "ssl_context", "proxy", "allow_insecure", "name", "on_bad"]
 
 
 def test_an_unused_client_starts_nothing() -> None:
@@ -606,7 +667,9 @@ def test_the_key_does_not_leak(function: str, callable_key: bool, capfd: pytest.
     try:
         with Peer(answer(quoting)) as peer:
             # No local variable holds the key, because the test also searches the locals of this frame.
-            client = FunctionClient(give_key if callable_key else KEY, peer.url, timeout=0.5, reconnect=None)
+            client = FunctionClient(
+                give_key if callable_key else KEY, peer.url, timeout=0.5, reconnect=None, on_bad="raise"
+            )
             try:
                 texts.append(str(ask(client, function)))
             except FinxStreamerError as error:

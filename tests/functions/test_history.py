@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from finx_streamer import CallTimeout, IncompleteHistory, Tick
-from finx_streamer.functions.history import FetchPage, FetchSnap, HistoryWalk, SnapsRefused
+from finx_streamer import CallTimeout, DecodeError, IncompleteHistory, Tick
+from finx_streamer.functions.history import BadTick, FetchPage, FetchSnap, HistoryWalk, SnapsRefused
 
 PAIR = "BTC:USDC"
 #: How many ticks a full answer has in these tests, instead of 1,000.
@@ -181,6 +181,80 @@ def test_history_is_exact_or_an_error(
 ) -> None:
     """The client finds each tick of [start, end) once, in order, or raises `IncompleteHistory`."""
     check_exact_or_refused(SimulatedServer(with_one_tick_per_midnight(ticks), page_size, seed=seed), start, end)
+
+
+@given(_TICKS, _MOMENTS, st.one_of(st.none(), _MOMENTS), _PAGE_SIZES, st.booleans())
+def test_bad_ticks_are_left_out_and_reported_once(
+    ticks: list[Tick], start: datetime, end: datetime | None, page_size: int, timed: bool
+) -> None:
+    """Ticks of the exchange Y can't be read. All others are found, or the answers are refused."""
+    errors: list[str] = []
+
+    def spoil(tick: Tick) -> Tick | BadTick:
+        if tick["exchange"] == "X":
+            return tick
+        return BadTick(DecodeError("bad", exact_time(tick)), tick["timestamp"] if timed else None)
+
+    server = SimulatedServer(with_one_tick_per_midnight(ticks), page_size)
+    pages = HistoryWalk(
+        lambda *request: [spoil(tick) for tick in server.fetch_page(*request)],
+        lambda *request: spoil(found) if (found := server.fetch_snap(*request)) else None,
+        PAIR,
+        start,
+        end,
+        page_size,
+        on_bad=lambda error: errors.append(str(error.payload)),
+    ).pages()
+    try:
+        found = [tick for page in pages for tick in page]
+    except IncompleteHistory:
+        assert not timed or server.may_be_incomplete(start, end)
+        return
+    wanted = server.ticks_between(start, end)
+    good = [tick for tick in wanted if tick["exchange"] == "X"]
+    if timed:
+        assert multiset(found) == multiset(good)
+        assert Counter(errors) == Counter(exact_time(tick) for tick in wanted if tick["exchange"] == "Y")
+    else:
+        # Without snaps, ticks at exactly midnight can't be found.
+        assert multiset(t for t in good if not is_at_midnight(t)) <= multiset(found) <= multiset(good)
+        assert len(set(errors)) == len(errors)
+
+
+def leap_tick(microsecond: int) -> Tick:
+    """A tick in the leap second at the end of 2016."""
+    tick = tick_at(datetime(2017, 1, 1, microsecond=microsecond, tzinfo=UTC))
+    return {**tick, "date": "2016-12-31", "time": f"23:59:60.{microsecond:06}Z"}
+
+
+_MICROSECONDS = st.sampled_from([1, 999, 1_000, 250_000, 500_000, 999_999])
+_NEW_YEAR = datetime(2017, 1, 1, tzinfo=UTC)
+_AROUND_LEAP_SECOND = st.builds(
+    lambda seconds, micros: _NEW_YEAR + timedelta(seconds=seconds, microseconds=micros),
+    st.integers(-2, 2),
+    _MICROSECONDS,
+)
+
+
+@given(
+    st.lists(st.builds(leap_tick, _MICROSECONDS), max_size=6),
+    st.lists(st.builds(tick_at, _AROUND_LEAP_SECOND), max_size=20),
+    _AROUND_LEAP_SECOND,
+    st.one_of(st.none(), _AROUND_LEAP_SECOND),
+    st.integers(3, 8),
+)
+def test_a_leap_second_is_read_as_the_next_second(
+    leap: list[Tick], others: list[Tick], start: datetime, end: datetime | None, page_size: int
+) -> None:
+    """Its ticks have the date before it, and are delivered among those of the first second after it."""
+    server = SimulatedServer(leap + others, page_size)
+    wanted = server.ticks_between(start, end)
+    try:
+        found = read(server, start, end)
+    except IncompleteHistory:
+        assert len(leap) >= page_size or server.may_be_incomplete(start, end)
+    else:
+        assert multiset(found) == multiset(wanted)
 
 
 @given(_TICKS, _MOMENTS, _MOMENTS, _PAGE_SIZES)

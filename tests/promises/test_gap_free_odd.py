@@ -17,7 +17,7 @@ from finx_streamer.server import LocalServer
 from finx_streamer.streaming import resequencer as resequencer_module
 from finx_streamer.values import Tick
 from tests.support.market import OTHER, PAIR, Market, begin, outage, prices, send, tick, wait_held
-from tests.support.peers import Caller, Peer, Script, Seen, frame, stay
+from tests.support.peers import PING, PONG, TEXT, Caller, Peer, Script, Seen, frame, stay
 
 
 @pytest.fixture
@@ -104,6 +104,34 @@ def test_times_at_the_ends_of_the_calendar_end_no_listener(
         send(server, 2)
         seen.wait_ticks(7)
         assert listener.state is State.STREAMING
+
+
+def test_a_gap_with_a_bad_tick_is_filled_with_the_others(seen: Seen) -> None:
+    """The gap says that a tick is missing."""
+    known = [tick(1), {**tick(2), "price": "NaN"}, tick(3), tick(4)]
+    streams = iter([tick(1), tick(4)])
+
+    def script(caller: Caller) -> None:
+        caller.welcome()
+        if "/streamer/" not in caller.path:
+            sent = next(streams)
+            caller.send(frame(json.dumps({"results": "streaming", "resultData": sent})))
+            if sent == tick(1):
+                caller.leave()
+                return
+        while True:
+            opcode, payload = caller.read_frame()
+            if opcode == PING:
+                caller.send(frame(payload, PONG))
+            elif opcode == TEXT:
+                caller.send(frame(json.dumps(answer(json.loads(payload), known))))
+
+    with Peer(script) as peer, seen.listener(peer.url, backfill=True):
+        seen.wait_ticks(3)
+        seen.wait_for(lambda: seen.of_type(GapNotFilled))
+    assert prices(seen) == [1, 3, 4]
+    assert [(gap.filled, gap.ticks) for gap in seen.gaps] == [(False, 1)]
+    assert "1 tick of history can't be read (price 'NaN' is not a decimal number)" in str(seen.of_type(GapNotFilled)[0])
 
 
 # Odd servers.

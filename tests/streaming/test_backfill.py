@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from finx_streamer.errors import ConnectionFailed
+from finx_streamer.errors import ConnectionFailed, DecodeError
 from finx_streamer.streaming.backfill import MAX_CONCURRENT_FETCHES, Backfiller, Job
 
 START = datetime(2022, 7, 2, tzinfo=UTC)
@@ -26,7 +26,13 @@ class FakeHistory:
         self.called = threading.Event()
 
     def history_pages(
-        self, pair: str, start: datetime, end: datetime | None, *, empty_days: int | None
+        self,
+        pair: str,
+        start: datetime,
+        end: datetime | None,
+        *,
+        empty_days: int | None,
+        on_bad: Callable[[DecodeError], object],
     ) -> Iterator[list[Any]]:
         self.called.set()
         if self.gate is not None:

@@ -79,6 +79,23 @@ def decode_tick(message: object, **options: Any) -> Tick:
 # Ticks.
 
 
+def test_a_leap_second_is_the_second_that_follows() -> None:
+    """In both formats. The texts stay as they are."""
+    tick = {"pair": PAIR, "date": "2016-12-31", "time": "23:59:60.5Z", "exchange": "BINANCE", "price": "1"}
+    flat = {"pair": PAIR, "unixDate": 1483228800, "UTCDate": "2016-12-31T23:59:60.5Z", "exchange": "B", "price": "1"}
+    for message in ({"results": "streaming", "resultData": tick}, flat):
+        found = decode_tick(message)
+        assert found["timestamp"] == datetime(2017, 1, 1, 0, 0, 0, 500_000, UTC)
+        assert (found["date"], found["time"]) == ("2016-12-31", "23:59:60.5Z")
+
+
+@pytest.mark.parametrize(("date", "time"), [("2016-12-31", "12:00:60.5Z"), ("9999-12-31", "23:59:60Z")])
+def test_only_the_last_second_of_a_day_can_be_a_leap_second(date: str, time: str) -> None:
+    """Of any day that has a next one."""
+    error = decode_error({"results": "streaming", "resultData": {**TICK, "date": date, "time": time}})
+    assert "is not a date and time" in error.reason
+
+
 @pytest.mark.usefixtures("parser")
 @pytest.mark.parametrize("tick_format", FORMATS)
 def test_the_documented_tick_is_decoded(tick_format: str) -> None:
