@@ -262,6 +262,8 @@ class StreamListener:
 
         Raises:
             ConfigurationError: The previous run is still stopping, or this process is a fork of the one that started.
+            OSError: The system has no more open files for this process.
+            RuntimeError: The system has no more threads.
         """
         self._replace_earlier()
         if (earlier := self.abandoned_run()) is not None:
@@ -269,7 +271,7 @@ class StreamListener:
         with self._lock:
             self._check_process()
             run = self._run
-            if run is None or run.ended.is_set():
+            if run is None or run.ended.is_set() or not run.launched:
                 run = self._new_run()
                 run.start(self)
             elif run.state.ended:
@@ -365,7 +367,7 @@ class StreamListener:
                 raise ConfigurationError(
                     "iteration: the listener has no symbols, so no tick would come; add() one first"
                 )
-            run, is_new = self._run, self._run is None or self._run.ended.is_set() or self._run.left
+            run, is_new = self._run, self._run is None or self._run.over
             if run is None or is_new:
                 run = self._new_run()
             buffer = run.iterations.open(kind)

@@ -91,6 +91,10 @@ class Run:
         self.error_raised = False
         #: Whether `start` was called. Otherwise it ends with its last loop.
         self.started = False
+        #: Whether its own start began. If Ctrl-C prevented that, it will never run.
+        self.launched = False
+        #: The thread in `start`.
+        self._starter: int | None = None
         #: Whether its last loop was left.
         self.left = False
         self._pid = os.getpid()
@@ -186,14 +190,19 @@ class Run:
 
     def start(self, listener: Any) -> None:
         """Raises RuntimeError if the system has no more threads."""
-        live_runs[self] = listener
         try:
+            self._starter = threading.get_ident()
+            self.launched = True
+            live_runs[self] = listener
             # In this order: the delivery ends by waiting for the streams.
             self.streams.start()
             self.delivery.start()
-        except RuntimeError:
+        except BaseException:
+            # There are no more threads, or Ctrl-C came.
             self._delivery_ended(None)
             raise
+        finally:
+            self._starter = None
         self._notify_watchers()
 
     def stop(self, timeout: float, drain: bool) -> bool:
@@ -234,12 +243,20 @@ class Run:
         self.iterations.close_all()
 
     @property
+    def over(self) -> bool:
+        """Whether a loop needs another run: this one has ended, is ending, or will never run."""
+        return self.ended.is_set() or self.left or not self.launched
+
+    @property
     def forked(self) -> bool:
         """Whether this is a copy in a forked process, which has none of its threads."""
         return self._pid != os.getpid()
 
     def wait(self, timeout: float | None) -> bool:
         """Wait for the end, threads included. Return False if it takes longer than `timeout` seconds."""
+        if not self.launched or self._starter == threading.get_ident():
+            # It never runs, or a signal handler interrupted its start: it ends when that goes on.
+            return True
         deadline = None if timeout is None else time.monotonic() + timeout
         if not self.ended.wait(timeout):
             return False

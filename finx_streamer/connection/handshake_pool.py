@@ -79,7 +79,8 @@ class HandshakePool:
             return
         handshake.attempt.cancel()
         self._release(handshake)
-        self._start_queued()
+        # Deferred, because the next ones may be about to be cancelled, too.
+        self._loop.defer(self._start_queued)
 
     def time_out(self, handshake: Handshake) -> None:
         """Fail a handshake that is stuck where it can't be interrupted."""

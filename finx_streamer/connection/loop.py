@@ -151,8 +151,12 @@ class EventLoop:
     def start(self) -> None:
         """Start the thread, unless it runs. Raises RuntimeError, and closes, if the system has no more threads."""
         # From a thread that Ctrl-C can't reach: an interrupt inside Thread.start() would leave it half started.
-        outcome: SimpleQueue[RuntimeError | None] = SimpleQueue()
-        _thread.start_new_thread(self._start_thread, (outcome,))
+        outcome: SimpleQueue[BaseException | None] = SimpleQueue()
+        try:
+            _thread.start_new_thread(self._start_thread, (outcome,))
+        except RuntimeError:
+            self._close()
+            raise
         error = outcome.get()
         if error is not None:
             raise error
@@ -231,15 +235,19 @@ class EventLoop:
         """Run a command at the end of this turn, when nothing is half changed."""
         self._deferred.append(command)
 
-    def _start_thread(self, outcome: SimpleQueue[RuntimeError | None]) -> None:
-        error = None
-        with self._start_lock:
-            if self._thread.ident is None:
-                try:
-                    self._thread.start()
-                except RuntimeError as cause:
-                    error = cause
-                    self._close()
+    def _start_thread(self, outcome: SimpleQueue[BaseException | None]) -> None:
+        error: BaseException | None = None
+        try:
+            with self._start_lock:
+                if self._thread.ident is None:
+                    try:
+                        self._thread.start()
+                    except BaseException:
+                        self._close()
+                        raise
+        except BaseException as cause:
+            error = cause
+        # In any case: `start` waits for it.
         outcome.put(error)
 
     def _main(self) -> None:

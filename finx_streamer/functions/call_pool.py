@@ -124,18 +124,27 @@ class CallPool:
         """The scheduler, which starts with the first call: a client that isn't used costs nothing."""
         self.check_process()
         with self._lock:
-            if self.closed:
-                raise _closed(call)
-            if self._scheduler is None:
-                self._scheduler = CallScheduler(self._settings)
-            if not self._running:
-                try:
+            self._check_open(call)
+            try:
+                if self._scheduler is None:
+                    self._scheduler = CallScheduler(self._settings)
+                if not self._running:
                     self._scheduler.loop.start()
-                except RuntimeError as cause:
-                    self._scheduler = None
-                    raise ConnectionFailed(str(cause)) from None
-                self._running = True
+            except (RuntimeError, OSError) as cause:
+                # The system has no more threads or open files.
+                self._scheduler = None
+                reason = cause.strerror if isinstance(cause, OSError) else None
+                raise ConnectionFailed((reason or str(cause)).lower()) from None
+            self._running = True
+            # Again, because a signal handler may have closed it before there was anything to stop.
+            self._check_open(call)
             return self._scheduler
+
+    def _check_open(self, call: Call) -> None:
+        if self.closed:
+            if self._scheduler is not None:
+                self._scheduler.loop.stop()
+            raise _closed(call)
 
     def _close_copies(self) -> None:
         """In a forked process: close the sockets without a word to the server, which the parent process talks to."""

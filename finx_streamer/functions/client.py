@@ -189,7 +189,11 @@ class FunctionClient:
         found = self._ticks.history_pages(name, since, until, exchange, on_bad=self._bad_ticks.report)
         if progress:
             found = with_progress_bar(found, name, since, until)
-        return itertools.chain.from_iterable(found)
+        return itertools.chain.from_iterable(self._stay_open(found))
+
+    def _stay_open(self, pages: Iterator[list[Tick]]) -> Iterator[list[Tick]]:
+        """The same pages. The client closes when it is forgotten, and this keeps it in use."""
+        yield from pages
 
     @hides_arguments
     def reference_data(self, security_id: str) -> dict[str, Any]:

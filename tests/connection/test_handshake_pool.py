@@ -140,3 +140,21 @@ def test_a_cancelled_request_never_starts(pool: Pool) -> None:
         pool.request(peer.url)
         peer.wait_accepted(MAX_CONCURRENT + 1)
         assert waiting.pool is None
+
+
+def test_cancelling_many_handshakes_starts_no_other(pool: Pool) -> None:
+    """Those that would be next are about to be cancelled, too."""
+    with Peer(lambda caller: caller.wait_until_left()) as peer:
+        handshakes = [pool.request(peer.url) for _ in range(10 * MAX_CONCURRENT)]
+        peer.wait_accepted(MAX_CONCURRENT)
+
+        def cancel_all() -> None:
+            for handshake in handshakes:
+                pool.handshakes.cancel(handshake)
+
+        pool.loop.post(cancel_all)
+        pool.request(peer.url)
+        peer.wait_accepted(MAX_CONCURRENT + 1)
+        pool.loop.stop()
+        pool.loop.join(PATIENCE)
+        assert peer.accepted == MAX_CONCURRENT + 1

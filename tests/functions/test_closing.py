@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import signal
 import threading
@@ -125,6 +126,29 @@ def test_an_unreferenced_client_closes_itself() -> None:
         assert threads_of("unreferenced")
         del client
         gc.collect()
+        wait_until(lambda: not threads_of("unreferenced"))
+
+
+def test_history_keeps_its_client_open() -> None:
+    """A client that only its iterator refers to goes on, and closes itself afterwards."""
+
+    def page(request: dict[str, Any]) -> bytes:
+        gc.collect()
+        tick = {
+            "pair": request["pair"],
+            "date": "2022-07-02",
+            "time": "15:00:00.5Z",
+            "exchange": "BINANCE",
+            "price": "1",
+        }
+        return frame(json.dumps({"0": tick}))
+
+    with Peer(answer(page)) as peer:
+        found = FunctionClient("demo", peer.url, name="unreferenced").iter_tick_history(
+            "BTC:USDC", "2022-07-02T15:00", "2022-07-02T16:00"
+        )
+        assert [tick["price"] for tick in found] == [1.0]
+        del found
         wait_until(lambda: not threads_of("unreferenced"))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import itertools
 import os
 import signal
@@ -9,17 +11,22 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from types import CodeType, FrameType
 from typing import Any
 
 import pytest
 
-from finx_streamer import ConnectionFailed, ReconnectPolicy
+from finx_streamer import ConnectionFailed, FinxStreamerError, FunctionClient, ReconnectPolicy
 from finx_streamer.connection.loop import EventLoop
 from finx_streamer.delivery.iteration import Iterations
 from finx_streamer.delivery.queues import BlockQueue, DropOldestQueue, LatestQueue
+from finx_streamer.functions.call_pool import CallPool
+from finx_streamer.functions.call_scheduler import CallScheduler
+from finx_streamer.run import Run
 from finx_streamer.server import LocalServer, SimulatedMarket
-from tests.support.peers import PAIR, PATIENCE, Caller, Peer, Seen, stay, tick, ticks
+from tests.support.calls import threads_of, wait_until
+from tests.support.peers import PAIR, PATIENCE, Caller, Peer, Seen, refuse, stay, tick, ticks
 from tests.support.program import Program
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -308,3 +315,93 @@ def test_a_signal_handler_can_stop_during_add_and_remove(seen: Seen, dispatch_: 
         assert results == [True]
         assert took[0] < PATIENCE / 2
         listener.stop()
+
+
+def code_of(*classes: type) -> set[CodeType]:
+    """The code of all methods of these classes."""
+    return {method.__code__ for each in classes for method in vars(each).values() if hasattr(method, "__code__")}
+
+
+def lines_of_start(seen: Seen, handler: Any) -> Iterator[tuple[Any, list[float]]]:
+    """Start a listener once for each line that runs in its start. Call the handler with it before that line."""
+    for line in itertools.count():
+        with Peer(stay(ticks(1, 100))) as peer:
+            listener = seen.listener(peer.url)
+            codes = code_of(type(listener), Run, EventLoop)
+            trace, took = interrupt_within(codes, line, functools.partial(handler, listener))
+            before = sys.gettrace()
+            sys.settrace(trace)
+            try:
+                listener.start()
+            except KeyboardInterrupt:
+                took.append(0.0)
+            finally:
+                sys.settrace(before)
+            if not took:
+                assert listener.stop(PATIENCE)
+                return
+            yield listener, took
+
+
+def test_a_signal_handler_can_stop_during_start(seen: Seen) -> None:
+    """stop() doesn't wait for the start that the handler interrupted, and the listener ends afterwards."""
+    count = 0
+    for listener, took in lines_of_start(seen, lambda listener: listener.stop(PATIENCE)):
+        count += 1
+        assert took[0] < PATIENCE / 2
+        assert listener.stop(PATIENCE)
+        assert not [thread.name for thread in threading.enumerate() if thread.name.startswith(listener.name)]
+    assert count > 20
+
+
+# An interrupt between two statements leaves sockets to the garbage collection, which warns about them.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_during_start_leaves_a_usable_listener(seen: Seen) -> None:
+    """Wherever it comes, the next start() works, and stop() ends everything."""
+
+    def interrupt(listener: Any) -> None:
+        raise KeyboardInterrupt
+
+    count = 0
+    for listener, _ in lines_of_start(seen, interrupt):
+        count += 1
+        listener.start()
+        seen.wait_for(lambda running=listener: running.stats.ticks)
+        assert listener.stop(PATIENCE)
+    gc.collect()  # while the filter applies
+    assert count > 20
+
+
+def test_a_signal_handler_can_close_during_the_first_call() -> None:
+    """close() leaves no thread that the interrupted call starts afterwards."""
+    codes = code_of(CallPool, CallScheduler, EventLoop)
+    for line in itertools.count():
+        with Peer(refuse("503 Service Unavailable")) as peer:
+            client = FunctionClient("demo", peer.url, name="closed-in-a-call", reconnect=None)
+            trace, took = interrupt_within(codes, line, client.close)
+            before = sys.gettrace()
+            sys.settrace(trace)
+            try:
+                with pytest.raises(FinxStreamerError):
+                    client.authenticate()
+            finally:
+                sys.settrace(before)
+            if not took:
+                client.close()
+                break
+            wait_until(lambda: not threads_of("closed-in-a-call"))
+    assert line > 20
+
+
+@linux_only
+def test_a_failed_start_leaves_no_descriptor() -> None:
+    """If no thread can be started, each attempt closes what it has opened, and none hangs."""
+    with Program("scarcity", "failed_starts", "unused") as program:
+        assert program.wait() == (0, "0\nMemoryError\n0\n", "")
+
+
+@linux_only
+def test_descriptors_run_out_at_the_first_call(market: LocalServer) -> None:
+    """A function call fails with a `ConnectionFailed` that says so, and works later."""
+    with Program("scarcity", "no_descriptors_for_a_call", market.url) as program:
+        assert program.wait() == (0, "too many open files\nTrue\n", "")

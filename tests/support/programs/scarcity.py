@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import _thread
+import contextlib
+import gc
 import os
 import resource
 import sys
 import threading
 
-from finx_streamer import ConnectionFailed, FinxStreamerError, ReconnectPolicy, StreamListener, Tick
+from finx_streamer import ConnectionFailed, FinxStreamerError, FunctionClient, ReconnectPolicy, StreamListener, Tick
 from tests.support.programs.common import NOWHERE, PAIR, flows, make, run, url
 
 PATIENCE = 20.0
@@ -158,6 +161,50 @@ def no_thread_at_start() -> None:
         listener.start()
     except RuntimeError as error:
         print(error, listener.join(5), threading.active_count())
+
+
+def failed_starts() -> None:
+    """Start listeners and clients when no thread can be started. Print how many descriptors stay open."""
+    listeners = [StreamListener(PAIR, api_key="some-key", endpoint=NOWHERE) for _ in range(5)]
+    gc.disable()
+    before = len(os.listdir("/proc/self/fd"))
+    _thread.start_new_thread, start_new_thread = no_thread, _thread.start_new_thread
+    for listener in listeners:
+        with contextlib.suppress(RuntimeError):
+            listener.start()
+    for _ in range(5):
+        with contextlib.suppress(ConnectionFailed):
+            FunctionClient("some-key", NOWHERE).authenticate()
+    print(len(os.listdir("/proc/self/fd")) - before, flush=True)
+    _thread.start_new_thread = start_new_thread
+    threading.Thread.start = no_memory_for_a_thread
+    try:
+        listeners[0].start()
+    except MemoryError:
+        print("MemoryError")
+    print(len(os.listdir("/proc/self/fd")) - before, flush=True)
+
+
+def no_thread(*arguments: object) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def no_memory_for_a_thread(thread: threading.Thread) -> None:
+    raise MemoryError
+
+
+def no_descriptors_for_a_call() -> None:
+    """Make the first call of a client without a free descriptor."""
+    client = FunctionClient("demo", url())
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        client.authenticate()
+    except ConnectionFailed as error:
+        print(error.reason, flush=True)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    print(client.authenticate())
+    client.close()
 
 
 if __name__ == "__main__":
