@@ -53,7 +53,9 @@ def test_accepts_numbers_of_numpy(kind: Callable[[int], Any]) -> None:
         assert (whole, type(whole)) == (7, int)
 
 
-@pytest.mark.parametrize("value", [np.True_, np.float64("nan"), np.array([1.0]), np.str_("1"), np.datetime64("NaT")])
+@pytest.mark.parametrize(
+    "value", [np.True_, np.float64("nan"), np.array([1.0]), np.str_("1"), np.datetime64("NaT", "us")]
+)
 def test_refuses_other_values_of_numpy(value: object) -> None:
     """Booleans aren't numbers."""
     with pytest.raises(ConfigurationError, match=r"^name: .* is not allowed; expected seconds"):
@@ -163,7 +165,7 @@ def test_a_date_is_its_midnight(value: object) -> None:
         ("yesterday", "an aware datetime, a date, or ISO text"),
         (1_656_763_200, "an aware datetime, a date, or ISO text"),
         (pd.NaT, "NaT is not allowed; expected an aware datetime, .*NaT is a missing time"),
-        (np.datetime64("NaT"), "NaT.* is not allowed"),
+        (np.datetime64("NaT", "us"), "NaT.* is not allowed"),
         ("1969-12-31", "a time from 1970 to 9998"),
         ("9999-01-01", "a time from 1970 to 9998"),
         (datetime(9999, 12, 31, 23, tzinfo=timezone(timedelta(hours=-5))), "a time from 1970 to 9998"),

@@ -154,8 +154,10 @@ def test_a_pair_may_have_any_characters(pair: str, ascii_only: bool) -> None:
     compact = payload.replace(", ", ",").replace('": ', '":').encode()
     decoder = Decoder(pair, pair)
     expected = decoder.decode(compact, NOW_NS)
-    assert decoder.decode_ticks([compact], 0, NOW_NS) == [expected] * (json_codec.msgspec is not None)
-    if json_codec.msgspec is not None:
+    # Without msgspec, ticks with escapes aren't learned.
+    is_learned = json_codec.msgspec is not None or b"\\" not in compact
+    assert decoder.decode_ticks([compact], 0, NOW_NS) == [expected] * is_learned
+    if is_learned:
         assert match(decoder, frame(compact), frame(compact))[0] == [expected, expected]
     values = b'"date":"2022-07-02","time":"15:30:55.817Z","exchange":"BINANCE","price":"1"'
     stranger = frame(b'{"results":"streaming","resultData":{"pair":"X","Y":"Z",%s}}' % values)
