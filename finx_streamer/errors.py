@@ -111,6 +111,10 @@ class ConnectionFailed(FinxStreamerError):
 class AuthenticationError(ConnectionFailed):
     """The API key is missing or was rejected (HTTP 401 or 403, close code 1008). Keys rotate every 24 hours."""
 
+    def _render_traceback_(self) -> list[str]:
+        """Return what IPython shows: one line, because the fault isn't in the code."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 @attrs.define(slots=False, eq=False, repr=False, str=False)
 class StreamNotFound(ConnectionFailed):

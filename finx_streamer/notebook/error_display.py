@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +11,14 @@ from types import TracebackType
 from typing import Any
 
 from ..delivery.error_log import Repeats, log, times, will_be_logged
-from ..errors import CallbackError, FinxStreamerError, make_printable
+from ..errors import CallbackError, ConnectionFailed, FinxStreamerError, make_printable
 from .cells import Cell
 
 _PACKAGE = str(Path(__file__).parent.parent)
 #: The highest number of frames of user code in a traceback.
 _FRAMES = 5
+#: Seconds in which a waiting cell raises the error that ends its listener.
+_MOMENT = 0.25
 
 
 class ErrorDisplay:
@@ -36,6 +39,17 @@ class ErrorDisplay:
             return
         callback = error.callback if isinstance(error, CallbackError) else None
         cell = (self._cell_of(callback) if callback is not None else None) or self._starter
+        if isinstance(error, ConnectionFailed) and not error.will_retry:
+            # It may end the listener. A cell that waits for it then raises the error, which shows it.
+            later = threading.Timer(_MOMENT, _show_unless_raised, (cell, error, count))
+            later.daemon = True
+            later.start()
+        else:
+            cell.run(_show, error, count)
+
+
+def _show_unless_raised(cell: Cell, error: FinxStreamerError, count: int) -> None:
+    if error.__traceback__ is None:
         cell.run(_show, error, count)
 
 
