@@ -103,8 +103,8 @@ def _has_another_key(keys: KeySource, attempt: Attempt) -> bool:
         return False
     try:
         another = keys.current()
-    except ConnectionFailed:
-        # The next attempt asks again, and reports the error.
+    except BaseException:
+        # Also SystemExit, on this worker thread. The next attempt asks again, and reports the error.
         return True
     attempt.next_key = another if another != attempt.key else None
     return attempt.next_key is not None

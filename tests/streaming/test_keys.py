@@ -107,6 +107,20 @@ def test_a_callable_that_raises_system_exit_fails_its_attempt(seen: Seen) -> Non
     assert "SystemExit" in str(seen.errors[0])
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("cause", [SystemExit(1), KeyboardInterrupt()])
+def test_a_callable_that_raises_after_a_refusal_fails_its_attempt(seen: Seen, cause: BaseException) -> None:
+    """The refusal is reported at once, not a timeout at the deadline, and the next attempt asks for a key again."""
+    key = key_source("old", cause, "new")
+    with (
+        Peer(refuse("401 Unauthorized"), stay(tick(1))) as peer,
+        seen.listener(peer.url, api_key=key, connect_timeout=3_600.0),
+    ):
+        seen.wait_ticks(1)
+    (refusal,) = seen.errors
+    assert (type(refusal), refusal.status, refusal.will_retry) == (AuthenticationError, 401, True)
+
+
 @pytest.mark.parametrize("key", [lambda: None, lambda: "", lambda: 7, lambda: "white space"])
 def test_a_callable_that_returns_no_key_ends_the_listener(seen: Seen, key: Any) -> None:
     """If the callable returns something that can't be a key, the listener fails without connecting."""

@@ -95,7 +95,7 @@ def stuck_inline_callback() -> None:
 def backoff() -> None:
     kept.append(make().start())
     flows.wait()
-    kept.append(make(endpoint=NOWHERE).start())
+    kept.append(make(endpoint=NOWHERE, on_error=lambda error: None).start())
 
 
 def loop_in_thread() -> None:
@@ -108,7 +108,12 @@ def gap() -> None:
     """Print GAP while history doesn't answer, and end at SIGUSR1. The argument after the URL is the dispatch."""
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     states: list[str] = []
-    kept.append(make(dispatch=sys.argv[3], on_state=lambda symbol, state: states.append(state.value)).start())
+    listener = make(
+        dispatch=sys.argv[3],
+        on_state=lambda symbol, state: states.append(state.value),
+        on_error=lambda error: None,
+    )
+    kept.append(listener.start())
     flows.wait()
     while states.count("streaming") < 2:
         time.sleep(0.01)
