@@ -113,10 +113,20 @@ def test_refuses_a_wrong_timeout(seen: Seen, timeout: Any) -> None:
 
 def test_a_slow_loop_over_the_latest_ticks_has_no_backlog(seen: Seen) -> None:
     """With `overflow="latest"`, only the newest tick and those on their way wait for it."""
-    with Peer(stay(*(tick(number) for number in range(1, 5_001)))) as peer:
+    begun = threading.Event()
+
+    def script(caller: Caller) -> None:
+        caller.welcome(tick(1))
+        # Otherwise the loop may begin so late that the last tick is its first: then it would wait for another.
+        begun.wait(PATIENCE)
+        caller.send(ticks(2, 5_000))
+        caller.wait_until_left()
+
+    with Peer(script) as peer:
         listener = seen.listener(peer.url, overflow="latest", on_tick=None, on_notice=None, on_state=None)
         loop = iter(listener)
-        next(loop)
+        assert next(loop)["price"] == 1
+        begun.set()
         deadline = time.monotonic() + PATIENCE
         while listener.stats.messages < 5_000 and time.monotonic() < deadline:
             listener.join(0.01)
@@ -124,6 +134,7 @@ def test_a_slow_loop_over_the_latest_ticks_has_no_backlog(seen: Seen) -> None:
         while rest[-1] != 5_000:
             rest.append(int(next(loop)["price"]))
         assert len(rest) <= 4
+        assert listener.stats.messages == 5_000
         loop.close()  # type: ignore[attr-defined]
 
 
