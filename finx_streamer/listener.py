@@ -192,7 +192,7 @@ class StreamListener:
     def __init_subclass__(cls, **arguments: Any) -> None:
         """Refuse methods that look like callbacks, because nothing would call them."""
         super().__init_subclass__(**arguments)
-        inherited = cls.__mro__[: cls.__mro__.index(StreamListener)]
+        inherited = [base for base in cls.__mro__ if base not in StreamListener.__mro__]
         for name in _CALLBACK_NAMES:
             if any(name in vars(base) for base in inherited):
                 raise ConfigurationError(

@@ -402,13 +402,14 @@ def test_refuses_a_callback_of_an_unknown_event() -> None:
 
 
 @pytest.mark.parametrize("name", CALLBACK_NAMES)
-@pytest.mark.parametrize("mixed_in", [False, True])
-def test_refuses_a_subclass_with_a_callback_method(name: str, mixed_in: bool) -> None:
+@pytest.mark.parametrize("mixed_in", [None, "before", "after"])
+def test_refuses_a_subclass_with_a_callback_method(name: str, mixed_in: str | None) -> None:
     """At the definition of the class. The error shows the line to write."""
     body = {name: lambda self, *_: None}
     bases: tuple[type, ...] = (StreamListener,)
     if mixed_in:
-        bases, body = (type("Mixin", (), body), StreamListener), {}
+        mixin = type("Mixin", (), body)
+        bases, body = (mixin, StreamListener) if mixed_in == "before" else (StreamListener, mixin), {}
     event = name.removeprefix("on_")
     with pytest.raises(ConfigurationError, match=rf"^Bot\.{name}: .*{name}=self\.handle_{event}\)$"):
         type("Bot", bases, body)
