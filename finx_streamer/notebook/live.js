@@ -12,7 +12,7 @@ const SPARK = "#4c8dd6";
 const VISIBLE_EVERY = 2000;
 // Milliseconds without a message after which the view reports that there is no data.
 const QUIET_AFTER = 3000;
-// Milliseconds to wait for an answer to a stop before repeating it on the control channel.
+// Milliseconds to wait for an answer to a message before repeating it on the control channel.
 const ANSWER_WITHIN = 400;
 // The highest number of points in a chart.
 const ROWS_KEPT = 9000;
@@ -368,7 +368,11 @@ function render({ model, el }) {
   let lastMessage = performance.now();
   let isLive = false;
   let quiet = false;
-  let stopTimer = 0;
+  let closed = false;
+  let sent = 0;
+  // The timers of the messages without an answer.
+  const unanswered = new Map();
+  let control = Promise.resolve(true);
   let drawRequested = false;
   const plots = new Map();
   const dirtySparks = new Set();
@@ -397,10 +401,31 @@ function render({ model, el }) {
     setText(more, full.more ? `and ${whole(full.more)} more streams` : "");
   }
 
+  // Send a message to the kernel. While it runs a cell, it may not read the message: then repeat it on the control channel.
+  function tell(message, unheard = () => {}) {
+    const numbered = { ...message, page, n: ++sent };
+    model.send(numbered);
+    unanswered.set(numbered.n, setTimeout(() => {
+      // One after the other, because the kernel ignores a message that is older than the last one.
+      control = control.then(async () => {
+        if (!unanswered.has(numbered.n)) return;
+        const content = { view: String(model.get("view_id")), message: numbered };
+        const found = await sendOnControl(model.get("kernel"), "finx_streamer_page", content).catch(() => false);
+        if (!found && unanswered.has(numbered.n)) unheard();
+      });
+    }, ANSWER_WITHIN));
+  }
+
+  function heard(message) {
+    if (message.page !== page) return;
+    clearTimeout(unanswered.get(message.n));
+    unanswered.delete(message.n);
+  }
+
   function choose(symbol) {
     const chosen = [...plots.keys()];
     const next = plots.has(symbol) ? chosen.filter((other) => other !== symbol) : [...chosen, symbol].slice(-4);
-    model.send({ kind: "chart", page, pairs: next });
+    tell({ kind: "chart", pairs: next });
   }
 
   function showRow(i, [text, price, exchange, at, direction], isNew) {
@@ -422,10 +447,9 @@ function render({ model, el }) {
     if (message.state !== state || message.reason !== reason) {
       ({ state, reason } = message);
       light.dataset.state = state;
-      setText(light, reason ? `${state}: ${reason}` : state);
+      showFreshness();
       setText(spoken, `listener is ${state}`);
       stop.disabled = ENDED.includes(state) || !isLive;
-      if (ENDED.includes(state)) clearStop();
     }
     const s = message.totals;
     setText(totals, `${whole(s.ticks)} ticks · ${fixed(s.rate, 1)}/s · ${whole(s.waiting)} waiting · ${whole(s.dropped)} dropped · `
@@ -442,8 +466,16 @@ function render({ model, el }) {
     });
   }
 
+  // Whether the picture shows the present, or ended with the listener. If not, the lights are grey.
+  function showFreshness() {
+    const old = (quiet || closed) && !ENDED.includes(state);
+    root.classList.toggle("old", old || (!isLive && !ENDED.includes(state)));
+    setText(light, old ? `was ${state}` : reason ? `${state}: ${reason}` : state);
+  }
+
   function showFull(message) {
     setText(title, message.name);
+    closed = message.closed;
     if (message.symbols.join("\n") !== symbols.join("\n")) makeRows(message);
     message.rows.forEach((row, i) => showRow(i, row, false));
     message.sparks.forEach((points, i) => { rows[i].points = points.slice(); dirtySparks.add(i); });
@@ -482,9 +514,9 @@ function render({ model, el }) {
 
   function received(message) {
     lastMessage = performance.now();
+    if (message.kind === "heard") { heard(message); return; }
     if (!isLive) { isLive = true; stop.disabled = ENDED.includes(state); }
     if (message.kind === "stopping") {
-      clearStop();
       setText(note, "stopping …");
     } else if (message.kind === "full") {
       meter.full += 1;
@@ -495,32 +527,29 @@ function render({ model, el }) {
       meter.lag.push(Date.now() - message.now * 1000);
       if (meter.lag.length > 2000) meter.lag.shift();
     }
-    if (quiet || ENDED.includes(state)) { quiet = false; note.className = "note"; setText(note, ""); }
+    if (quiet || closed || ENDED.includes(state)) {
+      quiet = false;
+      note.className = "note";
+      setText(note, closed && !ENDED.includes(state) ? "view closed" : "");
+    }
+    if (closed) stop.disabled = true;
+    showFreshness();
     requestDraw();
-  }
-
-  function clearStop() {
-    clearTimeout(stopTimer);
-    stopTimer = 0;
   }
 
   stop.addEventListener("click", () => {
     stop.disabled = true;
     setText(note, "stopping …");
-    model.send({ kind: "stop", page });
-    // A kernel that runs a cell may not read it.
-    stopTimer = setTimeout(async () => {
-      const sent = await sendOnControl(model.get("kernel"), "finx_streamer_stop", { view: String(model.get("view_id")) });
-      if (!sent && stopTimer) setText(note, "the kernel is busy: the listener stops when the running cell ends");
-    }, ANSWER_WITHIN);
+    tell({ kind: "stop" }, () => setText(note, "the kernel is busy: the listener stops when the running cell ends"));
   });
 
   // Visibility.
   let inView = true;
   const isVisible = () => inView && document.visibilityState === "visible" && root.isConnected;
-  const sendVisible = () => { if (isVisible()) model.send({ kind: "visible", page }); };
+  // Not repeated: while a cell runs, a page stays visible until it says that it is hidden.
+  const sendVisible = () => { if (isVisible()) model.send({ kind: "visible", page, n: ++sent }); };
   const visibilityChanged = () => {
-    if (isVisible()) { lastMessage = performance.now(); sendVisible(); } else model.send({ kind: "hidden", page });
+    if (isVisible()) { lastMessage = performance.now(); tell({ kind: "visible" }); } else tell({ kind: "hidden" });
   };
   const observer = new IntersectionObserver((entries) => {
     const now = entries[entries.length - 1].isIntersecting;
@@ -538,28 +567,28 @@ function render({ model, el }) {
   const visibleTimer = setInterval(sendVisible, VISIBLE_EVERY);
   const quietTimer = setInterval(() => {
     const silence = performance.now() - lastMessage;
-    if (!isVisible() || ENDED.includes(state) || silence < QUIET_AFTER) return;
-    if (!quiet) { quiet = true; setText(spoken, "no data from the kernel"); stop.disabled = true; }
+    if (!isVisible() || closed || ENDED.includes(state) || silence < QUIET_AFTER) return;
+    if (!quiet) { quiet = true; showFreshness(); setText(spoken, "no data from the kernel"); stop.disabled = true; }
     note.className = "note bad";
     setText(note, `no data for ${Math.round(silence / 1000)} s`);
   }, 500);
 
   model.on("msg:custom", received);
   const saved = model.get("saved");
-  if (saved && saved.symbols) { showFull(saved); lastMessage = performance.now(); requestDraw(); }
+  if (saved && saved.symbols) { showFull(saved); showFreshness(); lastMessage = performance.now(); requestDraw(); }
   stop.disabled = true;
-  model.send({ kind: "hello", page });
+  tell({ kind: "hello" });
 
   return () => {
     clearInterval(visibleTimer);
     clearInterval(quietTimer);
-    clearStop();
+    for (const timer of unanswered.values()) clearTimeout(timer);
     observer.disconnect();
     columns.disconnect();
     document.removeEventListener("visibilitychange", visibilityChanged);
     model.off("msg:custom", received);
     for (const plot of plots.values()) plot.remove();
-    try { model.send({ kind: "hidden", page }); } catch { /* the kernel is gone */ }
+    try { model.send({ kind: "hidden", page, n: ++sent }); } catch { /* the kernel is gone */ }
   };
 }
 

@@ -10,8 +10,10 @@ import atexit
 import threading
 import uuid
 from abc import ABC, abstractmethod
+from functools import cache
 from typing import Any, Self
 
+from IPython.core.getipython import get_ipython
 from IPython.display import display, update_display
 
 from ..delivery.frontend import ListenerView, Watch
@@ -22,8 +24,8 @@ from .view_model import ViewModel
 
 #: Seconds between two updates of the HTML table. Each sends the whole table, so more would slow down the page.
 _TABLE_INTERVAL = 0.5
-#: How long `close` waits for the last update, in seconds.
-_CLOSE_TIMEOUT = 1.0
+#: How long `close` and the end of a cell wait for the last picture, in seconds.
+_CLOSE_TIMEOUT = 5.0
 
 HINT = 'For a table that updates itself, with charts: pip install "finx-streamer[notebook]", then restart the kernel.'
 
@@ -44,8 +46,11 @@ class Live(ABC):
         self._watch = watch
         self._display_id = uuid.uuid4().hex
         self._wake = threading.Event()
-        self._closed = False
+        self.closed = False
         self._shown = False
+        #: Cleared when the listener has ended, until the last picture is drawn.
+        self._last_drawn = threading.Event()
+        self._last_drawn.set()
         self._thread = threading.Thread(target=self._main, name=f"{listener.name}-view", daemon=True)
 
     def start(self) -> Self:
@@ -54,15 +59,18 @@ class Live(ABC):
             if self.cell is not None and earlier.cell is not None and self.cell.reruns(earlier.cell):
                 earlier.close()
         _views.add(self)
-        self._unwatch = self._watch(self.wake)
+        _register_cell_end()
+        self._unwatch = self._watch(self._listener_changed)
+        # It may have ended before the watch began.
+        self._listener_changed()
         self._thread.start()
         return self
 
     def close(self) -> None:
         """Draw once more, then stop drawing. The listener keeps running."""
-        if self._closed:
+        if self.closed:
             return
-        self._closed = True
+        self.closed = True
         self.wake()
         self._unwatch()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
@@ -72,6 +80,17 @@ class Live(ABC):
     def wake(self) -> None:
         """Update now."""
         self._wake.set()
+
+    def wait_drawn(self) -> None:
+        """If the listener has ended, wait until the last picture is drawn."""
+        if self._thread.is_alive():
+            self._last_drawn.wait(_CLOSE_TIMEOUT)
+
+    def _listener_changed(self) -> None:
+        """The listener has started or ended. Called on any thread."""
+        if self.listener.state.ended:
+            self._last_drawn.clear()
+        self.wake()
 
     @abstractmethod
     def mime_bundle(self) -> dict[str, Any]:
@@ -103,26 +122,31 @@ class Live(ABC):
             update_display(self.mime_bundle(), raw=True, display_id=self._display_id)  # type: ignore[no-untyped-call]
 
     def _main(self) -> None:
-        ended = False
-        while not self._closed:
-            self._update()
-            has_ended = self.listener.state.ended
-            if has_ended and not ended:
-                self.redisplay()
-                self.draw()
-            ended = has_ended
-            # After the listener's end, nothing changes until `wake` is called.
-            self._wake.wait(None if ended else self.pause())
+        closed = at_end = False
+        while not closed:
             self._wake.clear()
-        if not _exiting and not ended:
-            self.redisplay()
+            # First whether this is the last picture, then what it shows.
+            closed = self.closed
+            is_last = not self._last_drawn.is_set()
+            ended = self.listener.state.ended
+            self._update(read_stats=closed or ended)
+            if not _exiting:
+                if closed or (is_last and ended):
+                    self.redisplay()
+                self.draw()
+            # After `stop()`, `ended` is true while callbacks still run. `is_last` follows when they are done.
+            at_end = ended and (at_end or is_last)
+            if is_last:
+                self._last_drawn.set()
+            if not closed:
+                # After the listener's end, nothing changes until `wake` is called.
+                self._wake.wait(None if at_end else self.pause())
 
-    def _update(self) -> None:
+    def _update(self, read_stats: bool) -> None:
         with self.lock:
-            if self.listener.state.ended:
+            if read_stats:
                 self.view_model.update_stats()
             self.view_model.update()
-        self.draw()
 
 
 class LiveTable(Live):
@@ -141,6 +165,19 @@ class LiveTable(Live):
 
 _views: set[Live] = set()
 _exiting = False
+
+
+@cache
+def _register_cell_end() -> None:
+    """Let each cell end with the last pictures drawn: nbclient reads nothing that comes later."""
+    events = getattr(get_ipython(), "events", None)
+    if events is not None:
+        events.register("post_execute", _wait_drawn)
+
+
+def _wait_drawn() -> None:
+    for view in tuple(_views):
+        view.wait_drawn()
 
 
 def _close_all() -> None:

@@ -22,14 +22,19 @@ from .live import Live
 
 #: A page counts as visible for this many seconds after its last message. It sends one every two seconds.
 _VISIBLE_FOR = 5.0
-#: Seconds between two frames while a running cell keeps the kernel from reading the page's messages.
-_BUSY_INTERVAL = 0.5
+#: Seconds between two pictures while no page has answered since the view was displayed.
+_UNANSWERED_INTERVAL = 0.5
+#: For this many seconds after the display, each of them is the full state, because a page misses what comes before it
+#: has loaded.
+_LOADING = 10.0
 #: The longest time between two frames to a visible page, in seconds. It shows that the kernel is alive.
 _PULSE = 1.0
 #: Seconds between two updates while no page is visible.
 _HIDDEN_INTERVAL = 0.5
 #: The type of our message on the control channel.
-CONTROL_STOP = "finx_streamer_stop"
+CONTROL = "finx_streamer_page"
+#: The highest number of pages whose last message is known.
+_PAGES = 100
 
 
 def _file(name: str) -> str:
@@ -39,7 +44,7 @@ def _file(name: str) -> str:
 class _Widget(anywidget.AnyWidget):
     """The state that Jupyter stores and sends to each page.
 
-    `saved` is the full state, for pages without a kernel. A stop on the control channel needs `kernel` and `view_id`.
+    `saved` is the full state, for pages without a kernel. Messages on the control channel need `kernel` and `view_id`.
     """
 
     _esm = _file("uPlot.min.js") + "\n" + _file("live.js")
@@ -56,7 +61,7 @@ class LiveWidget(Live):
         super().__init__(listener, recent, pairs, rate, watch)
         with self.lock:
             self.view_model.update()
-            saved = self.view_model.full()
+            saved = self._full()
         self._widget = _Widget(saved=saved, kernel=_kernel_id())
         self._widget.view_id = self._widget.model_id
         self._widget.on_msg(self._receive)
@@ -64,17 +69,17 @@ class LiveWidget(Live):
         self._context = contextvars.copy_context()
         #: Until when each page counts as visible.
         self._visible_until: dict[str, float] = {}
+        #: When the view was displayed, until a page answers.
+        self._displayed_at: float | None = None
+        #: The number of each page's last message.
+        self._heard: dict[str, int] = {}
         self._sent_at = 0.0
         self._wants_full = False
         self._stopping = False
         _by_id[self._widget.model_id] = self
         _serve_control_channel()
         _warn_about_ipykernel()
-        _busy()
-
-    def close(self) -> None:
-        super().close()
-        _by_id.pop(self._widget.model_id, None)
+        _cells()
 
     def mime_bundle(self) -> dict[str, Any]:
         view = {"version_major": 2, "version_minor": 0, "model_id": self._widget.model_id}
@@ -84,14 +89,18 @@ class LiveWidget(Live):
             "text/plain": repr(self.listener),
         }
 
+    def _ipython_display_(self) -> None:
+        self._displayed_at = time.monotonic()
+        super()._ipython_display_()
+
     def draw(self) -> None:
         now = time.monotonic()
         if not self._wants_full and not self._is_visible(now):
             return
         with self.lock:
-            if self._wants_full:
+            if self._wants_full or self._is_loading(now):
                 self._wants_full = False
-                frame = self.view_model.full()
+                frame = self._full()
             elif (changes := self.view_model.frame()) is not None:
                 frame = changes
             elif now - self._sent_at >= _PULSE:
@@ -103,16 +112,16 @@ class LiveWidget(Live):
 
     def redisplay(self) -> None:
         with self.lock:
-            saved = self.view_model.full()
+            saved = self._full()
             self._wants_full = True
-        self._context.copy().run(setattr, self._widget, "saved", saved)
+        # nbclient reads only messages of the running cell.
+        _cells().context.copy().run(setattr, self._widget, "saved", saved)
         super().redisplay()
 
     def pause(self) -> float:
-        now = time.monotonic()
-        if not self._is_visible(now):
+        if not self._is_visible(time.monotonic()):
             return _HIDDEN_INTERVAL
-        return self.interval if self._is_confirmed_visible(now) else _BUSY_INTERVAL
+        return self.interval if self._displayed_at is None else _UNANSWERED_INTERVAL
 
     def stop(self) -> None:
         """Stop the listener, as the button does. Returns at once."""
@@ -129,14 +138,30 @@ class LiveWidget(Live):
             self.wake()
 
     # Messages from a page: `hello` (it needs the full state), `visible`, `hidden`, `chart` (the pairs to draw), `stop`.
-    # Messages to it: `full`, `frame`, and `stopping`, which confirms a stop.
+    # A page numbers them, because one without an answer comes again on the control channel.
+    # Messages to it: `full`, `frame`, `heard`, which confirms a number, and `stopping`, which confirms a stop.
 
     def _receive(self, _: Any, content: Any, __: Any) -> None:
+        if isinstance(content, dict):
+            self._context = contextvars.copy_context()
+            self.receive(content)
+
+    def receive(self, content: dict[str, Any]) -> None:
         """Handle a message, quickly, on the thread that received it."""
-        if not isinstance(content, dict):
+        page, number = str(content.get("page", ""))[:64], content.get("n")
+        if not isinstance(number, int):
+            self._handle(page, content)
             return
-        self._context = contextvars.copy_context()
-        page = str(content.get("page", ""))[:64]
+        with self.lock:
+            last = self._heard.pop(page, -1)
+            self._heard[page] = max(number, last)
+            if len(self._heard) > _PAGES:
+                self._heard.pop(next(iter(self._heard)))
+        if number > last:
+            self._handle(page, content)
+        self._send({"kind": "heard", "page": page, "n": number})
+
+    def _handle(self, page: str, content: dict[str, Any]) -> None:
         match content.get("kind"):
             case "hello":
                 self._wants_full = True
@@ -145,6 +170,7 @@ class LiveWidget(Live):
                 self._set_visible(page)
             case "hidden":
                 self._visible_until.pop(page, None)
+                self._displayed_at = None
             case "chart":
                 self._choose(content.get("pairs"))
             case "stop":
@@ -152,26 +178,45 @@ class LiveWidget(Live):
 
     def _set_visible(self, page: str) -> None:
         now = time.monotonic()
-        was_visible = self._is_visible(now)
+        was_visible = self._is_confirmed_visible(now)
         self._visible_until = {other: until for other, until in self._visible_until.items() if until > now}
         self._visible_until[page] = now + _VISIBLE_FOR
+        self._displayed_at = None
         if not was_visible or self._wants_full:
             self._wants_full = True
-            self.wake()
+            self._draw_soon()
+
+    def _draw_soon(self) -> None:
+        """Draw on the view's thread. After `close`, draw here, because that thread draws no more."""
+        if self.closed:
+            self.draw()
+        self.wake()
 
     def _choose(self, pairs: Any) -> None:
         if not isinstance(pairs, list) or not all(isinstance(pair, str) for pair in pairs):
             return
         with self.lock:
             self.view_model.choose(pairs)
-        self.wake()
+        self._draw_soon()
+
+    def _full(self) -> dict[str, Any]:
+        return {**self.view_model.full(), "closed": self.closed}
+
+    def _is_loading(self, now: float) -> bool:
+        displayed_at = self._displayed_at
+        return displayed_at is not None and now < displayed_at + _LOADING
 
     def _is_confirmed_visible(self, now: float) -> bool:
         return any(until > now for until in tuple(self._visible_until.values()))
 
     def _is_visible(self, now: float) -> bool:
-        """Whether a page shows the view, as far as we know: while a cell runs, messages may not get through."""
-        return self._is_confirmed_visible(now) or (bool(self._visible_until) and _busy().is_set())
+        """Whether a page shows the view, as far as we know: while a cell runs, messages may not get through.
+
+        Then a page stays visible until it says otherwise, and so does a view that was displayed.
+        """
+        if self._is_confirmed_visible(now):
+            return True
+        return _cells().running.is_set() and (bool(self._visible_until) or self._displayed_at is not None)
 
     def _send(self, message: dict[str, Any]) -> None:
         self._context.copy().run(self._widget.send, message)
@@ -180,17 +225,24 @@ class LiveWidget(Live):
 _by_id: dict[str, LiveWidget] = {}
 
 
-@cache
-def _busy() -> threading.Event:
-    """Return an event that is set while a cell runs."""
-    busy = threading.Event()
-    # A cell creates the first view.
-    busy.set()
-    events = getattr(get_ipython(), "events", None)
-    if events is not None:
-        events.register("pre_execute", busy.set)
-        events.register("post_execute", busy.clear)
-    return busy
+class _Cells:
+    """Whether a cell runs, and the context of the last one."""
+
+    def __init__(self) -> None:
+        # A cell creates the first view.
+        self.running = threading.Event()
+        self._begin()
+        events = getattr(get_ipython(), "events", None)
+        if events is not None:
+            events.register("pre_execute", self._begin)
+            events.register("post_execute", self.running.clear)
+
+    def _begin(self) -> None:
+        self.context = contextvars.copy_context()
+        self.running.set()
+
+
+_cells = cache(_Cells)
 
 
 @cache
@@ -216,22 +268,22 @@ def _kernel_id() -> str:
 
 @cache
 def _serve_control_channel() -> None:
-    """Register `control_stop` with the kernel."""
+    """Register `receive_control` with the kernel."""
     kernel = getattr(get_ipython(), "kernel", None)
     handlers = getattr(kernel, "control_handlers", None)
     if isinstance(handlers, dict):
-        handlers.setdefault(CONTROL_STOP, control_stop)
+        handlers.setdefault(CONTROL, receive_control)
 
 
-def control_stop(stream: Any, ident: Any, parent: dict[str, Any]) -> None:
-    """Stop a view's listener, on request from the control channel.
+def receive_control(stream: Any, ident: Any, parent: dict[str, Any]) -> None:
+    """Handle a page's message from the control channel.
 
     A running cell keeps the thread busy that handles messages, unless page and kernel support subshells. So a page
-    repeats an unconfirmed stop on the control channel, which is always served.
+    repeats an unanswered message on the control channel, which is always served.
     """
     content = parent.get("content") or {}
-    view = _by_id.get(str(content.get("view")))
-    if view is not None:
-        view.stop()
+    view, message = _by_id.get(str(content.get("view"))), content.get("message")
+    if view is not None and isinstance(message, dict):
+        view.receive(message)
     kernel: Any = getattr(get_ipython(), "kernel", None)
-    kernel.session.send(stream, f"{CONTROL_STOP}_reply", {"stopped": view is not None}, parent, ident)
+    kernel.session.send(stream, f"{CONTROL}_reply", {"found": view is not None}, parent, ident)

@@ -59,6 +59,9 @@ view
 """
 #: Whether the live view shows this state of the listener.
 STATE = "state => document.querySelector('.finx header .light')?.textContent === state"
+#: The colours of all lights of the live view.
+LIGHTS = "() => [...document.querySelectorAll('.finx .light')].map((it) => getComputedStyle(it, '::before').color)"
+GREY = "rgb(128, 128, 128)"
 FRAMES = "count => document.querySelector('.finx')?.finxMeter.frames > count"
 
 
@@ -137,6 +140,67 @@ def test_stop_works_while_a_cell_runs(book: Book) -> None:
     assert book.errors == []
 
 
+#: As `LIVE`, with a name for the view.
+LAST = LIVE.replace("listener.live", "view = listener.live") + "view"
+#: A notebook for Run All: a bare `join()` keeps the kernel busy from the start.
+ALL = [SERVE, LIVE, "listener.join()", "print(f'{listener.stats.ticks:,} ticks')"]
+
+
+def run_all(book: Book, lab: Lab, cells: list[str], name: str = "all.ipynb") -> None:
+    """Open a notebook, and run all cells without waiting."""
+    write(lab, name, cells)
+    book.open(name)
+    book.start("notebook:run-all-cells")
+
+
+def check_run_all(book: Book) -> None:
+    """The view draws, obeys and stops while `join()` keeps the kernel busy. Its last picture is the end."""
+    book.wait("() => document.querySelector('.finx')")
+    book.wait(FRAMES, 20)
+    book.wait("() => document.querySelectorAll('.finx .chart').length === 2")
+    book.page.get_by_role("button", name="SOL:USDC", exact=True).click()
+    book.wait("() => document.querySelectorAll('.finx .chart').length === 3")
+    assert book.output(3) == ""
+    book.page.click(".finx .stop")
+    book.wait_output(3, "ticks")
+    view = book.wait_view(1, "stopped")
+    assert view["totals"].split(" ·")[0] == book.output(3).strip()
+
+
+def test_run_all(page: Book, lab: Lab) -> None:
+    """The view is alive although a later cell blocks the kernel."""
+    run_all(page, lab, ALL)
+    check_run_all(page)
+    assert (page.errors, page.foreign_requests) == ([], [])
+
+
+def test_the_last_picture(page: Book, lab: Lab) -> None:
+    """With Run All, a page may ask for the picture after the end, and after `close()`."""
+    rounds = 5
+    cells = [SERVE]
+    for number in range(rounds):
+        end = f"listener.join(timeout={0.2 * (number % 3)})\nlistener.stop()" + "\nview.close()" * (number % 2)
+        cells += [LAST, f"{end}\nprint(f'{{listener.stats.ticks:,}} ticks')"]
+    run_all(page, lab, cells)
+    page.wait_output(2 * rounds, "ticks")
+    for number in range(1, 2 * rounds, 2):
+        view = page.wait_view(number, "stopped")
+        assert view == {"header": "stopped", "lights": ["stopped"] * 10, "totals": view["totals"], "note": ""}
+        assert view["totals"].split(" ·")[0] == page.output(number + 1).strip()
+    assert page.errors == []
+
+
+def test_a_closed_view_has_no_green_light(quiet: Book) -> None:
+    """It says what the state was, and that the view is closed."""
+    quiet.execute(2, "view.close()")
+    quiet.wait("() => document.querySelector('.finx header .note').textContent === 'view closed'")
+    colours = quiet.page.evaluate(LIGHTS)
+    assert set(colours) == {GREY}
+    assert quiet.page.locator(".finx header .light").inner_text() == "was streaming"
+    assert quiet.page.locator(".finx .stop").is_disabled()
+    quiet.run(1)
+
+
 def test_rerunning_leaves_one_listener(book: Book) -> None:
     """One view remains, and it updates itself."""
     for _ in range(3):
@@ -163,6 +227,8 @@ def test_the_view_reports_a_lost_kernel(book: Book) -> None:
     """It says for how many seconds there has been no data."""
     book.page.evaluate("() => { window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart(); }")
     book.wait("() => /^no data for \\d+ s$/.test(document.querySelector('.finx .note.bad')?.textContent ?? '')")
+    assert set(book.page.evaluate(LIGHTS)) == {GREY}
+    assert book.page.locator(".finx header .light").inner_text() == "was streaming"
     assert book.page.locator(".finx .stop").is_disabled()
     book.wait_idle()
 
@@ -480,4 +546,6 @@ def test_stop_works_while_a_cell_runs_in_an_old_kernel(
         book.wait(STATE, "stopped")
         book.wait_idle()
         book.wait_output(3, "True")
+        run_all(book, lab, ALL)
+        check_run_all(book)
         assert (book.errors, book.foreign_requests) == ([], [])

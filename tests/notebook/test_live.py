@@ -121,7 +121,7 @@ def test_the_control_channel_stops_the_listener_while_a_cell_runs(kernel: Kernel
     """The cell waits for the listener's end, so it ends with the listener."""
     cell = kernel.begin(BUSY)
     kernel.wait(lambda: "begun" in kernel.text(cell), "begun")
-    kernel.control("finx_streamer_stop", view=widget)
+    kernel.control("finx_streamer_page", view=widget, message={"kind": "stop"})
     kernel.wait(lambda: kernel.received(widget, "stopping"), "an answer")
     kernel.wait_idle(cell)
     assert kernel.errors(cell) == []
@@ -165,8 +165,8 @@ def test_does_not_warn_about_a_fixed_kernel(kernel: Kernel) -> None:
 
 def test_a_stop_for_an_unknown_view_does_nothing(kernel: Kernel, widget: str) -> None:
     """The content of the message doesn't matter."""
-    kernel.control("finx_streamer_stop", view="unknown")
-    kernel.control("finx_streamer_stop")
+    kernel.control("finx_streamer_page", view="unknown", message={"kind": "stop"})
+    kernel.control("finx_streamer_page")
     assert kernel.value("listener.state.ended") == "False"
 
 
@@ -176,8 +176,85 @@ def test_a_page_gets_frames_while_a_cell_runs(kernel: Kernel, widget: str) -> No
     kernel.wait(lambda: "begun" in kernel.text(cell), "begun")
     before = len(frames(kernel, widget))
     kernel.wait(lambda: len(frames(kernel, widget)) > before + 10, "frames")
-    kernel.control("finx_streamer_stop", view=widget)
+    kernel.control("finx_streamer_page", view=widget, message={"kind": "stop"})
     kernel.wait_idle(cell)
+
+
+def test_a_displayed_view_counts_as_seen_while_its_cell_runs(kernel: Kernel) -> None:
+    """Its page can't answer yet, and gets the full state until it does."""
+    cell = kernel.begin(f"listener = StreamListener('BTC:USDC', **PLACE)\ndisplay(listener.live())\n{BUSY}")
+    kernel.wait(lambda: "begun" in kernel.text(cell), "begun")
+    [shown] = kernel.shown(cell)
+    widget = str(shown[WIDGET]["model_id"])  # type: ignore[index]
+    kernel.wait(lambda: [f for f in kernel.received(widget, "full") if f["totals"]["ticks"]], "the full state")
+    kernel.control("finx_streamer_page", view=widget, message={"kind": "hello", "page": "p", "n": 1})
+    kernel.wait(lambda: frames(kernel, widget, "points"), "changes")
+    kernel.control("finx_streamer_page", view=widget, message={"kind": "stop", "page": "p", "n": 2})
+    kernel.wait_idle(cell)
+    assert [m["n"] for m in kernel.received(widget, "heard")] == [1, 2]
+
+
+def test_messages_are_received_while_a_cell_runs(kernel: Kernel, widget: str) -> None:
+    """A page that can't reach the thread that runs cells repeats its messages. They count once, in order."""
+    cell = kernel.begin(BUSY)
+    kernel.wait(lambda: "begun" in kernel.text(cell), "begun")
+
+    def say(n: int, **message: Any) -> None:
+        kernel.send(widget, page="p", n=n, **message)
+        kernel.control("finx_streamer_page", view=widget, message={"page": "p", "n": n, **message})
+        kernel.wait(lambda: [m for m in kernel.received(widget, "heard") if m["n"] == n], "an answer")
+
+    say(1, kind="chart", pairs=["ETH:USDC"])
+    kernel.wait(lambda: frames(kernel, widget, "pairs"), "the other chart")
+    say(2, kind="hidden")
+    before = len(frames(kernel, widget))
+    say(3, kind="hidden")
+    assert len(frames(kernel, widget)) <= before + 1
+    say(4, kind="visible")
+    kernel.wait(lambda: len(frames(kernel, widget)) > before + 5, "frames")
+    say(5, kind="stop")
+    kernel.wait_idle(cell)
+    kernel.wait(lambda: len(kernel.received(widget, "heard")) == 10, "answers to the messages sent twice")
+    assert len(frames(kernel, widget, "pairs")) == 1
+    assert len(kernel.received(widget, "stopping")) == 1
+
+
+@pytest.mark.parametrize("end", ["listener.stop()", "listener.stop(drain=False)", "view.close()"])
+def test_a_page_gets_the_last_picture_after_the_end(kernel: Kernel, end: str) -> None:
+    """Also one that says hello later. The picture says whether it is the listener's last one."""
+    cell = kernel.run("listener = StreamListener('BTC:USDC', 'ETH:USDC', **PLACE)\nview = listener.live()\nview")
+    widget = str(kernel.shown(cell)[0][WIDGET]["model_id"])  # type: ignore[index]
+    kernel.run("while listener.stats.ticks < 20: time.sleep(0.01)")
+    kernel.run(f"{end}\nview.close()")
+    ended = "stop" in end
+    for page in ("q", "r"):
+        before = len(kernel.received(widget, "full"))
+        kernel.send(widget, kind="hello", page=page)
+        full = kernel.wait(lambda before=before: kernel.received(widget, "full")[before:], "the last picture")[-1]
+        assert (full["state"], full["closed"]) == ("stopped" if ended else "streaming", True)
+    if ended:
+        assert full["totals"]["ticks"] == int(kernel.value("listener.stats.ticks"))
+    kernel.send(widget, kind="chart", page="r", pairs=["ETH:USDC"])
+    kernel.wait(lambda: frames(kernel, widget, "pairs"), "the chosen chart")
+
+
+def test_the_last_picture_is_read_after_the_end(kernel: Kernel) -> None:
+    """Callbacks run on for a while after `stop` was called, and their ticks count."""
+    cell = kernel.run(
+        """
+listener = StreamListener("BTC:USDC", **PLACE)
+@listener.on_tick
+def slow(tick): time.sleep(0.02)
+listener.live()"""
+    )
+    widget = str(kernel.shown(cell)[0][WIDGET]["model_id"])  # type: ignore[index]
+    kernel.run("while listener.stats.queue_depth < 20: time.sleep(0.01)")
+    last = kernel.run("listener.stop()\nprint(listener.stats.ticks)")
+    # A front end like nbclient reads only messages of the running cell.
+    updates = [m["content"]["data"]["state"]["saved"] for m in kernel.messages[last] if m["msg_type"] == "comm_msg"
+               and m["content"]["comm_id"] == widget and "saved" in m["content"]["data"].get("state", {})]  # fmt: skip
+    assert updates[-1]["state"] == "stopped"
+    assert updates[-1]["totals"]["ticks"] == int(kernel.text(last))
 
 
 def test_a_rerun_closes_the_earlier_view(kernel: Kernel) -> None:

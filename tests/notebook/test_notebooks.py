@@ -13,9 +13,22 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
+from nbformat.v4 import new_code_cell, new_notebook
 
-from tests.support.kernels import ROOT
+from tests.support.kernels import ROOT, SERVED
 
+#: A listener with a live view, and ways to end it in another cell.
+LIVE = """
+listener = StreamListener("BTC:USDC", "ETH:USDC", **PLACE)
+view = listener.live()
+view
+"""
+ENDS = (
+    "listener.join(timeout=0.3)\nlistener.stop()",
+    "listener.join(timeout=0.2)\nlistener.stop()\nview.close()",
+    "threading.Timer(0.2, listener.stop).start()\nlistener.join()",
+    "with listener: time.sleep(0.1)",
+)
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 
 
@@ -79,6 +92,26 @@ def check(path: Path, notebook: Any) -> None:
         views = [o.data for o in outputs if "application/vnd.jupyter.widget-view+json" in o.get("data", {})]
         assert ["stopped" in view["text/html"] for view in views] == [True]
         assert "<polyline" in views[0]["text/html"]
+
+
+@pytest.mark.parametrize("rounds", [3, pytest.param(25, marks=pytest.mark.slow)])
+def test_the_last_picture(rounds: int, tmp_path: Path, environment: None, loop: asyncio.AbstractEventLoop) -> None:
+    """What nbclient saves after a listener's end is the end: its state and all its ticks."""
+    cells = [new_code_cell(SERVED)]
+    for number in range(rounds):
+        cells += [new_code_cell(code) for code in (LIVE, ENDS[number % len(ENDS)], "print(listener.stats.ticks)")]
+    path = tmp_path / "ends.ipynb"
+    nbformat.write(new_notebook(cells=cells), path)
+    notebook = executed(path, tmp_path, loop)
+    widgets = notebook.metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"]
+    seen = []
+    for live, ticks in zip(notebook.cells[1::3], notebook.cells[3::3], strict=True):
+        [shown] = [o.data for o in live.outputs if "data" in o]
+        saved = widgets[shown["application/vnd.jupyter.widget-view+json"]["model_id"]]["state"]["saved"]
+        seen.append(
+            (saved["state"], saved["totals"]["ticks"] - int(ticks.outputs[0].text), "stopped" in shown["text/html"])
+        )
+    assert seen == [("stopped", 0, True)] * rounds
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: str(path.stem))

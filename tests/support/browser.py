@@ -164,6 +164,10 @@ class Book:
         """Run a command of JupyterLab, and wait for its end."""
         self.page.evaluate("name => window.jupyterapp.commands.execute(name)", name)
 
+    def start(self, name: str) -> None:
+        """Run a command of JupyterLab without waiting."""
+        self.page.evaluate("name => { window.jupyterapp.commands.execute(name); }", name)
+
     def begin(self, number: int) -> None:
         """Run a cell without waiting."""
         self.page.evaluate(
@@ -223,6 +227,20 @@ class Book:
     def charts(self) -> dict[str, dict[str, Any]]:
         """Return what the charts of the live view show, by pair."""
         found: dict[str, dict[str, Any]] = self.page.evaluate(_CHARTS)
+        return found
+
+    def wait_view(self, number: int, state: str) -> dict[str, Any]:
+        """Wait until the live view below a cell shows this state. Return what it shows."""
+        cell = "window.jupyterapp.shell.currentWidget.content.widgets[n]"
+        self.page.evaluate(f"n => {cell}.node.scrollIntoView()", number)
+        shown = f"{cell}.node.querySelector('.finx header .light')?.textContent"
+        self.wait(f"([n, state]) => {shown} === state", [number, state])
+        script = f"""n => {{
+            const text = (name) => {cell}.node.querySelector(`.finx ${{name}}`).textContent;
+            const lights = [...{cell}.node.querySelectorAll('.finx tbody .light')].map((it) => it.dataset.state);
+            return {{ header: text('header .light'), note: text('header .note'), totals: text('.totals'), lights }};
+        }}"""
+        found: dict[str, Any] = self.page.evaluate(script, number)
         return found
 
     def meter(self) -> dict[str, Any]:
