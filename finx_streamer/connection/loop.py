@@ -25,7 +25,7 @@ from typing import Protocol
 from ..values import NEVER
 
 #: Seconds; pollers can't wait longer.
-_LONGEST_WAIT = 3_600.0
+LONGEST_WAIT = 3_600.0
 #: The heap of deadlines may hold this many outdated entries before it is swept.
 _OUTDATED_ENTRIES = 64
 
@@ -267,7 +267,7 @@ class EventLoop:
         if self.read_again:
             timeout, self.read_again = 0.0, False
         elif self._deadlines:
-            timeout = min(max(0.0, self._deadlines[0][0] - self.now), _LONGEST_WAIT)
+            timeout = min(max(0.0, self._deadlines[0][0] - self.now), LONGEST_WAIT)
         # Read before checking deadlines: after a pause of the process, the answer to a ping may be waiting there.
         poller, woken = self.poller, False
         for fd, events in poller.poll(timeout):

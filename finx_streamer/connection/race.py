@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from .attempt import Attempt
+from .loop import LONGEST_WAIT
 
 #: Seconds that an address gets before the next one is tried as well (RFC 8305, section 5).
 HEAD_START = 0.25
@@ -90,7 +91,7 @@ class _Race:
                 continue
             if self._untried:
                 seconds = min(seconds, self._next_start - now)
-            for key, _ in self._selector.select(seconds):
+            for key, _ in self._selector.select(min(seconds, LONGEST_WAIT)):
                 sock: socket.socket = key.data
                 error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
                 if not error:
