@@ -32,8 +32,8 @@ class Pair:
     """A trading pair: the price of `base` in `quote`, such as `BTC:USDC`, `USDC.E:USDT` or `币安人生:USDT`.
 
     Each part has 1 to 32 characters, in upper case if the script has case. None of them is a separator, a space, a
-    control character, a colon, slash, question mark, number sign, percent sign or backslash. Source: S for the format, O
-    for the characters.
+    control character, a colon, slash, question mark, number sign, percent sign or backslash. Source: S for the format,
+    O for the characters.
     """
 
     base: str
