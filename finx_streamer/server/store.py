@@ -101,6 +101,7 @@ class TickStore:
         self._path = None if path is None else Path(os.path.abspath(path))
         self._limit = MEMORY_LIMIT if limit is None and path is None else limit
         self._connection: sqlite3.Connection | None = None
+        self._pid = os.getpid()
         #: The identity of the open file and of its write-ahead log.
         self._file: _Identity | None = None
         self._wal: _Identity | None = None
@@ -147,7 +148,10 @@ class TickStore:
                     self.close()
 
     def close(self) -> None:
-        """Close the database. Ticks in memory are lost."""
+        """Close the database. Ticks in memory are lost. Does nothing in a forked process, whose parent uses it."""
+        if self._pid != os.getpid():
+            # The lock may be held by a thread of the parent, and SQLite would delete the parent's log.
+            return
         with self._lock:
             if self._connection is not None:
                 self._connection.close()

@@ -626,6 +626,13 @@ def receive_rest(peer: ClientConnection) -> list[Any]:
         return rest
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_leaves_the_store_alone(store_file: Path) -> None:
+    """It exits without waiting for the parent's lock and without closing the parent's database."""
+    ended = run_program("server/fork_with_store", store_file, options=["-W", "ignore::DeprecationWarning"])
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "True\n", "")
+
+
 def test_discarded_servers_leave_nothing() -> None:
     """A discarded server leaves no open database, thread or extra file."""
     with tempfile.TemporaryDirectory() as folder:
