@@ -6,13 +6,13 @@ import atexit
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable
 from operator import itemgetter
 from typing import Any
 
 import attrs
 
+from .clock import monotonic
 from .config.reconnect import ReconnectPolicy
 from .config.symbols import Pair, Symbol
 from .connection.attempt import ConnectionConfig
@@ -215,12 +215,12 @@ class Run:
         self.streams.stop()
         if in_callback:
             return True
-        deadline = time.monotonic() + timeout
+        deadline = monotonic() + timeout
         # The rest of the time is for the callback that runs then.
         if self.wait(timeout * _DRAIN_SHARE):
             return True
         self._discard()
-        if self.wait(max(0.0, deadline - time.monotonic())):
+        if self.wait(max(0.0, deadline - monotonic())):
             return True
         self.runner.closed = True
         logger.warning(
@@ -257,11 +257,11 @@ class Run:
         if not self.launched or self._starter == threading.get_ident():
             # It never runs, or a signal handler interrupted its start: it ends when that goes on.
             return True
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else monotonic() + timeout
         if not self.ended.wait(timeout):
             return False
         # The threads have nothing left to do, unless a `parse_price` hangs.
-        self.streams.join(None if deadline is None else max(_LAST_STEPS, deadline - time.monotonic()))
+        self.streams.join(None if deadline is None else max(_LAST_STEPS, deadline - monotonic()))
         self.delivery.join(_LAST_STEPS)
         return not self.streams.alive
 
@@ -313,8 +313,8 @@ def stop_runs(timeout: float, report: bool = True) -> bool:
     runs = [run for run in tuple(live_runs) if not run.forked]
     for run in runs:
         run.abandon(report)
-    deadline = time.monotonic() + timeout
-    ended = [run.stop(max(0.0, deadline - time.monotonic()), drain=False) for run in runs]
+    deadline = monotonic() + timeout
+    ended = [run.stop(max(0.0, deadline - monotonic()), drain=False) for run in runs]
     return all(ended)
 
 

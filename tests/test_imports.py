@@ -15,7 +15,7 @@ TESTS = ROOT / "tests"
 
 #: The layers of the package. A module may import from its own row and from the rows above it.
 ROWS = (
-    ("_version", "errors", "values"),
+    ("_version", "clock", "errors", "values"),
     ("config",),
     ("wire",),
     ("connection",),
@@ -35,7 +35,7 @@ ALLOWED = {
     ("diagnosis.checkup", "demo"): "the same",
 }
 #: What the server may import from the client. With a shared codec, a bug in it could go unnoticed.
-SHARED_WITH_SERVER = {"errors", "values", "config.symbols"}
+SHARED_WITH_SERVER = {"clock", "errors", "values", "config.symbols"}
 #: `listener` is the public class, and most of its lines are documentation.
 LONG_MODULES = {"listener"}
 

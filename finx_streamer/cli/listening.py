@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from typing import Protocol
 
 from .. import (
@@ -17,6 +16,7 @@ from .. import (
     Tick,
     TicksDropped,
 )
+from ..clock import monotonic
 from ..delivery.stats import ListenerStats
 from .key_files import KeyFileError
 from .terminal import count, say, say_error, signals_as_ctrl_c, with_options
@@ -73,9 +73,9 @@ class ListenRun:
         listener.on_notice(self._on_notice)
         listener.on_state(self._on_state)
         listener.on_gap(self._on_gap)
-        started = time.monotonic()
+        started = monotonic()
         if self._show_until_end(listener, started):
-            say(self._summary(listener.stats, time.monotonic() - started))
+            say(self._summary(listener.stats, monotonic() - started))
         return self._exit_code(listener)
 
     def _show_until_end(self, listener: StreamListener, started: float) -> bool:
@@ -98,7 +98,7 @@ class ListenRun:
         """Return whether the duration was the end."""
         end = started + self._duration if self._duration is not None else float("inf")
         while not (self._limit_reached or listener.state.ended):
-            seconds_left = end - time.monotonic()
+            seconds_left = end - monotonic()
             if seconds_left <= 0:
                 return True
             self._view.refresh(listener, min(seconds_left, _POLL_INTERVAL))

@@ -9,11 +9,11 @@ import os
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable
 
 import attrs
 
+from ..clock import monotonic
 from ..config import checks as check
 from ..config.api_key import ApiKey, KeySource
 from ..config.endpoint import Endpoint
@@ -143,7 +143,7 @@ class Attempt:
 
     def begin(self, timeout: float) -> None:
         """Start the clock."""
-        self._deadline = time.monotonic() + timeout
+        self._deadline = monotonic() + timeout
 
     def cancel(self) -> None:
         """End the attempt, also if a thread is blocked on its sockets."""
@@ -156,7 +156,7 @@ class Attempt:
 
     def remaining(self, until: float = math.inf) -> float:
         """Return the seconds left, to `until` at most. Raises `TimeoutError` if there are none, or after `cancel`."""
-        left = min(self._deadline, until) - time.monotonic()
+        left = min(self._deadline, until) - monotonic()
         if self._cancelled or left <= 0:
             raise TimeoutError("timed out")
         return left

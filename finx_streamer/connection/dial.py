@@ -7,9 +7,9 @@ import functools
 import os
 import socket
 import ssl
-import time
 from collections.abc import Callable, Iterator
 
+from ..clock import monotonic
 from ..config.proxy import Proxy
 from ..errors import ConnectionFailed
 from .attempt import Attempt, ConnectionConfig
@@ -75,7 +75,7 @@ def _dial_through(proxy: Proxy, config: ConnectionConfig, attempt: Attempt) -> s
     failure = ConnectionFailed("the host has no address")
     # The proxy may not support IPv6, or not reach one of the addresses: try each, with a share of the time.
     for untried, (host, family) in zip(range(len(hosts), 0, -1), hosts.items(), strict=True):
-        remaining = functools.partial(attempt.remaining, time.monotonic() + attempt.remaining() / untried)
+        remaining = functools.partial(attempt.remaining, monotonic() + attempt.remaining() / untried)
         try:
             sock = dial(proxy.host, proxy.port, attempt, families, remaining)
             with closed_on_error(sock):

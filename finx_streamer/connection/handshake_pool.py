@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
 from collections import deque
 from typing import Protocol
 
 import attrs
 
+from ..clock import monotonic
 from ..errors import ConnectionFailed
 from ..values import NEVER
 from .attempt import Attempt, ConnectionConfig
@@ -92,9 +92,9 @@ class HandshakePool:
     def close(self) -> None:
         """Wait briefly for the workers, after everything was cancelled. The rest are daemons that hang in DNS."""
         self._queue.clear()
-        deadline = time.monotonic() + _JOIN_TIMEOUT
+        deadline = monotonic() + _JOIN_TIMEOUT
         for worker in self._workers:
-            worker.join(max(0.0, deadline - time.monotonic()))
+            worker.join(max(0.0, deadline - monotonic()))
 
     def _start_queued(self) -> None:
         while self._queue and self._in_flight < MAX_CONCURRENT:
@@ -105,7 +105,7 @@ class HandshakePool:
             if len(self._workers) >= MAX_WORKERS:
                 self._fail_later(handshake, _STUCK)
                 continue
-            handshake.deadline = time.monotonic() + handshake.config.connect_timeout + _GRACE
+            handshake.deadline = monotonic() + handshake.config.connect_timeout + _GRACE
             self._loop.schedule(handshake)
             name = f"{self._name}-handshake-{next(self._numbers)}"
             worker = threading.Thread(target=self._work, args=(handshake,), name=name, daemon=True)

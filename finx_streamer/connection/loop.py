@@ -15,13 +15,13 @@ import selectors
 import socket
 import sys
 import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Protocol
 
+from ..clock import monotonic
 from ..values import NEVER
 
 #: Seconds; pollers can't wait longer.
@@ -74,8 +74,8 @@ if sys.platform == "linux":
 
 
 def new_poller() -> Poller:
-    """Return the fastest poller that the system has."""
-    return EpollPoller() if sys.platform == "linux" else Poller()
+    """Return the fastest poller that there is now: gevent removes epoll when it patches the process."""
+    return EpollPoller() if sys.platform == "linux" and hasattr(select, "epoll") else Poller()
 
 
 class SocketOwner(Protocol):
@@ -117,8 +117,8 @@ class EventLoop:
         on_end: Callable[[BaseException | None], None],
         on_turn: Command = lambda: None,
     ) -> None:
-        #: `time.monotonic()` of the last read or look at the deadlines: near enough to now for a timeout or a rate.
-        self.now = time.monotonic()
+        #: `monotonic()` of the last read or look at the deadlines: near enough to now for a timeout or a rate.
+        self.now = monotonic()
         #: Set when the last read filled its buffer: there is more to read at once.
         self.read_again = False
         self.poller = new_poller()
@@ -283,10 +283,10 @@ class EventLoop:
         if woken:
             # After reading: a command may depend on what the sockets have to say.
             self._run_inbox()
-        self.now = time.monotonic()
+        self.now = monotonic()
         if self._deadlines and self._deadlines[0][0] <= self.now:
             self._wake_due(self.now)
-            self.now = time.monotonic()
+            self.now = monotonic()
         for _ in range(len(self._deferred)):
             if not self._stopping:
                 self._deferred.popleft()()

@@ -6,11 +6,11 @@ import itertools
 import os
 import selectors
 import socket
-import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+from ..clock import monotonic
 from .attempt import Attempt
 from .loop import LONGEST_WAIT
 
@@ -84,7 +84,7 @@ class _Race:
             except TimeoutError as late:
                 # That another address was refused says more.
                 raise self._failure or late from None
-            now = time.monotonic()
+            now = monotonic()
             if self._untried and (now >= self._next_start or not self._sockets):
                 self._next_start = now + HEAD_START
                 self._start(self._untried.popleft())

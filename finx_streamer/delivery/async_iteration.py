@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Callable
 
+from ..clock import monotonic
 from ..values import Tick
 from .iteration import TickBuffer, no_tick
 
@@ -72,12 +72,12 @@ class AsyncTickBuffer(TickBuffer):
         self._turn += 1
         if self._turn % _TURN == 0:
             await asyncio.sleep(0)
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else monotonic() + timeout
         while self._ticks.empty() and not (self._closed or self._ended):
             self._sleeps = True
             # Check again: a tick may have been put before `_sleeps` was set.
             if self._ticks.empty():
-                left = SLICE if deadline is None else deadline - time.monotonic()
+                left = SLICE if deadline is None else deadline - monotonic()
                 if left <= 0:
                     raise no_tick(timeout)
                 await self._wakeup.wait(min(SLICE, left))
@@ -87,12 +87,12 @@ class AsyncTickBuffer(TickBuffer):
 
 async def wait_until(is_done: Callable[[], bool], watchers: list[Callable[[], None]], timeout: float | None) -> bool:
     """Wait until `is_done()`. Return False after `timeout` seconds. `watchers` are called when it may have changed."""
-    deadline = None if timeout is None else time.monotonic() + timeout
+    deadline = None if timeout is None else monotonic() + timeout
     wakeup = AsyncWakeup()
     watchers.append(wakeup.wake)
     try:
         while not is_done():
-            left = SLICE if deadline is None else min(SLICE, deadline - time.monotonic())
+            left = SLICE if deadline is None else min(SLICE, deadline - monotonic())
             if left <= 0:
                 return False
             await wakeup.wait(left)

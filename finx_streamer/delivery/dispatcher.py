@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from itertools import repeat, starmap
 
+from ..clock import monotonic
 from ..errors import SlowConsumer, TicksDropped
 from ..streaming.counters import Counters
 from ..values import NO_BOUND, Event, Tick
@@ -201,7 +201,7 @@ class ThreadDelivery:
             before: Its depth before a put.
             after: Its depth after the put. A burst may fill the queue only briefly.
         """
-        now, size = time.monotonic(), self.queue.size
+        now, size = monotonic(), self.queue.size
         if before <= size * LOW:
             self._slow_at = None
         if self._slow_at is None:
@@ -252,7 +252,7 @@ class ThreadDelivery:
             self._report_drops(everything=True)
             return False
         # Returns at once if an entry was put since the check.
-        self._wakeup.wait(self._drops.due_in(time.monotonic()))
+        self._wakeup.wait(self._drops.due_in(monotonic()))
         if self._drops:
             self._runner.interrupted = True
         return True
@@ -276,7 +276,7 @@ class ThreadDelivery:
         return NO_BOUND
 
     def _report_drops(self, everything: bool = False) -> None:
-        for pair, count in self._drops.take_due(time.monotonic(), everything):
+        for pair, count in self._drops.take_due(monotonic(), everything):
             self._runner.report(TicksDropped(count, symbol=pair))
 
 

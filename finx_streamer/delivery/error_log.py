@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
-import time
 from collections.abc import Callable, Hashable
 
+from ..clock import monotonic
 from ..errors import CallbackError, FinxStreamerError, make_printable
 
 logger = logging.getLogger("finx_streamer")
@@ -18,7 +18,7 @@ FRESH_AFTER = 600.0
 class Repeats:
     """Counts errors of each kind, and picks the 1st, 10th, 100th … of them."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
         #: For each kind, the count and the time of the last one.
         self._seen: dict[Hashable, tuple[int, float]] = {}

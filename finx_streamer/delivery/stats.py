@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
 import attrs
 
+from ..clock import monotonic
 from ..errors import ConnectionFailed, FinxStreamerError, make_printable
 from ..streaming.counters import Counters
 from ..values import State, Tick
@@ -111,7 +111,7 @@ def snapshot(counters: Counters, state: State, reconnects: int, queue_depth: int
         **counts,
         state=state,
         reconnects=reconnects,
-        rate=counters.rate(time.monotonic()),
+        rate=counters.rate(monotonic()),
         lag=counters.lag,
         queue_depth=queue_depth,
         queue_peak=max(counters.queue_peak, queue_depth),

@@ -9,6 +9,7 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
+from ..clock import monotonic
 from ..connection.attempt import Attempt, ConnectionConfig
 from ..connection.handshake import open_connection
 from ..errors import ConnectionFailed
@@ -58,11 +59,11 @@ class Probe:
         Raises:
             ConnectionFailed: The connection ended.
         """
-        connection, end = self._connection, time.monotonic() + limit
+        connection, end = self._connection, monotonic() + limit
         while not (messages := connection.messages(1)):
             if connection.ended is not None:
                 raise connection.ended
-            left = end - time.monotonic()
+            left = end - monotonic()
             if left <= 0 or not select.select([connection.wire.socket], [], [], left)[0]:
                 return None
             try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import enum
 import logging
-import time
 from collections import deque
 from collections.abc import Iterator
 from queue import SimpleQueue
@@ -17,6 +16,7 @@ from typing import Any
 
 import attrs
 
+from ..clock import monotonic
 from ..config.api_key import ApiKey
 from ..config.reconnect import ReconnectPolicy, is_fatal, is_unreachable, retry_delay
 from ..config.redaction import redact
@@ -109,7 +109,7 @@ class Call:
         self.wants_new_connection = silence is not None
         self.waits_for = _Waiting.CONNECTION
         #: When it must have been sent.
-        self.send_by = time.monotonic() + timeout
+        self.send_by = monotonic() + timeout
         #: When it was sent; when it times out then, unless more of its answer arrives; and when it does in any case.
         self.sent_at = self.answer_by = self.end_by = NEVER
         self.retry_at = NEVER
@@ -156,7 +156,7 @@ class Call:
 
     def sent(self, connection: PooledConnection) -> None:
         """Note that it has a connection, and begin to wait for its answer."""
-        now = time.monotonic()
+        now = monotonic()
         self.connection, self.waits_for, self.bytes_received = connection, _Waiting.ANSWER, 0
         self.sent_at, self.answer_by, self.end_by = now, now + self.timeout, now + _LONGEST_ANSWER * self.timeout
 
@@ -243,7 +243,7 @@ class PooledConnection(WebSocketChannel):
     # The handshake, and the end.
 
     def opened(self, websocket: Connection) -> None:
-        self._opened_at = self._heard_at = time.monotonic()
+        self._opened_at = self._heard_at = monotonic()
         self._scheduler.has_connected = True
         self.update_watch()
         if websocket.messages(1) or not self.is_reusable:
@@ -313,7 +313,7 @@ class PooledConnection(WebSocketChannel):
         if self.websocket is None:
             return
         if size:
-            self._heard_at, self._pong_by = time.monotonic(), NEVER
+            self._heard_at, self._pong_by = monotonic(), NEVER
             if call is not None:
                 call.count_received(size, self._heard_at)
         messages = websocket.messages(2)
@@ -329,7 +329,7 @@ class PooledConnection(WebSocketChannel):
                 self._scheduler.assign()
 
     def _answered(self, call: Call, websocket: Connection, messages: list[bytes | Binary]) -> None:
-        now, payload = time.monotonic(), messages[0]
+        now, payload = monotonic(), messages[0]
         self.call = call.connection = None
         settings = self._scheduler.settings
         # An expired key may be the reason for an error. If there may be another, the next call asks for it.
@@ -349,7 +349,7 @@ class PooledConnection(WebSocketChannel):
             self._scheduler.drop(self)
         else:
             self._keepalive_answer_by = NEVER
-            self._idle_from(time.monotonic())
+            self._idle_from(monotonic())
             self._scheduler.assign()
 
 
@@ -422,7 +422,7 @@ class CallScheduler:
 
     def distrust_connections(self, since: float) -> None:
         """Ping all idle connections that have sent nothing since then: they may have died with another one."""
-        now = time.monotonic()
+        now = monotonic()
         for connection in tuple(self.connections):
             if connection.is_idle:
                 connection.distrust(since, now)
@@ -449,7 +449,7 @@ class CallScheduler:
         logger.debug("%s: %s is retried in %.2f s: %s", self.settings.name, call.function, delay, failure)
         call.attempt += 1
         call.waits_for = _Waiting.RETRY
-        call.retry_at = time.monotonic() + delay
+        call.retry_at = monotonic() + delay
         self.loop.schedule(call)
 
     def _retry_delay(self, call: Call, failure: ConnectionFailed) -> float | None:
@@ -462,7 +462,7 @@ class CallScheduler:
             return None
         if self.settings.fail_fast and not self.has_connected and is_unreachable(failure):
             return None
-        left = call.send_by - time.monotonic()
+        left = call.send_by - monotonic()
         if left < _LAST_RETRY:
             return None
         drawn = next(call.delays)

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
+from ..clock import monotonic
 from ..delivery.frontend import ListenerView
 from ..delivery.recent import Recent
 from ..delivery.stats import ListenerStats, StreamStats, reason
@@ -149,12 +150,12 @@ class ViewModel:
                 line = chart.add(row.at, row.exchange, row.price)
                 if line is not None:
                     self._points.setdefault(pair, {})[line] = row.price
-        if time.monotonic() - self._stats_at >= _STATS_EVERY:
+        if monotonic() - self._stats_at >= _STATS_EVERY:
             self.update_stats()
 
     def update_stats(self) -> None:
         """Read the counters."""
-        self._stats_at = time.monotonic()
+        self._stats_at = monotonic()
         self._stats = self._listener.stats
 
     def full(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import traitlets
 from ipykernel.connect import get_connection_file
 from IPython.core.getipython import get_ipython
 
+from ..clock import monotonic
 from ..delivery.frontend import ListenerView, Watch
 from ..delivery.recent import Recent
 from .live import Live
@@ -90,11 +91,11 @@ class LiveWidget(Live):
         }
 
     def _ipython_display_(self) -> None:
-        self._displayed_at = time.monotonic()
+        self._displayed_at = monotonic()
         super()._ipython_display_()
 
     def draw(self) -> None:
-        now = time.monotonic()
+        now = monotonic()
         if not self._wants_full and not self._is_visible(now):
             return
         with self.lock:
@@ -119,7 +120,7 @@ class LiveWidget(Live):
         super().redisplay()
 
     def pause(self) -> float:
-        if not self._is_visible(time.monotonic()):
+        if not self._is_visible(monotonic()):
             return _HIDDEN_INTERVAL
         return self.interval if self._displayed_at is None else _UNANSWERED_INTERVAL
 
@@ -177,7 +178,7 @@ class LiveWidget(Live):
                 self.stop()
 
     def _set_visible(self, page: str) -> None:
-        now = time.monotonic()
+        now = monotonic()
         was_visible = self._is_confirmed_visible(now)
         self._visible_until = {other: until for other, until in self._visible_until.items() if until > now}
         self._visible_until[page] = now + _VISIBLE_FOR

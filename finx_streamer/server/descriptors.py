@@ -7,9 +7,10 @@ import errno
 import logging
 import math
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
+
+from ..clock import monotonic
 
 if sys.platform != "win32":
     import resource
@@ -47,7 +48,7 @@ def raise_limit(wanted: int) -> int | None:
 class ExhaustionReporter:
     """An event loop's exception handler. It logs exhaustion once a minute; asyncio would log each failed `accept()`."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
         self._next_report = -math.inf
         self._unreported = 0

@@ -8,7 +8,6 @@ import logging
 import queue
 import sqlite3
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -17,6 +16,7 @@ from typing import TypeVar, cast
 
 import attrs
 
+from ..clock import monotonic
 from .recording import Recording
 from .store import Row, TapePart, TickStore, fields_of
 from .ticks import Tick
@@ -234,10 +234,10 @@ class Recorder:
 
     def _work(self, on_written: Callable[[], None]) -> None:
         """Do the jobs until `stop()`, and check the store in between."""
-        self._next_check = time.monotonic() + _CHECK_INTERVAL
+        self._next_check = monotonic() + _CHECK_INTERVAL
         while True:
             with contextlib.suppress(queue.Empty):
-                job = self._jobs.get(timeout=max(0.0, self._next_check - time.monotonic()))
+                job = self._jobs.get(timeout=max(0.0, self._next_check - monotonic()))
                 if job is None:
                     return
                 if isinstance(job, _QueryJob):
@@ -245,8 +245,8 @@ class Recorder:
                 else:
                     self._write(job)
                     self._call_in_loop(on_written)
-            if time.monotonic() >= self._next_check:
-                self._next_check = time.monotonic() + _CHECK_INTERVAL
+            if monotonic() >= self._next_check:
+                self._next_check = monotonic() + _CHECK_INTERVAL
                 self._check_store()
                 self._call_in_loop(on_written)
 
@@ -267,7 +267,7 @@ class Recorder:
             self._kept_count -= len(self._kept.popleft().rows)
         log.warning(
             "the tick store works again after %.0f s; %d ticks were lost",
-            time.monotonic() - self._failed_at,
+            monotonic() - self._failed_at,
             self._lost,
         )
         self.error, self._lost = None, 0
@@ -275,7 +275,7 @@ class Recorder:
     def _fail(self, error: Exception) -> None:
         reason = str(self._failure(error))
         if self.error is None:
-            self._failed_at = time.monotonic()
+            self._failed_at = monotonic()
         if reason != self.error:
             log.error("%s. It is tried again every %g s; streams continue", reason, _CHECK_INTERVAL)
         self.error = reason

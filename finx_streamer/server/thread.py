@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
+from ..clock import monotonic
 from .service import ServerState, Service
 from .settings import Settings
 from .stats import ServerStats
@@ -127,7 +128,8 @@ class ServerThread:
 
     def _run(self, service: Service, listener: socket.socket, ready: Future[None]) -> None:
         try:
-            asyncio.run(service.run(listener, ready))
+            with asyncio.Runner(loop_factory=_new_loop) as runner:
+                runner.run(service.run(listener, ready))
         except BaseException as error:
             if ready.done():
                 log.exception("the server failed")
@@ -155,3 +157,10 @@ class ServerThread:
     def _notify(self) -> None:
         with self._changed:
             self._changed.notify_all()
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    # The server goes on while a test has frozen time.
+    loop.time = monotonic  # type: ignore[method-assign]
+    return loop

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from datetime import datetime
@@ -13,6 +12,7 @@ from functools import partial
 
 import attrs
 
+from ..clock import monotonic
 from ..errors import DecodeError, FinxStreamerError
 from ..values import Tick
 from .interfaces import History
@@ -131,10 +131,10 @@ class Backfiller:
         for job in jobs.values():
             if job is not None:
                 job.cancel()
-        close_by = time.monotonic() + _CLOSE_TIMEOUT
+        close_by = monotonic() + _CLOSE_TIMEOUT
         for worker in jobs:
             if worker.is_alive():
-                worker.join(max(0.0, close_by - time.monotonic()))
+                worker.join(max(0.0, close_by - monotonic()))
 
     def _active_workers(self) -> int:
         return sum(job is not None for job in self._jobs.values())

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from datetime import datetime
 
+from ..clock import monotonic
 from ..errors import ConnectionFailed, FinxStreamerError
 from ..values import Tick
 
@@ -21,7 +21,7 @@ class Counters:
         self.messages = self.ticks = self.dropped = self.callback_errors = self.decode_errors = 0
         self.bytes = self.queue_peak = self.gaps = self.filled_ticks = self.held = 0
         self.connection_errors = 0
-        #: The last error of the connection, and `time.monotonic()` then.
+        #: The last error of the connection, and `monotonic()` then.
         self.last_error: tuple[float, FinxStreamerError] | None = None
         self.last_tick: Tick | None = None
         #: `time.time()` of the last handshake; None while disconnected.
@@ -37,7 +37,7 @@ class Counters:
     def count_error(self, error: FinxStreamerError) -> None:
         """Count an error of the connection."""
         self.connection_errors += isinstance(error, ConnectionFailed)
-        self.last_error = time.monotonic(), error
+        self.last_error = monotonic(), error
 
     def count_ticks(self, ticks: list[Tick], now: float) -> None:
         """Count delivered ticks, at least one. `now` is in monotonic seconds."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import enum
 import logging
-import time
 from collections import deque
 from collections.abc import Iterator
 from itertools import groupby
@@ -16,6 +15,7 @@ from typing import Any, Protocol
 
 import attrs
 
+from ..clock import monotonic
 from ..values import NEVER, NO_BOUND, Event, Gap, Tick
 from .backfill import Backfiller, Job
 from .counters import Counters
@@ -245,7 +245,7 @@ class Resequencer:
             self._queue.appendleft(entry[room:])
             entry = entry[:room]
         self._allowance.used -= len(entry)
-        self._counters.count_ticks(entry, time.monotonic())
+        self._counters.count_ticks(entry, monotonic())
         self._delivery.put_ticks(entry)
 
     def _enqueue(self, entry: list[Tick] | Event) -> None:
@@ -290,11 +290,11 @@ class Resequencer:
                 self._fetch(step)
             case Probe():
                 self._host.send_probe()
-                self._give_up_at = min(self._give_up_at, time.monotonic() + HOLD_TIMEOUT)
+                self._give_up_at = min(self._give_up_at, monotonic() + HOLD_TIMEOUT)
             case Deliver():
                 self._enqueue(step.ticks)
                 if self._give_up_at < NEVER:
-                    self._give_up_at = time.monotonic() + HOLD_TIMEOUT
+                    self._give_up_at = monotonic() + HOLD_TIMEOUT
                 if self._hold_left < NEVER:
                     self._hold_left = HOLD_TIMEOUT
             case Finish():
@@ -322,7 +322,7 @@ class Resequencer:
         if self._job is not None:
             recovery.note_bad_ticks(self._job.bad)
         self._job = None
-        self._carry_out(recovery.finish(reason) if reason is not None else recovery.fetched(time.monotonic()))
+        self._carry_out(recovery.finish(reason) if reason is not None else recovery.fetched(monotonic()))
 
     def _drop_job(self) -> None:
         if self._job is not None:

@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Callable
 
+from ..clock import monotonic
 from ..connection.attempt import ConnectionConfig
 from ..connection.channel import WebSocketChannel
 from ..connection.failures import translate
@@ -190,11 +191,11 @@ class StreamConnection(WebSocketChannel):
     # What the session decides.
 
     def start(self) -> None:
-        self._carry_out(self.session.start(time.monotonic()))
+        self._carry_out(self.session.start(monotonic()))
 
     def stop(self) -> None:
         """End for good."""
-        self._carry_out(self.session.stop(time.monotonic()))
+        self._carry_out(self.session.stop(monotonic()))
 
     def deliver_rest(self) -> None:
         """Deliver what has been read and waits for room: at most one read."""
@@ -241,7 +242,7 @@ class StreamConnection(WebSocketChannel):
     # The connection opens and is lost.
 
     def opened(self, websocket: Connection) -> None:
-        now, stream = time.monotonic(), self.stream
+        now, stream = monotonic(), self.stream
         stream.counters.connected_at = time.time()
         stream.counters.bytes += websocket.wire.bytes_received
         self._carry_out(self.session.opened(now))
@@ -256,14 +257,14 @@ class StreamConnection(WebSocketChannel):
         if self.websocket is not None:
             self.note_refusal(error, self.websocket.key)
         self.disconnect()
-        self._carry_out(self.session.lost(error, time.monotonic()))
+        self._carry_out(self.session.lost(error, monotonic()))
 
     def disconnect(self) -> None:
         was_open = self.websocket is not None
         super().disconnect()
         if was_open:
             self.stream.counters.connected_at = None
-            self.stream.resequencer.lost(time.monotonic())
+            self.stream.resequencer.lost(monotonic())
 
     # Reading.
 
@@ -282,7 +283,7 @@ class StreamConnection(WebSocketChannel):
         loop = self.loop
         loop.read_again = size >= READ_SIZE
         stream.counters.bytes += size
-        now = loop.now = time.monotonic()
+        now = loop.now = monotonic()
         stream.got_tick = False
         taken = self._deliver(websocket, room)
         # A stream without ticks lives by its notices.
@@ -294,7 +295,7 @@ class StreamConnection(WebSocketChannel):
         if not self.paused or self.websocket is None:
             return
         self.paused = False
-        self.session.release(time.monotonic())
+        self.session.release(monotonic())
         self._deliver(self.websocket, self.stream.resequencer.room())
         # TLS may have read ahead, which no poller sees.
         self.on_readable()
@@ -302,7 +303,7 @@ class StreamConnection(WebSocketChannel):
 
     def _pause(self) -> None:
         """Stop reading. The peer feels it as TCP back-pressure."""
-        now, resequencer = time.monotonic(), self.stream.resequencer
+        now, resequencer = monotonic(), self.stream.resequencer
         if not self.paused:
             self.paused = True
             self.session.hold(now)

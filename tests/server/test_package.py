@@ -28,12 +28,13 @@ def test_import_error_names_the_missing_extra() -> None:
 
 
 def test_imports_little_of_the_client() -> None:
-    """The server shares two modules with the client, so that codec bugs can't cancel out, and loads nothing heavy."""
+    """The server shares few modules with the client, so that codec bugs can't cancel out, and loads nothing heavy."""
     result = run_program("server/import_server_only", *finx_streamer.__path__)
     assert result.returncode == 0, result.stderr
     modules = set(result.stdout.split())
     ours = {name for name in modules if name.startswith("finx_streamer.")}
     assert {name for name in ours if ".server" not in name} == {
+        "finx_streamer.clock",
         "finx_streamer.errors",
         "finx_streamer.config",
         "finx_streamer.config.symbols",
