@@ -31,7 +31,7 @@ class Doctor:
         allow_insecure: bool,
     ) -> None:
         given = f"found in the variable {ENVIRONMENT_VARIABLE}" if api_key is None else "found in the argument api_key"
-        self._key_source = "not needed for the demo" if endpoint == demo.NAME else given
+        self._key_source = "not needed" if endpoint == demo.NAME else given
         self._pair = Pair.parse(str(check.pair(pair)))
         endpoint, api_key, proxy = demo.connection_arguments(self, endpoint, api_key, proxy)
         self._config = ConnectionConfig.from_arguments(

@@ -52,7 +52,7 @@ def test_a_file_that_disappears_is_reported_and_retried(server: LocalServer, tmp
         connections = server.stats.connections_total
         file.unlink()
         server.drop_connections()
-        while "api_key callable" not in (line := command.stderr.readline()):
+        while "reading --api-key-file" not in (line := command.stderr.readline()):
             assert line
         assert line.endswith(f": --api-key-file {file}: No such file or directory\n")
         file.write_text(KEY)

@@ -41,7 +41,7 @@ def test_all_is_well_with_the_demo() -> None:
     report = doctor(endpoint="demo")
     assert report.ok
     assert {check.verdict for check in report.checks} <= {Verdict.OK, Verdict.NOTE}
-    assert found(report)["API key"].found == "not needed for the demo"
+    assert found(report)["API key"].found == "not needed"
     said = {check.name: check.found.partition(":")[0] for check in report.assumptions}
     assert said == {
         "streams under streaming/ (S)": "confirmed",

@@ -350,10 +350,26 @@ def test_an_answer_without_ticks_does_not_show_a_part_of_the_key(everything: Eve
         caller.send(frame(json.dumps({"0": raw})))
         caller.wait_until_left()
 
-    with Peer(answer) as peer, FunctionClient(api_key=KEY, endpoint=peer.url) as client:
+    with Peer(answer) as peer, FunctionClient(api_key=KEY, endpoint=peer.url, on_bad="raise") as client:
         with pytest.raises(DecodeError) as caught:
             client.tick_history(PAIR, "2022-07-02", "2022-07-03")
         everything.texts += [str(caught.value), repr(caught.value), repr(vars(caught.value))]
+
+
+def test_a_tick_that_is_left_out_does_not_show_the_key(everything: Everything, caplog: pytest.LogCaptureFixture) -> None:
+    """The log quotes the tick."""
+    bad = {"pair": PAIR, "date": "2022-07-02", "time": "15:30:55.817Z", "exchange": "X", "price": KEY}
+
+    def answer(caller: Caller) -> None:
+        caller.welcome()
+        caller.read_frame()
+        caller.send(frame(json.dumps({"0": bad})))
+        caller.wait_until_left()
+
+    with Peer(answer) as peer, FunctionClient(api_key=KEY, endpoint=peer.url) as client:
+        assert next(client.iter_tick_history(PAIR, "2022-07-02", "2022-07-02T23:00"), None) is None
+    assert "is not a decimal number" in caplog.text
+    everything.texts.append(caplog.text)
 
 
 @pytest.mark.parametrize("status", ["401 No", "500 No"])
