@@ -48,7 +48,7 @@ class Output:
         return PartFile(self.file, self._mode, self.packed, line_format) if self.file is not None else None
 
     def open_now(self) -> int:
-        """Empty the file and return its descriptor: whatever happens later, what is written stays."""
+        """Empty the file and return its descriptor. What is written stays there, even after a failure."""
         if self._path is not None:
             return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         if sys.stdout is None:

@@ -61,7 +61,7 @@ def shown(value: object) -> str:
     """Return a short `repr` of a value for an error message. Keys are masked before the text is cut."""
     try:
         text = redact(repr(value))
-    except Exception:  # whatever the value's own __repr__ raises
+    except Exception:  # the value's own __repr__ may raise anything
         return f"<{type(value).__name__}>"
     half = _LONGEST_SHOWN // 2
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:half]}…{text[-half:]}"

@@ -39,7 +39,7 @@ def raise_limit(wanted: int) -> int | None:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
         except (OSError, ValueError):
-            # macOS refuses limits that its kernel doesn't allow, whatever the hard limit is.
+            # macOS refuses limits above its kernel's, even below the hard limit.
             return soft
         return target
     return soft

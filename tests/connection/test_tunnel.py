@@ -521,7 +521,7 @@ def test_nothing_is_read_beyond_the_proxys_answer(name: str) -> None:
     rest=st.binary(max_size=300),
 )
 def test_any_answer_is_a_tunnel_or_one_error(scheme: str, start: bytes, rest: bytes) -> None:
-    """No other error is raised, whatever a proxy sends."""
+    """No other error is raised for anything that a proxy sends."""
     proxy = Proxy.parse(f"{scheme}://u:p@proxy.example:1")
     error, _ = converse(proxy, start + rest + b"!", ends=True)
     assert error is None or isinstance(error, ConnectionFailed)
