@@ -356,7 +356,7 @@ def test_an_answer_without_ticks_does_not_show_a_part_of_the_key(everything: Eve
         everything.texts += [str(caught.value), repr(caught.value), repr(vars(caught.value))]
 
 
-def test_a_tick_that_is_left_out_does_not_show_the_key(everything: Everything, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_tick_left_out_does_not_show_the_key(everything: Everything, caplog: pytest.LogCaptureFixture) -> None:
     """The log quotes the tick."""
     bad = {"pair": PAIR, "date": "2022-07-02", "time": "15:30:55.817Z", "exchange": "X", "price": KEY}
 
