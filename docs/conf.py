@@ -19,4 +19,5 @@ autodoc_typehints = "description"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 
 html_theme = "furo"
+html_extra_path = ["llms.txt"]
 html_title = f"finx-streamer {release}"
