@@ -195,18 +195,21 @@ def test_stats_and_repr_say_why_there_is_no_connection(seen: Seen) -> None:
         caller.welcome(tick(1))
         caller.wait_until_left()
 
-    with Peer(refuse("503 Later"), later) as peer, seen.listener(peer.url) as listener:
+    with Peer(refuse("503 Later"), later) as peer:
+        listener = seen.listener(peer.url)
         assert listener.stats.last_error is None
+        listener.start()
         seen.wait_errors(1)
         stats = listener.stats
         assert (stats.connection_errors, stats.streams[PAIR].connection_errors) == (1, 1)
         assert stats.last_error is stats.streams[PAIR].last_error is seen.errors[0]
         assert listener.state is State.CONNECTING
-        assert " connecting (the server answered 503 Later): BTC:USDC at " in repr(listener)
+        assert f" connecting ({seen.errors[0].reason}): BTC:USDC at " in repr(listener)
         go_on.set()
         seen.wait_ticks(1)
         assert " streaming: BTC:USDC at " in repr(listener)
         assert listener.stats.last_error is seen.errors[0]
+        assert listener.stop()
 
 
 def test_attempts_limits_the_failures_in_a_row(seen: Seen) -> None:
