@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, date, datetime, timedelta
 from operator import itemgetter
+from typing import cast
 
 import attrs
 
@@ -192,7 +193,8 @@ class HistoryWalk:
     def _request(self, day: date, after: datetime) -> _Answer:
         answer = self.fetch_page(self.pair, day.isoformat(), _time_of_day(after))
         bad = [tick for tick in answer if isinstance(tick, BadTick)]
-        ticks = sorted((tick for tick in answer if not isinstance(tick, BadTick)), key=_timestamp)
+        good = [tick for tick in answer if not isinstance(tick, BadTick)] if bad else cast("Sequence[Tick]", answer)
+        ticks = sorted(good, key=_timestamp)
         times = [tick.timestamp for tick in bad if tick.timestamp] + [tick["timestamp"] for tick in ticks[-1:]]
         return _Answer(ticks, bad, len(answer), max(times, default=None))
 

@@ -5,6 +5,7 @@ Both tick formats of the wire give the same dict, and both JSON parsers give the
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -281,13 +282,14 @@ def _timestamp(date: str, time: str) -> datetime:
         raise _NotATick(f"date {date[:70]!r} is not YYYY-MM-DD")
     if not _TIME.fullmatch(time):
         raise _NotATick(f"time {time[:70]!r} is not HH:MM:SS.fffZ")
-    # A leap second counts as the second that follows.
-    leap = time.startswith("23:59:60")
-    text = time.replace(":60", ":59", 1) if leap else time
+    text = f"{date}T{time.rstrip('Z').rstrip('.')}"
     try:
-        found = datetime.fromisoformat(f"{date}T{text.rstrip('Z').rstrip('.')}").replace(tzinfo=UTC)
-        return found + timedelta(seconds=1) if leap else found
-    except (ValueError, OverflowError) as cause:
+        return datetime.fromisoformat(text).replace(tzinfo=UTC)
+    except ValueError as cause:
+        if time.startswith("23:59:60"):
+            # A leap second counts as the second that follows.
+            with contextlib.suppress(ValueError, OverflowError):
+                return datetime.fromisoformat(text.replace(":60", ":59", 1)).replace(tzinfo=UTC) + timedelta(seconds=1)
         raise _NotATick(f"{date} {time[:70]} is not a date and time ({cause})") from None
 
 
