@@ -122,7 +122,7 @@ class Run:
     def _new_delivery(self, runner: CallbackRunner) -> InlineDelivery | ThreadDelivery:
         settings = self._settings
         if settings.dispatch == "inline":
-            return InlineDelivery(runner, self.iterations, self._delivery_ended, settings.recent)
+            return InlineDelivery(runner, self.iterations, self._stop_streams, self._delivery_ended, settings.recent)
         return ThreadDelivery(
             runner,
             QUEUES[settings.overflow](settings.queue_size),
@@ -140,6 +140,9 @@ class Run:
 
     def _resume_reading(self) -> None:
         self.streams.resume_reading()
+
+    def _stop_streams(self) -> None:
+        self.streams.stop()
 
     # Streams.
 
@@ -293,7 +296,12 @@ class Run:
             self.error = crash
         self.streams.stop()
         self.streams.join(_LAST_STEPS)
-        self.delivery.discard()
+        try:
+            self.delivery.discard()
+        except BaseException as error:
+            # `on_error` raised SystemExit, or a logging handler raised. join() must not wait forever.
+            if self.error is None:
+                self.error = error
         self.iterations.end()
         live_runs.pop(self, None)
         self.ended.set()

@@ -216,14 +216,22 @@ class CallbackRunner:
         """Call the `on_error` callbacks. Without any, show or log the error."""
         self._report(error, lambda: self.abandoned)
 
-    def discard(self, ticks: Iterable[Tick | Event]) -> None:
-        """Count and report the ticks that no callback will get, at the end."""
-        left = [tick for tick in (*self.unhandled, *ticks) if type(tick) is dict]
-        for pair, count in Counter(tick["pair"] for tick in left).items():
+    def discard(self, ticks: Iterable[Tick | Event], dropped: Mapping[str, int] | None = None) -> None:
+        """Count and report the ticks that no callback will get, at the end.
+
+        `dropped`: how many ticks of each pair the overflow policy has dropped since its last report.
+        """
+        counts = Counter(tick["pair"] for tick in (*self.unhandled, *ticks) if type(tick) is dict)
+        for pair, count in counts.items():
             if counters := self._counters.get(pair):
                 counters.dropped += count
-            if self.reports_discarded:
-                self._report(TicksDropped(count, True, symbol=pair), lambda: self.closed)
+        if not self.reports_discarded:
+            return
+        # After all were counted: `on_error` may raise SystemExit.
+        reports = [TicksDropped(count, symbol=pair) for pair, count in (dropped or {}).items()]
+        reports += [TicksDropped(count, True, symbol=pair) for pair, count in counts.items()]
+        for report in reports:
+            self._report(report, lambda: self.closed)
 
     def _report(self, error: FinxStreamerError, is_over: Callable[[], bool]) -> None:
         callbacks = self._callbacks.of("error")

@@ -41,9 +41,17 @@ class InlineDelivery:
     peak = 0
 
     def __init__(
-        self, runner: CallbackRunner, iterations: Iterations, on_end: OnEnd, recent: Recent | None = None
+        self,
+        runner: CallbackRunner,
+        iterations: Iterations,
+        on_crash: Callable[[], None],
+        on_end: OnEnd,
+        recent: Recent | None = None,
     ) -> None:
         self._runner = runner
+        #: Called when a callback has raised to end everything.
+        self._on_crash = on_crash
+        self._crash: BaseException | None = None
         self._recent = recent
         self._on_end = on_end
         self._thread: int | None = None
@@ -64,22 +72,36 @@ class InlineDelivery:
         entries = iter(ticks)
         try:
             self._runner.run_ticks(entries)
-        finally:
-            # None are left, unless the listener ends.
-            self._discarded += entries
+        except BaseException as error:
+            self._end_by(error)
+        # None are left, unless the listener ends.
+        self._discarded += entries
 
     def put_event(self, event: Event) -> None:
         self._thread = threading.get_ident()
-        self._runner.run_event(event)
+        try:
+            self._runner.run_event(event)
+        except BaseException as error:
+            self._end_by(error)
 
     def finish(self) -> None:
-        self._on_end(None)
+        self._on_end(self._crash)
 
     def abandon(self) -> None:
         self._runner.abandon()
 
     def discard(self) -> None:
         self._runner.discard(self._discarded)
+
+    def _end_by(self, error: BaseException) -> None:
+        """A callback raised SystemExit or KeyboardInterrupt to end everything. join() raises it again.
+
+        The network thread goes on until its end, which counts the ticks that were received.
+        """
+        if self._crash is None:
+            self._crash = error
+        self._runner.abandon()
+        self._on_crash()
 
     def join(self, timeout: float) -> None:
         """Do nothing: there is no callback thread."""
@@ -182,7 +204,8 @@ class ThreadDelivery:
 
     def discard(self) -> None:
         """Count and report what no callback will get. At the end, when nothing is put any more."""
-        self._runner.discard(_drain(self.queue))
+        # Those that the overflow policy dropped are counted already, but their report may not have been due yet.
+        self._runner.discard(_drain(self.queue), dict(self._drops.take_due(monotonic(), everything=True)))
 
     def join(self, timeout: float) -> None:
         """Wait for the callback thread, unless it is the calling one. From any thread."""

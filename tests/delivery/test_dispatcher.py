@@ -326,6 +326,78 @@ def test_an_exit_in_a_callback_ends_the_listener(seen: Seen, dispatch: str, erro
     assert listener.state is State.FAILED
 
 
+def test_on_error_may_exit_during_the_last_report(seen: Seen, dispatch: str) -> None:
+    """The report of discarded ticks comes at the very end. An exit in it must not keep join() waiting."""
+
+    def leave(argument: object) -> None:
+        raise SystemExit(type(argument).__name__)
+
+    with Peer(stay(ticks(1, 100))) as peer:
+        listener = seen.listener(peer.url, on_tick=leave, on_error=leave, dispatch=dispatch).start()
+        with pytest.raises(SystemExit, match="dict"):
+            listener.join(PATIENCE)
+    assert listener.stop()
+    assert (listener.stats.ticks, listener.stats.dropped) == (1, 99)
+
+
+def test_a_failing_log_does_not_keep_join_waiting(seen: Seen, dispatch: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The logging handlers are the user's, and may raise anything."""
+
+    def refuse(record: logging.LogRecord) -> bool:
+        raise OSError("the disk is full")
+
+    def stop(tick: Tick) -> None:
+        listener.stop()
+
+    with Peer(stay(ticks(1, 100))) as peer:
+        listener = seen.listener(peer.url, on_tick=stop, dispatch=dispatch)
+        listener.remove_callback(seen.on_error)
+        caplog.handler.addFilter(refuse)
+        try:
+            listener.start()
+            with pytest.raises(OSError, match="the disk is full"):
+                listener.join(PATIENCE)
+        finally:
+            caplog.handler.removeFilter(refuse)
+
+
+def test_an_exit_counts_ticks_that_were_read(seen: Seen, dispatch: str) -> None:
+    """SystemExit in a callback drops the ticks of its stream that were read, and counts and reports them."""
+
+    def leave(tick: Tick) -> None:
+        if tick["price"] == 3:
+            raise SystemExit("enough")
+
+    with Peer(stay(ticks(1, 50))) as peer:
+        listener = seen.listener(peer.url, on_tick=leave, dispatch=dispatch).start()
+        with pytest.raises(SystemExit, match="enough"):
+            listener.join(PATIENCE)
+    stats = listener.stats
+    assert (stats.ticks, stats.dropped, stats.messages) == (3, 47, 50)
+    assert [(error.count, error.at_end) for error in seen.errors if isinstance(error, TicksDropped)] == [(47, True)]
+
+
+@pytest.mark.parametrize("overflow", ["drop_oldest", "latest"])
+def test_the_end_reports_ticks_dropped_just_before(seen: Seen, overflow: str) -> None:
+    """`stop` in a callback doesn't lose the report of dropped ticks that wasn't due yet."""
+    gate = Gate(seen)
+
+    def stop(tick: Tick) -> None:
+        gate(tick)
+        listener.stop()
+
+    script = in_two_parts(gate, tick(1), ticks(2, 100) + frame("{}"))
+    with Peer(script) as peer:
+        listener = seen.listener(peer.url, on_tick=stop, overflow=overflow, queue_size=10).start()
+        deadline = time.monotonic() + PATIENCE
+        while listener.stats.messages < 101 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        gate.open.set()
+        assert listener.join(PATIENCE)
+    reported = sum(error.count for error in seen.errors if isinstance(error, TicksDropped))
+    assert (listener.stats.ticks, listener.stats.dropped, reported) == (1, 99, 99)
+
+
 def test_join_raises_an_internal_error(seen: Seen, caplog: pytest.LogCaptureFixture) -> None:
     """An unexpected exception on the network thread ends the listener and is logged."""
 
