@@ -73,6 +73,6 @@ class Probe:
         payload = messages[0]
         try:
             message = json.loads(payload.payload if isinstance(payload, Binary) else payload)
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
         return message if isinstance(message, dict) else {}

@@ -197,3 +197,15 @@ def test_the_command_prints_one_line_per_check() -> None:
     broken = run("doctor", "--endpoint", f"ws://127.0.0.1:{free_port()}/", "--json")
     assert broken.returncode == 1
     assert json.loads(broken.stdout)["ok"] is False
+
+
+def test_a_first_message_that_is_nested_too_deep() -> None:
+    """A server that sends nonsense causes a finding, and no exception."""
+
+    def script(caller: Caller) -> None:
+        caller.welcome(frame("[" * 100_000))
+        caller.wait_until_left()
+
+    with Peer(script) as peer:
+        report = examine(peer.url)
+    assert found(report)["handshake"].verdict is Verdict.NOTE
