@@ -91,8 +91,11 @@ class Callbacks:
     """A thread-safe registry. It may change while callbacks run."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._replace(())
+        # Reentrant: the garbage collector may drop a loop, which removes its callback, at any moment.
+        self._lock = threading.RLock()
+        self._registered: tuple[_Registration, ...] = ()
+        #: Replaced on every change, so that an identity check detects one.
+        self.for_ticks = _TickCallbacks(())
 
     def add(self, event: str, callback: Callback, pair: str | None = None, place: Place | None = None) -> None:
         """Register a callback. `place` is the notebook cell that shows its output.
@@ -101,18 +104,23 @@ class Callbacks:
         """
         check_callback(event, callback)
         new = _Registration(event, callback, pair, place, callback if place is None else place.route(callback))
-        with self._lock:
-            kept = (earlier for earlier in self._registered if not new.replaces(earlier))
-            self._replace((*kept, new))
+
+        def added(registered: tuple[_Registration, ...]) -> tuple[_Registration, ...]:
+            return (*(earlier for earlier in registered if not new.replaces(earlier)), new)
+
+        self._change(added)
 
     def remove(self, callback: Callback) -> None:
         """Undo every registration of a callback. Raises `ConfigurationError` if there is none."""
-        with self._lock:
+
+        def removed(registered: tuple[_Registration, ...]) -> tuple[_Registration, ...]:
             # Compare by equality: every access to a bound method makes a new object.
-            kept = tuple(r for r in self._registered if r.callback != callback)
-            if len(kept) == len(self._registered):
+            kept = tuple(r for r in registered if r.callback != callback)
+            if len(kept) == len(registered):
                 raise ConfigurationError(f"remove_callback: {callback!r} is not registered")
-            self._replace(kept)
+            return kept
+
+        self._change(removed)
 
     def of(self, event: str) -> tuple[Callback, ...]:
         """Return the callbacks of an event, in order of registration."""
@@ -126,10 +134,16 @@ class Callbacks:
         """Return the notebook cell that registered a callback."""
         return next((r.place for r in self._registered if r.callback is callback), None)
 
-    def _replace(self, registered: tuple[_Registration, ...]) -> None:
-        self._registered = registered
-        #: Replaced on every change, so that an identity check detects one.
-        self.for_ticks = _TickCallbacks(registered)
+    def _change(self, change: Callable[[tuple[_Registration, ...]], tuple[_Registration, ...]]) -> None:
+        with self._lock:
+            while True:
+                before = self._registered
+                after = change(before)
+                table = _TickCallbacks(after)
+                # Otherwise the garbage collector has changed it meanwhile.
+                if self._registered is before:
+                    self._registered, self.for_ticks = after, table
+                    return
 
 
 class CallbackRunner:

@@ -83,12 +83,12 @@ class Iterations:
         self._on_room = on_room
         self._buffers: tuple[TickBuffer, ...] = ()
         self._ended = False
-        self._lock = threading.Lock()
+        # Reentrant: the garbage collector may drop a loop, which closes its buffer, at any moment.
+        self._lock = threading.RLock()
 
     def open(self, kind: type[_B]) -> _B:
         buffer = kind(self._size, self._wait, self._on_room)
-        with self._lock:
-            self._buffers = (*self._buffers, buffer)
+        self._change(lambda buffers: (*buffers, buffer))
         # Check after adding. `end` sets the flag before it reads the buffers, so one of the two ends this buffer.
         if self._ended:
             buffer.end()
@@ -99,9 +99,18 @@ class Iterations:
         return bool(self._buffers)
 
     def close(self, buffer: TickBuffer) -> None:
-        with self._lock:
-            self._buffers = tuple(other for other in self._buffers if other is not buffer)
+        self._change(lambda buffers: tuple(other for other in buffers if other is not buffer))
         buffer.close()
+
+    def _change(self, change: Callable[[tuple[TickBuffer, ...]], tuple[TickBuffer, ...]]) -> None:
+        with self._lock:
+            while True:
+                before = self._buffers
+                after = change(before)
+                # Otherwise the garbage collector has changed it meanwhile.
+                if self._buffers is before:
+                    self._buffers = after
+                    return
 
     def room(self) -> int:
         """Return how many ticks fit into every buffer."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from finx_streamer import ConfigurationError, ConnectionFailed, State, StreamNotFound, Tick
+from finx_streamer import ConfigurationError, ConnectionFailed, State, StreamListener, StreamNotFound, Tick
 from finx_streamer.delivery.iteration import TickBuffer
 from tests.support.peers import PAIR, PATIENCE, Caller, Peer, Seen, close_frame, refuse, stay, tick, ticks
 
@@ -362,3 +362,33 @@ def test_a_signal_handler_may_stop_the_listener_while_the_loop_takes_a_tick(seen
             sys.settrace(before)
         assert stopped == [True]
         assert time.monotonic() - begin < PATIENCE
+
+
+def test_a_loop_may_be_collected_while_callbacks_change(seen: Seen) -> None:
+    """The garbage collector drops a loop that is part of a cycle at any moment, even inside on_tick() of its thread."""
+
+    class Collects:
+        """A callback whose comparison runs the garbage collector."""
+
+        def __call__(self, tick: Tick) -> None:
+            pass
+
+        def __eq__(self, other: object) -> bool:
+            gc.collect()
+            return self is other
+
+        __hash__ = None  # type: ignore[assignment]
+
+    def leave_in_cycle(listener: StreamListener) -> None:
+        loop: Any = iter(listener)
+        next(loop)
+        loop.itself = loop
+
+    collects = Collects()
+    with Peer(stay(ticks(1, 5))) as peer, seen.listener(peer.url, on_tick=collects) as listener:
+        leave_in_cycle(listener)
+        remover = threading.Thread(target=listener.remove_callback, args=(collects,), daemon=True)
+        remover.start()
+        remover.join(PATIENCE)
+        assert not remover.is_alive()
+        assert listener._callbacks.of("tick") == ()
