@@ -129,10 +129,8 @@ class Streams:
 
     def failed(self, error: ConnectionFailed) -> None:
         """A session has ended by an error. An unknown pair ends only its own stream; anything else ends all of them."""
-        others = any(not connection.session.state.ended for connection in self._connections.values())
-        if not self._stopping and not (isinstance(error, StreamNotFound) and others):
-            self._failure = error
-            self._stop()
+        if not isinstance(error, StreamNotFound) or self._none_is_left():
+            self._end_by(error)
 
     def _add(self, connection: StreamConnection) -> None:
         self._connections[connection.stream.symbol] = connection
@@ -145,6 +143,18 @@ class Streams:
             connection.stop()
             self.loop.unschedule(connection)
             self.loop.unschedule(connection.stream)
+        failures = [each.session.failure for each in self._connections.values() if each.session.failure is not None]
+        if failures and self._none_is_left():
+            self._end_by(failures[-1])
+
+    def _none_is_left(self) -> bool:
+        """Whether each stream has ended."""
+        return all(connection.session.state.ended for connection in self._connections.values())
+
+    def _end_by(self, error: ConnectionFailed) -> None:
+        if not self._stopping:
+            self._failure = error
+            self._stop()
 
     def _stop(self) -> None:
         if self._stopping:

@@ -252,7 +252,10 @@ def test_a_leap_second_is_read_as_the_next_second(
     try:
         found = read(server, start, end)
     except IncompleteHistory:
-        assert len(leap) >= page_size or server.may_be_incomplete(start, end)
+        # The request for the leap second also finds the ticks of the millisecond before it.
+        before = _NEW_YEAR - timedelta(milliseconds=1)
+        found = leap + [tick for tick in others if before < tick["timestamp"] < _NEW_YEAR]
+        assert len(found) >= page_size or server.may_be_incomplete(start, end)
     else:
         assert multiset(found) == multiset(wanted)
 

@@ -173,6 +173,17 @@ def test_the_listener_ends_when_no_stream_is_left(seen: Seen) -> None:
     assert caught.value == seen.errors[-1]
 
 
+def test_the_listener_ends_when_only_unknown_pairs_are_left(seen: Seen) -> None:
+    """Because the last other pair was removed."""
+    with LocalServer(SimulatedMarket([PAIR], rate=100.0), keys={"demo"}) as server:
+        listener = seen.listener(server.url, PAIR, "NO:SUCH").start()
+        seen.wait_for(lambda: ("NO:SUCH", State.FAILED) in seen.states)
+        listener.remove(PAIR)
+        with pytest.raises(StreamNotFound):
+            listener.join(PATIENCE)
+    assert listener.state is State.FAILED
+
+
 def test_a_refused_key_ends_all_streams(seen: Seen) -> None:
     """All of them have the same key."""
     with LocalServer(Tape([raw_tick(1)], speed=None), keys={"demo"}) as server:
