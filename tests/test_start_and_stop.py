@@ -149,7 +149,8 @@ def test_discarded_ticks_are_counted_and_reported(seen: Seen, dispatch: str, how
             slow.wait(0.02)
 
     with Peer(stay(ticks(1, 500))) as peer:
-        listener = seen.listener(peer.url, on_tick=callback, dispatch=dispatch).start()
+        listener = seen.listener(peer.url, on_tick=callback, dispatch=dispatch)
+        listener.start()  # the callback needs the name
         if how == "in a callback":
             assert listener.join(PATIENCE)
         else:
