@@ -115,6 +115,8 @@ def parse_time(name: str, text: str, now: datetime) -> datetime:
     Raises:
         ConfigurationError: It's none of these.
     """
+    if not text:  # typer 0.16 with a newer click doesn't require options
+        raise ConfigurationError(f"{name}: missing; expected a time, such as 2022-07-02 or 1h")
     word = text.strip().lower()
     try:
         if ago := _AGO.fullmatch(word):
