@@ -98,14 +98,27 @@ def _context_source(given: ssl.SSLContext | None) -> Callable[[], ssl.SSLContext
     return context
 
 
+def describe_authorities(given: ssl.SSLContext | None) -> str:
+    """Say where a context gets the CAs that it trusts. `given`: the user's own context, if any."""
+    if given is not None:
+        return "ssl_context"
+    paths = ssl.get_default_verify_paths()
+    return _ca_bundle() or paths.cafile or paths.capath or "the system"
+
+
+def _ca_bundle() -> str | None:
+    """The file or directory in REQUESTS_CA_BUNDLE. None if it isn't set, or a variable of OpenSSL is."""
+    return None if any(map(os.environ.get, OPENSSL_VARIABLES)) else os.environ.get(CA_BUNDLE) or None
+
+
 def _default_context() -> ssl.SSLContext:
     """Return a context that verifies certificates.
 
     It trusts the CAs in SSL_CERT_FILE or SSL_CERT_DIR, which OpenSSL reads itself. Without these, it trusts the file or
     directory in REQUESTS_CA_BUNDLE, and without that, the system's CAs.
     """
-    bundle = os.environ.get(CA_BUNDLE)
-    if not bundle or any(map(os.environ.get, OPENSSL_VARIABLES)):
+    bundle = _ca_bundle()
+    if bundle is None:
         return ssl.create_default_context()
     try:
         if os.path.isdir(bundle):

@@ -31,7 +31,7 @@ def doctor(
         endpoint: As for `StreamListener`, like the other arguments.
         api_key: None reads FINX_API_KEY. The report says where the key was found, and never shows it.
         proxy: None reads the proxy variables of the environment.
-        ssl_context: None verifies certificates with Python's defaults.
+        ssl_context: TLS settings. None trusts the same CAs as a `StreamListener` without one.
         allow_insecure: Permit `ws://` to other machines.
 
     Returns:

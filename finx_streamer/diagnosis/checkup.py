@@ -10,7 +10,7 @@ from ..config import checks as check
 from ..config.api_key import ENVIRONMENT_VARIABLE
 from ..config.endpoint import Endpoint
 from ..config.symbols import Pair
-from ..connection.attempt import ConnectionConfig
+from ..connection.attempt import ConnectionConfig, describe_authorities
 from .assumptions import Assumptions
 from .limits import LIMIT
 from .machine import machine_checks
@@ -42,7 +42,7 @@ class Doctor:
             ssl_context=ssl_context,
             connect_timeout=LIMIT,
         )
-        self._network = NetworkChecks(self._config, self._pair)
+        self._network = NetworkChecks(self._config, self._pair, describe_authorities(ssl_context))
 
     def checks(self) -> Iterator[Check]:
         """Yield each check as soon as it is done."""

@@ -41,10 +41,12 @@ class NetworkChecks:
     Args:
         config: The connection to check, without a symbol.
         pair: The pair to ask for.
+        authorities: Where the trusted CAs come from.
     """
 
     config: ConnectionConfig
     pair: Pair
+    authorities: str
     #: Whether the stream could be opened.
     streams: bool = attrs.field(default=False, init=False)
     #: The stream's first tick, as it was sent, and its time.
@@ -87,7 +89,7 @@ class NetworkChecks:
             return Check("TLS", Verdict.FAILED, error.reason, _tls_advice(error.reason))
         assert isinstance(sock, ssl.SSLSocket)
         with sock:
-            text = f"{sock.version()} in {milliseconds:.0f} ms, certificates from {_authorities()}"
+            text = f"{sock.version()} in {milliseconds:.0f} ms, certificates from {self.authorities}"
             expires = _expiry(sock)
         if expires is None:
             return Check("TLS", Verdict.NOTE, f"{text}; the certificate isn't verified", "Check ssl_context=.")
@@ -216,11 +218,6 @@ def _expiry(sock: ssl.SSLSocket) -> datetime | None:
     """When the server's certificate expires. None if it wasn't verified: then it isn't known."""
     text = (sock.getpeercert() or {}).get("notAfter")
     return datetime.fromtimestamp(ssl.cert_time_to_seconds(text), UTC) if isinstance(text, str) else None
-
-
-def _authorities() -> str:
-    paths = ssl.get_default_verify_paths()
-    return paths.cafile or paths.capath or "the system"
 
 
 def _tls_advice(reason: str) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import datetime
 import email.utils
 import json
-import ssl
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from finx_streamer.diagnosis.report import Check, Report, Verdict
 from finx_streamer.server import LocalServer, SimulatedMarket
 from tests.support.cli import run
 from tests.support.peers import PAIR, Caller, Peer, frame, free_port, refuse
+from tests.support.tls import client_context, server_context
 
 NETWORK = ["DNS", "TCP", "TLS", "handshake", "clock", "tick history"]
 
@@ -98,15 +99,10 @@ def test_a_wrong_key() -> None:
 def test_an_expired_certificate() -> None:
     """The advice names the clock, too."""
     authority = trustme.CA()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     yesterday = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
-    authority.issue_cert("127.0.0.1", not_before=yesterday - datetime.timedelta(9), not_after=yesterday).configure_cert(
-        context
-    )
-    client = ssl.create_default_context()
-    authority.configure_trust(client)
-    with LocalServer(SimulatedMarket([PAIR]), ssl_context=context) as server:
-        report = examine(server.url, ssl_context=client)
+    expired = authority.issue_cert("127.0.0.1", not_before=yesterday - datetime.timedelta(9), not_after=yesterday)
+    with LocalServer(SimulatedMarket([PAIR]), ssl_context=server_context(expired)) as server:
+        report = examine(server.url, ssl_context=client_context(authority))
     tls = found(report)["TLS"]
     assert tls.verdict is Verdict.FAILED
     assert "expired" in tls.found
@@ -116,18 +112,29 @@ def test_an_expired_certificate() -> None:
 def test_tls_that_works() -> None:
     """The protocol and the certificate's end are shown. It ends soon, so this is a note."""
     authority = trustme.CA()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=3)
-    authority.issue_cert("127.0.0.1", not_after=soon).configure_cert(context)
-    client = ssl.create_default_context()
-    authority.configure_trust(client)
+    context = server_context(authority.issue_cert("127.0.0.1", not_after=soon))
     with LocalServer(SimulatedMarket([PAIR]), ssl_context=context) as server:
-        report = examine(server.url, ssl_context=client)
+        report = examine(server.url, ssl_context=client_context(authority))
     tls = found(report)["TLS"]
     assert (tls.verdict, tls.advice) == (Verdict.NOTE, "It expires soon.")
     assert "TLSv1.3 in " in tls.found
+    assert "certificates from ssl_context" in tls.found
     assert f"valid until {soon:%Y-%m-%d}" in tls.found
     assert report.ok
+
+
+def test_the_bundle_of_requests_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The doctor names the CAs that are used, and not OpenSSL's default."""
+    authority, bundle = trustme.CA(), tmp_path / "company.pem"
+    authority.cert_pem.write_to_path(str(bundle))
+    context = server_context(authority.issue_cert("127.0.0.1"))
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.delenv("SSL_CERT_DIR", raising=False)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(bundle))
+    with LocalServer(SimulatedMarket([PAIR]), ssl_context=context) as server:
+        report = examine(server.url)
+    assert f"certificates from {bundle}, " in found(report)["TLS"].found
 
 
 @pytest.mark.parametrize("answer", [refuse("302 Found", "Location: https://login.example/\r\n"), refuse("200 OK")])
