@@ -287,6 +287,11 @@ class NotAvailable(FinxStreamerError):
         return self.message
 
 
+def is_power_of_ten(count: int) -> bool:
+    """Whether it is 1, 10, 100 …: the counts at which a repeated error is logged."""
+    return str(count).rstrip("0") == "1"
+
+
 def make_printable(text: str, *, keep_newlines: bool = False) -> str:
     """Escape control and other invisible characters, because errors are printed to terminals."""
     if text.isprintable():

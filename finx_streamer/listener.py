@@ -16,7 +16,7 @@ from .config.reconnect import ReconnectPolicy, checked_policy
 from .config.redaction import hides_arguments, redact
 from .config.symbols import Pair, Symbol
 from .connection.attempt import MAX_MESSAGE, ConnectionConfig
-from .delivery.callbacks import Callback
+from .delivery.callbacks import ARGUMENTS, Callback
 from .delivery.frontend import LiveView, Origin
 from .delivery.iteration import TickBuffer
 from .delivery.queues import QUEUES
@@ -309,13 +309,13 @@ class StreamListener:
             FinxStreamerError: The error that ended the listener, if one did.
             ConfigurationError: Called inside a callback, where it would wait for itself.
         """
-        timeout = _checked_limit(timeout)
+        timeout = check.seconds_or_none("timeout", timeout, zero=True)
         run = self._run_to_join("join()")
         return run is None or self._joined(run, run.wait(timeout))
 
     async def wait_async(self, timeout: float | None = None) -> bool:
         """`join` for event loops, for example in a notebook that awaits. Other tasks keep running."""
-        timeout = _checked_limit(timeout)
+        timeout = check.seconds_or_none("timeout", timeout, zero=True)
         run = self._run_to_join("wait_async()")
         return run is None or self._joined(run, await run.wait_async(timeout))
 
@@ -591,10 +591,6 @@ class StreamListener:
             )
 
 
-def _checked_limit(timeout: float | None) -> float | None:
-    return None if timeout is None else check.seconds("timeout", timeout, zero=True)
-
-
 def listeners() -> list[StreamListener]:
     """Return the running listeners of this process, in the order in which they were started."""
     return [listener for run, listener in tuple(live_runs.items()) if not run.forked]
@@ -612,5 +608,5 @@ def stop_all(timeout: float = 5.0) -> bool:
     return stop_runs(check.seconds("timeout", timeout, zero=True))
 
 
-_CALLBACK_NAMES = ("on_tick", "on_error", "on_notice", "on_state", "on_gap", "on_greeks")
+_CALLBACK_NAMES = (*(f"on_{event}" for event in ARGUMENTS), "on_greeks")
 _STILL_STOPPING = "start(): the previous run is still stopping. Call join() first, outside of callbacks"

@@ -297,7 +297,8 @@ def doctor(
     with _errors_as_exit_codes():
         from .doctor import examine
 
-        key = _key_or_environment(endpoint, api_key_file)
+        # A missing key is one of its findings.
+        key = None if api_key_file is None else api_key(api_key_file)
         raise typer.Exit(examine(pair, endpoint, key, _without_password(proxy), allow_insecure, as_json))
 
 
@@ -386,11 +387,6 @@ def _function_client(
 
 def _key(endpoint: str, file: Path | None) -> str | Callable[[], str] | None:
     return None if endpoint == demo_market.NAME and file is None else api_key(file)
-
-
-def _key_or_environment(endpoint: str, file: Path | None) -> str | Callable[[], str] | None:
-    """Like `_key`, but a missing key is one of doctor's findings."""
-    return None if file is None else _key(endpoint, file)
 
 
 def _with_prefix(endpoint: str, prefix: str | None) -> str | Endpoint:

@@ -23,7 +23,12 @@ def examine(
     if as_json:
         report = doctor.report()
         _print(report.to_json())
-        return 0 if report.ok else 1
+    else:
+        report = _print_each(doctor)
+    return 0 if report.ok else 1
+
+
+def _print_each(doctor: Doctor) -> Report:
     checks, assumptions = [], []
     for check in doctor.checks():
         checks.append(check)
@@ -35,7 +40,7 @@ def examine(
         _print(str(check))
     report = Report(tuple(checks), tuple(assumptions))
     _print(f"\n{report.summary}")
-    return 0 if report.ok else 1
+    return report
 
 
 def _print(text: str) -> None:

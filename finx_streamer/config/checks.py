@@ -47,9 +47,9 @@ def seconds(name: str, value: Any, zero: bool = False) -> float:
     return number(name, value, low, _MAX_SECONDS, f"seconds, {bound} 0 and <= {_MAX_SECONDS:g}")
 
 
-def seconds_or_none(name: str, value: Any) -> float | None:
-    """A duration above 0, or None."""
-    return None if value is None else seconds(name, value)
+def seconds_or_none(name: str, value: Any, zero: bool = False) -> float | None:
+    """A duration, or None; 0 only if `zero`."""
+    return None if value is None else seconds(name, value, zero)
 
 
 def integer(name: str, value: Any, low: int, or_none: str = "") -> int:

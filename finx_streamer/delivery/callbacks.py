@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from types import CoroutineType
@@ -16,6 +15,7 @@ from ..streaming.counters import Counters
 from ..values import Event, Gap, Notice, State, Tick
 from .error_log import ErrorLog
 from .frontend import Place
+from .shared import Shared
 
 Callback = Callable[..., Any]
 
@@ -42,7 +42,7 @@ def check_callback(event: str, callback: object) -> None:
         raise ConfigurationError(f"on_{event}: {type(callback).__name__} is not callable; {expected}")
     for kind, is_kind in _RUNS_NOTHING.items():
         if is_kind(callback) or is_kind(getattr(callback, "__call__", None)):  # noqa: B004
-            hint = " To await, use `async for tick in listener`" if "async" in kind or "coroutine" in kind else ""
+            hint = "" if kind == "a generator function" else " To await, use `async for tick in listener`"
             raise ConfigurationError(f"on_{event}: {callback!r} is {kind}, so a call runs nothing; {expected}.{hint}")
     try:
         signature = inspect.signature(callback, follow_wrapped=False)
@@ -80,10 +80,11 @@ class _TickCallbacks(dict[str, tuple[Callback, ...]]):
 
     def __init__(self, registered: tuple[_Registration, ...]) -> None:
         super().__init__()
-        self._registered = registered
+        #: The callbacks of all events.
+        self.registered = registered
 
     def __missing__(self, pair: str) -> tuple[Callback, ...]:
-        found = self[pair] = tuple(r.call for r in self._registered if r.event == "tick" and r.pair in (None, pair))
+        found = self[pair] = tuple(r.call for r in self.registered if r.event == "tick" and r.pair in (None, pair))
         return found
 
 
@@ -91,11 +92,8 @@ class Callbacks:
     """A thread-safe registry. It may change while callbacks run."""
 
     def __init__(self) -> None:
-        # Reentrant: the garbage collector may drop a loop, which removes its callback, at any moment.
-        self._lock = threading.RLock()
-        self._registered: tuple[_Registration, ...] = ()
         #: Replaced on every change, so that an identity check detects one.
-        self.for_ticks = _TickCallbacks(())
+        self.for_ticks = Shared(_TickCallbacks(()))
 
     def add(self, event: str, callback: Callback, pair: str | None = None, place: Place | None = None) -> None:
         """Register a callback. `place` is the notebook cell that shows its output.
@@ -105,22 +103,22 @@ class Callbacks:
         check_callback(event, callback)
         new = _Registration(event, callback, pair, place, callback if place is None else place.route(callback))
 
-        def added(registered: tuple[_Registration, ...]) -> tuple[_Registration, ...]:
-            return (*(earlier for earlier in registered if not new.replaces(earlier)), new)
+        def added(table: _TickCallbacks) -> _TickCallbacks:
+            return _TickCallbacks((*(earlier for earlier in table.registered if not new.replaces(earlier)), new))
 
-        self._change(added)
+        self.for_ticks.change(added)
 
     def remove(self, callback: Callback) -> None:
         """Undo every registration of a callback. Raises `ConfigurationError` if there is none."""
 
-        def removed(registered: tuple[_Registration, ...]) -> tuple[_Registration, ...]:
+        def removed(table: _TickCallbacks) -> _TickCallbacks:
             # Compare by equality: every access to a bound method makes a new object.
-            kept = tuple(r for r in registered if r.callback != callback)
-            if len(kept) == len(registered):
+            kept = tuple(r for r in table.registered if r.callback != callback)
+            if len(kept) == len(table.registered):
                 raise ConfigurationError(f"remove_callback: {callback!r} is not registered")
-            return kept
+            return _TickCallbacks(kept)
 
-        self._change(removed)
+        self.for_ticks.change(removed)
 
     def of(self, event: str) -> tuple[Callback, ...]:
         """Return the callbacks of an event, in order of registration."""
@@ -134,16 +132,9 @@ class Callbacks:
         """Return the notebook cell that registered a callback."""
         return next((r.place for r in self._registered if r.callback is callback), None)
 
-    def _change(self, change: Callable[[tuple[_Registration, ...]], tuple[_Registration, ...]]) -> None:
-        with self._lock:
-            while True:
-                before = self._registered
-                after = change(before)
-                table = _TickCallbacks(after)
-                # Otherwise the garbage collector has changed it meanwhile.
-                if self._registered is before:
-                    self._registered, self.for_ticks = after, table
-                    return
+    @property
+    def _registered(self) -> tuple[_Registration, ...]:
+        return self.for_ticks.value.registered
 
 
 class CallbackRunner:
@@ -183,8 +174,8 @@ class CallbackRunner:
 
     def run_ticks(self, entries: Iterable[Tick | Event]) -> Event | None:
         """Call the callbacks for each tick, in order. Return the first event; None at the end or when interrupted."""
-        callbacks = self._callbacks
-        table = callbacks.for_ticks
+        for_ticks = self._callbacks.for_ticks
+        table = for_ticks.value
         pair: str | None = None
         called: tuple[Callback, ...] = ()
         only: Callback | None = None
@@ -192,8 +183,8 @@ class CallbackRunner:
             if type(tick) is not dict:
                 return tick  # type: ignore[return-value]
             # Most ticks have the same pair as the tick before, and even the same str object.
-            if tick["pair"] is not pair or callbacks.for_ticks is not table:
-                table, pair = callbacks.for_ticks, tick["pair"]
+            if tick["pair"] is not pair or for_ticks.value is not table:
+                table, pair = for_ticks.value, tick["pair"]
                 called = table[pair]
                 only = called[0] if len(called) == 1 else None
             if self.abandoned:
@@ -228,7 +219,7 @@ class CallbackRunner:
 
     def report(self, error: FinxStreamerError) -> None:
         """Call the `on_error` callbacks. Without any, show or log the error."""
-        self._report(error, lambda: self.abandoned)
+        self._report(error)
 
     def discard(self, ticks: Iterable[Tick | Event], dropped: Mapping[str, int] | None = None) -> None:
         """Count and report the ticks that no callback will get, at the end.
@@ -245,14 +236,14 @@ class CallbackRunner:
         reports = [TicksDropped(count, symbol=pair) for pair, count in (dropped or {}).items()]
         reports += [TicksDropped(count, True, symbol=pair) for pair, count in counts.items()]
         for report in reports:
-            self._report(report, lambda: self.closed)
+            self._report(report, at_end=True)
 
-    def _report(self, error: FinxStreamerError, is_over: Callable[[], bool]) -> None:
+    def _report(self, error: FinxStreamerError, at_end: bool = False) -> None:
         callbacks = self._callbacks.of("error")
         if not callbacks or self.closed:
             self._show_error(error)
         for callback in callbacks:
-            if is_over():
+            if self.closed or (self.abandoned and not at_end):
                 return
             try:
                 result = callback(error)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Hashable
 
 from ..clock import monotonic
-from ..errors import CallbackError, FinxStreamerError, make_printable
+from ..errors import CallbackError, FinxStreamerError, is_power_of_ten, make_printable
 
 logger = logging.getLogger("finx_streamer")
 
@@ -31,7 +31,7 @@ class Repeats:
         count, last = self._seen.get(kind, (0, now))
         count = 1 if now - last > FRESH_AFTER else count + 1
         self._seen[kind] = count, now
-        return count if _is_power_of_ten(count) else 0
+        return count if is_power_of_ten(count) else 0
 
 
 class ErrorLog:
@@ -84,12 +84,6 @@ def _escape_tracebacks(record: logging.LogRecord) -> bool:
     if record.exc_info and not record.exc_text:
         record.exc_text = make_printable(logging.Formatter().formatException(record.exc_info), keep_newlines=True)
     return True
-
-
-def _is_power_of_ten(count: int) -> bool:
-    while count % 10 == 0:
-        count //= 10
-    return count == 1
 
 
 logger.addFilter(_escape_tracebacks)

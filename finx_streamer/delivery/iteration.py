@@ -8,6 +8,7 @@ from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 from ..values import NO_BOUND, Tick
+from .shared import Shared
 from .wakeup import Wakeup
 
 
@@ -81,14 +82,12 @@ class Iterations:
         self._size = size
         self._wait = wait
         self._on_room = on_room
-        self._buffers: tuple[TickBuffer, ...] = ()
+        self._buffers: Shared[tuple[TickBuffer, ...]] = Shared(())
         self._ended = False
-        # Reentrant: the garbage collector may drop a loop, which closes its buffer, at any moment.
-        self._lock = threading.RLock()
 
     def open(self, kind: type[_B]) -> _B:
         buffer = kind(self._size, self._wait, self._on_room)
-        self._change(lambda buffers: (*buffers, buffer))
+        self._buffers.change(lambda buffers: (*buffers, buffer))
         # Check after adding. `end` sets the flag before it reads the buffers, so one of the two ends this buffer.
         if self._ended:
             buffer.end()
@@ -96,25 +95,15 @@ class Iterations:
 
     @property
     def any_open(self) -> bool:
-        return bool(self._buffers)
+        return bool(self._buffers.value)
 
     def close(self, buffer: TickBuffer) -> None:
-        self._change(lambda buffers: tuple(other for other in buffers if other is not buffer))
+        self._buffers.change(lambda buffers: tuple(other for other in buffers if other is not buffer))
         buffer.close()
-
-    def _change(self, change: Callable[[tuple[TickBuffer, ...]], tuple[TickBuffer, ...]]) -> None:
-        with self._lock:
-            while True:
-                before = self._buffers
-                after = change(before)
-                # Otherwise the garbage collector has changed it meanwhile.
-                if self._buffers is before:
-                    self._buffers = after
-                    return
 
     def room(self) -> int:
         """Return how many ticks fit into every buffer."""
-        return min((buffer.room() for buffer in self._buffers), default=NO_BOUND)
+        return min((buffer.room() for buffer in self._buffers.value), default=NO_BOUND)
 
     def want_room(self) -> None:
         """Have `on_room` called when there is room again."""
@@ -128,16 +117,16 @@ class Iterations:
         No lock: the caller may be waited for by a signal handler that interrupted a thread holding it.
         """
         self._ended = True
-        for buffer in self._buffers:
+        for buffer in self._buffers.value:
             buffer.end()
 
     def close_all(self) -> None:
         """Close all iterations."""
-        for buffer in self._buffers:
+        for buffer in self._buffers.value:
             buffer.close()
 
     def close_own(self) -> None:
         """Close the iterations of the calling thread, which can't take ticks while it waits elsewhere."""
-        for buffer in self._buffers:
+        for buffer in self._buffers.value:
             if buffer.thread == threading.get_ident():
                 buffer.close()

@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 from ..config.checks import refusal
-from ..errors import DecodeError
+from ..errors import DecodeError, is_power_of_ten
 
 logger = logging.getLogger("finx_streamer")
 
@@ -38,7 +38,7 @@ class BadTicks:
             raise error
         if self._on_bad != "skip":
             self._on_bad(error)
-        elif str(count).rstrip("0") == "1":
+        elif is_power_of_ten(count):
             logger.warning(
                 "history without a tick that can't be read (%d so far; more are logged at 10, 100 …; see on_bad=): %s",
                 count,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
@@ -71,12 +72,11 @@ class CallPool:
             ConnectionFailed: There is no connection, and the policy doesn't retry.
             ConfigurationError: This is a forked process.
         """
-        policy = self._settings.policy
-        call = Call(function, arguments, timeout, policy.delays() if policy is not None else iter(()))
+        call = Call(function, arguments, timeout, self._delays())
         outcome = self._outcome(call)
         if insist and isinstance(outcome, CallTimeout) and call.met_silence:
             silence = ConnectionFailed("the server was silent on another connection")
-            call = Call(function, arguments, timeout, policy.delays() if policy is not None else iter(()), silence)
+            call = Call(function, arguments, timeout, self._delays(), silence)
             outcome = self._outcome(call)
         if isinstance(outcome, FinxStreamerError):
             raise outcome
@@ -87,6 +87,9 @@ class CallPool:
             raise call.error(message.message)
         assert isinstance(message, Notice), "without a pair, the decoder makes no ticks"
         return Answer(message.message, outcome.received_ns)
+
+    def _delays(self) -> Iterator[float]:
+        return iter(()) if self._settings.policy is None else self._settings.policy.delays()
 
     def _outcome(self, call: Call) -> Reply | FinxStreamerError:
         """Make the call, and wait for its end."""

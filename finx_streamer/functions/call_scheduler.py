@@ -296,7 +296,7 @@ class PooledConnection(WebSocketChannel):
         self._ping_at = now + settings.ping_interval
         self._pong_by = min(self._pong_by, now + settings.pong_timeout)
         self.loop.schedule(self)
-        self.send(_ping)
+        self.send(Connection.send_ping)
 
     def _idle_from(self, now: float) -> None:
         settings = self._scheduler.settings
@@ -483,10 +483,6 @@ class CallScheduler:
     def _ended(self, crash: BaseException | None) -> None:
         if crash is not None:
             logger.error("%s: the thread of function calls crashed", self.settings.name, exc_info=crash)
-
-
-def _ping(websocket: Connection) -> None:
-    websocket.send_ping()
 
 
 def _is_object(payload: bytes | Binary) -> bool:

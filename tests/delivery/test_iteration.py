@@ -285,7 +285,7 @@ def test_two_loops_each_get_all_ticks(seen: Seen, dispatch: str) -> None:
         for thread in threads:
             thread.start()
         seen.wait_for(lambda: (PAIR, State.STREAMING) in seen.states)
-        while len(listener._run.iterations._buffers) < 2:  # type: ignore[union-attr]
+        while len(listener._run.iterations._buffers.value) < 2:  # type: ignore[union-attr]
             assert not listener.join(0.01)
         go_on.set()
         ready.wait(PATIENCE)
