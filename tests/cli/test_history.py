@@ -521,31 +521,21 @@ def test_a_file_name_can_be_long(server: LocalServer, tmp_path: Path) -> None:
     assert len(output.read_text().splitlines()) == 10
 
 
-def test_writes_into_a_named_pipe(server: LocalServer, tmp_path: Path) -> None:
-    """The reader gets the ticks, and the pipe isn't replaced by a file."""
-    output = tmp_path / "pipe"
+@pytest.mark.parametrize(("name", "unpack"), [("pipe", bytes), ("pipe.gz", gzip.decompress)])
+def test_writes_into_a_named_pipe(
+    server: LocalServer, tmp_path: Path, name: str, unpack: Callable[[bytes], bytes]
+) -> None:
+    """The reader gets the ticks, and the pipe isn't replaced by a file. Its name decides on gzip, as for a file."""
+    output = tmp_path / name
     os.mkfifo(output)
     reader = os.open(output, os.O_RDONLY | os.O_NONBLOCK)
     try:
         result = run("history", "BTC:USDC", *TEN_SECONDS, "--output", str(output), "--endpoint", server.url)
         assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
-        assert len(os.read(reader, 65_536).splitlines()) == 10
+        assert len(unpack(os.read(reader, 65_536)).splitlines()) == 10
     finally:
         os.close(reader)
     assert output.is_fifo()
-
-
-def test_writes_gzip_into_a_named_pipe(server: LocalServer, tmp_path: Path) -> None:
-    """Its name decides, as for a file."""
-    output = tmp_path / "pipe.gz"
-    os.mkfifo(output)
-    reader = os.open(output, os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        result = run("history", "BTC:USDC", *TEN_SECONDS, "--output", str(output), "--endpoint", server.url)
-        assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
-        assert len(gzip.decompress(os.read(reader, 65_536)).splitlines()) == 10
-    finally:
-        os.close(reader)
 
 
 def test_standard_output_can_be_named(server: LocalServer, tmp_path: Path) -> None:

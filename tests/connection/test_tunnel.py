@@ -34,6 +34,7 @@ from finx_streamer.server import LocalServer, Tape
 from tests.support.peers import PAIR, PATIENCE, Caller, Peer, Script, Seen, free_port, refuse, stay, tick, watched
 from tests.support.program import program_command
 from tests.support.proxying import HTTP_OK, LOGIN, NAME, USERINFO, Proxying, assert_no_secret
+from tests.support.tls import client_context, server_context
 
 pytestmark = pytest.mark.usefixtures("no_proxy_variables")
 
@@ -50,17 +51,13 @@ def authority() -> trustme.CA:
 @pytest.fixture(scope="module")
 def theirs(authority: trustme.CA) -> ssl.SSLContext:
     """The server's TLS context."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1", "localhost", NAME).configure_cert(context)
-    return context
+    return server_context(authority.issue_cert("127.0.0.1", "localhost", NAME))
 
 
 @pytest.fixture(scope="module")
 def ours(authority: trustme.CA) -> ssl.SSLContext:
     """A context that trusts the server."""
-    context = ssl.create_default_context()
-    authority.configure_trust(context)
-    return context
+    return client_context(authority)
 
 
 def at(peer: Peer, scheme: str = "http", userinfo: str = "") -> str:

@@ -45,6 +45,7 @@ from tests.support.peers import (
     stay,
     tick,
 )
+from tests.support.tls import client_context, server_context
 
 CONT = 0x0
 ALL = 1 << 30
@@ -460,29 +461,23 @@ def authority() -> trustme.CA:
 
 
 @pytest.fixture(scope="module")
-def server_context(authority: trustme.CA) -> ssl.SSLContext:
+def theirs(authority: trustme.CA) -> ssl.SSLContext:
     """A server's TLS context for 127.0.0.1."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(context)
-    return context
+    return server_context(authority.issue_cert("127.0.0.1"))
 
 
-def test_reads_what_tls_has_read_ahead(authority: trustme.CA, server_context: ssl.SSLContext, dial: Dial) -> None:
+def test_reads_what_tls_has_read_ahead(authority: trustme.CA, theirs: ssl.SSLContext, dial: Dial) -> None:
     """Frames in the TLS record of the handshake's answer wake no poller."""
-    client_context = ssl.create_default_context()
-    authority.configure_trust(client_context)
     many = [f"{number:0100}".encode() for number in range(100)]
-    with Peer(stay(*map(frame, many)), context=server_context) as peer:
-        connection = dial(peer, context=client_context)
+    with Peer(stay(*map(frame, many)), context=theirs) as peer:
+        connection = dial(peer, context=client_context(authority))
         got = connection.messages(ALL)
         connection.wire.fill()
         assert got + read(connection, 100 - len(got)) == many
 
 
-def test_reads_each_tls_record_to_its_end(authority: trustme.CA, server_context: ssl.SSLContext, dial: Dial) -> None:
+def test_reads_each_tls_record_to_its_end(authority: trustme.CA, theirs: ssl.SSLContext, dial: Dial) -> None:
     """The rest of a record would wake no poller."""
-    client_context = ssl.create_default_context()
-    authority.configure_trust(client_context)
     many = [f"{number:010000}".encode() for number in range(7)]
     sent = threading.Event()
 
@@ -493,15 +488,15 @@ def test_reads_each_tls_record_to_its_end(authority: trustme.CA, server_context:
         sent.set()
         caller.wait_until_left()
 
-    with Peer(script, context=server_context) as peer:
-        connection = dial(peer, context=client_context)
+    with Peer(script, context=theirs) as peer:
+        connection = dial(peer, context=client_context(authority))
         assert sent.wait(PATIENCE)
         assert read(connection, len(many)) == many
 
 
-def test_refuses_a_certificate_of_an_unknown_authority(server_context: ssl.SSLContext) -> None:
+def test_refuses_a_certificate_of_an_unknown_authority(theirs: ssl.SSLContext) -> None:
     """The error is permanent and names the fault of the certificate."""
-    with Peer(stay(), context=server_context) as peer, pytest.raises(ConnectionFailed) as caught:
+    with Peer(stay(), context=theirs) as peer, pytest.raises(ConnectionFailed) as caught:
         open_connection(config(peer.url), Attempt())
     assert caught.value.permanent
     assert "unable to get local issuer certificate" in str(caught.value)

@@ -8,7 +8,6 @@ import json
 import logging
 import random
 import re
-import ssl
 import sys
 import threading
 import traceback
@@ -43,6 +42,7 @@ from tests.support import market
 from tests.support.calls import answer
 from tests.support.peers import PATIENCE, QUICK, Peer, Script, Seen, close_frame, frame, refuse
 from tests.support.secrets import KEY, assert_clean, give_key
+from tests.support.tls import client_context, server_context
 
 WireTick = dict[str, str]
 
@@ -539,10 +539,7 @@ def test_history_equals_the_live_ticks() -> None:
 def test_calls_work_over_tls() -> None:
     """A private certificate authority works through `ssl_context`, and is refused without it."""
     authority = trustme.CA()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(context)
-    trusting = ssl.create_default_context()
-    authority.configure_trust(trusting)
+    context, trusting = server_context(authority.issue_cert("127.0.0.1")), client_context(authority)
     sizes = [0, 100, 16_000, 49_000, *range(65_300, 65_600, 20), 82_000, 131_050, 300_000]
 
     def sized(request: dict[str, Any]) -> bytes:

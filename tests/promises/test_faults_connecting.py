@@ -26,6 +26,7 @@ from finx_streamer import CallTimeout, ConnectionFailed, FunctionClient, Protoco
 from finx_streamer.connection.websocket import MAX_HEADER
 from tests.support.peers import PAIR, PATIENCE, Caller, Peer, Script, Seen, free_port, refuse, stay, tick, watched
 from tests.support.program import program_command, program_environment, run_program
+from tests.support.tls import client_context, server_context
 
 NO_RETRY = ReconnectPolicy(initial=3_600.0, maximum=3_600.0, jitter=False)
 #: A name that no resolver can resolve.
@@ -41,16 +42,7 @@ def authority() -> trustme.CA:
 @pytest.fixture(scope="module")
 def trusting_context(authority: trustme.CA) -> ssl.SSLContext:
     """A client's TLS context that trusts the authority."""
-    context = ssl.create_default_context()
-    authority.configure_trust(context)
-    return context
-
-
-def server_context(certificate: trustme.LeafCert) -> ssl.SSLContext:
-    """A server's TLS context."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    certificate.configure_cert(context)
-    return context
+    return client_context(authority)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from finx_streamer.server import LocalServer, Tape
 from tests.support.market import BEGIN, OTHER, PAIR, Market, begin, interrupt, outage, prices, send, tick, wait_held
 from tests.support.peers import PATIENCE, Seen
 from tests.support.storm import bursts, killings, storm
+from tests.support.tls import client_context, server_context
 
 
 @pytest.fixture
@@ -157,10 +157,7 @@ def test_a_gap_is_not_filled_if_prices_never_compare_equal(server: LocalServer, 
 def test_history_comes_over_tls(seen: Seen) -> None:
     """The listener's own SSL context is used."""
     authority = trustme.CA()
-    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("localhost").configure_cert(serving)
-    context = ssl.create_default_context()
-    authority.configure_trust(context)
+    serving, context = server_context(authority.issue_cert("localhost")), client_context(authority)
     with (
         LocalServer(Market(), keys={"demo"}, ssl_context=serving, host="localhost") as server,
         seen.listener(server.url, backfill=True, ssl_context=context),

@@ -6,7 +6,6 @@ import http.client
 import json
 import logging
 import socket
-import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from websockets.sync.client import ClientConnection
 from finx_streamer.server import LocalServer, SimulatedMarket
 from finx_streamer.server.ticks import Tick
 from tests.support.raw_client import TIMEOUT
+from tests.support.tls import client_context, server_context
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_the_page_says_what_this_is(server: LocalServer) -> None:
 @pytest.mark.parametrize("path", ["/", "/health", "/streaming/demo/BTC:USDC", "/*"])
 @pytest.mark.parametrize("method", ["POST", "PUT", "HEAD", "OPTIONS"])
 def test_other_methods_get_405(server: LocalServer, path: str, method: str) -> None:
-    """Whatever the path is."""
+    """Every path gets the same answer."""
     status, headers, _ = ask(server, path, method)
     assert (status, headers["Allow"]) == (405, "GET")
 
@@ -118,11 +118,9 @@ def test_a_method_in_pieces_gets_405(server: LocalServer) -> None:
 def test_other_methods_get_405_over_tls() -> None:
     """Also where the server can't close one direction."""
     authority = trustme.CA()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(context)
-    client = ssl.create_default_context()
-    authority.configure_trust(client)
+    context = server_context(authority.issue_cert("127.0.0.1"))
     with LocalServer(SimulatedMarket(limit=0), ssl_context=context) as server:
+        client = client_context(authority)
         connection = http.client.HTTPSConnection("127.0.0.1", server.port, timeout=TIMEOUT, context=client)
         connection.request("POST", "/health", b"body")
         assert connection.getresponse().status == 405

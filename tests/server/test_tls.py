@@ -9,6 +9,7 @@ import trustme
 from websockets.exceptions import WebSocketException
 
 from finx_streamer.server import LocalServer, Tape
+from tests.support.tls import client_context, server_context
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +21,7 @@ def authority():
 @pytest.fixture
 def contexts(authority):
     """SSL contexts of a server and a client that trust each other."""
-    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
-    authority.issue_cert("127.0.0.1").configure_cert(server)
-    authority.configure_trust(client)
-    return server, client
+    return server_context(authority.issue_cert("127.0.0.1")), client_context(authority)
 
 
 def test_streams_over_tls(make_ticks, dial, receive, contexts):

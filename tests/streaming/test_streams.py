@@ -32,6 +32,7 @@ from tests.support.peers import (
     tick_text,
     ticks,
 )
+from tests.support.tls import client_context, server_context
 
 # Messages.
 
@@ -149,11 +150,7 @@ def test_filtered_ticks_take_no_room_in_the_queue(seen: Seen) -> None:
 def tls_contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
     """The server's and the client's context of a private certificate authority."""
     authority = trustme.CA()
-    server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("127.0.0.1").configure_cert(server_context)
-    client_context = ssl.create_default_context()
-    authority.configure_trust(client_context)
-    return server_context, client_context
+    return server_context(authority.issue_cert("127.0.0.1")), client_context(authority)
 
 
 def test_ssl_context_is_used(seen: Seen) -> None:
