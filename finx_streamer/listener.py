@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("finx_streamer")
 
+#: Seconds between keepAlive messages, by wire: FinX closes a connection of the second wire without them. Source: D.
+_KEEP_ALIVE = {"url": None, "subscribe": 270.0}
 _names = itertools.count(1)
 _C = TypeVar("_C", bound=Callback)
 _B = TypeVar("_B", bound=TickBuffer)
@@ -91,7 +93,8 @@ class StreamListener:
         stale_after (float | None): Seconds without a tick until `StaleStream` is reported. None for never.
         stale_reconnect (bool): Also reconnect then, although the server answers pings.
         keep_alive (float | None): Seconds between FinX's keepAlive messages. None sends none. A server may close a
-            stream after 300 s without one; 270 keeps it open.
+            connection after 300 s without one; 270 keeps it open. "auto" is 270 with `Endpoint(wire="subscribe")`, and
+            else None.
         max_message_size (int): Bytes. A larger message causes a `ProtocolError` and close code 1009. It isn't stored.
 
         keep (int | None): How many of the last ticks to keep for `recent`, `to_pandas`, `to_polars` and `live`, at
@@ -130,7 +133,7 @@ class StreamListener:
         ping_timeout: float = 10.0,
         stale_after: float | None = None,
         stale_reconnect: bool = False,
-        keep_alive: float | None = None,
+        keep_alive: float | Literal["auto"] | None = "auto",
         ssl_context: ssl.SSLContext | None = None,
         proxy: str | None = None,
         allow_insecure: bool = False,
@@ -151,12 +154,11 @@ class StreamListener:
         if on_greeks is not None:
             raise ConfigurationError("on_greeks: not available in this version of finx_streamer")
         self._symbols = {str(symbol): symbol for symbol in map(check.symbol, symbols)}
+        wire = connection.endpoint.wire
         timing = Timing(
             check.seconds_or_none("ping_interval", ping_interval),
             check.seconds("ping_timeout", ping_timeout),
-            check.seconds_or_none("stale_after", stale_after),
-            check.seconds_or_none("keep_alive", keep_alive),
-            check.boolean("stale_reconnect", stale_reconnect),
+            check.seconds_or_none("keep_alive", _KEEP_ALIVE[wire] if keep_alive == "auto" else keep_alive),
         )
         if stale_reconnect and stale_after is None:
             raise check.refusal("stale_reconnect", stale_reconnect, "False without stale_after, which says when")
@@ -174,6 +176,8 @@ class StreamListener:
             overflow=check.one_of("overflow", overflow, tuple(QUEUES)),
             reconnect=checked_policy(reconnect),
             timing=timing,
+            stale_after=check.seconds_or_none("stale_after", stale_after),
+            stale_reconnect=check.boolean("stale_reconnect", stale_reconnect),
             name=check.text_or_none("name", name) or f"finx-streamer-{next(_names)}",
             recent=Recent(kept) if kept else None,
         )

@@ -7,14 +7,13 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterable
-from operator import itemgetter
 from typing import Any
 
 import attrs
 
 from .clock import monotonic
 from .config.reconnect import ReconnectPolicy
-from .config.symbols import Pair, Symbol
+from .config.symbols import Symbol
 from .connection.attempt import ConnectionConfig
 from .delivery.callbacks import CallbackRunner, Callbacks
 from .delivery.dispatcher import InlineDelivery, ThreadDelivery
@@ -22,16 +21,16 @@ from .delivery.frontend import Origin
 from .delivery.iteration import Iterations
 from .delivery.queues import QUEUES
 from .delivery.recent import Recent
-from .delivery.stats import ListenerStats, add_up, snapshot
+from .delivery.stats import ConnectionStats, ListenerStats, add_up, latest, snapshot
 from .errors import FinxStreamerError
 from .functions.call_pool import CallPool
 from .functions.call_scheduler import PoolSettings
 from .functions.tick_reader import TickReader
 from .streaming.counters import Counters
-from .streaming.session import Session, Timing
-from .streaming.streams import StreamConnection, Streams
+from .streaming.session import Timing
+from .streaming.stream import Stream
+from .streaming.streams import Streams, StreamSettings
 from .values import State
-from .wire.decoder import Decoder
 
 logger = logging.getLogger("finx_streamer")
 
@@ -58,6 +57,8 @@ class Settings:
     overflow: str
     reconnect: ReconnectPolicy | None
     timing: Timing
+    stale_after: float | None
+    stale_reconnect: bool
     name: str
     #: The last ticks. None keeps none.
     recent: Recent | None
@@ -99,7 +100,7 @@ class Run:
         self.left = False
         self._pid = os.getpid()
         self._stopping = False
-        self._connections: dict[str, StreamConnection] = {}
+        self._streams: dict[str, Stream] = {}
         self._counters: dict[str, Counters] = {}
         self._settings = settings
         # A `for` loop reads from a buffer behind the queue. A policy that drops ticks needs a short one, or the loop
@@ -108,14 +109,19 @@ class Run:
         self.iterations = Iterations(buffered[settings.overflow], settings.dispatch == "thread", self._resume_reading)
         self.runner = CallbackRunner(settings.callbacks, self._counters, show_error)
         self.delivery = self._new_delivery(self.runner)
-        self.streams = Streams(
-            self.delivery,
-            settings.exchanges,
-            settings.name,
-            self._streams_ended,
-            settings.queue_size,
-            self._open_history if settings.backfill else None,
+        common = StreamSettings(
+            connection=settings.connection,
+            exchanges=settings.exchanges,
+            parse_price=settings.parse_price,
+            reconnect=settings.reconnect,
+            timing=settings.timing,
+            stale_after=settings.stale_after,
+            stale_reconnect=settings.stale_reconnect,
+            name=settings.name,
+            max_held=settings.queue_size,
         )
+        history = self._open_history if settings.backfill else None
+        self.streams = Streams(self.delivery, common, self._streams_ended, history)
         for symbol in symbols:
             self.add(symbol)
 
@@ -148,17 +154,13 @@ class Run:
 
     def add(self, symbol: Symbol) -> None:
         """Open a stream."""
-        settings, name = self._settings, str(symbol)
-        decoder = Decoder(name, name if isinstance(symbol, Pair) else None, settings.parse_price)
-        config = attrs.evolve(settings.connection, symbol=symbol)
-        session = Session(settings.reconnect, settings.timing, key_can_change=config.keys.can_change)
-        connection = self.streams.add(name, decoder, session, config)
-        self._connections = {**self._connections, name: connection}
-        self._counters[name] = connection.stream.counters
+        stream = self.streams.add(symbol)
+        self._streams = {**self._streams, stream.symbol: stream}
+        self._counters[stream.symbol] = stream.counters
 
     def remove(self, name: str) -> None:
         """Close a stream."""
-        self._connections = {other: each for other, each in self._connections.items() if other != name}
+        self._streams = {other: each for other, each in self._streams.items() if other != name}
         self._counters.pop(name, None)
         self.streams.remove(name)
 
@@ -169,7 +171,7 @@ class Run:
             return State.FAILED
         if self._stopping or self.ended.is_set():
             return State.STOPPED
-        states = {connection.session.state for connection in self._connections.values()}
+        states = {stream.state for stream in self._streams.values()}
         if states == {State.FAILED}:
             return State.FAILED
         for state in (State.RECONNECTING, State.CONNECTING, State.IDLE):
@@ -180,14 +182,15 @@ class Run:
     def stats(self) -> ListenerStats:
         """A snapshot of all counters."""
         queue = self.delivery.queue
-        depths = queue.depths()
-        streams = {
-            name: snapshot(each.stream.counters, each.session.state, each.session.reconnects, depths.get(name, 0))
-            for name, each in self._connections.items()
-        }
-        errors = [last for each in self._connections.values() if (last := each.stream.counters.last_error) is not None]
-        last_error = max(errors, key=itemgetter(0))[1] if errors else None
-        return add_up(self.state, streams, queue.depth(), self.delivery.peak, last_error)
+        depths, connections, streams = queue.depths(), {}, {}
+        for name, stream in self._streams.items():
+            connection = stream.connection
+            if connection not in connections:
+                connections[connection] = ConnectionStats.of(connection.counters, connection.session.reconnects)
+            streams[name] = snapshot(stream.counters, connections[connection], stream.state, depths.get(name, 0))
+        errors = [stream.counters.last_error for stream in self._streams.values()]
+        last_error = latest([*errors, *(connection.last_error for connection in connections.values())])
+        return add_up(self.state, streams, queue.depth(), self.delivery.peak, last_error, connections.values())
 
     # Life.
 

@@ -47,14 +47,14 @@ class Notice:
     """A message that is neither a tick nor an error, e.g. `{"keepAlive": true}`.
 
     Attributes:
-        symbol (str): The stream that sent it.
+        symbol (str | None): The stream that sent it. None if a connection of several streams did.
         message (dict): The decoded JSON object.
         received_ns (int): When this machine received it, in nanoseconds since 1970 (`time.time_ns()`).
 
     Source: O.
     """
 
-    symbol: str
+    symbol: str | None
     message: dict[str, Any]
     received_ns: int
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import ClassVar
+from typing import ClassVar, Literal
 from urllib.parse import SplitResult, quote, urlsplit
 
 import attrs
@@ -14,6 +14,8 @@ from .api_key import ApiKey
 from .redaction import redact
 from .symbols import Option, Symbol
 
+#: The default path prefix of each wire.
+_PREFIXES = {"url": "streaming", "subscribe": "streamer"}
 _DEFAULT_PORTS = {"ws": 80, "wss": 443}
 _NAME = re.compile(r"([a-z.-]{1,63}|[\d.]{7,15})(:\d{1,5})?/?", re.IGNORECASE)
 _PREFIX = re.compile(r"[A-Za-z0-9_-]+")
@@ -21,14 +23,17 @@ _PREFIX = re.compile(r"[A-Za-z0-9_-]+")
 
 @attrs.frozen
 class Endpoint:
-    """A server's base URL and the path prefix of its streams.
+    """A server's base URL, the path prefix of its streams, and how you ask it for streams.
 
     Args:
         url: `wss://host[:port][/path]`, or `ws://`.
-        prefix: `streaming` (source: S), or FinX's later name, `streamer` (source: D).
+        prefix: `streaming` (source: S), or FinX's later name, `streamer` (source: D). None takes the one that belongs
+            to the wire.
+        wire: "url": a connection for each stream, which its URL names (source: S). "subscribe": all streams of a
+            listener on one connection, each requested by a message (source: D).
 
     Raises:
-        ConfigurationError: The URL or the prefix is wrong.
+        ConfigurationError: The URL, the prefix or the wire is wrong.
     """
 
     PRODUCTION: ClassVar[Endpoint]
@@ -36,9 +41,13 @@ class Endpoint:
 
     # Redacted, in case of a misplaced key.
     url: str = attrs.field(repr=lambda url: repr(redact(url)))
-    prefix: str = "streaming"
+    prefix: str = None  # type: ignore[assignment]  # never None after __init__
+    wire: Literal["url", "subscribe"] = "url"
 
     def __attrs_post_init__(self) -> None:
+        if not isinstance(self.wire, str) or self.wire not in _PREFIXES:
+            raise ConfigurationError(f"wire: {redact(repr(self.wire))} is unknown; expected 'url' or 'subscribe'")
+        object.__setattr__(self, "prefix", _PREFIXES[self.wire] if self.prefix is None else self.prefix)
         _check_prefix(self.prefix)
         object.__setattr__(self, "url", _normalized(self.url))
 
@@ -91,6 +100,10 @@ class Endpoint:
         """Return the URL of a stream, which holds the key. Source: S."""
         kind = f"{self.prefix}/greeks" if isinstance(symbol, Option) else self.prefix
         return f"{self.url}{kind}/{quote(key.reveal(), safe='')}/{quote(str(symbol), safe=':')}"
+
+    def shared_url(self, key: ApiKey) -> str:
+        """Return the URL of a connection with several streams, which holds the key. Source: D."""
+        return f"{self.url}{self.prefix}/{quote(key.reveal(), safe='')}"
 
     def functions_url(self, key: ApiKey) -> str:
         """Return the URL for function calls, which holds the key. It doesn't depend on the prefix. Source: D."""

@@ -35,13 +35,14 @@ class ConnectionConfig:
     """Everything that an attempt needs, except the key: that is requested for each attempt."""
 
     endpoint: Endpoint
-    #: None: a connection for function calls.
+    #: None: a connection for function calls, or for the streams of the second wire if it is `shared`.
     symbol: Symbol | None
     keys: KeySource
     connect_timeout: float
     ssl_context: Callable[[], ssl.SSLContext]
     max_message: int = MAX_MESSAGE
     proxies: ProxyChoice = DIRECT
+    shared: bool = False
     #: The address family that last worked, by host. All connections of a listener or client share it.
     families: dict[str, int] = attrs.field(factory=dict, eq=False, repr=False)
 
@@ -79,6 +80,8 @@ class ConnectionConfig:
 
     def url(self, key: ApiKey) -> str:
         """Return the URL, which holds the key."""
+        if self.shared:
+            return self.endpoint.shared_url(key)
         if self.symbol is None:
             return self.endpoint.functions_url(key)
         return self.endpoint.stream_url(self.symbol, key)

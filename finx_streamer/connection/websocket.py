@@ -43,8 +43,8 @@ READ_SIZE = 65_536
 MAX_HEADER = 65_536
 #: In bytes. A peer that makes us answer, but doesn't read the answers, is given up.
 MAX_UNSENT = 1024 * 1024
-#: The payload of the ping that `send_probe` sends.
-_PROBE = b"probe"
+#: How the payload of a ping by `send_probe` starts. The number of the probe follows.
+_PROBE = b"probe "
 
 _muted = threading.local()
 
@@ -244,8 +244,8 @@ class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
         self.wire = wire
         self.key = key
         self.failure: BaseException | None = None
-        #: Whether the ping of `send_probe` was answered; None before it was sent.
-        self.probe_answered: bool | None = None
+        #: How many probes were sent, and the last one that was answered. Its answer covers those before it.
+        self.probes_sent = self.probe_answered = 0
         #: Why the connection ended, once its end has been read.
         self.ended: ConnectionFailed | None = None
         self._dispatcher = _AppDispatcher()
@@ -351,9 +351,9 @@ class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
 
     def send_probe(self) -> None:
         """Send a ping whose answer sets `probe_answered`. Raises OSError if the connection is lost."""
-        self.probe_answered = False
+        self.probes_sent += 1
         if self.sock is not None:
-            self.sock.ping(_PROBE)
+            self.sock.ping(_PROBE + b"%d" % self.probes_sent)
 
     def send_keep_alive(self) -> None:
         """Send FinX's keepAlive message. Raises OSError if the connection is lost. Source: D."""
@@ -413,8 +413,10 @@ def _on_error(connection: Any, error: BaseException) -> None:
 
 
 def _on_pong(connection: Any, payload: bytes) -> None:
-    if payload == _PROBE and connection.probe_answered is False:
-        connection.probe_answered = True
+    number = payload.removeprefix(_PROBE)
+    # A peer may send a pong that answers nothing.
+    if number != payload and number.isdigit() and int(number) <= connection.probes_sent:
+        connection.probe_answered = max(connection.probe_answered, int(number))
 
 
 def _on_close(connection: Any, code: int | None, reason: str | None) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
+from operator import itemgetter
 
 import attrs
 
 from ..clock import monotonic
 from ..errors import ConnectionFailed, FinxStreamerError, make_printable
-from ..streaming.counters import Counters
+from ..streaming.counters import ConnectionCounters, Counters, TimedError
 from ..values import State, Tick
 
 
@@ -34,7 +35,7 @@ class Totals:
 
 @attrs.frozen(kw_only=True)
 class StreamStats(Totals):
-    """A snapshot of one stream's counters.
+    """A snapshot of one stream's counters. Streams that share a connection show the same counts of it.
 
     Attributes:
         state: The state of the stream.
@@ -68,7 +69,7 @@ class StreamStats(Totals):
 
 @attrs.frozen(kw_only=True)
 class ListenerStats(Totals):
-    """A snapshot of a listener's counters: the sums over its streams. Removed streams don't count.
+    """A snapshot of a listener's counters: the sums over its streams and connections. Removed streams don't count.
 
     Only `state`, `queue_depth`, `queue_peak` and `last_error` aren't sums. All streams share one queue.
 
@@ -98,27 +99,62 @@ class ListenerStats(Totals):
     streams: Mapping[str, StreamStats] = attrs.field(factory=dict)
 
 
+#: What a connection counts. Streams that share one all show its counts, so sums take them from the connections.
+_OF_CONNECTION = ("bytes", "connection_errors", "reconnects")
+#: Both count these: a shared connection also has messages that belong to no stream.
+_OF_BOTH = ("messages", "decode_errors")
 SUMMED = tuple(field.name for field in attrs.fields(Totals) if field.name != "state")
-_COUNTED = tuple(name for name in SUMMED if name not in ("reconnects", "rate"))
+_COUNTED = tuple(name for name in SUMMED if name not in (*_OF_CONNECTION, "rate"))
 
 
-def snapshot(counters: Counters, state: State, reconnects: int, queue_depth: int) -> StreamStats:
+@attrs.frozen
+class ConnectionStats:
+    """A snapshot of one connection's counters. See `StreamStats`; `messages` are those that belong to no stream."""
+
+    bytes: int = 0
+    connection_errors: int = 0
+    reconnects: int = 0
+    messages: int = 0
+    decode_errors: int = 0
+    connected_since: datetime | None = None
+    last_error: TimedError | None = None
+
+    @classmethod
+    def of(cls, counters: ConnectionCounters, reconnects: int) -> ConnectionStats:
+        at = counters.connected_at
+        return cls(
+            bytes=counters.bytes,
+            connection_errors=counters.errors,
+            reconnects=reconnects,
+            messages=counters.messages,
+            decode_errors=counters.decode_errors,
+            connected_since=datetime.fromtimestamp(at, UTC) if at else None,
+            last_error=counters.last_error,
+        )
+
+
+def snapshot(counters: Counters, connection: ConnectionStats, state: State, queue_depth: int) -> StreamStats:
     """Return a snapshot of one stream. `queue_depth`: how many of its ticks wait for callbacks."""
-    connected_at = counters.connected_at
     counts = {name: getattr(counters, name) for name in _COUNTED}
     counts["ticks"] = max(0, counters.ticks - counters.dropped - queue_depth)
     return StreamStats(
         **counts,
+        **{name: getattr(connection, name) for name in _OF_CONNECTION},
         state=state,
-        reconnects=reconnects,
         rate=counters.rate(monotonic()),
         lag=counters.lag,
         queue_depth=queue_depth,
         queue_peak=max(counters.queue_peak, queue_depth),
         last_tick=counters.last_tick,
-        last_error=counters.last_error[1] if counters.last_error is not None else None,
-        connected_since=datetime.fromtimestamp(connected_at, UTC) if connected_at else None,
+        last_error=latest([counters.last_error, connection.last_error]),
+        connected_since=connection.connected_since,
     )
+
+
+def latest(errors: Iterable[TimedError | None]) -> FinxStreamerError | None:
+    """Return the latest of these errors, if there is any."""
+    happened = [error for error in errors if error is not None]
+    return max(happened, key=itemgetter(0))[1] if happened else None
 
 
 def add_up(
@@ -127,9 +163,12 @@ def add_up(
     queue_depth: int = 0,
     queue_peak: int = 0,
     last_error: FinxStreamerError | None = None,
+    connections: Collection[ConnectionStats] = (),
 ) -> ListenerStats:
-    """Return the snapshot of a listener, from those of its streams."""
-    sums = {name: sum(getattr(stream, name) for stream in streams.values()) for name in SUMMED}
+    """Return the snapshot of a listener, from those of its streams and connections."""
+    sums = {name: sum(getattr(stream, name) for stream in streams.values()) for name in (*_COUNTED, "rate")}
+    for name in (*_OF_CONNECTION, *_OF_BOTH):
+        sums[name] = sums.get(name, 0) + sum(getattr(connection, name) for connection in connections)
     return ListenerStats(
         state=state,
         queue_depth=queue_depth,

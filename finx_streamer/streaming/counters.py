@@ -1,4 +1,4 @@
-"""The counters of one stream. `delivery.stats` makes snapshots of them for the user."""
+"""The counters of one stream, and of one connection. `delivery.stats` makes snapshots of them for the user."""
 
 from __future__ import annotations
 
@@ -13,19 +13,37 @@ from ..values import Tick
 RATE_WINDOW = 10
 
 
+#: An error, and `monotonic()` when it happened.
+TimedError = tuple[float, FinxStreamerError]
+
+
+class ConnectionCounters:
+    """Mutable counters of a connection. Only the network thread writes them."""
+
+    def __init__(self) -> None:
+        #: `errors` counts attempts that failed, and connections that were lost. `messages` and `decode_errors` count
+        #: those that belong to no stream.
+        self.bytes = self.errors = self.messages = self.decode_errors = 0
+        self.last_error: TimedError | None = None
+        #: `time.time()` of the last handshake; None while disconnected.
+        self.connected_at: float | None = None
+
+    def count_error(self, error: ConnectionFailed) -> None:
+        """Count a failed attempt, or a loss."""
+        self.errors += 1
+        self.last_error = monotonic(), error
+
+
 class Counters:
     """Mutable counters, without a lock: each field has only one writing thread."""
 
     def __init__(self) -> None:
         #: `ticks` counts those that were put into the delivery: waiting, handed to callbacks, or dropped.
         self.messages = self.ticks = self.dropped = self.callback_errors = self.decode_errors = 0
-        self.bytes = self.queue_peak = self.gaps = self.filled_ticks = self.held = 0
-        self.connection_errors = 0
-        #: The last error of the connection, and `monotonic()` then.
-        self.last_error: tuple[float, FinxStreamerError] | None = None
+        self.queue_peak = self.gaps = self.filled_ticks = self.held = 0
+        #: The last error that was the stream's own and not its connection's.
+        self.last_error: TimedError | None = None
         self.last_tick: Tick | None = None
-        #: `time.time()` of the last handshake; None while disconnected.
-        self.connected_at: float | None = None
         #: `received_ns` and `timestamp` of the last live tick. The user may change the tick itself.
         self._last_times: tuple[int, datetime] | None = None
         #: Pairs of monotonic second and live ticks in it, oldest first.
@@ -33,11 +51,6 @@ class Counters:
         #: Runs of ticks in the queue: the position of the last tick, and how many ticks.
         self._queued_runs: deque[tuple[int, int]] = deque()
         self._queued = 0
-
-    def count_error(self, error: FinxStreamerError) -> None:
-        """Count an error of the connection."""
-        self.connection_errors += isinstance(error, ConnectionFailed)
-        self.last_error = monotonic(), error
 
     def count_ticks(self, ticks: list[Tick], now: float) -> None:
         """Count delivered ticks, at least one. `now` is in monotonic seconds."""

@@ -54,6 +54,13 @@ class Host(Protocol):
     def reschedule(self) -> None:
         """Look at `Resequencer.deadline` again: it may have changed."""
 
+    def set_busy(self, busy: bool) -> None:
+        """Take note that ticks go straight to the delivery (False), or not (True). Called at once."""
+
+    @property
+    def starved_at(self) -> float:
+        """When reading last waited for slow callbacks: now, if it does."""
+
 
 class _Phase(enum.Enum):
     LIVE = "live"
@@ -115,26 +122,29 @@ class Resequencer:
         if phase is not self._phase:
             logger.debug("%s: resequencer: %s", self._symbol, phase.value)
             self._phase = phase
+            self._host.set_busy(phase is not _Phase.LIVE)
 
     # Ticks and events come in.
 
-    def put_ticks(self, ticks: list[Tick], now: float) -> bool:
-        """Deliver, queue or hold live ticks. Return whether any was wanted: `exchanges` may discard all of them."""
-        if self._exchanges is not None:
-            ticks = [tick for tick in ticks if tick["exchange"] in self._exchanges]
-        if not ticks:
-            return False
+    def wanted(self, ticks: list[Tick]) -> list[Tick]:
+        """Return the ticks that `exchanges` doesn't discard."""
+        if self._exchanges is None:
+            return ticks
+        return [tick for tick in ticks if tick["exchange"] in self._exchanges]
+
+    def take_ticks(self, ticks: list[Tick], now: float) -> list[Tick]:
+        """Queue or hold wanted live ticks, at least one. If they are to be delivered now, return them instead."""
         if self._phase is _Phase.LIVE:
             self._window.extend(ticks)
             self._counters.count_ticks(ticks, now)
-            self._delivery.put_ticks(ticks)
-        elif self._recovery is not None:
+            return ticks
+        if self._recovery is not None:
             self._give_up_at = min(self._give_up_at, now + HOLD_TIMEOUT)
             self._hold(len(ticks), self._recovery.hold(ticks))
         else:
             self._enqueue_live(ticks)
             self.drain()
-        return True
+        return []
 
     def put_event(self, event: Event) -> None:
         """Deliver, queue or hold an event, in order with the ticks."""
@@ -150,10 +160,12 @@ class Resequencer:
         """Return how many ticks may be read now. At 0 or less, stop reading."""
         if self._phase is _Phase.LIVE:
             return self._delivery.room()
-        if self._recovery is not None and not self._recovery.can_pause:
-            # Unread ticks would look like lost ones.
-            return NO_BOUND
-        return self._allowance.room
+        return NO_BOUND if self.must_read else self._allowance.room
+
+    @property
+    def must_read(self) -> bool:
+        """Whether a gap can't be filled unless reading goes on: unread ticks would look like lost ones."""
+        return self._recovery is not None and not self._recovery.can_pause
 
     # The connection changes.
 
@@ -202,8 +214,8 @@ class Resequencer:
             return
         if now < self._give_up_at:
             self._carry_out(self._recovery.wake(now))
-        elif self._queue:
-            # The callbacks are slow, not history: ticks found for this gap still wait for room.
+        elif self._queue or now < self._host.starved_at + HOLD_TIMEOUT:
+            # The callbacks are slow, not history: ticks found for this gap, or unread answers, wait for room.
             self._give_up_at = now + HOLD_TIMEOUT
             self._host.reschedule()
         else:
@@ -312,9 +324,7 @@ class Resequencer:
         assert self._recovery is not None
         if self._job is not None:
             self._recovery.note_bad_ticks(self._job.bad)
-        if self._exchanges is not None:
-            ticks = [tick for tick in ticks if tick["exchange"] in self._exchanges]
-        self._carry_out(self._recovery.page(ticks))
+        self._carry_out(self._recovery.page(self.wanted(ticks)))
 
     def _end_job(self, reason: str | None) -> None:
         assert self._recovery is not None

@@ -12,7 +12,7 @@ import sys
 import attrs
 
 from ..config.reconnect import ReconnectPolicy, is_fatal, retry_delay
-from ..errors import AuthenticationError, ConnectionFailed, StaleStream
+from ..errors import AuthenticationError, ConnectionFailed
 from ..values import NEVER, State
 
 
@@ -22,10 +22,7 @@ class Timing:
 
     ping_interval: float | None = 20.0
     ping_timeout: float = 10.0
-    stale_after: float | None = None
     keep_alive: float | None = None
-    #: Whether a stale connection is replaced, and not only reported.
-    stale_reconnect: bool = False
 
 
 class Command(enum.Enum):
@@ -39,7 +36,7 @@ class Command(enum.Enum):
 
 #: A command, or something to report to the user: a new state, or an error. Errors have no symbol yet: the owner of the
 #: session sets it.
-Action = Command | State | ConnectionFailed | StaleStream
+Action = Command | State | ConnectionFailed
 
 #: Seconds for which another key is requested after one was revoked: the source of keys may be slightly late.
 NEW_KEY_TIMEOUT = 3.0
@@ -90,8 +87,6 @@ class Session:
         self._delays = self._policy.delays(rng)
         #: When the last connection opened.
         self._opened_at = NEVER
-        #: When the last tick arrived, or the connection opened; infinity if the silence since then was reported.
-        self._silent_since = NEVER
         #: Reading is paused, so messages may be unread.
         self._held = False
         #: When the ping that is unanswered was sent; infinity without one.
@@ -113,7 +108,7 @@ class Session:
         """When to call `wake`; infinity for never."""
         if not self.delivers:
             return self._connect_at
-        return min(self._ping_at, self._pong_by, self._stale_by, self._keep_alive_at)
+        return min(self._ping_at, self._pong_by, self._keep_alive_at)
 
     def start(self, now: float) -> list[Action]:
         """Begin to connect. Does nothing after the first call."""
@@ -128,26 +123,17 @@ class Session:
         self.reconnects += self._was_open
         self._held = False
         self._ping_sent = self._refused_at = NEVER
-        self._opened_at = self._silent_since = now
+        self._opened_at = now
         self._ping_at = now + (self._timing.ping_interval or NEVER)
         self._keep_alive_at = now + (self._timing.keep_alive or NEVER)
         return self._enter(State.STREAMING)
 
-    def received(self, now: float, ticks: bool) -> bool:
-        """Take note that bytes arrived: the peer is alive. `ticks`: whether a wanted tick was among them.
-
-        Returns:
-            Whether `deadline` may be earlier than before.
-        """
+    def received(self) -> None:
+        """Take note that bytes arrived: the peer is alive."""
         # Cleared, not compared: on a coarse clock (16 ms on Windows) a ping and its answer have the same time.
         self._ping_sent = NEVER
-        if not ticks:
-            return False
-        silence_ends = self._silent_since == NEVER
-        self._silent_since = now
-        return silence_ends
 
-    def hold(self, now: float) -> None:
+    def hold(self) -> None:
         """Take note that reading is paused. An answer may be unread, so no timeout applies meanwhile."""
         self._held = True
 
@@ -156,8 +142,6 @@ class Session:
         if not self._held:
             return
         self._held = False
-        if self._silent_since < NEVER:
-            self._silent_since = now
         if self._ping_sent < NEVER:
             self._ping_sent = now
 
@@ -181,6 +165,10 @@ class Session:
         self._may_retry_early = error.status is None and not is_fatal(error)
         return [error, *self._enter(State.RECONNECTING if self._was_open else State.CONNECTING)]
 
+    def give_up(self, reason: str, now: float) -> list[Action]:
+        """Replace the connection: it is open, but doesn't work."""
+        return [Command.DISCONNECT, *self.lost(ConnectionFailed(reason), now)]
+
     def retry_by(self, by: float) -> bool:
         """Retry at the latest at `by`: another connection has shown that the network is back.
 
@@ -199,7 +187,7 @@ class Session:
         if not self.delivers:
             return self._connect() if now >= self._connect_at else []
         if now >= self._pong_by:
-            return self._give_up(f"no answer to a ping within {self._timing.ping_timeout:g} s", now)
+            return self.give_up(f"no answer to a ping within {self._timing.ping_timeout:g} s", now)
         actions: list[Action] = []
         if now >= self._ping_at:
             # An unanswered ping keeps its deadline: a short interval must not postpone it forever.
@@ -209,11 +197,6 @@ class Session:
         if now >= self._keep_alive_at:
             self._keep_alive_at = now + (self._timing.keep_alive or NEVER)
             actions.append(Command.SEND_KEEP_ALIVE)
-        if now >= self._stale_by:
-            actions.append(StaleStream(now - self._silent_since))
-            self._silent_since = NEVER
-            if self._timing.stale_reconnect:
-                actions += self._give_up(f"no tick for {self._timing.stale_after:g} s", now)
         return actions
 
     def stop(self, now: float) -> list[Action]:
@@ -238,14 +221,6 @@ class Session:
     def _pong_by(self) -> float:
         """When the connection counts as dead; infinity if no ping is unanswered, or its answer may be unread."""
         return NEVER if self._held else self._ping_sent + self._timing.ping_timeout
-
-    @property
-    def _stale_by(self) -> float:
-        """When the connection counts as stale; infinity if that was reported, or a message may be unread."""
-        return NEVER if self._held else self._silent_since + (self._timing.stale_after or NEVER)
-
-    def _give_up(self, reason: str, now: float) -> list[Action]:
-        return [Command.DISCONNECT, *self.lost(ConnectionFailed(reason), now)]
 
     def _connect(self) -> list[Action]:
         self.attempt += 1

@@ -51,11 +51,11 @@ class _NotATick(ValueError):
 class Decoder:
     """Decodes the messages of one stream, or the answers to one function.
 
-    `pair` is None for a stream without ticks. `bounded=False` accepts messages of any length. `redact_notices=False`
-    keeps notices as they are, for answers that are data.
+    `pair` is None for a stream without ticks, and `symbol` for messages that belong to no stream. `bounded=False`
+    accepts messages of any length. `redact_notices=False` keeps notices as they are, for answers that are data.
     """
 
-    symbol: str
+    symbol: str | None
     pair: str | None
     parse_price: Callable[[str], Any] = float
     bounded: bool = True
@@ -74,8 +74,12 @@ class Decoder:
         """
         if self._pattern is None:
             return [], at
-        parse_price = float if self.parse_price is float else self._price
-        return self._pattern.match_ticks(text, at, limit, parse_price, received_ns)
+        return self._pattern.match_ticks(text, at, limit, self.price_parser, received_ns)
+
+    @property
+    def price_parser(self) -> Callable[[str], Any]:
+        """What converts the text of a price. Raises ValueError for one that isn't valid."""
+        return float if self.parse_price is float else self._price
 
     def decode_ticks(self, payloads: list[Any], at: int, received_ns: int) -> list[Tick]:
         """Return the ticks of the payloads from `at` on, up to the first one that needs `decode`.

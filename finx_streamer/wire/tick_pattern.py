@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 #: Key and item separators of JSON, as JavaScript and as Python write them.
-_STYLES = ((":", ","), (": ", ", "))
+STYLES = ((":", ","), (": ", ", "))
 #: The header of a text frame of 126 to 255 bytes, without the last byte of the length. Nearly all ticks fit in one.
 _HEADER = "\x81~\0"
 _SHORTEST_VALUES = len("00:00:00.Z") + len("0")
@@ -53,7 +53,7 @@ def _beginnings(pair: str, date: str) -> tuple[tuple[bytes, tuple[str, str]], ..
             f'{{"pair"{colon}{written}{comma}"date"{colon}"{date}"{comma}"time"{colon}"'.encode(),
             (colon, comma),
         )
-        for colon, comma in _STYLES
+        for colon, comma in STYLES
         for written in pairs
     )
 

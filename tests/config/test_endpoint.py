@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -129,7 +131,27 @@ def test_the_prefix_is_part_of_the_url(prefix: str) -> None:
     assert endpoint.stream_url(PAIR, ApiKey("key")) == f"wss://host/{prefix}/key/BTC:USDC"
 
 
-@pytest.mark.parametrize("prefix", ["", "/", "a/b", "a b", "ströming", "..", "a?", None, 5])
+@pytest.mark.parametrize(("wire", "prefix"), [("url", "streaming"), ("subscribe", "streamer")])
+def test_the_wire_has_a_default_prefix(wire: Any, prefix: str) -> None:
+    """FinX's own for each wire. Another one can be given."""
+    assert Endpoint("ws://127.0.0.1:9/", wire=wire).prefix == prefix
+    assert Endpoint("ws://127.0.0.1:9/", "other", wire).prefix == "other"
+
+
+def test_the_second_wire_has_one_url_for_all_streams() -> None:
+    """The key is its last segment."""
+    key = ApiKey("a/b")
+    assert Endpoint("ws://127.0.0.1:9/", wire="subscribe").shared_url(key) == "ws://127.0.0.1:9/streamer/a%2Fb"
+
+
+@pytest.mark.parametrize("wire", ["", "URL", "both", None, 5, ["url"]])
+def test_refuses_an_unknown_wire(wire: Any) -> None:
+    """The error names the two that exist."""
+    with pytest.raises(ConfigurationError, match=r"wire: .*expected 'url' or 'subscribe'"):
+        Endpoint("ws://127.0.0.1:9/", wire=wire)
+
+
+@pytest.mark.parametrize("prefix", ["", "/", "a/b", "a b", "ströming", "..", "a?", 5])
 def test_refuses_a_prefix_that_is_not_one_path_segment(prefix: object) -> None:
     """The error shows the value and what was expected."""
     with pytest.raises(ConfigurationError, match="one path segment") as caught:

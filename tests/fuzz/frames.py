@@ -10,16 +10,22 @@ import codecs
 import contextlib
 import struct
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 
+from finx_streamer.config.api_key import KeySource
+from finx_streamer.config.endpoint import Endpoint
 from finx_streamer.config.reconnect import ReconnectPolicy
+from finx_streamer.config.symbols import Pair
+from finx_streamer.connection.attempt import ConnectionConfig
 from finx_streamer.connection.websocket import Connection
 from finx_streamer.errors import AuthenticationError, ConnectionFailed, ProtocolError
 from finx_streamer.streaming.interfaces import Delivery
 from finx_streamer.streaming.session import Session, Timing
-from finx_streamer.streaming.streams import Stream, StreamConnection, Streams
+from finx_streamer.streaming.stream import Stream
+from finx_streamer.streaming.stream_connection import UrlConnection
+from finx_streamer.streaming.streams import Streams, StreamSettings
 from finx_streamer.values import NO_BOUND
 from finx_streamer.wire.decoder import Decoder
 from finx_streamer.wire.frames import Binary
@@ -169,13 +175,13 @@ class Entries(Delivery):
 def read_as_stream(pieces: list[bytes], limit: int) -> tuple[Result, list[str]]:
     """Read like the network thread: from the buffer to ticks, notices and errors."""
     result, delivery = Result(), Entries()
-    streams = Streams(delivery, None, "fuzz", lambda failure: None, NO_BOUND, None)
+    streams = new_streams(delivery)
     try:
         with open_connection() as (websocket, server):
             connection = _stream_connection(streams)
             for _ in _receive(websocket, server, pieces):
                 websocket.wire.received_ns = NOW_NS
-                while connection._read_messages(websocket, limit):
+                while connection.read_messages(websocket, limit):
                     pass
             _finish(result, websocket, server)
     finally:
@@ -183,12 +189,19 @@ def read_as_stream(pieces: list[bytes], limit: int) -> tuple[Result, list[str]]:
     return result, delivery.entries
 
 
-def _stream_connection(streams: Streams) -> StreamConnection:
+def new_streams(delivery: Delivery, wire: Literal["url", "subscribe"] = "url") -> Streams:
+    """Streams without a network."""
+    endpoint = Endpoint("ws://127.0.0.1:9/", wire=wire)
+    config = ConnectionConfig(endpoint, None, KeySource.from_argument("key"), 1.0, Any)  # type: ignore[arg-type]
+    settings = StreamSettings(connection=config, name="fuzz", max_held=NO_BOUND)
+    return Streams(delivery, settings, lambda failure: None, None)
+
+
+def _stream_connection(streams: Streams) -> UrlConnection:
     session = Session(ReconnectPolicy(), Timing())
     session.start(0.0)
     session.opened(0.0)
-    stream = Stream(SYMBOL, Decoder(SYMBOL, SYMBOL), streams)
-    return StreamConnection(streams, session, None, stream)  # type: ignore[arg-type]
+    return UrlConnection(streams, session, None, Stream(Pair.parse(SYMBOL), streams))  # type: ignore[arg-type]
 
 
 def decode(message: bytes | Binary) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import pytest
@@ -48,6 +49,8 @@ class FakeHost:
 
     def __init__(self) -> None:
         self.probes = self.resumed = self.rescheduled = 0
+        self.busy = False
+        self.starved_at = -math.inf
 
     def send_probe(self) -> None:
         self.probes += 1
@@ -57,6 +60,9 @@ class FakeHost:
 
     def reschedule(self) -> None:
         self.rescheduled += 1
+
+    def set_busy(self, busy: bool) -> None:
+        self.busy = busy
 
 
 class FakeBackfiller:
@@ -82,7 +88,11 @@ class Stream:
         )
 
     def put(self, *ticks: Any) -> bool:
-        return self.resequencer.put_ticks(list(ticks), 0.0)
+        """As a stream does. Return whether any tick was wanted."""
+        wanted = self.resequencer.wanted(list(ticks))
+        if wanted and (live := self.resequencer.take_ticks(wanted, 0.0)):
+            self.delivery.put_ticks(live)
+        return bool(wanted)
 
     def interrupt(self) -> None:
         self.resequencer.lost(0.0)
@@ -326,7 +336,7 @@ def test_outages_do_not_count_towards_the_timeout() -> None:
     stream.resequencer.lost(10.0)
     assert stream.resequencer.deadline == NEVER
     stream.resequencer.opened(100.0)
-    stream.resequencer.put_ticks([tick(4)], 101.0)
+    stream.resequencer.take_ticks([tick(4)], 101.0)
     stream.resequencer.lost(105.0)
     stream.resequencer.opened(200.0)
     stream.resequencer.wake(200.0 + FIRST_TICK_TIMEOUT)

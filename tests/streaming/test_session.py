@@ -17,7 +17,6 @@ from finx_streamer.errors import (
     ConnectionFailed,
     ProtocolError,
     RateLimited,
-    StaleStream,
     StreamNotFound,
 )
 from finx_streamer.streaming.session import (
@@ -397,8 +396,8 @@ def test_a_silent_peer_is_lost_in_time(last: float, interval: float, timeout: fl
     session = open_session(ping_interval=interval, ping_timeout=timeout)
     while session.deadline < last:
         session.wake(session.deadline)
-        session.received(session.deadline - interval, ticks=False)
-    session.received(last, ticks=True)
+        session.received()
+    session.received()
     [lost] = [now for now, action in run_until(session, last + 1_000.0) if isinstance(action, State)][:1]
     assert last + timeout <= lost <= last + interval + timeout
 
@@ -408,7 +407,7 @@ def test_a_quiet_peer_that_answers_is_kept() -> None:
     session = open_session(ping_interval=20.0, ping_timeout=10.0)
     for turn in range(1, 1_000):
         assert run_until(session, turn * 20.0) == [(turn * 20.0, Command.SEND_PING)]
-        session.received(turn * 20.0 + 9.9, ticks=False)
+        session.received()
     assert session.state is State.STREAMING
 
 
@@ -416,7 +415,7 @@ def test_an_answer_counts_on_a_coarse_clock() -> None:
     """A ping and its answer may have the same time."""
     session = open_session(ping_interval=20.0, ping_timeout=10.0)
     assert session.wake(20.0) == [Command.SEND_PING]
-    session.received(20.0, ticks=False)
+    session.received()
     assert [action for _, action in run_until(session, 49.0)] == [Command.SEND_PING]
 
 
@@ -443,7 +442,7 @@ def test_a_new_connection_owes_no_old_answer() -> None:
     """It isn't lost because of a ping of the previous connection."""
     session = open_session(ping_interval=20.0, ping_timeout=10.0)
     session.wake(20.0)
-    session.hold(21.0)
+    session.hold()
     session.lost(loss(), 22.0)
     reconnect(session, 25.0)
     assert session.deadline == 45.0
@@ -458,7 +457,7 @@ def test_no_answer_is_due_while_reading_is_paused() -> None:
     """Pings go out, but their answers may be unread."""
     session = open_session(ping_interval=20.0, ping_timeout=10.0)
     session.wake(20.0)
-    session.hold(21.0)
+    session.hold()
     assert {action for _, action in run_until(session, 10_000.0)} == {Command.SEND_PING}
     assert session.state is State.STREAMING
 
@@ -467,7 +466,7 @@ def test_after_a_pause_the_ping_timeout_starts_again() -> None:
     """A peer that died meanwhile is found within `ping_timeout`."""
     session = open_session(ping_interval=20.0, ping_timeout=10.0)
     session.wake(20.0)
-    session.hold(21.0)
+    session.hold()
     run_until(session, 95.0)
     session.release(95.0)
     assert [now for now, action in run_until(session, 104.0) if action == Command.SEND_PING] == [100.0]
@@ -478,10 +477,10 @@ def test_after_a_pause_an_unread_answer_counts() -> None:
     """Reading it shows that the peer is alive."""
     session = open_session(ping_interval=20.0, ping_timeout=10.0)
     session.wake(20.0)
-    session.hold(21.0)
+    session.hold()
     run_until(session, 95.0)
     session.release(95.0)
-    session.received(95.0, ticks=False)
+    session.received()
     assert {action for _, action in run_until(session, 109.0)} == {Command.SEND_PING}
 
 
@@ -493,76 +492,13 @@ def test_a_release_without_a_hold_changes_nothing() -> None:
     assert session.deadline == 30.0
 
 
-# Stale connections, and keepAlive.
-
-
-def test_each_silence_is_reported_once() -> None:
-    """After `stale_after` seconds without a tick. The connection stays."""
-    session = open_session(ping_interval=None, stale_after=5.0)
-    for begin in (0.0, 100.0, 200.0):
-        session.received(begin, ticks=True)
-        match run_until(session, begin + 99.0):
-            case [(now, StaleStream() as error)]:
-                assert (now, error.seconds, error.symbol) == (begin + 5.0, 5.0, None)
-            case done:
-                pytest.fail(f"{done}")
-    assert session.state is State.STREAMING
-
-
-def test_stale_reconnect_replaces_the_connection() -> None:
-    """The report is followed by a loss and another attempt."""
-    session = open_session(ping_interval=None, stale_after=5.0, stale_reconnect=True)
-    match session.wake(5.0):
-        case [StaleStream(), Command.DISCONNECT, ConnectionFailed() as lost, State.RECONNECTING]:
-            assert "no tick for 5 s" in str(lost)
-            assert lost.will_retry
-        case done:
-            pytest.fail(f"{done}")
-
-
-def test_an_answer_to_a_ping_is_not_a_tick() -> None:
-    """A connection that only answers pings is stale."""
-    session = open_session(ping_interval=2.0, stale_after=5.0)
-    for second in (1.0, 3.0, 4.9):
-        session.received(second, ticks=False)
-    assert sum(isinstance(action, StaleStream) for _, action in run_until(session, 6.0)) == 1
-
-
-def test_ticks_postpone_the_stale_deadline() -> None:
-    """A connection with ticks is not stale."""
-    session = open_session(ping_interval=None, stale_after=5.0)
-    for second in range(1, 100):
-        assert run_until(session, float(second)) == []
-        session.received(float(second), ticks=True)
-
-
-def test_a_paused_connection_is_not_stale() -> None:
-    """A tick may be unread. The time starts again when reading resumes."""
-    session = open_session(ping_interval=None, stale_after=5.0)
-    session.hold(4.0)
-    assert session.deadline == NEVER
-    assert session.wake(50.0) == []
-    session.release(60.0)
-    match run_until(session, 1_000.0):
-        case [(65.0, StaleStream(seconds=5.0))]:
-            pass
-        case done:
-            pytest.fail(f"{done}")
-
-
-def test_a_pause_does_not_end_a_silence() -> None:
-    """A silence that was reported is not reported again before a tick arrives."""
-    session = open_session(ping_interval=None, stale_after=5.0)
-    run_until(session, 6.0)
-    session.hold(7.0)
-    session.release(8.0)
-    assert session.deadline == NEVER
+# KeepAlive, and connections that don't work.
 
 
 def test_keep_alive_is_sent_at_its_interval() -> None:
     """It doesn't depend on other messages."""
     session = open_session(ping_interval=None, keep_alive=270.0)
-    session.received(200.0, ticks=True)
+    session.received()
     assert run_until(session, 600.0) == [(270.0, Command.SEND_KEEP_ALIVE), (540.0, Command.SEND_KEEP_ALIVE)]
 
 
@@ -575,10 +511,10 @@ def test_the_keep_alive_interval_starts_with_each_connection() -> None:
 
 
 def test_one_wake_does_everything_that_is_due() -> None:
-    """Ping, keepAlive and stale report come from the same call."""
-    session = open_session(ping_interval=5.0, stale_after=5.0, keep_alive=5.0)
+    """Ping and keepAlive come from the same call."""
+    session = open_session(ping_interval=5.0, keep_alive=5.0)
     match session.wake(5.0):
-        case [Command.SEND_PING, Command.SEND_KEEP_ALIVE, StaleStream()]:
+        case [Command.SEND_PING, Command.SEND_KEEP_ALIVE]:
             pass
         case actions:
             pytest.fail(f"{actions}")
@@ -628,11 +564,11 @@ def test_stop_without_a_connection_only_ends(started: bool) -> None:
 @pytest.mark.parametrize("failed", [False, True])
 def test_an_end_is_final(failed: bool) -> None:
     """No event revives an ended session, and there is only one end."""
-    session = open_session(ping_interval=5.0, stale_after=5.0, keep_alive=5.0)
+    session = open_session(ping_interval=5.0, keep_alive=5.0)
     _ = session.lost(FATAL[0], 1.0) if failed else session.stop(1.0)
     state = session.state
-    session.received(2.0, ticks=True)
-    session.hold(2.0)
+    session.received()
+    session.hold()
     session.release(2.0)
     assert [session.start(3.0), session.lost(loss(), 3.0), session.wake(1e9), session.stop(4.0)] == [[], [], [], []]
     assert session.opened(5.0) == [Command.DISCONNECT]
@@ -679,7 +615,7 @@ class AnySequence(RuleBasedStateMachine):
     @initialize(
         policy=st.none() | policies,
         key_can_change=st.booleans(),
-        timing=st.builds(Timing, optional_seconds, seconds, optional_seconds, optional_seconds),
+        timing=st.builds(Timing, optional_seconds, seconds, optional_seconds),
     )
     def create(self, policy: ReconnectPolicy | None, key_can_change: bool, timing: Timing) -> None:
         self.session = Session(policy, timing, key_can_change=key_can_change, rng=random.Random(1))
@@ -692,7 +628,6 @@ class AnySequence(RuleBasedStateMachine):
         self.lost_connections = 0
         self.reported_losses = 0
         self.silent_since = 0.0
-        self.stale_reported = False
 
     def carry_out(self, actions: list[Action]) -> None:
         for action in actions:
@@ -714,11 +649,6 @@ class AnySequence(RuleBasedStateMachine):
                     self.ended += action.ended
                     assert not action.ended or (action is State.STOPPED) == self.stopped
                     assert (action is State.FAILED) == (self.session.failure is not None)
-                case StaleStream():
-                    assert self.open
-                    assert not self.held
-                    assert not self.stale_reported
-                    self.stale_reported = True
                 case ConnectionFailed():
                     self.reported_losses += 1
                     assert action.will_retry == (action.retry_in is not None) == (not self.session.state.ended)
@@ -746,7 +676,7 @@ class AnySequence(RuleBasedStateMachine):
     @rule()
     def finish_handshake(self) -> None:
         self.handshake, self.open, self.held = False, True, False
-        self.silent_since, self.stale_reported = self.now, False
+        self.silent_since = self.now
         self.carry_out(self.session.opened(self.now))
 
     @precondition(lambda self: not self.handshake and not self.open)
@@ -767,18 +697,17 @@ class AnySequence(RuleBasedStateMachine):
         assert self.session.lost(error, self.now) == []
 
     @precondition(lambda self: not self.held)
-    @rule(ticks=st.booleans())
-    def receive(self, ticks: bool) -> None:
+    @rule()
+    def receive(self) -> None:
         if self.open:
             self.silent_since = self.now
-            self.stale_reported = self.stale_reported and not ticks
-        self.session.received(self.now, ticks)
+        self.session.received()
 
     @precondition(lambda self: self.open)
     @rule()
     def hold(self) -> None:
         self.held = True
-        self.session.hold(self.now)
+        self.session.hold()
 
     @rule()
     def release(self) -> None:

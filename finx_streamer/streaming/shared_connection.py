@@ -1,0 +1,263 @@
+"""All streams of a listener on one connection, requested by message: FinX's second wire. Source: D."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import deque
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from ..connection.websocket import Connection
+from ..errors import DecodeError, ServerError, StreamNotFound
+from ..values import Event, State, Tick
+from ..wire.decoder import Decoder
+from ..wire.frames import Binary
+from ..wire.json_codec import loads
+from ..wire.mixed_pattern import MixedPattern, spellings
+from .stream import Stream
+from .stream_connection import MESSAGES_WITHOUT_PATTERN, StreamConnection
+
+if TYPE_CHECKING:
+    from .streams import Streams
+
+logger = logging.getLogger("finx_streamer")
+
+#: Requests wait while this many bytes are unsent: a server may be slow to read ten thousand of them.
+_MAX_UNSENT = 65_536
+#: Names the stream of a message that isn't JSON.
+_PAIR = re.compile(rb'"pair"\s*:\s*"([^"\\]{1,200})"')
+
+
+class SharedConnection(StreamConnection):
+    """Requests its streams after each handshake, and routes each message to its stream.
+
+    A stream has joined once the server has confirmed it, or has sent its first message: only then is it certain that
+    from now on nothing is missed. FinX confirms nothing, our server does if the request has a `resume` member.
+    """
+
+    __slots__ = ("_decoder", "_pairs", "_pattern", "_requested", "_streams", "_to_request")
+
+    def __init__(self, owner: Streams) -> None:
+        super().__init__(owner, owner.new_session(), attrs.evolve(owner.settings.connection, shared=True))
+        self._streams: dict[str, Stream] = {}
+        #: Each spelling of each pair in the read buffer.
+        self._pairs: dict[str, str] = {}
+        self._pattern = MixedPattern()
+        #: For messages that belong to no stream.
+        self._decoder = Decoder(None, None, owner.settings.parse_price)
+        #: The symbols that were requested on this connection, and those that wait for that.
+        self._requested: set[str] = set()
+        self._to_request: deque[str] = deque()
+
+    # Its streams.
+
+    @property
+    def symbol(self) -> None:
+        return None
+
+    def streams(self) -> Collection[Stream]:
+        return self._streams.values()
+
+    def add(self, stream: Stream) -> None:
+        self._streams[stream.symbol] = stream
+        self._pairs.update(dict.fromkeys(spellings(stream.symbol), stream.symbol))
+        if self.session.state.ended:
+            # It ended with its last stream.
+            self.session = self._owner.new_session()
+        stream.enter(State.CONNECTING)
+        if self.session.delivers:
+            self._request(stream)
+            self._send_requests()
+        else:
+            self.start()
+
+    def remove(self, stream: Stream) -> None:
+        self._forget(stream)
+        stream.end(State.STOPPED, "the stream was removed")
+        if not self._streams:
+            self.stop()
+        elif stream.symbol in self._requested:
+            self.send(lambda websocket: websocket.send_request(_request("unsubscribe", stream.symbol)))
+
+    def _forget(self, stream: Stream) -> None:
+        if self._streams.get(stream.symbol) is stream:
+            del self._streams[stream.symbol]
+            for spelling in spellings(stream.symbol):
+                del self._pairs[spelling]
+
+    # Requests.
+
+    def begin(self, now: float) -> None:
+        self._requested.clear()
+        self._to_request.clear()
+        for stream in self._streams.values():
+            self._request(stream)
+        self._send_requests()
+
+    def on_writable(self) -> None:
+        super().on_writable()
+        self._send_requests()
+
+    def _request(self, stream: Stream) -> None:
+        """Have a stream requested, unless it was already on this connection: a server may send ticks twice then."""
+        stream.requested(self.loop.now)
+        if stream.symbol not in self._requested:
+            self._to_request.append(stream.symbol)
+
+    def _send_requests(self) -> None:
+        while self._to_request and self.websocket is not None and len(self.websocket.wire.unsent) < _MAX_UNSENT:
+            symbol = self._to_request.popleft()
+            if symbol in self._streams:
+                self._requested.add(symbol)
+                request = {**_request("getSpotRates", symbol), "resume": "ask"}
+                self.send(lambda websocket: websocket.send_request(request))  # noqa: B023 (called at once)
+
+    # Reading.
+
+    def room(self) -> int:
+        """How many messages may be read now.
+
+        Where one stream can't wait, none does: it goes on as long as the callbacks take ticks. They don't depend on
+        it, so they make room at last, and answers that are unread until then cost only time.
+        """
+        room = self._owner.delivery.room()
+        busy, held = self._owner.busy, self._owner.allowance.room
+        if not busy or room <= held or any(stream.resequencer.must_read for stream in busy):
+            return room
+        return held
+
+    def read_messages(self, websocket: Connection, limit: int) -> int:
+        wire, taken, session = websocket.wire, 0, self.session
+        text = str(wire.buffer, "latin-1")
+        parse_price = self._decoder.price_parser
+        while taken < limit:
+            if websocket.before_message:
+                ticks, wire.at = self._pattern.match_ticks(
+                    text, wire.at, limit - taken, self._pairs, parse_price, wire.received_ns
+                )
+                if ticks:
+                    taken += len(ticks)
+                    if session.delivers:
+                        self._put_ticks(ticks)
+                if wire.at == len(text):
+                    break
+            # Something other than a tick of the usual form, or an incomplete frame.
+            messages = websocket.messages(min(limit - taken, MESSAGES_WITHOUT_PATTERN))
+            if not messages:
+                break
+            taken += len(messages)
+            if session.delivers:
+                for message in messages:
+                    self._put_message(message, wire.received_ns)
+        return taken
+
+    def _put_ticks(self, ticks: list[Tick]) -> None:
+        """Pass on ticks of any streams, in order of arrival."""
+        runs: dict[str, list[Tick]] = {}
+        for tick in ticks:
+            pair = tick["pair"]
+            if pair in runs:
+                runs[pair].append(tick)
+            else:
+                runs[pair] = [tick]
+        live: list[list[Tick]] = []
+        for pair, run in runs.items():
+            stream = self._streams[pair]
+            stream.counters.messages += len(run)
+            self._join(stream)
+            if delivered := stream.take_ticks(run):
+                live.append(delivered)
+        if len(live) == 1:
+            ticks = live[0]
+        elif sum(map(len, live)) < len(ticks):
+            # Some are held, or of exchanges that aren't wanted.
+            now = {id(tick) for run in live for tick in run}
+            ticks = [tick for tick in ticks if id(tick) in now]
+        if ticks:
+            self._owner.delivery.put_ticks(ticks)
+
+    def _put_message(self, message: bytes | Binary, received_ns: int) -> None:
+        content = _parse(message)
+        if "subscribed" in content:
+            if (stream := self._find(content["subscribed"])) is not None:
+                self._join(stream)
+        elif "unsubscribed" in content:
+            self._unsubscribed(content["unsubscribed"])
+        else:
+            symbol = _symbol_of(content, message)
+            stream = self._find(symbol)
+            if stream is None:
+                # Some servers don't know `unsubscribe`, and go on sending.
+                if symbol not in self._requested:
+                    self._put_other(message, received_ns)
+            elif content.get("error"):
+                self._refuse(stream, message, received_ns)
+            else:
+                self._join(stream)
+                stream.counters.messages += 1
+                stream.put_messages([message], received_ns)
+                self._pattern.learn(message)
+
+    def _put_other(self, message: bytes | Binary, received_ns: int) -> None:
+        """Report a message that belongs to no stream."""
+        self.counters.messages += 1
+        decoded = self._decoder.decode(message, received_ns)
+        assert not isinstance(decoded, dict)
+        if isinstance(decoded, DecodeError):
+            self.counters.decode_errors += 1
+        elif isinstance(decoded, ServerError) and "unsubscribe" in decoded.message:
+            logger.info("the server can't stop a stream, so messages of a removed one are ignored: %s", decoded)
+            return
+        self._owner.delivery.put_event(Event(decoded))
+
+    def _find(self, symbol: object) -> Stream | None:
+        return self._streams.get(symbol) if isinstance(symbol, str) else None
+
+    def _join(self, stream: Stream) -> None:
+        if stream.state is not State.STREAMING:
+            stream.joined(self.loop.now)
+
+    def _unsubscribed(self, symbol: object) -> None:
+        """Nothing of a removed stream follows. It may have been added again meanwhile."""
+        if symbol in self._requested:
+            self._requested.discard(symbol)
+            if (stream := self._find(symbol)) is not None:
+                self._request(stream)
+                self._send_requests()
+
+    def _refuse(self, stream: Stream, message: bytes | Binary, received_ns: int) -> None:
+        """End a stream that the server refuses. The others go on."""
+        decoded = stream.decoder.decode(message, received_ns)
+        reason = decoded.message if isinstance(decoded, ServerError) else "the server refuses the stream"
+        error = StreamNotFound(reason, symbol=stream.symbol)
+        self._requested.discard(stream.symbol)
+        self._forget(stream)
+        stream.refused(error)
+        self._owner.failed(error)
+
+
+def _request(function: str, symbol: str) -> dict[str, Any]:
+    return {"functionName": function, "pair": symbol}
+
+
+def _parse(message: bytes | Binary) -> dict[str, Any]:
+    """Return a message's object, without a tick's envelope. Empty if it is something else."""
+    try:
+        content = loads(message) if isinstance(message, bytes) else None
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(content, dict):
+        return {}
+    tick = content.get("resultData")
+    return tick if content.get("results") == "streaming" and isinstance(tick, dict) else content
+
+
+def _symbol_of(content: dict[str, Any], message: bytes | Binary) -> str | None:
+    """Return the symbol that a message names, even if it can't be read otherwise."""
+    if not content and isinstance(message, bytes) and (found := _PAIR.search(message)):
+        return found[1].decode("utf-8", "replace")
+    symbol = content.get("pair")
+    return symbol if isinstance(symbol, str) else None

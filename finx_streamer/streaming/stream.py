@@ -1,0 +1,194 @@
+"""`Stream`: decodes the messages of one symbol, and passes them to its resequencer."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from ..config.symbols import Pair, Symbol
+from ..errors import ConnectionFailed, DecodeError, FinxStreamerError
+from ..values import NEVER, Event, Notice, State, Tick
+from ..wire.decoder import Decoder, Message
+from ..wire.frames import Binary
+from .counters import Counters
+from .silence import Silence
+
+if TYPE_CHECKING:
+    from .stream_connection import StreamConnection
+    from .streams import Streams
+
+logger = logging.getLogger("finx_streamer")
+
+
+class Stream:
+    """One symbol: its decoder, position, gap and counters. Lives on the loop's thread.
+
+    Args:
+        symbol: The pair or option.
+        owner: All streams of the listener.
+    """
+
+    __slots__ = (
+        "_loop",
+        "_owner",
+        "_silence",
+        "connection",
+        "counters",
+        "decoder",
+        "failure",
+        "resequencer",
+        "scheduled",
+        "state",
+        "symbol",
+    )
+
+    #: Set by the owner.
+    connection: StreamConnection
+
+    def __init__(self, symbol: Symbol, owner: Streams) -> None:
+        self.symbol = str(symbol)
+        pair = self.symbol if isinstance(symbol, Pair) else None
+        self.decoder = Decoder(self.symbol, pair, owner.settings.parse_price)
+        self.counters = Counters()
+        self.state = State.IDLE
+        #: The error that ended it.
+        self.failure: ConnectionFailed | None = None
+        #: For the loop: see `Timed`.
+        self.scheduled = NEVER
+        self._owner, self._loop = owner, owner.loop
+        self._silence = Silence(owner.settings.stale_after)
+        self.resequencer = owner.new_resequencer(self)
+
+    # Its life.
+
+    def enter(self, state: State) -> None:
+        """Set the state, and report it if it is another one."""
+        if state is not self.state:
+            logger.debug("%s: %s", self.symbol, state.value)
+            self.state = state
+            self._owner.delivery.put_event(Event(state, self.symbol))
+
+    def requested(self, now: float) -> None:
+        """Take note that the server knows that the stream is wanted."""
+        self._silence.begin(now)
+        self._loop.schedule(self)
+
+    def joined(self, now: float) -> None:
+        """Take note that from now on, the server sends everything."""
+        self.enter(State.STREAMING)
+        self.resequencer.opened(now)
+
+    def lost(self, now: float) -> None:
+        """Take note that the connection was lost."""
+        self._silence.end()
+        if self.state is State.STREAMING:
+            self.resequencer.lost(now)
+
+    def end(self, state: State, reason: str, failure: ConnectionFailed | None = None) -> None:
+        """End it for good, after everything that was received. `reason`: why an open gap is not filled."""
+        self.failure = failure
+        self.resequencer.end(reason)
+        self.enter(state)
+        self._loop.unschedule(self)
+
+    def refused(self, error: ConnectionFailed) -> None:
+        """End it because the server refuses it, and no other."""
+        self.resequencer.end("the stream has ended")
+        self.counters.last_error = self._loop.now, error
+        self._owner.delivery.put_event(Event(error, self.symbol))
+        self.end(State.FAILED, "the stream has ended", error)
+
+    # The path of a tick.
+
+    def put_ticks(self, ticks: list[Tick]) -> None:
+        """Deliver, queue or hold ticks, at least one, in order."""
+        if live := self.take_ticks(ticks):
+            self._owner.delivery.put_ticks(live)
+
+    def take_ticks(self, ticks: list[Tick]) -> list[Tick]:
+        """Queue or hold ticks, at least one. Return those to deliver now, in order."""
+        now = self._loop.now
+        if wanted := self.resequencer.wanted(ticks):
+            self._heard(now)
+            return self.resequencer.take_ticks(wanted, now)
+        return wanted
+
+    def put_messages(self, messages: list[bytes | Binary], received_ns: int) -> None:
+        """Decode messages and pass them on, in order."""
+        decode_ticks = self.decoder.decode_ticks
+        at, size = 0, len(messages)
+        while at < size:
+            ticks = decode_ticks(messages, at, received_ns)
+            if ticks:
+                at += len(ticks)
+                self.put_ticks(ticks)
+            if at < size:
+                # Not a plain tick: it needs the thorough decoder.
+                self._put_message(self.decoder.decode(messages[at], received_ns))
+                at += 1
+
+    def _put_message(self, message: Message) -> None:
+        if type(message) is dict:
+            self.put_ticks([message])
+            return
+        if isinstance(message, DecodeError):
+            self.counters.decode_errors += 1
+        if self.decoder.pair is None:
+            # A stream without ticks lives by its notices.
+            self._heard(self._loop.now)
+        self.put_event(message)  # type: ignore[arg-type]
+
+    def put_event(self, payload: FinxStreamerError | Notice) -> None:
+        """Report something else that the server sent, in order with the ticks."""
+        self.resequencer.put_event(Event(payload, self.symbol))
+
+    def _heard(self, now: float) -> None:
+        was_over = self._silence.is_over
+        self._silence.begin(now)
+        if was_over:
+            self._loop.schedule(self)
+
+    # For the loop: the deadlines of a gap, and of silence.
+
+    @property
+    def deadline(self) -> float:
+        return min(self.resequencer.deadline, self._silence.deadline)
+
+    def wake(self, now: float) -> None:
+        self.resequencer.wake(now)
+        if (report := self._silence.check(now, self.connection.paused)) is not None:
+            report.symbol = self.symbol
+            self.counters.last_error = now, report
+            self._owner.delivery.put_event(Event(report, self.symbol))
+            self.connection.stream_fell_silent(now)
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether its silence was reported, and nothing came since. Also true while there is no connection."""
+        return self._silence.is_over
+
+    # For the resequencer, which is in the middle of a change when it asks.
+
+    def send_probe(self) -> None:
+        """Send a ping on the connection. Its answer calls `Resequencer.probe_answered`."""
+        self._loop.defer(lambda: self.connection.send_probe(self))
+
+    def resume_reading(self) -> None:
+        """Read again where there was no room."""
+        self._loop.defer(self._owner.resume)
+
+    def reschedule(self) -> None:
+        """The deadline has changed."""
+        self._loop.schedule(self)
+
+    def set_busy(self, busy: bool) -> None:
+        """Whether ticks are held or queued, and don't go straight to the delivery."""
+        if busy:
+            self._owner.busy.add(self)
+        else:
+            self._owner.busy.discard(self)
+
+    @property
+    def starved_at(self) -> float:
+        """When reading the connection last waited for slow callbacks. Now, if it does."""
+        return self.connection.starved_at
