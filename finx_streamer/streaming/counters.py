@@ -54,16 +54,24 @@ class Counters:
 
     def count_ticks(self, ticks: list[Tick], now: float) -> None:
         """Count delivered ticks, at least one. `now` is in monotonic seconds."""
-        self.ticks += len(ticks)
-        self.last_tick = last = ticks[-1]
+        last = ticks[-1]
         if last["backfilled"]:
-            return  # history says nothing about the current rate and lag
-        self._last_times = last["received_ns"], last["timestamp"]
+            # History says nothing about the current rate and lag.
+            self.ticks += len(ticks)
+            self.last_tick = last
+        else:
+            self.count_live(len(ticks), last, last["timestamp"], last["received_ns"], now)
+
+    def count_live(self, count: int, last: Tick, timestamp: datetime, received_ns: int, now: float) -> None:
+        """Count delivered live ticks, at least one. The times are those of the last one, which the user may change."""
+        self.ticks += count
+        self.last_tick = last
+        self._last_times = received_ns, timestamp
         second, recent = int(now), self._per_second
         if recent and recent[-1][0] == second:
-            recent[-1][1] += len(ticks)
+            recent[-1][1] += count
         else:
-            recent.append([second, len(ticks)])
+            recent.append([second, count])
 
     def count_waiting(self, ticks: int, end: int, taken: int) -> None:
         """Update the peak of this stream's ticks in the queue, from positions alone: the callback side need not count.

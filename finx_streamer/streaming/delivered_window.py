@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from operator import itemgetter
 from typing import Any
 
 import attrs
 
 from ..values import Tick
+from ..wire.names import limit as limit_names
+from ..wire.names import share
 
 #: How much later than ticks with the same or a later timestamp a tick may arrive and still count as late.
 LATENESS = timedelta(seconds=1)
@@ -28,9 +30,7 @@ EARLIEST, _LATEST = (time.replace(tzinfo=UTC) for time in (datetime.min, datetim
 #: What identifies a tick: exchange, time and price. Equal keys may be different trades.
 Key = tuple[str, datetime, Any]
 tick_key: Callable[[Any], Key] = itemgetter("exchange", "timestamp", "price")
-#: One object per exchange name. Not `sys.intern`: Python 3.12 never frees interned strings.
-_names: dict[str, str] = {}
-_MAX_NAMES = 1_024
+_moment_of: Callable[[Any], tuple[datetime, Any]] = itemgetter("timestamp", "price")
 
 
 @attrs.define(eq=False, repr=False)
@@ -60,17 +60,22 @@ class DeliveredWindow:
 
     def extend(self, ticks: list[Tick]) -> None:
         """Add a run of ticks that are about to be delivered, at least one."""
-        previous, self.last = self.last, ticks[-1]["timestamp"]
         if len(ticks) < _LONG_RUN:
-            for tick in ticks:
-                exchange = tick["exchange"]
-                self._entries.extend((_names.setdefault(exchange, exchange), tick["timestamp"], tick["price"]))
+            self.extend_keys([(share(tick["exchange"], tick["exchange"]), *_moment_of(tick)) for tick in ticks])
         else:
-            self._entries.append(list(map(tick_key, ticks)))
-        self._count += len(ticks)
+            self.extend_keys(list(map(tick_key, ticks)))
+
+    def extend_keys(self, keys: list[Key]) -> None:
+        """Add a run of ticks by their keys, at least one, with shared names. Keeps a long list."""
+        previous, self.last = self.last, keys[-1][1]
+        if len(keys) < _LONG_RUN:
+            self._entries.extend(chain.from_iterable(keys))
+        else:
+            self._entries.append(keys)
+        self._count += len(keys)
         self._runs_since_trim += 1
         if self._runs_since_trim >= _TRIM_EVERY or self._count > self._size or self._begin is None:
-            self._trim(previous or ticks[0]["timestamp"], self.last)
+            self._trim(previous or keys[0][1], self.last)
 
     def restart(self, first: datetime) -> None:
         """Forget all ticks: no later gap asks for one up to the time `first`, that of the next tick."""
@@ -123,8 +128,7 @@ class DeliveredWindow:
         `previous` and `last` are the times at which the last two runs ended.
         """
         self._runs_since_trim = 0
-        if len(_names) > _MAX_NAMES:
-            _names.clear()
+        limit_names()
         if self._begin is None:
             self._begin = previous
         steady = min(previous, last)
@@ -153,7 +157,7 @@ class DeliveredWindow:
 
     def _latest_time(self, run: list[Key], cutoff: datetime) -> datetime:
         """Return the latest time of a long run, estimated where the difference doesn't matter."""
-        latest = max(time for _, time, _ in itertools.chain(run[-32:], run[:-32:32]))
+        latest = max(time for _, time, _ in chain(run[-32:], run[:-32:32]))
         if earlier(cutoff, self.lateness) <= latest < cutoff:
             # A tick that the estimate skipped may be later by `lateness`, and so still be needed.
             latest = max(time for _, time, _ in run)
@@ -166,6 +170,9 @@ class LastTickTime(DeliveredWindow):
 
     def extend(self, ticks: list[Tick]) -> None:
         self.last = ticks[-1]["timestamp"]
+
+    def extend_keys(self, keys: list[Key]) -> None:
+        self.last = keys[-1][1]
 
 
 def countable(key: Key) -> Key:

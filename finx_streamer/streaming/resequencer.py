@@ -19,7 +19,7 @@ from ..clock import monotonic
 from ..values import NEVER, NO_BOUND, Event, Gap, Tick
 from .backfill import Backfiller, Job
 from .counters import Counters
-from .delivered_window import DeliveredWindow, LastTickTime
+from .delivered_window import DeliveredWindow, Key, LastTickTime
 from .interfaces import Delivery
 from .recovery import HOLD_TIMEOUT, Deliver, Fetch, Finish, Probe, Recovery, Step
 
@@ -145,6 +145,11 @@ class Resequencer:
             self._enqueue_live(ticks)
             self.drain()
         return []
+
+    def note_delivered(self, keys: list[Key], last: Tick, received_ns: int, now: float) -> None:
+        """Take note of ticks, at least one, that went straight to the delivery while the stream was live."""
+        self._window.extend_keys(keys)
+        self._counters.count_live(len(keys), last, keys[-1][1], received_ns, now)
 
     def put_event(self, event: Event) -> None:
         """Deliver, queue or hold an event, in order with the ticks."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import re
 from collections import deque
-from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
@@ -17,6 +17,7 @@ from ..wire.decoder import Decoder
 from ..wire.frames import Binary
 from ..wire.json_codec import loads
 from ..wire.mixed_pattern import MixedPattern, spellings
+from .delivered_window import Key
 from .stream import Stream
 from .stream_connection import MESSAGES_WITHOUT_PATTERN, StreamConnection
 
@@ -27,6 +28,9 @@ logger = logging.getLogger("finx_streamer")
 
 #: Requests wait while this many bytes are unsent: a server may be slow to read ten thousand of them.
 _MAX_UNSENT = 65_536
+#: How many delivered ticks the streams may not know yet, during a burst.
+_MOST_NOTED = 32_768
+_T = TypeVar("_T")
 #: Names the stream of a message that isn't JSON.
 _PAIR = re.compile(rb'"pair"\s*:\s*"([^"\\]{1,200})"')
 
@@ -38,7 +42,7 @@ class SharedConnection(StreamConnection):
     from now on nothing is missed. FinX confirms nothing, our server does if the request has a `resume` member.
     """
 
-    __slots__ = ("_decoder", "_pairs", "_pattern", "_requested", "_streams", "_to_request")
+    __slots__ = ("_decoder", "_noted", "_pairs", "_pattern", "_requested", "_streams", "_to_request", "_unjoined")
 
     def __init__(self, owner: Streams) -> None:
         super().__init__(owner, owner.new_session(), attrs.evolve(owner.settings.connection, shared=True))
@@ -51,6 +55,9 @@ class SharedConnection(StreamConnection):
         #: The symbols that were requested on this connection, and those that wait for that.
         self._requested: set[str] = set()
         self._to_request: deque[str] = deque()
+        #: The streams that haven't joined on this connection.
+        self._unjoined: set[str] = set()
+        self._noted = _Noted()
 
     # Its streams.
 
@@ -74,7 +81,16 @@ class SharedConnection(StreamConnection):
         else:
             self.start()
 
+    def deliver_rest(self) -> None:
+        super().deliver_rest()
+        self._settle()
+
+    def disconnect(self) -> None:
+        self._settle()
+        super().disconnect()
+
     def remove(self, stream: Stream) -> None:
+        self._settle()
         self._forget(stream)
         stream.end(State.STOPPED, "the stream was removed")
         if not self._streams:
@@ -85,6 +101,7 @@ class SharedConnection(StreamConnection):
     def _forget(self, stream: Stream) -> None:
         if self._streams.get(stream.symbol) is stream:
             del self._streams[stream.symbol]
+            self._unjoined.discard(stream.symbol)
             for spelling in spellings(stream.symbol):
                 del self._pairs[spelling]
 
@@ -104,6 +121,7 @@ class SharedConnection(StreamConnection):
     def _request(self, stream: Stream) -> None:
         """Have a stream requested, unless it was already on this connection: a server may send ticks twice then."""
         stream.requested(self.loop.now)
+        self._unjoined.add(stream.symbol)
         if stream.symbol not in self._requested:
             self._to_request.append(stream.symbol)
 
@@ -135,13 +153,13 @@ class SharedConnection(StreamConnection):
         parse_price = self._decoder.price_parser
         while taken < limit:
             if websocket.before_message:
-                ticks, wire.at = self._pattern.match_ticks(
+                ticks, pairs, keys, wire.at = self._pattern.match_ticks(
                     text, wire.at, limit - taken, self._pairs, parse_price, wire.received_ns
                 )
                 if ticks:
                     taken += len(ticks)
                     if session.delivers:
-                        self._put_ticks(ticks)
+                        self._put_ticks(ticks, pairs, keys, wire.received_ns)
                 if wire.at == len(text):
                     break
             # Something other than a tick of the usual form, or an incomplete frame.
@@ -150,34 +168,39 @@ class SharedConnection(StreamConnection):
                 break
             taken += len(messages)
             if session.delivers:
+                self._settle()
                 for message in messages:
                     self._put_message(message, wire.received_ns)
+        if not self.loop.read_again or self._noted.size > _MOST_NOTED:
+            self._settle()
         return taken
 
-    def _put_ticks(self, ticks: list[Tick]) -> None:
+    def _put_ticks(self, ticks: list[Tick], pairs: list[str], keys: list[Key], received_ns: int) -> None:
         """Pass on ticks of any streams, in order of arrival."""
-        runs: dict[str, list[Tick]] = {}
-        for tick in ticks:
-            pair = tick["pair"]
-            if pair in runs:
-                runs[pair].append(tick)
-            else:
-                runs[pair] = [tick]
+        special = self._unjoined.union(stream.symbol for stream in self._owner.busy)
+        if self._owner.settings.exchanges is None and (not special or special.isdisjoint(pairs)):
+            self._noted.add(ticks, pairs, keys, received_ns)
+            self._owner.delivery.put_ticks(ticks)
+            return
+        self._settle()
         live: list[list[Tick]] = []
-        for pair, run in runs.items():
+        for pair, run in _group(pairs, ticks).items():
             stream = self._streams[pair]
             stream.counters.messages += len(run)
             self._join(stream)
-            if delivered := stream.take_ticks(run):
-                live.append(delivered)
-        if len(live) == 1:
-            ticks = live[0]
-        elif sum(map(len, live)) < len(ticks):
+            live.append(stream.take_ticks(run))
+        if sum(map(len, live)) < len(ticks):
             # Some are held, or of exchanges that aren't wanted.
             now = {id(tick) for run in live for tick in run}
             ticks = [tick for tick in ticks if id(tick) in now]
         if ticks:
             self._owner.delivery.put_ticks(ticks)
+
+    def _settle(self) -> None:
+        """Tell each stream which ticks were delivered."""
+        for symbol, keys, last, received_ns in self._noted.take():
+            if (stream := self._streams.get(symbol)) is not None:
+                stream.note_delivered(keys, last, received_ns)
 
     def _put_message(self, message: bytes | Binary, received_ns: int) -> None:
         content = _parse(message)
@@ -199,7 +222,8 @@ class SharedConnection(StreamConnection):
                 self._join(stream)
                 stream.counters.messages += 1
                 stream.put_messages([message], received_ns)
-                self._pattern.learn(message)
+                if isinstance(message, bytes) and stream.decoder.date:
+                    self._pattern.learn(message, stream.decoder.date)
 
     def _put_other(self, message: bytes | Binary, received_ns: int) -> None:
         """Report a message that belongs to no stream."""
@@ -217,7 +241,8 @@ class SharedConnection(StreamConnection):
         return self._streams.get(symbol) if isinstance(symbol, str) else None
 
     def _join(self, stream: Stream) -> None:
-        if stream.state is not State.STREAMING:
+        if stream.symbol in self._unjoined:
+            self._unjoined.discard(stream.symbol)
             stream.joined(self.loop.now)
 
     def _unsubscribed(self, symbol: object) -> None:
@@ -237,6 +262,50 @@ class SharedConnection(StreamConnection):
         self._forget(stream)
         stream.refused(error)
         self._owner.failed(error)
+
+
+class _Noted:
+    """Ticks that were delivered, and that their streams don't know yet.
+
+    With many pairs, runs of one pair are short. Each costs as much as a tick, so they are collected to longer runs.
+    """
+
+    def __init__(self) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
+        self.size = self._received_ns = 0
+        self._ticks: list[Tick] = []
+        self._pairs: list[str] = []
+        self._keys: list[Key] = []
+
+    def add(self, ticks: list[Tick], pairs: list[str], keys: list[Key], received_ns: int) -> None:
+        """Note ticks before they are delivered: from then on, the user may change them."""
+        self.size += len(ticks)
+        self._ticks += ticks
+        self._pairs += pairs
+        self._keys += keys
+        self._received_ns = received_ns
+
+    def take(self) -> list[tuple[str, list[Key], Tick, int]]:
+        """Remove and return, for each pair: the keys, the last tick, and when it was received."""
+        if not self.size:
+            return []
+        last, received_ns = dict(zip(self._pairs, self._ticks, strict=True)), self._received_ns
+        runs = _group(self._pairs, self._keys)
+        self._clear()
+        return [(pair, keys, last[pair], received_ns) for pair, keys in runs.items()]
+
+
+def _group(pairs: Iterable[str], values: Iterable[_T]) -> dict[str, list[_T]]:
+    """Return the values of each pair, in order."""
+    runs: dict[str, list[_T]] = {}
+    for pair, value in zip(pairs, values, strict=True):
+        if pair in runs:
+            runs[pair].append(value)
+        else:
+            runs[pair] = [value]
+    return runs
 
 
 def _request(function: str, symbol: str) -> dict[str, Any]:

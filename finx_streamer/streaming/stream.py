@@ -11,6 +11,7 @@ from ..values import NEVER, Event, Notice, State, Tick
 from ..wire.decoder import Decoder, Message
 from ..wire.frames import Binary
 from .counters import Counters
+from .delivered_window import Key
 from .silence import Silence
 
 if TYPE_CHECKING:
@@ -112,6 +113,13 @@ class Stream:
             self._heard(now)
             return self.resequencer.take_ticks(wanted, now)
         return wanted
+
+    def note_delivered(self, keys: list[Key], last: Tick, received_ns: int) -> None:
+        """Take note of live ticks, at least one, that were delivered together with those of other streams."""
+        now = self._loop.now
+        self.counters.messages += len(keys)
+        self.resequencer.note_delivered(keys, last, received_ns, now)
+        self._heard(now)
 
     def put_messages(self, messages: list[bytes | Binary], received_ns: int) -> None:
         """Decode messages and pass them on, in order."""

@@ -60,8 +60,8 @@ class Decoder:
     parse_price: Callable[[str], Any] = float
     bounded: bool = True
     redact_notices: bool = True
-    #: The last date that was checked.
-    _date: str = attrs.field(default="", init=False)
+    #: The last date that was valid. Empty before the first tick.
+    date: str = attrs.field(default="", init=False)
     #: The format of the last tick.
     _format: TickFormat = attrs.field(default=ENVELOPED, init=False)
     #: The pattern of the last tick, or None if it has none.
@@ -88,7 +88,7 @@ class Decoder:
         """
         ticks: list[Tick] = []
         read, enveloped = self._format.read, self._format.enveloped
-        pair, date, append, parse_time = self.pair, self._date, ticks.append, datetime.fromisoformat
+        pair, date, append, parse_time = self.pair, self.date, ticks.append, datetime.fromisoformat
         if pair is None:
             return ticks
         prefix = date + "T"
@@ -104,7 +104,7 @@ class Decoder:
                 if raw.date != date:
                     date = raw.date
                     _timestamp(date, time)
-                    self._date, prefix = date, date + "T"
+                    self.date, prefix = date, date + "T"
                 timestamp = parse_time(prefix + time)
                 # With this point and this Z, the parser accepts only digits in between.
                 if time[8] != "." or time[-1] != "Z" or raw.pair != pair:

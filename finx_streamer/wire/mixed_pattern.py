@@ -13,32 +13,29 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from .frames import Binary
+from .names import share
 from .tick_pattern import STYLES
 
-_Found = list[tuple[str, str, str, str, str, str, str]]
+#: Ticks, the pair and the key of each (exchange, time, price), and the offset behind the last one.
+Matched = tuple[list[Any], list[str], list[tuple[str, datetime, Any]], int]
+_Found = list[tuple[str, str, str, str, str, str]]
 #: The shortest frame of a tick, in bytes.
 _SHORTEST = 2 + len('{"pair":"A:B","unixDate":0,"UTCDate":"2022-07-02T00:00:00.Z","exchange":"","price":"0"}')
 
 
-@lru_cache
-def _finder(style: tuple[str, str]) -> Callable[[str, int, int], _Found]:
-    """Return the function that finds the frames of one style. The keys and their order are documented (source: D)."""
+@lru_cache(16)
+def _finder(style: tuple[str, str], date: str) -> Callable[[str, int, int], _Found]:
+    """Return the function that finds the frames of one style and day. The keys and their order are documented (D)."""
     colon, comma = style
     # The header of a text frame of up to 255 bytes, without its first byte.
     header = r"(~\0.|[\0-}])"
     # With this point and this Z, the time parser accepts only digits in between. A price of 30 characters is finite.
-    time = r"([0-9]{4}-[0-9]{2}-[0-9]{2})T([0-9:]{8}\.[0-9]*Z)"
     tick = (
-        rf'\{{"pair"{colon}"([^"]*)"{comma}"unixDate"{colon}[0-9]+{comma}"UTCDate"{colon}"{time}"{comma}'
-        rf'"exchange"{colon}"([ !#-[\]-~]*)"{comma}"price"{colon}"([0-9.]{{1,30}})"\}}'
+        rf'\{{"pair"{colon}"([^"]*)"{comma}"unixDate"{colon}[0-9]+{comma}"UTCDate"{colon}"{date}T([0-9:]{{8}}\.[0-9]*Z)"'
+        rf'{comma}"exchange"{colon}"([ !#-[\]-~]*)"{comma}"price"{colon}"([0-9.]{{1,30}})"\}}'
     )
     # The last alternative takes the rest of the buffer, so the run ends at the first frame that looks different.
     return re.compile(rf"\x81{header}({tick})|.+", re.DOTALL).findall
-
-
-#: By the beginning of a message.
-_FINDERS = {f'{{"pair"{style[0]}"'.encode(): _finder(style) for style in STYLES}
 
 
 def spellings(pair: str) -> set[str]:
@@ -48,16 +45,17 @@ def spellings(pair: str) -> set[str]:
 
 
 class MixedPattern:
-    """What flat ticks look like: how the separators are written, which all messages of a server have in common."""
+    """What the flat ticks of a server look like on one day. Without a tick so far, nothing matches."""
 
     def __init__(self) -> None:
-        self._find = _finder(STYLES[0])
+        self._date = ""
+        self._find: Callable[[str, int, int], _Found] | None = None
 
-    def learn(self, payload: bytes | Binary) -> None:
-        """Note how a message of a stream is written that the pattern didn't match."""
-        for beginning, find in _FINDERS.items():
-            if isinstance(payload, bytes) and payload.startswith(beginning):
-                self._find = find
+    def learn(self, payload: bytes, date: str) -> None:
+        """Note how a valid tick is written that the pattern didn't match."""
+        for style in STYLES:
+            if payload.startswith(f'{{"pair"{style[0]}"'.encode()):
+                self._date, self._find = date, _finder(style, date)
 
     def match_ticks(
         self,
@@ -67,32 +65,42 @@ class MixedPattern:
         pairs: Mapping[str, str],
         parse_price: Callable[[str], Any],
         received_ns: int,
-    ) -> tuple[list[Any], int]:
+    ) -> Matched:
         """Return up to `limit` ticks from the frame at `at` on, and the offset behind the last one.
 
         `text` is the read buffer as latin-1. `pairs` has each spelling of each pair. Stops at the first frame that is
         incomplete or looks different, at another pair, and at a price that `parse_price` rejects with a ValueError.
         """
-        ticks: list[dict[str, Any]] = []
-        append, parse_time = ticks.append, datetime.fromisoformat
+        ticks: list[Any] = []
+        symbols: list[str] = []
+        keys: list[tuple[str, datetime, Any]] = []
+        if self._find is None:
+            return ticks, symbols, keys, at
+        append, append_symbol, append_key = ticks.append, symbols.append, keys.append
+        parse_time, date, day = datetime.fromisoformat, self._date, self._date + "T"
+        found = self._find(text, at, at + limit * _SHORTEST)
         try:
-            for header, payload, pair, date, time, exchange, price in self._find(text, at, at + limit * _SHORTEST):
+            for header, payload, spelling, time, exchange, price_text in found:
                 size = len(payload)
                 if ord(header[-1]) != size:
                     break
+                pair, exchange = pairs[spelling], share(exchange, exchange)
+                price, timestamp = parse_price(price_text), parse_time(day + time)
                 append(
                     {
-                        "pair": pairs[pair],
+                        "pair": pair,
                         "date": date,
                         "time": time,
                         "exchange": exchange,
-                        "price": parse_price(price),
-                        "timestamp": parse_time(f"{date}T{time}"),
+                        "price": price,
+                        "timestamp": timestamp,
                         "received_ns": received_ns,
                         "backfilled": False,
                     }
                 )
+                append_symbol(pair)
+                append_key((exchange, timestamp, price))
                 at += 1 + len(header) + size
         except (ValueError, KeyError, IndexError):
             pass
-        return ticks, at
+        return ticks, symbols, keys, at

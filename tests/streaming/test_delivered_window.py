@@ -8,8 +8,9 @@ from datetime import timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finx_streamer.streaming.delivered_window import _MAX_NAMES, DeliveredWindow, LastTickTime, _names
+from finx_streamer.streaming.delivered_window import DeliveredWindow, LastTickTime
 from finx_streamer.values import Tick
+from finx_streamer.wire.names import _MOST, _names
 from tests.support.effort import examples
 from tests.support.recovery import at, keys_of, tick, window_of
 
@@ -85,9 +86,9 @@ def test_survives_the_ends_of_the_calendar() -> None:
 def test_does_not_accumulate_exchange_names() -> None:
     """A server that invents exchanges doesn't fill the memory."""
     window = DeliveredWindow()
-    for number in range(5 * _MAX_NAMES):
+    for number in range(5 * _MOST):
         window.extend([tick(number, exchange=f"X{number}")])
-    assert len(_names) <= _MAX_NAMES + 4
+    assert len(_names) <= _MOST + 4
 
 
 def test_unhashable_prices_can_be_counted() -> None:
