@@ -21,7 +21,7 @@ _PERCENT = 0.01
 _DAY = 1 / 365
 #: No product or quotient of numbers within these bounds overflows.
 _LOWEST, _HIGHEST = 1e-100, 1e100
-#: The greatest exponent of a discount factor.
+#: The greatest exponent of a discount factor, for the same reason.
 _MOST_INTEREST = 100.0
 #: `implied_volatility` refuses a price if its rounding changes the volatility by more than this fraction.
 _MOST_DOUBT = 1e-6
@@ -77,7 +77,7 @@ def black76(
         ConfigurationError: An argument is wrong. It is a `ValueError`, too.
     """
     forward = _checked_price("forward", forward)
-    return _value(forward, strike, years, volatility, kind, rate, 0.0)
+    return _value(forward, strike, years, volatility, kind, rate, dividend=rate)
 
 
 def black_scholes(
@@ -105,8 +105,7 @@ def black_scholes(
         ConfigurationError: An argument is wrong. It is a `ValueError`, too.
     """
     spot = _checked_price("spot", spot)
-    rate = _number("rate", rate)
-    return _value(spot, strike, years, volatility, kind, rate, rate - _number("dividend", dividend))
+    return _value(spot, strike, years, volatility, kind, rate, dividend)
 
 
 def implied_volatility(
@@ -127,7 +126,7 @@ def implied_volatility(
 
     Raises:
         ConfigurationError: An argument is wrong, no volatility gives this price, or the price doesn't determine the
-            volatility: its last digit matters more than a millionth of the volatility. That happens deep in the money,
+            volatility: the last digit of the float changes it by more than a millionth. That happens far in the money,
             where almost all of the price is intrinsic value. It is a `ValueError`, too.
     """
     price = _number("price", price)
@@ -136,62 +135,64 @@ def implied_volatility(
     if years <= 0.0:
         raise _refusal("years", years, "more than 0: an expired option has no implied volatility")
     sign = _sign(kind)
-    discount = _growth(-_number("rate", rate), years)
-    undiscounted = price / discount
+    money = _growth("rate", _number("rate", rate), years)
+    undiscounted = price * money
     intrinsic = max(sign * (forward - strike), 0.0)
     time_value, limit = undiscounted - intrinsic, min(forward, strike)
     if not 0.0 < time_value < limit:
-        low, high = discount * intrinsic, discount * (intrinsic + limit)
-        raise _refusal("price", price, f"more than {low!r} and less than {high!r}, as for every volatility")
+        low, high = intrinsic / money, (intrinsic + limit) / money
+        raise _refusal("price", price, f"more than {low!r}, the intrinsic value, and less than {high!r}")
     moneyness = _log_ratio(forward, strike)
     deviation = _solve(time_value, forward, strike, moneyness)
     volatility = deviation / math.sqrt(years)
     d1 = moneyness / deviation + deviation / 2
     slope = deviation * forward * _density(d1)
-    doubt = math.ulp(undiscounted) + sys.float_info.epsilon * (1 + abs(d1)) * slope / deviation
+    # The last digits of the price, of probabilities near 0, and of d1 and d2, which nearly cancel.
+    doubt = math.ulp(undiscounted) + math.ulp(0.0) * max(forward, strike)
+    doubt += sys.float_info.epsilon * (1.0 + abs(d1)) * slope / deviation
     if doubt > _MOST_DOUBT * slope:
         raise _refusal(
             "price",
             price,
-            f"a price with more time value: rounding this one changes the volatility (near {volatility:.2g}). "
-            "Try the out-of-the-money option with the same strike",
+            f"a price that determines the volatility. It is near {volatility:.2g}, but rounding the price changes it. "
+            f"Far in the money, use the {'put' if kind == 'call' else 'call'} with the same strike instead",
         )
     return volatility
 
 
 def _value(
-    spot: float, strike: float, years: float, volatility: float, kind: str, rate: float, carry: float
+    spot: float, strike: float, years: float, volatility: float, kind: str, rate: float, dividend: float
 ) -> OptionValue:
-    """Value an option on something whose forward price grows at the rate `carry`: 0 for a forward itself."""
+    """Value an option on a spot price. A forward is like a spot price whose dividend is the interest."""
     strike = _checked_price("strike", strike)
     years = max(_number("years", years), 0.0)
     volatility = _number("volatility", volatility)
     if volatility < 0.0:
         raise _refusal("volatility", volatility, "a fraction >= 0, such as 0.2 for 20 %")
     sign = _sign(kind)
-    discount, growth = _growth(-_number("rate", rate), years), _growth(carry, years)
-    forward = spot * growth
+    rate, dividend = _number("rate", rate), _number("dividend", dividend)
+    # What an investment of 1 in money, and in the underlying, is worth at the expiry.
+    money, units = _growth("rate", rate, years), _growth("dividend", dividend, years)
+    forward = spot * (money / units)
     root = math.sqrt(years)
     deviation = volatility * root
     moneyness = _log_ratio(forward, strike)
     # Without any uncertainty left, only the side of the strike counts.
     center = moneyness / deviation if deviation else math.copysign(math.inf, moneyness) if moneyness else 0.0
     d1, d2 = center + deviation / 2, center - deviation / 2
-    price = discount * (max(sign * (forward - strike), 0.0) + _time_value(forward, strike, d1, d2))
-    delta = sign * discount * growth * _normal(sign * d1)
-    density = discount * growth * _density(d1)
-    horizon = min(_DAY, years)
-    # d1 is infinite at the expiry, except at the strike, where gamma is.
-    gamma = density / (spot * deviation) if deviation else 0.0
-    decay = spot * density * volatility / (2 * root) if root else 0.0
-    theta = horizon * (rate * price - carry * spot * delta - decay)
+    price = (max(sign * (forward - strike), 0.0) + _time_value(forward, strike, d1, d2)) / money
+    delta = sign * _normal(sign * d1) / units
+    density = _density(d1) / units
+    decay = spot * density * volatility / (2.0 * root) if root else 0.0
+    theta = min(_DAY, years) * (rate * price - (rate - dividend) * spot * delta - decay)
     return OptionValue(
         price=price,
         delta=delta,
-        gamma=gamma,
+        # 0 without uncertainty, although it is infinite at the strike then.
+        gamma=density / (spot * deviation) if deviation else 0.0,
         vega=_PERCENT * spot * density * root,
         theta=max(theta, -price),
-        rho=_PERCENT * sign * strike * years * discount * _normal(sign * d2),
+        rho=_PERCENT * sign * strike * years * _normal(sign * d2) / money,
     )
 
 
@@ -219,8 +220,8 @@ def _solve(time_value: float, forward: float, strike: float, moneyness: float) -
         depth = _depth(part, limit)
         error = depth**power - target
         low, high = (deviation, high) if error < 0.0 else (low, deviation)
-        slope = 0.5 * forward * _density(d1) * depth ** (power - 1.0)
-        step = error * part / slope if slope else math.inf
+        slope = forward * _density(d1)
+        step = error * 2.0 * depth ** (1.0 - power) * (part / slope) if part and slope else math.inf
         if abs(step) < _LAST_STEP * deviation:
             return deviation - step
         deviation -= step
@@ -255,12 +256,11 @@ def _density(x: float) -> float:
     return math.exp(-0.5 * x * x) / _ROOT_OF_2_PI
 
 
-def _growth(rate: float, years: float) -> float:
-    interest = rate * max(years, 0.0)
+def _growth(name: str, rate: float, years: float) -> float:
+    interest = rate * years
     if abs(interest) > _MOST_INTEREST:
-        raise ConfigurationError(
-            f"rate: {rate!r} over {years!r} years is not allowed; expected a fraction per year, such as 0.05 for 5 %"
-        )
+        limits = f"{-_MOST_INTEREST:g} to {_MOST_INTEREST:g}"
+        raise _refusal(name, rate, f"a fraction per year such as 0.05, with {name} * years from {limits}")
     return math.exp(interest)
 
 
@@ -281,10 +281,16 @@ def _checked_price(name: str, value: float) -> float:
 
 def _number(name: str, value: Any) -> float:
     """Return a real number as a float. Booleans aren't numbers."""
-    is_number = type(value) is float or (isinstance(value, numbers.Real) and not isinstance(value, bool))
-    if not is_number or not -_HIGHEST <= value <= _HIGHEST:
+    # The first check is only faster.
+    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
+        raise _refusal(name, value, "a number")
+    try:
+        found = float(value)
+    except OverflowError:
+        found = math.inf
+    if not -_HIGHEST <= found <= _HIGHEST:
         raise _refusal(name, value, f"a number from {-_HIGHEST:g} to {_HIGHEST:g}")
-    return float(value)
+    return found
 
 
 def _refusal(name: str, value: object, expected: str) -> ConfigurationError:
