@@ -19,7 +19,7 @@ _ROOT_OF_2_PI = math.sqrt(2.0 * math.pi)
 _PERCENT = 0.01
 #: In years, as FinX counts them: ACT/365.
 _DAY = 1 / 365
-#: No product or quotient of numbers within these bounds overflows.
+#: No price, and no product in it, overflows within these bounds.
 _LOWEST, _HIGHEST = 1e-100, 1e100
 #: The greatest exponent of a discount factor, for the same reason.
 _MOST_INTEREST = 100.0
@@ -39,11 +39,11 @@ class OptionValue(NamedTuple):
         delta (float): Change of the price per $1 of the underlying: of the forward for `black76`, of the spot price for
             `black_scholes`.
         gamma (float): Change of the delta per $1 of the underlying.
-        vega (float): Change of the price per vol point, i.e. for 1 % more volatility.
-        theta (float): Change of the price over the next day, or over the time left if that is less: the present rate,
-            times the smaller of both. A loss is at most the price.
-        rho (float): Change of the price for 1 % more interest at the same spot price. The forward rises with the rate,
-            for `black76` as well.
+        vega (float): Change of the price per vol point: for a volatility that is 0.01 higher.
+        theta (float): Change of the price per day. It is the present rate times one day, or times the time left if that
+            is less. A loss is at most the price.
+        rho (float): Change of the price for a rate that is 0.01 higher, at the same spot price. The forward rises with
+            the rate, for `black76` as well.
 
     Source: D. Without interest, these are the values of FinX's contract tickers.
     """
@@ -189,7 +189,7 @@ def _value(
         price=price,
         delta=delta,
         # 0 without uncertainty, although it is infinite at the strike then.
-        gamma=density / (spot * deviation) if deviation else 0.0,
+        gamma=density / spot / deviation if deviation else 0.0,
         vega=_PERCENT * spot * density * root,
         theta=max(theta, -price),
         rho=_PERCENT * sign * strike * years * _normal(sign * d2) / money,

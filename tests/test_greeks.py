@@ -101,7 +101,7 @@ rates = st.floats(-0.3, 0.3)
 @st.composite
 def options(draw: st.DrawFn, most: float = 3.0) -> tuple[float, float, float, float, str]:
     """The forward, strike, years, volatility and kind of options within a few standard deviations of the strike."""
-    forward, years, volatility = draw(numbers(0.1, 1e5)), draw(numbers(0.003, 3.0)), draw(numbers(0.05, 3.0))
+    forward, years, volatility = draw(numbers(0.1, 1e5)), draw(numbers(0.003, 1.0)), draw(numbers(0.05, 1.5))
     distance = draw(st.floats(-most, most))
     return forward, forward * math.exp(distance * volatility * math.sqrt(years)), years, volatility, draw(kinds)
 
@@ -190,10 +190,7 @@ def test_theta_on_the_last_day(ticker: dict[str, Any]) -> None:
     assert found.theta == pytest.approx(ticker["greeks"]["theta"], rel=0.003)
     assert found.delta == pytest.approx(ticker["greeks"]["delta"], abs=2e-5)
     assert found.vega == pytest.approx(ticker["greeks"]["vega"], rel=0.001, abs=HALF_A_DIGIT)
-    rate = black76(forward, strike, DAY, ticker["mark_iv"] / 100 * math.sqrt(years / DAY), kind).theta
-    in_the_money = kind == "call"
-    assert (found.theta > -found.price) is in_the_money
-    assert (found.theta == pytest.approx(rate)) is True or not in_the_money
+    assert (found.theta == -found.price) is (kind == "put")
 
 
 @pytest.mark.skipif(not RECORDINGS.exists(), reason=f"needs the recorded tickers in {RECORDINGS}")
@@ -281,7 +278,7 @@ def test_greeks_of_black76_are_derivatives(option: tuple[float, float, float, fl
         return float((of(step).price - of(-step).price) / (2 * step))
 
     delta = slope(lambda h: black76(forward * (1 + h), strike, years, volatility, kind, rate)) / forward
-    assert found.delta == pytest.approx(delta, abs=1e-6)
+    assert found.delta == pytest.approx(delta, rel=1e-5, abs=1e-6)
     rho = slope(lambda h: black76(forward * math.exp(h * years), strike, years, volatility, kind, rate + h)) / 100
     assert found.rho == pytest.approx(rho, rel=1e-5, abs=1e-7 * strike * years)
     decay = slope(lambda h: black76(forward, strike, years * (1 - h), volatility, kind, rate)) / years
@@ -428,6 +425,7 @@ sizes = st.sampled_from([0.0, 5e-324, 1e-100, 1.0, 1e100])
 
 
 @given(extremes, extremes, sizes, sizes, kinds)
+@example(1e-100, 1e-100, 1.0, 5e-324, "call")
 def test_extreme_arguments_give_numbers(
     forward: float, strike: float, years: float, volatility: float, kind: str
 ) -> None:
