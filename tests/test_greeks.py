@@ -312,6 +312,7 @@ def test_prices_have_bounds(option: tuple[float, float, float, float, str], rate
 @example(100.0, 0.05, 35.0, "call", 0.0)
 @example(100.0, 0.05, -35.0, "put", 0.1)
 @example(100.0, 0.05, 0.0, "put", 0.1)
+@example(100.0, 1e-6, 10.0, "call", 0.0)
 def test_deep_tails(forward: float, deviation: float, distance: float, kind: str, rate: float) -> None:
     """Prices down to 1e-280 have digits. They lose some because two probabilities nearly cancel, but never all."""
     strike = forward * math.exp(distance * deviation)
