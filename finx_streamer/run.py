@@ -28,8 +28,9 @@ from .functions.call_scheduler import PoolSettings
 from .functions.tick_reader import TickReader
 from .streaming.counters import Counters
 from .streaming.session import Timing
+from .streaming.settings import StreamSettings
 from .streaming.stream import Stream
-from .streaming.streams import Streams, StreamSettings
+from .streaming.streams import Streams
 from .values import State
 
 logger = logging.getLogger("finx_streamer")

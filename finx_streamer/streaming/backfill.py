@@ -31,14 +31,20 @@ _CLOSE_TIMEOUT = 1.0
 
 @attrs.define(eq=False)
 class Job:
-    """One fetch. On the network thread, `on_page` gets each page, and `on_end` the reason if it failed, or None."""
+    """One fetch. On the network thread, `on_start` is called when its turn comes, or when history doesn't work.
+
+    `on_page` gets each page, and `on_end` the reason if the fetch failed, or None.
+    """
 
     pair: str
     start: datetime
     end: datetime | None
+    on_start: Callable[[], None]
     on_page: Callable[[list[Tick]], None]
     on_end: Callable[[str | None], None]
     cancelled: bool = False
+    #: Whether `on_start` was called. Only for the network thread.
+    started: bool = False
     #: The source, while pages are fetched from it.
     history: History | None = None
     #: The errors of the ticks that can't be read. The worker appends to it before it posts their page.
@@ -56,6 +62,12 @@ class Job:
         if history is not None:
             # Not close(): a handshake that hangs in name resolution must not block the network thread.
             history.interrupt()
+
+    def begin(self) -> None:
+        """Report the start, once, unless the job was cancelled meanwhile."""
+        if not (self.cancelled or self.started):
+            self.started = True
+            self.on_start()
 
     def hand_over(self, page: list[Tick]) -> None:
         """Pass a page on, unless the job was cancelled meanwhile."""
@@ -145,6 +157,7 @@ class Backfiller:
         job: Job | None = first
         while job is not None:
             reason = None
+            self._post(job.begin)
             try:
                 history = history or self._connect()
                 self._fetch_pages(job, history)
@@ -159,8 +172,12 @@ class Backfiller:
                 history.close()
                 history = None
             with self._lock:
+                # History doesn't work: the jobs that wait must not wait for the whole queue to fail one by one.
+                hopeless = [] if reason is None else list(self._waiting)
                 job = self._waiting.popleft() if self._waiting else None
                 self._jobs[threading.current_thread()] = job
+            for waiting in hopeless:
+                self._post(waiting.begin)
         if history is not None:
             history.close()
         with self._lock:

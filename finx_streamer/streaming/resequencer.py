@@ -139,8 +139,10 @@ class Resequencer:
             self._counters.count_ticks(ticks, now)
             return ticks
         if self._recovery is not None:
-            self._give_up_at = min(self._give_up_at, now + HOLD_TIMEOUT)
             self._hold(len(ticks), self._recovery.hold(ticks))
+            if self._recovery is not None and (self._job is None or self._job.started):
+                self._give_up_at = min(self._give_up_at, now + HOLD_TIMEOUT)
+                self._host.reschedule()
         else:
             self._enqueue_live(ticks)
             self.drain()
@@ -322,8 +324,14 @@ class Resequencer:
     def _fetch(self, step: Fetch) -> None:
         assert self._backfiller is not None
         self._drop_job()
-        self._job = Job(self._symbol, step.start, step.end, self._take_page, self._end_job)
+        self._job = Job(self._symbol, step.start, step.end, self._begin_job, self._take_page, self._end_job)
         self._backfiller.fetch(self._job)
+
+    def _begin_job(self) -> None:
+        """The fetch begins. With many gaps at once, it had to wait for its turn, which doesn't count."""
+        if self._counters.held:
+            self._give_up_at = min(self._give_up_at, monotonic() + HOLD_TIMEOUT)
+            self._host.reschedule()
 
     def _take_page(self, ticks: list[Tick]) -> None:
         assert self._recovery is not None

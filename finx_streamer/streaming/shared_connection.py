@@ -6,7 +6,7 @@ import logging
 import re
 from collections import deque
 from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import attrs
 
@@ -18,11 +18,8 @@ from ..wire.frames import Binary
 from ..wire.json_codec import loads
 from ..wire.mixed_pattern import MixedPattern, spellings
 from .delivered_window import Key
-from .stream import Stream
+from .stream import Owner, Stream
 from .stream_connection import MESSAGES_WITHOUT_PATTERN, StreamConnection
-
-if TYPE_CHECKING:
-    from .streams import Streams
 
 logger = logging.getLogger("finx_streamer")
 
@@ -44,7 +41,7 @@ class SharedConnection(StreamConnection):
 
     __slots__ = ("_decoder", "_noted", "_pairs", "_pattern", "_requested", "_streams", "_to_request", "_unjoined")
 
-    def __init__(self, owner: Streams) -> None:
+    def __init__(self, owner: Owner) -> None:
         super().__init__(owner, owner.new_session(), attrs.evolve(owner.settings.connection, shared=True))
         self._streams: dict[str, Stream] = {}
         #: Each spelling of each pair in the read buffer.

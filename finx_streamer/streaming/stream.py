@@ -3,22 +3,96 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Collection
+from typing import Protocol
 
 from ..config.symbols import Pair, Symbol
+from ..connection.handshake_pool import HandshakePool
+from ..connection.loop import EventLoop
 from ..errors import ConnectionFailed, DecodeError, FinxStreamerError
 from ..values import NEVER, Event, Notice, State, Tick
 from ..wire.decoder import Decoder, Message
 from ..wire.frames import Binary
-from .counters import Counters
+from .counters import ConnectionCounters, Counters
 from .delivered_window import Key
+from .interfaces import Delivery
+from .resequencer import Allowance, Resequencer
+from .session import Session
+from .settings import StreamSettings
 from .silence import Silence
 
-if TYPE_CHECKING:
-    from .stream_connection import StreamConnection
-    from .streams import Streams
-
 logger = logging.getLogger("finx_streamer")
+
+
+class Carrier(Protocol):
+    """What a stream needs of its connection."""
+
+    paused: bool
+    session: Session
+    counters: ConnectionCounters
+
+    @property
+    def starved_at(self) -> float:
+        """When reading last waited for slow callbacks: now, if it does."""
+
+    def add(self, stream: Stream) -> None:
+        """Ask for a stream, now or once the connection is open."""
+
+    def remove(self, stream: Stream) -> None:
+        """End a stream. What it held back was delivered."""
+
+    def send_probe(self, stream: Stream) -> None:
+        """Send a ping. Its answer calls the stream's `Resequencer.probe_answered`."""
+
+    def stream_fell_silent(self, now: float) -> None:
+        """A stream's silence was reported."""
+
+    def streams(self) -> Collection[Stream]:
+        """Return the streams that haven't ended."""
+
+    def retry_by(self, deadline: float) -> None:
+        """Try again by then at the latest: another connection has reached the server."""
+
+    def resume(self) -> None:
+        """Read again, if there is room again."""
+
+    def deliver_rest(self) -> None:
+        """Deliver what has been read and waits for room: at most one read."""
+
+    def disconnect(self) -> None:
+        """Close the connection, or give up the handshake."""
+
+    def stop(self) -> None:
+        """End for good."""
+
+
+class Owner(Protocol):
+    """What streams and connections need of `Streams`."""
+
+    delivery: Delivery
+    settings: StreamSettings
+    loop: EventLoop
+    handshakes: HandshakePool
+    allowance: Allowance
+    busy: set[Stream]
+
+    def new_session(self) -> Session:
+        """Make the session of a connection."""
+
+    def new_resequencer(self, stream: Stream) -> Resequencer:
+        """Make the resequencer of a stream."""
+
+    def pause(self, connection: Carrier) -> None:
+        """Take note that a connection isn't read, because there is no room."""
+
+    def resume(self) -> None:
+        """Deliver what waits for room, then read again."""
+
+    def retry_others(self, now: float) -> None:
+        """A connection has reached the server, so the others retry soon."""
+
+    def failed(self, error: ConnectionFailed) -> None:
+        """A stream has ended by an error."""
 
 
 class Stream:
@@ -44,9 +118,9 @@ class Stream:
     )
 
     #: Set by the owner.
-    connection: StreamConnection
+    connection: Carrier
 
-    def __init__(self, symbol: Symbol, owner: Streams) -> None:
+    def __init__(self, symbol: Symbol, owner: Owner) -> None:
         self.symbol = str(symbol)
         pair = self.symbol if isinstance(symbol, Pair) else None
         self.decoder = Decoder(self.symbol, pair, owner.settings.parse_price)

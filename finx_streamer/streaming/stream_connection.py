@@ -6,7 +6,6 @@ import time
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Collection
-from typing import TYPE_CHECKING
 
 from ..clock import monotonic
 from ..connection.attempt import ConnectionConfig
@@ -17,10 +16,7 @@ from ..errors import ConnectionFailed
 from ..values import NEVER, NO_BOUND, Event, State
 from .counters import ConnectionCounters
 from .session import Action, Command, Session
-from .stream import Stream
-
-if TYPE_CHECKING:
-    from .streams import Streams
+from .stream import Owner, Stream
 
 #: After a message that the tick pattern can't read, this many go the other way before it is tried again.
 MESSAGES_WITHOUT_PATTERN = 64
@@ -37,7 +33,7 @@ class StreamConnection(WebSocketChannel):
 
     __slots__ = ("_owner", "_probes", "_starved", "_starved_at", "counters", "session")
 
-    def __init__(self, owner: Streams, session: Session, config: ConnectionConfig) -> None:
+    def __init__(self, owner: Owner, session: Session, config: ConnectionConfig) -> None:
         super().__init__(owner.loop, owner.handshakes, config)
         self.session = session
         self.counters = ConnectionCounters()
@@ -214,7 +210,7 @@ class StreamConnection(WebSocketChannel):
         if not self.paused:
             self.paused = True
             self.session.hold()
-            self._owner.paused.append(self)
+            self._owner.pause(self)
             self.update_watch()
             self._note_starved(starved)
             if not starved:
@@ -271,7 +267,7 @@ class UrlConnection(StreamConnection):
 
     __slots__ = ("stream",)
 
-    def __init__(self, owner: Streams, session: Session, config: ConnectionConfig, stream: Stream) -> None:
+    def __init__(self, owner: Owner, session: Session, config: ConnectionConfig, stream: Stream) -> None:
         super().__init__(owner, session, config)
         self.stream = stream
 

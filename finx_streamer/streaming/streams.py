@@ -8,53 +8,24 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from typing import Any
 
 import attrs
 
-from ..config.reconnect import ReconnectPolicy
 from ..config.symbols import Symbol
-from ..connection.attempt import ConnectionConfig
 from ..connection.handshake_pool import HandshakePool
 from ..connection.loop import EventLoop
 from ..errors import ConnectionFailed, StreamNotFound
 from .backfill import Backfiller
 from .interfaces import Delivery, History
 from .resequencer import Allowance, Resequencer
-from .session import Session, Timing
+from .session import Session
+from .settings import StreamSettings
 from .shared_connection import SharedConnection
-from .stream import Stream
-from .stream_connection import StreamConnection, UrlConnection
+from .stream import Carrier, Stream
+from .stream_connection import UrlConnection
 
 #: When one connection has reached the server, the others retry at this rate per second.
 _RETRIES_PER_SECOND = 100
-
-
-@attrs.frozen(kw_only=True)
-class StreamSettings:
-    """What all streams of a listener have in common.
-
-    Attributes:
-        connection: Where to connect, without a symbol.
-        exchanges: Keep only the ticks of these; None keeps all.
-        parse_price: Converts the text of a price.
-        reconnect: When to reconnect; None for one attempt and no reconnect.
-        timing: The timeouts and intervals of connections.
-        stale_after: Seconds without a tick until that is reported; None for never.
-        stale_reconnect: Whether a connection is replaced then, if all its streams are silent.
-        name: Of the listener; the thread's name starts with it.
-        max_held: How many ticks may be held back while gaps are filled, all streams together.
-    """
-
-    connection: ConnectionConfig
-    exchanges: frozenset[str] | None = None
-    parse_price: Callable[[str], Any] = float
-    reconnect: ReconnectPolicy | None = attrs.field(factory=ReconnectPolicy)
-    timing: Timing = attrs.field(factory=Timing)
-    stale_after: float | None = None
-    stale_reconnect: bool = False
-    name: str
-    max_held: int
 
 
 class Streams:
@@ -82,14 +53,14 @@ class Streams:
         self.handshakes = HandshakePool(self.loop, settings.name)
         self.allowance = Allowance(settings.max_held)
         #: Connections that aren't read, because there is no room.
-        self.paused: list[StreamConnection] = []
+        self._paused: list[Carrier] = []
         #: Streams whose ticks are held or queued, and don't go straight to the delivery.
         self.busy: set[Stream] = set()
         self._on_end = on_end
         self._backfiller = Backfiller(history, self.loop.post, settings.name) if history is not None else None
         self._streams: dict[str, Stream] = {}
         #: A dict, to keep the order.
-        self._connections: dict[StreamConnection, None] = {}
+        self._connections: dict[Carrier, None] = {}
         #: The connection of all streams, with FinX's second wire.
         self._shared = SharedConnection(self) if settings.connection.endpoint.wire == "subscribe" else None
         if self._shared is not None:
@@ -157,9 +128,13 @@ class Streams:
         """Deliver what waits for room, then read again."""
         for stream in tuple(self.busy):
             stream.resequencer.drain()
-        paused, self.paused = self.paused, []
+        paused, self._paused = self._paused, []
         for connection in paused:
             connection.resume()
+
+    def pause(self, connection: Carrier) -> None:
+        """Take note that a connection isn't read, because there is no room."""
+        self._paused.append(connection)
 
     def failed(self, error: ConnectionFailed) -> None:
         """A stream has ended by an error. An unknown pair ends only its own stream; anything else ends all of them."""

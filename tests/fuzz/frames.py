@@ -23,9 +23,10 @@ from finx_streamer.connection.websocket import Connection
 from finx_streamer.errors import AuthenticationError, ConnectionFailed, ProtocolError
 from finx_streamer.streaming.interfaces import Delivery
 from finx_streamer.streaming.session import Session, Timing
+from finx_streamer.streaming.settings import StreamSettings
 from finx_streamer.streaming.stream import Stream
 from finx_streamer.streaming.stream_connection import UrlConnection
-from finx_streamer.streaming.streams import Streams, StreamSettings
+from finx_streamer.streaming.streams import Streams
 from finx_streamer.values import NO_BOUND
 from finx_streamer.wire.decoder import Decoder
 from finx_streamer.wire.frames import Binary

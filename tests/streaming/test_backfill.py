@@ -59,6 +59,7 @@ class NetworkThread:
         self.backfiller = Backfiller(connect, self._post, "test")
         self.ends: list[str | None] = []
         self.pages: list[Any] = []
+        self.started: list[Job] = []
 
     def _post(self, command: Callable[[], None]) -> bool:
         self._posted.put(command)
@@ -70,7 +71,7 @@ class NetworkThread:
             if acknowledge:
                 job.acknowledge()
 
-        job = Job("BTC:USDC", START, None, take, self.ends.append)
+        job = Job("BTC:USDC", START, None, lambda: self.started.append(job), take, self.ends.append)
         self.backfiller.fetch(job)
         return job
 
@@ -135,6 +136,31 @@ def test_few_jobs_run_at_once() -> None:
     assert len(workers()) == MAX_CONCURRENT_FETCHES
     gate.set()
     assert network.run_until_ended(3 * MAX_CONCURRENT_FETCHES) == [None] * (3 * MAX_CONCURRENT_FETCHES)
+
+
+def test_each_job_starts_once() -> None:
+    """When its turn comes, and not before: its time limit starts then."""
+    gate = threading.Event()
+    network = NetworkThread(lambda: FakeHistory(1, gate=gate))
+    jobs = [network.fetch() for _ in range(3 * MAX_CONCURRENT_FETCHES)]
+    network.run_until(lambda: len(network.started) == MAX_CONCURRENT_FETCHES)
+    assert {id(job) for job in network.started} == {id(job) for job in jobs[:MAX_CONCURRENT_FETCHES]}
+    gate.set()
+    network.run_until_ended(len(jobs))
+    assert [sum(job is each for each in network.started) for job in jobs] == [1] * len(jobs)
+
+
+def test_without_history_all_jobs_start() -> None:
+    """Otherwise each would wait until those before it have failed, one after the other."""
+    gate = threading.Event()
+    network = NetworkThread(lambda: FakeHistory(0, ConnectionFailed("no way"), gate))
+    jobs = [network.fetch() for _ in range(3 * MAX_CONCURRENT_FETCHES)]
+    gate.set()
+    network.run_until(lambda: bool(network.ends))
+    ended = len(network.ends)
+    network.run_until(lambda: len(network.started) == len(jobs))
+    assert ended == 1
+    network.run_until_ended(len(jobs))
 
 
 def test_pages_are_fetched_no_faster_than_they_are_taken() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from finx_streamer.clock import monotonic
 from finx_streamer.errors import GapNotFilled
 from finx_streamer.streaming import resequencer as resequencer_module
 from finx_streamer.streaming.backfill import Job
@@ -69,9 +70,12 @@ class FakeBackfiller:
     """Keeps the jobs."""
 
     def __init__(self) -> None:
+        self.is_busy = False
         self.jobs: list[Job] = []
 
     def fetch(self, job: Job) -> None:
+        """It has a free worker."""
+        job.started = not self.is_busy
         self.jobs.append(job)
 
 
@@ -325,6 +329,33 @@ def test_held_ticks_are_released_after_a_timeout() -> None:
     assert stream.got[1] == gap(1, 3, False, 0)
     assert "history did not answer" in str(stream.got[2])
     assert stream.got[3] == tick(3)
+
+
+def test_the_wait_for_history_does_not_count_towards_the_timeout() -> None:
+    """With many gaps at once, a fetch waits for its turn. The time starts with it."""
+    stream = Stream()
+    stream.backfiller.is_busy = True
+    stream.put(tick(1))
+    stream.interrupt()
+    stream.put(tick(3))
+    assert stream.resequencer.deadline == NEVER
+    before = monotonic()
+    stream.backfiller.jobs[0].begin()
+    assert before + HOLD_TIMEOUT <= stream.resequencer.deadline <= monotonic() + HOLD_TIMEOUT
+
+
+def test_unread_answers_do_not_count_towards_the_timeout() -> None:
+    """While reading waits for slow callbacks, the answer to the ping may be unread."""
+    stream = Stream()
+    stream.put(tick(1))
+    stream.interrupt()
+    stream.put(tick(3))
+    stream.answer(tick(1), tick(2), tick(3))
+    stream.host.starved_at = HOLD_TIMEOUT - 1.0
+    stream.resequencer.wake(HOLD_TIMEOUT)
+    assert stream.resequencer.deadline == 2 * HOLD_TIMEOUT
+    stream.resequencer.probe_answered(HOLD_TIMEOUT + 1.0)
+    assert stream.got == [tick(1), missed(2), gap(1, 3, True, 1), tick(3)]
 
 
 def test_outages_do_not_count_towards_the_timeout() -> None:

@@ -1,0 +1,39 @@
+"""`StreamSettings`: what all streams of a listener have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+
+from ..config.reconnect import ReconnectPolicy
+from ..connection.attempt import ConnectionConfig
+from .session import Timing
+
+
+@attrs.frozen(kw_only=True)
+class StreamSettings:
+    """What all streams of a listener have in common.
+
+    Attributes:
+        connection: Where to connect, without a symbol.
+        exchanges: Keep only the ticks of these; None keeps all.
+        parse_price: Converts the text of a price.
+        reconnect: When to reconnect; None for one attempt and no reconnect.
+        timing: The timeouts and intervals of connections.
+        stale_after: Seconds without a tick until that is reported; None for never.
+        stale_reconnect: Whether a connection is replaced then, if all its streams are silent.
+        name: Of the listener; the thread's name starts with it.
+        max_held: How many ticks may be held back while gaps are filled, all streams together.
+    """
+
+    connection: ConnectionConfig
+    exchanges: frozenset[str] | None = None
+    parse_price: Callable[[str], Any] = float
+    reconnect: ReconnectPolicy | None = attrs.field(factory=ReconnectPolicy)
+    timing: Timing = attrs.field(factory=Timing)
+    stale_after: float | None = None
+    stale_reconnect: bool = False
+    name: str
+    max_held: int
