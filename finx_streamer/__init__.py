@@ -15,7 +15,7 @@ from __future__ import annotations
 from ._version import __version__
 from .config.endpoint import Endpoint
 from .config.reconnect import ReconnectPolicy
-from .config.symbols import Option, Pair
+from .config.symbols import Instrument, Option, Pair
 from .delivery.stats import ListenerStats, StreamStats
 from .diagnosis import doctor
 from .errors import (
@@ -41,7 +41,7 @@ from .errors import (
 from .functions.client import FunctionClient
 from .listener import StreamListener, listeners, stop_all
 from .tables import to_pandas, to_polars
-from .values import Gap, Notice, State, Tick
+from .values import Gap, Greeks, Notice, State, Tick
 
 __all__ = [
     "AuthenticationError",
@@ -56,7 +56,9 @@ __all__ = [
     "FunctionError",
     "Gap",
     "GapNotFilled",
+    "Greeks",
     "IncompleteHistory",
+    "Instrument",
     "ListenerStats",
     "NotAvailable",
     "Notice",

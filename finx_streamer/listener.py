@@ -26,7 +26,7 @@ from .errors import ConfigurationError, FinxStreamerError
 from .loops import END_TIMEOUT, AsyncTickIterator, TickIterator, Ticks
 from .run import HURRIED_STOP, Run, Settings, live_runs, stop_runs
 from .streaming.session import Timing
-from .values import Gap, Notice, State, Tick
+from .values import Gap, Greeks, Notice, State, Tick
 
 if TYPE_CHECKING:
     import pandas
@@ -51,8 +51,8 @@ class StreamListener:
     Callbacks run one at a time, in order.
 
     Args:
-        *symbols (str | Pair | Option): Pairs such as "BTC:USDC", or options such as "BTCN2202207". Until FinX releases
-            Greeks, the streams of options send notices but no ticks.
+        *symbols (str | Pair | Option | Instrument): Pairs such as "BTC:USDC"; months such as "BTCN2202207", which means
+            all options on BTC that expire in July 2022; or single contracts such as "BTC-26AUG22-20000-C".
 
         api_key (str | Callable[[], str] | None): Your API key. A callable is asked for it at every connection attempt.
             None reads the environment variable FINX_API_KEY at every attempt. FinX replaces keys every 24 hours.
@@ -71,7 +71,7 @@ class StreamListener:
         on_state (Callable[[str, State], object] | None): Called with the symbol and its new state.
         on_gap (Callable[[Gap], object] | None): Called once per gap: after the missed ticks that were fetched from
             history, and before the next live tick.
-        on_greeks (None): Not available yet.
+        on_greeks (Callable[[Greeks], object] | None): Called for each message of an option, future or perpetual.
 
         exchanges (Iterable[str] | None): Deliver only ticks of these exchanges, named in upper case. None for all.
         parse_price (Callable[[str], Any]): Converts the decimal string that was sent to a price, e.g. `float`,
@@ -120,7 +120,7 @@ class StreamListener:
         on_notice: Callable[[Notice], object] | None = None,
         on_state: Callable[[str, State], object] | None = None,
         on_gap: Callable[[Gap], object] | None = None,
-        on_greeks: None = None,
+        on_greeks: Callable[[Greeks], object] | None = None,
         exchanges: Iterable[str] | None = None,
         parse_price: Callable[[str], Any] = float,
         backfill: bool = True,
@@ -151,8 +151,6 @@ class StreamListener:
             connect_timeout=connect_timeout,
             max_message=max_message_size,
         )
-        if on_greeks is not None:
-            raise ConfigurationError("on_greeks: not available in this version of finx_streamer")
         self._symbols = {str(symbol): symbol for symbol in map(check.symbol, symbols)}
         wire = connection.endpoint.wire
         timing = Timing(
@@ -186,7 +184,14 @@ class StreamListener:
         self._given_name = name
         self._lock = threading.RLock()
         self._run: Run | None = None
-        given = {"tick": on_tick, "error": on_error, "notice": on_notice, "state": on_state, "gap": on_gap}
+        given = {
+            "tick": on_tick,
+            "greeks": on_greeks,
+            "error": on_error,
+            "notice": on_notice,
+            "state": on_state,
+            "gap": on_gap,
+        }
         for event, callback in given.items():
             if callback is not None:
                 self._register(event, callback)
@@ -233,6 +238,32 @@ class StreamListener:
 
         def register(callback: _C) -> _C:
             return self._register("tick", callback, wanted)
+
+        return register if callback is None else register(callback)
+
+    @overload
+    def on_greeks(self, callback: _C, /, *, symbol: str | Symbol | None = None) -> _C: ...
+    @overload
+    def on_greeks(self, callback: None = None, /, *, symbol: str | Symbol) -> Callable[[_C], _C]: ...
+    def on_greeks(self, callback: Any = None, /, *, symbol: str | Symbol | None = None) -> Any:
+        """Register a callback for Greeks: as a decorator, or with `symbol="BTCN2202207"` for those of one symbol.
+
+        `symbol` is the month or contract that you listen to.
+        """
+        if isinstance(callback, str | Symbol):
+            raise ConfigurationError(
+                "on_greeks: a symbol is no callback; for the Greeks of one symbol, write "
+                '@listener.on_greeks(symbol="BTCN2202207")'
+            )
+        if symbol is None and callback is None:
+            raise ConfigurationError(
+                "on_greeks: no callback given; write @listener.on_greeks, without parentheses, or "
+                "@listener.on_greeks(symbol='BTCN2202207')"
+            )
+        wanted = None if symbol is None else str(check.contract(symbol))
+
+        def register(callback: _C) -> _C:
+            return self._register("greeks", callback, wanted)
 
         return register if callback is None else register(callback)
 
@@ -339,6 +370,8 @@ class StreamListener:
     def __iter__(self) -> TickIterator:
         """Iterate over ticks as they come. The loop ends with the listener, and raises as `join` does.
 
+        If the listener has no pairs, but options, futures or perpetuals, you get their Greeks instead.
+
         Starts the listener if it doesn't run. Then leaving the loop stops it, without the ticks that wait.
         """
         return TickIterator(self, None)
@@ -375,7 +408,8 @@ class StreamListener:
             if run is None or is_new:
                 run = self._new_run()
             buffer = run.iterations.open(kind)
-            self._callbacks.add("tick", buffer)
+            only_greeks = not any(isinstance(symbol, Pair) for symbol in self._symbols.values())
+            self._callbacks.add("greeks" if only_greeks else "tick", buffer)
             if is_new:
                 try:
                     run.start(self)
@@ -487,6 +521,10 @@ class StreamListener:
         """The newest tick that was received for each pair that had one."""
         return {name: stream.last_tick for name, stream in self.stats.streams.items() if stream.last_tick is not None}
 
+    def greeks(self) -> dict[str, Greeks]:
+        """The newest Greeks that were received for each contract that had any, by instrument."""
+        return self._run.greeks() if self._run is not None else {}
+
     def to_pandas(self, n: int | None = None, pair: str | Pair | None = None) -> pandas.DataFrame:
         """`recent` as a `pandas.DataFrame`; see `finx_streamer.to_pandas`."""
         return tables.to_pandas(self.recent(n, pair))
@@ -546,8 +584,8 @@ class StreamListener:
 
     # Shared steps.
 
-    def _register(self, event: str, callback: _C, pair: str | None = None) -> _C:
-        self._callbacks.add(event, callback, pair, self._frontend.place())
+    def _register(self, event: str, callback: _C, symbol: str | None = None) -> _C:
+        self._callbacks.add(event, callback, symbol, self._frontend.place())
         return callback
 
     def _new_run(self) -> Run:
@@ -612,5 +650,5 @@ def stop_all(timeout: float = 5.0) -> bool:
     return stop_runs(check.seconds("timeout", timeout, zero=True))
 
 
-_CALLBACK_NAMES = (*(f"on_{event}" for event in ARGUMENTS), "on_greeks")
+_CALLBACK_NAMES = tuple(f"on_{event}" for event in ARGUMENTS)
 _STILL_STOPPING = "start(): the previous run is still stopping. Call join() first, outside of callbacks"

@@ -31,7 +31,7 @@ from .streaming.session import Timing
 from .streaming.settings import StreamSettings
 from .streaming.stream import Stream
 from .streaming.streams import Streams
-from .values import State
+from .values import Greeks, State
 
 logger = logging.getLogger("finx_streamer")
 
@@ -192,6 +192,16 @@ class Run:
         errors = [stream.counters.last_error for stream in self._streams.values()]
         last_error = latest([*errors, *(connection.last_error for connection in connections.values())])
         return add_up(self.state, streams, queue.depth(), self.delivery.peak, last_error, connections.values())
+
+    def greeks(self) -> dict[str, Greeks]:
+        """The newest Greeks of each contract."""
+        # Copies: the network thread adds to them.
+        newest: dict[str, Greeks] = {}
+        for stream in self._streams.values():
+            for instrument, greeks in stream.newest.copy().items():
+                if instrument not in newest or newest[instrument]["timestamp"] <= greeks["timestamp"]:
+                    newest[instrument] = greeks
+        return newest
 
     # Life.
 

@@ -42,6 +42,65 @@ class Tick(TypedDict):
     backfilled: bool
 
 
+class Greeks(TypedDict):
+    """The ticker of one contract of Deribit, as a plain dict: Greeks, volatilities and prices.
+
+    Prices of options are in coins of the underlying, prices of futures and all Greeks in dollars. A value that FinX
+    doesn't know is None. Futures and perpetuals have no Greeks and no volatilities.
+
+    Attributes:
+        symbol (str): As you subscribed to it: an option month such as "BTCN2202207", or the instrument itself.
+        instrument (str): E.g. "BTC-26AUG22-20000-C".
+        exchange (str): "DERIBIT".
+        underlying (str): E.g. "BTC".
+        kind (str): "call", "put", "future" or "perpetual".
+        strike (float | None): In dollars. None for futures and perpetuals.
+        expiry (datetime | None): Aware, in UTC. None for perpetuals.
+        timestamp (datetime): Time of the values, aware and in UTC.
+        received_ns (int): When this machine received them, in nanoseconds since 1970 (`time.time_ns()`).
+        delta (float | None): Change of the option's value in dollars per $1 of the underlying.
+        gamma (float | None): Change of the delta per $1 of the underlying.
+        vega (float | None): Change of the value in dollars per vol point (0.01).
+        theta (float | None): Change of the value in dollars per day.
+        rho (float | None): Change of the value in dollars per 1 % of interest.
+        mark_iv (float | None): Implied volatility of the mark price, in percent.
+        bid_iv (float | None): Implied volatility of the best bid, in percent.
+        ask_iv (float | None): Implied volatility of the best ask, in percent.
+        mark_price (float | None): The price that Deribit considers fair.
+        underlying_price (float | None): The forward of this expiry, in dollars.
+        index_price (float | None): The spot index, in dollars.
+        best_bid_price (float | None): The best bid.
+        best_ask_price (float | None): The best ask.
+        raw (dict): All values as they were sent.
+
+    Source: D for the values, O for this form.
+    """
+
+    symbol: str
+    instrument: str
+    exchange: str
+    underlying: str
+    kind: str
+    strike: float | None
+    expiry: datetime | None
+    timestamp: datetime
+    received_ns: int
+    delta: float | None
+    gamma: float | None
+    vega: float | None
+    theta: float | None
+    rho: float | None
+    mark_iv: float | None
+    bid_iv: float | None
+    ask_iv: float | None
+    mark_price: float | None
+    underlying_price: float | None
+    index_price: float | None
+    best_bid_price: float | None
+    best_ask_price: float | None
+    raw: dict[str, Any]
+
+
 @attrs.frozen
 class Notice:
     """A message that is neither a tick nor an error, e.g. `{"keepAlive": true}`.
@@ -98,5 +157,11 @@ class State(enum.StrEnum):
 class Event:
     """Anything but a tick that goes to a callback. `symbol` names the stream; None means the listener."""
 
-    payload: FinxStreamerError | Notice | Gap | State
+    payload: FinxStreamerError | Notice | Gap | State | Greeks
     symbol: str | None = None
+
+    @property
+    def greeks(self) -> Greeks | None:
+        """The payload, if it is Greeks."""
+        payload = self.payload
+        return payload if isinstance(payload, dict) else None

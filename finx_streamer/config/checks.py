@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from ..errors import ConfigurationError
 from .redaction import redact, shown
-from .symbols import Pair, Symbol, parse_symbol
+from .symbols import Contract, Pair, Symbol, parse_symbol
 
 #: What `moment` accepts.
 Moment = datetime | date | str
@@ -100,7 +100,7 @@ def price_parser(value: Any) -> Callable[[str], Any]:
 
 
 def symbol(value: Any) -> Symbol:
-    """A pair or an option."""
+    """A pair, an option month or a contract."""
     return _parsed(parse_symbol, value)
 
 
@@ -110,6 +110,14 @@ def pair(value: Any) -> Pair:
     return _parsed(Pair.parse, str(value))
 
 
+def contract(value: Any) -> Contract:
+    """An option month or a contract."""
+    parsed = symbol(value)
+    if isinstance(parsed, Pair):
+        raise refusal("symbol", value, "an option month such as 'BTCN2202207', or a contract such as 'BTC-PERPETUAL'")
+    return parsed
+
+
 def _parsed(parse: Callable[[Any], _S], value: Any) -> _S:
     try:
         return parse(value)
@@ -117,7 +125,9 @@ def _parsed(parse: Callable[[Any], _S], value: Any) -> _S:
         # That error would show the value, which may be a misplaced key.
         if not isinstance(value, str) or redact(value) == value:
             raise
-    raise refusal("symbol", value, "a pair such as 'BTC:USDC', or an option such as 'BTCN2202207'")
+    raise refusal(
+        "symbol", value, "a pair such as 'BTC:USDC', or an option such as 'BTCN2202207' or 'BTC-26AUG22-20000-C'"
+    )
 
 
 def exchange(name: str, value: Any) -> str:

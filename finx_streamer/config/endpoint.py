@@ -12,7 +12,7 @@ import attrs
 from ..errors import ConfigurationError
 from .api_key import ApiKey
 from .redaction import redact
-from .symbols import Option, Symbol
+from .symbols import Pair, Symbol
 
 #: The default path prefix of each wire.
 _PREFIXES = {"url": "streaming", "subscribe": "streamer"}
@@ -98,7 +98,7 @@ class Endpoint:
 
     def stream_url(self, symbol: Symbol, key: ApiKey) -> str:
         """Return the URL of a stream, which holds the key. Source: S."""
-        kind = f"{self.prefix}/greeks" if isinstance(symbol, Option) else self.prefix
+        kind = self.prefix if isinstance(symbol, Pair) else f"{self.prefix}/greeks"
         return f"{self.url}{kind}/{quote(key.reveal(), safe='')}/{quote(str(symbol), safe=':')}"
 
     def shared_url(self, key: ApiKey) -> str:

@@ -1,8 +1,14 @@
-"""Symbols of streams: pairs such as `BTC:USDC`, and options such as `BTCN2202207`. Only pairs have a colon."""
+"""Symbols of streams: pairs such as `BTC:USDC`, option months such as `BTCN2202207`, and single contracts.
+
+Only pairs have a colon.
+"""
 
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Literal
 
 import attrs
 
@@ -12,6 +18,14 @@ from ..errors import ConfigurationError
 MONTH_LETTERS = "FGHJKMNQUVXZ"
 
 _OPTION = re.compile(rf"([A-Z0-9]{{1,32}})([{MONTH_LETTERS}])([0-9])([0-9]{{4}})([0-9]{{2}})")
+_MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
+#: Deribit's names, such as BTC-26AUG22-20000-C, ETH-19AUG22, BTC_USDC-PERPETUAL and XRP_USDC-30JUN23-0d5-C.
+_INSTRUMENT = re.compile(
+    rf"([A-Z0-9_]{{1,32}})-(?:PERPETUAL|([1-9][0-9]?)({'|'.join(_MONTHS)})([0-9]{{2}})"
+    r"(?:-([0-9]{1,12}(?:d[0-9]{1,12})?)-([CP]))?)"
+)
+#: The hour of the day, in UTC, at which contracts expire. Source: D.
+_EXPIRY_HOUR = 8
 #: In characters.
 _LONGEST_PART = 32
 _NOT_IN_A_PART = frozenset(" :/?#%\\")
@@ -53,10 +67,11 @@ class Pair:
 
 @attrs.frozen
 class Option:
-    """An option: underlying, contract code, expiry year and month.
+    """All options of an underlying that expire in one month: underlying, contract code, expiry year and month.
 
     `BTCN2202207` is `BTC` + `N2` + `2022` + `07`. The contract code is the letter of the expiry month and the last
-    digit of the expiry year. Source: S for the format, O for the check that contract and expiry agree.
+    digit of the expiry year. Source: S for the format, O for its meaning, and for the check that contract and expiry
+    agree.
     """
 
     underlying: str
@@ -86,13 +101,76 @@ class Option:
     def __str__(self) -> str:
         return f"{self.underlying}{self.contract}{self.year:04}{self.month:02}"
 
+    def includes(self, instrument: Instrument) -> bool:
+        """Whether a contract is one of these options."""
+        expiry = instrument.expiry
+        return (
+            expiry is not None
+            and instrument.strike is not None
+            and (instrument.underlying, expiry.year, expiry.month) == (self.underlying, self.year, self.month)
+        )
 
-Symbol = Pair | Option
+
+@attrs.frozen
+class Instrument:
+    """One contract by Deribit's name for it: an option, a future or a perpetual. Source: D.
+
+    Attributes:
+        name (str): `BTC-26AUG22-20000-C`, `BTC-26AUG22` or `BTC-PERPETUAL`.
+        underlying (str): `BTC`.
+        kind (str): "call", "put", "future" or "perpetual".
+        expiry (datetime | None): 08:00 UTC on the day of the expiry. None for a perpetual.
+        strike (float | None): None for futures and perpetuals.
+    """
+
+    name: str
+    underlying: str
+    kind: Literal["call", "put", "future", "perpetual"]
+    expiry: datetime | None
+    strike: float | None
+
+    @classmethod
+    def parse(cls, text: str) -> Instrument:
+        """Parse a name. Raises `ConfigurationError`."""
+        found = _INSTRUMENT.fullmatch(text)
+        if not found:
+            raise ConfigurationError(
+                f"not a contract: {_shown(text)}; expected a name such as BTC-26AUG22-20000-C, BTC-26AUG22 or "
+                "BTC-PERPETUAL"
+            )
+        underlying, day, month, year, strike, side = found.groups()
+        if day is None:
+            return cls(text, underlying, "perpetual", None, None)
+        try:
+            expiry = datetime(2000 + int(year), _MONTHS.index(month) + 1, int(day), _EXPIRY_HOUR, tzinfo=UTC)
+        except ValueError:
+            raise ConfigurationError(f"contract {text!r}: {day}{month}{year} is not a date") from None
+        if strike is None:
+            return cls(text, underlying, "future", expiry, None)
+        return cls(text, underlying, "call" if side == "C" else "put", expiry, float(strike.replace("d", ".")))
+
+    def __str__(self) -> str:
+        return self.name
+
+    def includes(self, instrument: Instrument) -> bool:
+        """Whether it is the same contract."""
+        return instrument.name == self.name
+
+
+#: What has Greeks.
+Contract = Option | Instrument
+Symbol = Pair | Option | Instrument
+
+
+@lru_cache(4_096)
+def instrument(name: str) -> Instrument:
+    """Return the `Instrument` of a name in a message. Raises `ConfigurationError`."""
+    return Instrument.parse(name)
 
 
 def parse_symbol(text: object) -> Symbol:
-    """Return the `Pair` or `Option` for a text. Raises `ConfigurationError`."""
-    if isinstance(text, Pair | Option):
+    """Return the `Pair`, `Option` or `Instrument` for a text. Raises `ConfigurationError`."""
+    if isinstance(text, Pair | Option | Instrument):
         # Its parts haven't been checked.
         text = str(text)
     if not isinstance(text, str):
@@ -102,9 +180,11 @@ def parse_symbol(text: object) -> Symbol:
         return Pair.parse(text)
     if _OPTION.fullmatch(text):
         return Option.parse(text)
+    if _INSTRUMENT.fullmatch(text):
+        return Instrument.parse(text)
     raise ConfigurationError(
-        f"not a symbol: {_shown(text)}; expected a pair BASE:QUOTE in upper case{_suggestion(text)}, or an option such "
-        "as 'BTCN2202207'"
+        f"not a symbol: {_shown(text)}; expected a pair BASE:QUOTE in upper case{_suggestion(text)}, an option month "
+        "such as 'BTCN2202207', or a contract such as 'BTC-26AUG22-20000-C'"
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from types import CoroutineType
 from typing import Any
@@ -15,6 +14,7 @@ from ..streaming.counters import Counters
 from ..values import Event, Gap, Notice, State, Tick
 from .error_log import ErrorLog
 from .frontend import Place
+from .queues import count_by_symbol
 from .shared import Shared
 
 Callback = Callable[..., Any]
@@ -22,6 +22,7 @@ Callback = Callable[..., Any]
 #: What the callbacks of each event get.
 ARGUMENTS = {
     "tick": ("tick",),
+    "greeks": ("greeks",),
     "error": ("error",),
     "notice": ("notice",),
     "state": ("symbol", "state"),
@@ -58,11 +59,11 @@ def check_callback(event: str, callback: object) -> None:
 
 @attrs.frozen
 class _Registration:
-    #: "tick", "error", "notice", "state" or "gap".
+    #: "tick", "greeks", "error", "notice", "state" or "gap".
     event: str
     callback: Callback
-    #: Get only this pair's ticks; None for those of all pairs.
-    pair: str | None
+    #: Get only this symbol's ticks or Greeks; None for those of all symbols.
+    symbol: str | None
     #: The notebook cell that registered it.
     place: Place | None
     #: The callback itself or, in a notebook, a wrapper that routes its output to `place`.
@@ -70,7 +71,7 @@ class _Registration:
 
     def replaces(self, earlier: _Registration) -> bool:
         """Whether a rerun of a notebook cell registered the same callback again. False in a script."""
-        if self.place is None or earlier.place is None or (self.event, self.pair) != (earlier.event, earlier.pair):
+        if self.place is None or earlier.place is None or (self.event, self.symbol) != (earlier.event, earlier.symbol):
             return False
         return self.place.redefines(self.callback, earlier.place, earlier.callback)
 
@@ -84,7 +85,7 @@ class _TickCallbacks(dict[str, tuple[Callback, ...]]):
         self.registered = registered
 
     def __missing__(self, pair: str) -> tuple[Callback, ...]:
-        found = self[pair] = tuple(r.call for r in self.registered if r.event == "tick" and r.pair in (None, pair))
+        found = self[pair] = tuple(r.call for r in self.registered if r.event == "tick" and r.symbol in (None, pair))
         return found
 
 
@@ -95,13 +96,13 @@ class Callbacks:
         #: Replaced on every change, so that an identity check detects one.
         self.for_ticks = Shared(_TickCallbacks(()))
 
-    def add(self, event: str, callback: Callback, pair: str | None = None, place: Place | None = None) -> None:
+    def add(self, event: str, callback: Callback, symbol: str | None = None, place: Place | None = None) -> None:
         """Register a callback. `place` is the notebook cell that shows its output.
 
         Raises `ConfigurationError` if the callback can't work.
         """
         check_callback(event, callback)
-        new = _Registration(event, callback, pair, place, callback if place is None else place.route(callback))
+        new = _Registration(event, callback, symbol, place, callback if place is None else place.route(callback))
 
         def added(table: _TickCallbacks) -> _TickCallbacks:
             return _TickCallbacks((*(earlier for earlier in table.registered if not new.replaces(earlier)), new))
@@ -120,9 +121,9 @@ class Callbacks:
 
         self.for_ticks.change(removed)
 
-    def of(self, event: str) -> tuple[Callback, ...]:
-        """Return the callbacks of an event, in order of registration."""
-        return tuple(r.call for r in self._registered if r.event == event)
+    def of(self, event: str, symbol: str | None = None) -> tuple[Callback, ...]:
+        """Return the callbacks of an event, in order of registration. `symbol`: whom the event concerns."""
+        return tuple(r.call for r in self._registered if r.event == event and r.symbol in (None, symbol))
 
     def original(self, call: Callback) -> Callback:
         """Return the user's own callback behind a callable that `of` or `for_ticks` returned."""
@@ -160,8 +161,8 @@ class CallbackRunner:
         self.interrupted = False
         #: Whether ticks that are discarded at the end are reported, and not only counted.
         self.reports_discarded = True
-        #: The ticks that were taken when `abandoned` was noticed.
-        self.unhandled: list[Tick] = []
+        #: The ticks and Greeks that were taken when `abandoned` was noticed.
+        self.unhandled: list[Tick | Event] = []
         self._callbacks = callbacks
         self._counters = counters
         self._show_error = show_error or ErrorLog()
@@ -205,8 +206,14 @@ class CallbackRunner:
         return None
 
     def run_event(self, event: Event) -> None:
-        """Call the callbacks for an error, notice, gap or change of state."""
+        """Call the callbacks for Greeks, an error, notice, gap or change of state."""
         payload = event.payload
+        if event.greeks is not None:
+            if self.abandoned:
+                self.unhandled.append(event)
+            else:
+                self._call_each(self._callbacks.of("greeks", event.symbol), event.symbol, payload)
+            return
         if isinstance(payload, FinxStreamerError):
             self.report(payload)
         elif isinstance(payload, Notice):
@@ -222,11 +229,11 @@ class CallbackRunner:
         self._report(error)
 
     def discard(self, ticks: Iterable[Tick | Event], dropped: Mapping[str, int] | None = None) -> None:
-        """Count and report the ticks that no callback will get, at the end.
+        """Count and report the ticks and Greeks that no callback will get, at the end.
 
         `dropped`: how many ticks of each pair the overflow policy has dropped since its last report.
         """
-        counts = Counter(tick["pair"] for tick in (*self.unhandled, *ticks) if type(tick) is dict)
+        counts = count_by_symbol((*self.unhandled, *ticks))
         for pair, count in counts.items():
             if counters := self._counters.get(pair):
                 counters.dropped += count

@@ -58,7 +58,7 @@ class InlineDelivery:
         #: Always empty.
         self.queue = BlockQueue(0)
         #: Ticks that arrived after the last callback.
-        self._discarded: list[Tick] = []
+        self._discarded: list[Tick | Event] = []
         self.room = iterations.room
         self.want_room = iterations.want_room
 
@@ -76,6 +76,9 @@ class InlineDelivery:
             self._end_by(error)
         # None are left, unless the listener ends.
         self._discarded += entries
+
+    def put_greeks(self, event: Event) -> None:
+        self.put_event(event)
 
     def put_event(self, event: Event) -> None:
         self._thread = threading.get_ident()
@@ -163,21 +166,27 @@ class ThreadDelivery:
             self._recent.extend(ticks)
         depth_before, pair = self.queue.depth(), ticks[0]["pair"]
         # From here on the ticks belong to the user, who may change them.
-        dropped = self.queue.put_ticks(ticks)
+        self._note_put(pair, len(ticks), depth_before, self.queue.put_ticks(ticks))
+
+    def put_greeks(self, event: Event) -> None:
+        if not self._runner.abandoned:
+            self._note_put(event.symbol, 1, self.queue.depth(), self.queue.put_greeks(event))
+
+    def _note_put(self, symbol: str | None, count: int, depth_before: int, dropped: dict[str, int]) -> None:
         if dropped:
-            for name, count in dropped.items():
+            for name, lost in dropped.items():
                 if counters := self._counters.get(name):
-                    counters.dropped += count
+                    counters.dropped += lost
             self._drops.add(dropped)
             self._interrupt()
-        self._put += len(ticks)
+        self._put += count
         depth = self.queue.depth()
         self.peak = max(self.peak, depth)
-        if counters := self._counters.get(pair):
-            counters.count_waiting(len(ticks), self._put, self._put - depth)
+        if counters := self._counters.get(symbol or ""):
+            counters.count_waiting(count, self._put, self._put - depth)
         if self._slow_at is not None or depth > self.queue.size * HIGH:
             self._check_slow(depth_before, depth)
-        self._pending += len(ticks)
+        self._pending += count
         if self._pending >= BATCH_SIZE:
             self.flush()
 

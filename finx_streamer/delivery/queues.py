@@ -1,18 +1,27 @@
 """The bounded queue between the network thread and the callback thread, with three overflow policies.
 
-One thread puts, the other takes. Entries are ticks (plain dicts) and `Event`s. Only ticks are ever dropped.
+One thread puts, the other takes. Entries are ticks (plain dicts) and `Event`s. Only ticks and Greeks are ever dropped.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable
+from operator import itemgetter
 from typing import Protocol
 
 from ..values import NO_BOUND, Event, Tick
 
 Entry = Tick | Event
+_pair_of: Callable[[Tick], str] = itemgetter("pair")
+
+
+def symbol_of(entry: Entry) -> str | None:
+    """Return the symbol of a tick or Greeks. None for other events."""
+    if not isinstance(entry, Event):
+        return entry["pair"]
+    return entry.symbol if entry.greeks is not None else None
 
 
 class TickQueue(Protocol):
@@ -26,7 +35,10 @@ class TickQueue(Protocol):
     size: int
 
     def put_ticks(self, ticks: list[Tick]) -> dict[str, int]:
-        """Append one or more ticks of one pair. Return how many ticks of each pair were dropped."""
+        """Append one or more ticks. Return how many ticks and Greeks of each symbol were dropped."""
+
+    def put_greeks(self, event: Event) -> dict[str, int]:
+        """Append an event with Greeks. Return how many ticks and Greeks of each symbol were dropped."""
 
     def put_event(self, event: Event) -> None:
         """Append an event. The size limit doesn't apply."""
@@ -41,7 +53,7 @@ class TickQueue(Protocol):
         """Return the number of entries."""
 
     def depths(self) -> dict[str, int]:
-        """Return the number of ticks of each pair that has any. Counts a copy, which no thread changes."""
+        """Return the number of ticks and Greeks of each symbol that has any. Counts a copy, which no thread changes."""
 
 
 class BlockQueue:
@@ -56,6 +68,10 @@ class BlockQueue:
         self._entries.extend(ticks)
         return {}
 
+    def put_greeks(self, event: Event) -> dict[str, int]:
+        self._entries.append(event)
+        return {}
+
     def put_event(self, event: Event) -> None:
         self._entries.append(event)
 
@@ -66,18 +82,19 @@ class BlockQueue:
         return len(self._entries)
 
     def depths(self) -> dict[str, int]:
-        return Counter(entry["pair"] for entry in self._entries.copy() if not isinstance(entry, Event))
+        return count_by_symbol(self._entries.copy())
 
 
 class DropOldestQueue:
-    """When full, drops the oldest ticks. Ticks and events are stored apart, so that dropping takes constant time."""
+    """When full, drops the oldest ticks and Greeks. Other events are stored apart, so that dropping is fast."""
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._ticks: deque[Tick] = deque()
-        #: Each with the value of `_put` when it was put, which is its place among the ticks.
+        #: Ticks, and events with Greeks.
+        self._ticks: deque[Entry] = deque()
+        #: Each other event, with the value of `_put` when it was put, which is its place among the ticks.
         self._events: deque[tuple[int, Event]] = deque()
-        #: How many ticks were ever put.
+        #: How many ticks and Greeks were ever put.
         self._put = 0
         self._lock = threading.Lock()
 
@@ -85,8 +102,17 @@ class DropOldestQueue:
         with self._lock:
             self._put += len(ticks)
             self._ticks.extend(ticks)
-            excess = len(self._ticks) - self.size
-            return Counter(self._ticks.popleft()["pair"] for _ in range(excess))
+            return self._drop_excess()
+
+    def put_greeks(self, event: Event) -> dict[str, int]:
+        with self._lock:
+            self._put += 1
+            self._ticks.append(event)
+            return self._drop_excess()
+
+    def _drop_excess(self) -> dict[str, int]:
+        excess = len(self._ticks) - self.size
+        return count_by_symbol(self._ticks.popleft() for _ in range(excess)) if excess > 0 else {}
 
     def put_event(self, event: Event) -> None:
         with self._lock:
@@ -105,31 +131,43 @@ class DropOldestQueue:
         return len(self._ticks) + len(self._events)
 
     def depths(self) -> dict[str, int]:
-        return Counter(tick["pair"] for tick in self._ticks.copy())
+        return count_by_symbol(self._ticks.copy())
 
 
 class LatestQueue:
-    """Keeps one tick per pair: a newer tick takes the older one's place in the queue."""
+    """Keeps a tick of each pair, and Greeks of each contract: newer ones take the older ones' place in the queue."""
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._entries: deque[list[Tick] | Event] = deque()
-        self._waiting: dict[str, list[Tick]] = {}
+        self._entries: deque[list[Entry] | Event] = deque()
+        #: The places of ticks by pair, and of Greeks by symbol and contract.
+        self._waiting: dict[Hashable, list[Entry]] = {}
         self._events = 0
         self._lock = threading.Lock()
 
     def put_ticks(self, ticks: list[Tick]) -> dict[str, int]:
-        newest, pair = ticks[-1], ticks[-1]["pair"]
-        dropped = len(ticks) - 1
+        newest = {tick["pair"]: tick for tick in ticks}
+        dropped = Counter({next(iter(newest)): len(ticks)} if len(newest) == 1 else map(_pair_of, ticks))
         with self._lock:
-            slot = self._waiting.get(pair)
-            if slot is None:
-                slot = self._waiting[pair] = [newest]
-                self._entries.append(slot)
-            else:
-                dropped += 1
-                slot[0] = newest
-        return {pair: dropped} if dropped else {}
+            for pair, tick in newest.items():
+                dropped[pair] -= not self._replace(pair, tick)
+        return +dropped
+
+    def put_greeks(self, event: Event) -> dict[str, int]:
+        assert event.greeks is not None
+        with self._lock:
+            replaced = self._replace((event.symbol, event.greeks["instrument"]), event)
+        return {str(event.symbol): 1} if replaced else {}
+
+    def _replace(self, key: Hashable, entry: Entry) -> bool:
+        """Put an entry in the place of an older one, or at the end. Return whether there was an older one."""
+        slot = self._waiting.get(key)
+        if slot is not None:
+            slot[0] = entry
+            return True
+        slot = self._waiting[key] = [entry]
+        self._entries.append(slot)
+        return False
 
     def put_event(self, event: Event) -> None:
         with self._lock:
@@ -140,14 +178,15 @@ class LatestQueue:
 
     def pop(self) -> Entry:
         with self._lock:
-            entry = self._entries.popleft()
-            if isinstance(entry, Event):
+            slot = self._entries.popleft()
+            if isinstance(slot, Event):
                 self._events -= 1
-                return entry
-            tick = entry[0]
-            if self._waiting.get(tick["pair"]) is entry:
-                del self._waiting[tick["pair"]]
-            return tick
+                return slot
+            entry = slot[0]
+            key = _key_of(entry)
+            if self._waiting.get(key) is slot:
+                del self._waiting[key]
+            return entry
 
     def room(self) -> int:
         return NO_BOUND if self._events < self.size else 0
@@ -156,7 +195,20 @@ class LatestQueue:
         return len(self._entries)
 
     def depths(self) -> dict[str, int]:
-        return Counter(slot[0]["pair"] for slot in self._entries.copy() if not isinstance(slot, Event))
+        return count_by_symbol(slot[0] for slot in self._entries.copy() if not isinstance(slot, Event))
+
+
+def _key_of(entry: Entry) -> Hashable:
+    """Return what identifies the values that a newer entry replaces."""
+    if not isinstance(entry, Event):
+        return entry["pair"]
+    return entry.symbol, entry.greeks and entry.greeks["instrument"]
+
+
+def count_by_symbol(entries: Iterable[Entry]) -> dict[str, int]:
+    """Return the number of ticks and Greeks of each symbol that has any."""
+    names = map(symbol_of, entries)
+    return Counter(name for name in names if name is not None)
 
 
 QUEUES: dict[str, Callable[[int], TickQueue]] = {

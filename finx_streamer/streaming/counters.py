@@ -64,8 +64,15 @@ class Counters:
 
     def count_live(self, count: int, last: Tick, timestamp: datetime, received_ns: int, now: float) -> None:
         """Count delivered live ticks, at least one. The times are those of the last one, which the user may change."""
-        self.ticks += count
         self.last_tick = last
+        self._count(count, timestamp, received_ns, now)
+
+    def count_greeks(self, timestamp: datetime, received_ns: int, now: float) -> None:
+        """Count one message with Greeks."""
+        self._count(1, timestamp, received_ns, now)
+
+    def _count(self, count: int, timestamp: datetime, received_ns: int, now: float) -> None:
+        self.ticks += count
         self._last_times = received_ns, timestamp
         second, recent = int(now), self._per_second
         if recent and recent[-1][0] == second:

@@ -22,6 +22,9 @@ class Delivery(Protocol):
     def put_ticks(self, ticks: list[Tick]) -> None:
         """Put ticks of one stream, in order. From here on they belong to the user, who may change them."""
 
+    def put_greeks(self, event: Event) -> None:
+        """Put an event with Greeks. Unlike other events, an overflow policy may drop it."""
+
     def put_event(self, event: Event) -> None:
         """Put an event behind the ticks that were put before it."""
 

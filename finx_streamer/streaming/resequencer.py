@@ -10,13 +10,14 @@ import enum
 import logging
 from collections import deque
 from collections.abc import Iterator
+from datetime import datetime
 from itertools import groupby
 from typing import Any, Protocol
 
 import attrs
 
 from ..clock import monotonic
-from ..values import NEVER, NO_BOUND, Event, Gap, Tick
+from ..values import NEVER, NO_BOUND, Event, Gap, Greeks, Tick
 from .backfill import Backfiller, Job
 from .counters import Counters
 from .delivered_window import DeliveredWindow, Key, LastTickTime
@@ -163,6 +164,21 @@ class Resequencer:
         else:
             self._delivery.put_event(event)
 
+    def put_greeks(self, event: Event, greeks: Greeks, now: float) -> None:
+        """Deliver or queue an event with Greeks. They have no history: a gap before them is reported, not filled."""
+        if self._phase is _Phase.LIVE:
+            self._window.last = greeks["timestamp"]
+            self._deliver_greeks(event, greeks, now)
+            return
+        self._begin_live(greeks["timestamp"])
+        self._window.last = greeks["timestamp"]
+        self._enqueue(event)
+        self.drain()
+
+    def _deliver_greeks(self, event: Event, greeks: Greeks, now: float) -> None:
+        self._counters.count_greeks(greeks["timestamp"], greeks["received_ns"], now)
+        self._delivery.put_greeks(event)
+
     def room(self) -> int:
         """Return how many ticks may be read now. At 0 or less, stop reading."""
         if self._phase is _Phase.LIVE:
@@ -258,7 +274,10 @@ class Resequencer:
         entry = self._queue.popleft()
         if isinstance(entry, Event):
             self._allowance.used -= 1
-            self._delivery.put_event(entry)
+            if entry.greeks is not None:
+                self._deliver_greeks(entry, entry.greeks, monotonic())
+            else:
+                self._delivery.put_event(entry)
             return
         if len(entry) > room:
             self._queue.appendleft(entry[room:])
@@ -276,15 +295,18 @@ class Resequencer:
             self._window.extend(entry)
 
     def _enqueue_live(self, ticks: list[Tick]) -> None:
-        """Enqueue ticks of which the first is live. It ends a gap that waited for it."""
-        first = ticks[0]["timestamp"]
+        """Enqueue ticks of which the first is live."""
+        self._begin_live(ticks[0]["timestamp"])
+        self._enqueue(ticks)
+
+    def _begin_live(self, first: datetime) -> None:
+        """End a gap that waited for the next live message. `first` is its time."""
         if self._phase is _Phase.REPORTING:
             assert self._window.last is not None
             self._enqueue_gap(Gap(self._symbol, self._window.last, first, False, 0))
         elif self._phase is _Phase.GIVEN_UP:
             self._window.restart(first)
         self._enter(_Phase.DRAINING)
-        self._enqueue(ticks)
 
     def _enqueue_gap(self, gap: Gap) -> None:
         self._counters.gaps += 1

@@ -10,10 +10,12 @@ from typing import Any, TypeVar
 
 import attrs
 
+from ..config.symbols import Instrument, Option, instrument
 from ..connection.websocket import Connection
-from ..errors import DecodeError, ServerError, StreamNotFound
-from ..values import Event, State, Tick
-from ..wire.decoder import Decoder
+from ..errors import ConfigurationError, DecodeError, ServerError, StreamNotFound
+from ..values import NEVER, Event, State, Tick
+from ..wire.contract_ticker import NAME
+from ..wire.decoder import MAX_TICK_MESSAGE, Decoder
 from ..wire.frames import Binary
 from ..wire.json_codec import loads
 from ..wire.mixed_pattern import MixedPattern, spellings
@@ -28,8 +30,10 @@ _MAX_UNSENT = 65_536
 #: How many delivered ticks the streams may not know yet, during a burst.
 _MOST_NOTED = 32_768
 _T = TypeVar("_T")
+#: Seconds between requests of the list of contracts. Source: O.
+_LIST_INTERVAL = 300.0
 #: Names the stream of a message that isn't JSON.
-_PAIR = re.compile(rb'"pair"\s*:\s*"([^"\\]{1,200})"')
+_NAME = re.compile(rb'"(?:pair|instrument_name)"\s*:\s*"([^"\\]{1,200})"')
 
 
 class SharedConnection(StreamConnection):
@@ -39,21 +43,36 @@ class SharedConnection(StreamConnection):
     from now on nothing is missed. FinX confirms nothing, our server does if the request has a `resume` member.
     """
 
-    __slots__ = ("_decoder", "_noted", "_pairs", "_pattern", "_requested", "_streams", "_to_request", "_unjoined")
+    __slots__ = (
+        "_decoder",
+        "_list_at",
+        "_noted",
+        "_pairs",
+        "_pattern",
+        "_requested",
+        "_routes",
+        "_streams",
+        "_to_request",
+        "_unjoined",
+    )
 
     def __init__(self, owner: Owner) -> None:
         super().__init__(owner, owner.new_session(), attrs.evolve(owner.settings.connection, shared=True))
         self._streams: dict[str, Stream] = {}
+        #: The streams of each pair and contract: those of a contract's month, and its own.
+        self._routes: dict[str, list[Stream]] = {}
         #: Each spelling of each pair in the read buffer.
         self._pairs: dict[str, str] = {}
         self._pattern = MixedPattern()
         #: For messages that belong to no stream.
         self._decoder = Decoder(None, None, owner.settings.parse_price)
-        #: The symbols that were requested on this connection, and those that wait for that.
+        #: The pairs and contracts that were requested on this connection, and those that wait for that.
         self._requested: set[str] = set()
         self._to_request: deque[str] = deque()
-        #: The streams that haven't joined on this connection.
+        #: The symbols of streams that haven't joined on this connection.
         self._unjoined: set[str] = set()
+        #: When to ask for the list of contracts.
+        self._list_at = NEVER
         self._noted = _Noted()
 
     # Its streams.
@@ -67,7 +86,8 @@ class SharedConnection(StreamConnection):
 
     def add(self, stream: Stream) -> None:
         self._streams[stream.symbol] = stream
-        self._pairs.update(dict.fromkeys(spellings(stream.symbol), stream.symbol))
+        if stream.decoder.contract is None:
+            self._pairs.update(dict.fromkeys(spellings(stream.symbol), stream.symbol))
         if self.session.state.ended:
             # It ended with its last stream.
             self.session = self._owner.new_session()
@@ -78,56 +98,99 @@ class SharedConnection(StreamConnection):
         else:
             self.start()
 
-    def deliver_rest(self) -> None:
-        super().deliver_rest()
-        self._settle()
-
-    def disconnect(self) -> None:
-        self._settle()
-        super().disconnect()
-
     def remove(self, stream: Stream) -> None:
         self._settle()
         self._forget(stream)
         stream.end(State.STOPPED, "the stream was removed")
         if not self._streams:
             self.stop()
-        elif stream.symbol in self._requested:
-            self.send(lambda websocket: websocket.send_request(_request("unsubscribe", stream.symbol)))
+
+    def deliver_rest(self) -> None:
+        super().deliver_rest()
+        self._settle()
+
+    def disconnect(self) -> None:
+        self._settle()
+        self._list_at = NEVER
+        super().disconnect()
 
     def _forget(self, stream: Stream) -> None:
-        if self._streams.get(stream.symbol) is stream:
-            del self._streams[stream.symbol]
-            self._unjoined.discard(stream.symbol)
+        if self._streams.get(stream.symbol) is not stream:
+            return
+        del self._streams[stream.symbol]
+        self._unjoined.discard(stream.symbol)
+        for name in self._names_of(stream):
+            self._unsubscribe(name, stream)
+        if stream.decoder.contract is None:
             for spelling in spellings(stream.symbol):
                 del self._pairs[spelling]
+
+    def _names_of(self, stream: Stream) -> set[str]:
+        """Return the pairs and contracts that a stream gets now."""
+        return {name for name, streams in self._routes.items() if stream in streams}
 
     # Requests.
 
     def begin(self, now: float) -> None:
         self._requested.clear()
         self._to_request.clear()
-        for stream in self._streams.values():
-            self._request(stream)
-        self._send_requests()
+        self._routes.clear()
+        if self.session.delivers:
+            for stream in self._streams.values():
+                self._request(stream)
+            self._send_requests()
 
     def on_writable(self) -> None:
         super().on_writable()
         self._send_requests()
 
+    @property
+    def deadline(self) -> float:
+        return min(super().deadline, self._list_at)
+
+    def wake(self, now: float) -> None:
+        super().wake(now)
+        if now >= self._list_at:
+            self._request_list(now)
+
     def _request(self, stream: Stream) -> None:
-        """Have a stream requested, unless it was already on this connection: a server may send ticks twice then."""
-        stream.requested(self.loop.now)
+        """Have a stream requested. Which contracts are in a month, only the list of contracts says."""
         self._unjoined.add(stream.symbol)
-        if stream.symbol not in self._requested:
-            self._to_request.append(stream.symbol)
+        stream.requested(self.loop.now)
+        if not isinstance(stream.decoder.contract, Option):
+            self._subscribe(stream.symbol, stream)
+        if stream.decoder.contract is not None:
+            self._list_at = self.loop.now
+            self.loop.schedule(self)
+
+    def _request_list(self, now: float) -> None:
+        """Contracts are listed and expire, so ask again later."""
+        if any(stream.decoder.contract is not None for stream in self._streams.values()):
+            self._list_at = now + _LIST_INTERVAL
+            self.send(lambda websocket: websocket.send_request({"functionName": "listDeribitContracts"}))
+        else:
+            self._list_at = NEVER
+
+    def _subscribe(self, name: str, stream: Stream) -> None:
+        """Request a pair or contract, unless it was already on this connection: a server may send it twice then."""
+        self._routes.setdefault(name, []).append(stream)
+        if name not in self._requested:
+            self._to_request.append(name)
+
+    def _unsubscribe(self, name: str, stream: Stream) -> None:
+        self._routes[name].remove(stream)
+        if not self._routes[name]:
+            del self._routes[name]
+            if name in self._requested:
+                self.send(lambda websocket: websocket.send_request({"functionName": "unsubscribe", **_named(name)}))
 
     def _send_requests(self) -> None:
         while self._to_request and self.websocket is not None and len(self.websocket.wire.unsent) < _MAX_UNSENT:
-            symbol = self._to_request.popleft()
-            if symbol in self._streams:
-                self._requested.add(symbol)
-                request = {**_request("getSpotRates", symbol), "resume": "ask"}
+            name = self._to_request.popleft()
+            if name in self._routes and name not in self._requested:
+                self._requested.add(name)
+                function = "getSpotRates" if ":" in name else "getDeribitContractStream"
+                request = {"functionName": function, **_named(name), "resume": "ask"}
                 self.send(lambda websocket: websocket.send_request(request))  # noqa: B023 (called at once)
 
     # Reading.
@@ -201,62 +264,88 @@ class SharedConnection(StreamConnection):
 
     def _put_message(self, message: bytes | Binary, received_ns: int) -> None:
         content = _parse(message)
-        if "subscribed" in content:
-            if (stream := self._find(content["subscribed"])) is not None:
+        if isinstance(content, list):
+            self._take_list(frozenset(content))
+        elif "subscribed" in content:
+            for stream in self._find(content["subscribed"]):
                 self._join(stream)
         elif "unsubscribed" in content:
             self._unsubscribed(content["unsubscribed"])
-        else:
-            symbol = _symbol_of(content, message)
-            stream = self._find(symbol)
-            if stream is None:
-                # Some servers don't know `unsubscribe`, and go on sending.
-                if symbol not in self._requested:
-                    self._put_other(message, received_ns)
-            elif content.get("error"):
-                self._refuse(stream, message, received_ns)
-            else:
-                self._join(stream)
-                stream.counters.messages += 1
-                stream.put_messages([message], received_ns)
-                if isinstance(message, bytes) and stream.decoder.date:
-                    self._pattern.learn(message, stream.decoder.date)
+        elif streams := self._find(name := _name_in(content, message)):
+            for stream in streams:
+                self._put_to(stream, message, received_ns, content)
+        elif name not in self._requested:
+            self._put_other(message, received_ns)
+        # Otherwise, its stream was removed, and the server doesn't know `unsubscribe`.
+
+    def _put_to(self, stream: Stream, message: bytes | Binary, received_ns: int, content: dict[str, Any]) -> None:
+        if content.get("error"):
+            decoded = stream.decoder.decode(message, received_ns)
+            reason = decoded.message if isinstance(decoded, ServerError) else "the server refuses the stream"
+            self._refuse(str(_name_in(content, message)), stream, reason)
+            return
+        self._join(stream)
+        stream.counters.messages += 1
+        stream.put_messages([message], received_ns)
+        if isinstance(message, bytes) and stream.decoder.date:
+            self._pattern.learn(message, stream.decoder.date)
 
     def _put_other(self, message: bytes | Binary, received_ns: int) -> None:
         """Report a message that belongs to no stream."""
         self.counters.messages += 1
         decoded = self._decoder.decode(message, received_ns)
-        assert not isinstance(decoded, dict)
         if isinstance(decoded, DecodeError):
             self.counters.decode_errors += 1
         elif isinstance(decoded, ServerError) and "unsubscribe" in decoded.message:
             logger.info("the server can't stop a stream, so messages of a removed one are ignored: %s", decoded)
             return
+        assert not isinstance(decoded, dict)
         self._owner.delivery.put_event(Event(decoded))
 
-    def _find(self, symbol: object) -> Stream | None:
-        return self._streams.get(symbol) if isinstance(symbol, str) else None
+    def _take_list(self, listed: frozenset[str]) -> None:
+        """Take the list of contracts: request those of months, and end the streams of those that aren't listed."""
+        for stream in list(self._streams.values()):
+            contract = stream.decoder.contract
+            if isinstance(contract, Option):
+                wanted, known = {name for name in listed if _includes(contract, name)}, self._names_of(stream)
+                for name in known - wanted:
+                    self._unsubscribe(name, stream)
+                    stream.newest.pop(name, None)
+                for name in sorted(wanted - known):
+                    self._subscribe(name, stream)
+                if not wanted:
+                    self._end(stream, f"no option of {contract.underlying} that expires in that month is listed")
+            elif isinstance(contract, Instrument) and contract.name not in listed:
+                self._end(stream, f"{contract} is not listed")
+        self._send_requests()
+
+    def _find(self, name: object) -> list[Stream]:
+        return list(self._routes.get(name, ())) if isinstance(name, str) else []
 
     def _join(self, stream: Stream) -> None:
         if stream.symbol in self._unjoined:
             self._unjoined.discard(stream.symbol)
             stream.joined(self.loop.now)
 
-    def _unsubscribed(self, symbol: object) -> None:
-        """Nothing of a removed stream follows. It may have been added again meanwhile."""
-        if symbol in self._requested:
-            self._requested.discard(symbol)
-            if (stream := self._find(symbol)) is not None:
-                self._request(stream)
+    def _unsubscribed(self, name: object) -> None:
+        """Nothing of it follows. It may be wanted again meanwhile."""
+        if isinstance(name, str) and name in self._requested:
+            self._requested.discard(name)
+            if name in self._routes:
+                self._to_request.append(name)
                 self._send_requests()
 
-    def _refuse(self, stream: Stream, message: bytes | Binary, received_ns: int) -> None:
-        """End a stream that the server refuses. The others go on."""
-        decoded = stream.decoder.decode(message, received_ns)
-        reason = decoded.message if isinstance(decoded, ServerError) else "the server refuses the stream"
-        error = StreamNotFound(reason, symbol=stream.symbol)
-        self._requested.discard(stream.symbol)
+    def _refuse(self, name: str, stream: Stream, reason: str) -> None:
+        """The server refuses a pair or contract. That ends its own stream, and a month's with its last contract."""
+        self._requested.discard(name)
+        self._unsubscribe(name, stream)
+        if stream.symbol == name or not self._names_of(stream):
+            self._end(stream, reason)
+
+    def _end(self, stream: Stream, reason: str) -> None:
+        """End one stream. The others go on."""
         self._forget(stream)
+        error = StreamNotFound(reason, symbol=stream.symbol)
         stream.refused(error)
         self._owner.failed(error)
 
@@ -305,25 +394,34 @@ def _group(pairs: Iterable[str], values: Iterable[_T]) -> dict[str, list[_T]]:
     return runs
 
 
-def _request(function: str, symbol: str) -> dict[str, Any]:
-    return {"functionName": function, "pair": symbol}
+def _named(name: str) -> dict[str, str]:
+    return {"pair" if ":" in name else "instrumentName": name}
 
 
-def _parse(message: bytes | Binary) -> dict[str, Any]:
-    """Return a message's object, without a tick's envelope. Empty if it is something else."""
+def _includes(month: Option, name: str) -> bool:
     try:
-        content = loads(message) if isinstance(message, bytes) else None
+        return month.includes(instrument(name))
+    except ConfigurationError:
+        return False  # a kind of contract that this version doesn't know
+
+
+def _parse(message: bytes | Binary) -> dict[str, Any] | list[str]:
+    """Return a message's object without a tick's envelope, or a list of contracts. Empty if it is something else."""
+    try:
+        content = loads(message) if isinstance(message, bytes) and len(message) <= MAX_TICK_MESSAGE else None
     except (ValueError, RecursionError):
         return {}
+    if isinstance(content, list) and all(isinstance(name, str) for name in content):
+        return content
     if not isinstance(content, dict):
         return {}
     tick = content.get("resultData")
     return tick if content.get("results") == "streaming" and isinstance(tick, dict) else content
 
 
-def _symbol_of(content: dict[str, Any], message: bytes | Binary) -> str | None:
-    """Return the symbol that a message names, even if it can't be read otherwise."""
-    if not content and isinstance(message, bytes) and (found := _PAIR.search(message)):
+def _name_in(content: dict[str, Any], message: bytes | Binary) -> str | None:
+    """Return the pair or contract that a message names, even if it can't be read otherwise."""
+    if not content and isinstance(message, bytes) and (found := _NAME.search(message)):
         return found[1].decode("utf-8", "replace")
-    symbol = content.get("pair")
-    return symbol if isinstance(symbol, str) else None
+    names = (content.get(key) for key in ("pair", NAME, "instrumentName"))
+    return next((name for name in names if isinstance(name, str)), None)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
-from typing import Protocol
+from typing import Protocol, cast
 
 from ..config.symbols import Pair, Symbol
 from ..connection.handshake_pool import HandshakePool
 from ..connection.loop import EventLoop
 from ..errors import ConnectionFailed, DecodeError, FinxStreamerError
-from ..values import NEVER, Event, Notice, State, Tick
+from ..values import NEVER, Event, Greeks, Notice, State, Tick
 from ..wire.decoder import Decoder, Message
 from ..wire.frames import Binary
 from .counters import ConnectionCounters, Counters
@@ -111,6 +111,7 @@ class Stream:
         "counters",
         "decoder",
         "failure",
+        "newest",
         "resequencer",
         "scheduled",
         "state",
@@ -122,8 +123,10 @@ class Stream:
 
     def __init__(self, symbol: Symbol, owner: Owner) -> None:
         self.symbol = str(symbol)
-        pair = self.symbol if isinstance(symbol, Pair) else None
-        self.decoder = Decoder(self.symbol, pair, owner.settings.parse_price)
+        pair, contract = (self.symbol, None) if isinstance(symbol, Pair) else (None, symbol)
+        self.decoder = Decoder(self.symbol, pair, owner.settings.parse_price, contract=contract)
+        #: The newest Greeks of each contract.
+        self.newest: dict[str, Greeks] = {}
         self.counters = Counters()
         self.state = State.IDLE
         #: The error that ended it.
@@ -210,15 +213,24 @@ class Stream:
                 at += 1
 
     def _put_message(self, message: Message) -> None:
-        if type(message) is dict:
-            self.put_ticks([message])
+        if isinstance(message, dict):
+            if self.decoder.contract is None:
+                self.put_ticks([cast("Tick", message)])
+            else:
+                self._put_greeks(cast("Greeks", message))
             return
         if isinstance(message, DecodeError):
             self.counters.decode_errors += 1
         if self.decoder.pair is None:
             # A stream without ticks lives by its notices.
             self._heard(self._loop.now)
-        self.put_event(message)  # type: ignore[arg-type]
+        self.put_event(message)
+
+    def _put_greeks(self, greeks: Greeks) -> None:
+        now = self._loop.now
+        self._heard(now)
+        self.newest[greeks["instrument"]] = greeks
+        self.resequencer.put_greeks(Event(greeks, self.symbol), greeks, now)
 
     def put_event(self, payload: FinxStreamerError | Notice) -> None:
         """Report something else that the server sent, in order with the ticks."""

@@ -114,7 +114,8 @@ class Streams:
             stream.counters,
             self.allowance,
             self.settings.exchanges,
-            self._backfiller,
+            # FinX keeps no history of Greeks.
+            self._backfiller if stream.decoder.contract is None else None,
             stream,
         )
 

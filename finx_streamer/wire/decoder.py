@@ -17,14 +17,16 @@ from typing import Any
 import attrs
 
 from ..config.redaction import redact
+from ..config.symbols import Contract
 from ..errors import PAYLOAD_LIMIT, DecodeError, ServerError
-from ..values import Notice, Tick
+from ..values import Greeks, Notice, Tick
+from .contract_ticker import NAME, read_greeks
 from .frames import Binary
 from .json_codec import ENVELOPED, FLAT, READ_ERRORS, TickFormat, loads
 from .tick_pattern import TickPattern
 
 #: An error is a value here: like a tick or a notice, it goes to a callback.
-Message = Tick | Notice | ServerError | DecodeError
+Message = Tick | Greeks | Notice | ServerError | DecodeError
 
 _TICK_FIELDS = frozenset({"pair", "date", "time", "exchange", "price", "UTCDate", "unixDate"})
 _NO_TICK = object()
@@ -53,6 +55,7 @@ class Decoder:
 
     `pair` is None for a stream without ticks, and `symbol` for messages that belong to no stream. `bounded=False`
     accepts messages of any length. `redact_notices=False` keeps notices as they are, for answers that are data.
+    `contract` is what a stream of Greeks has.
     """
 
     symbol: str | None
@@ -60,6 +63,7 @@ class Decoder:
     parse_price: Callable[[str], Any] = float
     bounded: bool = True
     redact_notices: bool = True
+    contract: Contract | None = None
     #: The last date that was valid. Empty before the first tick.
     date: str = attrs.field(default="", init=False)
     #: The format of the last tick.
@@ -142,7 +146,9 @@ class Decoder:
         if self.bounded and len(payload) > MAX_TICK_MESSAGE:
             return self._too_long(payload)
         message = self._decode(payload, received_ns)
-        if type(message) is dict or (not self.redact_notices and isinstance(message, Notice)):
+        # The text of Greeks may be anything, because `raw` keeps it.
+        is_tick = type(message) is dict and self.contract is None
+        if is_tick or (not self.redact_notices and isinstance(message, Notice)):
             return message
         if self.bounded and len(payload) > MAX_NOTICE:
             return self._too_long(payload)
@@ -180,6 +186,10 @@ class Decoder:
         if len(payload) > 2 * MAX_DEPTH and _too_deep(message):
             return self._error(f"nested more than {MAX_DEPTH} deep", payload)
         raw = _tick_part(message)
+        if self.contract is not None:
+            ticker = message if raw is _NO_TICK else raw
+            if type(ticker) is dict and NAME in ticker and not message.get("error"):
+                return self._greeks_or_error(ticker, payload, received_ns)
         if raw is _NO_TICK or self.pair is None:
             return self._notice_or_error(message, received_ns)
         self._format = FLAT if raw is message else ENVELOPED
@@ -204,6 +214,13 @@ class Decoder:
             return self._tick(raw, received_ns)
         except _NotATick as fault:
             return self._error(str(fault), payload, fault.__cause__)
+
+    def _greeks_or_error(self, raw: dict[str, Any], payload: bytes, received_ns: int) -> Greeks | DecodeError:
+        assert self.contract is not None
+        try:
+            return read_greeks(raw, self.contract, received_ns)
+        except ValueError as fault:
+            return self._error(f"not a contract's ticker: {fault}", payload)
 
     def _tick(self, raw: Any, received_ns: int) -> Tick:
         if type(raw) is not dict:
