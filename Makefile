@@ -76,6 +76,10 @@ docs: $(VENV)/.installed-dev ## build the documentation into docs/_build/html
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
+.PHONY: pictures
+pictures: $(VENV)/.installed-browser ## record docs/images, 2 minutes; without Chromium: make pictures ARGS=terminal
+	$(BIN)/python -m tests.support.pictures $(ARGS)
+
 .PHONY: bench
 bench: $(VENV)/.installed-bench ## compare with other clients, 15 minutes; a part of it: make bench ARGS="burst latency --rounds 9"
 	$(BIN)/python tests/benchmarks/run.py $(ARGS)
