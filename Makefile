@@ -77,7 +77,7 @@ docs: $(VENV)/.installed-dev ## build the documentation into docs/_build/html
 	@echo "docs/_build/html/index.html"
 
 .PHONY: pictures
-pictures: $(VENV)/.installed-browser ## record docs/images, 2 minutes; without Chromium: make pictures ARGS=terminal
+pictures: $(VENV)/.installed-browser ## record docs/images, 2 minutes; without Chromium: make pictures ARGS="terminal plot"
 	$(BIN)/python -m tests.support.pictures $(ARGS)
 
 .PHONY: bench

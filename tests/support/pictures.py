@@ -24,7 +24,7 @@ import attrs
 import pyte
 
 from tests.support.cli import COMMAND, environment, read_terminal
-from tests.support.program import ROOT
+from tests.support.program import ROOT, program_environment
 
 IMAGES = ROOT / "docs" / "images"
 ROWS, COLUMNS = 12, 78
@@ -207,19 +207,28 @@ def photograph_notebook() -> None:
         page.close()
 
 
+def draw_plot() -> None:
+    """Run the cookbook's program that saves a plot."""
+    from tests.test_docs import blocks
+
+    [code] = [block.code for block in blocks("python") if "savefig" in block.code]
+    subprocess.run([sys.executable, "-c", code], cwd=IMAGES, env=program_environment(MPLBACKEND="agg"), check=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("pictures", nargs="*", choices=["terminal", "notebook"], default=["terminal", "notebook"])
+    choices = ["terminal", "plot", "notebook"]
+    parser.add_argument("pictures", nargs="*", choices=choices, default=choices)
     wanted = parser.parse_args().pictures
     if "terminal" in wanted:
         (IMAGES / "terminal.svg").write_text(draw_terminal(record_terminal()), encoding="utf-8")
-        print("docs/images/terminal.svg")
+    if "plot" in wanted:
+        draw_plot()
     if "notebook" not in wanted:
         return
     if not shutil.which("chromium"):
         sys.exit("the notebook's pictures need chromium; on Debian, run apt install chromium")
     photograph_notebook()
-    print("docs/images/live-*.png and snapshot-*.png")
 
 
 if __name__ == "__main__":
