@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import venv
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -23,6 +22,7 @@ import attrs
 import pytest
 
 from finx_streamer.server import LocalServer, SimulatedMarket
+from tests.support.installed import Installation, copy_of_source
 from tests.support.program import ROOT, program_command, program_environment
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -289,6 +289,17 @@ def test_example_that_ends_at_sigterm(
     assert_alike(block, output)
 
 
+def test_the_unit_of_the_cookbook(tmp_path: Path) -> None:
+    """systemd knows all of its settings."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed")
+    [unit] = [block.code for block in blocks("text") if block.code.startswith("[Unit]")]
+    (tmp_path / "ticks.service").write_text(unit, encoding="utf-8")
+    command = ["systemd-analyze", "verify", str(tmp_path / "ticks.service")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, "ticks.service:" in done.stderr) == (0, False), done.stderr
+
+
 @pytest.mark.parametrize(
     ("block", "line"),
     [
@@ -324,20 +335,11 @@ def test_shell_example(
 )
 def test_install_example(line: str, tmp_path: Path) -> None:
     """Each install command works, with a copy of this checkout in place of the package's name."""
-    # Builds write into the source folder, so parallel ones need separate copies.
-    source = tmp_path / "source"
-    shutil.copytree(ROOT / "finx_streamer", source / "finx_streamer")
-    for name in ("setup.cfg", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    home = tmp_path / "venv"
-    venv.create(home, with_pip=True)
-    python = str(home / "bin" / "python")
-    pip = [python, "-m", "pip", "--disable-pip-version-check"]
+    source, user = copy_of_source(tmp_path), Installation(tmp_path)
     requirements = shlex.split(line.split("#")[0])[2:]
-    targets = [requirement.replace("finx-streamer", str(source)) for requirement in requirements]
-    subprocess.run([*pip, "install", "--quiet", *targets], check=True, cwd=tmp_path, capture_output=True)
-    subprocess.run([python, "-c", "import finx_streamer"], check=True, cwd=tmp_path)
+    user.install(*[requirement.replace("finx-streamer", str(source)) for requirement in requirements])
+    user.run("python", "-c", "import finx_streamer").check_returncode()
     if requirements == ["finx-streamer"]:
-        listed = subprocess.run([*pip, "list", "--format=freeze"], check=True, capture_output=True, text=True).stdout
+        listed = user.run("pip", "--disable-pip-version-check", "list", "--format=freeze").stdout
         names = {entry.split("==")[0].split(" @")[0].lower().replace("_", "-") for entry in listed.split("\n") if entry}
         assert names - {"pip", "setuptools", "wheel"} == {"finx-streamer", "websocket-client", "attrs"}
