@@ -122,17 +122,18 @@ class NetworkChecks:
                 sock.settimeout(LIMIT)
                 sock.connect(self._addresses[family])
 
-        found, verdicts = [], set()
+        found, failures = [], 0
         for family, outcome in _for_each_family(self._addresses, dial).items():
-            works = not isinstance(outcome, Exception)
-            verdicts.add(works)
-            text = f"connected in {outcome[1]:.0f} ms" if not isinstance(outcome, Exception) else _fault(outcome)
-            found.append(f"{_FAMILIES[family]}: {text}")
+            if isinstance(outcome, Exception):
+                failures += 1
+                found.append(f"{_FAMILIES[family]}: {_fault(outcome)}")
+            else:
+                found.append(f"{_FAMILIES[family]}: connected in {outcome[1]:.0f} ms")
         text = f"port {port} of {host}: {', '.join(found)}"
-        if True not in verdicts:
+        if failures == len(found):
             advice = f"Check that the {peer} runs, and that no firewall blocks the port."
             return Check("TCP", Verdict.FAILED, text, advice)
-        if False in verdicts:
+        if failures:
             return Check("TCP", Verdict.NOTE, text, "The other family is used. Connecting may take longer.")
         return Check("TCP", Verdict.OK, text)
 
@@ -195,7 +196,7 @@ class NetworkChecks:
                 tick = decoder.decode_tick(raw, time.time_ns())
                 if isinstance(tick, dict):
                     break
-                before += f"no tick after {milliseconds:.0f} ms, but {shorten(message)}; "
+                before = before or f"no tick after {milliseconds:.0f} ms, but {shorten(message)}; "
                 if isinstance(message, dict) and "error" in message:
                     return Check("first message", Verdict.FAILED, before.rstrip("; "), "Check the pair and the key.")
         self.message = message
@@ -318,4 +319,4 @@ def _handshake_advice(error: ConnectionFailed) -> str:
         return 'Check the pair, and try Endpoint(url, prefix="streamer").'
     if error.status is not None and error.status < 400:
         return "A captive portal may answer in FinX's place: open a page in your browser, and log in."
-    return ""
+    return "Check the endpoint, or try again later."

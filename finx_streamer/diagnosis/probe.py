@@ -69,6 +69,8 @@ class Probe:
             ConnectionFailed: The connection ended.
         """
         connection = self._connection
+        if not self.deadline.left:
+            return None  # also if the server has sent more than was read
         while not (messages := connection.messages(1)):
             if connection.ended is not None:
                 raise connection.ended

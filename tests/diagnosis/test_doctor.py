@@ -354,6 +354,21 @@ def test_a_first_message_that_is_no_tick(message: dict[str, Any], verdict: Verdi
     assert ("a tick after" in first.found) == (verdict is Verdict.NOTE)
 
 
+def test_a_flood_without_ticks() -> None:
+    """The wait for a tick ends, although there is always another message to read."""
+
+    def script(caller: Caller) -> None:
+        caller.welcome()
+        while True:
+            caller.send(frame('{"isAuth":true}') * 1_000)
+
+    with Peer(script) as peer:
+        report = examine(peer.url)
+    first = found(report)["first message"]
+    assert first.verdict is Verdict.NOTE
+    assert first.found.endswith("no tick within 5 s")
+
+
 def test_a_stream_that_ends_before_its_first_tick() -> None:
     """The reason is the server's."""
     with Peer(leave_after(close_frame(1013, b"busy"))) as peer:
