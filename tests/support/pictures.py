@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import pty
+import re
 import select
 import shutil
 import subprocess
@@ -209,9 +210,8 @@ def photograph_notebook() -> None:
 
 def draw_plot() -> None:
     """Run the cookbook's program that saves a plot."""
-    from tests.test_docs import blocks
-
-    [code] = [block.code for block in blocks("python") if "savefig" in block.code]
+    programs = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "cookbook.md").read_text("utf-8"), re.DOTALL)
+    [code] = [program for program in programs if "savefig" in program]
     subprocess.run([sys.executable, "-c", code], cwd=IMAGES, env=program_environment(MPLBACKEND="agg"), check=True)
 
 
