@@ -1,4 +1,4 @@
-"""Every code block in the README and in the docs runs, against a local server."""
+"""Every code block in the README, the docs and the docstrings of the reference runs, against a local server."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from pathlib import Path
 
 import attrs
 import pytest
+import reference
 
 from finx_streamer.server import LocalServer, SimulatedMarket
 from tests.support.program import ROOT, program_command, program_environment
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "reference").glob("*.md"))]
 FENCE = re.compile(r"^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 #: The languages of blocks that show output.
 SHOWN = {"text", ""}
@@ -52,7 +53,8 @@ def blocks(language: str) -> list[Block]:
     """All blocks in a language."""
     found = []
     for page in PAGES:
-        text = page.read_text(encoding="utf-8")
+        # The reference is written from docstrings. The lines of these pages are those of the written text.
+        text = reference.expand(page.read_text(encoding="utf-8"))
         for fence in FENCE.finditer(text):
             if fence[1] == language:
                 found.append(Block(page, text.count("\n", 0, fence.start()) + 1, language, fence[2]))

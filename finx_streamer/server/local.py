@@ -30,8 +30,12 @@ from .ticks import Tick, parse_tick
 class LocalServer:
     """A FinX server on this machine that plays one market to any number of clients::
 
-        with LocalServer(Tape("ticks.jsonl", speed=10.0), keys={"demo"}) as server:
-            listener = StreamListener("BTC:USDT", endpoint=server.url, api_key="demo")
+        from finx_streamer import StreamListener
+        from finx_streamer.server import LocalServer, SimulatedMarket
+
+        with LocalServer(SimulatedMarket(), keys={"demo"}) as server:
+            with StreamListener("BTC:USDC", endpoint=server.url, api_key="demo", on_tick=print) as listener:
+                listener.join(timeout=1)
 
     Clients connect to `streaming/[key]/[pair]` and `streaming/greeks/[key]/[option]` (S) for streams, and to
     `streamer/[key]` (D) for the functions `authenticate`, `tickSnap`, `tickHistory`, `referenceData` and `keepAlive`.
