@@ -1,7 +1,11 @@
 """How Sphinx builds the documentation: `make docs`."""
 
+import logging
+import os
 import sys
 from pathlib import Path
+
+from sphinx.application import Sphinx
 
 from finx_streamer._version import __version__
 
@@ -42,3 +46,13 @@ templates_path = ["_templates"]
 html_copy_source = False
 html_show_sourcelink = True
 html_theme_options = {"top_of_page_buttons": ["view"]}
+
+
+def setup(app: Sphinx) -> None:
+    """Give the notebooks' kernels a profile of their own, whose log has errors only."""
+    profile = Path(app.outdir).parent / "ipython" / "profile_default"
+    profile.mkdir(parents=True, exist_ok=True)
+    (profile / "ipython_kernel_config.py").write_text(f"c.IPKernelApp.log_level = {logging.ERROR}\n", encoding="utf-8")
+    os.environ["IPYTHONDIR"] = str(profile.parent)
+    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
+    logging.getLogger("traitlets").setLevel(logging.WARNING)

@@ -77,7 +77,7 @@ def _description(env: BuildEnvironment, docname: str) -> str:
     """Return the first sentence of a page."""
     first = next(iter(env.get_doctree(docname).findall(nodes.paragraph)), None)
     text = "" if first is None else first.astext().replace("\n", " ")
-    return re.split(r"(?<=[.:]) (?=[A-Z])", text)[0]
+    return re.split(r"(?<=\.) (?=[A-Z])", text)[0]
 
 
 def llms_txt(env: BuildEnvironment) -> str:
