@@ -36,8 +36,6 @@ copybutton_selector = "div:not(.highlight-text):not(.highlight-none):not(.output
 copybutton_exclude = ".linenos, .gp, .go"
 
 html_theme = "furo"
-# Furo's default underlines names of modules, which hides their underscores.
-pygments_dark_style = "github-dark"
 html_title = f"finx-streamer {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]

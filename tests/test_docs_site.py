@@ -84,6 +84,15 @@ def test_every_public_name_is_in_the_reference() -> None:
     assert {page for page in reference.pages().values() if f"({page}" not in index} == set()
 
 
+def test_the_page_about_the_wire_lists_what_doctor_confirms() -> None:
+    """Each assumption of the report has its name on the page, and the page has no other."""
+    page = (DOCS / "protocol.md").read_text(encoding="utf-8")
+    section = page.partition("## What doctor confirms")[2].partition("\n## ")[0]
+    listed = [name for row in re.findall(r"^\| (`.+?) \|", section, re.MULTILINE) for name in row[1:-1].split("`, `")]
+    report = finx_streamer.doctor(endpoint="demo")
+    assert listed == [check.name for check in report.assumptions]
+
+
 def test_a_parameter_without_a_description_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """No row of a table can be missing."""
     monkeypatch.setattr(finx_streamer.stop_all, "__doc__", "Stop every listener of this process.")

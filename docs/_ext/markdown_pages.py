@@ -21,7 +21,7 @@ from sphinx.environment import BuildEnvironment
 
 #: What only Sphinx understands: lists of pages, attributes of a block or a picture, and pictures for dark pages.
 _FOR_SPHINX = re.compile(
-    r"^```\{toctree\}\n.*?^```\n|^\{[.#][^}]*\}\n|^!\[[^\]]*\]\([^)]*\)\{\.only-dark\}\n\n?|(?<=\))\{[.#][^}]*\}",
+    r"^```\{toctree\}\n.*?^```\n|^\{[.#][^}]*\}\n|^!\[[^\]]*\]\([^)]*\)\{\.only-dark\}\n|(?<=\))\{[.#][^}]*\}",
     re.MULTILINE | re.DOTALL,
 )
 _INCLUDE = re.compile(r"^```\{include\} (\S+)\n```$", re.MULTILINE)
