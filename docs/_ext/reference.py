@@ -236,7 +236,7 @@ class Writer:
             page = pages().get(owner)
             if page is None or owner == self._name:
                 return match[0]
-            if page == "errors.md":
+            if list(pages().values()).count(page) > 1:
                 return f"[{match[0]}]({page}#{owner.lower()})"
             return f"[{match[0]}]({page}{'#' + member.lower() if member and _has_heading(owner, member) else ''})"
 
@@ -304,7 +304,7 @@ def _shown(default: object) -> str:
     if attrs.has(type(default)):
         return f"{type(default).__name__}()"
     if isinstance(default, tuple):
-        return "…"
+        return f"({_shown(default[0])}, …)"
     return f"{default:_}" if type(default) is int and default >= 10_000 else repr(default).replace("'", '"')
 
 

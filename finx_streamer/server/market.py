@@ -36,7 +36,7 @@ class SimulatedMarket:
             print(server.url)
 
     Cross rates are consistent, and each exchange has a small constant premium. Ticks have the current time in
-    milliseconds. Prices are printed as floats print, as the vendor does: `21865.010000000002` occurs. Source: D.
+    milliseconds. Prices have the digits of printed floats, as FinX sends them: `21865.010000000002` occurs. Source: D.
 
     Args:
         pairs (Iterable[str]): The pairs that clients can subscribe to. The first ones trade most often.

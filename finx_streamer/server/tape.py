@@ -26,8 +26,8 @@ class Tape:
     The pace follows the latest time so far. A late tick is sent at once. Equal lines are different trades. Clients can
     subscribe to the pairs that occur in the tape.
 
-    A file is read twice: here, to find its pairs and check every line, and again when it is played. It may therefore
-    be larger than memory. An iterable is read here and kept in memory.
+    A file is read twice: at once, to find its pairs and check every line, and again when it is played. So it may be
+    larger than memory. An iterable is read at once and kept in memory.
 
     Args:
         ticks (str | os.PathLike[str] | Iterable[Mapping[str, Any]]): A file with one tick per line, or ticks. The lines
