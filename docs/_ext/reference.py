@@ -16,10 +16,12 @@ import textwrap
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
-from sphinx.application import Sphinx
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 DOCS = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```\{reference\} (\S+)\n(?::see: (.*)\n)?(?::exclude: (.*)\n)?```$", re.MULTILINE)
@@ -55,17 +57,15 @@ class Docstring:
     def of(cls, documented: object) -> Docstring:
         """Read an object's own docstring."""
         found = cls()
-        section = ""
-        for block in _blocks(inspect.cleandoc(documented.__doc__ or "")):
+        # Split at blank lines, except inside of an example or a section.
+        for block in re.split(r"\n\n+(?=\S)|(?<=::)\n\n", inspect.cleandoc(documented.__doc__ or "")):
             head, _, rest = block.partition("\n")
             if match := _SECTION.fullmatch(head):
-                section, block = match[1], textwrap.dedent(rest)
-            elif not block.startswith("    "):
-                section = ""
-            if section == "Returns":
-                found.returns = _LEADING_TYPE.sub("", _joined(block), count=1)
-            elif section:
-                found.items.setdefault(section, []).extend(_items(block))
+                body = textwrap.dedent(re.sub(r"\n\n+", "\n", rest))
+                if match[1] == "Returns":
+                    found.returns = _LEADING_TYPE.sub("", _joined(body))
+                else:
+                    found.items[match[1]] = list(_items(body))
             elif block.startswith("    "):
                 found.examples.append(textwrap.dedent(block))
             elif found.summary:
@@ -73,17 +73,6 @@ class Docstring:
             else:
                 found.summary = _paragraph(block)
         return found
-
-
-def _blocks(text: str) -> list[str]:
-    """Split a text at blank lines, except inside of an indented example."""
-    blocks: list[str] = []
-    for block in re.split(r"\n\n+(?=\S)|(?<=::)\n\n", text):
-        if _SECTION.match(block):
-            blocks.append(re.sub(r"\n\n+", "\n", block))
-        else:
-            blocks.append(block)
-    return blocks
 
 
 def _items(text: str) -> Iterator[Item]:
@@ -154,7 +143,7 @@ class Writer:
             for item in doc.items.get("Attributes", ())
         ]
         if issubclass(self._object, enum.Enum):
-            self._table("member", [Item(member.name, repr(member.value), "") for member in self._object])
+            self._table("member", [Item(member.name, _shown(member.value), "") for member in self._object])
         parameters = doc.items.get("Args", ())
         if parameters:
             if methods or properties:
@@ -177,16 +166,15 @@ class Writer:
 
     def _function(self, function: Any, name: str) -> None:
         doc = Docstring.of(function)
-        if name in _SPECIAL:
+        signature = [] if name in _SPECIAL else [_signature(function, name)]
+        if doc.examples:
             self._begin(doc)
-        elif doc.examples:
-            self._begin(doc)
-            self._parts.append(_signature(function, name))
+            self._parts += signature
         else:
-            self._parts.append(_signature(function, name))
+            self._parts += signature
             self._begin(doc)
         self._parts += map(self._text, doc.details)
-        if name not in _SPECIAL:
+        if signature:
             self._parameters(function, doc.items.get("Args", []))
         if doc.returns:
             self._parts.append(f"**Returns** {self._text(doc.returns)}")
