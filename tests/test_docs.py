@@ -1,4 +1,4 @@
-"""Every code block in the README and in the docs runs, against a local server."""
+"""Every code block in the README, the docs and the docstrings of the reference runs, against a local server."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from xml.etree import ElementTree
 
 import attrs
 import pytest
+import reference
 
 from finx_streamer.server import LocalServer, SimulatedMarket
 from tests.support.installed import Installation, copy_of_source
 from tests.support.program import ROOT, program_command, program_environment
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "reference").glob("*.md"))]
 FENCE = re.compile(r"^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 #: The block that shows the output of the program before it.
 OUTPUT = re.compile(r"\n\n```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -62,7 +63,8 @@ def blocks(language: str) -> list[Block]:
     """All blocks in a language."""
     found = []
     for page in PAGES:
-        text = page.read_text(encoding="utf-8")
+        # The reference is written from docstrings. The lines of these pages are those of the written text.
+        text = reference.expand(page.read_text(encoding="utf-8"))
         for fence in FENCE.finditer(text):
             if fence[1] == language:
                 shown = OUTPUT.match(text, fence.end()) if page == COOKBOOK else None

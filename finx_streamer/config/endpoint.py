@@ -21,7 +21,14 @@ _PREFIX = re.compile(r"[A-Za-z0-9_-]+")
 
 @attrs.frozen
 class Endpoint:
-    """A server's base URL and the path prefix of its streams.
+    """A server's base URL and the path prefix of its streams::
+
+        from finx_streamer import Endpoint, StreamListener
+
+        later_path = Endpoint("wss://ws.finx.io/", prefix="streamer")
+        listener = StreamListener("BTC:USDC", endpoint=later_path)
+
+    `Endpoint.PRODUCTION` and `Endpoint.BETA` are FinX's servers.
 
     Args:
         url: `wss://host[:port][/path]`, or `ws://`.
@@ -44,7 +51,14 @@ class Endpoint:
 
     @classmethod
     def of(cls, given: object) -> Endpoint:
-        """Return the endpoint for "production", "beta", a base URL or an `Endpoint`. Raises `ConfigurationError`."""
+        """Return the endpoint for a name or a URL.
+
+        Args:
+            given (str | Endpoint): "production", "beta", a base URL or an `Endpoint`.
+
+        Raises:
+            ConfigurationError: It is none of them.
+        """
         if isinstance(given, Endpoint):
             return given
         if not isinstance(given, str):

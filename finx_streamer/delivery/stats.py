@@ -34,7 +34,13 @@ class Totals:
 
 @attrs.frozen(kw_only=True)
 class StreamStats(Totals):
-    """A snapshot of one stream's counters.
+    """A snapshot of one stream's counters::
+
+        from finx_streamer import StreamListener
+
+        with StreamListener("BTC:USDC", endpoint="demo") as listener:
+            listener.join(timeout=1)
+            print(listener.stats.streams["BTC:USDC"].rate, "ticks per second")
 
     Attributes:
         state: The state of the stream.
@@ -68,9 +74,16 @@ class StreamStats(Totals):
 
 @attrs.frozen(kw_only=True)
 class ListenerStats(Totals):
-    """A snapshot of a listener's counters: the sums over its streams. Removed streams don't count.
+    """A snapshot of a listener's counters: the sums over its streams::
 
-    Only `state`, `queue_depth`, `queue_peak` and `last_error` aren't sums. All streams share one queue.
+        from finx_streamer import StreamListener
+
+        with StreamListener("BTC:USDC", "ETH:USDC", endpoint="demo") as listener:
+            listener.join(timeout=1)
+            print(listener.stats.ticks, "ticks,", listener.stats.reconnects, "reconnects")
+
+    Removed streams don't count. Only `state`, `queue_depth`, `queue_peak` and `last_error` aren't sums. All streams
+    share one queue.
 
     Attributes:
         state: The state of the listener, as in `StreamListener.state`.

@@ -34,7 +34,12 @@ class Verdict(enum.StrEnum):
 
 @attrs.frozen
 class Check:
-    """One check.
+    """One check of a `Report`::
+
+        import finx_streamer
+
+        for check in finx_streamer.doctor(endpoint="demo").checks:
+            print(check.verdict, check.name, check.advice)
 
     Attributes:
         name (str): What was checked, such as "TCP".
@@ -64,7 +69,12 @@ class Check:
 
 @attrs.frozen(repr=False)
 class Report:
-    """The result of `doctor`. Printing it shows one check per line.
+    """The result of `doctor`. Printing it shows one check per line::
+
+        import finx_streamer
+
+        report = finx_streamer.doctor(endpoint="demo")
+        print(report.ok, report.summary)
 
     Attributes:
         checks (tuple[Check, ...]): From this machine outwards to the server.
