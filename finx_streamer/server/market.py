@@ -28,10 +28,15 @@ _MEAN_REGIME_SECONDS = 2.0
 
 
 class SimulatedMarket:
-    """A random walk of several pairs on several exchanges, with bursts and quiet periods.
+    """A random walk of several pairs on several exchanges, with bursts and quiet periods::
+
+        from finx_streamer.server import LocalServer, SimulatedMarket
+
+        with LocalServer(SimulatedMarket(rate=200, seed=1)) as server:
+            print(server.url)
 
     Cross rates are consistent, and each exchange has a small constant premium. Ticks have the current time in
-    milliseconds. Prices are printed as floats print, as the vendor does: `21865.010000000002` occurs. Source: D.
+    milliseconds. Prices have the digits of printed floats, as FinX sends them: `21865.010000000002` occurs. Source: D.
 
     Args:
         pairs (Iterable[str]): The pairs that clients can subscribe to. The first ones trade most often.
@@ -89,7 +94,14 @@ class SimulatedMarket:
         return self._rate is not None
 
     def play(self, clock: Callable[[], float]) -> Iterator[tuple[float, Tick]]:
-        """Play the market from its beginning. See `Source.play`."""
+        """Play the market from its beginning. See `Source.play`.
+
+        Args:
+            clock (Callable[[], float]): Returns the current time in seconds since 1970.
+
+        Returns:
+            Iterator[tuple[float, Tick]]: When each tick is due, in seconds since the start, and the tick.
+        """
         seed = random.getrandbits(64) if self._seed is None else self._seed
         # Two generators, so that the rate has no influence on the trades.
         trades = islice(self._trades(random.Random(f"trades {seed}")), self._limit)
