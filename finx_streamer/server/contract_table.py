@@ -12,7 +12,8 @@ from .protocol import encode_contract
 POINT_SECONDS = 300
 #: `point` is in seconds, `timestamp` in milliseconds since 1970.
 SCHEMA = (
-    "CREATE TABLE IF NOT EXISTS contract (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, base TEXT NOT NULL, expiry INTEGER)",
+    "CREATE TABLE IF NOT EXISTS contract (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, base TEXT NOT NULL, "
+    "expiry INTEGER)",
     "CREATE TABLE IF NOT EXISTS ticker (id INTEGER PRIMARY KEY, contract INTEGER NOT NULL, point INTEGER NOT NULL, "
     "timestamp INTEGER NOT NULL, text TEXT NOT NULL, UNIQUE (contract, point))",
 )
