@@ -15,7 +15,7 @@ TESTS = ROOT / "tests"
 
 #: The layers of the package. A module may import from its own row and from the rows above it.
 ROWS = (
-    ("_version", "clock", "errors", "values"),
+    ("_version", "clock", "errors", "greeks", "values"),
     ("config",),
     ("wire",),
     ("connection",),
@@ -35,7 +35,7 @@ ALLOWED = {
     ("diagnosis.checkup", "demo"): "the same",
 }
 #: What the server may import from the client. With a shared codec, a bug in it could go unnoticed.
-SHARED_WITH_SERVER = {"clock", "errors", "values", "config.symbols"}
+SHARED_WITH_SERVER = {"clock", "errors", "greeks", "values", "config.symbols"}
 #: `listener` is the public class, and most of its lines are documentation.
 LONG_MODULES = {"listener"}
 
@@ -123,7 +123,7 @@ def test_only_the_connection_package_imports_websocket() -> None:
 
 
 def test_the_server_shares_no_codec_with_the_client() -> None:
-    """The server imports only errors, values and symbols from the client."""
+    """The server imports only errors, values, symbols and Greeks from the client."""
     server = row_of("server")
     used = {target for module, targets in IMPORTS.items() if row_of(module) == server for target in targets}
     assert {target for target in used if row_of(target) != server} <= SHARED_WITH_SERVER
