@@ -188,8 +188,9 @@ class Hub:
             self.admitted.discard(connection)
             self._release_key(connection.route.key)
         if connection in self.connections:
-            for symbol, audience in self.connections.pop(connection).items():
+            for symbol, audience in self.connections[connection].items():
                 self._leave(connection, symbol, audience)
+            del self.connections[connection]
             self._signal_change()
 
     def on_lost(self, connection: Connection) -> None:
