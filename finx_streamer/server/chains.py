@@ -87,7 +87,7 @@ class Chains:
         while True:
             if began < quiet_until:
                 point = POINT_SECONDS * 1_000
-                began = min(began // point * point + point - INTERVAL, quiet_until)
+                began = min(max(began, began // point * point + point - INTERVAL), quiet_until)
             self._list(began)
             for book in sorted(self._books.values(), key=lambda each: each.phase):
                 expiry = book.instrument.expiry
