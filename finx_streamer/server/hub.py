@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 
 from .connection import Connection
-from .contracts import ContractTicker, Played
+from .contracts import ContractTicker, Played, parse_instrument
 from .protocol import (
     Wire,
     encode_contract,
@@ -153,22 +153,32 @@ class Hub:
         self._counters.connections_total += 1
         self._signal_change()
 
-    def subscribe(self, connection: Connection, symbol: str, wire: Wire, *, is_played: bool = True) -> None:
-        """Send a connection everything that is published for a symbol from now on. Does nothing if it is subscribed.
+    def subscribe(self, connection: Connection, symbol: str, wire: Wire, *, is_played: bool = True) -> bool:
+        """Send a connection everything that is published for a symbol from now on. Returns whether that is new.
 
-        Unless the symbol `is_played`, the subscription only counts. A new subscriber to contracts gets their newest
-        tickers at once.
+        Unless the symbol `is_played`, the subscription only counts.
         """
         subscriptions = self.connections.get(connection)
         if subscriptions is None or symbol in subscriptions:
-            return
+            return False
         subscriptions[symbol] = audience = self._find_audience(symbol, wire) if is_played else None
-        self._count_stream(symbol, 1)
         if audience is not None:
             audience.add(connection)
-            for ticker in self._newest_of(symbol):
-                self._counters.greeks_sent += 1
-                connection.reply(audience.encode(ticker))
+        self._count_stream(symbol, 1)
+        return True
+
+    def send_newest(self, connection: Connection, symbol: str) -> None:
+        """Send a new subscriber the newest tickers of its contracts that are listed."""
+        audience = self.connections.get(connection, {}).get(symbol)
+        if audience is None or ":" in symbol:
+            return
+        listed = self._settings.contracts
+        names = (
+            [symbol] if symbol in listed else sorted(name for name in listed if symbol == parse_instrument(name).month)
+        )
+        for ticker in filter(None, map(self._newest.get, names)):
+            self._counters.greeks_sent += 1
+            connection.reply(audience.encode(ticker))
 
     def unsubscribe(self, connection: Connection, symbol: str) -> None:
         """Send a connection nothing more of a symbol. Does nothing if it isn't subscribed."""
@@ -231,15 +241,6 @@ class Hub:
                 self._audiences[symbol] = remaining
             else:
                 del self._audiences[symbol]
-
-    def _newest_of(self, symbol: str) -> list[ContractTicker]:
-        """The newest tickers of a contract, or of the contracts of a month that are still listed."""
-        listed = self._settings.contracts
-        if symbol in self._newest:
-            return [self._newest[symbol]] if symbol in listed else []
-        if ":" in symbol:
-            return []
-        return [each for name, each in self._newest.items() if each.instrument.month == symbol and name in listed]
 
     def _count_stream(self, symbol: str, change: int) -> None:
         self.streams += change

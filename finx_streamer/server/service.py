@@ -235,9 +235,10 @@ class Service:
     def _begin_stream(self, client: Connection, route: Route) -> None:
         """Begin the stream of the URL."""
         is_played = route.kind is Kind.TICKS or bool(self._settings.contracts)
+        if self.hub.subscribe(client, route.symbol, Wire.URL, is_played=is_played):
+            self.hub.send_newest(client, route.symbol)
         if not is_played:
             client.reply(GREEKS_PLACEHOLDER)
-        self.hub.subscribe(client, route.symbol, Wire.URL, is_played=is_played)
 
     async def _answer_messages(self, client: Connection) -> None:
         """Answer messages until the connection ends. Close it if no keepAlive arrives in time."""
@@ -306,9 +307,12 @@ class Service:
                 f"this connection has {SUBSCRIPTION_LIMIT:,} subscriptions, the most that are possible; "
                 "use another connection for further ones"
             )
+        # In force before the answer. Nothing is published in between.
+        is_new = self.hub.subscribe(client, subscription.symbol, Wire.SUBSCRIBE)
         if subscription.answer is not None:
             client.reply(subscription.answer)
-        self.hub.subscribe(client, subscription.symbol, Wire.SUBSCRIBE)
+        if is_new:
+            self.hub.send_newest(client, subscription.symbol)
         return None
 
     async def _apply_faults(self, client: Connection, call: Call) -> str | None:

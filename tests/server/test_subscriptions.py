@@ -393,6 +393,13 @@ def test_a_flood_of_requests(server: LocalServer) -> None:
         assert got == expected
 
 
+def next_answer(peer: ClientConnection) -> Any:
+    """The next message that isn't the newest ticker for a new subscriber."""
+    while "instrument_name" in (message := json.loads(peer.recv(timeout=TIMEOUT))):
+        pass
+    return message
+
+
 symbols = st.sampled_from([PAIR, OTHER, CALL, MONTH, "XYZ:USDC", "", "a b"]) | st.text(max_size=20)
 requests = st.fixed_dictionaries(
     {"functionName": st.sampled_from(["getSpotRates", "getDeribitContractStream", "unsubscribe"])},
@@ -400,9 +407,9 @@ requests = st.fixed_dictionaries(
 )
 
 
-@given(st.lists(requests, max_size=20), st.data())
+@given(st.lists(requests, max_size=20))
 @examples(100)
-def test_any_requests_leave_the_subscriptions_that_they_say(sent: list[dict[str, Any]], data: st.DataObject) -> None:
+def test_any_requests_leave_the_subscriptions_that_they_say(sent: list[dict[str, Any]]) -> None:
     """The answers and the stats agree with a model, and exactly the subscribed symbols arrive."""
     known = {PAIR, OTHER, CALL, PUT}
     model: set[str] = set()
@@ -417,13 +424,14 @@ def test_any_requests_leave_the_subscriptions_that_they_say(sent: list[dict[str,
                 if right:
                     model.add(str(symbol))
                 if not right or "resume" in each:
-                    answer = json.loads(peer.recv(timeout=TIMEOUT))
+                    answer = next_answer(peer)
                     assert ("error" in answer) if not right else answer == {"subscribed": symbol}
             else:
-                answer = json.loads(peer.recv(timeout=TIMEOUT))
+                answer = next_answer(peer)
                 assert ("error" in answer) != ("unsubscribed" in answer)
                 model.discard(answer.get("unsubscribed"))
-        assert ask(peer, "keepAlive") == {"keepAlive": True}
+        peer.send(request("keepAlive"))
+        assert next_answer(peer) == {"keepAlive": True}
         _shared.server.emit(tick(1), tick(2, OTHER), ticker(CALL), ticker(PUT))
         peer.send(request("keepAlive"))
         got = []
