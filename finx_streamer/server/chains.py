@@ -23,6 +23,8 @@ from .contracts import EXPIRY_HOUR, KEYS, ContractTicker, Instrument, format_exp
 #: The milliseconds between two tickers of a contract.
 INTERVAL = 1_000
 
+#: The milliseconds between two times at which contracts have tickers. Some share each.
+_SLOT = 50
 #: The level of the volatility of each underlying, per year.
 _VOLATILITY = {"BTC": 0.70, "ETH": 0.85, "SOL": 1.05}
 #: How much dearer a forward is, per year.
@@ -198,7 +200,7 @@ class Chains:
                 names += [f"{name}-{strike}-{side}" for strike in _strikes(forward) for side in "CP"]
         new = [name for name in names if name not in self._books]
         for name in new:
-            phase = crc32(name.encode()) % INTERVAL
+            phase = crc32(name.encode()) % (INTERVAL // _SLOT) * _SLOT
             self._books[name] = _Book(parse_instrument(name), phase, self._rng.randint(10, 20_000) / 10)
         gone = [name for name, book in self._books.items() if (book.instrument.expiry or math.inf) * 1_000 <= now]
         for name in gone:

@@ -117,13 +117,22 @@ class Hub:
     def _publish_contract(self, ticker: ContractTicker, can_wait: bool) -> None:
         self._counters.greeks_played += 1
         self.recorder.add_contract(ticker)
-        self._newest[ticker.instrument.name] = ticker
+        name, month = ticker.instrument.name, ticker.instrument.month
+        if name not in self._newest:
+            self._forget_expired()
+        self._newest[name] = ticker
         frames: dict[_Encoder, bytes] = {}
-        for symbol in filter(None, (ticker.instrument.name, ticker.instrument.month)):
-            for audience in self._audiences.get(symbol, ()):
+        for symbol in (name, month):
+            for audience in self._audiences.get(symbol or "", ()):
                 data = frames.get(audience.encode) or encode_frame(audience.encode(ticker))
                 frames[audience.encode] = data
                 self._counters.greeks_sent += self._queue(data, audience, can_wait)
+
+    def _forget_expired(self) -> None:
+        """Keep the newest tickers of at most twice as many contracts as are listed."""
+        listed = self._settings.contracts
+        if len(self._newest) > 2 * len(listed):
+            self._newest = {name: ticker for name, ticker in self._newest.items() if name in listed}
 
     def _queue(self, data: bytes, audience: Audience, can_wait: bool) -> int:
         """Queue a frame for an audience. Returns the number of its connections."""

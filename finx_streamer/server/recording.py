@@ -67,14 +67,25 @@ class Recording:
                 tickers_of[played.instrument.name] += 1
             else:
                 ticks_of[played["pair"]] += 1
-                hashed.add(played)
+                if self._path is not None:
+                    hashed.add(played)
         self._length = ticks_of.total()
         self._count = self._length + tickers_of.total()
         #: The pairs and the contracts that occur in it.
         self.pairs = frozenset(ticks_of)
         self.contracts = frozenset(tickers_of)
-        #: Identifies the sequence of ticks, in any format, under any file name and with any contracts between them.
-        self.digest = hashed.digest
+        #: Known unless the ticks are in memory.
+        self._digest = None if self._path is None else hashed.digest
+
+    @property
+    def digest(self) -> str:
+        """Identifies the sequence of ticks, in any format, under any file name and with any contracts between them."""
+        if self._digest is None:
+            hashed = _TickHash()
+            for tick in self._read_ticks():
+                hashed.add(tick)
+            self._digest = hashed.digest
+        return self._digest
 
     def __str__(self) -> str:
         return "the tape" if self._path is None else f"the tape {self._path}"
