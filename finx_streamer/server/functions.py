@@ -24,8 +24,8 @@ from .ticks import ExactTime, day_start, exact_time
 
 #: The most ticks in one answer. Source: D; that these are the first ones: O.
 HISTORY_LIMIT = 1_000
-#: The functions that change subscriptions, and the argument that names the symbol. `unsubscribe` takes either.
-SUBSCRIBING = {"getSpotRates": "pair", "getDeribitContractStream": "instrumentName", "unsubscribe": ""}
+#: The functions that change subscriptions. Source: D, except unsubscribe: O.
+SUBSCRIBING = frozenset({"getSpotRates", "getDeribitContractStream", "unsubscribe"})
 #: The coins of which there are matrices. Source: D.
 MATRIX_BASES = ("BTC", "ETH", "SOL", "USDC")
 #: The answer to authenticate. Source: D.
@@ -54,18 +54,18 @@ class Call:
 
     @property
     def argument(self) -> str:
-        """The argument that names the symbol of a subscription: `pair` or `instrumentName`. Empty for other calls."""
-        if self.name == "unsubscribe":
-            return "instrumentName" if "instrumentName" in self.request else "pair"
-        return SUBSCRIBING.get(self.name, "")
+        """The argument that names the symbol of a subscription: `pair` or `instrumentName`."""
+        names_contract = self.name == "getDeribitContractStream" or "instrumentName" in self.request
+        return "instrumentName" if names_contract and self.name != "getSpotRates" else "pair"
 
     @property
     def subject(self) -> dict[str, str]:
         """What errors name, so that the client knows which subscription failed. Empty if it can't be quoted."""
+        if self.name not in SUBSCRIBING:
+            return {}
         value = self.request.get(self.argument)
         parse = Pair.parse if self.argument == "pair" else parse_instrument
-        quoted = _quote(value, lambda text: _parses(parse, text), self._keys)
-        return {self.argument: str(value)} if self.argument and quoted else {}
+        return {self.argument: str(value)} if _quote(value, lambda text: _parses(parse, text), self._keys) else {}
 
     def require(self, name: str) -> str:
         """Return a required argument. Raises `CallError` if it is missing or not a non-empty string."""

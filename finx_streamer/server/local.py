@@ -282,7 +282,7 @@ class LocalServer:
             ticks (str | os.PathLike[str] | Iterable[Mapping[str, Any]]): A file or ticks, as for `Tape`.
 
         Returns:
-            int: How many ticks were stored. 0 for a file that was imported before.
+            int: How many ticks were stored, without contract tickers. 0 for a file that was imported before.
 
         Raises:
             ConfigurationError: A tick is malformed or the file can't be read. No tick is stored then.
@@ -349,7 +349,7 @@ class LocalServer:
         """End TCP connections without a close frame.
 
         Args:
-            symbol (str | None): Only the streams of this symbol.
+            symbol (str | None): Only connections with a stream of this symbol.
             reset (bool): Whether to end them with RST instead of FIN.
             only (str | None): Only `"streams"` or only `"functions"`.
 
@@ -366,7 +366,7 @@ class LocalServer:
         Args:
             code (int): The close code: 1000 to 1003, 1007 to 1014, or 3000 to 4999.
             reason (str): The reason, at most 123 bytes.
-            symbol (str | None): Only to the streams of this symbol.
+            symbol (str | None): Only to connections with a stream of this symbol.
             only (str | None): Only to `"streams"` or only to `"functions"`.
 
         Returns:
@@ -382,7 +382,7 @@ class LocalServer:
         Data that is already in the kernel's buffer still arrives. New connections work normally.
 
         Args:
-            symbol (str | None): Only the streams of this symbol.
+            symbol (str | None): Only connections with a stream of this symbol.
             only (str | None): Only `"streams"` or only `"functions"`.
 
         Returns:
@@ -405,7 +405,7 @@ class LocalServer:
 
         Args:
             message (str | bytes): A str is sent as a text frame, bytes as a binary frame.
-            symbol (str | None): Only to the streams of this symbol.
+            symbol (str | None): Only to connections with a stream of this symbol.
             only (str | None): Only to `"streams"` or only to `"functions"`.
 
         Returns:
