@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from itertools import repeat, starmap
 
@@ -18,6 +18,7 @@ from ..streaming.counters import Counters
 from ..values import NO_BOUND, Event, Tick
 from .callbacks import CallbackRunner
 from .iteration import Iterations
+from .queue_peaks import QueuePeaks
 from .queues import BlockQueue, Entry, TickQueue
 from .recent import Recent
 from .wakeup import Wakeup
@@ -65,7 +66,7 @@ class InlineDelivery:
     def start(self) -> None:
         """Do nothing: there is no callback thread."""
 
-    def put_ticks(self, ticks: list[Tick]) -> None:
+    def put_ticks(self, ticks: list[Tick], pairs: list[str] | None = None) -> None:
         self._thread = threading.get_ident()
         if self._recent is not None:
             self._recent.extend(ticks)
@@ -137,8 +138,7 @@ class ThreadDelivery:
         self._recent = recent
         self._wakeup = Wakeup()
         self._finished = False
-        #: How many entries were ever put.
-        self._put = 0
+        self._peaks = QueuePeaks(counters)
         #: How many entries were put since the last wake-up.
         self._pending = 0
         self._room_wanted = False
@@ -158,7 +158,7 @@ class ThreadDelivery:
         self._room_wanted = True
         self._interrupt()
 
-    def put_ticks(self, ticks: list[Tick]) -> None:
+    def put_ticks(self, ticks: list[Tick], pairs: list[str] | None = None) -> None:
         if self._recent is not None:
             self._recent.extend(ticks)
         depth_before, pair = self.queue.depth(), ticks[0]["pair"]
@@ -170,11 +170,14 @@ class ThreadDelivery:
                     counters.dropped += count
             self._drops.add(dropped)
             self._interrupt()
-        self._put += len(ticks)
         depth = self.queue.depth()
         self.peak = max(self.peak, depth)
-        if counters := self._counters.get(pair):
-            counters.count_waiting(len(ticks), self._put, self._put - depth)
+        if self.queue.replaces:
+            pairs = _new_entries(pairs or [pair] * len(ticks), dropped)
+        if pairs is None:
+            self._peaks.put_one(pair, len(ticks), depth)
+        else:
+            self._peaks.put_mixed(pairs, depth)
         if self._slow_at is not None or depth > self.queue.size * HIGH:
             self._check_slow(depth_before, depth)
         self._pending += len(ticks)
@@ -183,8 +186,8 @@ class ThreadDelivery:
 
     def put_event(self, event: Event) -> None:
         if not self._runner.abandoned:
-            self._put += 1
             self.queue.put_event(event)
+            self._peaks.put_one("", 1, self.queue.depth())
             self._pending += 1
 
     def flush(self) -> None:
@@ -301,6 +304,11 @@ class ThreadDelivery:
     def _report_drops(self, everything: bool = False) -> None:
         for pair, count in self._drops.take_due(monotonic(), everything):
             self._runner.report(TicksDropped(count, symbol=pair))
+
+
+def _new_entries(pairs: list[str], dropped: Mapping[str, int]) -> list[str]:
+    """Return the pairs that got a new entry, in order. The ticks of the others have replaced older ones."""
+    return [pair for pair, count in Counter(pairs).items() if count > dropped.get(pair, 0)]
 
 
 def _drain(queue: TickQueue) -> Iterator[Entry]:

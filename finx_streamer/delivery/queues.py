@@ -8,11 +8,13 @@ from __future__ import annotations
 import threading
 from collections import Counter, deque
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Protocol
 
 from ..values import NO_BOUND, Event, Tick
 
 Entry = Tick | Event
+_pair_of: Callable[[Tick], str] = itemgetter("pair")
 
 
 class TickQueue(Protocol):
@@ -24,9 +26,11 @@ class TickQueue(Protocol):
 
     #: The capacity, in ticks.
     size: int
+    #: Whether a new tick replaces an older one of its pair, and doesn't go behind all others.
+    replaces: bool
 
     def put_ticks(self, ticks: list[Tick]) -> dict[str, int]:
-        """Append one or more ticks of one pair. Return how many ticks of each pair were dropped."""
+        """Append one or more ticks, of any pairs. Return how many ticks of each pair were dropped."""
 
     def put_event(self, event: Event) -> None:
         """Append an event. The size limit doesn't apply."""
@@ -46,6 +50,8 @@ class TickQueue(Protocol):
 
 class BlockQueue:
     """Drops nothing: when it is full, the network thread stops reading. Needs no lock, because `deque` is atomic."""
+
+    replaces = False
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -71,6 +77,8 @@ class BlockQueue:
 
 class DropOldestQueue:
     """When full, drops the oldest ticks. Ticks and events are stored apart, so that dropping takes constant time."""
+
+    replaces = False
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -111,6 +119,8 @@ class DropOldestQueue:
 class LatestQueue:
     """Keeps one tick per pair: a newer tick takes the older one's place in the queue."""
 
+    replaces = True
+
     def __init__(self, size: int) -> None:
         self.size = size
         self._entries: deque[list[Tick] | Event] = deque()
@@ -119,17 +129,18 @@ class LatestQueue:
         self._lock = threading.Lock()
 
     def put_ticks(self, ticks: list[Tick]) -> dict[str, int]:
-        newest, pair = ticks[-1], ticks[-1]["pair"]
-        dropped = len(ticks) - 1
+        newest = {tick["pair"]: tick for tick in ticks}
+        dropped = Counter(map(_pair_of, ticks))
         with self._lock:
-            slot = self._waiting.get(pair)
-            if slot is None:
-                slot = self._waiting[pair] = [newest]
-                self._entries.append(slot)
-            else:
-                dropped += 1
-                slot[0] = newest
-        return {pair: dropped} if dropped else {}
+            for pair, tick in newest.items():
+                slot = self._waiting.get(pair)
+                if slot is None:
+                    slot = self._waiting[pair] = [tick]
+                    self._entries.append(slot)
+                    dropped[pair] -= 1
+                else:
+                    slot[0] = tick
+        return +dropped
 
     def put_event(self, event: Event) -> None:
         with self._lock:

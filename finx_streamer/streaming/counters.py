@@ -48,9 +48,6 @@ class Counters:
         self._last_times: tuple[int, datetime] | None = None
         #: Pairs of monotonic second and live ticks in it, oldest first.
         self._per_second: deque[list[int]] = deque(maxlen=RATE_WINDOW + 1)
-        #: Runs of ticks in the queue: the position of the last tick, and how many ticks.
-        self._queued_runs: deque[tuple[int, int]] = deque()
-        self._queued = 0
 
     def count_ticks(self, ticks: list[Tick], now: float) -> None:
         """Count delivered ticks, at least one. `now` is in monotonic seconds."""
@@ -72,23 +69,6 @@ class Counters:
             recent[-1][1] += count
         else:
             recent.append([second, count])
-
-    def count_waiting(self, ticks: int, end: int, taken: int) -> None:
-        """Update the peak of this stream's ticks in the queue, from positions alone: the callback side need not count.
-
-        Args:
-            ticks: How many ticks were just put.
-            end: Position of the last of them in the queue.
-            taken: Position up to which everything has left the queue.
-        """
-        runs = self._queued_runs
-        while runs and runs[0][0] <= taken:
-            self._queued -= runs.popleft()[1]
-        runs.append((end, ticks))
-        self._queued += ticks
-        oldest_end, oldest = runs[0]
-        taken_of_oldest = max(0, oldest - (oldest_end - taken))
-        self.queue_peak = max(self.queue_peak, self._queued - taken_of_oldest)
 
     @property
     def lag(self) -> float | None:

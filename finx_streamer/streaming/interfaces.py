@@ -19,8 +19,11 @@ class Delivery(Protocol):
     def want_room(self) -> None:
         """Ask to be notified when there is room again."""
 
-    def put_ticks(self, ticks: list[Tick]) -> None:
-        """Put ticks of one stream, in order. From here on they belong to the user, who may change them."""
+    def put_ticks(self, ticks: list[Tick], pairs: list[str] | None = None) -> None:
+        """Put ticks, at least one, in order. From here on they belong to the user, who may change them.
+
+        `pairs` has the pair of each tick. None: all have that of the first.
+        """
 
     def put_event(self, event: Event) -> None:
         """Put an event behind the ticks that were put before it."""

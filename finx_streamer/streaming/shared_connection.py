@@ -177,7 +177,7 @@ class SharedConnection(StreamConnection):
         special = self._unjoined.union(stream.symbol for stream in self._owner.busy)
         if self._owner.settings.exchanges is None and (not special or special.isdisjoint(pairs)):
             self._noted.add(ticks, pairs, keys, received_ns)
-            self._owner.delivery.put_ticks(ticks)
+            self._owner.delivery.put_ticks(ticks, pairs)
             return
         self._settle()
         live: list[list[Tick]] = []
@@ -190,8 +190,9 @@ class SharedConnection(StreamConnection):
             # Some are held, or of exchanges that aren't wanted.
             now = {id(tick) for run in live for tick in run}
             ticks = [tick for tick in ticks if id(tick) in now]
+            pairs = [tick["pair"] for tick in ticks]
         if ticks:
-            self._owner.delivery.put_ticks(ticks)
+            self._owner.delivery.put_ticks(ticks, pairs)
 
     def _settle(self) -> None:
         """Tell each stream which ticks were delivered."""

@@ -166,7 +166,7 @@ class Entries(Delivery):
     def room(self) -> int:
         return NO_BOUND
 
-    def put_ticks(self, ticks: list[Any]) -> None:
+    def put_ticks(self, ticks: list[Any], pairs: list[str] | None = None) -> None:
         self.entries += map(repr, ticks)
 
     def put_event(self, event: Any) -> None:

@@ -35,7 +35,7 @@ class FakeDelivery:
     def want_room(self) -> None:
         self.room_wanted += 1
 
-    def put_ticks(self, ticks: list[Any]) -> None:
+    def put_ticks(self, ticks: list[Any], pairs: list[str] | None = None) -> None:
         self.free -= len(ticks)
         self.got += ticks
 
