@@ -172,12 +172,11 @@ class ThreadDelivery:
             self._interrupt()
         depth = self.queue.depth()
         self.peak = max(self.peak, depth)
-        if self.queue.replaces:
-            pairs = _new_entries(pairs or [pair] * len(ticks), dropped)
-        if pairs is None:
-            self._peaks.put_one(pair, len(ticks), depth)
+        replaced = dropped if self.queue.replaces else {}
+        if pairs is None or len(ticks) == 1:
+            self._peaks.put_one(pair, len(ticks) - replaced.get(pair, 0), depth)
         else:
-            self._peaks.put_mixed(pairs, depth)
+            self._peaks.put_mixed(_new_entries(pairs, replaced) if replaced else pairs, depth)
         if self._slow_at is not None or depth > self.queue.size * HIGH:
             self._check_slow(depth_before, depth)
         self._pending += len(ticks)
@@ -306,9 +305,9 @@ class ThreadDelivery:
             self._runner.report(TicksDropped(count, symbol=pair))
 
 
-def _new_entries(pairs: list[str], dropped: Mapping[str, int]) -> list[str]:
+def _new_entries(pairs: list[str], replaced: Mapping[str, int]) -> list[str]:
     """Return the pairs that got a new entry, in order. The ticks of the others have replaced older ones."""
-    return [pair for pair, count in Counter(pairs).items() if count > dropped.get(pair, 0)]
+    return [pair for pair, count in Counter(pairs).items() if count > replaced.get(pair, 0)]
 
 
 def _drain(queue: TickQueue) -> Iterator[Entry]:

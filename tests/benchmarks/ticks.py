@@ -35,10 +35,23 @@ def total(count: int) -> float:
 
 def frame(number: int, exchange: str | None = None) -> bytes:
     """Return an unmasked text frame with this tick of the first pair, in the documented format."""
-    text = (
+    return text_frame(
         f'{{"results":"streaming","resultData":{{"pair":"{pair(0)}","date":"{_DATE}","time":"{_time(number)}",'
         f'"exchange":"{exchange or _exchange(number)}","price":"{price(number)}"}}}}'
     )
+
+
+def flat_frame(number: int, exchange: str | None = None, of: str = "") -> bytes:
+    """Return an unmasked text frame with this tick of a pair, by default the first, as the second wire sends it."""
+    moment = f"{_DATE}T{_time(number)}"
+    return text_frame(
+        f'{{"pair":"{of or pair(0)}","unixDate":{int(datetime.fromisoformat(moment).timestamp())},"UTCDate":"{moment}",'
+        f'"exchange":"{exchange or _exchange(number)}","price":"{price(number)}"}}'
+    )
+
+
+def text_frame(text: str) -> bytes:
+    """Return an unmasked text frame."""
     payload = text.encode()
     if len(payload) < 126:
         return struct.pack("!BB", 0x81, len(payload)) + payload
