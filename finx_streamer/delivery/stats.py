@@ -35,7 +35,8 @@ class Totals:
 
 @attrs.frozen(kw_only=True)
 class StreamStats(Totals):
-    """A snapshot of one stream's counters. Streams that share a connection show the same counts of it.
+    """A snapshot of one stream's counters. Streams that share a connection show the same counts of it, and may be 0.1 s
+    behind with their own.
 
     Attributes:
         state: The state of the stream.

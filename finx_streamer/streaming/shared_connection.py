@@ -6,13 +6,14 @@ import logging
 import re
 from collections import deque
 from collections.abc import Collection, Iterable
+from itertools import repeat
 from typing import Any, TypeVar
 
 import attrs
 
 from ..connection.websocket import Connection
 from ..errors import DecodeError, ServerError, StreamNotFound
-from ..values import Event, State, Tick
+from ..values import NEVER, Event, State, Tick
 from ..wire.decoder import Decoder
 from ..wire.frames import Binary
 from ..wire.json_codec import loads
@@ -25,8 +26,8 @@ logger = logging.getLogger("finx_streamer")
 
 #: Requests wait while this many bytes are unsent: a server may be slow to read ten thousand of them.
 _MAX_UNSENT = 65_536
-#: How many delivered ticks the streams may not know yet, during a burst.
-_MOST_NOTED = 32_768
+#: For how many seconds, and how many, delivered ticks may be unknown to their streams. See `_Noted`.
+_LONGEST_NOTED, _MOST_NOTED = 0.1, 32_768
 _T = TypeVar("_T")
 #: Names the stream of a message that isn't JSON.
 _PAIR = re.compile(rb'"pair"\s*:\s*"([^"\\]{1,200})"')
@@ -39,7 +40,17 @@ class SharedConnection(StreamConnection):
     from now on nothing is missed. FinX confirms nothing, our server does if the request has a `resume` member.
     """
 
-    __slots__ = ("_decoder", "_noted", "_pairs", "_pattern", "_requested", "_streams", "_to_request", "_unjoined")
+    __slots__ = (
+        "_decoder",
+        "_noted",
+        "_pairs",
+        "_pattern",
+        "_requested",
+        "_settle_at",
+        "_streams",
+        "_to_request",
+        "_unjoined",
+    )
 
     def __init__(self, owner: Owner) -> None:
         super().__init__(owner, owner.new_session(), attrs.evolve(owner.settings.connection, shared=True))
@@ -55,6 +66,17 @@ class SharedConnection(StreamConnection):
         #: The streams that haven't joined on this connection.
         self._unjoined: set[str] = set()
         self._noted = _Noted()
+        #: When the streams must know them.
+        self._settle_at = NEVER
+
+    @property
+    def deadline(self) -> float:
+        return min(super().deadline, self._settle_at)
+
+    def wake(self, now: float) -> None:
+        if now >= self._settle_at:
+            self.settle()
+        super().wake(now)
 
     # Its streams.
 
@@ -80,14 +102,14 @@ class SharedConnection(StreamConnection):
 
     def deliver_rest(self) -> None:
         super().deliver_rest()
-        self._settle()
+        self.settle()
 
     def disconnect(self) -> None:
-        self._settle()
+        self.settle()
         super().disconnect()
 
     def remove(self, stream: Stream) -> None:
-        self._settle()
+        self.settle()
         self._forget(stream)
         stream.end(State.STOPPED, "the stream was removed")
         if not self._streams:
@@ -165,21 +187,25 @@ class SharedConnection(StreamConnection):
                 break
             taken += len(messages)
             if session.delivers:
-                self._settle()
+                self.settle()
                 for message in messages:
                     self._put_message(message, wire.received_ns)
-        if not self.loop.read_again or self._noted.size > _MOST_NOTED:
-            self._settle()
+        if self._noted.size > _MOST_NOTED:
+            self.settle()
         return taken
 
     def _put_ticks(self, ticks: list[Tick], pairs: list[str], keys: list[Key], received_ns: int) -> None:
         """Pass on ticks of any streams, in order of arrival."""
-        special = self._unjoined.union(stream.symbol for stream in self._owner.busy)
-        if self._owner.settings.exchanges is None and (not special or special.isdisjoint(pairs)):
+        unjoined, busy = self._unjoined, self._owner.busy
+        all_live = not (unjoined or busy) or unjoined.union(stream.symbol for stream in busy).isdisjoint(pairs)
+        if all_live and self._owner.settings.exchanges is None:
+            if not self._noted.size:
+                self._settle_at = self.loop.now + _LONGEST_NOTED
+                self.loop.schedule(self)
             self._noted.add(ticks, pairs, keys, received_ns)
             self._owner.delivery.put_ticks(ticks, pairs)
             return
-        self._settle()
+        self.settle()
         live: list[list[Tick]] = []
         for pair, run in _group(pairs, ticks).items():
             stream = self._streams[pair]
@@ -194,8 +220,8 @@ class SharedConnection(StreamConnection):
         if ticks:
             self._owner.delivery.put_ticks(ticks, pairs)
 
-    def _settle(self) -> None:
-        """Tell each stream which ticks were delivered."""
+    def settle(self) -> None:
+        self._settle_at = NEVER
         for symbol, keys, last, received_ns in self._noted.take():
             if (stream := self._streams.get(symbol)) is not None:
                 stream.note_delivered(keys, last, received_ns)
@@ -245,7 +271,7 @@ class SharedConnection(StreamConnection):
 
     def _unsubscribed(self, symbol: object) -> None:
         """Nothing of a removed stream follows. It may have been added again meanwhile."""
-        if symbol in self._requested:
+        if isinstance(symbol, str) and symbol in self._requested:
             self._requested.discard(symbol)
             if (stream := self._find(symbol)) is not None:
                 self._request(stream)
@@ -259,7 +285,8 @@ class SharedConnection(StreamConnection):
         self._requested.discard(stream.symbol)
         self._forget(stream)
         stream.refused(error)
-        self._owner.failed(error)
+        # Not now: if it was the last stream, the end reads what is left, and this read isn't over.
+        self.loop.defer(lambda: self._owner.failed(error))
 
 
 class _Noted:
@@ -272,27 +299,26 @@ class _Noted:
         self._clear()
 
     def _clear(self) -> None:
-        self.size = self._received_ns = 0
-        self._ticks: list[Tick] = []
+        self.size = 0
         self._pairs: list[str] = []
         self._keys: list[Key] = []
+        #: The last tick of each pair, and when it was received.
+        self._last: dict[str, tuple[Tick, int]] = {}
 
     def add(self, ticks: list[Tick], pairs: list[str], keys: list[Key], received_ns: int) -> None:
         """Note ticks before they are delivered: from then on, the user may change them."""
         self.size += len(ticks)
-        self._ticks += ticks
         self._pairs += pairs
         self._keys += keys
-        self._received_ns = received_ns
+        self._last.update(zip(pairs, zip(ticks, repeat(received_ns)), strict=True))
 
     def take(self) -> list[tuple[str, list[Key], Tick, int]]:
         """Remove and return, for each pair: the keys, the last tick, and when it was received."""
         if not self.size:
             return []
-        last, received_ns = dict(zip(self._pairs, self._ticks, strict=True)), self._received_ns
-        runs = _group(self._pairs, self._keys)
+        last, runs = self._last, _group(self._pairs, self._keys)
         self._clear()
-        return [(pair, keys, last[pair], received_ns) for pair, keys in runs.items()]
+        return [(pair, keys, *last[pair]) for pair, keys in runs.items()]
 
 
 def _group(pairs: Iterable[str], values: Iterable[_T]) -> dict[str, list[_T]]:

@@ -44,6 +44,9 @@ class Carrier(Protocol):
     def send_probe(self, stream: Stream) -> None:
         """Send a ping. Its answer calls the stream's `Resequencer.probe_answered`."""
 
+    def settle(self) -> None:
+        """Tell each stream which of its ticks were delivered, as far as it doesn't know."""
+
     def stream_fell_silent(self, now: float) -> None:
         """A stream's silence was reported."""
 
@@ -237,6 +240,7 @@ class Stream:
         return min(self.resequencer.deadline, self._silence.deadline)
 
     def wake(self, now: float) -> None:
+        self.connection.settle()
         self.resequencer.wake(now)
         if (report := self._silence.check(now, self.connection.paused)) is not None:
             report.symbol = self.symbol
