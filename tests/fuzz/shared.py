@@ -155,6 +155,7 @@ _STREAMS = (
     + b"".join(frame(flat(PAIRS[1], "11.5", price)) for price in ("1e5", "1e999", "-1", ".", "1" * 40, "0"))
     + b"~0",
     b"~0" + _flats((second, "1") for second in ("60.0", "1.5", "11.5x", "11,5", "٣٣.5")) + b"~0",
+    b"~0" + frame(_B.replace("1659897295", "0659897295")) + b"~1",
     b"~0~7" + frame('{"error":"x","pair":"BTC:USDC"}') + frame('{"error":"y","pair":"\\u5e01:U"}') + b"~8~0~1~8",
     b"~0\x81\x7e\x00\x05hello~0",
 )

@@ -134,6 +134,7 @@ ODD = [
     frame(text(pair=5)),
     frame(text(unixDate="1659897295")),
     frame(text(unixDate=-1)),
+    frame(text().replace(b"1659897295", b"0659897295")),
     frame(text(unixDate=True)),
     frame(text(UTCDate=f"{NEXT_DATE}T00:00:00.000Z")),
     frame(text(UTCDate=f"{DATE}T18:34:55Z")),
