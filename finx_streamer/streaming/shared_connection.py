@@ -14,7 +14,7 @@ import attrs
 from ..connection.websocket import Connection
 from ..errors import DecodeError, ServerError, StreamNotFound
 from ..values import NEVER, Event, State, Tick
-from ..wire.decoder import Decoder
+from ..wire.decoder import Decoder, Message
 from ..wire.frames import Binary
 from ..wire.json_codec import loads
 from ..wire.mixed_pattern import MixedPattern, spellings
@@ -111,7 +111,8 @@ class SharedConnection(StreamConnection):
     def remove(self, stream: Stream) -> None:
         self.settle()
         self._forget(stream)
-        stream.end(State.STOPPED, "the stream was removed")
+        if not stream.state.ended:
+            stream.end(State.STOPPED, "the stream was removed")
         if not self._streams:
             self.stop()
         elif stream.symbol in self._requested:
@@ -221,6 +222,7 @@ class SharedConnection(StreamConnection):
             self._owner.delivery.put_ticks(ticks, pairs)
 
     def settle(self) -> None:
+        """Tell each stream which of its ticks were delivered."""
         self._settle_at = NEVER
         for symbol, keys, last, received_ns in self._noted.take():
             if (stream := self._streams.get(symbol)) is not None:
@@ -228,12 +230,7 @@ class SharedConnection(StreamConnection):
 
     def _put_message(self, message: bytes | Binary, received_ns: int) -> None:
         content = _parse(message)
-        if "subscribed" in content:
-            if (stream := self._find(content["subscribed"])) is not None:
-                self._join(stream)
-        elif "unsubscribed" in content:
-            self._unsubscribed(content["unsubscribed"])
-        else:
+        if not self._take_confirmation(content):
             symbol = _symbol_of(content, message)
             stream = self._find(symbol)
             if stream is None:
@@ -249,6 +246,20 @@ class SharedConnection(StreamConnection):
                 if isinstance(message, bytes) and stream.decoder.date:
                     self._pattern.learn(message, stream.decoder.date)
 
+    def _take_confirmation(self, content: dict[str, Any]) -> bool:
+        """Take the answer to a request. Return False for anything else, and if the answer names no requested stream."""
+        subscribed, unsubscribed = content.get("subscribed"), content.get("unsubscribed")
+        if "pair" in content or content.get("error"):
+            return False
+        if isinstance(subscribed, str) and subscribed in self._requested:
+            if (stream := self._find(subscribed)) is not None:
+                self._join(stream)
+            return True
+        if isinstance(unsubscribed, str) and unsubscribed in self._requested:
+            self._unsubscribed(unsubscribed)
+            return True
+        return False
+
     def _put_other(self, message: bytes | Binary, received_ns: int) -> None:
         """Report a message that belongs to no stream."""
         self.counters.messages += 1
@@ -256,10 +267,8 @@ class SharedConnection(StreamConnection):
         assert not isinstance(decoded, dict)
         if isinstance(decoded, DecodeError):
             self.counters.decode_errors += 1
-        elif isinstance(decoded, ServerError) and "unsubscribe" in decoded.message:
-            logger.info("the server can't stop a stream, so messages of a removed one are ignored: %s", decoded)
-            return
-        self._owner.delivery.put_event(Event(decoded))
+        if not _refuses_unsubscribe(decoded):
+            self._owner.delivery.put_event(Event(decoded))
 
     def _find(self, symbol: object) -> Stream | None:
         return self._streams.get(symbol) if isinstance(symbol, str) else None
@@ -269,17 +278,18 @@ class SharedConnection(StreamConnection):
             self._unjoined.discard(stream.symbol)
             stream.joined(self.loop.now)
 
-    def _unsubscribed(self, symbol: object) -> None:
+    def _unsubscribed(self, symbol: str) -> None:
         """Nothing of a removed stream follows. It may have been added again meanwhile."""
-        if isinstance(symbol, str) and symbol in self._requested:
-            self._requested.discard(symbol)
-            if (stream := self._find(symbol)) is not None:
-                self._request(stream)
-                self._send_requests()
+        self._requested.discard(symbol)
+        if (stream := self._find(symbol)) is not None:
+            self._request(stream)
+            self._send_requests()
 
     def _refuse(self, stream: Stream, message: bytes | Binary, received_ns: int) -> None:
         """End a stream that the server refuses. The others go on."""
         decoded = stream.decoder.decode(message, received_ns)
+        if _refuses_unsubscribe(decoded):
+            return  # the stream was added again meanwhile
         reason = decoded.message if isinstance(decoded, ServerError) else "the server refuses the stream"
         error = StreamNotFound(reason, symbol=stream.symbol)
         self._requested.discard(stream.symbol)
@@ -330,6 +340,13 @@ def _group(pairs: Iterable[str], values: Iterable[_T]) -> dict[str, list[_T]]:
         else:
             runs[pair] = [value]
     return runs
+
+
+def _refuses_unsubscribe(message: Message) -> bool:
+    if not (isinstance(message, ServerError) and "unsubscribe" in message.message):
+        return False
+    logger.info("the server can't stop a stream, so messages of a removed one are ignored: %s", message)
+    return True
 
 
 def _request(function: str, symbol: str) -> dict[str, Any]:
