@@ -14,7 +14,7 @@ from finx_streamer.config.symbols import Pair
 from finx_streamer.streaming.shared_connection import SharedConnection
 from finx_streamer.streaming.stream import Stream
 from finx_streamer.streaming.streams import Streams
-from finx_streamer.values import NO_BOUND, State
+from finx_streamer.values import NO_BOUND, Gap, State
 from finx_streamer.wire.mixed_pattern import MixedPattern, spellings
 from tests.fuzz.fake_server import split_at
 from tests.fuzz.frames import NOW_NS, Entries, Result, finish, new_streams, open_connection, receive
@@ -35,13 +35,14 @@ class _NoPattern(MixedPattern):
 class _Entries(Entries):
     """Collects what is delivered, and that of each stream.
 
-    The two ways to read differ in one respect: a stream that joins says so before the ticks of other streams that were
-    read with its first one, or among them.
+    The order between streams may differ in two respects. A stream that joins says so before the ticks of other streams
+    that were read with its first one, or among them. And a stream whose gap ends may overtake others.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.of_streams: dict[str | None, list[str]] = {}
+        self.has_gap = False
 
     def put_ticks(self, ticks: list[Any], pairs: list[str] | None = None) -> None:
         super().put_ticks(ticks, pairs)
@@ -50,6 +51,7 @@ class _Entries(Entries):
             self.of_streams.setdefault(tick["pair"], []).append(repr(tick))
 
     def put_event(self, event: Any) -> None:
+        self.has_gap = self.has_gap or isinstance(event.payload, Gap)
         if event.payload is not State.STREAMING:
             super().put_event(event)
         self.of_streams.setdefault(event.symbol, []).append(repr(event.payload))
@@ -87,7 +89,8 @@ def read(pieces: list[bytes], limit: int, pattern: MixedPattern) -> tuple[object
             finish(result, websocket, server)
             connection.settle()
             counts = [*map(_counts, own), connection.counters.messages, connection.counters.decode_errors]
-            return result, delivery.entries, delivery.of_streams, counts
+            entries = delivery.entries
+            return result, sorted(entries) if delivery.has_gap else entries, delivery.of_streams, counts
     finally:
         streams.loop._close()
 
@@ -144,6 +147,7 @@ _STREAMS = (
     b"",
     b"~0~1~2~0~1~2~0~1~2",
     b"~0~3~4~0~4~1~3",
+    b"~0~1~6~1~0~6~1~0~1",
     b"~5~0~1~6~0~5~2~7~1~8~9~0",
     b"~0" + _SPACED + b"~1" + _SPACED + b"~0" + _SPACED,
     b"~2" + _ESCAPED + b"~2" + _ESCAPED + _ENVELOPED + b"~1" + _ENVELOPED,

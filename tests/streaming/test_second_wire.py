@@ -127,7 +127,7 @@ def test_the_gaps_of_many_pairs_are_filled(seen: Seen) -> None:
         service.publish(*(tick(4, name) for name in names))
         seen.wait_for(lambda: len(seen.gaps) == 60)
         seen.wait_ticks(240)
-        assert {name: prices(seen, name) for name in names} == dict.fromkeys(names, [1, 2, 3, 4])
+        assert {name: prices(seen, name) for name in names} == {name: [1, 2, 3, 4] for name in names}
         assert all(gap.filled and gap.ticks == 2 for gap in seen.gaps)
     assert seen.of_type(GapNotFilled) == []
 
