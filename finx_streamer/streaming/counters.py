@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from datetime import datetime
 
 from ..clock import monotonic
@@ -37,6 +36,22 @@ class ConnectionCounters:
 class Counters:
     """Mutable counters, without a lock: each field has only one writing thread."""
 
+    __slots__ = (
+        "_last_times",
+        "_per_second",
+        "callback_errors",
+        "decode_errors",
+        "dropped",
+        "filled_ticks",
+        "gaps",
+        "held",
+        "last_error",
+        "last_tick",
+        "messages",
+        "queue_peak",
+        "ticks",
+    )
+
     def __init__(self) -> None:
         #: `ticks` counts those that were put into the delivery: waiting, handed to callbacks, or dropped.
         self.messages = self.ticks = self.dropped = self.callback_errors = self.decode_errors = 0
@@ -47,7 +62,7 @@ class Counters:
         #: `received_ns` and `timestamp` of the last live tick. The user may change the tick itself.
         self._last_times: tuple[int, datetime] | None = None
         #: Pairs of monotonic second and live ticks in it, oldest first.
-        self._per_second: deque[list[int]] = deque(maxlen=RATE_WINDOW + 1)
+        self._per_second: list[list[int]] = []
 
     def count_ticks(self, ticks: list[Tick], now: float) -> None:
         """Count delivered ticks, at least one. `now` is in monotonic seconds."""
@@ -69,6 +84,7 @@ class Counters:
             recent[-1][1] += count
         else:
             recent.append([second, count])
+            del recent[: -RATE_WINDOW - 1]
 
     @property
     def lag(self) -> float | None:

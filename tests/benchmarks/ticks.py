@@ -18,7 +18,7 @@ _EXCHANGES = ("BINANCE", "COINBASE", "KRAKEN", "FTX", "BITSTAMP", "GEMINI")
 
 def pair(number: int) -> str:
     """Return the name of a pair. All have the same length, so a frame of one pair can be turned into another's."""
-    return f"C{number:03}:USD"
+    return f"C{number:04}:USD"
 
 
 def price(number: int) -> str:
@@ -65,7 +65,7 @@ def find_error(tick: dict[str, Any], number: int, stamped: bool = False) -> str 
         name
         for name, correct in {
             "the set of fields": tick.keys() == FIELDS,
-            "pair": tick["pair"][0] == "C" and tick["pair"][4:] == ":USD",
+            "pair": tick["pair"][0] == "C" and tick["pair"][5:] == ":USD",
             "date": tick["date"] == _DATE,
             "time": tick["time"] == _time(number),
             "exchange": len(tick["exchange"]) == STAMP_DIGITS if stamped else tick["exchange"] == _exchange(number),
