@@ -188,6 +188,11 @@ class Resequencer:
             self._hold_left, self._give_up_at = min(self._hold_left, self._give_up_at - now), NEVER
             self._carry_out(self._recovery.lost(now))
 
+    def requested(self, now: float) -> None:
+        """Take note that ticks may arrive on a new connection. Nothing is certain until it has `opened`."""
+        if self._recovery is not None:
+            self.opened(now)
+
     def opened(self, now: float) -> None:
         """Take note of a new connection: ticks may be missing, unless the stream has had none so far."""
         if self._window.last is None:

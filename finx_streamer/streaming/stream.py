@@ -147,7 +147,9 @@ class Stream:
             self._owner.delivery.put_event(Event(state, self.symbol))
 
     def requested(self, now: float) -> None:
-        """Take note that the server knows that the stream is wanted."""
+        """Take note that the server learns that the stream is wanted."""
+        # From now on, a tick in history may be in transit: a gap can't end before it has arrived.
+        self.resequencer.requested(now)
         self._silence.begin(now)
         self._loop.schedule(self)
 

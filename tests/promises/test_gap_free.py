@@ -396,6 +396,15 @@ def test_nothing_is_lost_in_a_storm(seed: int, settings: dict[str, Any], count: 
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.parametrize("seed", [3, 4])
+def test_nothing_is_lost_in_a_storm_of_our_server_on_one_connection(seed: int) -> None:
+    """Ticks that history has before they arrive don't come twice, even if their stream has not joined yet."""
+    outcome = storm(bursts([PAIR, OTHER], 2_000, random.Random(seed)), 800.0, 25, seed, "subscribe", queue_size=64)
+    print(outcome)
+    assert outcome.mistakes() == []
+
+
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize(("count", "faults"), [(2_000, 25), pytest.param(8_000, 100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("confirms", [False, True], ids=["as FinX", "as our server"])
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 
@@ -253,7 +253,14 @@ class _Recorder:
             self.complete.set()
 
 
-def storm(ticks: Iterable[Mapping[str, str]], rate: float, faults: int, seed: int, **settings: Any) -> Outcome:
+def storm(
+    ticks: Iterable[Mapping[str, str]],
+    rate: float,
+    faults: int,
+    seed: int,
+    wire: Literal["url", "subscribe"] = "url",
+    **settings: Any,
+) -> Outcome:
     """Play the ticks, cause `faults` faults at random moments, and wait until everything has arrived."""
     rng = random.Random(seed)
     feed = Feed(ticks, rate)
@@ -262,7 +269,7 @@ def storm(ticks: Iterable[Mapping[str, str]], rate: float, faults: int, seed: in
     pause = threading.Event()
     with (
         LocalServer(feed, keys={"demo"}, close_timeout=0.2) as server,
-        recorder.listener(server.url, **settings),
+        recorder.listener(Endpoint(server.url, wire=wire), **settings),
     ):
         # Ticks before a stream's first one are not promised.
         recorder.begun.wait(30.0)
@@ -398,6 +405,7 @@ def main() -> None:
         }
         outcome = storm(bursts(pairs, 20_000, rng), rng.choice([500.0, 2_000.0]), given.faults, seed, **settings)
         _judge(outcome)
+        _judge(storm(bursts(pairs, 20_000, rng), 2_000.0, given.faults, seed, "subscribe", **settings))
         _judge(shared_storm(bursts(pairs, 20_000, rng), given.faults, seed, rng.random() < 0.5, **settings))
         with tempfile.TemporaryDirectory() as folder:
             _judge(killings(Path(folder), bursts(pairs, 6_000, rng), 1_000.0, 10, seed))
