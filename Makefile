@@ -106,7 +106,7 @@ autobahn: $(VENV)/.installed-dev ## run the Autobahn test suite against the WebS
 	$(BIN)/python tests/autobahn/run.py $(ARGS)
 
 .PHONY: fuzz
-fuzz: $(VENV)/.installed-fuzz ## fuzz five targets, guided by coverage, 10 minutes each: make fuzz ARGS="frames --seconds 60"
+fuzz: $(VENV)/.installed-fuzz ## fuzz six targets, guided by coverage, 10 minutes each: make fuzz ARGS="frames --seconds 60"
 	$(BIN)/python -m tests.fuzz $(ARGS)
 
 .PHONY: import-time

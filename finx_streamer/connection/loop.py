@@ -28,6 +28,8 @@ from ..values import NEVER
 LONGEST_WAIT = 3_600.0
 #: The heap of deadlines may hold this many outdated entries before it is swept.
 _OUTDATED_ENTRIES = 64
+#: `on_turn` is called after this many turns that leave something to do at once: a flood must not delay it forever.
+_MOST_BUSY_TURNS = 16
 
 Command = Callable[[], None]
 
@@ -107,7 +109,7 @@ class EventLoop:
         name: The thread's name.
         on_stop: Called once on the loop's thread after the last turn: release everything the loop owns.
         on_end: Called last, with the exception that crashed the loop, if one did.
-        on_turn: Called after each turn that leaves nothing to do at once.
+        on_turn: Called after each turn that leaves nothing to do at once, and now and then if none does.
     """
 
     def __init__(
@@ -121,6 +123,8 @@ class EventLoop:
         self.now = monotonic()
         #: Set when the last read filled its buffer: there is more to read at once.
         self.read_again = False
+        #: How many turns in a row have left something to do at once.
+        self._busy_turns = 0
         self.poller = new_poller()
         self._on_stop, self._on_end, self._on_turn = on_stop, on_end, on_turn
         self._owners: dict[int, SocketOwner] = {}
@@ -292,7 +296,8 @@ class EventLoop:
                 self._deferred.popleft()()
         # Commands that these have deferred run after a look at everything else.
         self.read_again = self.read_again or bool(self._deferred)
-        if not self.read_again:
+        self._busy_turns = self._busy_turns + 1 if self.read_again else 0
+        if self._busy_turns % _MOST_BUSY_TURNS == 0:
             self._on_turn()
 
     def _run_inbox(self) -> None:

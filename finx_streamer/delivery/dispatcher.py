@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from itertools import repeat, starmap
 
@@ -18,6 +18,7 @@ from ..streaming.counters import Counters
 from ..values import NO_BOUND, Event, Tick
 from .callbacks import CallbackRunner
 from .iteration import Iterations
+from .queue_peaks import QueuePeaks
 from .queues import BlockQueue, Entry, TickQueue
 from .recent import Recent
 from .wakeup import Wakeup
@@ -65,7 +66,7 @@ class InlineDelivery:
     def start(self) -> None:
         """Do nothing: there is no callback thread."""
 
-    def put_ticks(self, ticks: list[Tick]) -> None:
+    def put_ticks(self, ticks: list[Tick], pairs: list[str] | None = None) -> None:
         self._thread = threading.get_ident()
         if self._recent is not None:
             self._recent.extend(ticks)
@@ -140,8 +141,7 @@ class ThreadDelivery:
         self._recent = recent
         self._wakeup = Wakeup()
         self._finished = False
-        #: How many entries were ever put.
-        self._put = 0
+        self._peaks = QueuePeaks(counters)
         #: How many entries were put since the last wake-up.
         self._pending = 0
         self._room_wanted = False
@@ -161,29 +161,42 @@ class ThreadDelivery:
         self._room_wanted = True
         self._interrupt()
 
-    def put_ticks(self, ticks: list[Tick]) -> None:
+    def put_ticks(self, ticks: list[Tick], pairs: list[str] | None = None) -> None:
         if self._recent is not None:
             self._recent.extend(ticks)
-        depth_before, pair = self.queue.depth(), ticks[0]["pair"]
+        depth_before, pair, count = self.queue.depth(), ticks[0]["pair"], len(ticks)
         # From here on the ticks belong to the user, who may change them.
-        self._note_put(pair, len(ticks), depth_before, self.queue.put_ticks(ticks))
+        dropped = self.queue.put_ticks(ticks)
+        replaced = self._count_dropped(dropped)
+        depth = self.queue.depth()
+        if pairs is None or count == 1:
+            self._peaks.put_one(pair, count - replaced.get(pair, 0), depth)
+        else:
+            self._peaks.put_mixed(_new_entries(pairs, replaced) if replaced else pairs, depth)
+        self._count_put(count, depth_before, depth)
 
     def put_greeks(self, event: Event) -> None:
-        if not self._runner.abandoned:
-            self._note_put(event.symbol, 1, self.queue.depth(), self.queue.put_greeks(event))
-
-    def _note_put(self, symbol: str | None, count: int, depth_before: int, dropped: dict[str, int]) -> None:
-        if dropped:
-            for name, lost in dropped.items():
-                if counters := self._counters.get(name):
-                    counters.dropped += lost
-            self._drops.add(dropped)
-            self._interrupt()
-        self._put += count
+        if self._runner.abandoned:
+            return
+        depth_before, symbol = self.queue.depth(), str(event.symbol)
+        replaced = self._count_dropped(self.queue.put_greeks(event))
         depth = self.queue.depth()
+        self._peaks.put_one(symbol, 1 - replaced.get(symbol, 0), depth)
+        self._count_put(1, depth_before, depth)
+
+    def _count_dropped(self, dropped: dict[str, int]) -> Mapping[str, int]:
+        """Count what was dropped, and have it reported. Return how many entries took the place of older ones."""
+        if not dropped:
+            return dropped
+        for name, count in dropped.items():
+            if counters := self._counters.get(name):
+                counters.dropped += count
+        self._drops.add(dropped)
+        self._interrupt()
+        return dropped if self.queue.replaces else {}
+
+    def _count_put(self, count: int, depth_before: int, depth: int) -> None:
         self.peak = max(self.peak, depth)
-        if counters := self._counters.get(symbol or ""):
-            counters.count_waiting(count, self._put, self._put - depth)
         if self._slow_at is not None or depth > self.queue.size * HIGH:
             self._check_slow(depth_before, depth)
         self._pending += count
@@ -192,8 +205,8 @@ class ThreadDelivery:
 
     def put_event(self, event: Event) -> None:
         if not self._runner.abandoned:
-            self._put += 1
             self.queue.put_event(event)
+            self._peaks.put_one("", 1, self.queue.depth())
             self._pending += 1
 
     def flush(self) -> None:
@@ -310,6 +323,11 @@ class ThreadDelivery:
     def _report_drops(self, everything: bool = False) -> None:
         for pair, count in self._drops.take_due(monotonic(), everything):
             self._runner.report(TicksDropped(count, symbol=pair))
+
+
+def _new_entries(pairs: list[str], replaced: Mapping[str, int]) -> list[str]:
+    """Return the pairs that got a new entry, in order. The ticks of the others have replaced older ones."""
+    return [pair for pair, count in Counter(pairs).items() if count > replaced.get(pair, 0)]
 
 
 def _drain(queue: TickQueue) -> Iterator[Entry]:

@@ -33,9 +33,11 @@ class TickQueue(Protocol):
 
     #: The capacity, in ticks.
     size: int
+    #: Whether a new tick replaces an older one of its pair, and doesn't go behind all others.
+    replaces: bool
 
     def put_ticks(self, ticks: list[Tick]) -> dict[str, int]:
-        """Append one or more ticks. Return how many ticks and Greeks of each symbol were dropped."""
+        """Append one or more ticks, of any pairs. Return how many ticks and Greeks of each symbol were dropped."""
 
     def put_greeks(self, event: Event) -> dict[str, int]:
         """Append an event with Greeks. Return how many ticks and Greeks of each symbol were dropped."""
@@ -58,6 +60,8 @@ class TickQueue(Protocol):
 
 class BlockQueue:
     """Drops nothing: when it is full, the network thread stops reading. Needs no lock, because `deque` is atomic."""
+
+    replaces = False
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -87,6 +91,8 @@ class BlockQueue:
 
 class DropOldestQueue:
     """When full, drops the oldest ticks and Greeks. Other events are stored apart, so that dropping is fast."""
+
+    replaces = False
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -136,6 +142,8 @@ class DropOldestQueue:
 
 class LatestQueue:
     """Keeps a tick of each pair, and Greeks of each contract: newer ones take the older ones' place in the queue."""
+
+    replaces = True
 
     def __init__(self, size: int) -> None:
         self.size = size

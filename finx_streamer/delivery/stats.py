@@ -43,7 +43,7 @@ class StreamStats(Totals):
             listener.join(timeout=1)
             print(listener.stats.streams["BTC:USDC"].rate, "ticks per second")
 
-    Streams that share a connection show the same counts of it.
+    Streams that share a connection show the same counts of it, and may be 0.1 s behind with their own.
 
     Attributes:
         state: The state of the stream.

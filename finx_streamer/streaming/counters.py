@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from datetime import datetime
 
 from ..clock import monotonic
@@ -37,6 +36,22 @@ class ConnectionCounters:
 class Counters:
     """Mutable counters, without a lock: each field has only one writing thread."""
 
+    __slots__ = (
+        "_last_times",
+        "_per_second",
+        "callback_errors",
+        "decode_errors",
+        "dropped",
+        "filled_ticks",
+        "gaps",
+        "held",
+        "last_error",
+        "last_tick",
+        "messages",
+        "queue_peak",
+        "ticks",
+    )
+
     def __init__(self) -> None:
         #: `ticks` counts those that were put into the delivery: waiting, handed to callbacks, or dropped.
         self.messages = self.ticks = self.dropped = self.callback_errors = self.decode_errors = 0
@@ -47,10 +62,7 @@ class Counters:
         #: `received_ns` and `timestamp` of the last live tick. The user may change the tick itself.
         self._last_times: tuple[int, datetime] | None = None
         #: Pairs of monotonic second and live ticks in it, oldest first.
-        self._per_second: deque[list[int]] = deque(maxlen=RATE_WINDOW + 1)
-        #: Runs of ticks in the queue: the position of the last tick, and how many ticks.
-        self._queued_runs: deque[tuple[int, int]] = deque()
-        self._queued = 0
+        self._per_second: list[list[int]] = []
 
     def count_ticks(self, ticks: list[Tick], now: float) -> None:
         """Count delivered ticks, at least one. `now` is in monotonic seconds."""
@@ -79,23 +91,7 @@ class Counters:
             recent[-1][1] += count
         else:
             recent.append([second, count])
-
-    def count_waiting(self, ticks: int, end: int, taken: int) -> None:
-        """Update the peak of this stream's ticks in the queue, from positions alone: the callback side need not count.
-
-        Args:
-            ticks: How many ticks were just put.
-            end: Position of the last of them in the queue.
-            taken: Position up to which everything has left the queue.
-        """
-        runs = self._queued_runs
-        while runs and runs[0][0] <= taken:
-            self._queued -= runs.popleft()[1]
-        runs.append((end, ticks))
-        self._queued += ticks
-        oldest_end, oldest = runs[0]
-        taken_of_oldest = max(0, oldest - (oldest_end - taken))
-        self.queue_peak = max(self.queue_peak, self._queued - taken_of_oldest)
+            del recent[: -RATE_WINDOW - 1]
 
     @property
     def lag(self) -> float | None:

@@ -19,8 +19,11 @@ class Delivery(Protocol):
     def want_room(self) -> None:
         """Ask to be notified when there is room again."""
 
-    def put_ticks(self, ticks: list[Tick]) -> None:
-        """Put ticks of one or more streams, in order. From here on they belong to the user, who may change them."""
+    def put_ticks(self, ticks: list[Tick], pairs: list[str] | None = None) -> None:
+        """Put ticks, at least one, in order. From here on they belong to the user, who may change them.
+
+        `pairs` has the pair of each tick. None: all have that of the first.
+        """
 
     def put_greeks(self, event: Event) -> None:
         """Put an event with Greeks. Unlike other events, an overflow policy may drop it."""

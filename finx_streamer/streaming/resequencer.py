@@ -100,8 +100,8 @@ class Resequencer:
     _host: Host
     _phase: _Phase = attrs.field(default=_Phase.LIVE, init=False)
     _window: DeliveredWindow = attrs.field(init=False)
-    #: Runs of ticks and events that leave as soon as there is room.
-    _queue: deque[list[Tick] | Event] = attrs.field(factory=deque, init=False)
+    #: Runs of ticks and events that leave as soon as there is room. None while LIVE: an empty deque takes 760 bytes.
+    _queue: deque[list[Tick] | Event] | None = attrs.field(default=None, init=False)
     # The rest is set while RECOVERING only.
     _recovery: Recovery | None = attrs.field(default=None, init=False)
     _job: Job | None = attrs.field(default=None, init=False)
@@ -204,6 +204,11 @@ class Resequencer:
             self._hold_left, self._give_up_at = min(self._hold_left, self._give_up_at - now), NEVER
             self._carry_out(self._recovery.lost(now))
 
+    def requested(self, now: float) -> None:
+        """Take note that ticks may arrive on a new connection. Nothing is certain until it has `opened`."""
+        if self._recovery is not None:
+            self.opened(now)
+
     def opened(self, now: float) -> None:
         """Take note of a new connection: ticks may be missing, unless the stream has had none so far."""
         if self._window.last is None:
@@ -266,11 +271,13 @@ class Resequencer:
                 # The pages so far were delivered, or `Recovery` keeps them.
                 self._job.acknowledge()
             if self._phase is _Phase.DRAINING:
+                self._queue = None
                 self._enter(_Phase.LIVE)
         if self._phase is _Phase.LIVE or (was_full and self._allowance.room > 0):
             self._host.resume_reading()
 
     def _deliver_next(self, room: int) -> None:
+        assert self._queue is not None
         entry = self._queue.popleft()
         if isinstance(entry, Event):
             self._allowance.used -= 1
@@ -287,6 +294,8 @@ class Resequencer:
         self._delivery.put_ticks(entry)
 
     def _enqueue(self, entry: list[Tick] | Event) -> None:
+        if self._queue is None:
+            self._queue = deque()
         self._queue.append(entry)
         if isinstance(entry, Event):
             self._allowance.used += 1

@@ -6,6 +6,7 @@ import logging
 import re
 from collections import deque
 from collections.abc import Collection, Iterable
+from itertools import repeat
 from typing import Any, TypeVar
 
 import attrs
@@ -15,7 +16,7 @@ from ..connection.websocket import Connection
 from ..errors import ConfigurationError, DecodeError, ServerError, StreamNotFound
 from ..values import NEVER, Event, State, Tick
 from ..wire.contract_ticker import NAME
-from ..wire.decoder import MAX_TICK_MESSAGE, Decoder
+from ..wire.decoder import MAX_TICK_MESSAGE, Decoder, Message
 from ..wire.frames import Binary
 from ..wire.json_codec import loads
 from ..wire.mixed_pattern import MixedPattern, spellings
@@ -27,8 +28,8 @@ logger = logging.getLogger("finx_streamer")
 
 #: Requests wait while this many bytes are unsent: a server may be slow to read ten thousand of them.
 _MAX_UNSENT = 65_536
-#: How many delivered ticks the streams may not know yet, during a burst.
-_MOST_NOTED = 32_768
+#: For how many seconds, and how many, delivered ticks may be unknown to their streams. See `_Noted`.
+_LONGEST_NOTED, _MOST_NOTED = 0.1, 32_768
 _T = TypeVar("_T")
 #: Seconds between requests of the list of contracts. Source: O.
 _LIST_INTERVAL = 300.0
@@ -51,6 +52,7 @@ class SharedConnection(StreamConnection):
         "_pattern",
         "_requested",
         "_routes",
+        "_settle_at",
         "_streams",
         "_to_request",
         "_unjoined",
@@ -74,6 +76,8 @@ class SharedConnection(StreamConnection):
         #: When to ask for the list of contracts.
         self._list_at = NEVER
         self._noted = _Noted()
+        #: When the streams must know them.
+        self._settle_at = NEVER
 
     # Its streams.
 
@@ -99,18 +103,19 @@ class SharedConnection(StreamConnection):
             self.start()
 
     def remove(self, stream: Stream) -> None:
-        self._settle()
+        self.settle()
         self._forget(stream)
-        stream.end(State.STOPPED, "the stream was removed")
+        if not stream.state.ended:
+            stream.end(State.STOPPED, "the stream was removed")
         if not self._streams:
             self.stop()
 
     def deliver_rest(self) -> None:
         super().deliver_rest()
-        self._settle()
+        self.settle()
 
     def disconnect(self) -> None:
-        self._settle()
+        self.settle()
         self._list_at = NEVER
         super().disconnect()
 
@@ -146,9 +151,11 @@ class SharedConnection(StreamConnection):
 
     @property
     def deadline(self) -> float:
-        return min(super().deadline, self._list_at)
+        return min(super().deadline, self._list_at, self._settle_at)
 
     def wake(self, now: float) -> None:
+        if now >= self._settle_at:
+            self.settle()
         super().wake(now)
         if now >= self._list_at:
             self._request_list(now)
@@ -228,21 +235,25 @@ class SharedConnection(StreamConnection):
                 break
             taken += len(messages)
             if session.delivers:
-                self._settle()
+                self.settle()
                 for message in messages:
                     self._put_message(message, wire.received_ns)
-        if not self.loop.read_again or self._noted.size > _MOST_NOTED:
-            self._settle()
+        if self._noted.size > _MOST_NOTED:
+            self.settle()
         return taken
 
     def _put_ticks(self, ticks: list[Tick], pairs: list[str], keys: list[Key], received_ns: int) -> None:
         """Pass on ticks of any streams, in order of arrival."""
-        special = self._unjoined.union(stream.symbol for stream in self._owner.busy)
-        if self._owner.settings.exchanges is None and (not special or special.isdisjoint(pairs)):
+        unjoined, busy = self._unjoined, self._owner.busy
+        all_live = not (unjoined or busy) or unjoined.union(stream.symbol for stream in busy).isdisjoint(pairs)
+        if all_live and self._owner.settings.exchanges is None:
+            if not self._noted.size:
+                self._settle_at = self.loop.now + _LONGEST_NOTED
+                self.loop.schedule(self)
             self._noted.add(ticks, pairs, keys, received_ns)
-            self._owner.delivery.put_ticks(ticks)
+            self._owner.delivery.put_ticks(ticks, pairs)
             return
-        self._settle()
+        self.settle()
         live: list[list[Tick]] = []
         for pair, run in _group(pairs, ticks).items():
             stream = self._streams[pair]
@@ -253,11 +264,13 @@ class SharedConnection(StreamConnection):
             # Some are held, or of exchanges that aren't wanted.
             now = {id(tick) for run in live for tick in run}
             ticks = [tick for tick in ticks if id(tick) in now]
+            pairs = [tick["pair"] for tick in ticks]
         if ticks:
-            self._owner.delivery.put_ticks(ticks)
+            self._owner.delivery.put_ticks(ticks, pairs)
 
-    def _settle(self) -> None:
-        """Tell each stream which ticks were delivered."""
+    def settle(self) -> None:
+        """Tell each stream which of its ticks were delivered."""
+        self._settle_at = NEVER
         for symbol, keys, last, received_ns in self._noted.take():
             if (stream := self._streams.get(symbol)) is not None:
                 stream.note_delivered(keys, last, received_ns)
@@ -266,23 +279,20 @@ class SharedConnection(StreamConnection):
         content = _parse(message)
         if isinstance(content, list):
             self._take_list(frozenset(content))
-        elif "subscribed" in content:
-            for stream in self._find(content["subscribed"]):
-                self._join(stream)
-        elif "unsubscribed" in content:
-            self._unsubscribed(content["unsubscribed"])
-        elif streams := self._find(name := _name_in(content, message)):
+        elif not self._take_confirmation(content):
+            streams = self._find(name := _name_in(content, message))
             for stream in streams:
                 self._put_to(stream, message, received_ns, content)
-        elif name not in self._requested:
-            self._put_other(message, received_ns)
-        # Otherwise, its stream was removed, and the server doesn't know `unsubscribe`.
+            # Otherwise, its stream was removed, and the server doesn't know `unsubscribe`.
+            if not streams and name not in self._requested:
+                self._put_other(message, received_ns)
 
     def _put_to(self, stream: Stream, message: bytes | Binary, received_ns: int, content: dict[str, Any]) -> None:
         if content.get("error"):
             decoded = stream.decoder.decode(message, received_ns)
-            reason = decoded.message if isinstance(decoded, ServerError) else "the server refuses the stream"
-            self._refuse(str(_name_in(content, message)), stream, reason)
+            if not _refuses_unsubscribe(decoded):  # then the stream was added again meanwhile
+                reason = decoded.message if isinstance(decoded, ServerError) else "the server refuses the stream"
+                self._refuse(str(_name_in(content, message)), stream, reason)
             return
         self._join(stream)
         stream.counters.messages += 1
@@ -290,17 +300,29 @@ class SharedConnection(StreamConnection):
         if isinstance(message, bytes) and stream.decoder.date:
             self._pattern.learn(message, stream.decoder.date)
 
+    def _take_confirmation(self, content: dict[str, Any]) -> bool:
+        """Take the answer to a request. Return False for anything else, and if the answer names no requested stream."""
+        subscribed, unsubscribed = content.get("subscribed"), content.get("unsubscribed")
+        if "pair" in content or NAME in content or content.get("error"):
+            return False
+        if isinstance(subscribed, str) and subscribed in self._requested:
+            for stream in self._find(subscribed):
+                self._join(stream)
+            return True
+        if isinstance(unsubscribed, str) and unsubscribed in self._requested:
+            self._unsubscribed(unsubscribed)
+            return True
+        return False
+
     def _put_other(self, message: bytes | Binary, received_ns: int) -> None:
         """Report a message that belongs to no stream."""
         self.counters.messages += 1
         decoded = self._decoder.decode(message, received_ns)
         if isinstance(decoded, DecodeError):
             self.counters.decode_errors += 1
-        elif isinstance(decoded, ServerError) and "unsubscribe" in decoded.message:
-            logger.info("the server can't stop a stream, so messages of a removed one are ignored: %s", decoded)
-            return
         assert not isinstance(decoded, dict)
-        self._owner.delivery.put_event(Event(decoded))
+        if not _refuses_unsubscribe(decoded):
+            self._owner.delivery.put_event(Event(decoded))
 
     def _take_list(self, listed: frozenset[str]) -> None:
         """Take the list of contracts: request those of months, and end the streams of those that aren't listed."""
@@ -327,13 +349,12 @@ class SharedConnection(StreamConnection):
             self._unjoined.discard(stream.symbol)
             stream.joined(self.loop.now)
 
-    def _unsubscribed(self, name: object) -> None:
+    def _unsubscribed(self, name: str) -> None:
         """Nothing of it follows. It may be wanted again meanwhile."""
-        if isinstance(name, str) and name in self._requested:
-            self._requested.discard(name)
-            if name in self._routes:
-                self._to_request.append(name)
-                self._send_requests()
+        self._requested.discard(name)
+        if name in self._routes:
+            self._to_request.append(name)
+            self._send_requests()
 
     def _refuse(self, name: str, stream: Stream, reason: str) -> None:
         """The server refuses a pair or contract. That ends its own stream, and a month's with its last contract."""
@@ -347,7 +368,8 @@ class SharedConnection(StreamConnection):
         self._forget(stream)
         error = StreamNotFound(reason, symbol=stream.symbol)
         stream.refused(error)
-        self._owner.failed(error)
+        # Not now: if it was the last stream, the end reads what is left, and this read isn't over.
+        self.loop.defer(lambda: self._owner.failed(error))
 
 
 class _Noted:
@@ -360,27 +382,26 @@ class _Noted:
         self._clear()
 
     def _clear(self) -> None:
-        self.size = self._received_ns = 0
-        self._ticks: list[Tick] = []
+        self.size = 0
         self._pairs: list[str] = []
         self._keys: list[Key] = []
+        #: The last tick of each pair, and when it was received.
+        self._last: dict[str, tuple[Tick, int]] = {}
 
     def add(self, ticks: list[Tick], pairs: list[str], keys: list[Key], received_ns: int) -> None:
         """Note ticks before they are delivered: from then on, the user may change them."""
         self.size += len(ticks)
-        self._ticks += ticks
         self._pairs += pairs
         self._keys += keys
-        self._received_ns = received_ns
+        self._last.update(zip(pairs, zip(ticks, repeat(received_ns)), strict=True))
 
     def take(self) -> list[tuple[str, list[Key], Tick, int]]:
         """Remove and return, for each pair: the keys, the last tick, and when it was received."""
         if not self.size:
             return []
-        last, received_ns = dict(zip(self._pairs, self._ticks, strict=True)), self._received_ns
-        runs = _group(self._pairs, self._keys)
+        last, runs = self._last, _group(self._pairs, self._keys)
         self._clear()
-        return [(pair, keys, last[pair], received_ns) for pair, keys in runs.items()]
+        return [(pair, keys, *last[pair]) for pair, keys in runs.items()]
 
 
 def _group(pairs: Iterable[str], values: Iterable[_T]) -> dict[str, list[_T]]:
@@ -392,6 +413,13 @@ def _group(pairs: Iterable[str], values: Iterable[_T]) -> dict[str, list[_T]]:
         else:
             runs[pair] = [value]
     return runs
+
+
+def _refuses_unsubscribe(message: Message) -> bool:
+    if not (isinstance(message, ServerError) and "unsubscribe" in message.message):
+        return False
+    logger.info("the server can't stop a stream, so messages of a removed one are ignored: %s", message)
+    return True
 
 
 def _named(name: str) -> dict[str, str]:

@@ -44,6 +44,9 @@ class Carrier(Protocol):
     def send_probe(self, stream: Stream) -> None:
         """Send a ping. Its answer calls the stream's `Resequencer.probe_answered`."""
 
+    def settle(self) -> None:
+        """Tell each stream which of its ticks were delivered, as far as it doesn't know."""
+
     def stream_fell_silent(self, now: float) -> None:
         """A stream's silence was reported."""
 
@@ -147,7 +150,9 @@ class Stream:
             self._owner.delivery.put_event(Event(state, self.symbol))
 
     def requested(self, now: float) -> None:
-        """Take note that the server knows that the stream is wanted."""
+        """Take note that the server learns that the stream is wanted."""
+        # From now on, a tick in history may be in transit: a gap can't end before it has arrived.
+        self.resequencer.requested(now)
         self._silence.begin(now)
         self._loop.schedule(self)
 
@@ -249,6 +254,7 @@ class Stream:
         return min(self.resequencer.deadline, self._silence.deadline)
 
     def wake(self, now: float) -> None:
+        self.connection.settle()
         self.resequencer.wake(now)
         if (report := self._silence.check(now, self.connection.paused)) is not None:
             report.symbol = self.symbol

@@ -74,6 +74,9 @@ class StreamConnection(WebSocketChannel):
     def read_messages(self, websocket: Connection, limit: int) -> int:
         """Read up to `limit` buffered messages and pass them to their streams. Return how many there were."""
 
+    def settle(self) -> None:
+        """Do nothing: the streams know their ticks at once. A subclass may collect them."""
+
     # What the session decides.
 
     def start(self) -> None:

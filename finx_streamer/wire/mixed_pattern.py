@@ -31,7 +31,7 @@ def _finder(style: tuple[str, str], date: str) -> Callable[[str, int, int], _Fou
     header = r"(~\0.|[\0-}])"
     # With this point and this Z, the time parser accepts only digits in between. A price of 30 characters is finite.
     tick = (
-        rf'\{{"pair"{colon}"([^"]*)"{comma}"unixDate"{colon}[0-9]+{comma}"UTCDate"{colon}"{date}T([0-9:]{{8}}\.[0-9]*Z)"'
+        rf'\{{"pair"{colon}"([^"]*)"{comma}"unixDate"{colon}(?:0|[1-9][0-9]*){comma}"UTCDate"{colon}"{date}T([0-9:]{{8}}\.[0-9]*Z)"'
         rf'{comma}"exchange"{colon}"([ !#-[\]-~]*)"{comma}"price"{colon}"([0-9.]{{1,30}})"\}}'
     )
     # The last alternative takes the rest of the buffer, so the run ends at the first frame that looks different.

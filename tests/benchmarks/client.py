@@ -39,8 +39,9 @@ class Job(NamedTuple):
 def laps(job: Job, feed: Feed) -> OnTick:
     """Measure throughput: count ticks and sum their prices.
 
-    One pair is measured in laps of all distinct ticks. The sum of each lap is checked, and after the last lap all
-    fields of one more. Several pairs send a fixed number of ticks in any order; only their sum is checked.
+    One pair, or one connection, is measured in laps of all distinct ticks. The sum of each lap is checked, and after
+    the last lap all fields of one more. Several connections send a fixed number of ticks in any order; only their sum
+    is checked.
     """
     lap = job.count * job.pairs or ticks.DISTINCT
     expected = job.pairs * ticks.total(job.count) if job.count else ticks.total(lap)

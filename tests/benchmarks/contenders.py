@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import child
 import ticks
@@ -36,6 +36,8 @@ THREAD = "StreamListener thread"
 INLINE = "StreamListener inline"
 THREAD_STDLIB = "StreamListener thread, no msgspec"
 INLINE_STDLIB = "StreamListener inline, no msgspec"
+THREAD_SHARED = "StreamListener thread, one connection"
+INLINE_SHARED = "StreamListener inline, one connection"
 #: How many handshakes asyncio clients run at once: as many as StreamListener.
 MAX_HANDSHAKES = 8
 
@@ -283,8 +285,8 @@ def picows_uvloop(feed: Feed, on_tick: OnTick) -> None:
     _picows(feed, on_tick, uvloop.run)
 
 
-def _listen(feed: Feed, on_tick: OnTick, **options: Any) -> None:
-    from finx_streamer import SlowConsumer, StreamListener
+def _listen(feed: Feed, on_tick: OnTick, wire: Literal["url", "subscribe"] = "url", **options: Any) -> None:
+    from finx_streamer import Endpoint, SlowConsumer, StreamListener
 
     def on_error(error: Exception) -> None:
         # In a burst, the callback is always slower than the stream.
@@ -294,7 +296,7 @@ def _listen(feed: Feed, on_tick: OnTick, **options: Any) -> None:
     feed.listener = StreamListener(
         *feed.pairs,
         api_key="bench",
-        endpoint=feed.base,
+        endpoint=Endpoint(feed.base, wire=wire),
         on_tick=on_tick,
         on_error=on_error,
         reconnect=None,
@@ -328,3 +330,15 @@ def inline_stdlib(feed: Feed, on_tick: OnTick) -> None:
     """Run callbacks on the network thread, without the extra [speed]."""
     sys.modules["msgspec"] = None  # type: ignore[assignment]
     _listen(feed, on_tick, dispatch="inline")
+
+
+@contender(THREAD_SHARED)
+def thread_shared(feed: Feed, on_tick: OnTick) -> None:
+    """Request all pairs on one connection, and run callbacks on their own thread."""
+    _listen(feed, on_tick, wire="subscribe", dispatch="thread")
+
+
+@contender(INLINE_SHARED)
+def inline_shared(feed: Feed, on_tick: OnTick) -> None:
+    """Request all pairs on one connection, and run callbacks on the network thread."""
+    _listen(feed, on_tick, wire="subscribe", dispatch="inline")

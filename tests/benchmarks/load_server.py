@@ -14,6 +14,7 @@ import ctypes
 import hashlib
 import json
 import os
+import random
 import selectors
 import socket
 import ssl
@@ -29,6 +30,8 @@ _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 #: From the last handshake to the first paced tick, in seconds.
 _SETTLE = 0.5
 _PR_SET_TIMERSLACK = 29
+#: A burst of mixed pairs repeats after this many times the distinct ticks.
+_MIXED = 10
 
 
 class Settings(NamedTuple):
@@ -41,6 +44,11 @@ class Settings(NamedTuple):
     count: int = 0
     #: Paced: total ticks per second.
     rate: float = 0.0
+    #: Paced: send what is due together, once per this many seconds, as a server with an event loop does. 0: each tick
+    #: when it is due.
+    turn: float = 0.0
+    #: Speak FinX's second wire: the only client requests this many pairs by message. 0: speak the first wire.
+    pairs: int = 0
     #: Seconds from a handshake request to its response, to simulate a distant server.
     handshake: float = 0.0
     certificate: str = ""
@@ -49,7 +57,7 @@ class Settings(NamedTuple):
 class Peer:
     """One connection."""
 
-    __slots__ = ("accepted", "at", "is_open", "left", "name", "request", "socket", "unsent", "view")
+    __slots__ = ("accepted", "at", "is_open", "left", "name", "pairs", "request", "socket", "unread", "unsent", "view")
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
@@ -62,6 +70,9 @@ class Peer:
         self.at = self.left = 0
         # Paced: bytes that did not fit into the socket's buffer.
         self.unsent = b""
+        # Second wire: the end of what was read, and the pairs that were requested.
+        self.unread = b""
+        self.pairs: list[str] = []
 
 
 class Server:
@@ -142,8 +153,11 @@ class Server:
                 data = peer.socket.recv(65_536)
                 if not data:
                     raise ConnectionResetError
-                # Ignore what open connections send: pings and close frames.
-                if not peer.is_open:
+                # On the first wire, ignore what open connections send: pings and close frames.
+                if peer.is_open:
+                    if self._settings.pairs:
+                        self._read_requests(peer, data)
+                else:
                     peer.request += data
                     if b"\r\n\r\n" in peer.request:
                         self._held.append((time.monotonic() + self._settings.handshake, peer))
@@ -183,6 +197,8 @@ class Server:
         peer.is_open = True
         peer.name = lines[0].split()[1].rpartition(b"/")[2]
         self._open += 1
+        if self._settings.pairs:
+            return  # it starts with the last request
         if self._settings.mode == "burst":
             block = self._block.replace(ticks.pair(0).encode(), peer.name)
             peer.view = memoryview(block)
@@ -191,6 +207,22 @@ class Server:
         if self._open == self._settings.clients:
             _print("open")
             self._start_sending()
+
+    def _read_requests(self, peer: Peer, data: bytes) -> None:
+        """Confirm each requested pair. Start with the last one."""
+        peer.unread += data
+        while (payload := _take_payload(peer)) is not None:
+            if payload.startswith(b"{"):
+                pair = json.loads(payload)["pair"]
+                peer.pairs.append(pair)
+                blocked = _send(peer, ticks.text_frame(f'{{"subscribed":"{pair}"}}'))
+                assert not blocked, "the client doesn't read the confirmations"
+                if len(peer.pairs) == self._settings.pairs:
+                    self._figures["subscribed_after"] = time.monotonic() - self._attempts[-1][1]
+                    _print("open")
+                    if self._settings.mode == "burst":
+                        peer.view, peer.left = _mixed(peer.pairs), 1 << 62
+                    self._start_sending()
 
     def _start_sending(self) -> None:
         if self._settings.mode == "burst":
@@ -222,26 +254,37 @@ class Server:
     def _pace(self) -> None:
         """Send each tick when it's due, to one connection after another, with the current time in it."""
         peers = sorted(self._peers, key=lambda peer: peer.name)
+        # Whom to send to, and the pair.
+        targets = [(peer, peer.name) for peer in peers]
+        frame_of = ticks.frame
+        if self._settings.pairs:
+            targets = [(peers[0], name.encode()) for name in peers[0].pairs]
+            frame_of = ticks.flat_frame
         stamp = "0" * ticks.STAMP_DIGITS
-        frames = [ticks.frame(number, stamp).partition(stamp.encode()) for number in range(ticks.DISTINCT)]
+        frames = [frame_of(number, stamp).partition(stamp.encode()) for number in range(ticks.DISTINCT)]
         forms = [(*before.partition(ticks.pair(0).encode()), after) for before, _, after in frames]
         count, step = self._settings.count, int(1e9 / self._settings.rate)
+        at_once = max(1, int(self._settings.turn * self._settings.rate))
         late = array.array("q", bytes(8 * count))
         # Without this, a sleep takes 50 us longer.
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1)
         clock, cpu = time.monotonic_ns, time.process_time()
         start = clock() + int(_SETTLE * 1e9)
         blocked = 0
-        for number in range(count):
-            due = start + number * step
+        for first in range(0, count, at_once):
+            due = start + first * step
             now = clock()
             while now < due:
                 time.sleep((due - now) / 1e9)
                 now = clock()
-            peer = peers[number % len(peers)]
-            head, _, middle, tail = forms[number % ticks.DISTINCT]
-            blocked += _send(peer, b"".join((head, peer.name, middle, b"%019d" % now, tail)))
-            late[number] = now - due
+            waiting: dict[Peer, list[bytes]] = {}
+            for number in range(first, min(first + at_once, count)):
+                peer, name = targets[number % len(targets)]
+                head, _, middle, tail = forms[number % ticks.DISTINCT]
+                waiting.setdefault(peer, []).extend((head, name, middle, b"%019d" % now, tail))
+                late[number] = now - due
+            for peer, parts in waiting.items():
+                blocked += _send(peer, b"".join(parts))
         seconds = (clock() - start) / 1e9
         for peer in peers:
             peer.socket.setblocking(True)
@@ -256,6 +299,28 @@ class Server:
             "blocked": blocked,
             "busy": (time.process_time() - cpu) / (seconds + _SETTLE),
         }
+
+
+def _mixed(pairs: list[str]) -> memoryview:
+    """Return ticks of these pairs in random order, the same number of each."""
+    order = pairs * (_MIXED * ticks.DISTINCT // len(pairs))
+    random.Random(1).shuffle(order)
+    return memoryview(b"".join(ticks.flat_frame(number, of=pair) for number, pair in enumerate(order)))
+
+
+def _take_payload(peer: Peer) -> bytes | None:
+    """Take the payload of the next frame. All frames of clients are masked, and here short."""
+    data = peer.unread
+    if len(data) < 2:
+        return None
+    size, head = data[1] & 0x7F, 6
+    if size == 126:
+        size, head = int.from_bytes(data[2:4], "big"), 8
+    if len(data) < head + size:
+        return None
+    mask = data[head - 4 : head]
+    peer.unread = data[head + size :]
+    return bytes(byte ^ mask[at % 4] for at, byte in enumerate(data[head : head + size]))
 
 
 def _send(peer: Peer, data: bytes) -> bool:

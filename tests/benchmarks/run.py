@@ -13,7 +13,19 @@ from importlib import import_module
 
 from harness import Options, machine, note
 
-BENCHMARKS = ("burst", "tls", "latency", "idle", "scale", "reconnects", "memory", "pairs", "ingest", "functions")
+BENCHMARKS = (
+    "burst",
+    "tls",
+    "latency",
+    "idle",
+    "scale",
+    "reconnects",
+    "memory",
+    "pairs",
+    "shared",
+    "ingest",
+    "functions",
+)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ _EXCHANGES = ("BINANCE", "COINBASE", "KRAKEN", "FTX", "BITSTAMP", "GEMINI")
 
 def pair(number: int) -> str:
     """Return the name of a pair. All have the same length, so a frame of one pair can be turned into another's."""
-    return f"C{number:03}:USD"
+    return f"C{number:04}:USD"
 
 
 def price(number: int) -> str:
@@ -35,10 +35,23 @@ def total(count: int) -> float:
 
 def frame(number: int, exchange: str | None = None) -> bytes:
     """Return an unmasked text frame with this tick of the first pair, in the documented format."""
-    text = (
+    return text_frame(
         f'{{"results":"streaming","resultData":{{"pair":"{pair(0)}","date":"{_DATE}","time":"{_time(number)}",'
         f'"exchange":"{exchange or _exchange(number)}","price":"{price(number)}"}}}}'
     )
+
+
+def flat_frame(number: int, exchange: str | None = None, of: str = "") -> bytes:
+    """Return an unmasked text frame with this tick of a pair, by default the first, as the second wire sends it."""
+    moment = f"{_DATE}T{_time(number)}"
+    return text_frame(
+        f'{{"pair":"{of or pair(0)}","unixDate":{int(datetime.fromisoformat(moment).timestamp())},"UTCDate":"{moment}",'
+        f'"exchange":"{exchange or _exchange(number)}","price":"{price(number)}"}}'
+    )
+
+
+def text_frame(text: str) -> bytes:
+    """Return an unmasked text frame."""
     payload = text.encode()
     if len(payload) < 126:
         return struct.pack("!BB", 0x81, len(payload)) + payload
@@ -52,7 +65,7 @@ def find_error(tick: dict[str, Any], number: int, stamped: bool = False) -> str 
         name
         for name, correct in {
             "the set of fields": tick.keys() == FIELDS,
-            "pair": tick["pair"][0] == "C" and tick["pair"][4:] == ":USD",
+            "pair": tick["pair"][0] == "C" and tick["pair"][5:] == ":USD",
             "date": tick["date"] == _DATE,
             "time": tick["time"] == _time(number),
             "exchange": len(tick["exchange"]) == STAMP_DIGITS if stamped else tick["exchange"] == _exchange(number),

@@ -29,7 +29,12 @@ def taken(queue: TickQueue) -> Entry | None:
 
 def ticks_of(pair: str, first: int, count: int) -> list[Tick]:
     """Ticks with consecutive numbers as prices."""
-    return [{"pair": pair, "price": number} for number in range(first, first + count)]  # type: ignore[typeddict-item]
+    return mixed([pair] * count, first)
+
+
+def mixed(pairs: list[str], first: int) -> list[Tick]:
+    """Ticks of these pairs, with consecutive numbers as prices."""
+    return [{"pair": pair, "price": number} for number, pair in enumerate(pairs, first)]  # type: ignore[typeddict-item]
 
 
 def shown(entry: Entry) -> str:
@@ -92,14 +97,11 @@ class Latest(DropOldest):
 
 
 MODELS: dict[str, type[Block]] = {"block": Block, "drop_oldest": DropOldest, "latest": Latest}
-steps = st.lists(
-    st.one_of(
-        st.tuples(st.just("put"), st.sampled_from(PAIRS), st.integers(1, 6)),
-        st.tuples(st.just("event"), st.just(""), st.just(1)),
-        st.tuples(st.just("take"), st.just(""), st.integers(1, 6)),
-    ),
-    max_size=40,
-)
+#: The pairs of the ticks to put, an event to put (None), or how many entries to take.
+Step = list[str] | int | None
+pairs_to_put = st.lists(st.sampled_from(PAIRS), min_size=1, max_size=6)
+one_pair_to_put = st.tuples(st.sampled_from(PAIRS), st.integers(1, 6)).map(lambda of: [of[0]] * of[1])
+steps = st.lists(st.one_of(pairs_to_put, one_pair_to_put, st.none(), st.integers(1, 6)), max_size=40)
 
 
 def test_every_policy_has_a_model() -> None:
@@ -110,22 +112,20 @@ def test_every_policy_has_a_model() -> None:
 @pytest.mark.parametrize("policy", MODELS)
 @given(size=st.integers(1, 8), given_steps=steps)
 @examples(250)
-def test_a_queue_behaves_like_its_model(policy: str, size: int, given_steps: list[tuple[str, str, int]]) -> None:
+def test_a_queue_behaves_like_its_model(policy: str, size: int, given_steps: list[Step]) -> None:
     """After every step, order, room, depths and dropped counts equal those of the model."""
     queue, model = QUEUES[policy](size), MODELS[policy](size)
-    number = 0
-    for kind, pair, count in given_steps:
-        number += count
-        if kind == "put":
-            ticks = ticks_of(pair, number, count)
+    for number, step in enumerate(given_steps):
+        if isinstance(step, list):
+            ticks = mixed(step, number * 10)
             expected_drops = model.put(list(ticks))
             assert queue.put_ticks(ticks) == expected_drops
-        elif kind == "event":
+        elif step is None:
             event = Event(State.STREAMING, str(number))
             queue.put_event(event)
             model.entries.append(event)
         else:
-            for _ in range(count):
+            for _ in range(step):
                 expected_entry = model.entries.pop(0) if model.entries else None
                 assert taken(queue) == expected_entry
         assert queue.depth() == len(model.entries)
@@ -184,6 +184,14 @@ def test_latest_keeps_one_tick_per_pair_and_never_overtakes_an_event() -> None:
     queue = LatestQueue(4)
     assert fill(queue) == {"A": 3, "B": 1}
     assert [*map(shown, everything(queue))] == ["A 2", "event one", "B 4", "event two", "A 7"]
+
+
+def test_latest_keeps_one_tick_of_each_pair_of_a_mixed_list() -> None:
+    """On a shared connection, one read has ticks of many pairs."""
+    queue = LatestQueue(4)
+    assert queue.put_ticks(mixed(["A", "B", "A", "C"], 1)) == {"A": 1}
+    assert queue.put_ticks(mixed(["B", "B"], 5)) == {"B": 2}
+    assert [*map(shown, everything(queue))] == ["A 3", "B 6", "C 4"]
 
 
 def test_latest_keeps_the_order_of_the_pairs() -> None:

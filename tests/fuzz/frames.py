@@ -147,11 +147,11 @@ def read_with_connection(pieces: list[bytes], limit: int) -> Result:
     """Read with `Connection.messages`, like the answers to function calls."""
     result = Result()
     with open_connection() as (connection, server):
-        for _ in _receive(connection, server, pieces):
+        for _ in receive(connection, server, pieces):
             while messages := connection.messages(limit):
                 assert len(messages) <= limit
                 result.messages += messages
-        _finish(result, connection, server)
+        finish(result, connection, server)
     return result
 
 
@@ -166,7 +166,7 @@ class Entries(Delivery):
     def room(self) -> int:
         return NO_BOUND
 
-    def put_ticks(self, ticks: list[Any]) -> None:
+    def put_ticks(self, ticks: list[Any], pairs: list[str] | None = None) -> None:
         self.entries += map(repr, ticks)
 
     def put_event(self, event: Any) -> None:
@@ -180,11 +180,11 @@ def read_as_stream(pieces: list[bytes], limit: int) -> tuple[Result, list[str]]:
     try:
         with open_connection() as (websocket, server):
             connection = _stream_connection(streams)
-            for _ in _receive(websocket, server, pieces):
+            for _ in receive(websocket, server, pieces):
                 websocket.wire.received_ns = NOW_NS
                 while connection.read_messages(websocket, limit):
                     pass
-            _finish(result, websocket, server)
+            finish(result, websocket, server)
     finally:
         streams.loop._close()
     return result, delivery.entries
@@ -218,7 +218,7 @@ def open_connection() -> Iterator[tuple[Connection, FakeServer]]:
         yield connection, server
 
 
-def _receive(connection: Connection, server: FakeServer, pieces: list[bytes]) -> Iterator[None]:
+def receive(connection: Connection, server: FakeServer, pieces: list[bytes]) -> Iterator[None]:
     """Receive one piece after another until the connection ends."""
     for piece in pieces:
         server.sock.send(piece)
@@ -229,7 +229,7 @@ def _receive(connection: Connection, server: FakeServer, pieces: list[bytes]) ->
             break
 
 
-def _finish(result: Result, connection: Connection, server: FakeServer) -> None:
+def finish(result: Result, connection: Connection, server: FakeServer) -> None:
     if (ended := connection.ended) is not None:
         result.end = type(ended), ended.close_code
     sent = bytes(server.received)

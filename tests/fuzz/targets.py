@@ -6,7 +6,7 @@ import importlib
 from typing import Protocol, cast
 
 #: In the order in which they run.
-NAMES = ("frames", "handshake", "messages", "symbols", "server")
+NAMES = ("frames", "shared", "handshake", "messages", "symbols", "server")
 
 
 class Target(Protocol):

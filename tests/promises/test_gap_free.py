@@ -20,7 +20,7 @@ from finx_streamer import run as run_module
 from finx_streamer.server import LocalServer, Tape
 from tests.support.market import BEGIN, OTHER, PAIR, Market, begin, interrupt, outage, prices, send, tick, wait_held
 from tests.support.peers import PATIENCE, Seen
-from tests.support.storm import bursts, killings, storm
+from tests.support.storm import bursts, killings, shared_storm, storm
 from tests.support.tls import client_context, server_context
 
 
@@ -390,6 +390,33 @@ def test_a_lost_history_connection_is_replaced(server: LocalServer, seen: Seen) 
 def test_nothing_is_lost_in_a_storm(seed: int, settings: dict[str, Any], count: int, faults: int) -> None:
     """With random faults and bursts of equal ticks, each tick is delivered once and in order."""
     outcome = storm(bursts([PAIR, OTHER], count, random.Random(seed)), 800.0, faults, seed, **settings)
+    print(outcome)
+    assert outcome.mistakes() == []
+    assert len(outcome.gaps) > faults // 10
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("seed", [3, 4])
+def test_nothing_is_lost_in_a_storm_of_our_server_on_one_connection(seed: int) -> None:
+    """Ticks that history has before they arrive don't come twice, even if their stream has not joined yet."""
+    outcome = storm(bursts([PAIR, OTHER], 2_000, random.Random(seed)), 800.0, 25, seed, "subscribe", queue_size=64)
+    print(outcome)
+    assert outcome.mistakes() == []
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(("count", "faults"), [(2_000, 25), pytest.param(8_000, 100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("confirms", [False, True], ids=["as FinX", "as our server"])
+@pytest.mark.parametrize(
+    ("seed", "settings"),
+    [(1, {}), (2, {"dispatch": "inline"}), (3, {"queue_size": 64})],
+    ids=["thread", "inline", "small queue"],
+)
+def test_nothing_is_lost_in_a_storm_on_one_connection(
+    seed: int, settings: dict[str, Any], confirms: bool, count: int, faults: int
+) -> None:
+    """On FinX's second wire, from a service that shares no code with ours."""
+    outcome = shared_storm(bursts([PAIR, OTHER], count, random.Random(seed)), faults, seed, confirms, **settings)
     print(outcome)
     assert outcome.mistakes() == []
     assert len(outcome.gaps) > faults // 10

@@ -1,15 +1,10 @@
-"""The counters of a stream: ticks, their rate and lag, and the peak of the queue."""
+"""The counters of a stream: ticks, their rate and lag."""
 
 from __future__ import annotations
 
-from collections import deque
-
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from finx_streamer.streaming.counters import RATE_WINDOW, Counters
-from tests.support.effort import examples
 from tests.support.recovery import at, tick
 
 
@@ -53,31 +48,3 @@ def test_the_memory_for_the_rate_is_bounded() -> None:
     for second in range(1_000):
         counters.count_ticks([tick(1)], float(second))
     assert len(counters._per_second) == RATE_WINDOW + 1
-
-
-steps = st.lists(
-    st.one_of(
-        st.tuples(st.just("ours"), st.integers(1, 5)),
-        st.tuples(st.just("theirs"), st.integers(1, 5)),
-        st.tuples(st.just("take"), st.integers(1, 8)),
-    ),
-    max_size=60,
-)
-
-
-@given(steps)
-@examples(200)
-def test_the_peak_counts_only_the_streams_own_ticks(given_steps: list[tuple[str, int]]) -> None:
-    """The peak from positions equals the peak from counting the ticks in the queue."""
-    counters, queue, put, peak = Counters(), deque[str](), 0, 0
-    for kind, number in given_steps:
-        if kind == "take":
-            for _ in range(min(number, len(queue))):
-                queue.popleft()
-            continue
-        queue.extend([kind] * number)
-        put += number
-        if kind == "ours":
-            counters.count_waiting(number, put, put - len(queue))
-            peak = max(peak, queue.count("ours"))
-    assert counters.queue_peak == peak

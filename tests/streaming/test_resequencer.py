@@ -35,7 +35,7 @@ class FakeDelivery:
     def want_room(self) -> None:
         self.room_wanted += 1
 
-    def put_ticks(self, ticks: list[Any]) -> None:
+    def put_ticks(self, ticks: list[Any], pairs: list[str] | None = None) -> None:
         self.free -= len(ticks)
         self.got += ticks
 
@@ -443,3 +443,19 @@ def test_phases_are_logged(caplog: pytest.LogCaptureFixture) -> None:
         stream.recover(tick(1), tick(2))
     phases = ["recovering", "draining", "live"]
     assert caplog.messages == [f"{PAIR}: resequencer: {phase}" for phase in phases]
+
+
+def test_a_gap_goes_on_while_a_requested_stream_may_have_ticks_in_transit() -> None:
+    """Tick 4 is in history before it arrives on the new connection, which has not joined yet. It comes once."""
+    stream = Stream()
+    stream.put(tick(1))
+    stream.interrupt()
+    stream.put(tick(3))
+    stream.resequencer.lost(0.0)
+    stream.resequencer.requested(0.0)
+    stream.answer(tick(1), missed(2), tick(3), missed(4))
+    assert stream.got == [tick(1)]
+    stream.resequencer.opened(0.0)
+    stream.put(tick(4))
+    stream.recover(tick(1), missed(2), tick(3), missed(4))
+    assert stream.got == [tick(1), missed(2), gap(1, 4, True, 1), tick(3), tick(4)]

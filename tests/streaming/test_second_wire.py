@@ -109,6 +109,29 @@ def test_gaps_of_all_streams_are_filled(confirms: bool, seen: Seen, dispatch: st
     assert seen.of_type(GapNotFilled) == []
 
 
+def test_the_gaps_of_many_pairs_are_filled(seen: Seen) -> None:
+    """All are cut off at once. Each gap needs a round trip, and four of them run at once."""
+    names = [f"P{number}:USD" for number in range(60)]
+    with (
+        SecondWire(confirms=True, delay=0.05) as service,
+        seen.listener(endpoint(service), *names, backfill=True),
+    ):
+        service.wait_subscribed(60)
+        service.publish(*(tick(1, name) for name in names))
+        seen.wait_ticks(60)
+        service.refusing = True
+        service.drop()
+        service.publish(*(tick(number, name) for number in (2, 3) for name in names))
+        service.refusing = False
+        service.wait_subscribed(60)
+        service.publish(*(tick(4, name) for name in names))
+        seen.wait_for(lambda: len(seen.gaps) == 60)
+        seen.wait_ticks(240)
+        assert {name: prices(seen, name) for name in names} == {name: [1, 2, 3, 4] for name in names}
+        assert all(gap.filled and gap.ticks == 2 for gap in seen.gaps)
+    assert seen.of_type(GapNotFilled) == []
+
+
 def test_missed_ticks_of_a_quiet_pair_come_without_a_live_one(seen: Seen) -> None:
     """If the server confirms the stream: then it is certain that nothing more is missed."""
     with SecondWire(confirms=True) as service, seen.listener(endpoint(service), backfill=True):

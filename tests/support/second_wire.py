@@ -110,6 +110,25 @@ class SecondWire:
 
         return int(self.run(drop))
 
+    def go_silent(self) -> None:
+        """Send nothing more on the connections with subscriptions, not even answers to pings, and leave them open."""
+
+        def silence() -> None:
+            for connection in [each for each, symbols in self._subscriptions.items() if symbols]:
+                self._subscriptions.pop(connection)
+                connection.transport.pause_reading()
+
+        self.run(silence)
+
+    def read(self, on: bool) -> None:
+        """Stop or go on reading from the connections with subscriptions. Ticks are sent meanwhile."""
+
+        def change() -> None:
+            for connection in [each for each, symbols in self._subscriptions.items() if symbols]:
+                (connection.transport.resume_reading if on else connection.transport.pause_reading)()
+
+        self.run(change)
+
     def wait_subscribed(self, count: int = 1) -> None:
         """Wait until this many subscriptions are in force."""
         self.wait_for(lambda: self.subscribed >= count)

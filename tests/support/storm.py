@@ -20,13 +20,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 
-from finx_streamer import FinxStreamerError, Gap, GapNotFilled, ReconnectPolicy, StreamListener, Tick
+from finx_streamer import Endpoint, FinxStreamerError, Gap, GapNotFilled, ReconnectPolicy, StreamListener, Tick
 from finx_streamer.server import LocalServer
 from tests.support.peers import free_port
+from tests.support.second_wire import SecondWire
 
 #: Keeps outages as short as possible.
 QUICK = ReconnectPolicy(initial=0.01, maximum=0.05)
@@ -82,11 +83,17 @@ class Outcome:
     got: list[Tick] = attrs.field(factory=list)
     gaps: list[Gap] = attrs.field(factory=list)
     errors: list[FinxStreamerError] = attrs.field(factory=list)
+    #: The same for a pair that wasn't always listened to.
+    others: list[Tick] = attrs.field(factory=list)
+    others_sent: list[dict[str, str]] = attrs.field(factory=list)
 
     def mistakes(self) -> list[str]:
         """Describe what was lost, doubled or out of order, and gaps that were not filled, one line each."""
-        # The storm may have ended during a gap.
-        found = [str(error) for error in self.errors if isinstance(error, GapNotFilled) and "stopped" not in str(error)]
+        # The storm may have ended during a gap, or a removed pair may have had one.
+        unfilled = [error.reason for error in self.errors if isinstance(error, GapNotFilled)]
+        found = [reason for reason in unfilled if "stopped" not in reason and "removed" not in reason]
+        doubled_others = Counter(map(_line, self.others)) - Counter(map(_line, self.others_sent))
+        found += [f"{_OTHER} doubled: {line} x {count}" for line, count in doubled_others.items()]
         for pair in sorted({tick["pair"] for tick in self.sent}):
             sent = [_line(tick) for tick in self.sent if tick["pair"] == pair]
             got = [_line(tick) for tick in self.got if tick["pair"] == pair]
@@ -215,13 +222,14 @@ class _Recorder:
     def __init__(self, outcome: Outcome) -> None:
         self.begun, self.complete = threading.Event(), threading.Event()
         self._outcome = outcome
-        self._silent = {tick["pair"] for tick in outcome.sent}
+        self._pairs = {tick["pair"] for tick in outcome.sent}
+        self._silent = set(self._pairs)
 
-    def listener(self, url: str, **settings: Any) -> StreamListener:
+    def listener(self, endpoint: str | Endpoint, **settings: Any) -> StreamListener:
         return StreamListener(
             *sorted(self._silent),
             api_key="demo",
-            endpoint=url,
+            endpoint=endpoint,
             on_tick=self._keep,
             on_gap=self._outcome.gaps.append,
             on_error=self._outcome.errors.append,
@@ -233,6 +241,9 @@ class _Recorder:
         )
 
     def _keep(self, tick: Tick) -> None:
+        if tick["pair"] not in self._pairs:
+            self._outcome.others.append(tick)
+            return
         self._outcome.got.append(tick)
         if self._silent:
             self._silent.discard(tick["pair"])
@@ -242,7 +253,14 @@ class _Recorder:
             self.complete.set()
 
 
-def storm(ticks: Iterable[Mapping[str, str]], rate: float, faults: int, seed: int, **settings: Any) -> Outcome:
+def storm(
+    ticks: Iterable[Mapping[str, str]],
+    rate: float,
+    faults: int,
+    seed: int,
+    wire: Literal["url", "subscribe"] = "url",
+    **settings: Any,
+) -> Outcome:
     """Play the ticks, cause `faults` faults at random moments, and wait until everything has arrived."""
     rng = random.Random(seed)
     feed = Feed(ticks, rate)
@@ -251,7 +269,7 @@ def storm(ticks: Iterable[Mapping[str, str]], rate: float, faults: int, seed: in
     pause = threading.Event()
     with (
         LocalServer(feed, keys={"demo"}, close_timeout=0.2) as server,
-        recorder.listener(server.url, **settings),
+        recorder.listener(Endpoint(server.url, wire=wire), **settings),
     ):
         # Ticks before a stream's first one are not promised.
         recorder.begun.wait(30.0)
@@ -262,6 +280,70 @@ def storm(ticks: Iterable[Mapping[str, str]], rate: float, faults: int, seed: in
         recorder.complete.wait(30.0)
         # Doubled ticks arrive with the rest, which is delivered at the end.
     return outcome
+
+
+def shared_storm(
+    ticks: Iterable[Mapping[str, str]], faults: int, seed: int, confirms: bool, **settings: Any
+) -> Outcome:
+    """Publish the ticks on FinX's second wire, and cause faults in between. Wait until everything has arrived.
+
+    Another pair is added and removed meanwhile. Its ticks are in `Outcome.others`.
+    """
+    rng = random.Random(seed)
+    outcome = Outcome(seed, Counter(), [dict(tick) for tick in ticks])
+    recorder = _Recorder(outcome)
+    left, last = iter(outcome.sent[:-_CALM]), outcome.sent[-_CALM:]
+    pairs = {tick["pair"] for tick in outcome.sent}
+    with SecondWire(confirms=confirms, delay=0.002) as service:
+        endpoint = Endpoint(service.url, wire="subscribe")
+        with recorder.listener(endpoint, **settings) as listener:
+            service.wait_subscribed(len(pairs))
+            # Ticks before a stream's first one are not promised.
+            while not recorder.begun.wait(0.01):
+                service.publish(*itertools.islice(left, 10))
+            each = max(1, len(outcome.sent) // (faults + 1))
+            while published := [*itertools.islice(left, rng.randint(1, 2 * each))]:
+                for at in range(0, len(published), 20):
+                    outcome.others_sent.append({**published[at], "pair": _OTHER})
+                    service.publish(*published[at : at + 20], outcome.others_sent[-1])
+                    threading.Event().wait(rng.choice([0.0, 0.0, 0.01]))
+                outcome.faults[_shared_fault(service, listener, rng)] += 1
+            # Without confirmations, missed ticks are fetched once a live one shows that the stream is back.
+            service.wait_subscribed(len(pairs))
+            service.publish(*last)
+            recorder.complete.wait(60.0)
+    return outcome
+
+
+#: How many ticks are published after the last fault: some of each pair.
+_CALM = 50
+#: A pair that is added and removed during a storm.
+_OTHER = "OTHER:USDC"
+
+
+def _shared_fault(service: SecondWire, listener: StreamListener, rng: random.Random) -> str:
+    """Cause one fault, and end it unless the listener does. Return its name."""
+    pause, lasting = threading.Event(), rng.choice([0.0, 0.01, 0.1, 0.3])
+    match name := rng.choice(["cut", "cut", "refuse", "silence", "slow reading", "remove", "add"]):
+        case "cut":
+            service.drop()
+        case "refuse":
+            service.refusing = True
+            service.drop()
+            pause.wait(lasting)
+            service.refusing = False
+        case "silence":
+            service.go_silent()
+            pause.wait(lasting)
+        case "slow reading":
+            service.read(False)
+            pause.wait(lasting)
+            service.read(True)
+        case "remove" if _OTHER in listener.symbols:
+            listener.remove(_OTHER)
+        case "add" if _OTHER not in listener.symbols:
+            listener.add(_OTHER)
+    return name
 
 
 def fault(
@@ -323,6 +405,8 @@ def main() -> None:
         }
         outcome = storm(bursts(pairs, 20_000, rng), rng.choice([500.0, 2_000.0]), given.faults, seed, **settings)
         _judge(outcome)
+        _judge(storm(bursts(pairs, 20_000, rng), 2_000.0, given.faults, seed, "subscribe", **settings))
+        _judge(shared_storm(bursts(pairs, 20_000, rng), given.faults, seed, rng.random() < 0.5, **settings))
         with tempfile.TemporaryDirectory() as folder:
             _judge(killings(Path(folder), bursts(pairs, 6_000, rng), 1_000.0, 10, seed))
         if time.monotonic() > ends:
