@@ -5,12 +5,15 @@ from __future__ import annotations
 import gc
 import itertools
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from finx_streamer import FunctionClient, StreamListener
+from finx_streamer.server.contract_table import point_of
+from finx_streamer.server.contracts import ContractTicker, seconds_of
 from finx_streamer.server.demo import MarketWithPast
 from finx_streamer.values import Tick
 from tests.support.calls import wait_until
@@ -70,11 +73,18 @@ def test_live_ticks_go_on_where_the_past_ends() -> None:
     now = datetime.now(UTC)
     past = list(market.take_past())
     live = list(itertools.islice(market.play(now.timestamp), 1_000))
-    times = [f"{tick['date']} {tick['time']}" for tick in past] + [f"{tick['date']} {tick['time']}" for _, tick in live]
+    everything = [*past, *(played for _, played in live)]
+    times = [seconds_of(played) for played in everything]
     assert times == sorted(times)
     assert [due for due, _ in live] == sorted(due for due, _ in live)
-    prices = [float(tick["price"]) for tick in [*past, *(tick for _, tick in live)] if tick["pair"] == PAIR]
+    prices = [float(tick["price"]) for tick in everything if isinstance(tick, dict) and tick["pair"] == PAIR]
     assert max(abs(after / before - 1) for before, after in itertools.pairwise(prices)) < 0.01
+
+
+def test_the_past_has_contracts_at_each_five_minute_point() -> None:
+    """A matrix can be asked for at any of them."""
+    points = Counter(point_of(each) for each in MarketWithPast().take_past() if isinstance(each, ContractTicker))
+    assert len([point for point, count in points.items() if count > 200]) in {11, 12}
 
 
 def test_a_forked_process_gets_a_market_of_its_own() -> None:

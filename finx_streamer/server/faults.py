@@ -11,7 +11,11 @@ from http import HTTPStatus
 import attrs
 
 from ..errors import ConfigurationError
+from .functions import SUBSCRIBING
 from .protocol import HandshakeRefused
+
+#: The functions that a fault without a function name doesn't affect.
+_SPARED = frozenset({"keepAlive", *SUBSCRIBING})
 
 
 class HandshakeFaults:
@@ -56,14 +60,14 @@ class HandshakeFaults:
 
 @attrs.define
 class _CallFault:
-    """How many of the next calls a fault applies to. Without a function name: all calls except keepAlive."""
+    """How many of the next calls a fault applies to. Without a function name: all except keepAlive and subscribing."""
 
     count: float = 0
     function: str | None = None
 
     def take(self, function: str) -> bool:
         """Whether the fault applies to this call. If so, count it."""
-        if self.count <= 0 or (function == "keepAlive" if self.function is None else function != self.function):
+        if self.count <= 0 or (function in _SPARED if self.function is None else function != self.function):
             return False
         self.count -= 1
         return True

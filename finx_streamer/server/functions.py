@@ -1,5 +1,7 @@
 """Function calls: parse and validate a call, and answer it from the tick store. No I/O except the store's.
 
+Subscribing to a stream by message is a call, too. Its result is a `Subscription` for the hub.
+
 The grades S, D and O in the docstrings are explained in docs/protocol.md.
 """
 
@@ -15,18 +17,25 @@ import attrs
 
 from ..config.symbols import Pair, suggest_pair
 from ..errors import ConfigurationError
+from .contracts import parse_instrument
 from .protocol import KEEP_ALIVE, reveals_key
 from .store import TickStore
 from .ticks import ExactTime, day_start, exact_time
 
 #: The most ticks in one answer. Source: D; that these are the first ones: O.
 HISTORY_LIMIT = 1_000
+#: The functions that change subscriptions. Source: D, except unsubscribe: O.
+SUBSCRIBING = frozenset({"getSpotRates", "getDeribitContractStream", "unsubscribe"})
+#: The coins of which there are matrices. Source: D.
+MATRIX_BASES = ("BTC", "ETH", "SOL", "USDC")
 #: The answer to authenticate. Source: D.
 AUTHENTICATED = '{"isAuth":true}'
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
 _QUOTABLE = re.compile(r"[A-Za-z0-9:_.$\-]{1,40}")
+_POINT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d[05]", re.ASCII)
 _TIME = re.compile(r"\d\d:\d\d(?::\d\d(?:\.\d+)?)?Z?", re.ASCII)
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
 #: Separate from the global generator, which the user may have seeded.
 _rng = random.Random()
 
@@ -42,6 +51,21 @@ class Call:
     name: str
     request: Mapping[str, Any] = attrs.field(repr=False)
     _keys: tuple[str, ...] = attrs.field(repr=False)
+
+    @property
+    def argument(self) -> str:
+        """The argument that names the symbol of a subscription: `pair` or `instrumentName`."""
+        names_contract = self.name == "getDeribitContractStream" or "instrumentName" in self.request
+        return "instrumentName" if names_contract and self.name != "getSpotRates" else "pair"
+
+    @property
+    def subject(self) -> dict[str, str]:
+        """What errors name, so that the client knows which subscription failed. Empty if it can't be quoted."""
+        if self.name not in SUBSCRIBING:
+            return {}
+        value = self.request.get(self.argument)
+        parse = Pair.parse if self.argument == "pair" else parse_instrument
+        return {self.argument: str(value)} if _quote(value, lambda text: _parses(parse, text), self._keys) else {}
 
     def require(self, name: str) -> str:
         """Return a required argument. Raises `CallError` if it is missing or not a non-empty string."""
@@ -62,10 +86,21 @@ class Call:
         return _quote(self.request.get(name), _is_quotable, self._keys)
 
 
+@attrs.frozen
+class Subscription:
+    """A change of what the connection gets. `answer` is sent before a begin and after an end takes effect, if any."""
+
+    symbol: str
+    begins: bool
+    answer: str | None
+
+
 #: The part of a call that needs the store. Runs on the store's thread. Raises `CallError`.
 Query = Callable[[TickStore], str]
-#: Takes a call and the pairs of the source. Returns the answer, or the query that finds it. Raises `CallError`.
-Handler = Callable[[Call, frozenset[str]], str | Query]
+Result = str | Query | Subscription
+#: Takes a call, and the pairs and contracts of the source. Returns the answer, the query that finds it, or a change of
+#: the connection's subscriptions. Raises `CallError`.
+Handler = Callable[[Call, frozenset[str], frozenset[str]], Result]
 
 
 def read_call(message: str | bytes, key: str, accepts: Callable[[str], bool], *, strict: bool = True) -> Call | None:
@@ -99,12 +134,12 @@ def read_call(message: str | bytes, key: str, accepts: Callable[[str], bool], *,
     return Call(name, request, keys)
 
 
-def prepare(call: Call, source_pairs: frozenset[str]) -> str | Query:
-    """Return the answer, or the query that finds it in the store. Raises `CallError`.
+def prepare(call: Call, source_pairs: frozenset[str], contracts: frozenset[str] = frozenset()) -> Result:
+    """Return the answer, the query that finds it in the store, or a subscription. Raises `CallError`.
 
-    The known pairs are `source_pairs` and those in the store.
+    The known pairs are `source_pairs` and, except for streams, those in the store.
     """
-    return FUNCTIONS[call.name](call, source_pairs)
+    return FUNCTIONS[call.name](call, source_pairs, contracts)
 
 
 def encode_history(ticks: Sequence[str], rng: random.Random) -> str:
@@ -113,7 +148,7 @@ def encode_history(ticks: Sequence[str], rng: random.Random) -> str:
     return "{" + ",".join(f'"{number}":{tick}' for number, tick in enumerate(shuffled)) + "}"
 
 
-def _tick_history(call: Call, source_pairs: frozenset[str]) -> Query:
+def _tick_history(call: Call, source_pairs: frozenset[str], contracts: frozenset[str]) -> Query:
     pair, exchange = _pair(call), _exchange(call)
     day, after = _day_and_time(call)
 
@@ -124,7 +159,7 @@ def _tick_history(call: Call, source_pairs: frozenset[str]) -> Query:
     return query
 
 
-def _tick_snap(call: Call, source_pairs: frozenset[str]) -> Query:
+def _tick_snap(call: Call, source_pairs: frozenset[str], contracts: frozenset[str]) -> Query:
     pair, exchange = _pair(call), _exchange(call)
     _, at = _day_and_time(call)
 
@@ -138,7 +173,7 @@ def _tick_snap(call: Call, source_pairs: frozenset[str]) -> Query:
     return query
 
 
-def _reference_data(call: Call, source_pairs: frozenset[str]) -> Query:
+def _reference_data(call: Call, source_pairs: frozenset[str], contracts: frozenset[str]) -> Query:
     security = call.require("securityId")
 
     def query(store: TickStore) -> str:
@@ -155,18 +190,69 @@ def _reference_data(call: Call, source_pairs: frozenset[str]) -> Query:
             "firstTick": None if first is None else json.loads(first),
             "lastTick": None if last is None else json.loads(last),
         }
-        return json.dumps(facts, separators=(",", ":"))
+        return _to_json(facts)
 
     return query
 
 
-#: The functions by name. Source: D.
+def _spot_rates(call: Call, source_pairs: frozenset[str], contracts: frozenset[str]) -> Subscription:
+    pair = call.require("pair")
+    if pair not in source_pairs:
+        pair = _pair(call)
+        raise CallError(f"unknown pair{_bare(call, pair)}; expected a pair that this server plays")
+    return _begin(call, pair)
+
+
+def _contract_stream(call: Call, source_pairs: frozenset[str], contracts: frozenset[str]) -> Subscription:
+    name = call.require("instrumentName")
+    if name not in contracts:
+        name = _instrument(call)
+        expected = "one of listDeribitContracts" if contracts else "none, because this server has no options"
+        raise CallError(f"unknown contract{_bare(call, name)}; expected {expected}")
+    return _begin(call, name)
+
+
+def _begin(call: Call, symbol: str) -> Subscription:
+    # The vendor answers nothing. Only clients that ask for an answer expect one.
+    return Subscription(symbol, True, _to_json({"subscribed": symbol}) if "resume" in call.request else None)
+
+
+def _unsubscribe(call: Call, source_pairs: frozenset[str], contracts: frozenset[str]) -> Subscription:
+    if ("pair" in call.request) == ("instrumentName" in call.request):
+        raise CallError("unsubscribe: expected either pair or instrumentName")
+    known, parse = (source_pairs, _pair) if call.argument == "pair" else (contracts, _instrument)
+    symbol = call.require(call.argument)
+    if symbol not in known:
+        symbol = parse(call)
+        if not call.subject:
+            raise CallError(f"unsubscribe: {call.argument} is unknown")
+    return Subscription(symbol, False, _to_json({"unsubscribed": symbol}))
+
+
+def _list_contracts(call: Call, source_pairs: frozenset[str], contracts: frozenset[str]) -> str:
+    return _to_json(sorted(contracts))
+
+
+def _five_minute_matrix(call: Call, source_pairs: frozenset[str], contracts: frozenset[str]) -> Query:
+    base = call.require("baseInstrument")
+    if base not in MATRIX_BASES:
+        raise call.invalid("baseInstrument", f"is unknown; expected one of {', '.join(MATRIX_BASES)}")
+    point = _five_minute_point(call)
+    return lambda store: store.matrix(base, point)
+
+
+#: The functions by name. Source: D, except unsubscribe: O.
 FUNCTIONS: Mapping[str, Handler] = {
-    "authenticate": lambda call, source_pairs: AUTHENTICATED,
+    "authenticate": lambda call, source_pairs, contracts: AUTHENTICATED,
     "tickSnap": _tick_snap,
     "tickHistory": _tick_history,
     "referenceData": _reference_data,
-    "keepAlive": lambda call, source_pairs: KEEP_ALIVE,
+    "keepAlive": lambda call, source_pairs, contracts: KEEP_ALIVE,
+    "getSpotRates": _spot_rates,
+    "getDeribitContractStream": _contract_stream,
+    "unsubscribe": _unsubscribe,
+    "listDeribitContracts": _list_contracts,
+    "getFiveMinMatrix": _five_minute_matrix,
 }
 
 
@@ -178,6 +264,18 @@ def _pair(call: Call) -> str:
         guess = suggest_pair(text) if call.quoted("pair") else None
         example = f"did you mean {guess}?" if guess else "as in BTC:USDC"
         raise call.invalid("pair", f"is malformed; expected BASE:QUOTE, {example}") from None
+
+
+def _instrument(call: Call) -> str:
+    try:
+        return parse_instrument(call.require("instrumentName")).name
+    except ConfigurationError as error:
+        raise call.invalid("instrumentName", f"is {error}") from None
+
+
+def _bare(call: Call, symbol: str) -> str:
+    """The symbol to append to an error, or an empty string if it can't be quoted."""
+    return f" {symbol}" if call.subject else ""
 
 
 def _exchange(call: Call) -> str | None:
@@ -201,16 +299,38 @@ def _day_and_time(call: Call) -> tuple[str, ExactTime]:
         ) from None
 
 
+def _five_minute_point(call: Call) -> int | None:
+    """The five-minute point in seconds since 1970; None for the newest tickers."""
+    text = call.require("fiveMinuteDateTime")
+    if text == "latest":
+        return None
+    try:
+        if not _POINT.fullmatch(text):
+            raise ValueError
+        day, time = text.split("T")
+        return exact_time(day, f"{time}:00")[0]
+    except ValueError:
+        raise call.invalid(
+            "fiveMinuteDateTime",
+            "is malformed; expected 'latest' or a point in UTC whose minutes are a multiple of five, as in "
+            "2022-08-04T04:05",
+        ) from None
+
+
 def _check_known(call: Call, pair: str, source_pairs: frozenset[str], store: TickStore) -> None:
     if pair not in source_pairs and pair not in store.pairs:
         raise call.invalid("pair", "is unknown; expected a pair that is played or stored here")
 
 
-def _is_quotable(text: str) -> bool:
+def _parses(parse: Callable[[str], object], text: str) -> bool:
     try:
-        return bool(_QUOTABLE.fullmatch(text) or Pair.parse(text))
+        return bool(parse(text))
     except ConfigurationError:
         return False
+
+
+def _is_quotable(text: str) -> bool:
+    return bool(_QUOTABLE.fullmatch(text)) or _parses(Pair.parse, text)
 
 
 def _quote(value: object, allows: Callable[[str], object], keys: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from ..errors import ConfigurationError
 from .connection import Connection
+from .contracts import ContractTicker, Played, parse_played
 from .descriptors import RESERVE, raise_limit
 from .faults import check_close
 from .keys import KeyRing
@@ -24,7 +25,6 @@ from .source import Source
 from .stats import ServerStats
 from .store import TickStore
 from .thread import ServerThread
-from .ticks import Tick, parse_tick
 
 
 class LocalServer:
@@ -33,9 +33,9 @@ class LocalServer:
         with LocalServer(Tape("ticks.jsonl", speed=10.0), keys={"demo"}) as server:
             listener = StreamListener("BTC:USDT", endpoint=server.url, api_key="demo")
 
-    Clients connect to `streaming/[key]/[pair]` and `streaming/greeks/[key]/[option]` (S) for streams, and to
-    `streamer/[key]` (D) for the functions `authenticate`, `tickSnap`, `tickHistory`, `referenceData` and `keepAlive`.
-    Both prefixes work everywhere, and streams answer function calls too (O).
+    Clients connect to `streaming/[key]/[pair]` and `streaming/greeks/[key]/[option]` (S) for one stream each, and to
+    `streamer/[key]` (D) for function calls and for any number of streams that they ask for by message. Both prefixes
+    work everywhere, and each connection accepts all messages (O).
 
     Browsers find a page at `/` that says what this is. Probes find `/health`: 200, or 503 when the store or the source
     has failed.
@@ -54,7 +54,8 @@ class LocalServer:
             warns. On every host, web pages of other hosts are refused with 403, based on their Origin header.
         port (int): The port to listen on. 0 picks a free port.
         ssl_context (ssl.SSLContext | None): A server-side context makes the server use `wss://`.
-        form (str): The form of tick messages: `"enveloped"` (S), or `"flat"`, the vendor's later form (D).
+        form (str): The form of ticks on streams in the URL: `"enveloped"` (S), or `"flat"`, the vendor's later form
+            (D). Streams that are asked for by message always have the later form.
         queue_bytes (int): The most bytes to queue per client, besides 64 KiB in the transport and the kernel's buffer.
             Beyond it, the client is disconnected with 1013. An unpaced source waits for room instead.
         slow_client_timeout (float): Seconds after which a client that doesn't read is disconnected with 1013.
@@ -72,7 +73,7 @@ class LocalServer:
             late.
         store_batch_seconds (float): The most seconds that a tick waits before it is written.
         store_limit (int | None): The most ticks to store; beyond it, the oldest are removed. `None` is 1,000,000 in
-            memory and no limit in a file. 0 stores nothing.
+            memory and no limit in a file. 0 stores nothing. Of contract tickers, a tenth as many are stored.
         open_timeout (float): Seconds for the handshake.
         close_timeout (float): Seconds for the client's answer to a close frame. Then TCP is aborted.
         ping_interval (float | None): Seconds between the server's pings. `None` sends none.
@@ -250,15 +251,16 @@ class LocalServer:
         The ticks are stored and sent to all their subscribers.
 
         Args:
-            *ticks (Mapping[str, Any]): Tick dicts, as for `Tape`.
+            *ticks (Mapping[str, Any]): Dicts of ticks or contract tickers, as for `Tape`.
 
         Returns:
             int: The number of ticks; 0 while the server isn't running.
 
         Raises:
-            ConfigurationError: A tick is malformed, or the source doesn't play its pair. No tick is sent then.
+            ConfigurationError: A tick is malformed, or the source doesn't play its pair or contract. No tick is sent.
         """
-        checked = [_check_emitted(tick, self._settings.source.pairs) for tick in ticks]
+        settings = self._settings
+        checked = [_check_emitted(tick, settings.source.pairs, settings.contracts) for tick in ticks]
 
         def emit(service: Service | None) -> int:
             if service is None:
@@ -280,7 +282,7 @@ class LocalServer:
             ticks (str | os.PathLike[str] | Iterable[Mapping[str, Any]]): A file or ticks, as for `Tape`.
 
         Returns:
-            int: How many ticks were stored. 0 for a file that was imported before.
+            int: How many ticks were stored, without contract tickers. 0 for a file that was imported before.
 
         Raises:
             ConfigurationError: A tick is malformed or the file can't be read. No tick is stored then.
@@ -347,7 +349,7 @@ class LocalServer:
         """End TCP connections without a close frame.
 
         Args:
-            symbol (str | None): Only the streams of this symbol.
+            symbol (str | None): Only connections with a stream of this symbol.
             reset (bool): Whether to end them with RST instead of FIN.
             only (str | None): Only `"streams"` or only `"functions"`.
 
@@ -364,7 +366,7 @@ class LocalServer:
         Args:
             code (int): The close code: 1000 to 1003, 1007 to 1014, or 3000 to 4999.
             reason (str): The reason, at most 123 bytes.
-            symbol (str | None): Only to the streams of this symbol.
+            symbol (str | None): Only to connections with a stream of this symbol.
             only (str | None): Only to `"streams"` or only to `"functions"`.
 
         Returns:
@@ -380,7 +382,7 @@ class LocalServer:
         Data that is already in the kernel's buffer still arrives. New connections work normally.
 
         Args:
-            symbol (str | None): Only the streams of this symbol.
+            symbol (str | None): Only connections with a stream of this symbol.
             only (str | None): Only `"streams"` or only `"functions"`.
 
         Returns:
@@ -403,7 +405,7 @@ class LocalServer:
 
         Args:
             message (str | bytes): A str is sent as a text frame, bytes as a binary frame.
-            symbol (str | None): Only to the streams of this symbol.
+            symbol (str | None): Only to connections with a stream of this symbol.
             only (str | None): Only to `"streams"` or only to `"functions"`.
 
         Returns:
@@ -482,11 +484,15 @@ def _warn(text: str) -> None:
     warnings.warn(text, RuntimeWarning, stacklevel=4)
 
 
-def _check_emitted(raw: Mapping[str, Any], pairs: Collection[str]) -> Tick:
+def _check_emitted(raw: Mapping[str, Any], pairs: Collection[str], contracts: Collection[str]) -> Played:
     try:
-        tick = parse_tick(raw)
+        played = parse_played(raw)
     except ValueError as error:
         raise ConfigurationError(f"emit(): {error}") from None
-    if tick["pair"] not in pairs:
-        raise ConfigurationError(f"emit(): the source does not play {tick['pair']}; expected one of {sorted(pairs)}")
-    return tick
+    if isinstance(played, ContractTicker):
+        symbol, known = played.instrument.name, contracts
+    else:
+        symbol, known = played["pair"], pairs
+    if symbol not in known:
+        raise ConfigurationError(f"emit(): the source does not play {symbol}; expected one of {sorted(known)}")
+    return played

@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import cycle, repeat
 
+from .contracts import ContractTicker, Played
 from .hub import Hub
 from .source import Source
 from .tape import Tape
-from .ticks import Tick
 
 #: The most ticks to publish before the event loop gets a turn.
 MAX_BURST = 128
@@ -26,11 +26,14 @@ async def play_source(source: Source, hub: Hub, on_start: Callable[[], None]) ->
         await _play_unpaced(source, hub)
 
 
-def _played(source: Source) -> Iterator[tuple[int | None, tuple[float, Tick]]]:
-    """Play a source. Add to each tick its position in the tape; None for other sources."""
+def _played(source: Source) -> Iterator[tuple[int | None, tuple[float, Played]]]:
+    """Play a source. Add to each tick its position in the tape; None for contracts and other sources."""
     recording = source.recording if isinstance(source, Tape) else None
     positions = repeat(None) if recording is None else cycle(range(len(recording)))
-    return zip(positions, source.play(time.time), strict=False)
+    played = source.play(time.time)
+    if recording is None or not recording.contracts:
+        return zip(positions, played, strict=False)
+    return ((None if isinstance(each[1], ContractTicker) else next(positions), each) for each in played)
 
 
 async def _play_paced(source: Source, hub: Hub) -> None:

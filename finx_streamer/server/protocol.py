@@ -18,12 +18,15 @@ import attrs
 
 from ..config.symbols import Option, Pair
 from ..errors import ConfigurationError
+from .contracts import ContractTicker, months_of, parse_instrument
 from .ticks import Tick, exact_time
 
 #: The longest accepted path, in characters. Source: O.
 PATH_LIMIT = 2_048
-#: The only message of a Greeks stream, until the vendor releases it. Source: S.
+#: The only message of a Greeks stream on a server without options. Source: S.
 GREEKS_PLACEHOLDER = '{"feature":"scheduled for future release"}'
+#: The exchange of all contracts. Source: O.
+OPTIONS_EXCHANGE = "DERIBIT"
 #: The answer to keepAlive. Source: D.
 KEEP_ALIVE = '{"keepAlive":true}'
 
@@ -39,6 +42,15 @@ class Kind(enum.Enum):
     TICKS = "ticks"
     GREEKS = "greeks"
     FUNCTIONS = "functions"
+
+
+class Wire(enum.Enum):
+    """How a client asks for a stream."""
+
+    #: In the URL. Source: S.
+    URL = "url"
+    #: By message, over a connection for many streams. Source: D.
+    SUBSCRIBE = "subscribe"
 
 
 @attrs.frozen
@@ -89,23 +101,41 @@ def parse_path(path: str) -> Route:
     )
 
 
-def check_symbol(route: Route, pairs: Collection[str]) -> None:
-    """Raise `HandshakeRefused` (404) unless the route's symbol is valid and, for ticks, one of `pairs`.
+def check_symbol(route: Route, pairs: Collection[str], contracts: frozenset[str] = frozenset()) -> None:
+    """Raise `HandshakeRefused` (404) unless the route's symbol is valid and, if something can be known, known.
 
-    The error doesn't quote a symbol that may be a misplaced key.
+    Ticks need one of `pairs`. Greeks need one of `contracts`, or the month of one of these, unless there are none. The
+    error doesn't quote a symbol that may be a misplaced key.
     """
     try:
         if route.kind is Kind.TICKS:
             Pair.parse(route.symbol)
+            if route.symbol not in pairs:
+                raise ConfigurationError(f"unknown pair {route.symbol}")
         elif route.kind is Kind.GREEKS:
-            Option.parse(route.symbol)
-        if route.kind is Kind.TICKS and route.symbol not in pairs:
-            raise ConfigurationError(f"unknown pair {route.symbol}")
+            _check_greeks(route.symbol, contracts)
     except ConfigurationError as error:
-        expected = "a pair, as in BTC:USDC" if route.kind is Kind.TICKS else "an option, as in BTCN2202207"
+        expected = (
+            "a pair, as in BTC:USDC"
+            if route.kind is Kind.TICKS
+            else "an option, as in BTCN2202207, or a contract's name"
+        )
         redacted = f"the path has the API key in place of the symbol; expected {expected}"
         text = redacted if reveals_key(route.symbol, route.key) else str(error)
         raise HandshakeRefused(HTTPStatus.NOT_FOUND, text) from None
+
+
+def _check_greeks(symbol: str, contracts: frozenset[str]) -> None:
+    if symbol in contracts or symbol in months_of(contracts):
+        return
+    if "-" in symbol:
+        parse_instrument(symbol)
+        problem = f"unknown contract {symbol}"
+    else:
+        Option.parse(symbol)
+        problem = f"unknown option {symbol}: no contract that is listed expires in that month"
+    if contracts:
+        raise ConfigurationError(problem)
 
 
 def reveals_key(text: str, *keys: str) -> bool:
@@ -159,6 +189,16 @@ def tick_encoder(form: Form) -> Callable[[Tick], str]:
     raise ConfigurationError(f"form is {form!r}; expected 'enveloped' or 'flat'")
 
 
+def encode_contract(ticker: ContractTicker) -> str:
+    """Encode a contract's ticker for the second wire. Source: D."""
+    return _compact(ticker.values)
+
+
+def encode_contract_enveloped(ticker: ContractTicker) -> str:
+    """Encode a contract's ticker for a stream of Greeks. Source: O, in the envelope of ticks (S)."""
+    return _compact({"results": "streaming", "resultData": {**ticker.values, "exchange": OPTIONS_EXCHANGE}})
+
+
 def encode_enveloped(tick: Tick) -> str:
     """Encode a tick with its envelope. Source: S."""
     return _compact({"results": "streaming", "resultData": tick})
@@ -189,9 +229,9 @@ def encode_frame(message: str | bytes) -> bytes:
     return struct.pack("!BBQ", head, 127, size) + payload
 
 
-def error_message(text: str) -> str:
-    """A message that reports an error to the client. Source: O."""
-    return _compact({"error": text})
+def error_message(text: str, subject: Mapping[str, str] | None = None) -> str:
+    """A message that reports an error to the client. `subject` names the subscription that it is about. Source: O."""
+    return _compact({"error": text, **(subject or {})})
 
 
 def _parse_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -17,6 +17,8 @@ from typing import TypeVar, cast
 import attrs
 
 from ..clock import monotonic
+from .contract_table import point_of
+from .contracts import ContractTicker
 from .recording import Recording
 from .store import Row, TapePart, TickStore, fields_of
 from .ticks import Tick
@@ -38,11 +40,19 @@ class StoreFailed(OSError):
 
 @attrs.frozen
 class _Batch:
-    """Ticks to store. `part` is their place in a tape, if they are one's. `done` receives their number."""
+    """Ticks and contract tickers to store. `part` is the ticks' place in a tape, if they are one's.
+
+    `done` receives the number of ticks.
+    """
 
     rows: list[Row]
     part: TapePart | None = None
+    tickers: list[ContractTicker] = attrs.field(factory=list)
     done: Future[int] | None = None
+
+    @property
+    def size(self) -> int:
+        return len(self.rows) + len(self.tickers)
 
 
 @attrs.frozen
@@ -75,6 +85,8 @@ class Recorder:
         #: The position of the first pending tick in the tape; None for other ticks.
         self._position: int | None = None
         self._tape: Recording | None = None
+        #: The last pending ticker of each contract before each five-minute point.
+        self._pending_tickers: dict[tuple[str, int], ContractTicker] = {}
         self._submitted = self._written = 0
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -130,7 +142,7 @@ class Recorder:
 
     def has_room(self, count: int) -> bool:
         """Whether `count` ticks can be added now."""
-        unwritten = self._submitted - self._written + len(self._pending)
+        unwritten = self._submitted - self._written + len(self._pending) + len(self._pending_tickers)
         return unwritten + count <= self._max_unwritten or self.error is not None
 
     def add(self, tick: Tick, position: int | None = None) -> None:
@@ -144,19 +156,35 @@ class Recorder:
         pending.append(fields_of(tick))
         if len(pending) >= self._batch_size:
             self.flush()
-        elif self._timer is None and self._loop is not None:
+        elif self._timer is None:
+            self._flush_later()
+
+    def add_contract(self, ticker: ContractTicker) -> None:
+        """Add a contract's ticker that was played. Only the last one before each five-minute point is stored."""
+        pending, place = self._pending_tickers, (ticker.instrument.name, point_of(ticker))
+        if place not in pending or ticker.timestamp >= pending[place].timestamp:
+            pending[place] = ticker
+        if len(pending) >= self._batch_size:
+            self.flush()
+        elif self._timer is None:
+            self._flush_later()
+
+    def _flush_later(self) -> None:
+        if self._loop is not None:
             self._timer = self._loop.call_later(self._max_delay, self.flush)
 
     def flush(self) -> None:
-        """Submit the pending ticks to the thread."""
+        """Submit the pending ticks and contract tickers to the thread."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._pending:
-            rows, self._pending = self._pending, []
+        if self._pending or self._pending_tickers:
+            part = _part(self._tape, self._position) if self._pending else None
+            batch = _Batch(self._pending, part, list(self._pending_tickers.values()))
+            self._pending, self._pending_tickers = [], {}
             if self.store.is_enabled:
-                self._submitted += len(rows)
-                self._jobs.put(_Batch(rows, _part(self._tape, self._position)))
+                self._submitted += batch.size
+                self._jobs.put(batch)
 
     async def query(self, query: Callable[[TickStore], _Result]) -> _Result:
         """Run a query on the store's thread, after all ticks added so far are stored.
@@ -185,19 +213,22 @@ class Recorder:
         return await answer
 
     def import_ticks(self, ticks: Recording, *, once: bool) -> int:
-        """Store ticks that aren't played. Returns how many, once they are stored.
+        """Store ticks and contract tickers that aren't played. Returns how many ticks, once they are stored.
 
-        `once` skips those that are stored already, because they were imported or played before.
+        `once` skips the ticks that are stored already, because they were imported or played before.
         """
         count = 0
         if self.store.is_enabled:
             # Keep the store open, because the server may start or stop meanwhile.
             with self.store.opened():
                 position = self._find_tape(ticks) if once else 0
-                rows = map(fields_of, islice(ticks.read(), position, None))
-                while batch := list(islice(rows, _IMPORT_BATCH)):
-                    count += self._import_batch(_Batch(batch, _part(ticks, position if once else None), Future()))
-                    position += len(batch)
+                played = ticks.read(skip=position)
+                while some := list(islice(played, _IMPORT_BATCH)):
+                    rows = [fields_of(each) for each in some if not isinstance(each, ContractTicker)]
+                    tickers = [each for each in some if isinstance(each, ContractTicker)]
+                    part = _part(ticks, position if once else None)
+                    count += self._import_batch(_Batch(rows, part, tickers, Future()))
+                    position += len(rows)
         return count
 
     def _import_batch(self, batch: _Batch) -> int:
@@ -209,7 +240,7 @@ class Recorder:
         if running:
             return batch.done.result()
         try:
-            return self.store.write(batch.rows, batch.part)
+            return self.store.write(batch.rows, batch.part, batch.tickers)
         except (sqlite3.Error, OSError) as error:
             raise self._failure(error) from None
 
@@ -263,8 +294,10 @@ class Recorder:
         """Write what was kept, if the store works again."""
         self.store.check_writable()
         while self._kept:
-            self.store.write(self._kept[0].rows, self._kept[0].part)
-            self._kept_count -= len(self._kept.popleft().rows)
+            batch = self._kept[0]
+            self.store.write(batch.rows, batch.part, batch.tickers)
+            self._kept.popleft()
+            self._kept_count -= batch.size
         log.warning(
             "the tick store works again after %.0f s; %d ticks were lost",
             monotonic() - self._failed_at,
@@ -291,11 +324,11 @@ class Recorder:
         count = 0
         if self.error is None:
             try:
-                count = self.store.write(batch.rows, batch.part)
+                count = self.store.write(batch.rows, batch.part, batch.tickers)
             except Exception as error:
                 self._fail(error)
         if batch.done is None:
-            self._written += len(batch.rows)
+            self._written += batch.size
             if self.error is not None:
                 self._keep(batch)
         elif self.error is None:
@@ -305,11 +338,11 @@ class Recorder:
 
     def _keep(self, batch: _Batch) -> None:
         """Keep a batch that can't be written, if there is room."""
-        if self._kept_count + len(batch.rows) <= self._max_unwritten:
+        if self._kept_count + batch.size <= self._max_unwritten:
             self._kept.append(batch)
-            self._kept_count += len(batch.rows)
+            self._kept_count += batch.size
         else:
-            self._lost += len(batch.rows)
+            self._lost += batch.size
 
     def _run_query(self, job: _QueryJob) -> None:
         try:

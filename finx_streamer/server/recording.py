@@ -1,6 +1,6 @@
-"""`Recording`: recorded ticks that can be read repeatedly, from a file or from memory.
+"""`Recording`: recorded ticks and contract tickers that can be read repeatedly, from a file or from memory.
 
-A file has one tick per line, as JSON or CSV. Its content decides about the format and about gzip, not its name.
+A file has one of them per line, as JSON or CSV. Its content decides about the format and about gzip, not its name.
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ from typing import Any
 import attrs
 
 from ..errors import ConfigurationError
-from .ticks import FIELDS, Tick, parse_tick
+from .contracts import ContractTicker, Played, parse_played
+from .ticks import FIELDS, Tick
 
 #: The longest line of a file in bytes. A tick has fewer than 200.
 _MAX_LINE = 1_048_576
 _GZIP, _UTF8_MARK = b"\x1f\x8b", b"\xef\xbb\xbf"
 _WHAT_A_TAPE_IS = (
     '. A tape has one tick per line: JSON such as {"pair": "BTC:USDC", "date": "2022-07-02", "time": "15:30:55.817Z", '
-    '"exchange": "BINANCE", "price": "19200.84"}, or CSV with a header that has these names. gzip may compress both.'
+    '"exchange": "BINANCE", "price": "19200.84"}, or CSV with a header that has these names. In JSON, it may also have '
+    "contract tickers. gzip may compress it."
 )
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
 _read_json = json.JSONDecoder(parse_float=str, parse_int=str).decode
@@ -43,7 +45,7 @@ Recorded = str | os.PathLike[str] | Iterable[Mapping[str, Any]]
 
 
 class Recording:
-    """Recorded ticks, checked.
+    """Recorded ticks and contract tickers, checked. `len()` counts the ticks.
 
     A file is read here once, and again by each `read()`. It may therefore be larger than memory. An iterable is kept in
     memory.
@@ -55,18 +57,35 @@ class Recording:
     def __init__(self, ticks: Recorded) -> None:
         self._path = Path(ticks) if isinstance(ticks, str | os.PathLike) else None
         self._kept = () if isinstance(ticks, str | os.PathLike) else tuple(_parse_all(_rows(ticks)))
-        #: Known when every tick was read.
+        #: How many lines it has. Known when all were read.
         self._count: int | None = None
         ticks_of: Counter[str] = Counter()
+        tickers_of: Counter[str] = Counter()
         hashed = _TickHash()
-        for tick in self.read():
-            ticks_of[tick["pair"]] += 1
-            hashed.add(tick)
-        self._count = ticks_of.total()
-        #: The pairs that occur in it.
+        for played in self.read():
+            if isinstance(played, ContractTicker):
+                tickers_of[played.instrument.name] += 1
+            else:
+                ticks_of[played["pair"]] += 1
+                if self._path is not None:
+                    hashed.add(played)
+        self._length = ticks_of.total()
+        self._count = self._length + tickers_of.total()
+        #: The pairs and the contracts that occur in it.
         self.pairs = frozenset(ticks_of)
-        #: Identifies the sequence of ticks, in any format and under any file name.
-        self.digest = hashed.digest
+        self.contracts = frozenset(tickers_of)
+        #: Known unless the ticks are in memory.
+        self._digest = None if self._path is None else hashed.digest
+
+    @property
+    def digest(self) -> str:
+        """Identifies the sequence of ticks, in any format, under any file name and with any contracts between them."""
+        if self._digest is None:
+            hashed = _TickHash()
+            for tick in self._read_ticks():
+                hashed.add(tick)
+            self._digest = hashed.digest
+        return self._digest
 
     def __str__(self) -> str:
         return "the tape" if self._path is None else f"the tape {self._path}"
@@ -77,35 +96,39 @@ class Recording:
         return self._path is not None
 
     def __len__(self) -> int:
-        return self._count or 0
+        return self._length
 
-    def read(self) -> Iterator[Tick]:
-        """Read the ticks from the beginning: the same ones each time.
+    def read(self, skip: int = 0) -> Iterator[Played]:
+        """Read from the beginning: the same each time, but without the first `skip` ticks.
 
         Raises:
             ConfigurationError: The file has changed and has fewer ticks now, or can't be read.
         """
-        return iter(self._kept) if self._path is None else self._read_file(self._path)
+        played = iter(self._kept) if self._path is None else self._read_file(self._path)
+        return _without_first_ticks(played, skip) if skip else played
+
+    def _read_ticks(self) -> Iterator[Tick]:
+        return (played for played in self.read() if not isinstance(played, ContractTicker))
 
     def beginnings(self, known: Mapping[str, int]) -> list[str]:
         """Return the digests of the known sequences with which it begins. `known` has the lengths by digest."""
         lengths = {length for length in known.values() if length < len(self)}
         hashed = _TickHash()
         found: list[str] = []
-        for count, tick in enumerate(islice(self.read(), max(lengths, default=0)), 1):
+        for count, tick in enumerate(islice(self._read_ticks(), max(lengths, default=0)), 1):
             hashed.add(tick)
             if count in lengths and hashed.digest in known:
                 found.append(hashed.digest)
         return found
 
-    def _read_file(self, path: Path) -> Iterator[Tick]:
+    def _read_file(self, path: Path) -> Iterator[Played]:
         count = 0
-        for tick in _FileReader(path, self._warn).read():
+        for played in _FileReader(path, self._warn).read():
             # Whoever records the file may have added ticks since.
             if count == self._count:
                 return
             count += 1
-            yield tick
+            yield played
         if self._count is not None and count < self._count:
             raise ConfigurationError(f"{self} was changed: it has {count:,} ticks now, and had {self._count:,}")
 
@@ -138,10 +161,18 @@ def _rows(ticks: Iterable[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
     return ticks
 
 
-def _parse_all(ticks: Iterable[Mapping[str, Any]]) -> Iterator[Tick]:
+def _without_first_ticks(played: Iterable[Played], count: int) -> Iterator[Played]:
+    for each in played:
+        if count and not isinstance(each, ContractTicker):
+            count -= 1
+        else:
+            yield each
+
+
+def _parse_all(ticks: Iterable[Mapping[str, Any]]) -> Iterator[Played]:
     for number, raw in enumerate(ticks, start=1):
         try:
-            yield parse_tick(raw)
+            yield parse_played(raw)
         except ValueError as error:
             raise ConfigurationError(f"tick {number} of the tape: {error}") from None
 
@@ -157,7 +188,7 @@ class _FileReader:
     _line: int = attrs.field(default=0, init=False)
     _tick: int = attrs.field(default=0, init=False)
 
-    def read(self) -> Iterator[Tick]:
+    def read(self) -> Iterator[Played]:
         try:
             with _open(self._path) as file:
                 lines = self._lines(file)
@@ -183,10 +214,10 @@ class _FileReader:
             if not line.isspace():
                 yield line
 
-    def _parse(self, parse: Callable[[bytes], Any], line: bytes) -> Tick | None:
+    def _parse(self, parse: Callable[[bytes], Any], line: bytes) -> Played | None:
         """Parse a tick. None where the file is cut off."""
         try:
-            return parse_tick(parse(line))
+            return parse_played(parse(line))
         except (ValueError, RecursionError) as error:
             is_last = not line.endswith(b"\n") and len(line) < _MAX_LINE
             if is_last and self._tick:

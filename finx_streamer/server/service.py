@@ -21,7 +21,7 @@ from websockets.http11 import Request, Response
 from .connection import CHUNK, Connection
 from .descriptors import ExhaustionReporter
 from .faults import CallFaults, HandshakeFaults
-from .functions import Call, CallError, prepare, read_call
+from .functions import SUBSCRIBING, Call, CallError, Subscription, prepare, read_call
 from .hub import Hub
 from .keys import KeyRing
 from .pages import Page, health_page, welcome_page
@@ -32,6 +32,7 @@ from .protocol import (
     HandshakeRefused,
     Kind,
     Route,
+    Wire,
     check_origin,
     check_symbol,
     error_message,
@@ -51,6 +52,8 @@ _wire_log.addFilter(lambda record: record.msg != "opening handshake failed")
 
 #: The longest message that a client may send, in bytes. Longer ones are answered with close code 1009. Source: O.
 MESSAGE_LIMIT = 16_384
+#: The most subscriptions of a connection. Source: O.
+SUBSCRIPTION_LIMIT = 10_000
 GOING_AWAY = 1001
 #: The number of loop iterations that asyncio needs to create or close a transport.
 _TRANSPORT_ITERATIONS = 4
@@ -107,13 +110,12 @@ class Service:
         self._stopping.set()
 
     def select(self, symbol: str | None, only: Only | None) -> list[Connection]:
-        """The connections of a symbol (None: all) and of a kind (None: both)."""
+        """The connections with a symbol (None: all) and of a kind (None: both). With subscriptions, it is a stream."""
         return [
             each
-            for each in self.hub.connections
-            if each.route is not None
-            and (symbol is None or each.route.symbol == symbol)
-            and (only is None or (only == "functions") == (each.route.kind is Kind.FUNCTIONS))
+            for each, subscriptions in self.hub.connections.items()
+            if (symbol is None or symbol in subscriptions)
+            and (only is None or (only == "streams") == bool(subscriptions))
         ]
 
     def select_by_key(self, key: str) -> list[Connection]:
@@ -206,7 +208,7 @@ class Service:
         # The key before the symbol, so that strangers don't learn which symbols exist.
         if not self._state.keys.accepts(route.key):
             raise HandshakeRefused(HTTPStatus.UNAUTHORIZED, "the API key is missing or not accepted")
-        check_symbol(route, self._settings.source.pairs)
+        check_symbol(route, self._settings.source.pairs, self._settings.contracts)
         if len(self.hub.admitted) >= self._settings.max_connections:
             raise HandshakeRefused(HTTPStatus.TOO_MANY_REQUESTS, "too many connections", {"Retry-After": "1"})
         if self.hub.admitted_per_key[route.key] >= self._settings.max_connections_per_key:
@@ -222,13 +224,21 @@ class Service:
             if client.route is None or not self._state.keys.accepts(client.route.key):
                 # The key was revoked during the handshake.
                 client.begin_close(1008, "the API key was revoked")
-            if client.route is not None and client.route.kind is Kind.GREEKS:
-                client.reply(GREEKS_PLACEHOLDER)
+            elif client.route.kind is not Kind.FUNCTIONS:
+                self._begin_stream(client, client.route)
             await self._answer_messages(client)
         except ConnectionClosed:
             pass
         finally:
             self.hub.on_closing(client)
+
+    def _begin_stream(self, client: Connection, route: Route) -> None:
+        """Begin the stream of the URL."""
+        is_played = route.kind is Kind.TICKS or bool(self._settings.contracts)
+        if self.hub.subscribe(client, route.symbol, Wire.URL, is_played=is_played):
+            self.hub.send_newest(client, route.symbol)
+        if not is_played:
+            client.reply(GREEKS_PLACEHOLDER)
 
     async def _answer_messages(self, client: Connection) -> None:
         """Answer messages until the connection ends. Close it if no keepAlive arrives in time."""
@@ -258,29 +268,52 @@ class Service:
         reply = await self._answer(client, message)
         if reply is not None:
             client.reply(reply)
-            # If TCP has ended, recv() reports it.
-            with contextlib.suppress(ConnectionError):
-                await client.drain()
+        # If TCP has ended, recv() reports it.
+        with contextlib.suppress(ConnectionError):
+            await client.drain()
         return reply
 
     async def _answer(self, client: Connection, message: str | bytes) -> str | None:
         assert client.route is not None
         functions = client.route.kind is Kind.FUNCTIONS
+        call: Call | None = None
         try:
             call = read_call(message, client.route.key, self._state.keys.accepts, strict=functions)
             if call is None:
                 return None
-            self._state.counters.calls += 1
-            self._notify()
+            if call.name not in SUBSCRIBING:
+                self._state.counters.calls += 1
+                self._notify()
             if functions and (failure := await self._apply_faults(client, call)) is not None:
-                return error_message(failure)
-            prepared = prepare(call, self._settings.source.pairs)
+                raise CallError(failure)
+            prepared = prepare(call, self._settings.source.pairs, self._settings.contracts)
+            if isinstance(prepared, Subscription):
+                return self._change_subscription(client, prepared)
             return prepared if isinstance(prepared, str) else await self._state.recorder.query(prepared)
         except (CallError, StoreFailed) as error:
-            return error_message(str(error))
+            return error_message(str(error), None if call is None else call.subject)
         except sqlite3.Error as error:
             log.error("cannot read the tick store: %s", error)
             return error_message("the tick store cannot be read")
+
+    def _change_subscription(self, client: Connection, subscription: Subscription) -> str | None:
+        """Begin or end a subscription. Returns what is to be sent afterwards."""
+        if not subscription.begins:
+            self.hub.unsubscribe(client, subscription.symbol)
+            return subscription.answer
+        subscriptions = self.hub.connections.get(client, {})
+        if subscription.symbol not in subscriptions and len(subscriptions) >= SUBSCRIPTION_LIMIT:
+            raise CallError(
+                f"this connection has {SUBSCRIPTION_LIMIT:,} subscriptions, the most that are possible; "
+                "use another connection for further ones"
+            )
+        # In force before the answer. Nothing is published in between.
+        is_new = self.hub.subscribe(client, subscription.symbol, Wire.SUBSCRIBE)
+        if subscription.answer is not None:
+            client.reply(subscription.answer)
+        if is_new:
+            self.hub.send_newest(client, subscription.symbol)
+        return None
 
     async def _apply_faults(self, client: Connection, call: Call) -> str | None:
         """Drop, stall or fail the call as requested. Returns the error to answer with, if any."""

@@ -87,6 +87,11 @@ class Settings:
         """Whether the server listens for both IPv6 and IPv4: on all interfaces, where the system can do it."""
         return self.host == "::" and socket.has_dualstack_ipv6()
 
+    @property
+    def contracts(self) -> frozenset[str]:
+        """The contracts that the source lists now. A source without options needn't say so."""
+        return getattr(self.source, "contracts", frozenset())
+
     def url(self, port: int) -> str:
         """The base URL for clients."""
         # Clients can't connect to the address of all interfaces. Prefer IPv4: containers often lack ::1.

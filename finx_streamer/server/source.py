@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from .ticks import Tick
+from .contracts import Played
 
 
 class Source(Protocol):
@@ -13,6 +13,9 @@ class Source(Protocol):
 
     `Tape` and `SimulatedMarket` implement it, and so can your own class. A source has no clock, thread or socket: it
     says which tick is due when, and the server does the rest.
+
+    A source with options also has a property `contracts`: the names of the contracts that are listed now, as a
+    frozenset. Clients can subscribe to these, and to the months in which their options expire.
     """
 
     @property
@@ -27,7 +30,7 @@ class Source(Protocol):
     def paced(self) -> bool:
         """Whether ticks are due at set times. If not, they are played as fast as the clients accept them."""
 
-    def play(self, clock: Callable[[], float]) -> Iterator[tuple[float, Tick]]:
+    def play(self, clock: Callable[[], float]) -> Iterator[tuple[float, Played]]:
         """Play the market from its beginning.
 
         Args:
@@ -35,6 +38,6 @@ class Source(Protocol):
                 of their ticks.
 
         Returns:
-            Iterator[tuple[float, Tick]]: When each tick is due, in seconds since the start, never decreasing; and the
-            tick.
+            Iterator[tuple[float, Tick | ContractTicker]]: When each tick is due, in seconds since the start, never
+            decreasing; and the tick, or the ticker of a contract.
         """

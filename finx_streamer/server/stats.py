@@ -16,13 +16,16 @@ class ServerStats:
     Attributes:
         connections (int): Open connections of all kinds. The handshake is complete.
         connections_total (int): Total connections of all kinds.
-        streams (int): Open connections that stream ticks or Greeks.
-        symbols (Mapping[str, int]): The number of open streams of each symbol.
+        streams (int): Subscriptions of open connections, to ticks or Greeks. On the first wire, each connection has
+            one.
+        symbols (Mapping[str, int]): The number of subscriptions to each symbol.
         refused (int): Total handshakes refused.
         ticks_played (int): Total ticks played by the source or sent with `emit()`.
         ticks_sent (int): Total tick messages sent. A tick sent to two clients counts twice.
+        greeks_played (int): Total contract tickers played by the source or sent with `emit()`.
+        greeks_sent (int): Total contract tickers sent, those for new subscribers included.
         slow_clients (int): Total clients disconnected with 1013 because they were too slow.
-        calls (int): Total function calls on all connections, failed ones included.
+        calls (int): Total function calls on all connections, failed ones included. Subscribing isn't a call.
         ticks_stored (int): Ticks in the store now. Ticks in a batch that is not yet written don't count.
         store_error (str | None): Why the store can't be written now, as on a full disk. `None` if it can.
         started (bool): Whether the source has started.
@@ -36,6 +39,8 @@ class ServerStats:
     refused: int = 0
     ticks_played: int = 0
     ticks_sent: int = 0
+    greeks_played: int = 0
+    greeks_sent: int = 0
     slow_clients: int = 0
     calls: int = 0
     ticks_stored: int = 0
@@ -52,5 +57,7 @@ class Counters:
     refused: int = 0
     ticks_played: int = 0
     ticks_sent: int = 0
+    greeks_played: int = 0
+    greeks_sent: int = 0
     slow_clients: int = 0
     calls: int = 0

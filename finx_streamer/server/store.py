@@ -1,9 +1,8 @@
-"""`TickStore`: played and imported ticks in SQLite, indexed by time."""
+"""`TickStore`: played and imported ticks in SQLite, indexed by time. Contracts are in `contract_table`."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import sqlite3
@@ -15,6 +14,9 @@ from pathlib import Path
 import attrs
 
 from ..errors import ConfigurationError
+from . import contract_table
+from .contracts import ContractTicker
+from .files import Identity, access_error, identify, wal_path
 from .recording import Recording
 from .ticks import ExactTime, check_price, check_series, day_start, exact_time
 
@@ -27,8 +29,6 @@ SCHEMA_VERSION = 2
 
 #: A tick to store: its five wire strings.
 Row = tuple[str, str, str, str, str]
-#: A file's device and inode.
-_Identity = tuple[int, int]
 
 
 @attrs.frozen
@@ -86,7 +86,7 @@ class TickStore:
     stored, and equal ticks are all kept. Times compare exactly, with any number of digits.
 
     `limit` is the most ticks to keep; beyond it, those stored first are removed. `None`: 1,000,000 in memory, no limit
-    in a file. 0: store nothing.
+    in a file. 0: store nothing. Of contract tickers, a tenth as many are kept, because they are ten times as long.
 
     Only one process can open a file at a time, and only once. The file is open only within `opened()`; ticks in memory
     stay until `close()`. All methods are thread-safe.
@@ -103,8 +103,8 @@ class TickStore:
         self._connection: sqlite3.Connection | None = None
         self._pid = os.getpid()
         #: The identity of the open file and of its write-ahead log.
-        self._file: _Identity | None = None
-        self._wal: _Identity | None = None
+        self._file: Identity | None = None
+        self._wal: Identity | None = None
         self._users = 0
         self._lock = threading.RLock()
         #: Row IDs by name. A series is a pair on an exchange.
@@ -157,8 +157,8 @@ class TickStore:
                 self._connection.close()
                 self._connection = None
 
-    def write(self, rows: Sequence[Row], part: TapePart | None = None) -> int:
-        """Store ticks in one transaction. Returns how many were stored.
+    def write(self, rows: Sequence[Row], part: TapePart | None = None, tickers: Sequence[ContractTicker] = ()) -> int:
+        """Store ticks and contract tickers in one transaction. Returns how many ticks were stored.
 
         Invalid ticks are skipped; only a custom source can play them. Of a `part` of a tape, the ticks that are stored
         already are skipped.
@@ -176,6 +176,8 @@ class TickStore:
                     start += size
             self._added += len(valid)
             self._remove_oldest(connection)
+            if tickers:
+                contract_table.write(connection, tickers, self._limit)
         return len(valid)
 
     def check_file(self) -> None:
@@ -183,7 +185,7 @@ class TickStore:
         with self._lock:
             if self._path is None or self._connection is None:
                 return
-            found = _identify(self._path)
+            found = identify(self._path)
             if found != self._file:
                 self._close_moved(self._path)
                 raise OSError(f"the file {self._path} was {'deleted' if found is None else 'replaced'}")
@@ -196,7 +198,7 @@ class TickStore:
 
     def describe(self, error: Exception) -> str:
         """What went wrong, in the system's words if SQLite's are vague."""
-        if isinstance(error, sqlite3.Error) and self._path is not None and (code := _access_error(self._path)):
+        if isinstance(error, sqlite3.Error) and self._path is not None and (code := access_error(self._path)):
             return f"{os.strerror(code)}: {self._path}"
         return str(error)
 
@@ -257,6 +259,10 @@ class TickStore:
             for order in (_ASCENDING, _DESCENDING)
         )
         return first, last
+
+    def matrix(self, base: str, point: int | None) -> str:
+        """The last ticker of each contract at or before a five-minute point, as a JSON array. See `contract_table`."""
+        return self._fetch_text(*contract_table.matrix_query(base, point)) or "[]"
 
     def _fetch_text(self, statement: str, values: Sequence[object]) -> str | None:
         """Fetch the single value of a statement. A single row releases the GIL only once."""
@@ -353,8 +359,8 @@ class TickStore:
     def _close_moved(self, path: Path) -> None:
         """Close a file that is no longer at its path. Its log must not be applied to the file that took its place."""
         self.close()
-        wal = _wal_path(path)
-        if self._wal is not None and _identify(wal) == self._wal:
+        wal = wal_path(path)
+        if self._wal is not None and identify(wal) == self._wal:
             wal.unlink(missing_ok=True)
 
     def _open(self) -> None:
@@ -374,13 +380,16 @@ class TickStore:
             raise
         self._connection = connection
         if self._path is not None:
-            self._file, self._wal = _identify(self._path), _identify(_wal_path(self._path))
+            self._file, self._wal = identify(self._path), identify(wal_path(self._path))
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         # No other process can open the file. The system releases the lock when this process is killed.
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         connection.execute("BEGIN IMMEDIATE")
         self._check_schema(connection)
+        # Not in a version of their own, so that earlier releases can open the file.
+        for statement in contract_table.SCHEMA:
+            connection.execute(statement)
         connection.execute("COMMIT")
         # Commits survive a killed process. A power failure may lose the last ones.
         connection.execute("PRAGMA journal_mode = WAL")
@@ -431,40 +440,9 @@ class TickStore:
             )
         if name.startswith("SQLITE_NOTADB"):
             return ConfigurationError(f"the store {self._path} is not an SQLite database; use another file")
-        if self._path is not None and (code := _access_error(self._path)):
+        if self._path is not None and (code := access_error(self._path)):
             return OSError(code, os.strerror(code), str(self._path))
         return ConfigurationError(f"cannot open the store {self._path}: {error}")
-
-
-def _access_error(path: Path) -> int:
-    """The error code with which the system would deny writing the file; 0 if it wouldn't.
-
-    This doesn't open the file: closing it would release this process's SQLite locks.
-    """
-    if path.is_dir():
-        return errno.EISDIR
-    if not path.parent.exists():
-        return errno.ENOENT
-    if not path.parent.is_dir():
-        return errno.ENOTDIR
-    # SQLite also creates files beside it.
-    places = [path.parent, path] if path.exists() else [path.parent]
-    if hasattr(os, "statvfs") and any(os.statvfs(place).f_flag & os.ST_RDONLY for place in places):
-        return errno.EROFS
-    return 0 if all(os.access(place, os.W_OK) for place in places) else errno.EACCES
-
-
-def _identify(path: Path) -> _Identity | None:
-    """What distinguishes a file from others of the same name; None if it doesn't exist."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-def _wal_path(path: Path) -> Path:
-    return Path(f"{os.path.realpath(path)}-wal")
 
 
 def _stored_of(connection: sqlite3.Connection, digest: str) -> int:

@@ -1,4 +1,4 @@
-"""`Tape`: a recording of ticks, to be replayed."""
+"""`Tape`: a recording of ticks and contract tickers, to be replayed."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Iterator
 
 from ..errors import ConfigurationError
+from .contracts import Played, moved, seconds_of
 from .recording import Recorded, Recording
 from .settings import plain_number
-from .ticks import Tick, epoch_seconds, with_time
 
 #: The pause between two rounds of a loop in seconds, if `max_pause` is None.
 _LOOP_PAUSE = 1.0
@@ -27,7 +27,8 @@ class Tape:
         ticks (str | os.PathLike[str] | Iterable[Mapping[str, Any]]): A file with one tick per line, or ticks. The lines
             are JSON, or CSV as `finx-streamer` writes it. gzip may compress them. Blank lines are skipped. A file that
             a crash cut off is played up to that point, with a `RuntimeWarning`. Ticks are dicts as they travel on the
-            wire, a client's own ticks, such as those of `listener.recent()`, or the rows of `to_pandas`.
+            wire, a client's own ticks, such as those of `listener.recent()`, or the rows of `to_pandas`. Contract
+            tickers may be among them, as JSON or dicts: FinX's, or Deribit's messages with `params.data`.
         speed (float | None): 1.0 is real time, 10.0 is ten times as fast. With `None`, the tape is played as fast as
             the connected clients accept it, and stands still while no tick stream is connected.
         loop (bool): Whether to start again at the end, after `max_pause` seconds (1 second if that is `None`).
@@ -61,13 +62,18 @@ class Tape:
         self._shift = shift
         self._max_pause = max_pause
         self._recording = Recording(ticks)
-        if not len(self._recording):
+        if not self._recording.pairs and not self._recording.contracts:
             raise ConfigurationError(f"{self._recording} has no ticks; expected at least one")
 
     @property
     def pairs(self) -> frozenset[str]:
         """The pairs that occur in the tape."""
         return self._recording.pairs
+
+    @property
+    def contracts(self) -> frozenset[str]:
+        """The contracts that occur in the tape."""
+        return self._recording.contracts
 
     @property
     def recording(self) -> Recording | None:
@@ -84,14 +90,14 @@ class Tape:
         """Whether ticks are due at set times (`speed` is not `None`)."""
         return self._speed is not None
 
-    def play(self, clock: Callable[[], float]) -> Iterator[tuple[float, Tick]]:
+    def play(self, clock: Callable[[], float]) -> Iterator[tuple[float, Played]]:
         """Play the tape from its beginning. See `Source.play`."""
         schedule = self._schedule()
         if not self._shift:
             return ((due, tick) for due, _, tick in schedule)
         return self._shifted(schedule, clock)
 
-    def _schedule(self) -> Iterator[tuple[float, float, Tick]]:
+    def _schedule(self) -> Iterator[tuple[float, float, Played]]:
         """For each tick of all rounds: when it is due, how late it is then (both in seconds), and the tick."""
         start = 0.0
         while True:
@@ -102,19 +108,19 @@ class Tape:
                 return
             start += due + self._loop_pause
 
-    def _schedule_round(self) -> Iterator[tuple[float, float, Tick]]:
+    def _schedule_round(self) -> Iterator[tuple[float, float, Played]]:
         if not self.paced and not self._shift:
             # Parsing the time is half of the work, and no one needs it here.
             return ((0.0, 0.0, tick) for tick in self._recording.read())
         return self._schedule_by_time()
 
-    def _schedule_by_time(self) -> Iterator[tuple[float, float, Tick]]:
+    def _schedule_by_time(self) -> Iterator[tuple[float, float, Played]]:
         speed = math.inf if self._speed is None else self._speed
         max_pause = math.inf if self._max_pause is None else self._max_pause
         due = 0.0
         latest: float | None = None
         for tick in self._recording.read():
-            now = epoch_seconds(tick)
+            now = seconds_of(tick)
             latest = now if latest is None else latest
             due += min(max(0.0, now - latest) / speed, max_pause)
             latest = max(latest, now)
@@ -127,11 +133,11 @@ class Tape:
         return _LOOP_PAUSE if self._max_pause is None else self._max_pause
 
     def _shifted(
-        self, schedule: Iterator[tuple[float, float, Tick]], clock: Callable[[], float]
-    ) -> Iterator[tuple[float, Tick]]:
+        self, schedule: Iterator[tuple[float, float, Played]], clock: Callable[[], float]
+    ) -> Iterator[tuple[float, Played]]:
         started = clock()
         for due, late, tick in schedule:
-            yield due, with_time(tick, (started + due if self.paced else clock()) - late)
+            yield due, moved(tick, (started + due if self.paced else clock()) - late)
 
 
 def _check_arguments(speed: float | None, wait_for: int, max_pause: float | None) -> None:

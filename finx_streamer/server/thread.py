@@ -84,6 +84,8 @@ class ServerThread:
             refused=counters.refused,
             ticks_played=counters.ticks_played,
             ticks_sent=counters.ticks_sent,
+            greeks_played=counters.greeks_played,
+            greeks_sent=counters.greeks_sent,
             slow_clients=counters.slow_clients,
             calls=counters.calls,
             ticks_stored=self._state.recorder.store.count,

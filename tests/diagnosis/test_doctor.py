@@ -48,7 +48,7 @@ def test_all_is_well_with_the_demo() -> None:
         "streams under streaming/ (S)": "confirmed",
         "streams under streamer/ (D)": "confirmed",
         "enveloped ticks (S)": "confirmed",
-        "second wire (D)": "refuted",
+        "second wire (D)": "confirmed",
         "keepAlive answer (D)": "confirmed",
         "unknown function (O)": "confirmed",
         "unknown pair is 404 (O)": "confirmed",
