@@ -15,7 +15,7 @@ OTHER_PYTHONS ?= 3.12 3.13
 
 .PHONY: help
 help: ## show the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: test
 test: $(VENV)/.installed-dev ## run the tests, except the slow ones; with pytest's options: make test ARGS="-k cli"
@@ -72,9 +72,22 @@ versions: $(VENV)/.installed-ci ## run quick tests with the other Python version
 	done
 
 .PHONY: docs
-docs: $(VENV)/.installed-dev ## build the documentation into docs/_build/html
+docs: $(VENV)/.installed-dev ## build the documentation into docs/_build/html, run its notebooks and check its links
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+	$(BIN)/python docs/check_links.py
 	@echo "docs/_build/html/index.html"
+
+.PHONY: pictures
+pictures: $(VENV)/.installed-browser ## record docs/images, 2 minutes; without Chromium: make pictures ARGS="terminal plot"
+	$(BIN)/python -m tests.support.pictures $(ARGS)
+
+.PHONY: docs-links
+docs-links: $(VENV)/.installed-dev ## check the documentation's links to other sites; needs a network
+	$(BIN)/sphinx-build -q -b linkcheck -D nb_execution_mode=off docs docs/_build/links
+
+.PHONY: docs-pictures
+docs-pictures: $(VENV)/.installed-browser docs ## draw every page at two widths in both themes, into build/screenshots
+	$(BIN)/python -m tests.support.screenshots $(ARGS)
 
 .PHONY: bench
 bench: $(VENV)/.installed-bench ## compare with other clients, 15 minutes; a part of it: make bench ARGS="burst latency --rounds 9"

@@ -193,9 +193,10 @@ class TicksDropped(FinxStreamerError):
     at_end: bool = False
 
     def _text(self) -> str:
+        ticks = "1 tick" if self.count == 1 else f"{self.count} ticks"
         if self.at_end:
-            return f"{self.count} ticks dropped: the listener ended before your callbacks had handled them"
-        return f"{self.count} ticks dropped: callbacks are slower than the stream"
+            return f"{ticks} dropped: the listener ended before your callbacks had handled them"
+        return f"{ticks} dropped: callbacks are slower than the stream"
 
 
 @attrs.define(slots=False, eq=False, repr=False, str=False)

@@ -42,13 +42,14 @@ _B = TypeVar("_B", bound=TickBuffer)
 
 
 class StreamListener:
-    """Delivers live ticks of one or more pairs to your callbacks. Reconnects, and fetches the ticks that you missed::
+    """Delivers live ticks of one or more pairs to your callbacks, and fetches the ticks that you missed::
 
-        listener = StreamListener("BTC:USDC", on_tick=print)
-        listener.start()
-        listener.join()
+        from finx_streamer import StreamListener
 
-    Callbacks run one at a time, in order.
+        with StreamListener("BTC:USDC", endpoint="demo", on_tick=print) as listener:
+            listener.join(timeout=1)
+
+    Callbacks run one at a time, in order. Lost connections are retried.
 
     Args:
         *symbols (str | Pair | Option | Instrument): Pairs such as "BTC:USDC"; months such as "BTCN2202207", which means
@@ -224,7 +225,18 @@ class StreamListener:
     @overload
     def on_tick(self, callback: None = None, /, *, pair: str | Pair) -> Callable[[_C], _C]: ...
     def on_tick(self, callback: Any = None, /, *, pair: str | Pair | None = None) -> Any:
-        """Register a callback for ticks: as a decorator, or `@listener.on_tick(pair="BTC:USDC")` for one pair's."""
+        """Register a callback for ticks, usually as a decorator: `@listener.on_tick`.
+
+        Args:
+            callback (Callable[[Tick], object]): Called for each tick.
+            pair: Only ticks of this pair: `@listener.on_tick(pair="BTC:USDC")`. None for all pairs.
+
+        Returns:
+            The callback.
+
+        Raises:
+            ConfigurationError: The callback can't work, or the pair is malformed.
+        """
         if isinstance(callback, str | Pair):
             raise ConfigurationError(
                 'on_tick: a pair is no callback; for the ticks of one pair, write @listener.on_tick(pair="BTC:USDC")'
@@ -268,23 +280,70 @@ class StreamListener:
         return register if callback is None else register(callback)
 
     def on_error(self, callback: _C, /) -> _C:
-        """Register a callback for errors: it gets a `FinxStreamerError`. Returns the callback."""
+        """Register a callback for errors, usually as a decorator: `@listener.on_error`.
+
+        Args:
+            callback (Callable[[FinxStreamerError], object]): Called for each error.
+
+        Returns:
+            The callback.
+
+        Raises:
+            ConfigurationError: The callback can't work.
+        """
         return self._register("error", callback)
 
     def on_notice(self, callback: _C, /) -> _C:
-        """Register a callback for the server's other messages: it gets a `Notice`. Returns the callback."""
+        """Register a callback for the server's other messages, usually as a decorator: `@listener.on_notice`.
+
+        Args:
+            callback (Callable[[Notice], object]): Called for each message that is neither a tick nor an error.
+
+        Returns:
+            The callback.
+
+        Raises:
+            ConfigurationError: The callback can't work.
+        """
         return self._register("notice", callback)
 
     def on_state(self, callback: _C, /) -> _C:
-        """Register a callback for changes of state: it gets the symbol and a `State`. Returns the callback."""
+        """Register a callback for changes of state, usually as a decorator: `@listener.on_state`.
+
+        Args:
+            callback (Callable[[str, State], object]): Called with the symbol and its new state.
+
+        Returns:
+            The callback.
+
+        Raises:
+            ConfigurationError: The callback can't work.
+        """
         return self._register("state", callback)
 
     def on_gap(self, callback: _C, /) -> _C:
-        """Register a callback for gaps: it gets a `Gap`. Returns the callback."""
+        """Register a callback for gaps, usually as a decorator: `@listener.on_gap`.
+
+        Args:
+            callback (Callable[[Gap], object]): Called once per gap, after the missed ticks.
+
+        Returns:
+            The callback.
+
+        Raises:
+            ConfigurationError: The callback can't work.
+        """
         return self._register("gap", callback)
 
     def remove_callback(self, callback: Callback) -> None:
-        """Undo the registration of a callback. Raises `ConfigurationError` if it is not registered."""
+        """Undo the registration of a callback.
+
+        Args:
+            callback: The function that you registered, for any event.
+
+        Raises:
+            ConfigurationError: It isn't registered.
+        """
         self._callbacks.remove(callback)
 
     # Life.
@@ -349,7 +408,18 @@ class StreamListener:
         return run is None or self._joined(run, run.wait(timeout))
 
     async def wait_async(self, timeout: float | None = None) -> bool:
-        """`join` for event loops, for example in a notebook that awaits. Other tasks keep running."""
+        """Wait for the end in an event loop, for example in a notebook that awaits. Other tasks keep running.
+
+        Args:
+            timeout: Seconds; None for no limit.
+
+        Returns:
+            False if the listener still runs after `timeout`.
+
+        Raises:
+            FinxStreamerError: The error that ended the listener, if one did.
+            ConfigurationError: Called inside a callback, where it would wait for itself.
+        """
         timeout = check.seconds_or_none("timeout", timeout, zero=True)
         run = self._run_to_join("wait_async()")
         return run is None or self._joined(run, await run.wait_async(timeout))
@@ -358,7 +428,10 @@ class StreamListener:
         return self.start()
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        """Stop. Raise the error that ended the listener, unless you have seen it: raised, or in `on_error`."""
+        """Start at the beginning of the block, and stop at its end.
+
+        The end raises the error that ended the listener, unless you have seen it: raised, or in `on_error`.
+        """
         if kind is not None:
             self.stop(HURRIED_STOP, drain=False)
             return
@@ -377,7 +450,7 @@ class StreamListener:
         return TickIterator(self, None)
 
     def __aiter__(self) -> AsyncTickIterator:
-        """`async for tick in listener`: the same in an event loop."""
+        """Iterate over ticks as they come, in an event loop. Other tasks keep running."""
         return AsyncTickIterator(self, None)
 
     def ticks(self, timeout: float | None = None) -> Ticks:
@@ -445,6 +518,9 @@ class StreamListener:
 
         A symbol that the server doesn't know gets the state FAILED, and `on_error` a `StreamNotFound`.
 
+        Args:
+            *symbols (str | Pair | Option): Such as "ETH:USDC".
+
         Raises:
             ConfigurationError: A symbol is malformed.
         """
@@ -459,6 +535,9 @@ class StreamListener:
 
     def remove(self, *symbols: str | Symbol) -> None:
         """Stop listening to symbols. Ticks that were received may still be delivered.
+
+        Args:
+            *symbols (str | Pair | Option): Such as "ETH:USDC".
 
         Raises:
             ConfigurationError: The listener doesn't listen to one of them. Then it removes none.
@@ -526,11 +605,27 @@ class StreamListener:
         return self._run.greeks() if self._run is not None else {}
 
     def to_pandas(self, n: int | None = None, pair: str | Pair | None = None) -> pandas.DataFrame:
-        """`recent` as a `pandas.DataFrame`; see `finx_streamer.to_pandas`."""
+        """Return the last ticks as a `pandas.DataFrame`. See `to_pandas`.
+
+        Args:
+            n: How many, as for `recent`.
+            pair: Only ticks of this pair; None for all pairs.
+
+        Raises:
+            ConfigurationError: An argument is wrong, the listener keeps no ticks, or the extra `[pandas]` is missing.
+        """
         return tables.to_pandas(self.recent(n, pair))
 
     def to_polars(self, n: int | None = None, pair: str | Pair | None = None) -> polars.DataFrame:
-        """`recent` as a `polars.DataFrame`; see `finx_streamer.to_polars`."""
+        """Return the last ticks as a `polars.DataFrame`. See `to_polars`.
+
+        Args:
+            n: How many, as for `recent`.
+            pair: Only ticks of this pair; None for all pairs.
+
+        Raises:
+            ConfigurationError: An argument is wrong, the listener keeps no ticks, or the extra `[polars]` is missing.
+        """
         return tables.to_polars(self.recent(n, pair))
 
     def live(self, *pairs: str | Pair, rate: float = 15.0) -> LiveView:
@@ -539,7 +634,7 @@ class StreamListener:
         Needs the extra `[notebook]`. Without it, you get a plain table that says so.
 
         Args:
-            pairs: The pairs with a chart; by default the first one.
+            *pairs: The pairs with a chart; by default the first one.
             rate: Frames per second at most, from 1 to 30.
 
         Raises:
@@ -634,12 +729,25 @@ class StreamListener:
 
 
 def listeners() -> list[StreamListener]:
-    """Return the running listeners of this process, in the order in which they were started."""
+    """Return the running listeners of this process::
+
+        import finx_streamer
+
+        print(finx_streamer.listeners())
+
+    They are in the order in which they were started.
+    """
     return [listener for run, listener in tuple(live_runs.items()) if not run.forked]
 
 
 def stop_all(timeout: float = 5.0) -> bool:
-    """Stop every listener of this process. Ticks that wait for callbacks are discarded.
+    """Stop every listener of this process::
+
+        import finx_streamer
+
+        finx_streamer.stop_all()
+
+    Ticks that wait for callbacks are discarded.
 
     Args:
         timeout: Seconds, for all of them together.

@@ -25,7 +25,14 @@ _DECIMAL_DIGITS = 38
 
 
 def to_pandas(ticks: Iterable[Tick]) -> pandas.DataFrame:
-    """Convert ticks to a `pandas.DataFrame` with one row each, in the given order.
+    """Convert ticks to a `pandas.DataFrame` with one row each, in the given order::
+
+        from datetime import UTC, datetime, timedelta
+
+        from finx_streamer import FunctionClient, to_pandas
+
+        with FunctionClient(endpoint="demo") as client:
+            print(to_pandas(client.tick_history("BTC:USDC", datetime.now(UTC) - timedelta(minutes=1))))
 
     The columns are:
 
@@ -59,7 +66,14 @@ def to_pandas(ticks: Iterable[Tick]) -> pandas.DataFrame:
 
 
 def to_polars(ticks: Iterable[Tick]) -> polars.DataFrame:
-    """Convert ticks to a `polars.DataFrame` with one row each, in the given order.
+    """Convert ticks to a `polars.DataFrame` with one row each, in the given order::
+
+        from datetime import UTC, datetime, timedelta
+
+        from finx_streamer import FunctionClient, to_polars
+
+        with FunctionClient(endpoint="demo") as client:
+            print(to_polars(client.tick_history("BTC:USDC", datetime.now(UTC) - timedelta(minutes=1))))
 
     The columns are:
 

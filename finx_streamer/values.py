@@ -17,7 +17,14 @@ NEVER = float("inf")
 
 
 class Tick(TypedDict):
-    """One trade, as a plain dict.
+    """One trade, as a plain dict::
+
+        from finx_streamer import StreamListener
+
+        listener = StreamListener("BTC:USDC", endpoint="demo")
+        for tick in listener:
+            print(tick["timestamp"], tick["exchange"], tick["price"])
+            break
 
     Attributes:
         pair (str): E.g. "BTC:USDC".
@@ -103,7 +110,20 @@ class Greeks(TypedDict):
 
 @attrs.frozen
 class Notice:
-    """A message that is neither a tick nor an error, e.g. `{"keepAlive": true}`.
+    """A message that is neither a tick nor an error, such as `{"keepAlive": true}`::
+
+        from finx_streamer import StreamListener
+
+        listener = StreamListener("BTC:USDC", endpoint="demo", keep_alive=0.2)
+
+
+        @listener.on_notice
+        def show(notice):
+            print(notice.symbol, notice.message)
+
+
+        with listener:
+            listener.join(timeout=1)
 
     Attributes:
         symbol (str | None): The stream that sent it. None if a connection of several streams did.
@@ -120,7 +140,20 @@ class Notice:
 
 @attrs.frozen
 class Gap:
-    """A stream's connection was lost, so ticks may have been missed.
+    """A stream's connection was lost, so ticks may have been missed::
+
+        from finx_streamer import StreamListener
+
+        listener = StreamListener("BTC:USDC", endpoint="demo")
+
+
+        @listener.on_gap
+        def show(gap):
+            print(gap.symbol, gap.since, gap.until, gap.ticks, "fetched" if gap.filled else "NOT filled")
+
+
+        with listener:
+            listener.join(timeout=1)
 
     Attributes:
         symbol (str): The stream.
@@ -138,7 +171,15 @@ class Gap:
 
 
 class State(enum.StrEnum):
-    """The state of a stream or of a listener, which equals its lower-case name. STOPPED and FAILED are final."""
+    """The state of a stream or of a listener::
+
+        from finx_streamer import State, StreamListener
+
+        with StreamListener("BTC:USDC", endpoint="demo") as listener:
+            print(listener.state == State.CONNECTING, listener.state == "connecting")
+
+    A state equals its lower-case name. STOPPED and FAILED are final.
+    """
 
     IDLE = "idle"
     CONNECTING = "connecting"

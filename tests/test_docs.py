@@ -1,7 +1,8 @@
-"""Every code block in the README and in the docs runs, against a local server."""
+"""Every code block in the README, the docs and the docstrings of the reference runs, against a local server."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -9,19 +10,27 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
-import venv
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import attrs
 import pytest
+import reference
 
 from finx_streamer.server import LocalServer, SimulatedMarket
+from tests.support.installed import Installation, copy_of_source
 from tests.support.program import ROOT, program_command, program_environment
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "reference").glob("*.md"))]
 FENCE = re.compile(r"^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+#: The block that shows the output of the program before it.
+OUTPUT = re.compile(r"\n\n```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+COOKBOOK = ROOT / "docs" / "cookbook.md"
 #: The languages of blocks that show output.
 SHOWN = {"text", ""}
 #: Examples that don't end get Ctrl-C after this many lines.
@@ -43,6 +52,8 @@ class Block:
     line: int
     language: str
     code: str
+    #: A sample of its output, in the block that follows. None: not shown.
+    output: str | None = None
 
     def __str__(self) -> str:
         return f"{self.page.name}:{self.line}"
@@ -52,10 +63,13 @@ def blocks(language: str) -> list[Block]:
     """All blocks in a language."""
     found = []
     for page in PAGES:
-        text = page.read_text(encoding="utf-8")
+        # The reference is written from docstrings. The lines of these pages are those of the written text.
+        text = reference.expand(page.read_text(encoding="utf-8"))
         for fence in FENCE.finditer(text):
             if fence[1] == language:
-                found.append(Block(page, text.count("\n", 0, fence.start()) + 1, language, fence[2]))
+                shown = OUTPUT.match(text, fence.end()) if page == COOKBOOK else None
+                output = None if shown is None else shown[1]
+                found.append(Block(page, text.count("\n", 0, fence.start()) + 1, language, fence[2], output))
     return found
 
 
@@ -78,7 +92,57 @@ def interruptible() -> Iterator[None]:
 def environment(server: LocalServer, tmp_path: Path) -> dict[str, str]:
     """The environment of an example: a key, and the commands of this installation."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return program_environment(FINX_API_KEY="a-demo-key", PATH=path, PYTHONUNBUFFERED="1", COLUMNS="120")
+    variables = {"FINX_API_KEY": "a-demo-key", "PYTHONUNBUFFERED": "1", "COLUMNS": "120", "MPLBACKEND": "agg"}
+    return program_environment(PATH=path, **variables)
+
+
+@pytest.fixture
+def webhook() -> Iterator[tuple[str, list[Any]]]:
+    """A web server that accepts alerts: its URL, and the JSON values that were posted."""
+    posted: list[Any] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *arguments: object) -> None:
+            """Print nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as listening:
+        thread = threading.Thread(target=listening.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.server_port}/", posted
+        listening.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def postgres() -> Iterator[dict[str, str]]:
+    """A PostgreSQL server on a socket in a new folder: the variables that libpq reads."""
+    places = [str(path) for path in sorted(Path("/usr/lib/postgresql").glob("*/bin"))]
+    programs = [
+        shutil.which(name, path=os.pathsep.join([os.environ["PATH"], *places])) for name in ("initdb", "pg_ctl")
+    ]
+    if None in programs:
+        pytest.skip("PostgreSQL is not installed; on Debian, run apt install postgresql")
+    initdb, pg_ctl = map(str, programs)
+    # The server refuses to run as root. Paths of sockets must be short, and pytest's folders are closed to other users.
+    as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+    with tempfile.TemporaryDirectory(prefix="pg", dir="/tmp") as folder:
+        if as_user:
+            shutil.chown(folder, "postgres")
+        data, log = f"{folder}/data", f"{folder}/log"
+        settings = f"-k {folder} -c listen_addresses='' -c fsync=off"
+        control = [*as_user, pg_ctl, "-D", data, "-w", "-s"]
+        subprocess.run([*as_user, initdb, "-D", data, "-A", "trust", "-U", "postgres"], check=True, cwd=folder)
+        subprocess.run([*control, "-l", log, "-o", settings, "start"], check=True, cwd=folder)
+        try:
+            yield {"PGHOST": folder, "PGUSER": "postgres", "PGDATABASE": "postgres"}
+        finally:
+            subprocess.run([*control, "-m", "fast", "stop"], check=True, cwd=folder)
 
 
 def run(
@@ -120,9 +184,70 @@ def test_every_block_has_a_known_language() -> None:
     assert {language for language in languages - known if not language.startswith("{")} == set()
 
 
+def shape(line: str) -> str:
+    """A pattern for lines that differ from this one in numbers, and in names of pairs and exchanges."""
+    pattern = re.sub(r"[-+]?\d[\d.,]*", "0", " ".join(line.split()))
+    pattern = re.escape(re.sub(r"\b[A-Z]{3,}\b", "X", pattern))
+    return pattern.replace("0", r"[-+]?\d[\d.,]*").replace("X", r"[A-Z]{3,}")
+
+
+def assert_alike(block: Block, output: str) -> None:
+    """Each line of an output must look like a line that the documentation shows, and the other way round."""
+    if block.output is None:
+        return
+    lines = [" ".join(line.split()) for line in output.splitlines()]
+    shapes = {shape(line) for line in block.output.splitlines()}
+    assert [line for line in lines if not any(re.fullmatch(shape, line) for shape in shapes)] == []
+    assert [shape for shape in shapes if not any(re.fullmatch(shape, line) for line in lines)] == []
+
+
+def test_outputs_are_compared() -> None:
+    """Numbers and names may differ. Words may not, and no line may be missing."""
+    block = Block(COOKBOOK, 1, "python", "", "BTC:USDC on FTX: +1.50 %\nend\n")
+    assert_alike(block, "ETH:BTC on KRAKEN: -21,000 %\nETH:BTC on FTX: 1 %\nend\n")
+    for wrong in ("BTC:USDC at FTX: 1 %\nend\n", "end\n", "BTC:USDC on FTX: nan %\nend\n", "BTC:USDC on FTX: 1 %\n"):
+        with pytest.raises(AssertionError):
+            assert_alike(block, wrong)
+
+
+def test_recipes_are_short_and_show_their_output() -> None:
+    """Each is a program of less than 30 lines, with an install line before it and its output after it."""
+    recipes = [block for block in blocks("python") if block.page == COOKBOOK]
+    assert {len(block.code.splitlines()) < 30 for block in recipes} == {True}
+    assert [str(block) for block in recipes if not block.output] == []
+    installed = [block for block in blocks("sh") if block.page == COOKBOOK and block.code.startswith("pip install")]
+    assert len(installed) == len(recipes)
+
+
+def test_the_readme_is_short() -> None:
+    """It is for people who have little time."""
+    assert len(PAGES[0].read_text(encoding="utf-8").splitlines()) <= 120
+
+
+def test_the_picture_of_the_terminal() -> None:
+    """It is animated by CSS alone, loads nothing, and is small."""
+    text = (ROOT / "docs" / "images" / "terminal.svg").read_text(encoding="utf-8")
+    names = {element.tag.rpartition("}")[2] for element in ElementTree.fromstring(text).iter()}
+    assert names == {"svg", "style", "rect", "circle", "path", "g", "text"}
+    assert "@keyframes" in text
+    assert "url(" not in text
+    assert len(text) < 60_000
+
+
 @pytest.mark.parametrize("block", [block for block in blocks("python") if SIGTERM not in block.code], ids=str)
-def test_python_example(block: Block, server: LocalServer, environment: dict[str, str], tmp_path: Path) -> None:
+def test_python_example(
+    block: Block,
+    server: LocalServer,
+    environment: dict[str, str],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
     """Each Python example runs as written, to its end or until Ctrl-C, without an error."""
+    posted: list[Any] = []
+    if "WEBHOOK" in block.code:
+        environment["WEBHOOK"], posted = request.getfixturevalue("webhook")
+    if "psycopg" in block.code:
+        environment |= request.getfixturevalue("postgres")
     script = tmp_path / "example.py"
     script.write_text(block.code, encoding="utf-8")
     endless = ENDLESS in block.code
@@ -133,6 +258,9 @@ def test_python_example(block: Block, server: LocalServer, environment: dict[str
     assert status == 0, f"{block} ended with {status}:\n{output}\n{errors}"
     assert not endless, f"{block} should go on until Ctrl-C:\n{output}"
     assert "Traceback" not in errors, f"{block} shows an error:\n{errors}"
+    assert_alike(block, output)
+    if "WEBHOOK" in block.code:
+        assert [alert["text"] for alert in posted] == [line.split(": status")[0] for line in output.splitlines()]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
@@ -160,6 +288,18 @@ def test_example_that_ends_at_sigterm(
         command = [*AS_PID_1, *command]
     status, output, errors = run(command, tmp_path, environment, ENOUGH_LINES, terminate)
     assert (status, errors) == (0, ""), output
+    assert_alike(block, output)
+
+
+def test_the_unit_of_the_cookbook(tmp_path: Path) -> None:
+    """systemd knows all of its settings."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed")
+    [unit] = [block.code for block in blocks("text") if block.code.startswith("[Unit]")]
+    (tmp_path / "ticks.service").write_text(unit, encoding="utf-8")
+    command = ["systemd-analyze", "verify", str(tmp_path / "ticks.service")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, "ticks.service:" in done.stderr) == (0, False), done.stderr
 
 
 @pytest.mark.parametrize(
@@ -197,20 +337,11 @@ def test_shell_example(
 )
 def test_install_example(line: str, tmp_path: Path) -> None:
     """Each install command works, with a copy of this checkout in place of the package's name."""
-    # Builds write into the source folder, so parallel ones need separate copies.
-    source = tmp_path / "source"
-    shutil.copytree(ROOT / "finx_streamer", source / "finx_streamer")
-    for name in ("setup.cfg", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    home = tmp_path / "venv"
-    venv.create(home, with_pip=True)
-    python = str(home / "bin" / "python")
-    pip = [python, "-m", "pip", "--disable-pip-version-check"]
-    requirement = shlex.split(line.split("#")[0])[2]
-    target = requirement.replace("finx-streamer", str(source))
-    subprocess.run([*pip, "install", "--quiet", target], check=True, cwd=tmp_path, capture_output=True)
-    subprocess.run([python, "-c", "import finx_streamer"], check=True, cwd=tmp_path)
-    if requirement == "finx-streamer":
-        listed = subprocess.run([*pip, "list", "--format=freeze"], check=True, capture_output=True, text=True).stdout
+    source, user = copy_of_source(tmp_path), Installation(tmp_path)
+    requirements = shlex.split(line.split("#")[0])[2:]
+    user.install(*[requirement.replace("finx-streamer", str(source)) for requirement in requirements])
+    user.run("python", "-c", "import finx_streamer").check_returncode()
+    if requirements == ["finx-streamer"]:
+        listed = user.run("pip", "--disable-pip-version-check", "list", "--format=freeze").stdout
         names = {entry.split("==")[0].split(" @")[0].lower().replace("_", "-") for entry in listed.split("\n") if entry}
         assert names - {"pip", "setuptools", "wheel"} == {"finx-streamer", "websocket-client", "attrs"}

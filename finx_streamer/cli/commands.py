@@ -297,9 +297,7 @@ def doctor(
     with _errors_as_exit_codes():
         from .doctor import examine
 
-        # A missing key is one of its findings.
-        key = None if api_key_file is None else api_key(api_key_file)
-        raise typer.Exit(examine(pair, endpoint, key, _without_password(proxy), allow_insecure, as_json))
+        raise typer.Exit(examine(pair, endpoint, api_key_file, _without_password(proxy), allow_insecure, as_json))
 
 
 @app.command()

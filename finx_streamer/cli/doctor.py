@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from pathlib import Path
 
 from ..diagnosis.checkup import Doctor
 from ..diagnosis.report import Report
+from .key_files import api_key
 from .terminal import encodable
 
 
 def examine(
     pair: str,
     endpoint: str,
-    api_key: str | Callable[[], str] | None,
+    api_key_file: Path | None,
     proxy: str | None,
     allow_insecure: bool,
     as_json: bool,
 ) -> int:
     """Run all checks. Return the exit code: 1 if something is wrong, else 0."""
-    doctor = Doctor(pair, endpoint, api_key, proxy, None, allow_insecure)
+    # A missing key is one of the findings.
+    key = None if api_key_file is None else api_key(api_key_file)
+    doctor = Doctor(pair, endpoint, key, proxy, None, allow_insecure, f"the file {api_key_file}")
     if as_json:
         report = doctor.report()
         _print(report.to_json())

@@ -18,6 +18,9 @@ from .encoding import encode
 from .formats import LineFormat
 from .part_file import PartFile
 
+#: Without it, Windows changes line ends, which damages compressed files.
+_BINARY = getattr(os, "O_BINARY", 0)
+
 
 class Output:
     """The destination that `--output` names. None means standard output.
@@ -50,7 +53,7 @@ class Output:
     def open_now(self) -> int:
         """Empty the file and return its descriptor. What is written stays there, even after a failure."""
         if self._path is not None:
-            return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+            return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _BINARY, 0o666)
         if sys.stdout is None:
             raise ConfigurationError("standard output is closed")
         return sys.stdout.fileno()

@@ -23,7 +23,14 @@ _PREFIX = re.compile(r"[A-Za-z0-9_-]+")
 
 @attrs.frozen
 class Endpoint:
-    """A server's base URL, the path prefix of its streams, and how you ask it for streams.
+    """A server's base URL, the path prefix of its streams, and how you ask it for streams::
+
+        from finx_streamer import Endpoint, StreamListener
+
+        second_wire = Endpoint("wss://ws.finx.io/", wire="subscribe")
+        listener = StreamListener("BTC:USDC", "ETH:USDC", endpoint=second_wire)
+
+    `Endpoint.PRODUCTION` and `Endpoint.BETA` are FinX's servers.
 
     Args:
         url: `wss://host[:port][/path]`, or `ws://`.
@@ -53,7 +60,14 @@ class Endpoint:
 
     @classmethod
     def of(cls, given: object) -> Endpoint:
-        """Return the endpoint for "production", "beta", a base URL or an `Endpoint`. Raises `ConfigurationError`."""
+        """Return the endpoint for a name or a URL.
+
+        Args:
+            given (str | Endpoint): "production", "beta", a base URL or an `Endpoint`.
+
+        Raises:
+            ConfigurationError: It is none of them.
+        """
         if isinstance(given, Endpoint):
             return given
         if not isinstance(given, str):

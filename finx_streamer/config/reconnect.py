@@ -20,7 +20,11 @@ _NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN)
 
 @attrs.frozen
 class ReconnectPolicy:
-    """How long to wait before connection attempts: exponential backoff with full jitter.
+    """How long to wait before connection attempts: exponential backoff with full jitter::
+
+        from finx_streamer import ReconnectPolicy, StreamListener
+
+        listener = StreamListener("BTC:USDC", endpoint="demo", reconnect=ReconnectPolicy(maximum=10, attempts=20))
 
     The nth wait is random between 0 and `initial * factor ** n` seconds, capped at `maximum`. It is also capped at the
     lifetime of the lost connection, or at `initial` if that is longer. A server's Retry-After takes precedence.
@@ -32,6 +36,9 @@ class ReconnectPolicy:
         jitter: False waits exactly as long as the limit.
         attempts: How many attempts in a row, with the first; None for no limit.
         reset_after: Seconds after which a connection counts as stable: its loss starts the backoff from `initial`.
+
+    Raises:
+        ConfigurationError: An argument is wrong.
     """
 
     initial: float = 0.5
@@ -51,7 +58,11 @@ class ReconnectPolicy:
             object.__setattr__(self, "attempts", attempts)
 
     def delays(self, rng: random.Random | None = None) -> Iterator[float]:
-        """Yield the waits in seconds, without end."""
+        """Yield the waits in seconds, without end.
+
+        Args:
+            rng: The source of jitter. None uses a new one.
+        """
         draw = (rng or random.Random()).uniform
         ceiling = self.initial
         while True:

@@ -43,11 +43,20 @@ _LONGEST_SHOWN, _LONGEST_SHOWN_WITHOUT_COLON = 60, 20
 
 @attrs.frozen
 class Pair:
-    """A trading pair: the price of `base` in `quote`, such as `BTC:USDC`, `USDC.E:USDT` or `币安人生:USDT`.
+    """A trading pair: the price of `base` in `quote`::
 
-    Each part has 1 to 32 characters, in upper case if the script has case. None of them is a separator, a space, a
-    control character, a colon, slash, question mark, number sign, percent sign or backslash. Source: S for the format,
-    O for the characters.
+        from finx_streamer import Pair
+
+        print(Pair.parse("BTC:USDC").base)
+
+    Wherever you pass a pair, a str such as "BTC:USDC", "USDC.E:USDT" or "币安人生:USDT" works, too.
+
+    Args:
+        base: What is traded: 1 to 32 characters, in upper case if the script has case. A separator, a space, a control
+            character and `: / ? # % \\` can't be among them.
+        quote: What it is paid in. The same characters are allowed.
+
+    Source: S for the format, O for the characters.
     """
 
     base: str
@@ -55,7 +64,14 @@ class Pair:
 
     @classmethod
     def parse(cls, text: str) -> Pair:
-        """Parse `BASE:QUOTE`. Raises `ConfigurationError`."""
+        """Parse a pair.
+
+        Args:
+            text: `BASE:QUOTE`.
+
+        Raises:
+            ConfigurationError: It is malformed. The text of the error suggests a pair.
+        """
         base, colon, quote = text.partition(":")
         if not (colon and _is_part(base) and _is_part(quote)):
             raise ConfigurationError(f"not a pair: {_shown(text)}; expected BASE:QUOTE{_suggestion(text)}")
@@ -67,11 +83,20 @@ class Pair:
 
 @attrs.frozen
 class Option:
-    """All options of an underlying that expire in one month: underlying, contract code, expiry year and month.
+    """All options of an underlying that expire in one month, such as `BTCN2202207`: `BTC`, `N2`, `2022`, `07`::
 
-    `BTCN2202207` is `BTC` + `N2` + `2022` + `07`. The contract code is the letter of the expiry month and the last
-    digit of the expiry year. Source: S for the format, O for its meaning, and for the check that contract and expiry
-    agree.
+        from finx_streamer import Option
+
+        print(Option.parse("BTCN2202207").year)
+
+    Args:
+        underlying: Such as "BTC".
+        contract: The letter of the expiry month (F G H J K M N Q U V X Z for January to December), and the last digit
+            of the expiry year.
+        year: The year of the expiry.
+        month: The month of the expiry, 1 to 12.
+
+    Source: S for the format, O for its meaning, and for the check that contract and expiry agree.
     """
 
     underlying: str
@@ -81,7 +106,14 @@ class Option:
 
     @classmethod
     def parse(cls, text: str) -> Option:
-        """Parse underlying + contract + `YYYYMM`. Raises `ConfigurationError`."""
+        """Parse an option.
+
+        Args:
+            text: Underlying, contract and `YYYYMM`, without separators.
+
+        Raises:
+            ConfigurationError: It is malformed, or its contract and expiry don't agree.
+        """
         found = _OPTION.fullmatch(text)
         if not found:
             raise ConfigurationError(

@@ -26,7 +26,7 @@ def connect(config: ConnectionConfig, attempt: Attempt) -> socket.socket:
         sock = dial(endpoint.host, endpoint.port, attempt, config.families, attempt.remaining)
     else:
         attempt.proxy = proxy.where
-        sock = _dial_through(proxy, config, attempt)
+        sock = dial_through(proxy, config, attempt)
     return _secure(sock, config, attempt) if endpoint.secure else sock
 
 
@@ -64,7 +64,7 @@ def closed_on_error(sock: socket.socket) -> Iterator[None]:
         raise
 
 
-def _dial_through(proxy: Proxy, config: ConnectionConfig, attempt: Attempt) -> socket.socket:
+def dial_through(proxy: Proxy, config: ConnectionConfig, attempt: Attempt) -> socket.socket:
     """Return a connection to a proxy that has connected to the server."""
     endpoint = config.endpoint
     families = config.families

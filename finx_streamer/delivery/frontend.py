@@ -29,7 +29,7 @@ class Origin(Protocol):
 
 
 class LiveView(Protocol):
-    """What `StreamListener.live` returns."""
+    """A live view in a notebook. `StreamListener.live` returns one."""
 
     def close(self) -> None:
         """Draw once more, then stop drawing. The listener keeps running."""

@@ -35,7 +35,15 @@ class Totals:
 
 @attrs.frozen(kw_only=True)
 class StreamStats(Totals):
-    """A snapshot of one stream's counters. Streams that share a connection show the same counts of it.
+    """A snapshot of one stream's counters::
+
+        from finx_streamer import StreamListener
+
+        with StreamListener("BTC:USDC", endpoint="demo") as listener:
+            listener.join(timeout=1)
+            print(listener.stats.streams["BTC:USDC"].rate, "ticks per second")
+
+    Streams that share a connection show the same counts of it.
 
     Attributes:
         state: The state of the stream.
@@ -69,9 +77,16 @@ class StreamStats(Totals):
 
 @attrs.frozen(kw_only=True)
 class ListenerStats(Totals):
-    """A snapshot of a listener's counters: the sums over its streams and connections. Removed streams don't count.
+    """A snapshot of a listener's counters: the sums over its streams and connections::
 
-    Only `state`, `queue_depth`, `queue_peak` and `last_error` aren't sums. All streams share one queue.
+        from finx_streamer import StreamListener
+
+        with StreamListener("BTC:USDC", "ETH:USDC", endpoint="demo") as listener:
+            listener.join(timeout=1)
+            print(listener.stats.ticks, "ticks,", listener.stats.reconnects, "reconnects")
+
+    Removed streams don't count. Only `state`, `queue_depth`, `queue_peak` and `last_error` aren't sums. All streams
+    share one queue.
 
     Attributes:
         state: The state of the listener, as in `StreamListener.state`.

@@ -24,11 +24,17 @@ def doctor(
     ssl_context: ssl.SSLContext | None = None,
     allow_insecure: bool = False,
 ) -> Report:
-    """Check this machine, the way to the server, and the server. Takes a few seconds; no step waits longer than 5 s.
+    """Check this machine, the way to the server, and the server::
+
+        import finx_streamer
+
+        print(finx_streamer.doctor(endpoint="demo"))
+
+    This takes a few seconds. No step waits longer than 5 s.
 
     Args:
         pair: The pair to ask for.
-        endpoint: As for `StreamListener`, like the other arguments.
+        endpoint: "production", "beta", "demo", a base URL or an `Endpoint`.
         api_key: None reads FINX_API_KEY. The report says where the key was found, and never shows it.
         proxy: None reads the proxy variables of the environment.
         ssl_context: TLS settings. None trusts the same CAs as a `StreamListener` without one.

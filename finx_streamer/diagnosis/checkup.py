@@ -19,7 +19,7 @@ from .report import Check, Report, Verdict
 
 
 class Doctor:
-    """Runs the checks. See `finx_streamer.doctor` for the arguments."""
+    """Runs the checks. See `finx_streamer.doctor` for the arguments. `key_source` names where `api_key` comes from."""
 
     def __init__(
         self,
@@ -29,9 +29,11 @@ class Doctor:
         proxy: str | None,
         ssl_context: ssl.SSLContext | None,
         allow_insecure: bool,
+        key_source: str = "the argument api_key",
     ) -> None:
-        given = f"found in the variable {ENVIRONMENT_VARIABLE}" if api_key is None else "found in the argument api_key"
-        self._key_source = "not needed" if endpoint == demo.NAME else given
+        given = f"the variable {ENVIRONMENT_VARIABLE}" if api_key is None else key_source
+        self._is_demo = endpoint == demo.NAME
+        self._key_source = "not needed" if self._is_demo else f"found in {given}"
         self._pair = Pair.parse(str(check.pair(pair)))
         endpoint, api_key, proxy = demo.connection_arguments(self, endpoint, api_key, proxy)
         self._config = ConnectionConfig.from_arguments(
@@ -56,7 +58,7 @@ class Doctor:
     def assumptions(self) -> Iterator[Check]:
         """Yield what is assumed about FinX, once `checks` has opened a stream."""
         if self._network.streams:
-            yield from Assumptions(self._config, self._pair, self._network.message).run()
+            yield from Assumptions(self._config, self._pair, self._network.message, self._is_demo).run()
 
     def report(self) -> Report:
         """Run everything."""

@@ -12,7 +12,7 @@ from .._version import __version__
 from ..config.api_key import KeySource
 from ..connection.attempt import ConnectionConfig
 from ..errors import ConnectionFailed
-from .limits import LIMIT, within
+from .limits import LIMIT, Deadline
 from .report import Check, Verdict
 
 _REQUIRED = ("websocket-client", "attrs")
@@ -60,14 +60,24 @@ def _extras() -> Check:
 
 def _api_key(keys: KeySource, source: str) -> Check:
     try:
-        within(LIMIT, keys.current)
+        Deadline().run(lambda: _current(keys))
     except TimeoutError:
         return Check("API key", Verdict.FAILED, f"no key within {LIMIT:g} s", "Check your api_key callable.")
     except ConnectionFailed as error:
-        return Check(
-            "API key", Verdict.FAILED, error.reason, "Get a key from FinX, or try the endpoint demo without one."
-        )
+        advice = "Get a key from FinX, or try the endpoint demo without one."
+        if error.__cause__ is not None:
+            advice = "Check your api_key callable."
+        return Check("API key", Verdict.FAILED, error.reason, advice)
     return Check("API key", Verdict.OK, source)
+
+
+def _current(keys: KeySource) -> None:
+    try:
+        keys.current()
+    except Exception:
+        raise
+    except BaseException as cause:  # a callable that calls sys.exit() must not end the other checks
+        raise ConnectionFailed(f"the api_key callable raised {type(cause).__name__}") from cause
 
 
 def _proxy(config: ConnectionConfig) -> Check:

@@ -1,4 +1,4 @@
-"""`Probe`: one connection whose messages are read one at a time, each within a limit."""
+"""`Probe`: one connection whose messages are read one at a time, until a deadline."""
 
 from __future__ import annotations
 
@@ -9,22 +9,27 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
-from ..clock import monotonic
+import attrs
+
 from ..connection.attempt import Attempt, ConnectionConfig
 from ..connection.handshake import open_connection
 from ..errors import ConnectionFailed
 from ..wire.frames import Binary
-from .limits import LIMIT, within
+from .limits import LIMIT, Deadline
 
 
 class Probe:
-    """Opens a connection. Raises `ConnectionFailed` if that fails or takes too long."""
+    """Opens a connection, and reads from it. Raises `ConnectionFailed` if there is none before the deadline."""
 
-    def __init__(self, config: ConnectionConfig) -> None:
+    def __init__(self, config: ConnectionConfig, deadline: Deadline) -> None:
+        #: When the current step ends. Set it at the start of another step.
+        self.deadline = deadline
+        # The attempt's own limit comes first, because its error says what it waited for.
+        config = attrs.evolve(config, connect_timeout=max(0.1, deadline.left - 0.2))
         attempt = Attempt()
         start = time.perf_counter()
         try:
-            self._connection = within(LIMIT + 0.5, lambda: open_connection(config, attempt))
+            self._connection = deadline.run(lambda: open_connection(config, attempt))
         except TimeoutError:
             attempt.cancel()
             raise ConnectionFailed(f"no connection within {LIMIT:g} s") from None
@@ -48,23 +53,29 @@ class Probe:
         except (TypeError, ValueError):
             return None
 
-    def ask(self, request: dict[str, Any]) -> dict[str, Any] | None:
-        """Send a request, which gets the key, and return the next message."""
-        self._connection.send_request(request)
+    def send(self, function: str, **arguments: str) -> None:
+        """Send a request, which gets the key."""
+        self._connection.send_request({"functionName": function, **arguments})
+
+    def ask(self, function: str, **arguments: str) -> Any:
+        """Send a request, and return the next message, as `read` does."""
+        self.send(function, **arguments)
         return self.read()
 
-    def read(self, limit: float = LIMIT) -> dict[str, Any] | None:
-        """Return the next message, `{}` if it isn't a JSON object, or None if none comes within `limit` seconds.
+    def read(self) -> Any:
+        """Return the next message: a JSON value, or `{}` if it isn't JSON. None if none comes before the deadline.
 
         Raises:
             ConnectionFailed: The connection ended.
         """
-        connection, end = self._connection, monotonic() + limit
+        connection = self._connection
+        if not self.deadline.left:
+            return None  # also if the server has sent more than was read
         while not (messages := connection.messages(1)):
             if connection.ended is not None:
                 raise connection.ended
-            left = end - monotonic()
-            if left <= 0 or not select.select([connection.wire.socket], [], [], left)[0]:
+            left = self.deadline.left
+            if not left or not select.select([connection.wire.socket], [], [], left)[0]:
                 return None
             try:
                 connection.wire.fill()
@@ -72,7 +83,6 @@ class Probe:
                 raise ConnectionFailed("the server closed the connection") from None
         payload = messages[0]
         try:
-            message = json.loads(payload.payload if isinstance(payload, Binary) else payload)
+            return json.loads(payload.payload if isinstance(payload, Binary) else payload)
         except (ValueError, RecursionError):
             return {}
-        return message if isinstance(message, dict) else {}

@@ -12,7 +12,13 @@ import attrs
 from ..config.redaction import redact
 
 #: In characters.
-_NAME_WIDTH, _LINE_WIDTH = 29, 110
+_NAME_WIDTH, _LINE_WIDTH, _VALUE_WIDTH = 29, 110, 80
+
+
+def shorten(value: object) -> str:
+    """A JSON value in one short line."""
+    text = redact(json.dumps(value, ensure_ascii=False))
+    return text if len(text) <= _VALUE_WIDTH else f"{text[:_VALUE_WIDTH]}…"
 
 
 class Verdict(enum.StrEnum):
@@ -28,7 +34,12 @@ class Verdict(enum.StrEnum):
 
 @attrs.frozen
 class Check:
-    """One check.
+    """One check of a `Report`::
+
+        import finx_streamer
+
+        for check in finx_streamer.doctor(endpoint="demo").checks:
+            print(check.verdict, check.name, check.advice)
 
     Attributes:
         name (str): What was checked, such as "TCP".
@@ -45,14 +56,25 @@ class Check:
     def __str__(self) -> str:
         text = self.found + (f". {self.advice}" if self.advice else "")
         head = f"{self.verdict:<8}{self.name:<{_NAME_WIDTH}}"
+        # Paths and URLs stay whole, so that they can be copied.
         return textwrap.fill(
-            text, _LINE_WIDTH, initial_indent=head, subsequent_indent=" " * len(head), break_on_hyphens=False
+            text,
+            _LINE_WIDTH,
+            initial_indent=head,
+            subsequent_indent=" " * len(head),
+            break_on_hyphens=False,
+            break_long_words=False,
         )
 
 
 @attrs.frozen(repr=False)
 class Report:
-    """The result of `doctor`. Printing it shows one check per line.
+    """The result of `doctor`. Printing it shows one check per line::
+
+        import finx_streamer
+
+        report = finx_streamer.doctor(endpoint="demo")
+        print(report.ok, report.summary)
 
     Attributes:
         checks (tuple[Check, ...]): From this machine outwards to the server.

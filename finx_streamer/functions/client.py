@@ -34,11 +34,12 @@ _RESERVED = ("APIKey", "functionName")
 
 
 class FunctionClient:
-    """Calls FinX's functions over a few WebSocket connections::
+    """Calls FinX's functions, such as tick history, and waits for the answers::
 
-        with FunctionClient() as client:
-            client.tick_snap("BTC:USDC")
-            client.tick_history("BTC:USDC", "2022-07-02T15:00", "2022-07-02T16:00")
+        from finx_streamer import FunctionClient
+
+        with FunctionClient(endpoint="demo") as client:
+            print(client.tick_snap("BTC:USDC"))
 
     Any number of threads can share a client. Connections open when they are needed, stay alive while they are idle, and
     are replaced when they are lost.
@@ -48,14 +49,20 @@ class FunctionClient:
     `DecodeError` if the answer can't be decoded.
 
     Args:
-        api_key: As for `StreamListener`, like `endpoint`, `parse_price`, `ssl_context`, `proxy` and `allow_insecure`.
-            The key is requested at every connection attempt.
+        api_key: Your API key, as for `StreamListener`. A callable is asked for it at every connection attempt. None
+            reads FINX_API_KEY.
+        endpoint: "production", "beta", "demo", a base URL or an `Endpoint`, as for `StreamListener`.
         timeout: Seconds until a call is sent, including waiting for a free connection, connecting, and retries; and
             then for its answer. History takes one call per page, and a second one if the server is silent.
         connections: The maximum number of connections. Each has one call in flight (source: O); further calls wait.
+        parse_price: Converts the decimal string that was sent to a price, e.g. `float`, `decimal.Decimal` or `str`. It
+            must be thread-safe.
         reconnect: When to retry a call whose connection failed, because all functions only read. None: never.
         connect_timeout: Seconds for one connection attempt.
-        name: Of the threads, and in `repr`.
+        ssl_context: TLS settings, as for `StreamListener`.
+        proxy: As for `StreamListener`. None reads the environment's proxy, and "" uses none.
+        allow_insecure: True permits `ws://` to other machines. Everyone on the way can then read your API key.
+        name: Prefix of the thread names, shown in `repr`. None generates one.
         on_bad: What to do about a tick of history that can't be read, such as one with the price "NaN". "skip" leaves
             it out, with a warning in the log. "raise" raises its `DecodeError`. A callable gets the error, and the tick
             is left out unless it raises. `bad_ticks` counts them.
@@ -129,8 +136,8 @@ class FunctionClient:
 
         Args:
             pair: Such as "BTC:USDC".
-            at: An aware datetime, a date (midnight UTC), or ISO text (UTC unless it has an offset), to the millisecond.
-                None is now, by this machine's clock.
+            at (datetime | date | str | None): An aware datetime, a date (midnight UTC), or ISO text (UTC unless it has
+                an offset), to the millisecond. None is now, by this machine's clock.
 
         Raises:
             ConfigurationError: An argument is wrong.
@@ -156,8 +163,8 @@ class FunctionClient:
 
         Args:
             pair: Such as "BTC:USDC".
-            start: A time, as for `tick_snap`.
-            end: A time; None is now.
+            start (datetime | date | str): A time, as for `tick_snap`.
+            end (datetime | date | str | None): A time; None is now.
             exchange: Only the ticks of this exchange (source: S).
             progress: Show a progress bar on stderr. Needs the extra `[progress]`.
 
@@ -177,7 +184,20 @@ class FunctionClient:
         exchange: str | None = None,
         progress: bool = False,
     ) -> Iterator[Tick]:
-        """`tick_history` as an iterator. It fetches the next page when you have used up the last one."""
+        """Yield what `tick_history` returns. The next page is fetched when you have used up the last one.
+
+        Args:
+            pair: Such as "BTC:USDC".
+            start (datetime | date | str): A time, as for `tick_snap`.
+            end (datetime | date | str | None): A time; None is now.
+            exchange: Only the ticks of this exchange (source: S).
+            progress: Show a progress bar on stderr. Needs the extra `[progress]`.
+
+        Raises:
+            ConfigurationError: An argument is wrong.
+            DecodeError: A tick can't be read, and `on_bad` is "raise".
+            IncompleteHistory: More ticks share a millisecond than one answer can hold.
+        """
         name = str(check.pair(pair))
         since = moment("start", start)
         until = moment("end", end) if end is not None else datetime.now(UTC)
@@ -210,7 +230,12 @@ class FunctionClient:
         return self._call("referenceData", {"securityId": security_id})
 
     def greeks_history(self, *arguments: Any, **more: Any) -> list[Any]:
-        """Raise `NotAvailable`: FinX has announced the history of Greeks for a future release (source: S)."""
+        """Raise `NotAvailable`: FinX has announced the history of Greeks for a future release (source: S).
+
+        Args:
+            *arguments: Not used yet.
+            **more: Not used yet.
+        """
         raise NotAvailable("Greeks history: FinX has announced it for a future release")
 
     @hides_arguments
@@ -219,7 +244,7 @@ class FunctionClient:
 
         Args:
             function_name: The name on the wire.
-            arguments: Its arguments. The client adds the key.
+            **arguments: Its arguments. The client adds the key.
 
         Returns:
             The answer as FinX sent it.

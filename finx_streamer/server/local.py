@@ -30,8 +30,12 @@ from .thread import ServerThread
 class LocalServer:
     """A FinX server on this machine that plays one market to any number of clients::
 
-        with LocalServer(Tape("ticks.jsonl", speed=10.0), keys={"demo"}) as server:
-            listener = StreamListener("BTC:USDT", endpoint=server.url, api_key="demo")
+        from finx_streamer import StreamListener
+        from finx_streamer.server import LocalServer, SimulatedMarket
+
+        with LocalServer(SimulatedMarket(), keys={"demo"}) as server:
+            with StreamListener("BTC:USDC", endpoint=server.url, api_key="demo", on_tick=print) as listener:
+                listener.join(timeout=1)
 
     Clients connect to `streaming/[key]/[pair]` and `streaming/greeks/[key]/[option]` (S) for one stream each, and to
     `streamer/[key]` (D) for function calls and for any number of streams that they ask for by message. Both prefixes
@@ -56,24 +60,25 @@ class LocalServer:
         ssl_context (ssl.SSLContext | None): A server-side context makes the server use `wss://`.
         form (str): The form of ticks on streams in the URL: `"enveloped"` (S), or `"flat"`, the vendor's later form
             (D). Streams that are asked for by message always have the later form.
-        queue_bytes (int): The most bytes to queue per client, besides 64 KiB in the transport and the kernel's buffer.
-            Beyond it, the client is disconnected with 1013. An unpaced source waits for room instead.
+        queue_bytes (int): How many bytes may wait for each client, in addition to 64 KiB in the transport and the
+            kernel's buffer. A client with more is disconnected with 1013. An unpaced source waits for room instead.
         slow_client_timeout (float): Seconds after which a client that doesn't read is disconnected with 1013.
         send_buffer (int | None): The kernel's send buffer per client in bytes (`SO_SNDBUF`). `None` is the system's
             default.
-        max_connections (int): The most connections. Others are refused with 429 and `Retry-After: 1`. The start raises
-            the process's soft limit of open files as far as they need. It warns if the hard limit is too low.
+        max_connections (int): How many connections may be open. Others are refused with 429 and `Retry-After: 1`. The
+            start raises the process's soft limit of open files as far as needed, and warns if the hard limit is too
+            low.
         max_connections_per_key (int): The same for each key.
         idle_limit (float | None): Seconds after which a connection without a keepAlive is closed with 1000. The real
             server may do so after 300 (D). `None`: never.
         store (str | os.PathLike[str] | None): The SQLite file for the ticks, created if missing. It is validated here,
             open while the server runs, and usable by one process at a time. `None` keeps ticks in memory as long as
             this object exists, across restarts.
-        store_batch (int): The most sent ticks that a killed process may lose. A market that outpaces the store runs
-            late.
-        store_batch_seconds (float): The most seconds that a tick waits before it is written.
-        store_limit (int | None): The most ticks to store; beyond it, the oldest are removed. `None` is 1,000,000 in
-            memory and no limit in a file. 0 stores nothing. Of contract tickers, a tenth as many are stored.
+        store_batch (int): How many ticks may be sent but not yet written: a killed process loses them. If the market is
+            faster than the store, it runs late.
+        store_batch_seconds (float): How many seconds a tick may wait before it is written.
+        store_limit (int | None): How many ticks to keep. Those stored first are removed first. `None` is 1,000,000 in
+            memory and no limit in a file. 0 stores nothing. Of contract tickers, a tenth as many are kept.
         open_timeout (float): Seconds for the handshake.
         close_timeout (float): Seconds for the client's answer to a close frame. Then TCP is aborted.
         ping_interval (float | None): Seconds between the server's pings. `None` sends none.
@@ -168,7 +173,7 @@ class LocalServer:
         """Close all connections with 1001 and stop the server. Does nothing if it isn't running.
 
         Args:
-            timeout (float): The most seconds to wait. If the thread hasn't ended by then, a warning is logged.
+            timeout (float): Seconds to wait. If the thread hasn't ended by then, a warning is logged.
         """
         self._thread.stop(timeout)
 
@@ -208,7 +213,7 @@ class LocalServer:
 
         Args:
             condition (Callable[[ServerStats], bool]): Called with the current stats after each change.
-            timeout (float | None): The most seconds to wait. `None` waits forever.
+            timeout (float | None): Seconds to wait. `None` waits forever.
 
         Returns:
             ServerStats: The stats that satisfied the condition.
@@ -223,7 +228,7 @@ class LocalServer:
 
         Args:
             streams (int): The number of streams.
-            timeout (float | None): The most seconds to wait. `None` waits forever.
+            timeout (float | None): Seconds to wait. `None` waits forever.
 
         Raises:
             TimeoutError: There were fewer streams during all that time.
@@ -234,7 +239,7 @@ class LocalServer:
         """Wait until the source has ended and all its ticks are queued for their clients.
 
         Args:
-            timeout (float | None): The most seconds to wait. `None` waits forever.
+            timeout (float | None): Seconds to wait. `None` waits forever.
 
         Raises:
             TimeoutError: The source didn't end in time.

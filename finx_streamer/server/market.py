@@ -38,10 +38,15 @@ _LONGEST_LAG = 5_000
 
 
 class SimulatedMarket:
-    """A random walk of several pairs on several exchanges, with bursts and quiet periods.
+    """A random walk of several pairs on several exchanges, with bursts and quiet periods::
+
+        from finx_streamer.server import LocalServer, SimulatedMarket
+
+        with LocalServer(SimulatedMarket(rate=200, seed=1)) as server:
+            print(server.url)
 
     Cross rates are consistent, and each exchange has a small constant premium. Ticks have the current time in
-    milliseconds. Prices are printed as floats print, as the vendor does: `21865.010000000002` occurs. Source: D.
+    milliseconds. Prices have the digits of printed floats, as FinX sends them: `21865.010000000002` occurs. Source: D.
 
     Args:
         pairs (Iterable[str]): The pairs that clients can subscribe to. The first ones trade most often.
@@ -125,7 +130,12 @@ class SimulatedMarket:
     def play(self, clock: Callable[[], float], *, past: float = 0.0) -> Iterator[tuple[float, Played]]:
         """Play the market from its beginning. See `Source.play`.
 
-        In the first `past` seconds, contracts have tickers only before each five-minute point.
+        Args:
+            clock (Callable[[], float]): Returns the current time in seconds since 1970.
+            past (float): For how many seconds from the start contracts have tickers only before each five-minute point.
+
+        Returns:
+            Iterator[tuple[float, Tick | ContractTicker]]: When each is due, in seconds since the start, and the tick or ticker.
         """
         seed = random.getrandbits(64) if self._seed is None else self._seed
         # Generators of their own, so that the rate and the contracts have no influence on the trades.

@@ -9,10 +9,30 @@ from .contracts import Played
 
 
 class Source(Protocol):
-    """A market that a server can play.
+    """A market that a server can play. Any class with these members is one::
 
-    `Tape` and `SimulatedMarket` implement it, and so can your own class. A source has no clock, thread or socket: it
-    says which tick is due when, and the server does the rest.
+        from datetime import UTC, datetime
+
+        from finx_streamer.server import LocalServer
+
+
+        class OneTickPerSecond:
+            pairs = frozenset({"BTC:USDC"})
+            wait_for = 1
+            paced = True
+
+            def play(self, clock):
+                for second in range(60):
+                    date, time = datetime.fromtimestamp(clock(), UTC).isoformat("T", "milliseconds")[:23].split("T")
+                    tick = {"pair": "BTC:USDC", "date": date, "time": time, "exchange": "MINE", "price": str(second)}
+                    yield float(second), tick
+
+
+        with LocalServer(OneTickPerSecond()) as server:
+            print(server.url)
+
+    `Tape` and `SimulatedMarket` are sources. A source has no clock, thread or socket: it says which tick is due when,
+    and the server does the rest.
 
     A source with options also has a property `contracts`: the names of the contracts that are listed now, as a
     frozenset. Clients can subscribe to these, and to the months in which their options expire.

@@ -9,7 +9,12 @@ import attrs
 
 @attrs.frozen
 class ServerStats:
-    """A snapshot of a server's counters.
+    """A snapshot of a server's counters::
+
+        from finx_streamer.server import LocalServer, SimulatedMarket
+
+        with LocalServer(SimulatedMarket()) as server:
+            print(server.stats.ticks_played, "ticks,", server.stats.streams, "streams")
 
     Totals count from the creation of the server object and continue across restarts.
 

@@ -15,13 +15,19 @@ _LOOP_PAUSE = 1.0
 
 
 class Tape:
-    """A recording of ticks, replayed in its own order.
+    """A recording of ticks, replayed in its own order::
+
+        from finx_streamer.server import LocalServer, Tape
+
+        tick = {"pair": "BTC:USDC", "date": "2022-07-02", "time": "15:30:00Z", "exchange": "BINANCE", "price": "19200"}
+        with LocalServer(Tape([tick], loop=True)) as server:
+            print(server.url)
 
     The pace follows the latest time so far. A late tick is sent at once. Equal lines are different trades. Clients can
     subscribe to the pairs that occur in the tape.
 
-    A file is read twice: here, to find its pairs and check every line, and again when it is played. It may therefore
-    be larger than memory. An iterable is read here and kept in memory.
+    A file is read twice: at once, to find its pairs and check every line, and again when it is played. So it may be
+    larger than memory. An iterable is read at once and kept in memory.
 
     Args:
         ticks (str | os.PathLike[str] | Iterable[Mapping[str, Any]]): A file with one tick per line, or ticks. The lines
@@ -91,7 +97,14 @@ class Tape:
         return self._speed is not None
 
     def play(self, clock: Callable[[], float]) -> Iterator[tuple[float, Played]]:
-        """Play the tape from its beginning. See `Source.play`."""
+        """Play the tape from its beginning. See `Source.play`.
+
+        Args:
+            clock (Callable[[], float]): Returns the current time in seconds since 1970.
+
+        Returns:
+            Iterator[tuple[float, Tick | ContractTicker]]: When each is due, in seconds since the start, and the tick or ticker.
+        """
         schedule = self._schedule()
         if not self._shift:
             return ((due, tick) for due, _, tick in schedule)

@@ -26,7 +26,11 @@ ExactTime = tuple[int, str]
 
 
 class Tick(TypedDict):
-    """One trade. All fields are strings, as on the wire.
+    """One trade, as a `Source` plays it. All fields are strings, as on the wire::
+
+        from finx_streamer.server import Tick
+
+        tick = Tick(pair="BTC:USDC", date="2022-07-02", time="15:30:55.817Z", exchange="BINANCE", price="19200.84")
 
     `date` and `time` are in UTC. Source: S; exponents in a price: D.
 

@@ -20,7 +20,7 @@ class Delivery(Protocol):
         """Ask to be notified when there is room again."""
 
     def put_ticks(self, ticks: list[Tick]) -> None:
-        """Put ticks of one stream, in order. From here on they belong to the user, who may change them."""
+        """Put ticks of one or more streams, in order. From here on they belong to the user, who may change them."""
 
     def put_greeks(self, event: Event) -> None:
         """Put an event with Greeks. Unlike other events, an overflow policy may drop it."""

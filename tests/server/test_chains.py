@@ -101,7 +101,7 @@ def test_values_are_consistent_until_the_expiry(milliseconds: int) -> None:
     """Theta covers the time that is left. An expired contract has no ticker and isn't listed."""
     expiry = expiries(int(BEGIN * 1_000))[0]
     began = expiry - milliseconds / 1_000
-    found = tickers(3.0, began, "BTC")
+    found = tickers(6.0, began, "BTC")
     for ticker in found:
         check_consistency(ticker)
     old = [each for each in found if each.instrument.expiry == expiry]

@@ -373,3 +373,55 @@ def test_limits_the_store() -> None:
     with LocalServer(Tape([ticker()], wait_for=99), store_limit=0) as server:
         server.emit(ticker())
         assert server.import_ticks([ticker()]) == 0
+
+
+class Listing:
+    """A market that plays nothing, and lists the contracts that a test names."""
+
+    pairs = frozenset({"BTC:USDC"})
+    wait_for = 0
+    paced = True
+
+    def __init__(self) -> None:
+        self.contracts: frozenset[str] = frozenset()
+
+    def play(self, clock: object) -> Iterator[tuple[float, Any]]:
+        return iter(())
+
+
+def test_contracts_that_are_no_longer_listed(dial: Dial, receive: Receive) -> None:
+    """Their tickers aren't sent to new subscribers, and no one can subscribe. Old subscriptions stay, and can end."""
+    source = Listing()
+    with LocalServer(source) as server:
+        names = [f"BTC-26AUG22-{strike}-C" for strike in range(10_000, 10_040)]
+        peer = dial(server, "streamer/demo")
+        for first in range(0, 40, 10):
+            source.contracts = frozenset(names[first : first + 10])
+            server.emit(*map(ticker, sorted(source.contracts)))
+            answer = ask(peer, "getDeribitContractStream", instrumentName=names[first], resume="ask")
+            assert answer == {"subscribed": names[first]}
+            assert receive(peer) == [ticker(names[first])]
+        month = dial(server, f"streaming/greeks/demo/{MONTH}")
+        assert [each["resultData"]["instrument_name"] for each in receive(month, 10)] == names[30:]
+        error = ask(peer, "getDeribitContractStream", instrumentName=names[1])
+        assert error["instrumentName"] == names[1]
+        assert server.stats.streams == 5
+        assert ask(peer, "unsubscribe", instrumentName=names[0]) == {"unsubscribed": names[0]}
+        assert server.stats.streams == 4
+
+
+def test_many_contracts_are_stored_in_batches(dial: Dial) -> None:
+    """An answer has all tickers that were played before the call."""
+    source = Listing()
+    source.contracts = frozenset(f"BTC-26AUG22-{strike}-P" for strike in range(10_000, 10_500))
+    with LocalServer(source, store_batch=64, store_batch_seconds=60.0) as server:
+        peer = dial(server, "streamer/demo")
+        server.emit(*map(ticker, sorted(source.contracts)))
+        found = matrix(peer, "latest")
+    assert [each["instrument_name"] for each in found] == sorted(source.contracts)
+
+
+def test_emit_explains_malformed_tickers(server: LocalServer) -> None:
+    """As a tape does."""
+    with pytest.raises(ConfigurationError, match=r"^emit\(\): 'delta' must be a decimal number or empty"):
+        server.emit(ticker(delta="high"))
