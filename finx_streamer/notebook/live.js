@@ -39,6 +39,13 @@ function element(name, props = {}, ...children) {
   return made;
 }
 
+// A list to select from. JupyterLab has other uses for its keys.
+function selection(label) {
+  const made = element("select", { "aria-label": label });
+  made.addEventListener("keydown", (event) => event.stopPropagation());
+  return made;
+}
+
 function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
@@ -102,7 +109,7 @@ class PairChart {
       return made;
     };
     this.followButton = button("follow", "follow the newest ticks", () => this.setFollow(!this.follow));
-    this.select = element("select", { "aria-label": "how much time is shown" });
+    this.select = selection("how much time is shown");
     for (const [text, value] of [["15 s", 15], ["1 min", 60], ["5 min", 300], ["10 min", 600]]) {
       this.select.append(element("option", { value, text }));
     }
@@ -418,7 +425,7 @@ class SmileChart {
 class OptionsView {
   // `choose` gets the name of an expiry.
   constructor(host, choose) {
-    this.select = element("select", { "aria-label": "expiry" });
+    this.select = selection("expiry");
     this.select.addEventListener("change", () => choose(this.select.value));
     this.about = element("span", { class: "note", text: "no options yet" });
     const side = (text, columns) => element("th", { scope: "colgroup", colspan: columns, class: "side", text });
