@@ -125,6 +125,18 @@ def test_changes_are_limited_to_four_a_second() -> None:
     assert message["chosen"] == "BTC-30SEP22"
 
 
+def test_the_cost_is_bounded() -> None:
+    """If all of 500 options change, the message has less than 60 bytes for each."""
+    names = [f"{EXPIRY}-{strike}-{side}" for strike in range(20_000, 45_000, 100) for side in "CP"]
+    page = Page(Chains(newest(*names)))
+    quotes = {"best_bid_price": "0.0125", "best_ask_price": "0.0135", "underlying_price": "31234.56"}
+    page.chains.update(newest(*names, mark_iv="71.25", delta="-0.12345", **quotes))
+    message = page.receive()
+    assert message is not None
+    assert (len(names), len(message["rows"])) == (500, 250)
+    assert len(json.dumps(message, separators=(",", ":"))) < 60 * 500
+
+
 def test_an_unknown_expiry_is_ignored() -> None:
     """A page may send anything."""
     page = Page(Chains(newest(CALL)))
