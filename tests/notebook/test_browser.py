@@ -623,7 +623,7 @@ def test_a_chain_and_its_smiles(options: Book) -> None:
 
 
 def test_the_expiry_is_selected(options: Book) -> None:
-    """By keyboard, too. The smiles are those of its underlying. A reload keeps the choice."""
+    """By keyboard, too. The smiles are those of its underlying. A new page shows the same."""
     select = options.page.get_by_label("expiry")
     assert select.locator("option").all_inner_texts() == ["BTC-26AUG22", "BTC-30SEP22", "ETH-26AUG22"]
     select.focus()
@@ -633,7 +633,7 @@ def test_the_expiry_is_selected(options: Book) -> None:
     options.wait("() => document.querySelector('.finx .smile b').textContent === 'implied volatility of ETH'")
     assert list(options.page.evaluate(CHAIN)) == ["1,500"]
     options.command("docmanager:save")
-    options.reload()
+    options.open("options.ipynb")
     options.wait("() => document.querySelector('.finx .chain tbody th')?.textContent === '1,500'")
     assert options.page.get_by_label("expiry").input_value() == "ETH-26AUG22"
     assert options.errors == []
