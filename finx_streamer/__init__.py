@@ -40,7 +40,7 @@ from .errors import (
 )
 from .functions.client import FunctionClient
 from .listener import StreamListener, listeners, stop_all
-from .tables import to_pandas, to_polars
+from .tables import greeks_to_pandas, greeks_to_polars, to_pandas, to_polars
 from .values import Gap, Greeks, Notice, State, Tick
 
 __all__ = [
@@ -78,6 +78,8 @@ __all__ = [
     "TicksDropped",
     "__version__",
     "doctor",
+    "greeks_to_pandas",
+    "greeks_to_polars",
     "listeners",
     "stop_all",
     "to_pandas",

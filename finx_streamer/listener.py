@@ -260,7 +260,12 @@ class StreamListener:
     def on_greeks(self, callback: Any = None, /, *, symbol: str | Symbol | None = None) -> Any:
         """Register a callback for Greeks: as a decorator, or with `symbol="BTCN2202207"` for those of one symbol.
 
-        `symbol` is the month or contract that you listen to.
+        Args:
+            callback (Callable[[Greeks], object] | None): Called for each message of an option, future or perpetual.
+            symbol: The month or contract that you listen to; None for all.
+
+        Returns:
+            The callback, or without one a decorator.
         """
         if isinstance(callback, str | Symbol):
             raise ConfigurationError(

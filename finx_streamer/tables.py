@@ -1,17 +1,18 @@
-"""Convert ticks to pandas or Polars tables. Needs the extra `[pandas]` or `[polars]`."""
+"""Convert ticks and Greeks to pandas or Polars tables. Needs the extra `[pandas]` or `[polars]`."""
 
 from __future__ import annotations
 
 import importlib
 import numbers
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from fractions import Fraction
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigurationError
-from .values import Tick
+from .values import Greeks, Tick
+from .wire.contract_ticker import NUMBERS
 
 if TYPE_CHECKING:
     import pandas
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 #: The fields of a tick that become columns. `date` and `time` don't: `timestamp` has both, truncated to microseconds.
 _read_fields = itemgetter("timestamp", "pair", "exchange", "price", "received_ns", "backfilled")
 _COLUMNS = ("timestamp", "pair", "exchange", "price", "received", "backfilled")
+#: The columns of Greeks that are numbers; `raw` is no column.
+_GREEKS_NUMBERS = ("strike", *NUMBERS)
+_GREEKS_NAMES = ("symbol", "instrument", "exchange", "underlying", "kind")
+_GREEKS_COLUMNS = ("timestamp", *_GREEKS_NAMES, "expiry", *_GREEKS_NUMBERS, "received")
+_read_greeks = itemgetter(*_GREEKS_COLUMNS[:-1], "received_ns")
 #: The digits of Polars' widest Decimal.
 _DECIMAL_DIGITS = 38
 
@@ -107,20 +113,102 @@ def to_polars(ticks: Iterable[Tick]) -> polars.DataFrame:
     return frame
 
 
+def greeks_to_pandas(greeks: Iterable[Greeks] | Mapping[str, Greeks]) -> pandas.DataFrame:
+    """Convert Greeks to a `pandas.DataFrame` with one row each, in the given order::
+
+        from finx_streamer import FunctionClient, greeks_to_pandas
+
+        with FunctionClient(endpoint="demo") as client:
+            print(greeks_to_pandas(client.five_minute_matrix("BTC")))
+
+    The columns are:
+
+    - `timestamp`: datetime64[us, UTC]
+    - `symbol`, `instrument`, `exchange`, `underlying`, `kind`: category
+    - `expiry`: datetime64[us, UTC]
+    - `strike`, and the numbers of `Greeks` from `delta` to `best_ask_price`: float64
+    - `received`: datetime64[ns, UTC]
+
+    Args:
+        greeks (Iterable[Greeks] | Mapping[str, Greeks]): Any Greeks, e.g. from `FunctionClient.five_minute_matrix`, or
+            what `StreamListener.greeks` returns.
+
+    Returns:
+        pandas.DataFrame: The table. Missing values are NaN or NaT. Without Greeks it's empty, with the same columns.
+
+    Raises:
+        ConfigurationError: `greeks` aren't Greeks, or pandas isn't installed.
+    """
+    pd = _import("pandas")
+    columns = _greeks_columns(greeks)
+    types = dict.fromkeys(_GREEKS_COLUMNS, "float64") | dict.fromkeys(_GREEKS_NAMES, "category")
+    types |= {"timestamp": "datetime64[us, UTC]", "expiry": "datetime64[us, UTC]", "received": "datetime64[ns, UTC]"}
+    frame: pandas.DataFrame = pd.DataFrame({name: pd.Series(columns[name], dtype=kind) for name, kind in types.items()})
+    return frame
+
+
+def greeks_to_polars(greeks: Iterable[Greeks] | Mapping[str, Greeks]) -> polars.DataFrame:
+    """Convert Greeks to a `polars.DataFrame` with one row each, in the given order::
+
+        from finx_streamer import FunctionClient, greeks_to_polars
+
+        with FunctionClient(endpoint="demo") as client:
+            print(greeks_to_polars(client.five_minute_matrix("BTC")))
+
+    The columns are:
+
+    - `timestamp`: Datetime[us, UTC]
+    - `symbol`, `instrument`, `exchange`, `underlying`, `kind`: Categorical
+    - `expiry`: Datetime[us, UTC]
+    - `strike`, and the numbers of `Greeks` from `delta` to `best_ask_price`: Float64
+    - `received`: Datetime[ns, UTC]
+
+    Args:
+        greeks (Iterable[Greeks] | Mapping[str, Greeks]): Any Greeks, e.g. from `FunctionClient.five_minute_matrix`, or
+            what `StreamListener.greeks` returns.
+
+    Returns:
+        polars.DataFrame: The table. Missing values are null. Without Greeks it's empty, with the same columns.
+
+    Raises:
+        ConfigurationError: `greeks` aren't Greeks, or Polars isn't installed.
+    """
+    pl = _import("polars")
+    columns = _greeks_columns(greeks)
+    types = dict.fromkeys(_GREEKS_COLUMNS, pl.Float64) | dict.fromkeys(_GREEKS_NAMES, pl.Categorical)
+    types |= {"timestamp": pl.Datetime("us", "UTC"), "expiry": pl.Datetime("us", "UTC")}
+    types |= {"received": pl.Datetime("ns", "UTC")}
+    frame: polars.DataFrame = pl.DataFrame([pl.Series(name, columns[name], dtype=kind) for name, kind in types.items()])
+    return frame
+
+
 def _columns(ticks: Iterable[Tick]) -> dict[str, list[Any]]:
-    if not isinstance(ticks, Iterable):
-        raise _not_ticks(f"{type(ticks).__name__} is not iterable")
+    return _read("ticks", ticks, _read_fields, _COLUMNS, "tick dicts, as tick_history returns them")
+
+
+def _greeks_columns(greeks: Iterable[Greeks] | Mapping[str, Greeks]) -> dict[str, list[Any]]:
+    values = greeks.values() if isinstance(greeks, Mapping) else greeks
+    return _read("greeks", values, _read_greeks, _GREEKS_COLUMNS, "dicts of Greeks, as on_greeks gets them")
+
+
+def _read(
+    argument: str,
+    values: Iterable[Any],
+    read: Callable[[Any], tuple[Any, ...]],
+    columns: tuple[str, ...],
+    expected: str,
+) -> dict[str, list[Any]]:
+    """Return the columns of a table. Raises `ConfigurationError` if a value isn't a row."""
+    if not isinstance(values, Iterable):
+        raise ConfigurationError(f"{argument}: {type(values).__name__} is not iterable; expected {expected}")
     rows = []
-    for tick in ticks:
+    for value in values:
         try:
-            rows.append(_read_fields(tick))
+            rows.append(read(value))
         except (TypeError, KeyError):
-            raise _not_ticks(f"one of them is a {type(tick).__name__}, not a tick") from None
-    return {name: [row[number] for row in rows] for number, name in enumerate(_COLUMNS)}
-
-
-def _not_ticks(reason: str) -> ConfigurationError:
-    return ConfigurationError(f"ticks: {reason}; expected tick dicts, as tick_history returns them")
+            fault = f"one of them is a {type(value).__name__} with other fields"
+            raise ConfigurationError(f"{argument}: {fault}; expected {expected}") from None
+    return {name: [row[number] for row in rows] for number, name in enumerate(columns)}
 
 
 def _are_numbers(prices: list[Any]) -> bool:

@@ -127,6 +127,13 @@ def test_errors_are_compared_by_identity() -> None:
     assert len({first, second}) == 2
 
 
+@pytest.mark.parametrize("at_end", [False, True])
+def test_one_dropped_tick_is_singular(at_end: bool) -> None:
+    """The text is read by people."""
+    assert str(TicksDropped(1, at_end)).startswith("1 tick dropped")
+    assert str(TicksDropped(2, at_end)).startswith("2 ticks dropped")
+
+
 @pytest.mark.parametrize(
     ("attributes", "text"),
     [
@@ -137,13 +144,6 @@ def test_errors_are_compared_by_identity() -> None:
         ({"attempt": 1, "symbol": "BTC:USDC"}, "BTC:USDC: refused (attempt 1, no further attempt)"),
     ],
 )
-@pytest.mark.parametrize("at_end", [False, True])
-def test_one_dropped_tick_is_singular(at_end: bool) -> None:
-    """The text is read by people."""
-    assert str(TicksDropped(1, at_end)).startswith("1 tick dropped")
-    assert str(TicksDropped(2, at_end)).startswith("2 ticks dropped")
-
-
 def test_a_failed_connection_names_its_attempt_and_the_next_one(attributes: dict[str, object], text: str) -> None:
     """The text shows the current values of `attempt`, `will_retry` and `retry_in`."""
     error = ConnectionFailed("refused")

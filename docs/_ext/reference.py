@@ -292,7 +292,7 @@ def _shown(default: object) -> str:
     if attrs.has(type(default)):
         return f"{type(default).__name__}()"
     if isinstance(default, tuple):
-        return f"({_shown(default[0])}, …)"
+        return f"({_shown(default[0])}, …)" if default else "()"
     return f"{default:_}" if type(default) is int and default >= 10_000 else repr(default).replace("'", '"')
 
 

@@ -11,12 +11,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import attrs
 import typer
 
-from .. import ConfigurationError, Endpoint, FinxStreamerError, FunctionClient, StreamListener
+from .. import ConfigurationError, Endpoint, FinxStreamerError, FunctionClient, Pair, StreamListener
 from .. import demo as demo_market
 from .._version import __version__
 from ..config import checks as check
@@ -36,6 +35,13 @@ class LineFormatName(enum.StrEnum):
     JSON = "json"
     CSV = "csv"
     LINE = "line"
+
+
+class WireName(enum.StrEnum):
+    """How a server is asked for streams. See `Endpoint`."""
+
+    URL = "url"
+    SUBSCRIBE = "subscribe"
 
 
 class ViewName(enum.StrEnum):
@@ -60,14 +66,24 @@ app = typer.Typer(
     help="Stream live crypto ticks from FinX, read tick history, or run a local server.",
 )
 
-PairsArgument = Annotated[list[str], typer.Argument(help="One or more pairs, such as BTC:USDC.", metavar="PAIR")]
+SymbolsArgument = Annotated[
+    list[str],
+    typer.Argument(
+        help="Pairs, such as BTC:USDC. Or option months such as BTCN2202207, and contracts such as BTC-PERPETUAL.",
+        metavar="SYMBOL...",
+    ),
+]
 PairArgument = Annotated[str, typer.Argument(help="The pair, such as BTC:USDC.", metavar="PAIR")]
 ViewOption = Annotated[
     ViewName | None,
     typer.Option("--format", help="line is for people. Default: table in a terminal, json in a pipe or file."),
 ]
 LineFormatOption = Annotated[LineFormatName, typer.Option("--format", help="The output format. line is for people.")]
-LimitOption = Annotated[int | None, typer.Option(min=1, help="Stop after this many ticks.", metavar="N")]
+WireOption = Annotated[
+    WireName,
+    typer.Option(help="url: a connection for each symbol. subscribe: all symbols on one, as FinX documented later."),
+]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="Stop after this many ticks or updates.", metavar="N")]
 DurationOption = Annotated[float | None, typer.Option(min=0, help="Stop after this many seconds.", metavar="SECONDS")]
 EndpointOption = Annotated[str, typer.Option("--endpoint", help="production, beta, demo or a URL.", metavar="ENDPOINT")]
 KeyFileOption = Annotated[
@@ -126,7 +142,7 @@ def _global_options(
 
 @app.command()
 def listen(
-    pairs: PairsArgument,
+    symbols: SymbolsArgument,
     exchange: Annotated[
         list[str] | None,
         typer.Option(help="Show only ticks of this exchange. Can be repeated.", metavar="NAME"),
@@ -150,15 +166,23 @@ def listen(
         str | None,
         typer.Option(help="The first part of a stream's path: streaming, the default, or streamer.", metavar="NAME"),
     ] = None,
+    wire: WireOption = WireName.URL,
     keep_alive: Annotated[
         float | None,
         typer.Option(
-            help="Send keepAlive messages at this interval. FinX may close a stream after 300 s without one; use 270.",
+            help="Send keepAlive messages at this interval. FinX may close a stream after 300 s without one; use 270. "
+            "Default: 270 with --wire subscribe, otherwise none.",
             metavar="SECONDS",
         ),
     ] = None,
+    expiry: Annotated[
+        str | None,
+        typer.Option(
+            help="The expiry to show in a table of options, such as 26AUG22. Default: the nearest.", metavar="DAY"
+        ),
+    ] = None,
 ) -> None:
-    """Show live ticks.
+    """Show live ticks, or the values of options, futures and perpetuals.
 
     In a terminal you get a live table, in a pipe or file JSON Lines. Ctrl-C and the end of --duration print a summary.
 
@@ -169,17 +193,21 @@ def listen(
     with _errors_as_exit_codes():
         target = Output(output)
         view_name = _view_name(format, output)
-        listener = _listener(
-            pairs,
-            api_key=_key(endpoint, api_key_file),
-            endpoint=_with_prefix(endpoint, prefix),
+        # First: from then on, errors about symbols hide a misplaced key.
+        key = _key(endpoint, api_key_file)
+        names, greeks = _symbols(symbols)
+        listener = StreamListener(
+            *names,
+            parse_price=str,
+            api_key=key,
+            endpoint=_with_wire(endpoint, prefix, wire),
             exchanges=exchange or None,
             proxy=_without_password(proxy),
             allow_insecure=allow_insecure,
-            keep_alive=keep_alive,
+            keep_alive="auto" if keep_alive is None else keep_alive,
         )
-        view = _view(view_name, target, f"{endpoint} · Ctrl-C stops")
-        raise typer.Exit(ListenRun(view, limit, duration).run(listener))
+        view = _view(view_name, target, f"{endpoint} · Ctrl-C stops", greeks, expiry)
+        raise typer.Exit(ListenRun(view, limit, duration, "update" if greeks else "tick").run(listener))
 
 
 @app.command()
@@ -273,7 +301,7 @@ def demo(
     with _errors_as_exit_codes():
         show_log(log_level)
         view = _view(_view_name(format), Output(None), "simulated market · Ctrl-C stops")
-        listener = _listener(DEMO_PAIRS, endpoint="demo")
+        listener = StreamListener(*DEMO_PAIRS, parse_price=str, endpoint="demo")
         raise typer.Exit(ListenRun(view, limit, duration).run(listener))
 
 
@@ -364,10 +392,13 @@ def _errors_as_exit_codes() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-def _listener(pairs: Iterable[str], **arguments: Any) -> StreamListener:
-    # Refuse options: a listener accepts them, but they have no ticks to show.
-    symbols = [str(check.pair(pair)) for pair in pairs]
-    return StreamListener(*symbols, parse_price=str, **arguments)
+def _symbols(given: Iterable[str]) -> tuple[list[str], bool]:
+    """Return the symbols, and whether they are contracts. One table or file has either these or pairs."""
+    symbols = [check.symbol(text) for text in given]
+    pairs = [isinstance(symbol, Pair) for symbol in symbols]
+    if any(pairs) and not all(pairs):
+        raise ConfigurationError("pairs and options can't be shown together; run the command once for each")
+    return list(map(str, symbols)), not any(pairs)
 
 
 def _function_client(
@@ -387,12 +418,11 @@ def _key(endpoint: str, file: Path | None) -> str | Callable[[], str] | None:
     return None if endpoint == demo_market.NAME and file is None else api_key(file)
 
 
-def _with_prefix(endpoint: str, prefix: str | None) -> str | Endpoint:
-    if prefix is None:
-        return endpoint
-    if endpoint == demo_market.NAME:
-        raise ConfigurationError("--prefix can't be used with --endpoint demo; remove it")
-    return attrs.evolve(Endpoint.of(endpoint), prefix=prefix)
+def _with_wire(endpoint: str, prefix: str | None, wire: WireName) -> str | Endpoint:
+    if endpoint == demo_market.NAME and (prefix is not None or wire is not WireName.URL):
+        raise ConfigurationError("--prefix and --wire can't be used with --endpoint demo; remove them")
+    url = Endpoint.of(endpoint).url if endpoint != demo_market.NAME else endpoint
+    return endpoint if prefix is None and wire is WireName.URL else Endpoint(url, prefix, wire.value)
 
 
 def _without_password(proxy: str | None) -> str | None:
@@ -417,11 +447,17 @@ def _view_name(name: ViewName | None, output: Path | None = None) -> ViewName:
     return name or (ViewName.TABLE if can_draw_table() else ViewName.JSON)
 
 
-def _view(name: ViewName, output: Output, title: str) -> View:
-    if name is ViewName.TABLE:
-        from .table_view import TableView
+def _view(name: ViewName, output: Output, title: str, greeks: bool = False, expiry: str | None = None) -> View:
+    if expiry is not None and not (greeks and name is ViewName.TABLE):
+        raise ConfigurationError("--expiry is only for a table of options; remove it")
+    if name is not ViewName.TABLE:
+        from .line_view import LineView
 
-        return TableView(title)
-    from .line_view import LineView
+        return LineView(_LINE_FORMATS[name], output.open_now(), output.encoding, output.packed, greeks)
+    if greeks:
+        from .chain_view import ChainView
 
-    return LineView(_LINE_FORMATS[name], output.open_now(), output.encoding, output.packed)
+        return ChainView(title, expiry)
+    from .table_view import TableView
+
+    return TableView(title)

@@ -1,4 +1,7 @@
-"""A tick as a line: JSON, CSV, or text for people. JSON and CSV have prices and times exactly as they were received."""
+"""A tick as a line: JSON, CSV, or text for people. JSON and CSV have prices and times exactly as they were received.
+
+The same for Greeks, whose JSON has the original texts in `raw`.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +13,22 @@ from typing import Any
 
 import attrs
 
-from .. import Tick
+from .. import Greeks, Tick
 from ..errors import make_printable
+from ..wire.contract_ticker import NUMBERS
 
 
 @attrs.frozen
 class LineFormat:
-    """How a tick becomes a line, how its timestamp is read from there, and the line that precedes all ticks."""
+    """How ticks and Greeks become lines, how a tick's timestamp is read from there, and the lines before the first."""
 
     name: str
     format_tick: Callable[[Tick], str]
     #: Raises ValueError, TypeError or LookupError if the line isn't one of a tick.
     time_of: Callable[[str], datetime]
+    format_greeks: Callable[[Greeks], str]
     header: str = ""
+    greeks_header: str = ""
 
 
 to_json = json.JSONEncoder(separators=(",", ":")).encode
@@ -70,15 +76,53 @@ def _time_in_csv(line: str) -> datetime:
 
 def text_line(tick: Tick) -> str:
     """Return a line for people: time in UTC, pair, price and exchange, aligned unless they are unusually long."""
-    when = tick["timestamp"].replace(tzinfo=None)
-    shown = when.isoformat(" ", "microseconds" if when.microsecond % 1_000 else "milliseconds")
-    return f"{shown}Z  {tick['pair']:<10} {tick['price']:>18}  {make_printable(tick['exchange'])}\n"
+    return f"{_moment(tick['timestamp'])}  {tick['pair']:<10} {tick['price']:>18}  {make_printable(tick['exchange'])}\n"
 
 
 def _time_in_text(line: str) -> datetime:
     return datetime.fromisoformat(" ".join(line.split(" ", 2)[:2]))
 
 
-JSON = LineFormat("json", json_line, _time_in_json)
-CSV = LineFormat("csv", csv_line, _time_in_csv, "pair,date,time,exchange,price,timestamp,received_ns,backfilled\n")
-TEXT = LineFormat("line", text_line, _time_in_text)
+def json_greeks(greeks: Greeks) -> str:
+    """Return a line of JSON, as `json_line` does."""
+    expiry = greeks["expiry"]
+    times = {"expiry": expiry and expiry.isoformat(), "timestamp": greeks["timestamp"].isoformat()}
+    return to_json({**greeks, **times}) + "\n"
+
+
+_GREEKS_COLUMNS = ("symbol", "instrument", "exchange", "underlying", "kind", "strike", "expiry", "timestamp")
+
+
+def csv_greeks(greeks: Greeks) -> str:
+    """Return a line of CSV. A value that isn't known is empty."""
+    values: dict[str, Any] = {**greeks, "exchange": make_printable(greeks["exchange"])}
+    expiry = greeks["expiry"]
+    values |= {"expiry": expiry and expiry.isoformat(), "timestamp": greeks["timestamp"].isoformat()}
+    line: str = _csv_row([values[name] for name in (*_GREEKS_COLUMNS, "received_ns", *NUMBERS)])
+    return line
+
+
+def text_greeks(greeks: Greeks) -> str:
+    """Return a line for people: time in UTC, contract, and the values that are known."""
+    names = {"mark_iv": "iv", "delta": "delta", "best_bid_price": "bid", "best_ask_price": "ask"}
+    values: dict[str, Any] = {**greeks}
+    shown = [f"{label} {values[name]:>9.7g}" for name, label in names.items() if values[name] is not None]
+    return f"{_moment(greeks['timestamp'])}  {greeks['instrument']:<22} {'  '.join(shown)}\n"
+
+
+def _moment(when: datetime) -> str:
+    return (
+        when.replace(tzinfo=None).isoformat(" ", "microseconds" if when.microsecond % 1_000 else "milliseconds") + "Z"
+    )
+
+
+JSON = LineFormat("json", json_line, _time_in_json, json_greeks)
+CSV = LineFormat(
+    "csv",
+    csv_line,
+    _time_in_csv,
+    csv_greeks,
+    "pair,date,time,exchange,price,timestamp,received_ns,backfilled\n",
+    f"{','.join((*_GREEKS_COLUMNS, 'received_ns', *NUMBERS))}\n",
+)
+TEXT = LineFormat("line", text_line, _time_in_text, text_greeks)

@@ -1,4 +1,4 @@
-"""The view for pipes and files: one line per tick."""
+"""The view for pipes and files: one line per tick, or per message with Greeks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import stat
 import threading
 import zlib
 
-from .. import Gap, Notice, StreamListener, Tick
+from .. import Gap, Greeks, Notice, StreamListener, Tick
 from .formats import LineFormat, to_json
 from .terminal import REPLACE, describe_filled_gap, say, shorten
 
@@ -29,12 +29,15 @@ class LineView:
     the thread. The descriptor stays open.
     """
 
-    def __init__(self, line_format: LineFormat, fd: int, encoding: str = "utf-8", packed: bool = False) -> None:
-        self._format_tick = line_format.format_tick
+    def __init__(
+        self, line_format: LineFormat, fd: int, encoding: str = "utf-8", packed: bool = False, greeks: bool = False
+    ) -> None:
+        self._format = line_format
         self._fd = fd
         self._encode = codecs.getincrementalencoder(encoding)(REPLACE).encode
         self._packer = zlib.compressobj(wbits=_GZIP) if packed else None
-        self._pending = [line_format.header] if line_format.header else []
+        header = line_format.greeks_header if greeks else line_format.header
+        self._pending = [header] if header else []
         self._changed = threading.Condition()
         self._woken = self._closed = False
         self._failure: OSError | None = None
@@ -43,7 +46,12 @@ class LineView:
         self._writer.start()
 
     def on_tick(self, tick: Tick) -> bool:
-        line = self._format_tick(tick)
+        return self._put(self._format.format_tick(tick))
+
+    def on_greeks(self, greeks: Greeks) -> bool:
+        return self._put(self._format.format_greeks(greeks))
+
+    def _put(self, line: str) -> bool:
         with self._changed:
             while len(self._pending) >= _MAX_PENDING and not self._closed:
                 self._changed.wait()

@@ -1,14 +1,16 @@
-"""Run a listener and show its ticks, until the limit, the duration, Ctrl-C, a closed pipe or a fatal error."""
+"""Run a listener and show what it gets, until the limit, the duration, Ctrl-C, a closed pipe or a fatal error."""
 
 from __future__ import annotations
 
 import contextlib
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 from .. import (
     ConnectionFailed,
     FinxStreamerError,
     Gap,
+    Greeks,
     Notice,
     State,
     StreamListener,
@@ -24,6 +26,7 @@ from .terminal import count, say, say_error, signals_as_ctrl_c, with_options
 #: Seconds between two looks at the things that raise no event, such as a pipe that has lost its reader.
 _POLL_INTERVAL = 0.25
 _STOP_TIMEOUT = 2.0
+_V = TypeVar("_V", Tick, Greeks)
 #: What FinX answers to a keepAlive message (source: D).
 _KEEP_ALIVE_ANSWER = {"keepAlive": True}
 
@@ -33,6 +36,9 @@ class View(Protocol):
 
     def on_tick(self, tick: Tick) -> bool:
         """Show a tick. Return False if it came after `finish`."""
+
+    def on_greeks(self, greeks: Greeks) -> bool:
+        """Show the values of a contract. Return False if they came after `finish`."""
 
     def on_error(self, message: str) -> None: ...
 
@@ -58,17 +64,20 @@ class View(Protocol):
 class ListenRun:
     """One run of a listener in a view."""
 
-    def __init__(self, view: View, limit: int | None, duration: float | None) -> None:
+    def __init__(self, view: View, limit: int | None, duration: float | None, noun: str = "tick") -> None:
         self._view = view
         self._limit = limit
+        #: What arrives.
+        self._noun = noun
         self._duration = duration
         self._limit_reached = False
-        self._ticks = self._errors = 0
+        self._values = self._errors = 0
         self._fatal: list[FinxStreamerError] = []
 
     def run(self, listener: StreamListener) -> int:
         """Show ticks until the end. Return the exit code: 1 after a fatal error, else 0."""
-        listener.on_tick(self._on_tick)
+        listener.on_tick(lambda tick: self._on_value(self._view.on_tick, tick))
+        listener.on_greeks(lambda greeks: self._on_value(self._view.on_greeks, greeks))
         listener.on_error(self._on_error)
         listener.on_notice(self._on_notice)
         listener.on_state(self._on_state)
@@ -104,13 +113,11 @@ class ListenRun:
             self._view.refresh(listener, min(seconds_left, _POLL_INTERVAL))
         return False
 
-    def _on_tick(self, tick: Tick) -> None:
-        if self._limit_reached:
+    def _on_value(self, show: Callable[[_V], bool], value: _V) -> None:
+        if self._limit_reached or not show(value):
             return
-        if not self._view.on_tick(tick):
-            return
-        self._ticks += 1
-        if self._ticks == self._limit:
+        self._values += 1
+        if self._values == self._limit:
             self._limit_reached = True
             self._view.wake()
 
@@ -139,7 +146,7 @@ class ListenRun:
 
     def _summary(self, stats: ListenerStats, seconds: float) -> str:
         return (
-            f"{count(self._ticks, 'tick')} in {seconds:,.1f} s; {count(stats.reconnects, 'reconnect')}, "
+            f"{count(self._values, self._noun)} in {seconds:,.1f} s; {count(stats.reconnects, 'reconnect')}, "
             f"{stats.dropped:,} dropped, {count(self._errors, 'error')}"
         )
 

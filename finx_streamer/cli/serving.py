@@ -30,7 +30,8 @@ def choose_source(tape: Path | None, speed: str | None, loop: bool, rate: float 
             raise ConfigurationError("--speed and --loop need --tape")
         if rate is not None and not 0 < rate < math.inf:
             raise ConfigurationError(f"--rate: {rate:g} is not allowed; expected ticks per second, above 0")
-        return SimulatedMarket() if rate is None else SimulatedMarket(rate=rate)
+        options = ("BTC", "ETH")
+        return SimulatedMarket(options=options) if rate is None else SimulatedMarket(rate=rate, options=options)
     if rate is not None:
         raise ConfigurationError("--rate can't be used with --tape; use --speed")
     with _print_warnings():

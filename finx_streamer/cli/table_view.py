@@ -4,42 +4,53 @@ from __future__ import annotations
 
 import sys
 import threading
+from abc import ABC, abstractmethod
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from .. import Gap, ListenerStats, Notice, StreamListener, StreamStats, Tick
+from .. import Gap, Greeks, ListenerStats, Notice, StreamListener, StreamStats, Tick
 from ..delivery.stats import reason
 from ..errors import make_printable
 from .terminal import count, describe_filled_gap, encodable, shorten
 
 #: Seconds between two redraws: about as fast as people can read.
 _REDRAW_INTERVAL = 0.125
-_NO_VALUE = Text("-", style="dim")
+NO_VALUE = Text("-", style="dim")
 _STATE_STYLES = {"streaming": "green", "failed": "bold red", "idle": "dim", "stopped": "dim"}
 
 
-class TableView:
-    """Shows each stream's last tick and state, from the listener's statistics.
+class LiveTable(ABC):
+    """A table of what a listener knows, redrawn while it runs, with the totals and the latest message below it.
 
     A server chooses an exchange's name. So text is escaped, and passed as `Text`, never as markup.
     """
+
+    #: What arrives.
+    noun = "tick"
 
     def __init__(self, title: str) -> None:
         self._title = title
         self._message: Text | None = None
         self._errors = 0
-        self._first_prices: dict[str, str] = {}
         self._woken = threading.Event()
         self._encoding = sys.stdout.encoding
         # With `file`, rich respects its encoding.
         console = Console(file=sys.stdout, force_terminal=True, highlight=False)
         self._live = Live(console=console, auto_refresh=False, transient=False)
 
+    @abstractmethod
+    def tables(self, listener: StreamListener, stats: ListenerStats) -> list[RenderableType]:
+        """Return what to draw above the totals."""
+
     def on_tick(self, tick: Tick) -> bool:
         """Return True: `refresh` finds the last tick in the statistics."""
+        return True
+
+    def on_greeks(self, greeks: Greeks) -> bool:
+        """Return True: `refresh` asks the listener for the newest ones."""
         return True
 
     def on_error(self, message: str) -> None:
@@ -59,7 +70,7 @@ class TableView:
         """Redraw the table, then wait until it is time for the next redraw."""
         if not self._live.is_started:
             self._live.start()
-        self._live.update(self.render(listener.stats), refresh=True)
+        self._live.update(self.render(listener), refresh=True)
         self._woken.wait(min(seconds, _REDRAW_INTERVAL))
         self._woken.clear()
 
@@ -67,18 +78,13 @@ class TableView:
         """Leave the final table on the screen."""
         if not self._live.is_started:
             self._live.start()  # the limit may be reached before the first `refresh`
-        self._live.update(self.render(listener.stats))
+        self._live.update(self.render(listener))
         self._live.stop()
 
-    def render(self, stats: ListenerStats) -> Group:
-        """Return the table, the totals below it and the latest message."""
-        table = Table(title=self._text(make_printable(self._title)), title_justify="left", expand=False)
-        for heading in ("pair", "price", "change", "exchange", "rate", "lag", "state"):
-            numeric = heading in ("price", "change", "rate", "lag")
-            table.add_column(heading, justify="right" if numeric else "left", no_wrap=True, max_width=24)
-        for symbol, stream in stats.streams.items():
-            table.add_row(*self._row(symbol, stream))
-        lines: list[RenderableType] = [table, self._totals(stats)]
+    def render(self, listener: StreamListener) -> Group:
+        """Return the tables, the totals below them and the latest message."""
+        stats = listener.stats
+        lines = [*self.tables(listener, stats), self._totals(stats)]
         if text := reason(stats):
             lines.append(self._text(shorten(f"{stats.state.value}: {text}"), style="yellow"))
         return Group(*lines, *([self._message] if self._message else []))
@@ -86,9 +92,36 @@ class TableView:
     def _text(self, text: str, style: str = "") -> Text:
         return Text(encodable(text, self._encoding), style)
 
+    def _totals(self, stats: ListenerStats) -> Text:
+        parts = [
+            count(stats.ticks, self.noun),
+            f"{stats.rate:,.1f}/s",
+            count(stats.reconnects, "reconnect"),
+            f"{stats.dropped:,} dropped",
+            count(self._errors, "error"),
+        ]
+        return Text(" · ".join(parts), style="yellow" if stats.dropped or self._errors else "dim")
+
+
+class TableView(LiveTable):
+    """Shows each stream's last tick and state, from the listener's statistics."""
+
+    def __init__(self, title: str) -> None:
+        super().__init__(title)
+        self._first_prices: dict[str, str] = {}
+
+    def tables(self, listener: StreamListener, stats: ListenerStats) -> list[RenderableType]:
+        table = Table(title=self._text(make_printable(self._title)), title_justify="left", expand=False)
+        for heading in ("pair", "price", "change", "exchange", "rate", "lag", "state"):
+            numeric = heading in ("price", "change", "rate", "lag")
+            table.add_column(heading, justify="right" if numeric else "left", no_wrap=True, max_width=24)
+        for symbol, stream in stats.streams.items():
+            table.add_row(*self._row(symbol, stream))
+        return [table]
+
     def _row(self, symbol: str, stream: StreamStats) -> list[Text]:
         tick = stream.last_tick
-        price = change = exchange = _NO_VALUE
+        price = change = exchange = NO_VALUE
         if tick is not None:
             price = Text(_short_price(tick["price"]), style="bold")
             exchange = self._text(make_printable(tick["exchange"]))
@@ -102,16 +135,6 @@ class TableView:
             _lag(stream.lag),
             Text(stream.state.value, style=_STATE_STYLES.get(stream.state.value, "yellow")),
         ]
-
-    def _totals(self, stats: ListenerStats) -> Text:
-        parts = [
-            count(stats.ticks, "tick"),
-            f"{stats.rate:,.1f}/s",
-            count(stats.reconnects, "reconnect"),
-            f"{stats.dropped:,} dropped",
-            count(self._errors, "error"),
-        ]
-        return Text(" · ".join(parts), style="yellow" if stats.dropped or self._errors else "dim")
 
 
 def _short_price(price: str) -> str:
@@ -130,6 +153,6 @@ def _change(first: str, last: str) -> Text:
 
 def _lag(seconds: float | None) -> Text:
     if seconds is None:
-        return _NO_VALUE
+        return NO_VALUE
     text = f"{seconds * 1e3:,.0f} ms" if abs(seconds) < 1 else f"{seconds:,.1f} s" if abs(seconds) < 3_600 else "> 1 h"
     return Text(text, style="yellow" if abs(seconds) > 5 else "")

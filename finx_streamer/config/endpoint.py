@@ -48,7 +48,7 @@ class Endpoint:
 
     # Redacted, in case of a misplaced key.
     url: str = attrs.field(repr=lambda url: repr(redact(url)))
-    prefix: str = None  # type: ignore[assignment]  # never None after __init__
+    prefix: str | None = None
     wire: Literal["url", "subscribe"] = "url"
 
     def __attrs_post_init__(self) -> None:

@@ -134,7 +134,11 @@ class Option:
         return f"{self.underlying}{self.contract}{self.year:04}{self.month:02}"
 
     def includes(self, instrument: Instrument) -> bool:
-        """Whether a contract is one of these options."""
+        """Return whether a contract is one of these options.
+
+        Args:
+            instrument: The contract.
+        """
         expiry = instrument.expiry
         return (
             expiry is not None
@@ -145,14 +149,20 @@ class Option:
 
 @attrs.frozen
 class Instrument:
-    """One contract by Deribit's name for it: an option, a future or a perpetual. Source: D.
+    """One contract by Deribit's name for it: an option, a future or a perpetual::
 
-    Attributes:
-        name (str): `BTC-26AUG22-20000-C`, `BTC-26AUG22` or `BTC-PERPETUAL`.
-        underlying (str): `BTC`.
-        kind (str): "call", "put", "future" or "perpetual".
-        expiry (datetime | None): 08:00 UTC on the day of the expiry. None for a perpetual.
-        strike (float | None): None for futures and perpetuals.
+        from finx_streamer import Instrument
+
+        print(Instrument.parse("BTC-26AUG22-20000-C").strike)
+
+    Args:
+        name: `BTC-26AUG22-20000-C`, `BTC-26AUG22` or `BTC-PERPETUAL`.
+        underlying: `BTC`.
+        kind: "call", "put", "future" or "perpetual".
+        expiry: 08:00 UTC on the day of the expiry. None for a perpetual.
+        strike: None for futures and perpetuals.
+
+    Source: D.
     """
 
     name: str
@@ -163,7 +173,14 @@ class Instrument:
 
     @classmethod
     def parse(cls, text: str) -> Instrument:
-        """Parse a name. Raises `ConfigurationError`."""
+        """Parse a name.
+
+        Args:
+            text: The name, in upper case.
+
+        Raises:
+            ConfigurationError: It is malformed, or its date doesn't exist.
+        """
         found = _INSTRUMENT.fullmatch(text)
         if not found:
             raise ConfigurationError(
@@ -185,7 +202,11 @@ class Instrument:
         return self.name
 
     def includes(self, instrument: Instrument) -> bool:
-        """Whether it is the same contract."""
+        """Return whether a contract is this one.
+
+        Args:
+            instrument: The contract.
+        """
         return instrument.name == self.name
 
 

@@ -121,9 +121,13 @@ class Callbacks:
 
         self.for_ticks.change(removed)
 
-    def of(self, event: str, symbol: str | None = None) -> tuple[Callback, ...]:
-        """Return the callbacks of an event, in order of registration. `symbol`: whom the event concerns."""
-        return tuple(r.call for r in self._registered if r.event == event and r.symbol in (None, symbol))
+    def of(self, event: str) -> tuple[Callback, ...]:
+        """Return the callbacks of an event, in order of registration."""
+        return tuple(r.call for r in self._registered if r.event == event)
+
+    def for_greeks(self, symbol: str | None) -> tuple[Callback, ...]:
+        """Return the callbacks for the Greeks of a symbol, in order of registration."""
+        return tuple(r.call for r in self._registered if r.event == "greeks" and r.symbol in (None, symbol))
 
     def original(self, call: Callback) -> Callback:
         """Return the user's own callback behind a callable that `of` or `for_ticks` returned."""
@@ -212,7 +216,7 @@ class CallbackRunner:
             if self.abandoned:
                 self.unhandled.append(event)
             else:
-                self._call_each(self._callbacks.of("greeks", event.symbol), event.symbol, payload)
+                self._call_each(self._callbacks.for_greeks(event.symbol), event.symbol, payload)
             return
         if isinstance(payload, FinxStreamerError):
             self.report(payload)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Iterator
@@ -19,7 +20,8 @@ from ..errors import (
     ServerError,
 )
 from ..values import Notice
-from ..wire.decoder import Decoder
+from ..wire.decoder import Decoder, redacted
+from ..wire.json_codec import loads
 from .call_scheduler import Call, CallScheduler, PoolSettings, Reply
 
 #: Seconds that `close` waits for the thread.
@@ -72,6 +74,27 @@ class CallPool:
             ConnectionFailed: There is no connection, and the policy doesn't retry.
             ConfigurationError: This is a forked process.
         """
+        call, reply = self._make(function, arguments, timeout, insist)
+        return Answer(_decode(call, reply, data), reply.received_ns)
+
+    def call_for_list(self, function: str, arguments: dict[str, Any], timeout: float) -> tuple[list[Any], int]:
+        """Call a function whose answer is a JSON array. Return it, and `time.time_ns()` when its bytes were read.
+
+        The arguments and errors are those of `call`.
+        """
+        call, reply = self._make(function, arguments, timeout)
+        if isinstance(reply.payload, bytes):
+            with contextlib.suppress(ValueError, RecursionError):
+                found = loads(redacted(reply.payload))
+                if isinstance(found, list):
+                    return found, reply.received_ns
+        _decode(call, reply)
+        raise DecodeError("expected a JSON array, not an object", symbol=function)
+
+    def _make(
+        self, function: str, arguments: dict[str, Any], timeout: float, insist: bool = False
+    ) -> tuple[Call, Reply]:
+        """Make a call, twice if necessary. Return the one that was answered, and its answer."""
         call = Call(function, arguments, timeout, self._delays())
         outcome = self._outcome(call)
         if insist and isinstance(outcome, CallTimeout) and call.met_silence:
@@ -80,13 +103,7 @@ class CallPool:
             outcome = self._outcome(call)
         if isinstance(outcome, FinxStreamerError):
             raise outcome
-        message = Decoder(function, None, bounded=False, redact_notices=not data).decode(outcome.payload, 0)
-        if isinstance(message, DecodeError):
-            raise message
-        if isinstance(message, ServerError):
-            raise call.error(message.message)
-        assert isinstance(message, Notice), "without a pair, the decoder makes no ticks"
-        return Answer(message.message, outcome.received_ns)
+        return call, outcome
 
     def _delays(self) -> Iterator[float]:
         return iter(()) if self._settings.policy is None else self._settings.policy.delays()
@@ -155,6 +172,17 @@ class CallPool:
         for connection in self._scheduler.connections if self._scheduler is not None else ():
             if connection.websocket is not None:
                 connection.websocket.wire.socket.close()
+
+
+def _decode(call: Call, reply: Reply, data: bool = False) -> dict[str, Any]:
+    """Return the object of an answer. Raises the error that it reports."""
+    message = Decoder(call.function, None, bounded=False, redact_notices=not data).decode(reply.payload, 0)
+    if isinstance(message, DecodeError):
+        raise message
+    if isinstance(message, ServerError):
+        raise call.error(message.message)
+    assert isinstance(message, Notice), "without a pair, the decoder makes no ticks"
+    return message.message
 
 
 def _closed(call: Call) -> FunctionError:

@@ -334,7 +334,7 @@ class PooledConnection(WebSocketChannel):
         settings = self._scheduler.settings
         # An expired key may be the reason for an error. If there may be another, the next call asks for it.
         key_may_be_old = settings.config.keys.can_change and now >= self._opened_at + settings.key_trusted_for
-        clean = len(messages) == 1 and websocket.between_messages and _is_object(payload)
+        clean = len(messages) == 1 and websocket.between_messages and _is_complete(payload)
         if clean and not (key_may_be_old and _may_be_error(payload)):
             self._idle_from(now)
         else:
@@ -345,7 +345,7 @@ class PooledConnection(WebSocketChannel):
         """The answer to a keepAlive. An error may mean that the key has expired; anything else could be taken for an
         answer to the next call."""
         payload = messages[0]
-        if self.is_idle or len(messages) > 1 or not _is_object(payload) or _may_be_error(payload):
+        if self.is_idle or len(messages) > 1 or not _is_complete(payload) or _may_be_error(payload):
             self._scheduler.drop(self)
         else:
             self._keepalive_answer_by = NEVER
@@ -485,8 +485,9 @@ class CallScheduler:
             logger.error("%s: the thread of function calls crashed", self.settings.name, exc_info=crash)
 
 
-def _is_object(payload: bytes | Binary) -> bool:
-    return isinstance(payload, bytes) and payload.strip()[:1] == b"{" and payload.rstrip()[-1:] == b"}"
+def _is_complete(payload: bytes | Binary) -> bool:
+    """Whether this may be a JSON object or array, as all answers are."""
+    return isinstance(payload, bytes) and payload.strip()[:1] + payload.rstrip()[-1:] in (b"{}", b"[]")
 
 
 def _may_be_error(payload: bytes | Binary) -> bool:

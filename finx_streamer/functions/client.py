@@ -21,10 +21,11 @@ from ..config.redaction import hides_arguments, redact
 from ..config.symbols import Pair
 from ..connection.attempt import ConnectionConfig
 from ..errors import AuthenticationError, ConfigurationError, DecodeError, NotAvailable
-from ..values import Tick
+from ..values import Greeks, Tick
 from .bad_ticks import BadTicks
 from .call_pool import CallPool
 from .call_scheduler import PoolSettings
+from .contracts import matrix_arguments, read_matrix, read_names
 from .history import with_progress_bar
 from .tick_reader import TickReader
 
@@ -228,6 +229,36 @@ class FunctionClient:
         """
         check.text("security_id", security_id, "a str such as 'BTC'")
         return self._call("referenceData", {"securityId": security_id})
+
+    def list_contracts(self) -> list[str]:
+        """Return the names of the contracts that are listed now: options, futures and perpetuals. (Source: D.)
+
+        Raises:
+            DecodeError: The answer isn't a list of names.
+        """
+        found, _ = self._calls.call_for_list("listDeribitContracts", {}, self._timeout)
+        return read_names(found)
+
+    @hides_arguments
+    def five_minute_matrix(self, underlying: str, at: Moment | Literal["latest"] = "latest") -> list[Greeks]:
+        """Return what each contract of an underlying was worth at a five-minute point. (Source: D; its form: O.)
+
+        Args:
+            underlying: "BTC", "ETH", "SOL" or "USDC".
+            at (datetime | date | str): A time, as for `tick_snap`: the five-minute point at or before it. "latest" is
+                the last one.
+
+        Returns:
+            The Greeks of each contract. Their `symbol` is their instrument. Those that can't be read are left out, or
+            treated as `on_bad` says.
+
+        Raises:
+            ConfigurationError: An argument is wrong.
+            DecodeError: The answer isn't a list.
+        """
+        arguments = matrix_arguments(underlying, at)
+        found, received_ns = self._calls.call_for_list("getFiveMinMatrix", arguments, self._timeout)
+        return read_matrix(found, received_ns, self._bad_ticks)
 
     def greeks_history(self, *arguments: Any, **more: Any) -> list[Any]:
         """Raise `NotAvailable`: FinX has announced the history of Greeks for a future release (source: S).

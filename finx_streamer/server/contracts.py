@@ -6,7 +6,7 @@ The grades S, D and O in the docstrings are explained in docs/protocol.md.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import lru_cache
@@ -212,3 +212,18 @@ def plain(number: str) -> str:
     text = format(Decimal(number), "f")
     text = text.rstrip("0").rstrip(".") if "." in text else text
     return "0" if text == "-0" else text
+
+
+def check_emitted(raw: Mapping[str, Any], pairs: Collection[str], contracts: Collection[str]) -> Played:
+    """Return a tick or ticker that `emit` got. Raises `ConfigurationError` unless the source plays its symbol."""
+    try:
+        played = parse_played(raw)
+    except ValueError as error:
+        raise ConfigurationError(f"emit(): {error}") from None
+    if isinstance(played, ContractTicker):
+        symbol, known = played.instrument.name, contracts
+    else:
+        symbol, known = played["pair"], pairs
+    if symbol not in known:
+        raise ConfigurationError(f"emit(): the source does not play {symbol}; expected one of {sorted(known)}")
+    return played

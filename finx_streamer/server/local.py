@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import ssl
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 
 from ..errors import ConfigurationError
 from .connection import Connection
-from .contracts import ContractTicker, Played, parse_played
+from .contracts import check_emitted
 from .descriptors import RESERVE, raise_limit
 from .faults import check_close
 from .keys import KeyRing
@@ -265,7 +265,7 @@ class LocalServer:
             ConfigurationError: A tick is malformed, or the source doesn't play its pair or contract. No tick is sent.
         """
         settings = self._settings
-        checked = [_check_emitted(tick, settings.source.pairs, settings.contracts) for tick in ticks]
+        checked = [check_emitted(tick, settings.source.pairs, settings.contracts) for tick in ticks]
 
         def emit(service: Service | None) -> int:
             if service is None:
@@ -487,17 +487,3 @@ class LocalServer:
 def _warn(text: str) -> None:
     # The caller of start().
     warnings.warn(text, RuntimeWarning, stacklevel=4)
-
-
-def _check_emitted(raw: Mapping[str, Any], pairs: Collection[str], contracts: Collection[str]) -> Played:
-    try:
-        played = parse_played(raw)
-    except ValueError as error:
-        raise ConfigurationError(f"emit(): {error}") from None
-    if isinstance(played, ContractTicker):
-        symbol, known = played.instrument.name, contracts
-    else:
-        symbol, known = played["pair"], pairs
-    if symbol not in known:
-        raise ConfigurationError(f"emit(): the source does not play {symbol}; expected one of {sorted(known)}")
-    return played

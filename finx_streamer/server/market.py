@@ -135,7 +135,7 @@ class SimulatedMarket:
             past (float): For how many seconds from the start contracts have tickers only before each five-minute point.
 
         Returns:
-            Iterator[tuple[float, Tick | ContractTicker]]: When each is due, in seconds since the start, and the tick or ticker.
+            Iterator[tuple[float, Tick | ContractTicker]]: When each is due, in seconds since the start, and it.
         """
         seed = random.getrandbits(64) if self._seed is None else self._seed
         # Generators of their own, so that the rate and the contracts have no influence on the trades.

@@ -103,7 +103,7 @@ class Tape:
             clock (Callable[[], float]): Returns the current time in seconds since 1970.
 
         Returns:
-            Iterator[tuple[float, Tick | ContractTicker]]: When each is due, in seconds since the start, and the tick or ticker.
+            Iterator[tuple[float, Tick | ContractTicker]]: When each is due, in seconds since the start, and it.
         """
         schedule = self._schedule()
         if not self._shift:

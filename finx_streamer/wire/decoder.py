@@ -141,7 +141,7 @@ class Decoder:
         Everything except a tick is redacted, because a server may quote the request, and with it the API key.
         """
         if isinstance(payload, Binary):
-            kept = _redacted(payload.payload[:MAX_NOTICE])[:PAYLOAD_LIMIT]
+            kept = redacted(payload.payload[:MAX_NOTICE])[:PAYLOAD_LIMIT]
             return DecodeError("a binary message; expected text", kept, symbol=self.symbol)
         if self.bounded and len(payload) > MAX_TICK_MESSAGE:
             return self._too_long(payload)
@@ -152,19 +152,19 @@ class Decoder:
             return message
         if self.bounded and len(payload) > MAX_NOTICE:
             return self._too_long(payload)
-        return self._decode(_redacted(payload), received_ns)
+        return self._decode(redacted(payload), received_ns)
 
     def decode_tick(self, raw: Any, received_ns: int) -> Tick | DecodeError:
         """Decode a tick that is part of a message, such as an answer of tick history. An error is redacted."""
         try:
             return self._tick(raw, received_ns)
         except _NotATick:
-            payload = _redacted(json.dumps(raw).encode())
+            payload = redacted(json.dumps(raw).encode())
         try:
-            redacted = json.loads(payload)
+            checked = json.loads(payload)
         except ValueError:
             return self._error("not a tick", payload)
-        error = self._tick_or_error(redacted, payload, received_ns)
+        error = self._tick_or_error(checked, payload, received_ns)
         return error if isinstance(error, DecodeError) else self._error("not a tick: it contains the API key", payload)
 
     def time_of(self, raw: dict[str, Any]) -> datetime | None:
@@ -207,7 +207,7 @@ class Decoder:
             f"a message of {len(payload):,} bytes; expected at most {MAX_NOTICE:,}, or {MAX_TICK_MESSAGE:,} for a tick"
         )
         # Redacting takes time, and the error keeps only the beginning.
-        return self._error(reason, _redacted(payload[:MAX_NOTICE]))
+        return self._error(reason, redacted(payload[:MAX_NOTICE]))
 
     def _tick_or_error(self, raw: Any, payload: bytes, received_ns: int) -> Tick | DecodeError:
         try:
@@ -261,7 +261,8 @@ class Decoder:
         return ServerError(text, message, symbol=self.symbol)
 
 
-def _redacted(payload: bytes) -> bytes:
+def redacted(payload: bytes) -> bytes:
+    """Return a message without the API key."""
     return redact(payload.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
 
 

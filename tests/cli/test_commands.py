@@ -21,12 +21,16 @@ COMMANDS = ["listen", "history", "snap", "demo", "doctor", "serve"]
     ("arguments", "hint"),
     [
         (["btc-usdc"], "did you mean 'BTC:USDC'?"),
-        (["BTCN2202207"], "expected BASE:QUOTE"),
+        (["BTCN2202208"], "does not agree with 2022-08"),
+        (["BTCUSDC"], "expected a pair BASE:QUOTE"),
         (["BTC:USDC", "--endpoint", "gamma"], "expected 'production', 'beta', 'demo' or a URL"),
         (["BTC:USDC", "--endpoint", "ws://example.com/"], "clear text; use wss://, or pass --allow-insecure if"),
         (["BTC:USDC", "--endpoint", "gamma"], "error: --endpoint: 'gamma' is unknown"),
         (["BTC:USDC", "--prefix", "a/b"], "error: --prefix: 'a/b' is not one path segment"),
-        (["BTC:USDC", "--prefix", "streamer", "--endpoint", "demo"], "--prefix can't be used with --endpoint demo"),
+        (
+            ["BTC:USDC", "--prefix", "streamer", "--endpoint", "demo"],
+            "--prefix and --wire can't be used with --endpoint demo",
+        ),
         (["BTC:USDC", "--keep-alive", "0"], "error: --keep-alive: 0.0 is not allowed; expected seconds"),
         (["BTC:USDC", "--keep-alive", "nan"], "error: --keep-alive: nan is not allowed; expected seconds"),
         (["BTC:USDC", "--exchange", "binance"], "error: --exchange: 'binance' is not allowed"),
