@@ -32,6 +32,11 @@ def is_option(symbol: str) -> bool:
     return isinstance(parsed, Option) or (isinstance(parsed, Instrument) and parsed.strike is not None)
 
 
+def complete(newest: Mapping[str, Greeks]) -> dict[str, Greeks]:
+    """Return those with all keys. Callbacks may change the Greeks they get."""
+    return {name: greeks for name, greeks in newest.items() if greeks.keys() >= _FIELDS}
+
+
 class Chain:
     """The options of one expiry."""
 
@@ -122,9 +127,7 @@ class Chains:
 
     def update(self, newest: Mapping[str, Greeks]) -> dict[str, Greeks]:
         """Take in the newest Greeks of each contract. Return those that are new, of futures and perpetuals too."""
-        new = {name: each for name, each in newest.items() if self._newest.get(name) is not each}
-        # Callbacks may change the Greeks they get.
-        new = {name: each for name, each in new.items() if each.keys() >= _FIELDS}
+        new = complete({name: each for name, each in newest.items() if self._newest.get(name) is not each})
         self._newest.update(new)
         for name, greeks in new.items():
             contract = instrument(name)

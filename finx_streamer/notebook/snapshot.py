@@ -10,7 +10,7 @@ from ..delivery.frontend import ListenerView
 from ..delivery.recent import Recent
 from ..delivery.stats import ListenerStats, StreamStats, reason
 from ..values import Greeks, State
-from .chains import CALLS, PUTS, Chains, is_option
+from .chains import CALLS, PUTS, Chains, complete, is_option
 from .text import digits_of_pairs, escaped, price_text
 
 #: The highest number of streams shown. For the rest, only their number.
@@ -54,7 +54,7 @@ def snapshot(
     stats = listener.stats
     now = datetime.now(UTC)
     streams = list(stats.streams.items())
-    newest = listener.greeks()
+    newest = complete(listener.greeks())
     last = {symbol: stream.last_tick for symbol, stream in streams} | _last_quotes(newest)
     rows = "".join(
         _row(symbol, stream, last[symbol], now, digits.get(symbol, 0), lines) for symbol, stream in streams[:ROWS]

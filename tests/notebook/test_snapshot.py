@@ -259,6 +259,14 @@ def test_an_evil_exchange_of_options_is_shown_as_text(seen: Seen) -> None:
         assert json.dumps([view_model.full(), view_model.frame()], ensure_ascii=False).isprintable()
 
 
+def test_callbacks_may_change_the_greeks(seen: Seen) -> None:
+    """The snapshot leaves out those without some of their keys."""
+    with Peer(stay(greeks_text(CALL))) as peer, seen.listener(peer.url, MONTH) as listener:
+        seen.wait_greeks(1)
+        seen.greeks[0].clear()  # type: ignore[attr-defined]
+        assert "no options yet" in assert_harmless(listener._repr_html_()).text
+
+
 def test_a_gap_and_an_error_of_options_are_shown(seen: Seen) -> None:
     """As those of pairs: in the row of the stream and in the totals."""
     market = played_by_hand(CALL)
