@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, Self
 
 from ..errors import ConfigurationError, FinxStreamerError
-from ..values import State
+from ..values import Greeks, State
 from .recent import Recent
 from .stats import ListenerStats
 
@@ -46,6 +46,7 @@ class ListenerView(Protocol):
     def state(self) -> State: ...
     @property
     def stats(self) -> ListenerStats: ...
+    def greeks(self) -> dict[str, Greeks]: ...
     def start(self) -> object: ...
     def stop(self) -> bool: ...
 

@@ -8,6 +8,10 @@ const COLOURS = {
 // Other exchanges get one of these colours and dashes by their name, so they never look like one of the table.
 const DASHES = [[6, 3], [2, 2]];
 const SPARK = "#4c8dd6";
+// The smiles of an underlying, in order of their expiries.
+const SMILES = ["#2f7de1", "#e0662b", "#2e9e4f", "#8f6ee6", "#d43f8d", "#0f9a9a"];
+// The columns of a chain: as CALLS and PUTS in chains.py, with the strike in the middle.
+const CHAIN = ["IV %", "delta", "bid", "ask", "strike", "bid", "ask", "delta", "IV %"];
 // Milliseconds between two messages that say that the view is visible.
 const VISIBLE_EVERY = 2000;
 // Milliseconds without a message after which the view reports that there is no data.
@@ -16,8 +20,9 @@ const QUIET_AFTER = 3000;
 const ANSWER_WITHIN = 400;
 // The highest number of points in a chart.
 const ROWS_KEPT = 9000;
-// The height of a chart, in pixels.
+// The height of a chart, and of the volatility smiles, in pixels.
 const HEIGHT = 200;
+const SMILE_HEIGHT = 320;
 // Seconds between two labels of the time axis.
 const TIME_STEPS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 86400];
 // The least time shown, in seconds.
@@ -31,6 +36,13 @@ function element(name, props = {}, ...children) {
     else made.setAttribute(key, value);
   }
   made.append(...children);
+  return made;
+}
+
+// A list to select from. JupyterLab has other uses for its keys.
+function selection(label) {
+  const made = element("select", { "aria-label": label });
+  made.addEventListener("keydown", (event) => event.stopPropagation());
   return made;
 }
 
@@ -54,10 +66,17 @@ function stepDigits(step) {
   return Math.min(20, Math.max(0, (mantissa.endsWith(".0") ? 0 : 1) - Number(exponent)));
 }
 
+const plainNumber = (n) => n.toLocaleString("en-US", { maximumFractionDigits: 12 });
 const whole = (n) => fixed(n, 0);
 const seconds = (s) => (s < 0.9995 ? `${Math.round(s * 1000)} ms` : s < 99.95 ? `${s.toFixed(1)} s` : `${whole(s / 60)} min`);
 // Rounded to milliseconds, because dates cut off the rest: 0.3 s would become 0.299.
 const clock = (t) => new Date(Math.round(t * 1000)).toISOString().slice(11, 23);
+
+// What all axes have in common. `host` has the text's colour.
+function axisStyle(host) {
+  const grid = { stroke: "rgba(128,128,128,0.22)", width: 1 };
+  return { stroke: () => getComputedStyle(host).color, grid, ticks: grid, font: "11px system-ui, sans-serif" };
+}
 
 // The colour and the dash of an exchange's line.
 function lineStyle(exchange) {
@@ -90,7 +109,7 @@ class PairChart {
       return made;
     };
     this.followButton = button("follow", "follow the newest ticks", () => this.setFollow(!this.follow));
-    this.select = element("select", { "aria-label": "how much time is shown" });
+    this.select = selection("how much time is shown");
     for (const [text, value] of [["15 s", 15], ["1 min", 60], ["5 min", 300], ["10 min", 600]]) {
       this.select.append(element("option", { value, text }));
     }
@@ -177,9 +196,7 @@ class PairChart {
   build() {
     const range = this.plot ? [this.plot.scales.x.min, this.plot.scales.x.max] : null;
     if (this.plot) this.plot.destroy();
-    const stroke = () => getComputedStyle(this.plotHost).color;
-    const grid = { stroke: "rgba(128,128,128,0.22)", width: 1 };
-    const axis = { stroke, grid, ticks: grid, font: "11px system-ui, sans-serif" };
+    const axis = axisStyle(this.plotHost);
     const timeText = (t, step) => clock(t).slice(0, step < 1 ? 10 : step < 60 ? 8 : 5);
     const options = {
       width: this.width(), height: HEIGHT,
@@ -292,6 +309,210 @@ class PairChart {
   }
 }
 
+// The volatility smiles of one underlying: implied volatility by strike, with a line for each expiry.
+class SmileChart {
+  constructor(host) {
+    this.lines = {};
+    this.names = [];
+    this.zoomed = false;
+    this.title = element("b");
+    this.plotHost = element("div");
+    this.box = element("section", { class: "chart smile", role: "group" },
+      element("div", { class: "bar" }, this.title), this.plotHost);
+    host.append(this.box);
+    this.resizer = new ResizeObserver(() => {
+      if (this.plot && this.plot.width !== this.width()) this.plot.setSize({ width: this.width(), height: SMILE_HEIGHT });
+    });
+    this.resizer.observe(this.box);
+  }
+
+  width() { return Math.max(220, this.box.clientWidth || 500); }
+
+  // Show these smiles and no others. The same ones keep their zoom.
+  load(underlying, lines) {
+    const same = Object.keys(lines).join() === this.names.join();
+    this.lines = lines;
+    this.names = Object.keys(lines);
+    setText(this.title, `implied volatility of ${underlying}`);
+    this.box.setAttribute("aria-label", `implied volatility of ${underlying} by strike`);
+    if (!same) this.build();
+  }
+
+  // Replace some of the smiles, and the forward of the chosen expiry.
+  update(lines, forward) {
+    Object.assign(this.lines, lines);
+    this.forward = forward;
+    this.dirty = true;
+  }
+
+  // The strikes of all smiles, and for each smile a column of volatilities.
+  columns() {
+    return uPlot.join(this.names.map((name) => [this.lines[name].x, this.lines[name].y]));
+  }
+
+  build() {
+    this.plot?.destroy();
+    this.zoomed = false;
+    const axis = axisStyle(this.plotHost);
+    const options = {
+      width: this.width(), height: SMILE_HEIGHT,
+      cursor: { drag: { x: true, y: false } },
+      scales: { x: { time: false } },
+      axes: [
+        { ...axis, size: 30, space: 60, values: (_, ticks, __, ___, step) => ticks.map((k) => fixed(k, stepDigits(step))) },
+        { ...axis, size: 55, values: (_, ticks, __, ___, step) => ticks.map((v) => `${fixed(v, stepDigits(step))} %`) },
+      ],
+      series: [
+        { label: "strike", class: "time", value: (_, strike) => (strike == null ? "at the money" : plainNumber(strike)) },
+        ...this.names.map((name, i) => ({
+          label: name, stroke: SMILES[i % SMILES.length], dash: [[], ...DASHES][Math.floor(i / SMILES.length) % 3],
+          width: 1.4, spanGaps: true, points: { show: false },
+          value: (_, volatility, __, at) => this.legendText(name, volatility, at),
+        })),
+      ],
+      hooks: {
+        setSelect: [(plot) => { if (plot.select.width) this.zoomed = true; }],
+        draw: [(plot) => this.drawForward(plot)],
+      },
+    };
+    this.plot = new uPlot(options, this.columns(), this.plotHost);
+    this.plot.over.addEventListener("dblclick", () => { this.zoomed = false; });
+  }
+
+  // The volatility at the cursor, or else at the money.
+  legendText(name, volatility, at) {
+    const { y, atm } = this.lines[name];
+    const shown = at == null ? y[atm] : volatility;
+    return shown == null ? "-" : `${fixed(shown, 1)} %`;
+  }
+
+  // A dashed line at the forward of the chosen expiry.
+  drawForward(plot) {
+    if (this.forward == null) return;
+    const x = plot.valToPos(this.forward, "x", true);
+    const { left, top, width, height } = plot.bbox;
+    if (x < left || x > left + width) return;
+    const pen = plot.ctx;
+    pen.save();
+    pen.strokeStyle = getComputedStyle(this.plotHost).color;
+    pen.globalAlpha = 0.6;
+    pen.setLineDash([4, 4]);
+    pen.beginPath();
+    pen.moveTo(x, top);
+    pen.lineTo(x, top + height);
+    pen.stroke();
+    pen.restore();
+  }
+
+  draw() {
+    if (!this.plot || !this.dirty) return;
+    this.dirty = false;
+    const { min, max } = this.plot.scales.x;
+    this.plot.batch(() => {
+      this.plot.setData(this.columns(), !this.zoomed);
+      if (this.zoomed) this.plot.setScale("x", { min, max });
+    });
+    this.plot.setLegend({ idx: this.plot.cursor.idx }, false);
+  }
+
+  remove() {
+    this.resizer.disconnect();
+    this.plot?.destroy();
+  }
+}
+
+// The options of a listener: the chain of one expiry, and the smiles of its underlying.
+class OptionsView {
+  // `choose` gets the name of an expiry.
+  constructor(host, choose) {
+    this.select = selection("expiry");
+    this.select.addEventListener("change", () => choose(this.select.value));
+    this.about = element("span", { class: "note", text: "no options yet" });
+    const side = (text, columns) => element("th", { scope: "colgroup", colspan: columns, class: "side", text });
+    this.body = element("tbody");
+    this.table = element("table", {},
+      element("thead", {}, element("tr", {}, side("calls", 4), side("", 1), side("puts", 4)),
+        element("tr", {}, ...CHAIN.map((text) => element("th", { scope: "col", text, class: text === "strike" ? "strike" : "" })))),
+      this.body);
+    this.scroll = element("div", { class: "scroll", tabindex: "-1" }, this.table);
+    for (const event of ["wheel", "pointerdown", "keydown"]) {
+      this.scroll.addEventListener(event, () => { this.scrolled = true; }, { passive: true });
+    }
+    this.more = element("div", { class: "note" });
+    this.box = element("div", { class: "options" }, element("section", { class: "chain" },
+      element("div", { class: "bar" }, element("b", { text: "options" }), this.select, this.about), this.scroll, this.more));
+    host.append(this.box);
+    this.select.hidden = this.table.hidden = true;
+    // What the rows show, and their elements.
+    this.values = [];
+    this.rows = [];
+    this.expiries = [];
+  }
+
+  // Show the full state, or changes.
+  show(message) {
+    if (message.expiries) this.load(message);
+    if (!this.rows.length) return;
+    setText(this.about, `forward ${message.forward_text} · prices in ${this.unit}`);
+    for (const [i, values] of Object.entries(message.rows)) this.values[i] = values;
+    const formatted = message.digits === this.digits ? Object.keys(message.rows) : this.values.keys();
+    this.digits = message.digits;
+    for (const i of formatted) this.showRow(i);
+    if (message.atm !== this.atm) {
+      this.rows[this.atm]?.line.classList.remove("atm");
+      this.rows[message.atm].line.classList.add("atm");
+      this.atm = message.atm;
+    }
+    this.smiles.update(message.smiles, message.forward);
+  }
+
+  load(message) {
+    if (!message.expiries.length) return;
+    if (message.expiries.join() !== this.expiries.join()) {
+      this.expiries = message.expiries;
+      this.select.replaceChildren(...this.expiries.map((name) => element("option", { value: name, text: name })));
+    }
+    if (this.select.value !== message.chosen) this.scrolled = false;
+    this.select.value = message.chosen;
+    this.select.hidden = this.table.hidden = false;
+    this.unit = message.unit;
+    this.table.setAttribute("aria-label", `options of ${message.chosen}`);
+    this.rows = message.strikes.map((strike) => {
+      const cells = Array.from({ length: 8 }, () => element("td"));
+      const middle = element("th", { scope: "row", class: "strike", text: strike });
+      return { cells, line: element("tr", {}, ...cells.slice(0, 4), middle, ...cells.slice(4)) };
+    });
+    this.values = [];
+    this.atm = null;
+    this.body.replaceChildren(...this.rows.map((row) => row.line));
+    // The strike at the money is in the middle until the user scrolls.
+    this.toCentre = !this.scrolled;
+    setText(this.more, message.more ? `and ${whole(message.more)} more strikes` : "");
+    this.smiles ??= new SmileChart(this.box);
+    this.smiles.load(message.underlying, message.smiles);
+  }
+
+  showRow(i) {
+    const decimals = [1, 2, this.digits, this.digits, this.digits, this.digits, 2, 1];
+    this.values[i].forEach((value, column) => {
+      setText(this.rows[i].cells[column], value == null ? "-" : fixed(value, decimals[column]));
+    });
+  }
+
+  draw() {
+    this.smiles?.draw();
+    if (!this.toCentre) return;
+    this.toCentre = false;
+    const { line } = this.rows[this.atm];
+    this.scroll.scrollTop = line.offsetTop - (this.scroll.clientHeight - line.clientHeight) / 2;
+  }
+
+  remove() {
+    this.smiles?.remove();
+    this.box.remove();
+  }
+}
+
 function drawSpark(canvas, points, colour) {
   const scale = window.devicePixelRatio || 1;
   if (canvas.width !== 100 * scale) { canvas.width = 100 * scale; canvas.height = 20 * scale; }
@@ -354,11 +575,12 @@ function render({ model, el }) {
   const table = element("table", { "aria-label": "streams" }, element("thead", {}, head), body);
   const more = element("div", { class: "note" });
   const charts = element("div", { class: "charts" });
+  const optionsHost = element("div");
   const note = element("span", { class: "note" });
   const spoken = element("span", { class: "quiet", role: "status", "aria-live": "polite" });
   const root = element("div", { class: "finx", role: "region", "aria-label": "live ticks" },
     element("header", {}, title, light, note, element("span", { class: "space" }), stop),
-    element("div", { class: "scroll", tabindex: "-1" }, table), more, totals, charts, spoken);
+    element("div", { class: "scroll", tabindex: "-1" }, table), more, totals, charts, optionsHost, spoken);
   el.append(root);
 
   let symbols = [];
@@ -374,6 +596,7 @@ function render({ model, el }) {
   const unanswered = new Map();
   let control = Promise.resolve(true);
   let drawRequested = false;
+  let options = null;
   const plots = new Map();
   const dirtySparks = new Set();
   // For measurements: frames received, frames drawn, and the latency of each frame in ms, by the clocks of both sides.
@@ -381,6 +604,7 @@ function render({ model, el }) {
   root.finxMeter = meter;
   // For tests: labels are drawn on a canvas.
   root.finxCharts = plots;
+  root.finxOptions = () => options;
 
   function makeRows(full) {
     symbols = full.symbols;
@@ -388,7 +612,7 @@ function render({ model, el }) {
       const pick = element("button", { type: "button", text: symbol, "aria-pressed": "false", title: `chart of ${symbol}` });
       pick.addEventListener("click", () => choose(symbol));
       const cells = Object.fromEntries(heads.map((name) => [name, element("td", { class: isText(name) ? "text" : "" })]));
-      cells.stream.append(pick);
+      cells.stream.append(full.uncharted.includes(i) ? element("span", { class: "plain", text: symbol }) : pick);
       cells.price.className = "price";
       const spark = element("canvas", { class: "spark", role: "img", "aria-label": `prices of ${symbol} in the last minute` });
       cells["last minute"].append(spark);
@@ -480,6 +704,8 @@ function render({ model, el }) {
     message.rows.forEach((row, i) => showRow(i, row, false));
     message.sparks.forEach((points, i) => { rows[i].points = points.slice(); dirtySparks.add(i); });
     showCharts(Object.keys(message.charts), message.charts);
+    if (!message.options) { options?.remove(); options = null; }
+    showOptions(message);
     showStats(message);
   }
 
@@ -493,10 +719,17 @@ function render({ model, el }) {
     rows.forEach((row, i) => row.pick.setAttribute("aria-pressed", String(plots.has(symbols[i]))));
   }
 
+  function showOptions(message) {
+    if (!message.options) return;
+    options ??= new OptionsView(optionsHost, (expiry) => tell({ kind: "expiry", expiry }));
+    options.show(message.options);
+  }
+
   function showFrame(message) {
     for (const [i, row] of Object.entries(message.rows)) showRow(Number(i), row, true);
     if (message.pairs) showCharts(message.pairs, message.new_charts);
     for (const [pair, points] of Object.entries(message.points)) plots.get(pair)?.add(message.now, points);
+    showOptions(message);
     showStats(message);
   }
 
@@ -505,6 +738,7 @@ function render({ model, el }) {
     for (const i of dirtySparks) if (rows[i]) drawSpark(rows[i].spark, rows[i].points, SPARK);
     dirtySparks.clear();
     for (const plot of plots.values()) plot.draw(Date.now() / 1000);
+    options?.draw();
     meter.drawn += 1;
   }
 
@@ -588,6 +822,7 @@ function render({ model, el }) {
     document.removeEventListener("visibilitychange", visibilityChanged);
     model.off("msg:custom", received);
     for (const plot of plots.values()) plot.remove();
+    options?.remove();
     try { model.send({ kind: "hidden", page, n: ++sent }); } catch { /* the kernel is gone */ }
   };
 }

@@ -20,7 +20,7 @@ from ..delivery.frontend import ListenerView, Watch
 from ..delivery.recent import Recent
 from .cells import Cell, this_cell
 from .snapshot import snapshot
-from .view_model import ViewModel
+from .view_model import ViewModel, first_charted
 
 #: Seconds between two updates of the HTML table. Each sends the whole table, so more would slow down the page.
 _TABLE_INTERVAL = 0.5
@@ -39,7 +39,7 @@ class Live(ABC):
     def __init__(self, listener: ListenerView, recent: Recent, pairs: list[str], rate: float, watch: Watch) -> None:
         self.listener = listener
         self.cell: Cell | None = this_cell()
-        self.view_model = ViewModel(listener, recent, pairs or listener.symbols[:1])
+        self.view_model = ViewModel(listener, recent, pairs or first_charted(listener.symbols))
         #: Guards the view model. Never held while sending.
         self.lock = threading.Lock()
         self.interval = 1.0 / rate
@@ -107,8 +107,8 @@ class Live(ABC):
     def static_html(self) -> str:
         """Return the current state as HTML, which stays in an exported notebook."""
         with self.lock:
-            digits, lines = self.view_model.digits(), self.view_model.sparklines()
-        return snapshot(self.listener, digits, lines)
+            digits, lines, expiry = self.view_model.digits(), self.view_model.sparklines(), self.view_model.expiry
+        return snapshot(self.listener, digits, lines, expiry)
 
     def _ipython_display_(self) -> None:
         self._shown = True

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from ..delivery.frontend import ListenerView
 from ..delivery.recent import Recent
 from ..delivery.stats import ListenerStats, StreamStats, reason
-from ..values import State
+from ..values import Greeks, State
+from .chains import CALLS, PUTS, Chains, complete, is_option
 from .text import digits_of_pairs, escaped, price_text
 
 #: The highest number of streams shown. For the rest, only their number.
@@ -28,6 +30,8 @@ _HEADINGS = ("stream", "state", "price", "exchange", "age", "ticks/s", "ticks", 
 _TEXTS = ("stream", "state", "exchange")
 #: Minimum widths in em. With them, most columns keep their width when the table is replaced.
 _WIDTHS = {"state": 6, "price": 6, "exchange": 7, "age": 4, "ticks/s": 4, "ticks": 4}
+#: The row of the strike nearest the forward.
+_AT_THE_MONEY = "background:rgba(76,141,214,.2)"
 #: The highest number of recent ticks that determine the decimals of the prices.
 _TICKS_READ = 5_000
 
@@ -40,15 +44,21 @@ def snapshot_of(listener: ListenerView, recent: Recent | None) -> str:
     return snapshot(listener, digits_of_pairs(recent.last(_TICKS_READ)) if recent is not None else {})
 
 
-def snapshot(listener: ListenerView, digits: Mapping[str, int], lines: Lines | None = None) -> str:
-    """Return HTML with the listener's state, a row for each stream, the totals and the current time.
+def snapshot(
+    listener: ListenerView, digits: Mapping[str, int], lines: Lines | None = None, expiry: str | None = None
+) -> str:
+    """Return HTML with the listener's state, a row for each stream, the chain of options and the current time.
 
-    The prices of a stream have at least as many decimals as `digits` says.
+    The prices of a stream have at least as many decimals as `digits` says. `expiry` is the chain's; None for the first.
     """
     stats = listener.stats
     now = datetime.now(UTC)
     streams = list(stats.streams.items())
-    rows = "".join(_row(symbol, stream, now, digits.get(symbol, 0), lines) for symbol, stream in streams[:ROWS])
+    newest = complete(listener.greeks())
+    last = {symbol: stream.last_tick for symbol, stream in streams} | _last_quotes(newest)
+    rows = "".join(
+        _row(symbol, stream, last[symbol], now, digits.get(symbol, 0), lines) for symbol, stream in streams[:ROWS]
+    )
     if len(streams) > ROWS:
         rows += f'<tr><td colspan="9" style="{_style("more")}">and {len(streams) - ROWS} more streams</td></tr>'
     headings = (*_HEADINGS, "recent") if lines is not None else _HEADINGS
@@ -58,13 +68,26 @@ def snapshot(listener: ListenerView, digits: Mapping[str, int], lines: Lines | N
         f"<div><b>{escaped(listener.name)}</b> {_light(stats.state)}{_reason(stats)}</div>"
         '<table style="border-collapse:collapse;border:none;font-variant-numeric:tabular-nums;background:none">'
         f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        f"{_options(newest, expiry) if any(is_option(symbol) for symbol, _ in streams) else ''}"
         f'<div style="opacity:.75">{_totals(stats)}<br>'
         f"as of {now:%Y-%m-%d %H:%M:%S} UTC</div></div>"
     )
 
 
-def _row(symbol: str, stream: StreamStats, now: datetime, digits: int, lines: Lines | None) -> str:
-    tick = stream.last_tick
+def _last_quotes(newest: Mapping[str, Greeks]) -> dict[str, dict[str, Any]]:
+    """Return what a row shows of the last Greeks of each contract, and of each month, which has no price."""
+    last: dict[str, dict[str, Any]] = {}
+    for name, greeks in sorted(newest.items(), key=lambda item: item[1]["received_ns"]):
+        quote = {"price": "-", "exchange": greeks["exchange"], "received_ns": greeks["received_ns"]}
+        last[greeks["symbol"]] = quote
+        price = greeks["mark_price"]
+        last[name] = {**quote, "price": "-" if price is None else price}
+    return last
+
+
+def _row(
+    symbol: str, stream: StreamStats, tick: Mapping[str, Any] | None, now: datetime, digits: int, lines: Lines | None
+) -> str:
     cells = {
         "stream": f"<b>{escaped(symbol)}</b>",
         "state": _light(stream.state),
@@ -78,6 +101,54 @@ def _row(symbol: str, stream: StreamStats, now: datetime, digits: int, lines: Li
     if lines is not None:
         cells["recent"] = _line(lines.get(symbol, ()))
     return "<tr>" + "".join(f'<td style="{_style(name)}">{cell}</td>' for name, cell in cells.items()) + "</tr>"
+
+
+def _options(newest: Mapping[str, Greeks], expiry: str | None) -> str:
+    """Return a table of the chain of one expiry, and the volatilities at the money of all."""
+    chains = Chains(newest)
+    if expiry is not None:
+        chains.choose(expiry)
+    chain = chains.chosen
+    if chain is None:
+        return '<div style="margin-top:8px">no options yet</div>'
+    sides = "".join(
+        f'<th scope="colgroup" colspan="{len(columns)}" style="{_CELL.format("center")};opacity:.75">{side}</th>'
+        for side, columns in (("calls", CALLS), ("", ("strike",)), ("puts", PUTS))
+    )
+    head = "".join(
+        f'<th scope="col" style="{_style(name)};opacity:.75">{name}</th>' for name in (*CALLS, "strike", *PUTS)
+    )
+    backgrounds = {chain.at_the_money(ROWS): _AT_THE_MONEY}
+    body = "".join(
+        f'<tr style="{backgrounds.get(i, "background:none")}">{_chain_row(strike, row, chain.digits)}</tr>'
+        for i, (strike, row) in enumerate(chain.rows(ROWS).items())
+    )
+    if more := chain.more(ROWS):
+        body += f'<tr><td colspan="9" style="{_style("more")}">and {more} more strikes</td></tr>'
+    levels = " · ".join(
+        f"{escaped(name)} {'-' if level is None else f'{level:,.1f} %'}" for name, level in chains.levels().items()
+    )
+    return (
+        f'<div style="margin-top:8px"><b>{escaped(chain.name)}</b> forward {chain.forward_text} · '
+        f"prices in {escaped(chain.unit)}</div>"
+        '<table style="border-collapse:collapse;border:none;font-variant-numeric:tabular-nums;background:none" '
+        f'aria-label="options of {escaped(chain.name)}"><thead><tr>{sides}</tr><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table>"
+        f"<div>implied volatility at the money: {levels}</div>"
+    )
+
+
+def _chain_row(strike: float, row: Sequence[float | None], digits: int) -> str:
+    texts = [_quote(name, value, digits) for name, value in zip(CALLS + PUTS, row, strict=True)]
+    texts.insert(len(CALLS), f"<b>{price_text(strike)}</b>")
+    return "".join(f'<td style="{_CELL.format("right")}">{text}</td>' for text in texts)
+
+
+def _quote(name: str, value: float | None, digits: int) -> str:
+    if value is None:
+        return "-"
+    decimals = {"IV %": 1, "delta": 2}.get(name)
+    return price_text(value, digits) if decimals is None else f"{value:,.{decimals}f}"
 
 
 def _style(name: str) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import html
+import math
 import unicodedata
 from collections.abc import Iterable
 from decimal import Decimal
 from functools import lru_cache
+from typing import Any
 
 from ..values import Tick
 
@@ -48,6 +50,15 @@ def price_digits(price: object) -> int:
     """Return the number of decimals that a price needs."""
     number = _number(price)
     return 0 if number is None else _digits(number)
+
+
+def finite(value: Any) -> float | None:
+    """Return a value as a finite float. None if it isn't one: `parse_price` may return any type."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 def digits_of_pairs(ticks: Iterable[Tick]) -> dict[str, int]:

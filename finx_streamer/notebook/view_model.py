@@ -15,8 +15,8 @@ from ..clock import monotonic
 from ..delivery.frontend import ListenerView
 from ..delivery.recent import Recent
 from ..delivery.stats import ListenerStats, StreamStats, reason
-from ..values import Tick
-from .text import plain, plain_name, price_digits, price_text
+from .chains import Chains, is_option
+from .text import finite, plain, plain_name, price_digits, price_text
 
 #: The highest number of streams shown. For the rest, only their number.
 ROWS = 200
@@ -65,7 +65,7 @@ class _Row:
 
     def __init__(self) -> None:
         self.price: float | None = None
-        #: The price as the tick has it, of any type.
+        #: The price as the tick has it, of any type. A month of options has none.
         self.exact: Any = "-"
         #: The number of decimals shown. It never decreases, so the column keeps its width.
         self.digits = 0
@@ -75,12 +75,12 @@ class _Row:
         self.spark: deque[float] = deque(maxlen=_SPARK_POINTS)
         self._spark_from = -math.inf
 
-    def update(self, tick: Tick) -> None:
-        at, price = tick["received_ns"] / 1e9, _number(tick["price"])
+    def update(self, received_ns: int, exact: Any, exchange: object) -> None:
+        at, price = received_ns / 1e9, finite(exact)
         if price is not None and self.price is not None and price != self.price:
             self.direction = 1 if price > self.price else -1
         self.price, self.at = price, at
-        self.exact, self.exchange = tick["price"], plain_name(str(tick["exchange"]))
+        self.exact, self.exchange = exact, plain_name(str(exchange))
         self.digits = max(self.digits, price_digits(self.exact))
         if price is None:
             return
@@ -103,6 +103,8 @@ class ViewModel:
         self._position = 0
         self._rows: dict[str, _Row] = {}
         self._symbols: tuple[str, ...] = ()
+        self._chains = Chains()
+        self._has_options = False
         self._charts: dict[str, Chart] = {}
         #: What changed since the last frame.
         self._changed: set[str] = set()
@@ -120,8 +122,12 @@ class ViewModel:
         return tuple(self._charts)
 
     def choose(self, pairs: Iterable[str]) -> None:
-        """Choose the pairs to chart, and load their recent ticks. Ignores pairs that the listener doesn't have."""
-        wanted = [pair for pair in dict.fromkeys(pairs) if pair in self._listener.symbols][:CHARTS]
+        """Choose the pairs to chart, and load their recent ticks. Ignores pairs that the listener doesn't have.
+
+        Futures and perpetuals have charts like pairs, but no recent ticks. Options have none.
+        """
+        known_symbols = self._listener.symbols
+        wanted = [pair for pair in dict.fromkeys(pairs) if pair in known_symbols and not is_option(pair)][:CHARTS]
         known, self._charts = self._charts, {}
         self._chosen = True
         for pair in wanted:
@@ -131,7 +137,7 @@ class ViewModel:
         chart, row = Chart(), self._rows.setdefault(pair, _Row())
         self._new_charts.add(pair)
         for tick in self._recent.last(self._recent.size, pair):
-            if (price := _number(tick["price"])) is not None:
+            if (price := finite(tick["price"])) is not None:
                 chart.add(tick["received_ns"] / 1e9, plain_name(str(tick["exchange"])), price)
                 row.digits = max(row.digits, price_digits(tick["price"]))
         return chart
@@ -140,18 +146,39 @@ class ViewModel:
         """Take in the ticks received since the last call."""
         ticks, self._position = self._recent.since(self._position, _PER_FRAME)
         for tick in ticks:
-            pair = tick["pair"]
-            row = self._rows.get(pair)
-            if row is None:
-                row = self._rows[pair] = _Row()
-            row.update(tick)
-            self._changed.add(pair)
-            if row.price is not None and (chart := self._charts.get(pair)) is not None:
-                line = chart.add(row.at, row.exchange, row.price)
-                if line is not None:
-                    self._points.setdefault(pair, {})[line] = row.price
+            self._update_row(tick["pair"], tick["received_ns"], tick["price"], tick["exchange"])
+        if any(":" not in symbol for symbol in self._listener.symbols):
+            self._update_contracts()
         if monotonic() - self._stats_at >= _STATS_EVERY:
             self.update_stats()
+
+    def _update_row(self, symbol: str, received_ns: int, price: Any, exchange: object) -> None:
+        row = self._rows.get(symbol)
+        if row is None:
+            row = self._rows[symbol] = _Row()
+        row.update(received_ns, price, exchange)
+        self._changed.add(symbol)
+        if row.price is not None and (chart := self._charts.get(symbol)) is not None:
+            line = chart.add(row.at, row.exchange, row.price)
+            if line is not None:
+                self._points.setdefault(symbol, {})[line] = row.price
+
+    def _update_contracts(self) -> None:
+        symbols = frozenset(self._listener.symbols)
+        for name, greeks in self._chains.update(self._listener.greeks()).items():
+            # The same contract may come as itself and with its month.
+            for symbol in symbols & {name, greeks["symbol"]}:
+                price = greeks["mark_price"] if symbol == name else None
+                self._update_row(symbol, greeks["received_ns"], "-" if price is None else price, greeks["exchange"])
+
+    def choose_expiry(self, name: str) -> None:
+        """Choose the expiry whose chain is shown. Ignores one without options."""
+        self._chains.choose(name)
+
+    @property
+    def expiry(self) -> str | None:
+        """The expiry whose chain is shown."""
+        return None if self._chains.chosen is None else self._chains.chosen.name
 
     def update_stats(self) -> None:
         """Read the counters."""
@@ -166,6 +193,7 @@ class ViewModel:
         self._points.clear()
         self._chosen = False
         self._new_charts.clear()
+        self._has_options = any(map(is_option, self._symbols))
         return {
             "kind": "full",
             "now": time.time(),
@@ -175,6 +203,8 @@ class ViewModel:
             "rows": [self._row(symbol).values() for symbol in shown],
             "sparks": [list(self._row(symbol).spark) for symbol in shown],
             "charts": {pair: self._chart(pair) for pair in self._charts},
+            "uncharted": [i for i, symbol in enumerate(shown) if is_option(symbol)],
+            **({"options": self._chains.full()} if self._has_options else {}),
             **self._stats_fields(),
         }
 
@@ -189,6 +219,8 @@ class ViewModel:
             if pair in self._charts and pair not in self._new_charts
         }
         changes = {**self._charts_fields(), **(self._stats_fields() if self._stats_at > self._stats_sent else {})}
+        if self._has_options and (options := self._chains.changes(monotonic())) is not None:
+            changes["options"] = options
         self._changed.clear()
         self._points = {}
         if not rows and not changes:
@@ -239,13 +271,9 @@ class ViewModel:
         }
 
 
-def _number(price: Any) -> float | None:
-    """Return a price as a finite float. None if it isn't one: `parse_price` may return any type."""
-    try:
-        number = float(price)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
+def first_charted(symbols: Iterable[str]) -> list[str]:
+    """Return the symbol that has a chart by default: the first that can have one."""
+    return [symbol for symbol in symbols if not is_option(symbol)][:1]
 
 
 def _scaled(prices: list[float]) -> list[tuple[float, float]]:

@@ -138,7 +138,8 @@ class LiveWidget(Live):
             self._stopping = False
             self.wake()
 
-    # Messages from a page: `hello` (it needs the full state), `visible`, `hidden`, `chart` (the pairs to draw), `stop`.
+    # Messages from a page: `hello` (it needs the full state), `visible`, `hidden`, `chart` (the pairs to draw),
+    # `expiry` (the chain to show), `stop`.
     # A page numbers them, because one without an answer comes again on the control channel.
     # Messages to it: `full`, `frame`, `heard`, which confirms a number, and `stopping`, which confirms a stop.
 
@@ -174,6 +175,8 @@ class LiveWidget(Live):
                 self._displayed_at = None
             case "chart":
                 self._choose(content.get("pairs"))
+            case "expiry":
+                self._choose_expiry(content.get("expiry"))
             case "stop":
                 self.stop()
 
@@ -198,6 +201,11 @@ class LiveWidget(Live):
             return
         with self.lock:
             self.view_model.choose(pairs)
+        self._draw_soon()
+
+    def _choose_expiry(self, expiry: Any) -> None:
+        with self.lock:
+            self.view_model.choose_expiry(str(expiry))
         self._draw_soon()
 
     def _full(self) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Measure the cost of the live view in a real JupyterLab and Chromium: `make bench-notebook`. Linux only.
 
-For each row, a page shows two charts while a server of ticks runs in this process. CPU is in percent of one core. The
-page's CPU is that of Chromium's renderers, and its compositor is the process that Chromium calls GPU.
+For each row, a page shows two charts, or the options of three coins, while a server runs in this process. CPU is in
+percent of one core. The page's CPU is that of Chromium's renderers, and its compositor is the process that Chromium
+calls GPU.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import Browser
 
 from finx_streamer.server import LocalServer, SimulatedMarket
+from finx_streamer.server.contracts import parse_instrument
 from tests.support.browser import Book, Lab, chromium, opened
 
 BASES = ("BTC", "ETH", "SOL", "ADA", "XRP")
@@ -31,11 +33,11 @@ CELL = """
 from finx_streamer import StreamListener
 import os
 print("kernel", os.getpid())
-listener = StreamListener(*{pairs!r}, endpoint={url!r}, api_key="demo")
-listener.live("BTC:USDC", "ETH:USDC")
+listener = StreamListener(*{symbols!r}, endpoint={url!r}, api_key="demo")
+listener.live(*{charts!r})
 """
 METADATA = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-HEAD = """| ticks/s | pairs | frames drawn/s | lag p50 / p99 | kernel CPU | page's CPU | with its compositor |
+HEAD = """| ticks/s | shown | frames drawn/s | lag p50 / p99 | kernel CPU | page's CPU | with its compositor |
 |---|---|---|---|---|---|---|"""
 #: Seconds before the measurement, for the page to settle.
 WARM_UP = 5.0
@@ -54,21 +56,32 @@ def main() -> None:
     parser.add_argument("--rates", type=float, nargs="+", default=[1_000.0, 5_000.0], help="ticks/s [%(default)s]")
     parser.add_argument("--pairs", type=int, nargs="+", default=[10, 50], help="at most 50 [%(default)s]")
     parser.add_argument("--seconds", type=float, default=10.0, help="for each row of the table [%(default)s]")
+    parser.add_argument("--options", action="store_true", help="only the row of the options")
     options = parser.parse_args()
+    if options.options:
+        options.rates = []
     print(HEAD, flush=True)
     with tempfile.TemporaryDirectory() as folder, Lab(Path(folder)) as lab, chromium() as browser:
         for rate in options.rates:
-            for pairs in options.pairs:
-                print(_row(lab, browser, rate, pairs, options.seconds), flush=True)
+            for how_many in options.pairs:
+                pairs = [f"{base}:{quote}" for quote in QUOTES for base in BASES][:how_many]
+                market = Steady(pairs, rate=rate, seed=1)
+                found = _measure(lab, browser, market, pairs, ["BTC:USDC", "ETH:USDC"], options.seconds)
+                print(_row(found, f"{how_many} pairs"), flush=True)
+        market = Steady([f"{coin}:USDC" for coin in BASES[:3]], rate=100.0, seed=1, options=BASES[:3])
+        contracts = [each for each in map(parse_instrument, market.contracts) if each.strike is not None]
+        months = sorted({each.month for each in contracts if each.month is not None})
+        print(
+            _row(_measure(lab, browser, market, months, [], options.seconds), f"{len(contracts)} options"), flush=True
+        )
 
 
-def _row(lab: Lab, browser: Browser, rate: float, how_many: int, seconds: float) -> str:
-    pairs = [f"{base}:{quote}" for quote in QUOTES for base in BASES][:how_many]
-    with (
-        LocalServer(Steady(pairs, rate=rate, seed=1), keys={"demo"}) as server,
-        opened(browser, lab) as book,
-    ):
-        cell = new_code_cell(CELL.format(pairs=pairs, url=server.url).strip())
+def _measure(
+    lab: Lab, browser: Browser, market: SimulatedMarket, symbols: list[str], charts: list[str], seconds: float
+) -> dict[str, Any]:
+    """Return the rates of all counters per second, and the latencies of the frames."""
+    with LocalServer(market, keys={"demo"}) as server, opened(browser, lab) as book:
+        cell = new_code_cell(CELL.format(symbols=symbols, charts=charts, url=server.url).strip())
         nbformat.write(new_notebook(cells=[cell], metadata=METADATA), lab.files / "measured.ipynb")
         book.open("measured.ipynb")
         book.run(0)
@@ -83,15 +96,17 @@ def _row(lab: Lab, browser: Browser, rate: float, how_many: int, seconds: float)
         lab.end_kernels(set())
     took = after["at"] - before["at"]
 
-    def rate_of(name: str) -> float:
-        return float((after[name] - before[name]) / took)
+    lags = after["lag"][before["frames"] - after["frames"] :]
+    rates = {name: (after[name] - before[name]) / took for name in before if name not in {"lag", "at"}}
+    return {**rates, "lags": lags}
 
-    frames = after["frames"] - before["frames"]
-    percentiles = quantiles(after["lag"][-frames:], n=100)
-    page = 100 * rate_of("renderer")
+
+def _row(found: dict[str, Any], shown: str) -> str:
+    percentiles = quantiles(found["lags"], n=100)
+    page = 100 * found["renderer"]
     lag = f"{percentiles[49]:.1f} / {percentiles[98]:.0f} ms"
-    cpu = f"{100 * rate_of('kernel'):.0f} % | {page:.0f} % | {page + 100 * rate_of('GPU'):.0f} %"
-    return f"| {rate_of('ticks'):,.0f} | {how_many} | {rate_of('drawn'):.1f} | {lag} | {cpu} |"
+    cpu = f"{100 * found['kernel']:.0f} % | {page:.0f} % | {page + 100 * found['GPU']:.0f} %"
+    return f"| {found['ticks']:,.0f} | {shown} | {found['drawn']:.1f} | {lag} | {cpu} |"
 
 
 def _reading(book: Book, browser: Browser, kernel: int) -> dict[str, Any]:

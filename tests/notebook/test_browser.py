@@ -549,3 +549,126 @@ def test_stop_works_while_a_cell_runs_in_an_old_kernel(
         run_all(book, lab, ALL)
         check_run_all(book)
         assert (book.errors, book.foreign_requests) == ([], [])
+
+
+#: Contracts of two underlyings and of two expiries, and a market that plays what a test emits.
+CONTRACTS = [
+    f"{expiry}-{strike}-{side}"
+    for expiry, strikes in (
+        ("BTC-26AUG22", range(15_000, 27_000, 500)),
+        ("BTC-30SEP22", (20_000, 21_000)),
+        ("ETH-26AUG22", (1_500,)),
+    )
+    for strike in strikes
+    for side in "CP"
+]
+OPTIONS = f"""
+from finx_streamer import StreamListener
+from finx_streamer.server import LocalServer
+from tests.support.contracts import played_by_hand, ticker
+CONTRACTS = {CONTRACTS!r}
+MONTHS = ["BTCQ2202208", "BTCU2202209", "ETHQ2202208"]
+server = LocalServer(played_by_hand(*CONTRACTS, "BTC-PERPETUAL"), keys={{"demo"}}).start()
+def emit(name, **values):
+    server.emit(ticker(name, **{{key: str(value) for key, value in values.items()}}))
+def emit_all():
+    for name in CONTRACTS:
+        call, forward = name.endswith("C"), 1520 if name.startswith("ETH") else 22100
+        emit(name, mark_iv=70.25, delta=0.5 if call else -0.5, best_bid_price=0.0305, best_ask_price=0.1,
+             underlying_price=forward)
+"""
+OPTIONS_LIVE = """
+listener = StreamListener(*MONTHS, "BTC-PERPETUAL", endpoint=server.url, api_key="demo")
+view = listener.live()
+server.wait_connected(4)
+emit_all()
+view
+"""
+#: The texts of the chain by strike.
+CHAIN = """() => Object.fromEntries([...document.querySelectorAll('.finx .chain tbody tr')].map((row) =>
+    [row.querySelector('th').textContent, [...row.querySelectorAll('td')].map((cell) => cell.textContent)]))"""
+
+
+@pytest.fixture
+def options(page: Book, lab: Lab) -> Book:
+    """A notebook with a live view of options. Its third cell is for the test."""
+    write(lab, "options.ipynb", [OPTIONS, OPTIONS_LIVE, "pass"])
+    page.open("options.ipynb")
+    page.run(0)
+    page.run(1)
+    page.wait("() => document.querySelectorAll('.finx .chain tbody tr').length === 24")
+    return page
+
+
+def test_a_chain_and_its_smiles(options: Book) -> None:
+    """The strike at the money is marked and visible. Changes arrive in their cells."""
+    chain = options.page.evaluate(CHAIN)
+    assert chain["20,000"] == ["70.3", "0.50", "0.0305", "0.1000", "0.0305", "0.1000", "-0.50", "70.3"]
+    assert options.page.locator(".finx .chain .atm th").all_inner_texts() == ["22,000"]
+    options.wait(
+        """() => {
+            const scroll = document.querySelector('.finx .chain .scroll').getBoundingClientRect();
+            const { top, bottom } = document.querySelector('.finx .chain .atm').getBoundingClientRect();
+            return top > scroll.top + 60 && bottom < scroll.bottom - 60;
+        }"""
+    )
+    assert "forward 22,100.00 · prices in BTC" in options.page.locator(".finx .chain .bar").inner_text()
+    options.wait("() => document.querySelector('.finx .smile .u-legend')?.textContent.includes('BTC-26AUG2270.3 %')")
+    options.execute(2, "emit(CONTRACTS[0], mark_iv=99.5, best_ask_price=0.12345, underlying_price=15100)")
+    options.wait("() => document.querySelector('.finx .chain .atm th').textContent === '15,000'")
+    chain = options.page.evaluate(CHAIN)
+    assert chain["15,000"] == ["99.5", "-", "-", "0.12345", "0.03050", "0.10000", "-0.50", "70.3"]
+    assert chain["20,000"][3] == "0.10000"
+    assert (options.errors, options.foreign_requests) == ([], [])
+
+
+def test_the_expiry_is_selected(options: Book) -> None:
+    """By keyboard, too. The smiles are those of its underlying. A new page shows the same."""
+    select = options.page.get_by_label("expiry")
+    assert select.locator("option").all_inner_texts() == ["BTC-26AUG22", "BTC-30SEP22", "ETH-26AUG22"]
+    select.focus()
+    options.page.keyboard.press("ArrowDown")
+    options.wait("() => document.querySelectorAll('.finx .chain tbody tr').length === 2")
+    select.select_option("ETH-26AUG22")
+    options.wait("() => document.querySelector('.finx .smile b').textContent === 'implied volatility of ETH'")
+    assert list(options.page.evaluate(CHAIN)) == ["1,500"]
+    options.command("docmanager:save")
+    options.open("options.ipynb")
+    options.wait("() => document.querySelector('.finx .chain tbody th')?.textContent === '1,500'")
+    assert options.page.get_by_label("expiry").input_value() == "ETH-26AUG22"
+    assert options.errors == []
+
+
+def test_only_what_is_no_option_has_a_chart(options: Book) -> None:
+    """The names of months are no buttons. A listener with only pairs has no chain."""
+    buttons = options.page.locator(".finx .scroll tbody button")
+    assert buttons.all_inner_texts() == ["BTC-PERPETUAL"]
+    options.execute(2, "emit('BTC-PERPETUAL', mark_price=22050.5)")
+    options.wait("() => document.querySelector('.finx .chart .u-legend').textContent.includes('DERIBIT22,050.5')")
+    options.execute(2, "listener.remove(*MONTHS)")
+    options.wait("() => document.querySelector('.finx .options') === null")
+    assert options.errors == []
+
+
+def test_a_zoomed_smile_stays_zoomed(options: Book) -> None:
+    """Until a double click."""
+    scale = "document.querySelector('.finx').finxOptions().smiles.plot.scales.x"
+    shown = f"() => {scale}.max - {scale}.min"
+    options.wait("() => document.querySelector('.finx').finxOptions().smiles?.plot?.scales.x.max > 20000")
+    whole = options.page.evaluate(shown)
+    over = options.page.locator(".finx .smile .u-over")
+    over.scroll_into_view_if_needed()
+    box = over.bounding_box()
+    assert box is not None
+    options.page.mouse.move(box["x"] + 100, box["y"] + 50)
+    options.page.mouse.down()
+    options.page.mouse.move(box["x"] + 200, box["y"] + 60, steps=5)
+    options.page.mouse.up()
+    zoomed = options.page.evaluate(shown)
+    assert zoomed < whole / 2
+    options.execute(2, "emit(CONTRACTS[0], mark_iv=12.5, underlying_price=15100)")
+    options.wait("() => document.querySelector('.finx .chain .atm th').textContent === '15,000'")
+    assert options.page.evaluate(shown) == pytest.approx(zoomed)
+    over.dblclick()
+    assert options.page.evaluate(shown) == pytest.approx(whole)
+    assert options.errors == []

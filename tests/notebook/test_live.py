@@ -10,6 +10,14 @@ import pytest
 from tests.support.kernels import OUR_THREADS, SERVED, Kernel, install
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
+#: A server whose contracts a test plays.
+OPTIONS = """
+from tests.support.contracts import played_by_hand, ticker
+NAMES = ["BTC-26AUG22-20000-C", "ETH-26AUG22-1500-P"]
+options_server = LocalServer(played_by_hand(*NAMES), keys={"demo"}).start()
+OPTIONS_PLACE = {"endpoint": options_server.url, "api_key": "demo"}
+"""
+EMIT = "options_server.wait_connected(2)\noptions_server.emit(*map(ticker, NAMES))"
 #: A cell that keeps the kernel busy until the listener ends.
 BUSY = "import os\nprint('begun')\nwhile not listener.state.ended: time.sleep(0.01)"
 
@@ -108,6 +116,29 @@ def test_a_page_chooses_the_charts(kernel: Kernel, widget: str) -> None:
     kernel.send(widget, kind="chart", page="p", pairs=["BTC:USDC"])
     kernel.wait(lambda: frames(kernel, widget, "pairs")[-1]["pairs"] == ["BTC:USDC"], "the first chart")
     assert len(frames(kernel, widget, "pairs")) == 2
+
+
+def test_a_page_chooses_the_expiry(kernel: Kernel) -> None:
+    """Its chain comes at once, as text only, and remains in the saved notebook. Other messages are ignored."""
+    kernel.run(OPTIONS)
+    cell = kernel.run("listener = StreamListener(*NAMES, **OPTIONS_PLACE)\nview = listener.live()\nview")
+    widget = str(kernel.shown(cell)[0][WIDGET]["model_id"])  # type: ignore[index]
+    kernel.send(widget, kind="hello", page="p")
+    kernel.run(EMIT)
+
+    def chosen() -> list[str]:
+        messages = kernel.received(widget, "full") + kernel.received(widget, "frame")
+        return [message["options"]["chosen"] for message in messages if "chosen" in message.get("options", {})]
+
+    kernel.wait(chosen, "a chain")
+    assert set(chosen()) == {"BTC-26AUG22"}
+    for malformed in (None, 5, ["ETH-26AUG22"], "XXX"):
+        kernel.send(widget, kind="expiry", page="p", expiry=malformed)
+    kernel.send(widget, kind="expiry", page="p", expiry="ETH-26AUG22")
+    kernel.wait(lambda: "ETH-26AUG22" in chosen(), "the other chain")
+    kernel.run("view.close()")
+    kernel.wait(lambda: any("options of ETH-26AUG22" in html for html in redisplayed(kernel, cell)), "the last picture")
+    kernel.run("options_server.stop()")
 
 
 def test_the_button_stops_the_listener(kernel: Kernel, widget: str) -> None:

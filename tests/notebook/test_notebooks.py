@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -92,6 +93,15 @@ def check(path: Path, notebook: Any) -> None:
         views = [o.data for o in outputs if "application/vnd.jupyter.widget-view+json" in o.get("data", {})]
         assert ["stopped" in view["text/html"] for view in views] == [True]
         assert "<polyline" in views[0]["text/html"]
+    if path.stem == "greeks_live":
+        tables = [str(o.data.get("text/html")) for o in outputs if "data" in o]
+        # That of the view, and that of the listener.
+        assert ["stopped" in table for table in tables if "implied volatility at the money: BTC-" in table] == [
+            True
+        ] * 2
+        found = re.search(r"without the hedge: ([\d,]+) USD, with it: ([\d,]+) USD", printed)
+        assert found is not None, printed
+        assert int(found[2].replace(",", "")) < int(found[1].replace(",", ""))
 
 
 @pytest.mark.parametrize("rounds", [3, pytest.param(25, marks=pytest.mark.slow)])
@@ -122,5 +132,6 @@ def test_notebooks_are_stored_without_outputs(path: Path) -> None:
 
 
 def test_the_documented_notebooks_exist() -> None:
-    """The docs list four notebooks."""
-    assert [path.stem for path in NOTEBOOKS] == ["errors_and_gaps", "first_ticks", "history_research", "live_portfolio"]
+    """The docs list five notebooks."""
+    names = ["errors_and_gaps", "first_ticks", "greeks_live", "history_research", "live_portfolio"]
+    assert [path.stem for path in NOTEBOOKS] == names

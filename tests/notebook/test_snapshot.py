@@ -16,6 +16,9 @@ from finx_streamer import State, StreamListener
 from finx_streamer.notebook.snapshot import age, snapshot
 from finx_streamer.notebook.text import escaped, plain, price_digits, price_text
 from finx_streamer.notebook.view_model import ViewModel
+from finx_streamer.server import LocalServer
+from tests.support.contracts import CALL, MONTH, PUT, played_by_hand, ticker
+from tests.support.market import outage
 from tests.support.peers import PAIR, Peer, Seen, frame, stay, tick, tick_text, ticks
 
 EVIL = "<img src=x onerror=alert(1)>\"'&\x1b[31m\x00\u202e</td><script>alert(2)</script>"
@@ -177,3 +180,109 @@ def test_shows_a_limited_number_of_streams() -> None:
     assert "A49:USDC" in read.text
     assert "A50:USDC" not in read.text
     assert "and 10 more streams" in read.text
+
+
+def greeks_text(name: str, exchange: str = "DERIBIT", **values: str) -> bytes:
+    """The message of a stream of Greeks."""
+    return frame(json.dumps({"results": "streaming", "resultData": {**ticker(name, **values), "exchange": exchange}}))
+
+
+def chain_of(read: Reader) -> list[str]:
+    """The texts of the chain's table, from its first heading."""
+    texts = read.text.splitlines()
+    return texts[texts.index("calls") :]
+
+
+def test_options_have_a_chain(seen: Seen) -> None:
+    """The snapshot shows it as a table below the streams, which have no price of a month."""
+    call = {"mark_iv": "72.12", "delta": "0.83341", "best_bid_price": "0.125", "best_ask_price": "0.19"}
+    sent = (
+        greeks_text(CALL, underlying_price="23227.53", **call),
+        greeks_text(PUT, best_bid_price="0"),
+        greeks_text("BTC-31AUG22-1-C", mark_iv="60"),
+    )
+    with Peer(stay(*sent)) as peer, seen.listener(peer.url, MONTH) as listener:
+        seen.wait_greeks(3)
+        read = assert_harmless(listener._repr_html_())
+    assert "BTC-26AUG22\n forward 23,227.53 · prices in BTC" in read.text
+    heads = ["IV %", "delta", "bid", "ask", "strike", "bid", "ask", "delta", "IV %"]
+    row = ["72.1", "0.83", "0.125", "0.190", "20,000", "-", "-", "-", "-"]
+    assert chain_of(read)[:20] == ["calls", "puts", *heads, *row]
+    assert "implied volatility at the money: BTC-26AUG22 72.1 % · BTC-31AUG22 60.0 %" in read.text
+    assert "DERIBIT" in read.text
+
+
+def test_the_snapshot_shows_the_chosen_expiry(seen: Seen) -> None:
+    """A live view remembers it."""
+    with (
+        Peer(stay(greeks_text(CALL), greeks_text("BTC-31AUG22-1-C"))) as peer,
+        seen.listener(peer.url, MONTH) as listener,
+    ):
+        seen.wait_greeks(2)
+        view_model = ViewModel(listener, listener._kept(""), [])
+        view_model.update()
+        view_model.choose_expiry("BTC-31AUG22")
+        read = assert_harmless(snapshot(listener, {}, {}, view_model.expiry))
+    assert "BTC-31AUG22\n forward -" in read.text
+
+
+def test_a_chain_shows_a_limited_number_of_strikes(seen: Seen) -> None:
+    """Those nearest the forward. For the others, the snapshot shows only their number."""
+    sent = [greeks_text(f"BTC-26AUG22-{strike}-C", underlying_price="30") for strike in range(1, 61)]
+    with Peer(stay(*sent)) as peer, seen.listener(peer.url, MONTH) as listener:
+        seen.wait_greeks(60)
+        texts = chain_of(assert_harmless(listener._repr_html_()))
+    assert ("4" in texts, "5" in texts, "54" in texts, "55" in texts) == (False, True, True, False)
+    assert "and 10 more strikes" in texts
+
+
+def test_options_without_greeks(seen: Seen) -> None:
+    """The snapshot says so. FinX's notice, that they come later, is no error."""
+    with (
+        Peer(stay(frame('{"feature":"scheduled for future release"}'))) as peer,
+        seen.listener(peer.url, MONTH) as listener,
+    ):
+        seen.wait_for(lambda: seen.notices)
+        read = assert_harmless(listener._repr_html_())
+    assert "no options yet" in read.text
+    assert "0 errors" in read.text
+
+
+def test_an_evil_exchange_of_options_is_shown_as_text(seen: Seen) -> None:
+    """A server may send any name."""
+    with Peer(stay(greeks_text(CALL, EVIL))) as peer, seen.listener(peer.url, CALL) as listener:
+        seen.wait_greeks(1)
+        assert_harmless(listener._repr_html_())
+        view_model = ViewModel(listener, listener._kept(""), [])
+        view_model.update()
+        assert_harmless(snapshot(listener, view_model.digits(), view_model.sparklines(), EVIL))
+        assert json.dumps([view_model.full(), view_model.frame()], ensure_ascii=False).isprintable()
+
+
+def test_callbacks_may_change_the_greeks(seen: Seen) -> None:
+    """The snapshot leaves out those without some of their keys."""
+    with Peer(stay(greeks_text(CALL))) as peer, seen.listener(peer.url, MONTH) as listener:
+        seen.wait_greeks(1)
+        seen.greeks[0].clear()  # type: ignore[attr-defined]
+        assert "no options yet" in assert_harmless(listener._repr_html_()).text
+
+
+def test_a_gap_and_an_error_of_options_are_shown(seen: Seen) -> None:
+    """As those of pairs: in the row of the stream and in the totals."""
+    market = played_by_hand(CALL)
+    with LocalServer(market, keys={"demo"}) as server, seen.listener(server.url, MONTH, "BTC-26AUG22-1-P") as listener:
+        seen.wait_errors(1)
+        server.wait_connected(1)
+        server.emit(ticker(CALL))
+        seen.wait_greeks(1)
+        with outage(server, seen, MONTH):
+            pass
+        server.emit(ticker(CALL))
+        seen.wait_for(lambda: seen.gaps)
+        read = assert_harmless(listener._repr_html_())
+        view_model = ViewModel(listener, listener._kept(""), [])
+        full = view_model.full()
+    assert {"failed", "streaming"} <= set(re.findall(r"\w+", read.text))
+    assert "1 reconnects · 1 gaps" in read.text
+    assert [(stream[0], stream[4]) for stream in full["streams"]] == [("streaming", 1), ("failed", 0)]
+    assert full["totals"]["gaps"] == 1

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from queue import Queue
 from typing import Any
 
 import pytest
 
 from finx_streamer import StreamListener, Tick
 from finx_streamer.delivery.recent import Recent
-from finx_streamer.notebook.view_model import CHARTS, ROWS, Chart, ViewModel
+from finx_streamer.notebook.view_model import CHARTS, ROWS, Chart, ViewModel, first_charted
+from finx_streamer.server import LocalServer
+from tests.support.contracts import CALL, MONTH, PERPETUAL, PUT, played_by_hand, ticker
+from tests.support.peers import PATIENCE
 
 PAIR, OTHER = "BTC:USDC", "ETH:USDC"
 SECOND = 1_000_000_000
@@ -177,3 +182,91 @@ def test_only_the_end_of_a_burst_is_processed(stage: Stage) -> None:
     frame = stage.view_model.frame()
     assert frame is not None
     assert frame["rows"][0][0] == "49,999"
+
+
+class OptionStage:
+    """The view model of a listener to a month of options and a perpetual, and a market that the test plays."""
+
+    def __init__(self, server: LocalServer, listener: StreamListener) -> None:
+        self.server, self.listener = server, listener
+        self.view_model = ViewModel(listener, Recent(9), [PERPETUAL])
+        self.received: Queue[str] = Queue()
+        listener.on_greeks(lambda greeks: self.received.put(greeks["instrument"]))
+
+    def play(self, name: str, **values: str) -> None:
+        """Send a ticker of a contract, wait until the listener has it, and update the view model."""
+        self.server.emit(ticker(name, **values))
+        assert self.received.get(timeout=PATIENCE) == name
+        self.view_model.update()
+
+
+@pytest.fixture
+def options() -> Iterator[OptionStage]:
+    market = played_by_hand(CALL, PUT, PERPETUAL)
+    with (
+        LocalServer(market, keys={"demo"}) as server,
+        StreamListener(MONTH, PERPETUAL, endpoint=server.url, api_key="demo") as listener,
+    ):
+        stage = OptionStage(server, listener)
+        server.wait_connected(2)
+        yield stage
+
+
+def test_a_month_has_a_row_without_a_price(options: OptionStage) -> None:
+    """A perpetual has its mark price, and may have a chart."""
+    options.view_model.full()
+    options.play(CALL, mark_price="0.155")
+    options.play(PERPETUAL, mark_price="23200.5")
+    frame = options.view_model.frame()
+    assert frame is not None
+    rows = {i: row[:3] for i, row in frame["rows"].items()}
+    assert rows == {0: ["-", None, "DERIBIT"], 1: ["23,200.5", 23200.5, "DERIBIT"]}
+    assert frame["points"] == {PERPETUAL: {"exchanges": ["DERIBIT"], "digits": 1, "y": {0: 23200.5}}}
+    assert options.view_model.full()["uncharted"] == [0]
+
+
+def test_options_have_no_chart(options: OptionStage) -> None:
+    """By default, the first pair, future or perpetual has one."""
+    options.view_model.choose([MONTH, PERPETUAL])
+    assert options.view_model.charts == (PERPETUAL,)
+    assert first_charted(options.listener.symbols) == [PERPETUAL]
+    assert first_charted([MONTH]) == []
+
+
+def test_a_single_option_has_a_row_and_a_chain(options: OptionStage) -> None:
+    """Its Greeks may come with its month, too."""
+    options.listener.add(CALL)
+    options.server.wait_connected(3)
+    options.server.emit(ticker(CALL, mark_price="0.155"))
+    for _ in range(2):
+        assert options.received.get(timeout=PATIENCE) == CALL
+    options.view_model.update()
+    full = options.view_model.full()
+    assert (full["symbols"], full["rows"][2][0]) == ([MONTH, PERPETUAL, CALL], "0.155")
+    assert full["options"]["chosen"] == "BTC-26AUG22"
+
+
+def test_the_chain_comes_with_the_full_state_and_with_frames(options: OptionStage) -> None:
+    """Also when it was empty before."""
+    assert options.view_model.full()["options"] == {"expiries": []}
+    options.play(CALL, mark_iv="72.12")
+    frame = options.view_model.frame()
+    assert frame is not None
+    assert frame["options"]["rows"] == {0: [72.12, *[None] * 7]}
+    options.play(PUT, mark_iv="72.5")
+    assert options.view_model.full()["options"]["rows"] == {0: [72.12, *[None] * 6, 72.5]}
+    assert options.view_model.expiry == "BTC-26AUG22"
+
+
+def test_a_listener_with_only_pairs_has_no_options(stage: Stage) -> None:
+    """Neither the full state nor a frame mentions them. Options that are added later appear."""
+    full = stage.view_model.full()
+    assert ("options" in full, full["uncharted"]) == (False, [])
+    stage.tick(1.0)
+    frame = stage.view_model.frame()
+    assert frame is not None
+    assert "options" not in frame
+    stage.listener.add(MONTH)
+    frame = stage.view_model.frame()
+    assert frame is not None
+    assert frame["options"] == {"expiries": []}

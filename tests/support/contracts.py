@@ -7,6 +7,7 @@ from typing import Any
 
 from websockets.sync.client import ClientConnection
 
+from finx_streamer.server import Tape
 from finx_streamer.server.contracts import KEYS
 from tests.support.raw_client import TIMEOUT
 
@@ -21,6 +22,11 @@ def ticker(name: str = CALL, timestamp: int = BEGIN, **values: str) -> dict[str,
     """The ticker of a contract with all 31 keys."""
     known = {"instrument_name": name, "redis_key": name, "timestamp": str(timestamp), "state": "open"}
     return dict.fromkeys(KEYS, "") | known | {"mark_price": "0.1553"} | values
+
+
+def played_by_hand(*names: str) -> Tape:
+    """A market of contracts that plays only what the test emits."""
+    return Tape([ticker(name) for name in names], wait_for=10**6)
 
 
 def request(name: str, key: str = "demo", **arguments: Any) -> str:

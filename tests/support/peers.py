@@ -15,7 +15,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-from finx_streamer import FinxStreamerError, Gap, Notice, ReconnectPolicy, State, StreamListener, Tick
+from finx_streamer import FinxStreamerError, Gap, Greeks, Notice, ReconnectPolicy, State, StreamListener, Tick
 
 #: The bound for everything that a test waits for, in seconds. No test passes because of it.
 PATIENCE = 20.0
@@ -305,6 +305,7 @@ class Seen:
 
     def __init__(self) -> None:
         self.ticks: list[Tick] = []
+        self.greeks: list[Greeks] = []
         self.errors: list[FinxStreamerError] = []
         self.notices: list[Notice] = []
         self.states: list[tuple[str, State]] = []
@@ -315,11 +316,14 @@ class Seen:
         """A listener with these callbacks. By default: one pair, fast reconnects, and no backfill, which peers lack."""
         defaults = {"api_key": "demo", "reconnect": QUICK, "on_tick": self.on_tick, "on_error": self.on_error}
         defaults |= {"on_notice": self.on_notice, "on_state": self.on_state}
-        defaults |= {"on_gap": self.on_gap, "backfill": False}
+        defaults |= {"on_gap": self.on_gap, "on_greeks": self.on_greeks, "backfill": False}
         return StreamListener(*(symbols or (PAIR,)), endpoint=endpoint, **defaults | settings)
 
     def on_tick(self, tick: Tick) -> None:
         self._keep(self.ticks, tick)
+
+    def on_greeks(self, greeks: Greeks) -> None:
+        self._keep(self.greeks, greeks)
 
     def on_error(self, error: FinxStreamerError) -> None:
         self._keep(self.errors, error)
@@ -349,6 +353,9 @@ class Seen:
 
     def wait_ticks(self, count: int) -> None:
         self.wait_for(lambda: len(self.ticks) >= count)
+
+    def wait_greeks(self, count: int) -> None:
+        self.wait_for(lambda: len(self.greeks) >= count)
 
     def wait_errors(self, count: int) -> None:
         self.wait_for(lambda: len(self.errors) >= count)

@@ -175,18 +175,38 @@ PAIRS = ["BTC:USDC", "ETH:USDC", "SOL:USDC", "ETH:BTC"]
 server = LocalServer(SimulatedMarket(PAIRS, rate=500.0, seed=3), keys={"demo"}).start()
 listener = StreamListener(*PAIRS, endpoint=server.url, api_key="demo", name="portfolio")
 """
-#: For a full chart.
-NOTEBOOK_SECONDS = 65
+OPTIONS = """
+from finx_streamer import Instrument, StreamListener
+from finx_streamer.server import LocalServer, SimulatedMarket
+market = SimulatedMarket(["BTC:USDC"], rate=500.0, seed=3, options=["BTC"])
+server = LocalServer(market, keys={"demo"}).start()
+expiries = {each.expiry for each in map(Instrument.parse, market.contracts) if each.strike}
+months = {f"BTC{'FGHJKMNQUVXZ'[each.month - 1]}{each.year % 10}{each:%Y%m}" for each in expiries}
+listener = StreamListener(*sorted(months), endpoint=server.url, api_key="demo", name="options")
+"""
+#: For a full chart, and for a full chain.
+NOTEBOOK_SECONDS, OPTIONS_SECONDS = 65, 5
 
 
 def photograph_notebook() -> None:
-    """Show a listener in JupyterLab, and save its live view and its snapshot in both themes."""
+    """Save the live view and the snapshot of a listener to pairs."""
+    codes = (NOTEBOOK, 'listener.live("BTC:USDC", "ETH:BTC")', "listener")
+    _photograph(codes, NOTEBOOK_SECONDS, {"live": ".finx", "snapshot": ".jp-OutputArea-output > div:has(table)"})
+
+
+def photograph_options() -> None:
+    """Save the live view of a listener to options."""
+    _photograph((OPTIONS, "listener.live()", "pass"), OPTIONS_SECONDS, {"options": ".finx"})
+
+
+def _photograph(codes: tuple[str, str, str], seconds: int, wanted: dict[str, str]) -> None:
+    """Run three cells in JupyterLab, wait before the last one, and save what these selectors find in both themes."""
     import nbformat
     from nbformat.v4 import new_code_cell, new_notebook
 
     from tests.support.browser import Book, Lab, chromium
 
-    cells = [new_code_cell(code.strip()) for code in (NOTEBOOK, 'listener.live("BTC:USDC", "ETH:BTC")', "listener")]
+    cells = [new_code_cell(code.strip()) for code in codes]
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
     with tempfile.TemporaryDirectory() as folder, Lab(Path(folder)) as lab, chromium() as browser:
         nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), lab.files / "picture.ipynb")
@@ -195,12 +215,12 @@ def photograph_notebook() -> None:
         book.open("picture.ipynb")
         book.run(0)
         book.run(1)
-        page.wait_for_timeout(NOTEBOOK_SECONDS * 1_000)
+        page.wait_for_timeout(seconds * 1_000)
         book.run(2)
         for theme, name in (("JupyterLab Light", "light"), ("JupyterLab Dark", "dark")):
             page.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', { theme })", theme)
             page.wait_for_timeout(3_000)
-            for what, shown in (("live", ".finx"), ("snapshot", ".jp-OutputArea-output > div:has(table)")):
+            for what, shown in wanted.items():
                 box = page.locator(shown).last.bounding_box()
                 assert box is not None
                 clip = {"x": box["x"] - 6, "y": box["y"] - 4, "width": box["width"] + 12, "height": box["height"] + 8}
@@ -217,18 +237,21 @@ def draw_plot() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    choices = ["terminal", "plot", "notebook"]
+    choices = ["terminal", "plot", "notebook", "options"]
     parser.add_argument("pictures", nargs="*", choices=choices, default=choices)
     wanted = parser.parse_args().pictures
     if "terminal" in wanted:
         (IMAGES / "terminal.svg").write_text(draw_terminal(record_terminal()), encoding="utf-8")
     if "plot" in wanted:
         draw_plot()
-    if "notebook" not in wanted:
+    if not {"notebook", "options"} & {*wanted}:
         return
     if not shutil.which("chromium"):
         sys.exit("the notebook's pictures need chromium; on Debian, run apt install chromium")
-    photograph_notebook()
+    if "notebook" in wanted:
+        photograph_notebook()
+    if "options" in wanted:
+        photograph_options()
 
 
 if __name__ == "__main__":
