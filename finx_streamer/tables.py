@@ -57,7 +57,7 @@ def to_pandas(ticks: Iterable[Tick]) -> pandas.DataFrame:
     Raises:
         ConfigurationError: `ticks` aren't ticks, or pandas isn't installed.
     """
-    pd = _import("pandas")
+    pd = _import("pandas", "to_pandas")
     columns = _columns(ticks)
     types = {
         "timestamp": "datetime64[us, UTC]",
@@ -99,7 +99,7 @@ def to_polars(ticks: Iterable[Tick]) -> polars.DataFrame:
         ConfigurationError: `ticks` aren't ticks, Polars isn't installed, or the prices need more than the 38 digits of
             a Decimal column.
     """
-    pl = _import("polars")
+    pl = _import("polars", "to_polars")
     columns = _columns(ticks)
     types = {
         "timestamp": pl.Datetime("us", "UTC"),
@@ -139,7 +139,7 @@ def greeks_to_pandas(greeks: Iterable[Greeks] | Mapping[str, Greeks]) -> pandas.
     Raises:
         ConfigurationError: `greeks` aren't Greeks, or pandas isn't installed.
     """
-    pd = _import("pandas")
+    pd = _import("pandas", "greeks_to_pandas")
     columns = _greeks_columns(greeks)
     types = dict.fromkeys(_GREEKS_COLUMNS, "float64") | dict.fromkeys(_GREEKS_NAMES, "category")
     types |= {"timestamp": "datetime64[us, UTC]", "expiry": "datetime64[us, UTC]", "received": "datetime64[ns, UTC]"}
@@ -173,7 +173,7 @@ def greeks_to_polars(greeks: Iterable[Greeks] | Mapping[str, Greeks]) -> polars.
     Raises:
         ConfigurationError: `greeks` aren't Greeks, or Polars isn't installed.
     """
-    pl = _import("polars")
+    pl = _import("polars", "greeks_to_polars")
     columns = _greeks_columns(greeks)
     types = dict.fromkeys(_GREEKS_COLUMNS, pl.Float64) | dict.fromkeys(_GREEKS_NAMES, pl.Categorical)
     types |= {"timestamp": pl.Datetime("us", "UTC"), "expiry": pl.Datetime("us", "UTC")}
@@ -183,12 +183,12 @@ def greeks_to_polars(greeks: Iterable[Greeks] | Mapping[str, Greeks]) -> polars.
 
 
 def _columns(ticks: Iterable[Tick]) -> dict[str, list[Any]]:
-    return _read("ticks", ticks, _read_fields, _COLUMNS, "tick dicts, as tick_history returns them")
+    return _read("ticks", ticks, _read_fields, _COLUMNS, "a tick", "tick dicts, as tick_history returns them")
 
 
 def _greeks_columns(greeks: Iterable[Greeks] | Mapping[str, Greeks]) -> dict[str, list[Any]]:
     values = greeks.values() if isinstance(greeks, Mapping) else greeks
-    return _read("greeks", values, _read_greeks, _GREEKS_COLUMNS, "dicts of Greeks, as on_greeks gets them")
+    return _read("greeks", values, _read_greeks, _GREEKS_COLUMNS, "Greeks", "dicts of Greeks, as on_greeks gets them")
 
 
 def _read(
@@ -196,6 +196,7 @@ def _read(
     values: Iterable[Any],
     read: Callable[[Any], tuple[Any, ...]],
     columns: tuple[str, ...],
+    kind: str,
     expected: str,
 ) -> dict[str, list[Any]]:
     """Return the columns of a table. Raises `ConfigurationError` if a value isn't a row."""
@@ -206,7 +207,7 @@ def _read(
         try:
             rows.append(read(value))
         except (TypeError, KeyError):
-            fault = f"one of them is a {type(value).__name__} with other fields"
+            fault = f"one of them is a {type(value).__name__}, not {kind}"
             raise ConfigurationError(f"{argument}: {fault}; expected {expected}") from None
     return {name: [row[number] for row in rows] for number, name in enumerate(columns)}
 
@@ -240,10 +241,10 @@ def _polars_price(prices: list[Any]) -> Any:
     return pl.Decimal(_DECIMAL_DIGITS, places)
 
 
-def _import(name: str) -> Any:
+def _import(name: str, function: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
         raise ConfigurationError(
-            f'to_{name} needs {name}, which is not installed: pip install "finx-streamer[{name}]"'
+            f'{function} needs {name}, which is not installed: pip install "finx-streamer[{name}]"'
         ) from None

@@ -151,11 +151,11 @@ def test_common_pandas_operations_work() -> None:
     [
         (3, "int is not iterable"),
         (None, "NoneType is not iterable"),
-        ([1], "one of them is a int with other fields"),
-        (TICKS[0], "one of them is a str with other fields"),
-        ([{"price": 1.5}], "one of them is a dict with other fields"),
-        ([[1, 2]], "one of them is a list with other fields"),
-        ([*TICKS, None], "one of them is a NoneType with other fields"),
+        ([1], "one of them is a int, not a tick"),
+        (TICKS[0], "one of them is a str, not a tick"),
+        ([{"price": 1.5}], "one of them is a dict, not a tick"),
+        ([[1, 2]], "one of them is a list, not a tick"),
+        ([*TICKS, None], "one of them is a NoneType, not a tick"),
     ],
 )
 def test_anything_but_ticks_is_rejected(convert: Any, ticks: Any, reason: str) -> None:

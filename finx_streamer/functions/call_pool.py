@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from collections.abc import Iterator
@@ -20,8 +19,7 @@ from ..errors import (
     ServerError,
 )
 from ..values import Notice
-from ..wire.decoder import Decoder, redacted
-from ..wire.json_codec import loads
+from ..wire.decoder import Decoder
 from .call_scheduler import Call, CallScheduler, PoolSettings, Reply
 
 #: Seconds that `close` waits for the thread.
@@ -74,28 +72,39 @@ class CallPool:
             ConnectionFailed: There is no connection, and the policy doesn't retry.
             ConfigurationError: This is a forked process.
         """
-        call, reply = self._make(function, arguments, timeout, insist)
-        return Answer(_decode(call, reply, data), reply.received_ns)
+        call, reply = self._make(function, arguments, timeout, insist=insist)
+        message = Decoder(function, None, bounded=False, redact_notices=not data).decode(reply.payload, 0)
+        if isinstance(message, DecodeError):
+            raise message
+        if isinstance(message, ServerError):
+            raise call.error(message.message)
+        assert isinstance(message, Notice), "without a pair, the decoder makes no ticks"
+        return Answer(message.message, reply.received_ns)
 
     def call_for_list(self, function: str, arguments: dict[str, Any], timeout: float) -> tuple[list[Any], int]:
         """Call a function whose answer is a JSON array. Return it, and `time.time_ns()` when its bytes were read.
 
         The arguments and errors are those of `call`.
         """
-        call, reply = self._make(function, arguments, timeout)
-        if isinstance(reply.payload, bytes):
-            with contextlib.suppress(ValueError, RecursionError):
-                found = loads(redacted(reply.payload))
-                if isinstance(found, list):
-                    return found, reply.received_ns
-        _decode(call, reply)
-        raise DecodeError("expected a JSON array, not an object", symbol=function)
+        call, reply = self._make(function, arguments, timeout, wants_list=True)
+        content = Decoder(function, None, bounded=False).decode_list(reply.payload)
+        if isinstance(content, DecodeError):
+            raise content
+        if isinstance(content, ServerError):
+            raise call.error(content.message)
+        return content, reply.received_ns
 
     def _make(
-        self, function: str, arguments: dict[str, Any], timeout: float, insist: bool = False
+        self,
+        function: str,
+        arguments: dict[str, Any],
+        timeout: float,
+        *,
+        insist: bool = False,
+        wants_list: bool = False,
     ) -> tuple[Call, Reply]:
         """Make a call, twice if necessary. Return the one that was answered, and its answer."""
-        call = Call(function, arguments, timeout, self._delays())
+        call = Call(function, arguments, timeout, self._delays(), wants_list=wants_list)
         outcome = self._outcome(call)
         if insist and isinstance(outcome, CallTimeout) and call.met_silence:
             silence = ConnectionFailed("the server was silent on another connection")
@@ -172,17 +181,6 @@ class CallPool:
         for connection in self._scheduler.connections if self._scheduler is not None else ():
             if connection.websocket is not None:
                 connection.websocket.wire.socket.close()
-
-
-def _decode(call: Call, reply: Reply, data: bool = False) -> dict[str, Any]:
-    """Return the object of an answer. Raises the error that it reports."""
-    message = Decoder(call.function, None, bounded=False, redact_notices=not data).decode(reply.payload, 0)
-    if isinstance(message, DecodeError):
-        raise message
-    if isinstance(message, ServerError):
-        raise call.error(message.message)
-    assert isinstance(message, Notice), "without a pair, the decoder makes no ticks"
-    return message.message
 
 
 def _closed(call: Call) -> FunctionError:

@@ -92,6 +92,7 @@ class Call:
         delays: The waits between its attempts, in seconds.
         silence: The silence that the same call met before, on a connection that may be dead. It gets a new one if there
             is room.
+        wants_list: Whether the answer is a JSON array. Otherwise it is an object.
     """
 
     def __init__(
@@ -101,12 +102,14 @@ class Call:
         timeout: float,
         delays: Iterator[float],
         silence: ConnectionFailed | None = None,
+        wants_list: bool = False,
     ) -> None:
         self.function = function
         self.arguments = arguments
         self.timeout = timeout
         self.delays = delays
         self.wants_new_connection = silence is not None
+        self.wants_list = wants_list
         self.waits_for = _Waiting.CONNECTION
         #: When it must have been sent.
         self.send_by = monotonic() + timeout
@@ -334,8 +337,10 @@ class PooledConnection(WebSocketChannel):
         settings = self._scheduler.settings
         # An expired key may be the reason for an error. If there may be another, the next call asks for it.
         key_may_be_old = settings.config.keys.can_change and now >= self._opened_at + settings.key_trusted_for
-        clean = len(messages) == 1 and websocket.between_messages and _is_complete(payload)
-        if clean and not (key_may_be_old and _may_be_error(payload)):
+        may_be_error = _may_be_error(payload)
+        expected = _is_list(payload) if call.wants_list and not may_be_error else _is_object(payload)
+        clean = len(messages) == 1 and websocket.between_messages and expected
+        if clean and not (key_may_be_old and may_be_error):
             self._idle_from(now)
         else:
             self._scheduler.drop(self)
@@ -345,7 +350,7 @@ class PooledConnection(WebSocketChannel):
         """The answer to a keepAlive. An error may mean that the key has expired; anything else could be taken for an
         answer to the next call."""
         payload = messages[0]
-        if self.is_idle or len(messages) > 1 or not _is_complete(payload) or _may_be_error(payload):
+        if self.is_idle or len(messages) > 1 or not _is_object(payload) or _may_be_error(payload):
             self._scheduler.drop(self)
         else:
             self._keepalive_answer_by = NEVER
@@ -485,9 +490,16 @@ class CallScheduler:
             logger.error("%s: the thread of function calls crashed", self.settings.name, exc_info=crash)
 
 
-def _is_complete(payload: bytes | Binary) -> bool:
-    """Whether this may be a JSON object or array, as all answers are."""
-    return isinstance(payload, bytes) and payload.strip()[:1] + payload.rstrip()[-1:] in (b"{}", b"[]")
+def _is_object(payload: bytes | Binary) -> bool:
+    return _has_ends(payload, b"{", b"}")
+
+
+def _is_list(payload: bytes | Binary) -> bool:
+    return _has_ends(payload, b"[", b"]")
+
+
+def _has_ends(payload: bytes | Binary, first: bytes, last: bytes) -> bool:
+    return isinstance(payload, bytes) and payload.strip()[:1] == first and payload.rstrip()[-1:] == last
 
 
 def _may_be_error(payload: bytes | Binary) -> bool:

@@ -254,11 +254,11 @@ class FunctionClient:
 
         Raises:
             ConfigurationError: An argument is wrong.
-            DecodeError: The answer isn't a list.
+            DecodeError: The answer isn't a list of tickers of the underlying.
         """
         arguments = matrix_arguments(underlying, at)
         found, received_ns = self._calls.call_for_list("getFiveMinMatrix", arguments, self._timeout)
-        return read_matrix(found, received_ns, self._bad_ticks)
+        return read_matrix(underlying, found, received_ns, self._bad_ticks)
 
     def greeks_history(self, *arguments: Any, **more: Any) -> list[Any]:
         """Raise `NotAvailable`: FinX has announced the history of Greeks for a future release (source: S).

@@ -37,17 +37,29 @@ def read_names(answer: list[Any]) -> list[str]:
     return answer
 
 
-def read_matrix(answer: list[Any], received_ns: int, bad: BadTicks) -> list[Greeks]:
-    """Return the tickers of a matrix. Those that can't be read are left out, or raise, as the user wishes."""
+def read_matrix(underlying: str, answer: list[Any], received_ns: int, bad: BadTicks) -> list[Greeks]:
+    """Return the tickers of a matrix. Those that can't be read are left out, or raise, as the user wishes.
+
+    Raises:
+        DecodeError: The answer has anything but tickers of the underlying.
+    """
     found = []
     for raw in answer:
+        if not isinstance(raw, dict) or not _is_of(underlying, raw.get(NAME)):
+            # It may be the answer to another call.
+            raise _error(_FUNCTION, f"expected tickers of {underlying}", raw)
         try:
-            if not isinstance(raw, dict) or not isinstance(name := raw.get(NAME), str):
+            if not isinstance(name := raw.get(NAME), str):
                 raise ValueError("it names no contract")
             found.append(read_greeks(raw, instrument(name), received_ns))
         except ValueError as fault:
             bad.report(_error(_FUNCTION, f"not a contract's ticker: {fault}", raw))
     return found
+
+
+def _is_of(underlying: str, name: object) -> bool:
+    """Whether a name begins with the underlying, or with coins such as BTC_USDC. True if there is no name."""
+    return not isinstance(name, str) or underlying in name.partition("-")[0].split("_")
 
 
 def _error(function: str, reason: str, content: object) -> DecodeError:

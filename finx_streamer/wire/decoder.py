@@ -141,8 +141,7 @@ class Decoder:
         Everything except a tick is redacted, because a server may quote the request, and with it the API key.
         """
         if isinstance(payload, Binary):
-            kept = redacted(payload.payload[:MAX_NOTICE])[:PAYLOAD_LIMIT]
-            return DecodeError("a binary message; expected text", kept, symbol=self.symbol)
+            return self._binary(payload)
         if self.bounded and len(payload) > MAX_TICK_MESSAGE:
             return self._too_long(payload)
         message = self._decode(payload, received_ns)
@@ -152,14 +151,26 @@ class Decoder:
             return message
         if self.bounded and len(payload) > MAX_NOTICE:
             return self._too_long(payload)
-        return self._decode(redacted(payload), received_ns)
+        return self._decode(_redacted(payload), received_ns)
+
+    def decode_list(self, payload: bytes | Binary) -> list[Any] | ServerError | DecodeError:
+        """Decode an answer that is a JSON array, and redact it. An error is returned, as by `decode`."""
+        if isinstance(payload, Binary):
+            return self._binary(payload)
+        payload = _redacted(payload)
+        content = self._parse(payload)
+        if isinstance(content, list | DecodeError):
+            return content
+        if type(content) is dict and isinstance(refusal := self._notice_or_error(content, 0), ServerError):
+            return refusal
+        return self._error(f"expected a JSON array, not {_json_type(content)}", payload)
 
     def decode_tick(self, raw: Any, received_ns: int) -> Tick | DecodeError:
         """Decode a tick that is part of a message, such as an answer of tick history. An error is redacted."""
         try:
             return self._tick(raw, received_ns)
         except _NotATick:
-            payload = redacted(json.dumps(raw).encode())
+            payload = _redacted(json.dumps(raw).encode())
         try:
             checked = json.loads(payload)
         except ValueError:
@@ -174,17 +185,24 @@ class Decoder:
         except _NotATick:
             return None
 
-    def _decode(self, payload: bytes, received_ns: int) -> Message:
+    def _parse(self, payload: bytes) -> Any:
+        """Return the JSON value in a message, or a `DecodeError`."""
         try:
-            message = loads(payload)
+            content = loads(payload)
         except (ValueError, RecursionError) as cause:
             # Keep its text only: the standard library's exception holds the whole payload.
             return self._error(f"not JSON ({cause})", payload)
+        # Each level takes two bytes, so shorter messages can't be too deep.
+        if len(payload) > 2 * MAX_DEPTH and type(content) in (dict, list) and _too_deep(content):
+            return self._error(f"nested more than {MAX_DEPTH} deep", payload)
+        return content
+
+    def _decode(self, payload: bytes, received_ns: int) -> Message:
+        message = self._parse(payload)
+        if isinstance(message, DecodeError):
+            return message
         if type(message) is not dict:
             return self._error(f"expected a JSON object, not {_json_type(message)}", payload)
-        # Each level takes two bytes, so shorter messages can't be too deep.
-        if len(payload) > 2 * MAX_DEPTH and _too_deep(message):
-            return self._error(f"nested more than {MAX_DEPTH} deep", payload)
         raw = _tick_part(message)
         if self.contract is not None:
             ticker = message if raw is _NO_TICK else raw
@@ -202,12 +220,16 @@ class Decoder:
         error.__cause__ = cause
         return error
 
+    def _binary(self, payload: Binary) -> DecodeError:
+        kept = _redacted(payload.payload[:MAX_NOTICE])[:PAYLOAD_LIMIT]
+        return DecodeError("a binary message; expected text", kept, symbol=self.symbol)
+
     def _too_long(self, payload: bytes) -> DecodeError:
         reason = (
             f"a message of {len(payload):,} bytes; expected at most {MAX_NOTICE:,}, or {MAX_TICK_MESSAGE:,} for a tick"
         )
         # Redacting takes time, and the error keeps only the beginning.
-        return self._error(reason, redacted(payload[:MAX_NOTICE]))
+        return self._error(reason, _redacted(payload[:MAX_NOTICE]))
 
     def _tick_or_error(self, raw: Any, payload: bytes, received_ns: int) -> Tick | DecodeError:
         try:
@@ -261,8 +283,7 @@ class Decoder:
         return ServerError(text, message, symbol=self.symbol)
 
 
-def redacted(payload: bytes) -> bytes:
-    """Return a message without the API key."""
+def _redacted(payload: bytes) -> bytes:
     return redact(payload.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
 
 
@@ -322,7 +343,7 @@ def _json_type(value: object) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-def _too_deep(message: dict[str, Any]) -> bool:
+def _too_deep(message: dict[str, Any] | list[Any]) -> bool:
     """Walk level by level: recursion could exhaust the stack."""
     level: list[Any] = [message]
     for _ in range(MAX_DEPTH):
