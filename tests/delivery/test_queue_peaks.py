@@ -12,8 +12,8 @@ from finx_streamer.delivery.queue_peaks import QueuePeaks
 from finx_streamer.delivery.queues import QUEUES
 from finx_streamer.streaming.counters import Counters
 from finx_streamer.values import Event, State
-from tests.delivery.test_queues import MODELS, PAIRS, Step, mixed, steps, taken
 from tests.support.effort import examples
+from tests.support.queue_models import MODELS, PAIRS, Step, mixed, steps, taken
 
 
 def put(delivery: ThreadDelivery, pairs: list[str], first: int) -> None:

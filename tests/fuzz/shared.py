@@ -100,6 +100,7 @@ def _add(streams: Streams, connection: SharedConnection, pair: str) -> Stream:
     stream.connection = connection
     streams._streams[pair] = connection._streams[pair] = stream
     connection._pairs.update(dict.fromkeys(spellings(pair), pair))
+    connection._routes[pair] = [stream]
     connection._requested.add(pair)
     connection._unjoined.add(pair)
     return stream
