@@ -338,7 +338,7 @@ class PooledConnection(WebSocketChannel):
         # An expired key may be the reason for an error. If there may be another, the next call asks for it.
         key_may_be_old = settings.config.keys.can_change and now >= self._opened_at + settings.key_trusted_for
         may_be_error = _may_be_error(payload)
-        expected = _is_list(payload) if call.wants_list and not may_be_error else _is_object(payload)
+        expected = _is_enclosed(payload, b"[]" if call.wants_list and not may_be_error else b"{}")
         clean = len(messages) == 1 and websocket.between_messages and expected
         if clean and not (key_may_be_old and may_be_error):
             self._idle_from(now)
@@ -350,7 +350,7 @@ class PooledConnection(WebSocketChannel):
         """The answer to a keepAlive. An error may mean that the key has expired; anything else could be taken for an
         answer to the next call."""
         payload = messages[0]
-        if self.is_idle or len(messages) > 1 or not _is_object(payload) or _may_be_error(payload):
+        if self.is_idle or len(messages) > 1 or not _is_enclosed(payload, b"{}") or _may_be_error(payload):
             self._scheduler.drop(self)
         else:
             self._keepalive_answer_by = NEVER
@@ -490,16 +490,9 @@ class CallScheduler:
             logger.error("%s: the thread of function calls crashed", self.settings.name, exc_info=crash)
 
 
-def _is_object(payload: bytes | Binary) -> bool:
-    return _has_ends(payload, b"{", b"}")
-
-
-def _is_list(payload: bytes | Binary) -> bool:
-    return _has_ends(payload, b"[", b"]")
-
-
-def _has_ends(payload: bytes | Binary, first: bytes, last: bytes) -> bool:
-    return isinstance(payload, bytes) and payload.strip()[:1] == first and payload.rstrip()[-1:] == last
+def _is_enclosed(payload: bytes | Binary, by: bytes) -> bool:
+    """Whether this may be a JSON object, or a JSON array, with these brackets."""
+    return isinstance(payload, bytes) and payload.strip()[:1] + payload.rstrip()[-1:] == by
 
 
 def _may_be_error(payload: bytes | Binary) -> bool:
