@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from .. import ConfigurationError, Endpoint, FinxStreamerError, FunctionClient, Pair, StreamListener
+from .. import ConfigurationError, Endpoint, FinxStreamerError, FunctionClient, Instrument, Option, Pair, StreamListener
 from .. import demo as demo_market
 from .._version import __version__
 from ..config import checks as check
@@ -196,6 +196,8 @@ def listen(
         # First: from then on, errors about symbols hide a misplaced key.
         key = _key(endpoint, api_key_file)
         names, greeks = _symbols(symbols)
+        if greeks and exchange:
+            raise ConfigurationError("--exchange is only for pairs, because all contracts are Deribit's; remove it")
         listener = StreamListener(
             *names,
             parse_price=str,
@@ -292,6 +294,7 @@ def demo(
     limit: LimitOption = None,
     duration: DurationOption = None,
     format: ViewOption = None,
+    options: Annotated[bool, typer.Option("--options", help="Show the options on BTC that expire next.")] = False,
     log_level: LogLevelOption = LogLevel.WARNING,
 ) -> None:
     """Show live ticks of a simulated market.
@@ -300,9 +303,10 @@ def demo(
     """
     with _errors_as_exit_codes():
         show_log(log_level)
-        view = _view(_view_name(format), Output(None), "simulated market · Ctrl-C stops")
-        listener = StreamListener(*DEMO_PAIRS, parse_price=str, endpoint="demo")
-        raise typer.Exit(ListenRun(view, limit, duration).run(listener))
+        view = _view(_view_name(format), Output(None), "simulated market · Ctrl-C stops", options)
+        symbols = [_nearest_month("BTC")] if options else DEMO_PAIRS
+        listener = StreamListener(*symbols, parse_price=str, endpoint="demo")
+        raise typer.Exit(ListenRun(view, limit, duration, "update" if options else "tick").run(listener))
 
 
 @app.command()
@@ -399,6 +403,14 @@ def _symbols(given: Iterable[str]) -> tuple[list[str], bool]:
     if any(pairs) and not all(pairs):
         raise ConfigurationError("pairs and options can't be shown together; run the command once for each")
     return list(map(str, symbols)), not any(pairs)
+
+
+def _nearest_month(underlying: str) -> Option:
+    """Return the next month of the demo in which options expire."""
+    with FunctionClient(endpoint=demo_market.NAME) as client:
+        contracts = map(Instrument.parse, client.list_contracts())
+        months = {Option.of(each) for each in contracts if each.underlying == underlying and each.strike is not None}
+    return min(months, key=lambda month: (month.year, month.month))
 
 
 def _function_client(
