@@ -316,6 +316,7 @@ def doctor(
     api_key_file: KeyFileOption = None,
     proxy: ProxyOption = None,
     allow_insecure: InsecureOption = False,
+    wire: WireOption = WireName.URL,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
 ) -> None:
     """Find out why there are no ticks.
@@ -329,7 +330,8 @@ def doctor(
     with _errors_as_exit_codes():
         from .doctor import examine
 
-        raise typer.Exit(examine(pair, endpoint, api_key_file, _without_password(proxy), allow_insecure, as_json))
+        target = _with_wire(endpoint, None, wire)
+        raise typer.Exit(examine(pair, target, api_key_file, _without_password(proxy), allow_insecure, as_json))
 
 
 @app.command()
