@@ -83,10 +83,10 @@ def test_an_entry_that_is_no_entry_is_refused() -> None:
 def test_names_of_documented_objects_become_links() -> None:
     """Except the page's own name, and names that aren't documented."""
     text = reference.expand(
-        "```{reference} finx_streamer.Endpoint\n:exclude: of, stream_url, functions_url, check_secrecy\n```"
+        "```{reference} finx_streamer.Endpoint\n:exclude: of, stream_url, shared_url, functions_url, check_secrecy\n```"
     )
     assert "[`ConfigurationError`](errors.md#configurationerror)" in text
     assert "[`Endpoint`]" not in text
     assert "`Endpoint.PRODUCTION`" in text
     assert "### of()" not in text
-    assert '| `prefix` | `str` | `"streaming"` |' in text
+    assert "| `wire` | `Literal['url', 'subscribe']` | `\"url\"` |" in text

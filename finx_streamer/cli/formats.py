@@ -62,12 +62,17 @@ def csv_line(tick: Tick) -> str:
             tick["time"],
             make_printable(tick["exchange"]),
             tick["price"],
-            tick["timestamp"].isoformat(),
+            _in_csv(tick["timestamp"]),
             tick["received_ns"],
             "true" if tick["backfilled"] else "false",
         )
     )
     return line
+
+
+def _in_csv(time: datetime) -> str:
+    """Write a time always in the same way: pandas doesn't recognise a column of times with and without a fraction."""
+    return time.isoformat(timespec="microseconds")
 
 
 def _time_in_csv(line: str) -> datetime:
@@ -97,7 +102,7 @@ def csv_greeks(greeks: Greeks) -> str:
     """Return a line of CSV. A value that isn't known is empty."""
     values: dict[str, Any] = {**greeks, "exchange": make_printable(greeks["exchange"])}
     expiry = greeks["expiry"]
-    values |= {"expiry": expiry and expiry.isoformat(), "timestamp": greeks["timestamp"].isoformat()}
+    values |= {"expiry": expiry and expiry.isoformat(), "timestamp": _in_csv(greeks["timestamp"])}
     line: str = _csv_row([values[name] for name in (*_GREEKS_COLUMNS, "received_ns", *NUMBERS)])
     return line
 

@@ -71,11 +71,15 @@ class ListenRun:
         self._noun = noun
         self._duration = duration
         self._limit_reached = False
+        #: Whether any stream has reached the server.
+        self._has_streamed = False
+        #: Whether the duration was the end.
+        self._over = False
         self._values = self._errors = 0
         self._fatal: list[FinxStreamerError] = []
 
     def run(self, listener: StreamListener) -> int:
-        """Show ticks until the end. Return the exit code: 1 after a fatal error, else 0."""
+        """Show ticks until the end. Return the exit code: 1 after a fatal error, or if no server was reached."""
         listener.on_tick(lambda tick: self._on_value(self._view.on_tick, tick))
         listener.on_greeks(lambda greeks: self._on_value(self._view.on_greeks, greeks))
         listener.on_error(self._on_error)
@@ -85,15 +89,16 @@ class ListenRun:
         started = monotonic()
         if self._show_until_end(listener, started):
             say(self._summary(listener.stats, monotonic() - started))
-        return self._exit_code(listener)
+        never_connected = self._over and self._errors > 0 and not (self._has_streamed or self._values)
+        return 1 if never_connected else self._exit_code(listener)
 
     def _show_until_end(self, listener: StreamListener, started: float) -> bool:
         """Return whether Ctrl-C or the duration was the end."""
-        interrupted = over = False
+        interrupted = False
         with signals_as_ctrl_c(), contextlib.suppress(BrokenPipeError):
             try:
                 listener.start()
-                over = self._show(listener, started)
+                self._over = self._show(listener, started)
             except KeyboardInterrupt:
                 interrupted = True
             finally:
@@ -101,7 +106,7 @@ class ListenRun:
                     self._view.finish(listener, interrupted)
                 finally:
                     listener.stop(timeout=_STOP_TIMEOUT, drain=False)
-        return interrupted or over
+        return interrupted or self._over
 
     def _show(self, listener: StreamListener, started: float) -> bool:
         """Return whether the duration was the end."""
@@ -142,6 +147,7 @@ class ListenRun:
             self._view.on_filled_gap(gap)
 
     def _on_state(self, symbol: str, state: State) -> None:
+        self._has_streamed = self._has_streamed or state is State.STREAMING
         self._view.wake()
 
     def _summary(self, stats: ListenerStats, seconds: float) -> str:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finx_streamer import Tick
-from finx_streamer.cli.formats import TEXT, csv_line, json_line, text_line
+from finx_streamer.cli.formats import CSV, TEXT, csv_line, json_line, text_line
 
 
 def tick_of(exchange: str) -> Tick:
@@ -84,3 +84,13 @@ def test_the_time_of_a_line_for_people_can_be_read(moment: datetime, exchange: s
     """An interrupted command needs it to continue."""
     moment = moment.replace(tzinfo=UTC)
     assert TEXT.time_of(text_line({**tick_of(exchange), "timestamp": moment})) == moment
+
+
+def test_pandas_recognises_the_times_of_csv() -> None:
+    """Some ticks are on a whole second."""
+    pandas = pytest.importorskip("pandas")
+    ticks = [tick_of("BINANCE") for _ in range(2)]
+    ticks[0]["timestamp"] = ticks[0]["timestamp"].replace(microsecond=0)
+    text = CSV.header + "".join(map(csv_line, ticks))
+    column = pandas.read_csv(io.StringIO(text), parse_dates=["timestamp"])["timestamp"]
+    assert list(column) == [tick["timestamp"] for tick in ticks]

@@ -28,6 +28,7 @@ from tests.support.cli import (
     wait_until,
     wait_until_full,
 )
+from tests.support.peers import free_port
 
 
 def test_a_line_has_the_fields_of_the_wire_and_ours(server: LocalServer) -> None:
@@ -60,6 +61,14 @@ def test_the_duration_ends_a_silent_stream(server: LocalServer) -> None:
     result = run("listen", "BTC:USDC", "--endpoint", server.url, "--exchange", "NONE", "--duration", "0.3")
     assert (result.returncode, result.stdout) == (0, "")
     assert re.fullmatch(r"finx-streamer: 0 ticks in 0\.\d s; 0 reconnects, 0 dropped, 0 errors\n", result.stderr)
+
+
+def test_a_duration_without_a_server_fails() -> None:
+    """A script can tell it from a quiet market. The errors say why."""
+    result = run("listen", "BTC:USDC", "--endpoint", f"ws://127.0.0.1:{free_port()}/", "--duration", "0.3")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "connection refused" in result.stderr
+    assert "0 ticks in" in result.stderr
 
 
 def test_the_summary_counts_what_was_written(busy_server: LocalServer) -> None:

@@ -115,7 +115,7 @@ def test_the_table_of_a_hostile_tick_is_harmless() -> None:
     ):
         found.wait_ticks(1)
         console = Console(file=shown, width=200, color_system=None)
-        console.print(TableView("title [b]\x1b[2J").render(listener.stats))
+        console.print(TableView("title [b]\x1b[2J").render(listener))
     assert r"[red]\x1b]0;x\x07" in shown.getvalue()
     assert all(line.isprintable() for line in shown.getvalue().splitlines())
 
