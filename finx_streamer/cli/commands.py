@@ -103,6 +103,12 @@ ProxyOption = Annotated[
         metavar="URL",
     ),
 ]
+ExpiryOption = Annotated[
+    str | None,
+    typer.Option(
+        help="The expiry to show in a table of options, such as 26AUG22. Default: the nearest.", metavar="DAY"
+    ),
+]
 InsecureOption = Annotated[
     bool,
     typer.Option(
@@ -175,12 +181,7 @@ def listen(
             metavar="SECONDS",
         ),
     ] = None,
-    expiry: Annotated[
-        str | None,
-        typer.Option(
-            help="The expiry to show in a table of options, such as 26AUG22. Default: the nearest.", metavar="DAY"
-        ),
-    ] = None,
+    expiry: ExpiryOption = None,
 ) -> None:
     """Show live ticks, or the values of options, futures and perpetuals.
 
@@ -294,7 +295,8 @@ def demo(
     limit: LimitOption = None,
     duration: DurationOption = None,
     format: ViewOption = None,
-    options: Annotated[bool, typer.Option("--options", help="Show the options on BTC that expire next.")] = False,
+    options: Annotated[bool, typer.Option("--options", help="Show the options on BTC of the next month.")] = False,
+    expiry: ExpiryOption = None,
     log_level: LogLevelOption = LogLevel.WARNING,
 ) -> None:
     """Show live ticks of a simulated market.
@@ -303,7 +305,7 @@ def demo(
     """
     with _errors_as_exit_codes():
         show_log(log_level)
-        view = _view(_view_name(format), Output(None), "simulated market · Ctrl-C stops", options)
+        view = _view(_view_name(format), Output(None), "simulated market · Ctrl-C stops", options, expiry)
         symbols = [_nearest_month("BTC")] if options else DEMO_PAIRS
         listener = StreamListener(*symbols, parse_price=str, endpoint="demo")
         raise typer.Exit(ListenRun(view, limit, duration, "update" if options else "tick").run(listener))

@@ -132,7 +132,14 @@ class Option:
 
     @classmethod
     def of(cls, instrument: Instrument) -> Option:
-        """Return the month of an option. Raises `ConfigurationError` for futures and perpetuals."""
+        """Return the month of an option.
+
+        Args:
+            instrument: An option.
+
+        Raises:
+            ConfigurationError: It is a future or a perpetual.
+        """
         expiry = instrument.expiry
         if expiry is None or instrument.strike is None:
             raise ConfigurationError(f"{instrument} is not an option; expected a name such as BTC-26AUG22-20000-C")
