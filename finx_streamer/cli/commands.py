@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from .. import ConfigurationError, Endpoint, FinxStreamerError, FunctionClient, Pair, StreamListener
+from .. import ConfigurationError, Endpoint, FinxStreamerError, FunctionClient, Instrument, Option, Pair, StreamListener
 from .. import demo as demo_market
 from .._version import __version__
 from ..config import checks as check
@@ -103,6 +103,12 @@ ProxyOption = Annotated[
         metavar="URL",
     ),
 ]
+ExpiryOption = Annotated[
+    str | None,
+    typer.Option(
+        help="The expiry to show in a table of options, such as 26AUG22. Default: the nearest.", metavar="DAY"
+    ),
+]
 InsecureOption = Annotated[
     bool,
     typer.Option(
@@ -175,12 +181,7 @@ def listen(
             metavar="SECONDS",
         ),
     ] = None,
-    expiry: Annotated[
-        str | None,
-        typer.Option(
-            help="The expiry to show in a table of options, such as 26AUG22. Default: the nearest.", metavar="DAY"
-        ),
-    ] = None,
+    expiry: ExpiryOption = None,
 ) -> None:
     """Show live ticks, or the values of options, futures and perpetuals.
 
@@ -196,6 +197,8 @@ def listen(
         # First: from then on, errors about symbols hide a misplaced key.
         key = _key(endpoint, api_key_file)
         names, greeks = _symbols(symbols)
+        if greeks and exchange:
+            raise ConfigurationError("--exchange is only for pairs, because all contracts are Deribit's; remove it")
         listener = StreamListener(
             *names,
             parse_price=str,
@@ -292,6 +295,8 @@ def demo(
     limit: LimitOption = None,
     duration: DurationOption = None,
     format: ViewOption = None,
+    options: Annotated[bool, typer.Option("--options", help="Show the options on BTC of the next month.")] = False,
+    expiry: ExpiryOption = None,
     log_level: LogLevelOption = LogLevel.WARNING,
 ) -> None:
     """Show live ticks of a simulated market.
@@ -300,9 +305,10 @@ def demo(
     """
     with _errors_as_exit_codes():
         show_log(log_level)
-        view = _view(_view_name(format), Output(None), "simulated market · Ctrl-C stops")
-        listener = StreamListener(*DEMO_PAIRS, parse_price=str, endpoint="demo")
-        raise typer.Exit(ListenRun(view, limit, duration).run(listener))
+        view = _view(_view_name(format), Output(None), "simulated market · Ctrl-C stops", options, expiry)
+        symbols = [_nearest_month("BTC")] if options else DEMO_PAIRS
+        listener = StreamListener(*symbols, parse_price=str, endpoint="demo")
+        raise typer.Exit(ListenRun(view, limit, duration, "update" if options else "tick").run(listener))
 
 
 @app.command()
@@ -312,6 +318,7 @@ def doctor(
     api_key_file: KeyFileOption = None,
     proxy: ProxyOption = None,
     allow_insecure: InsecureOption = False,
+    wire: WireOption = WireName.URL,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
 ) -> None:
     """Find out why there are no ticks.
@@ -325,7 +332,8 @@ def doctor(
     with _errors_as_exit_codes():
         from .doctor import examine
 
-        raise typer.Exit(examine(pair, endpoint, api_key_file, _without_password(proxy), allow_insecure, as_json))
+        target = _with_wire(endpoint, None, wire)
+        raise typer.Exit(examine(pair, target, api_key_file, _without_password(proxy), allow_insecure, as_json))
 
 
 @app.command()
@@ -399,6 +407,14 @@ def _symbols(given: Iterable[str]) -> tuple[list[str], bool]:
     if any(pairs) and not all(pairs):
         raise ConfigurationError("pairs and options can't be shown together; run the command once for each")
     return list(map(str, symbols)), not any(pairs)
+
+
+def _nearest_month(underlying: str) -> Option:
+    """Return the next month of the demo in which options expire."""
+    with FunctionClient(endpoint=demo_market.NAME) as client:
+        contracts = map(Instrument.parse, client.list_contracts())
+        months = {Option.of(each) for each in contracts if each.underlying == underlying and each.strike is not None}
+    return min(months, key=lambda month: (month.year, month.month))
 
 
 def _function_client(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from .. import Endpoint
 from ..diagnosis.checkup import Doctor
 from ..diagnosis.report import Report
 from .key_files import api_key
@@ -13,7 +14,7 @@ from .terminal import encodable
 
 def examine(
     pair: str,
-    endpoint: str,
+    endpoint: str | Endpoint,
     api_key_file: Path | None,
     proxy: str | None,
     allow_insecure: bool,

@@ -130,6 +130,22 @@ class Option:
             )
         return cls(underlying, letter + digit, int(year), int(month))
 
+    @classmethod
+    def of(cls, instrument: Instrument) -> Option:
+        """Return the month of an option.
+
+        Args:
+            instrument: An option.
+
+        Raises:
+            ConfigurationError: It is a future or a perpetual.
+        """
+        expiry = instrument.expiry
+        if expiry is None or instrument.strike is None:
+            raise ConfigurationError(f"{instrument} is not an option; expected a name such as BTC-26AUG22-20000-C")
+        contract = MONTH_LETTERS[expiry.month - 1] + str(expiry.year % 10)
+        return cls(instrument.underlying, contract, expiry.year, expiry.month)
+
     def __str__(self) -> str:
         return f"{self.underlying}{self.contract}{self.year:04}{self.month:02}"
 

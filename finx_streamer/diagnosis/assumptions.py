@@ -20,6 +20,7 @@ from .report import Check, Verdict, shorten
 
 _NO_SUCH_PAIR = Pair("FINXDOCTOR", "NOSUCHPAIR")
 _NO_KEY = "finx-doctor-wrong-key"
+_NO_TICK = "no tick came over the first wire"
 _SILENT = f"no answer within {LIMIT:g} s"
 
 #: Whether an assumption holds, None if that can't be seen, and what was found.
@@ -33,7 +34,7 @@ class Assumptions:
     Args:
         config: A connection that works, without a symbol.
         pair: A pair that the server has.
-        message: The first tick of its stream, as it was sent.
+        message: The first tick of its stream, as it was sent. None: there was none on the first wire.
         any_key: Whether the server is known to accept any key.
     """
 
@@ -104,20 +105,20 @@ class Assumptions:
 
     def _envelope(self) -> Finding:
         if self.message is None:
-            return None, "no tick came"
+            return None, _NO_TICK
         return self.message.get("results") == "streaming", f"members {', '.join(self.message)}"
 
     def _date_and_time(self) -> Finding:
         tick = self._tick()
         if tick is None:
-            return None, "no tick came"
+            return None, _NO_TICK
         if "date" not in tick or "time" not in tick:
             return False, f"members {', '.join(tick)}"
         return _time(tick) is not None, f"{tick['date']} {tick['time']}"
 
     def _price(self) -> Finding:
         tick = self._tick()
-        return (None, "no tick came") if tick is None else (isinstance(tick.get("price"), str), repr(tick.get("price")))
+        return (None, _NO_TICK) if tick is None else (isinstance(tick.get("price"), str), repr(tick.get("price")))
 
     def _tick(self) -> dict[str, Any] | None:
         """The stream's first tick, without its envelope."""

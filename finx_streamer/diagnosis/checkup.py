@@ -5,6 +5,8 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Iterator
 
+import attrs
+
 from .. import demo
 from ..config import checks as check
 from ..config.api_key import ENVIRONMENT_VARIABLE
@@ -48,7 +50,8 @@ class Doctor:
 
     def checks(self) -> Iterator[Check]:
         """Yield each check as soon as it is done."""
-        yield Check("endpoint", Verdict.OK, self._config.endpoint.url)
+        shared = ", all streams on one connection" if self._config.endpoint.wire == "subscribe" else ""
+        yield Check("endpoint", Verdict.OK, f"{self._config.endpoint.url}{shared}")
         for found in machine_checks(self._config, self._key_source):
             yield found
             # Without a key, the way to the server can still be checked.
@@ -58,8 +61,13 @@ class Doctor:
 
     def assumptions(self) -> Iterator[Check]:
         """Yield what is assumed about FinX, once `checks` has opened a stream."""
-        if self._network.streams:
-            yield from Assumptions(self._config, self._pair, self._network.message, self._is_demo).run()
+        if not self._network.streams:
+            return
+        config, message = self._config, self._network.message
+        if config.endpoint.wire == "subscribe":
+            # What is assumed about streams is about those with their own connection.
+            config, message = attrs.evolve(config, endpoint=Endpoint(config.endpoint.url)), None
+        yield from Assumptions(config, self._pair, message, self._is_demo).run()
 
     def report(self) -> Report:
         """Run everything."""

@@ -68,6 +68,11 @@ class NetworkChecks:
     #: The server's time in the handshake, and this machine's.
     _server_time: tuple[float, float] | None = attrs.field(default=None, init=False)
 
+    @property
+    def _is_shared(self) -> bool:
+        """Whether streams are requested by message, on a shared connection: FinX's second wire."""
+        return self.config.endpoint.wire == "subscribe"
+
     def run(self) -> Iterator[Check]:
         """Yield the result of each step. After a step that fails, the others are skipped."""
         proxy = self.config.proxies.choose(self.config.endpoint)
@@ -168,15 +173,27 @@ class NetworkChecks:
         return Check("TLS", Verdict.NOTE if soon else Verdict.OK, text, "It expires soon." if soon else "")
 
     def _handshake(self) -> Check:
-        """Open the stream of the pair."""
+        """Open the stream of the pair, or the connection that is shared by all streams."""
+        own = attrs.evolve(self.config, shared=True) if self._is_shared else attrs.evolve(self.config, symbol=self.pair)
         try:
-            self._stream = Probe(attrs.evolve(self.config, symbol=self.pair), Deadline())
+            self._stream = Probe(own, Deadline())
         except ConnectionFailed as error:
-            return Check("handshake", Verdict.FAILED, error.reason, _handshake_advice(error))
+            return Check("handshake", Verdict.FAILED, error.reason, self._handshake_advice(error))
         self.streams = True
         if (told := self._stream.server_time) is not None:
             self._server_time = told, self._stream.opened_at
         return Check("handshake", Verdict.OK, f"status 101 in {self._stream.opened_in:.0f} ms")
+
+    def _handshake_advice(self, error: ConnectionFailed) -> str:
+        if isinstance(error, AuthenticationError):
+            return "Check the API key."
+        if error.status == 404 and self._is_shared:
+            return 'Try Endpoint(url, prefix="streaming", wire="subscribe"), or wire="url".'
+        if error.status == 404:
+            return 'Check the pair, and try Endpoint(url, prefix="streamer").'
+        if error.status is not None and error.status < 400:
+            return "A captive portal may answer in FinX's place: open a page in your browser, and log in."
+        return "Check the endpoint, or try again later."
 
     def _first_message(self) -> Check:
         """Wait for the stream's first message, and if that is no tick, for the first tick."""
@@ -184,13 +201,23 @@ class NetworkChecks:
         decoder, before = Decoder(str(self.pair), str(self.pair), str), ""
         with self._stream as stream:
             stream.deadline = Deadline()
+            if self._is_shared:
+                # FinX confirms nothing. Our server does if a request has this member.
+                stream.send("getSpotRates", pair=str(self.pair), resume="ask")
+            begin = time.perf_counter()
             while True:
                 try:
-                    message, milliseconds = timed(stream.read)
+                    message = stream.read()
                 except ConnectionFailed as error:
                     return Check("first message", Verdict.FAILED, f"{before}{error.reason}", "Try again later.")
+                milliseconds = (time.perf_counter() - begin) * 1_000
+                if isinstance(message, dict) and message.get("subscribed") == str(self.pair):
+                    before = f"the server confirmed the pair after {milliseconds:.0f} ms; "
+                    continue
                 if message is None:
                     advice = "The pair may be quiet now: ask for a busy one, as in: finx-streamer doctor BTC:USDC"
+                    if self._is_shared and not before:
+                        advice = f"FinX may have refused {self.pair} silently: check it. {advice}"
                     return Check("first message", Verdict.NOTE, f"{before}no tick within {LIMIT:g} s", advice)
                 raw = message.get("resultData", message) if isinstance(message, dict) else message
                 tick = decoder.decode_tick(raw, time.time_ns())
@@ -202,7 +229,7 @@ class NetworkChecks:
         self.message = message
         self._tick_time = tick["timestamp"]
         text = f"{before}a tick after {milliseconds:.0f} ms: {tick['price']} on {tick['exchange']}"
-        return Check("first message", Verdict.NOTE if before else Verdict.OK, text)
+        return Check("first message", Verdict.NOTE if "no tick" in before else Verdict.OK, text)
 
     def _clock(self) -> Check:
         found, offsets = [], []
@@ -260,7 +287,8 @@ class NetworkChecks:
             reader.interrupt()
         text = f"an answer takes {milliseconds:.0f} ms, the newest tick is {age:.1f} s old; it reaches back {depth}"
         if silent:
-            advice = 'The stream sent no tick meanwhile: try Endpoint(url, prefix="streamer"), and report it to FinX.'
+            other = 'wire="url"' if self._is_shared else 'prefix="streamer"'
+            advice = f"The stream sent no tick meanwhile: try Endpoint(url, {other}), and report it to FinX."
             return Check("tick history", Verdict.FAILED, text, advice)
         return Check("tick history", Verdict.OK, text)
 
@@ -310,13 +338,3 @@ def _tls_advice(reason: str) -> str:
             "proxy: name its CA file in SSL_CERT_FILE."
         )
     return "Check that the port is the one for TLS."
-
-
-def _handshake_advice(error: ConnectionFailed) -> str:
-    if isinstance(error, AuthenticationError):
-        return "Check the API key."
-    if error.status == 404:
-        return 'Check the pair, and try Endpoint(url, prefix="streamer").'
-    if error.status is not None and error.status < 400:
-        return "A captive portal may answer in FinX's place: open a page in your browser, and log in."
-    return "Check the endpoint, or try again later."

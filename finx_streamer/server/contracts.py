@@ -134,8 +134,11 @@ def parse_played(raw: object) -> Played:
     """Validate a tick or a contract's ticker. Raises `ValueError` that names the problem."""
     if isinstance(raw, ContractTicker):
         return raw
-    if isinstance(raw, Mapping) and "pair" not in raw and not {"instrument_name", "params"}.isdisjoint(raw):
-        return parse_ticker(raw)
+    if isinstance(raw, Mapping) and "pair" not in raw:
+        # What `finx-streamer listen` writes has the ticker as it was sent.
+        ticker = raw["raw"] if "instrument" in raw and isinstance(raw.get("raw"), Mapping) else raw
+        if not {"instrument_name", "params"}.isdisjoint(ticker):
+            return parse_ticker(ticker)
     return parse_tick(raw)
 
 

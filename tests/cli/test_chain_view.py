@@ -6,15 +6,15 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from finx_streamer import ConfigurationError, FunctionClient, Instrument, ListenerStats, State
+from finx_streamer import ConfigurationError, FunctionClient, Instrument, ListenerStats, Option, State
 from finx_streamer.cli.chain_view import ChainView
-from finx_streamer.config.symbols import MONTH_LETTERS
-from finx_streamer.server import LocalServer, SimulatedMarket
+from finx_streamer.server import LocalServer, SimulatedMarket, Tape
 from finx_streamer.wire.contract_ticker import read_greeks
 from tests.support.cli import run, run_in_terminal
 
@@ -31,13 +31,6 @@ def nearest(server: LocalServer) -> Instrument:
     with FunctionClient("demo", server.url) as client:
         calls = [each for each in map(Instrument.parse, client.list_contracts()) if each.kind == "call"]
     return min(calls, key=lambda each: (each.expiry, each.strike))
-
-
-def month(instrument: Instrument) -> str:
-    """The option month of a contract."""
-    expiry = instrument.expiry
-    assert expiry is not None
-    return f"{instrument.underlying}{MONTH_LETTERS[expiry.month - 1]}{expiry.year % 10}{expiry.year}{expiry.month:02}"
 
 
 class FakeListener:
@@ -67,7 +60,12 @@ CHAIN = [f"BTC-26AUG22-{strike}-{side}" for strike in (19_000, 20_000, 21_000) f
 def test_a_terminal_gets_a_chain(options: LocalServer) -> None:
     """Calls on the left, strikes, puts on the right."""
     shown, code = run_in_terminal(
-        "listen", month(nearest(options)), "--endpoint", options.url, ctrl_c_after="(--expiry DAY)", FINX_API_KEY="demo"
+        "listen",
+        str(Option.of(nearest(options))),
+        "--endpoint",
+        options.url,
+        ctrl_c_after="(--expiry DAY)",
+        FINX_API_KEY="demo",
     )
     assert code == 0
     assert "BTC" in shown
@@ -101,6 +99,31 @@ def test_pairs_and_options_are_not_mixed(options: LocalServer) -> None:
     assert "can't be shown together" in result.stderr
 
 
+def test_exchanges_are_for_pairs() -> None:
+    """All contracts are Deribit's, so the option would hide everything or nothing."""
+    result = run("listen", "BTC-PERPETUAL", "--exchange", "BINANCE", "--endpoint", "demo")
+    assert (result.returncode, "--exchange is only for pairs" in result.stderr) == (2, True)
+
+
+def test_the_demo_has_a_chain() -> None:
+    """Of the nearest month, in a terminal and in a pipe."""
+    shown, code = run_in_terminal("demo", "--options", ctrl_c_after="puts")
+    assert code == 0
+    assert "BTC" in shown
+    result = run("demo", "--options", "--limit", "3")
+    assert [json.loads(line)["underlying"] for line in result.stdout.splitlines()] == ["BTC"] * 3
+
+
+def test_recorded_lines_can_be_played(tmp_path: Path) -> None:
+    """`listen --output` writes a tape of contracts, too."""
+    path = tmp_path / "options.jsonl"
+    result = run(
+        "listen", "BTC-PERPETUAL", "ETH-PERPETUAL", "--endpoint", "demo", "--output", str(path), "--limit", "4"
+    )
+    assert result.returncode == 0
+    assert Tape(path).contracts == {"BTC-PERPETUAL", "ETH-PERPETUAL"}
+
+
 @pytest.mark.parametrize("arguments", [("BTC:USDC", "--expiry", "26AUG22"), ("BTC-PERPETUAL", "--expiry", "26AUG22")])
 def test_an_expiry_needs_a_chain(arguments: tuple[str, ...]) -> None:
     """A pipe gets all contracts."""
@@ -113,20 +136,20 @@ def test_the_strike_next_to_the_forward_is_in_the_middle() -> None:
     """The title names the expiry, the forward and the time left at the newest values."""
     shown = drawn(ChainView("here"), FakeListener(*CHAIN))
     assert "BTC 26AUG22, forward 20,100.00, 20 d 3 h left · here" in shown
-    lines = [line for line in shown.splitlines() if "20,000" in line]
+    lines = [line for line in shown.splitlines() if "20000" in line]
     assert len(lines) == 1
 
 
 def test_missing_values_are_dashes() -> None:
     """A contract may have no quotes, or only one side is subscribed."""
     shown = drawn(ChainView("here"), FakeListener("BTC-26AUG22-20000-C", mark_iv="72.12", delta="0.5"))
-    (line,) = (line for line in shown.splitlines() if "20,000" in line)
+    (line,) = (line for line in shown.splitlines() if "20000" in line)
     assert [cell.strip() for cell in line.split("│")[1:-1]] == [
         "72.1",
         "+0.500",
         "-",
         "-",
-        "20,000",
+        "20000",
         "-",
         "-",
         "-",
@@ -137,11 +160,46 @@ def test_missing_values_are_dashes() -> None:
 def test_one_expiry_is_shown() -> None:
     """The nearest one, or the one that was asked for. The others are named."""
     listener = FakeListener(*CHAIN, "BTC-30SEP22-25000-C", "ETH-26AUG22-1500-P")
-    assert "also: ETH 26AUG22, BTC 30SEP22 (--expiry DAY)" in drawn(ChainView("here"), listener)
+    assert "also: 30SEP22 (--expiry DAY)" in drawn(ChainView("here"), listener)
     later = drawn(ChainView("here", "30sep22"), listener)
     assert "BTC 30SEP22" in later
-    assert "25,000" in later
-    assert "20,000" not in later
+    assert "25000" in later
+    assert "20000" not in later
+    assert "no option expires on 1OCT22; these do: 26AUG22, 30SEP22" in drawn(ChainView("here", "1OCT22"), listener)
+
+
+def test_each_underlying_has_a_chain() -> None:
+    """They share the screen."""
+    shown = drawn(ChainView("here"), FakeListener(*CHAIN, "ETH-26AUG22-1500-P", "ETH-30SEP22-1500-P"))
+    assert "BTC 26AUG22" in shown
+    assert "ETH 26AUG22" in shown
+    assert "ETH 30SEP22" not in shown
+    assert shown.count("strike") == 2
+
+
+def test_expired_options_make_room_for_the_next_expiry() -> None:
+    """A command may run for days. Without another expiry, the last values stay."""
+    values = {"timestamp": "1661500800000"}  # 26AUG22, 08:00
+    assert "BTC 30SEP22" in drawn(ChainView("here"), FakeListener(*CHAIN, "BTC-30SEP22-25000-C", **values))
+    assert "BTC 26AUG22, forward 20,100.00, expired" in drawn(ChainView("here"), FakeListener(*CHAIN, **values))
+
+
+def test_without_a_forward_no_strike_is_marked() -> None:
+    """Then the strikes in the middle are shown."""
+    names = [f"BTC-26AUG22-{strike}-C" for strike in range(10_000, 90_000, 1_000)]
+    shown = drawn(ChainView("here"), FakeListener(*names, underlying_price=""))
+    assert "BTC 26AUG22, 20 d 3 h left" in shown
+    assert "50000" in shown
+    assert "10000" not in shown
+
+
+def test_quotes_have_the_same_decimals() -> None:
+    """So that they can be compared. 0 means that there is no quote."""
+    shown = drawn(ChainView("here"), FakeListener(*CHAIN, best_bid_price="0", best_ask_price="0.0125"))
+    (line,) = (line for line in shown.splitlines() if "20000" in line)
+    assert [cell.strip() for cell in line.split("│")[3:5]] == ["-", "0.0125"]
+    listener = FakeListener(*CHAIN, best_bid_price="0.01", best_ask_price="12.5")
+    assert drawn(ChainView("here"), listener).count("12.50") == 6
 
 
 def test_futures_have_a_table_of_their_own() -> None:
@@ -168,11 +226,11 @@ def test_refuses_a_malformed_expiry(day: str) -> None:
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_a_chain_fits_the_terminal(width: int) -> None:
+@pytest.mark.parametrize(("bid", "ask"), [("0.0125", "0.13055"), ("12345.5", "22345"), ("0.00001", "1234567")])
+def test_a_chain_fits_the_terminal(bid: str, ask: str, width: int) -> None:
     """No cell is cut, also with many digits."""
-    listener = FakeListener(
-        *CHAIN, mark_iv="100.05", delta="-0.99999", best_bid_price="0.0125", best_ask_price="0.1305"
-    )
+    names = [f"BTC-26AUG22-{strike}-{side}" for strike in (100_000, 150_000) for side in "CP"]
+    listener = FakeListener(*names, mark_iv="100.05", delta="-0.99999", best_bid_price=bid, best_ask_price=ask)
     shown = drawn(ChainView("here"), listener, width)
     assert "…" not in shown
     assert max(map(len, shown.splitlines())) <= width

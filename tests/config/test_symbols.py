@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finx_streamer.config.symbols import MONTH_LETTERS, Option, Pair, parse_symbol, suggest_pair
+from finx_streamer.config.symbols import MONTH_LETTERS, Instrument, Option, Pair, parse_symbol, suggest_pair
 from finx_streamer.errors import ConfigurationError, make_printable
 
 codes = st.text("ABCXYZ0123456789", min_size=1, max_size=32)
@@ -226,3 +227,20 @@ def test_parses_every_recorded_pair(shared_data: Path) -> None:
         tick = json.loads(line).get("line")
         if tick:
             assert tick["pair"] == str(Pair.parse(tick["pair"]))
+
+
+@given(st.datetimes(datetime(2010, 1, 1), datetime(2099, 12, 31)), st.sampled_from(["BTC", "BTC_USDC", "ETH"]))
+def test_the_month_of_an_option_includes_it(expiry: datetime, underlying: str) -> None:
+    """It can be parsed, except for an underlying with an underscore."""
+    option = Instrument.parse(f"{underlying}-{expiry.day}{expiry:%b%y}-20000-C".upper())
+    month = Option.of(option)
+    assert month.includes(option)
+    if "_" not in underlying:
+        assert Option.parse(str(month)) == month
+
+
+@pytest.mark.parametrize("name", ["BTC-26AUG22", "BTC-PERPETUAL"])
+def test_only_options_have_a_month(name: str) -> None:
+    """A month means options, so a future isn't part of it."""
+    with pytest.raises(ConfigurationError, match="is not an option"):
+        Option.of(Instrument.parse(name))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import email.utils
 import json
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Any, NoReturn
 import pytest
 import trustme
 
-from finx_streamer import ConfigurationError, doctor
+from finx_streamer import ConfigurationError, Endpoint, doctor
 from finx_streamer.diagnosis.limits import Deadline
 from finx_streamer.diagnosis.report import Check, Report, Verdict
 from finx_streamer.server import LocalServer, SimulatedMarket
@@ -48,7 +49,7 @@ def said(report: Report) -> dict[str, str]:
     return {check.name: check.found.partition(":")[0] for check in report.assumptions}
 
 
-def examine(url: str, **arguments: Any) -> Report:
+def examine(url: str | Endpoint, **arguments: Any) -> Report:
     return doctor(endpoint=url, **{"api_key": "doctor-key"} | arguments)
 
 
@@ -280,6 +281,71 @@ def finx(*stream: bytes, answers: dict[str, Any]) -> Any:
                 caller.send(frame(json.dumps(message)))
 
     return script
+
+
+SHARED: dict[str, Any] = {"wire": "subscribe"}
+
+
+@pytest.mark.parametrize("form", ["python", "command"])
+def test_the_stream_of_a_second_wire(form: str) -> None:
+    """The pair is requested on a shared connection, and its first tick is timed."""
+    with LocalServer(SimulatedMarket([PAIR]), keys={"doctor-key"}) as server:
+        if form == "command":
+            command = ("doctor", "--endpoint", server.url, "--wire", "subscribe", "--json")
+            shown = run(*command, FINX_API_KEY="doctor-key").stdout
+            checks = {each["name"]: each["found"] for each in json.loads(shown)["checks"]}
+        else:
+            report = examine(Endpoint(server.url, **SHARED))
+            assert report.ok
+            checks = {check.name: check.found for check in report.checks}
+            assert (
+                said(report)["streams under streaming/ (S)"] == said(report)["unknown pair is 404 (O)"] == "confirmed"
+            )
+            assert said(report)["ticks in an envelope (S)"] == "not seen"
+    assert checks["endpoint"] == f"{server.url}, all streams on one connection"
+    assert re.match(r"the server confirmed the pair after \d+ ms; a tick after \d+ ms: ", checks["first message"])
+
+
+def shared_wire(*messages: Any, answers: dict[str, Any]) -> Any:
+    """A script that answers the request of the pair with these messages, and functions as `finx` does."""
+    return finx(answers={"getSpotRates": messages, **answers})
+
+
+def test_a_pair_that_is_refused_silently() -> None:
+    """FinX confirms nothing, so this looks like a quiet pair. Both are said."""
+    with Peer(shared_wire(answers={"tickSnap": [no_tick()]})) as peer:
+        report = examine(Endpoint(peer.url, **SHARED))
+    first = found(report)["first message"]
+    assert (first.verdict, first.found) == (Verdict.NOTE, "no tick within 5 s")
+    assert first.advice.startswith("FinX may have refused BTC:USDC silently: check it. The pair may be quiet now")
+
+
+def test_a_pair_that_is_refused() -> None:
+    """Our server says why."""
+    with LocalServer(SimulatedMarket(["ETH:USDC"]), keys={"doctor-key"}) as server:
+        report = examine(Endpoint(server.url, **SHARED))
+    first = found(report)["first message"]
+    assert first.verdict is Verdict.FAILED
+    assert "unknown pair BTC:USDC" in first.found
+    assert first.advice == "Check the pair and the key."
+
+
+def test_ticks_of_the_second_wire_are_timed_from_the_request() -> None:
+    """Answers to other functions may come first."""
+    with Peer(shared_wire({"keepAlive": True}, FLAT, answers={})) as peer:
+        report = examine(Endpoint(peer.url, **SHARED))
+    first = found(report)["first message"]
+    assert re.match(r"no tick after \d+ ms, but .*keepAlive.*; a tick after \d+ ms: 1.50 on X", first.found)
+    assert first.verdict is Verdict.NOTE
+
+
+def test_a_second_wire_that_is_somewhere_else() -> None:
+    """A 404 isn't about the pair."""
+    with Peer(refuse("404 Not Found")) as peer:
+        report = examine(Endpoint(peer.url, **SHARED))
+    assert (
+        found(report)["handshake"].advice == 'Try Endpoint(url, prefix="streaming", wire="subscribe"), or wire="url".'
+    )
 
 
 FLAT = {"pair": PAIR, "unixDate": 1659897295, "UTCDate": "2022-08-07T18:34:55.000Z", "exchange": "X", "price": "1.50"}
