@@ -151,7 +151,8 @@ class Decoder:
             return message
         if self.bounded and len(payload) > MAX_NOTICE:
             return self._too_long(payload)
-        return self._decode(_redacted(payload), received_ns)
+        safe = _redacted(payload)
+        return message if safe == payload else self._decode(safe, received_ns)
 
     def decode_list(self, payload: bytes | Binary) -> list[Any] | ServerError | DecodeError:
         """Decode an answer that is a JSON array, and redact it. An error is returned, as by `decode`."""
