@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .. import ConfigurationError
-from ..config.api_key import ENVIRONMENT_VARIABLE
+from ..config.api_key import ENVIRONMENT_VARIABLE, from_environment
 from ..config.redaction import remember
 from .terminal import say
 
@@ -25,7 +25,7 @@ def api_key(file: Path | None) -> str | Callable[[], str]:
         ConfigurationError: There is no key at the moment.
     """
     if file is None:
-        key = os.environ.get(ENVIRONMENT_VARIABLE, "").strip()
+        key = from_environment()
         if not key:
             raise ConfigurationError(f"no API key: set {ENVIRONMENT_VARIABLE}, or pass --api-key-file FILE")
         # From now on, errors about other options mask it.

@@ -159,7 +159,7 @@ class PartFile:
     def _begin(self, resume: bool) -> Iterator[IO[str]]:
         """Write a new file at `path`. The old one stays until all that is kept of it has been copied."""
         new = _beside(self.target, ".part.new")
-        started = False
+        ready = False
         try:
             with open(new, "wb", opener=self._opener) as raw:
                 if self._mode is not None:
@@ -168,13 +168,14 @@ class PartFile:
                     file.write(self._format.header)
                     if resume and self.path.exists():
                         self._copy_kept(file)
+                    # Not after `replace`: Ctrl-C may come in between.
+                    ready = True
                     os.replace(new, self.path)
-                    started = True
                     yield file
                 raw.flush()
                 os.fsync(raw.fileno())
         except BaseException:
-            if not started:
+            if not ready or new.exists():
                 new.unlink(missing_ok=True)
             elif next(self._kept_ticks(), None) is None:
                 self.path.unlink()

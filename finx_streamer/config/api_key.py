@@ -17,7 +17,7 @@ ENVIRONMENT_VARIABLE = "FINX_API_KEY"
 
 _MISSING = f"no API key: pass api_key= or set the environment variable {ENVIRONMENT_VARIABLE}"
 _ALLOWED = re.compile(r"[!-~]+")
-_URL = re.compile(r"\s*(wss?|https?)://", re.IGNORECASE)
+_URL = re.compile(r"(wss?|https?)://", re.IGNORECASE)
 
 
 class ApiKey:
@@ -44,9 +44,17 @@ class ApiKey:
         raise TypeError("an ApiKey can't be pickled: the pickle would hold the key in clear text")
 
 
+def from_environment() -> str:
+    """Return the key in the environment. Empty if there is none."""
+    return os.environ.get(ENVIRONMENT_VARIABLE, "").strip()
+
+
 @attrs.frozen
 class KeySource:
-    """Supplies keys: a fixed one, or those that a callable or (None) the environment returns at each attempt."""
+    """Supplies keys: a fixed one, or those that a callable or (None) the environment returns at each attempt.
+
+    White space around a key is removed, wherever it comes from: a key from a file often ends with a newline.
+    """
 
     _given: ApiKey | Callable[[], str | None] | None = attrs.field(repr=False)
 
@@ -55,7 +63,7 @@ class KeySource:
         """Check the user's `api_key`. Raises `ConfigurationError`, which never shows the value."""
         if api_key is None:
             # The key may also have been given in a wrong place, where an error would show it.
-            current = os.environ.get(ENVIRONMENT_VARIABLE, "")
+            current = from_environment()
             if not _fault(current):
                 remember(current)
             return cls(None)
@@ -63,6 +71,7 @@ class KeySource:
             return cls(api_key)
         if not isinstance(api_key, str):
             raise ConfigurationError(f"api_key: expected a str, a callable or None, not {type(api_key).__name__}")
+        api_key = api_key.strip()
         if fault := _fault(api_key):
             raise ConfigurationError(f"api_key: {fault}")
         remember(api_key)
@@ -84,7 +93,7 @@ class KeySource:
             remember(self._given.reveal())
             return self._given
         if self._given is None:
-            key: object = os.environ.get(ENVIRONMENT_VARIABLE)
+            key: object = from_environment()
             missing = _MISSING
         else:
             missing = "the api_key callable returned no key"
@@ -92,6 +101,8 @@ class KeySource:
                 key = self._given()
             except Exception as cause:
                 raise ConnectionFailed(f"the api_key callable raised {type(cause).__name__}") from cause
+        if isinstance(key, str):
+            key = key.strip()
         if not key:
             raise AuthenticationError(missing, permanent=True)
         if not isinstance(key, str):
@@ -109,6 +120,5 @@ def _fault(key: str) -> str | None:
     if _URL.match(key):
         return "a URL was given as the key; expected a key as FinX issued it. Pass the URL as endpoint="
     if not _ALLOWED.fullmatch(key):
-        advice = "; a key read from a file may need .strip()" if key != key.strip() else ""
-        return f"it has white space, control or non-ASCII characters; expected printable ASCII{advice}"
+        return "it has white space inside, control or non-ASCII characters; expected printable ASCII"
     return None
