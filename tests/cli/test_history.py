@@ -14,16 +14,21 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from finx_streamer import ConfigurationError
+from finx_streamer.cli.formats import JSON
 from finx_streamer.cli.history import parse_time
+from finx_streamer.cli.part_file import PartFile, Request
 from finx_streamer.server import LocalServer, SimulatedMarket, Tape
 from tests.support.calls import answer
 from tests.support.cli import (
@@ -461,6 +466,29 @@ def test_ctrl_c_leaves_the_old_file(server: LocalServer, tmp_path: Path, signum:
     server.resume()
     assert (code, out) == (130, "")
     assert f"interrupted after 0 ticks; {output} was not written" in err
+    assert list(tmp_path.iterdir()) == [output]
+    assert output.read_text() == "before"
+
+
+def test_ctrl_c_right_after_the_temporary_file_appears(tmp_path: Path) -> None:
+    """Then the file of an interrupted run without ticks goes, and the old one stays."""
+    output = tmp_path / "ticks.jsonl"
+    output.write_text("before")
+    part = PartFile(output, None, False, JSON)
+    request = Request("BTC:USDC", None, "json", "2022-07-02", None, NOON, NOON)
+
+    def interrupt(frame: FrameType, event: str, argument: object) -> Any:
+        if frame.f_code.co_name == "_begin" and part.path.exists():
+            raise KeyboardInterrupt
+        return interrupt
+
+    before = sys.gettrace()
+    sys.settrace(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt), part.open(request, resume=False):
+            pytest.fail("the block was entered")
+    finally:
+        sys.settrace(before)
     assert list(tmp_path.iterdir()) == [output]
     assert output.read_text() == "before"
 
