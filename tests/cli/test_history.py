@@ -453,6 +453,15 @@ def wait_for_temporary_file(folder: Path) -> None:
     wait_until(lambda: any(folder.glob("*.part")), "the temporary file exists")
 
 
+@pytest.fixture
+def hangup_not_ignored() -> Iterator[None]:
+    """`nohup make test` ignores SIGHUP, and the programs that tests start would do the same."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangup_not_ignored")
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_leaves_the_old_file(server: LocalServer, tmp_path: Path, signum: int) -> None:
     """A new file is complete, or it doesn't appear."""
