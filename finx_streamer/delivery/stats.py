@@ -54,7 +54,7 @@ class StreamStats(Totals):
         decode_errors: Messages that could not be decoded.
         connection_errors: Connection attempts that failed, and connections that were lost.
         reconnects: How often the connection was re-established.
-        gaps: How often the connection was lost and ticks may have been missed.
+        gaps: How often the connection was lost and ticks may have been missed. Counted when it is back.
         filled_ticks: Ticks fetched from history.
         held: Ticks received and held back while a gap is being filled.
         bytes: Bytes received on the connection.
@@ -97,7 +97,7 @@ class ListenerStats(Totals):
         decode_errors: Messages that could not be decoded.
         connection_errors: Connection attempts that failed, and connections that were lost.
         reconnects: How often connections were re-established.
-        gaps: How often a connection was lost and ticks may have been missed.
+        gaps: How often a connection was lost and ticks may have been missed. Counted when it is back.
         filled_ticks: Ticks fetched from history.
         held: Ticks received and held back while gaps are being filled.
         bytes: Bytes received on the connections.
