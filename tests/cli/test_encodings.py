@@ -51,7 +51,7 @@ def test_data_is_printed_in_any_encoding(server: LocalServer, arguments: tuple[s
 )
 def test_the_live_table_uses_what_the_terminal_has(encoding: str, box: str, dot: str, arrows: str) -> None:
     """Boxes, dots and arrows are ASCII in a terminal that has no others."""
-    shown, code = run_in_terminal("demo", "--limit", "20", PYTHONIOENCODING=encoding)
+    shown, code = run_in_terminal("demo", "--limit", "60", PYTHONIOENCODING=encoding)
     assert code == 0
     assert "Traceback" not in shown
     assert box in shown
