@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from finx_streamer import DecodeError, Endpoint, Greeks, State, StreamListener, StreamNotFound, greeks_to_pandas
+from finx_streamer import DecodeError, Endpoint, Greeks, State, StreamListener, StreamNotFound
 from finx_streamer.server import LocalServer, Tape
 from tests.support.contracts import BEGIN, CALL, FUTURE, MONTH, PERPETUAL, PUT, ticker
 from tests.support.peers import PAIR, PATIENCE, QUICK, Caller, Peer, Seen, frame
@@ -91,7 +91,6 @@ def test_months_contracts_and_pairs(server: LocalServer, seen: Seen, values: Val
         assert {each["exchange"] for each in values.all} == {"DERIBIT"}
         assert {each["delta"] for each in values.all} == {None}
         assert set(listener.greeks()) == {CALL, PUT, FUTURE, PERPETUAL}
-        assert set(greeks_to_pandas(listener.greeks())["instrument"]) == set(listener.greeks())
     assert seen.errors == []
 
 
