@@ -132,7 +132,7 @@ class Kernel:
         """Run a cell, wait for its end, and check that it raised nothing."""
         run = self.begin(code, cell)
         self.wait_idle(run)
-        assert self.errors(run) == []
+        assert not (errors := self.errors(run)), errors[0]
         return run
 
     def wait_idle(self, run: str) -> None:
