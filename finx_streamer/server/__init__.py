@@ -18,9 +18,19 @@ except ImportError as error:
 
 from .local import LocalServer
 from .market import SimulatedMarket
-from .source import Source
-from .stats import ServerStats
+from .source import LiveSource, Outlet, Source
+from .stats import ExchangeStats, ServerStats
 from .tape import Tape
 from .ticks import Tick
 
-__all__ = ["LocalServer", "ServerStats", "SimulatedMarket", "Source", "Tape", "Tick"]
+__all__ = [
+    "ExchangeStats",
+    "LiveSource",
+    "LocalServer",
+    "Outlet",
+    "ServerStats",
+    "SimulatedMarket",
+    "Source",
+    "Tape",
+    "Tick",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
@@ -17,6 +17,7 @@ from .protocol import (
     encode_contract_enveloped,
     encode_flat,
     encode_frame,
+    encode_notice,
     tick_encoder,
 )
 from .recorder import Recorder
@@ -113,6 +114,12 @@ class Hub:
         if audiences is not None:
             for audience in audiences:
                 self._counters.ticks_sent += self._queue(encode_frame(audience.encode(played)), audience, can_wait)
+
+    def notify_subscribers(self, symbol: str, notice: Mapping[str, Any]) -> None:
+        """Queue a notice for all subscribers of a symbol. Call `flush()` afterwards."""
+        data = encode_frame(encode_notice(notice))
+        for audience in self._audiences.get(symbol, ()):
+            self._queue(data, audience, can_wait=False)
 
     def _publish_contract(self, ticker: ContractTicker, can_wait: bool) -> None:
         self._counters.greeks_played += 1

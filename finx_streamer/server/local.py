@@ -21,7 +21,7 @@ from .recorder import Recorder
 from .recording import Recorded, Recording
 from .service import Only, ServerState, Service
 from .settings import Settings, plain_number
-from .source import Source
+from .source import LiveSource, Source
 from .stats import ServerStats
 from .store import TickStore
 from .thread import ServerThread
@@ -52,7 +52,7 @@ class LocalServer:
     they persist across restarts. A malformed argument of any method raises `ConfigurationError`.
 
     Args:
-        source (Source): The market to play: a `Tape`, a `SimulatedMarket` or your own source.
+        source (Source | LiveSource): The market: a `Tape`, a `SimulatedMarket`, an `ExchangeMarket` or your own.
         keys (Iterable[str] | None): The API keys to accept. `None` accepts any key that isn't empty.
         host (str): The address to listen on; `"::"` is all interfaces, for IPv6 and IPv4. Beyond loopback, the server
             warns. On every host, web pages of other hosts are refused with 403, based on their Origin header.
@@ -91,7 +91,7 @@ class LocalServer:
 
     def __init__(
         self,
-        source: Source,
+        source: Source | LiveSource,
         *,
         keys: Iterable[str] | None = None,
         host: str = "127.0.0.1",

@@ -1,29 +1,65 @@
-"""Play a source through a hub, on one clock for all clients."""
+"""Feed a hub: play a source on one clock for all clients, or let a live source send its market."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import cycle, repeat
+from typing import Any, cast
+
+import attrs
 
 from .contracts import ContractTicker, Played
 from .hub import Hub
-from .source import Source
+from .settings import is_live
+from .source import LiveSource, Source
 from .tape import Tape
 
 #: The most ticks to publish before the event loop gets a turn.
 MAX_BURST = 128
 
 
-async def play_source(source: Source, hub: Hub, on_start: Callable[[], None]) -> None:
-    """Wait for `source.wait_for` streams, then play the source to its end."""
+async def play_source(source: Source | LiveSource, hub: Hub, on_start: Callable[[], None]) -> None:
+    """Play a source to its end, once `source.wait_for` streams are connected. A live source begins at once."""
+    if is_live(source):
+        on_start()
+        await source.run(HubOutlet(hub))
+    else:
+        await _play(cast(Source, source), hub, on_start)
+
+
+async def _play(source: Source, hub: Hub, on_start: Callable[[], None]) -> None:
     await _wait_until(hub, lambda: hub.streams >= source.wait_for)
     on_start()
     if source.paced:
         await _play_paced(source, hub)
     else:
         await _play_unpaced(source, hub)
+
+
+@attrs.frozen
+class HubOutlet:
+    """The `Outlet` of a live source."""
+
+    _hub: Hub
+
+    async def publish(self, played: Sequence[Played]) -> None:
+        hub = self._hub
+        burst = min(MAX_BURST, hub.recorder.max_burst)
+        for start in range(0, len(played), burst):
+            some = played[start : start + burst]
+            await _wait_until(hub, lambda: hub.recorder.has_room(burst))
+            for each in some:
+                hub.publish(each)
+            hub.flush()
+            if start + burst < len(played):
+                await asyncio.sleep(0)
+
+    def notify(self, pairs: Iterable[str], notice: Mapping[str, Any]) -> None:
+        for pair in pairs:
+            self._hub.notify_subscribers(pair, {**notice, "pair": pair})
+        self._hub.flush()
 
 
 def _played(source: Source) -> Iterator[tuple[int | None, tuple[float, Played]]]:

@@ -11,7 +11,7 @@ import json
 import struct
 from collections.abc import Callable, Collection, Mapping, Sequence
 from http import HTTPStatus
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 import attrs
@@ -215,6 +215,11 @@ def encode_flat(tick: Tick) -> str:
             "price": tick["price"],
         }
     )
+
+
+def encode_notice(notice: Mapping[str, Any]) -> str:
+    """Encode a message that isn't a tick. Source: O."""
+    return _compact(notice)
 
 
 def encode_frame(message: str | bytes) -> bytes:

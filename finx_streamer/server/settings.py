@@ -6,13 +6,13 @@ import math
 import numbers
 import socket
 import ssl
-from typing import Any
+from typing import Any, TypeGuard
 
 import attrs
 
 from ..errors import ConfigurationError
 from .protocol import Form, tick_encoder
-from .source import Source
+from .source import LiveSource, Source
 
 
 def plain_number(value: Any) -> Any:
@@ -22,16 +22,21 @@ def plain_number(value: Any) -> Any:
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
+def is_live(source: object) -> TypeGuard[LiveSource]:
+    """Whether a source is a `LiveSource`."""
+    return hasattr(source, "pairs") and hasattr(source, "run")
+
+
 def _check_source(_: Settings, __: attrs.Attribute[Any], source: object) -> None:
     # Without this check, only the first client would notice.
     if isinstance(source, type):
         given = f"the class {source.__name__}"
-    elif all(hasattr(source, name) for name in ("pairs", "wait_for", "paced", "play")):
+    elif all(hasattr(source, name) for name in ("pairs", "wait_for", "paced", "play")) or is_live(source):
         return
     else:
         given = f"a {type(source).__name__}"
     raise ConfigurationError(
-        f"source is {given}; expected a Tape, a SimulatedMarket or another Source, as in "
+        f"source is {given}; expected a Tape, a SimulatedMarket, an ExchangeMarket or another source, as in "
         "LocalServer(Tape('ticks.jsonl'))"
     )
 
@@ -64,7 +69,7 @@ def _check_form(_: Settings, __: attrs.Attribute[Any], form: Form) -> None:
 class Settings:
     """The settings of a server, validated. `LocalServer` documents them. Times are in seconds."""
 
-    source: Source = attrs.field(validator=_check_source)
+    source: Source | LiveSource = attrs.field(validator=_check_source)
     host: str
     port: int = attrs.field(converter=plain_number, validator=_check_port)
     ssl_context: ssl.SSLContext | None

@@ -1,11 +1,12 @@
-"""`Source`: the interface of a market that the server can play."""
+"""The interfaces of markets: a `Source` is played on the server's clock, a `LiveSource` sends ticks as they occur."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 from .contracts import Played
+from .stats import ExchangeStats
 
 
 class Source(Protocol):
@@ -61,3 +62,69 @@ class Source(Protocol):
             Iterator[tuple[float, Tick | ContractTicker]]: When each tick is due, in seconds since the start, never
             decreasing; and the tick, or the ticker of a contract.
         """
+
+
+class Outlet(Protocol):
+    """Where a `LiveSource` sends its market. Call it in the server's event loop."""
+
+    async def publish(self, played: Sequence[Played]) -> None:
+        """Wait until the store has room, then store ticks and contract tickers, and send them to their subscribers.
+
+        It never waits for a client: a slow one is disconnected. While it waits, read nothing more, so that the exchange
+        feels the back-pressure.
+
+        Args:
+            played (Sequence[Tick | ContractTicker]): The ticks, in the order in which clients receive them.
+        """
+
+    def notify(self, pairs: Iterable[str], notice: Mapping[str, Any]) -> None:
+        """Send a notice to the subscribers of each pair.
+
+        Args:
+            pairs (Iterable[str]): The pairs that it concerns.
+            notice (Mapping[str, Any]): What to send. The key `pair` is added.
+        """
+
+
+class LiveSource(Protocol):
+    """A market that sends ticks as they occur. `ExchangeMarket` is one. Any class with these members is one::
+
+        import asyncio
+        from datetime import UTC, datetime
+
+        from finx_streamer.server import LocalServer
+
+
+        class OneTickPerSecond:
+            pairs = frozenset({"BTC:USDC"})
+
+            async def run(self, outlet):
+                for second in range(60):
+                    date, time = datetime.now(UTC).isoformat("T", "milliseconds")[:23].split("T")
+                    tick = {"pair": "BTC:USDC", "date": date, "time": time, "exchange": "MINE", "price": str(second)}
+                    await outlet.publish([tick])
+                    await asyncio.sleep(1.0)
+
+
+        with LocalServer(OneTickPerSecond()) as server:
+            print(server.url)
+
+    A live source with options has a property `contracts`, as a `Source` has. One that is fed by exchanges has a
+    property `exchange_stats`: a mapping from each exchange's name to its `ExchangeStats`.
+    """
+
+    @property
+    def pairs(self) -> frozenset[str]:
+        """The pairs that clients can subscribe to now. Any other pair is refused with 404."""
+
+    async def run(self, outlet: Outlet) -> None:
+        """Send the market until it ends, or until this task is cancelled, which happens when the server stops.
+
+        Args:
+            outlet (Outlet): Where to send it.
+        """
+
+
+def exchange_stats(source: Source | LiveSource) -> Mapping[str, ExchangeStats]:
+    """The counters of each exchange that feeds a source. Most have none."""
+    return getattr(source, "exchange_stats", {})

@@ -8,6 +8,31 @@ import attrs
 
 
 @attrs.frozen
+class ExchangeStats:
+    """A snapshot of the counters of one exchange that feeds an `ExchangeMarket`. Totals count from the server's start.
+
+    Attributes:
+        connected (bool): Whether the exchange sends trades now.
+        trades (int): Total trades of this exchange that became ticks.
+        reconnects (int): Total connections that were lost and opened again.
+        gaps (int): Total gaps in the trades of a pair: each lost connection and each jump of IDs.
+        filled (int): Total missed trades that the exchange's REST interface returned.
+        unfilled (int): Total gaps that weren't filled in full.
+        lost (int): Total trades that are known to be missing. Exact where the exchange's IDs are consecutive.
+        lag (float | None): Seconds from the newest trade's own time to its arrival. `None` before the first one.
+    """
+
+    connected: bool = False
+    trades: int = 0
+    reconnects: int = 0
+    gaps: int = 0
+    filled: int = 0
+    unfilled: int = 0
+    lost: int = 0
+    lag: float | None = None
+
+
+@attrs.frozen
 class ServerStats:
     """A snapshot of a server's counters::
 
@@ -32,6 +57,7 @@ class ServerStats:
         slow_clients (int): Total clients disconnected with 1013 because they were too slow.
         calls (int): Total function calls on all connections, failed ones included. Subscribing isn't a call.
         ticks_stored (int): Ticks in the store now. Ticks in a batch that is not yet written don't count.
+        exchanges (Mapping[str, ExchangeStats]): The counters of each exchange that feeds the source.
         store_error (str | None): Why the store can't be written now, as on a full disk. `None` if it can.
         started (bool): Whether the source has started.
         finished (bool): Whether the source has ended.
@@ -49,6 +75,7 @@ class ServerStats:
     slow_clients: int = 0
     calls: int = 0
     ticks_stored: int = 0
+    exchanges: Mapping[str, ExchangeStats] = attrs.field(factory=dict)
     store_error: str | None = None
     started: bool = False
     finished: bool = False

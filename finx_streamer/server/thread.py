@@ -14,6 +14,7 @@ from typing import TypeVar
 from ..clock import monotonic
 from .service import ServerState, Service
 from .settings import Settings
+from .source import exchange_stats
 from .stats import ServerStats
 
 log = logging.getLogger("finx_streamer.server")
@@ -89,6 +90,7 @@ class ServerThread:
             slow_clients=counters.slow_clients,
             calls=counters.calls,
             ticks_stored=self._state.recorder.store.count,
+            exchanges=dict(exchange_stats(self._settings.source)),
             store_error=self._state.recorder.error,
             started=service is not None and service.started,
             finished=service is not None and service.finished,
