@@ -15,7 +15,17 @@ from tests.support.program import run_program
 
 def test_exports_the_public_names() -> None:
     """The public names are fixed."""
-    expected = "ExchangeStats LiveSource LocalServer Outlet ServerStats SimulatedMarket Source Tape Tick".split()
+    expected = [
+        "ExchangeStats",
+        "LiveSource",
+        "LocalServer",
+        "Outlet",
+        "ServerStats",
+        "SimulatedMarket",
+        "Source",
+        "Tape",
+        "Tick",
+    ]
     assert finx_streamer.server.__all__ == expected
 
 
