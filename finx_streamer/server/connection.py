@@ -14,6 +14,7 @@ from websockets.protocol import State
 
 from .pages import METHOD_NOT_ALLOWED
 from .protocol import Route, encode_frame
+from .resuming import Start
 from .settings import Settings
 
 #: The close code for a client that is too slow: try again later.
@@ -57,6 +58,8 @@ class Connection(ServerConnection):
     def __init__(self, *arguments: Any, settings: Settings, observer: Observer, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.route: Route | None = None
+        #: Where its stream starts in the log, if the client asked for that.
+        self.start: Start | None = None
         self.frozen = False
         self.queued_bytes = 0
         self._settings = settings

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
+import json
 import logging
 import socket
 import sqlite3
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from functools import partial
 from http import HTTPStatus
 from typing import Literal, cast
 
@@ -35,13 +36,17 @@ from .protocol import (
     Wire,
     check_origin,
     check_symbol,
+    encode_notice,
     error_message,
     parse_path,
 )
 from .recorder import Recorder, StoreFailed
+from .resuming import ASK, PAGE, RESUME, Start
 from .settings import Settings
 from .stats import Counters
+from .store import TickStore
 from .tape import Tape
+from .tick_log import Position
 
 log = logging.getLogger("finx_streamer.server")
 # At DEBUG, websockets logs request lines, which contain the API key.
@@ -54,7 +59,7 @@ _wire_log.addFilter(lambda record: record.msg != "opening handshake failed")
 MESSAGE_LIMIT = 16_384
 #: The most subscriptions of a connection. Source: O.
 SUBSCRIPTION_LIMIT = 10_000
-GOING_AWAY = 1001
+GOING_AWAY, TRY_AGAIN = 1001, 1013
 #: The number of loop iterations that asyncio needs to create or close a transport.
 _TRANSPORT_ITERATIONS = 4
 
@@ -139,6 +144,7 @@ class Service:
             sock=listener,
             ssl=settings.ssl_context,
             process_request=self._admit,
+            process_response=_add_headers,
             compression=None,
             open_timeout=settings.open_timeout,
             ping_interval=settings.ping_interval,
@@ -148,9 +154,7 @@ class Service:
             write_limit=CHUNK,
             logger=_wire_log,
             server_header="finx-streamer",
-            create_connection=cast(
-                type[ServerConnection], functools.partial(Connection, settings=settings, observer=self.hub)
-            ),
+            create_connection=cast(type[ServerConnection], partial(Connection, settings=settings, observer=self.hub)),
         )
 
     async def _play(self) -> None:
@@ -181,8 +185,10 @@ class Service:
             check_origin(request.headers.get_all("Origin"), request.headers.get_all("Host"), self._settings.host)
             if self._state.handshake_faults.take_stall():
                 await self._resumed.wait()
-            client.route = self._check_request(request.path)
+            client.route = route = self._check_request(request.path)
             self.hub.admit(client)
+            if route.kind is Kind.TICKS and (wanted := request.headers.get_all(RESUME)):
+                client.start = await self._find_start(wanted[0])
         except HandshakeRefused as refused:
             self._state.counters.refused += 1
             log.info("handshake refused: %d", refused.status)
@@ -225,15 +231,18 @@ class Service:
                 # The key was revoked during the handshake.
                 client.begin_close(1008, "the API key was revoked")
             elif client.route.kind is not Kind.FUNCTIONS:
-                self._begin_stream(client, client.route)
+                await self._begin_stream(client, client.route)
             await self._answer_messages(client)
         except ConnectionClosed:
             pass
         finally:
             self.hub.on_closing(client)
 
-    def _begin_stream(self, client: Connection, route: Route) -> None:
+    async def _begin_stream(self, client: Connection, route: Route) -> None:
         """Begin the stream of the URL."""
+        if client.start is not None:
+            await self._resume(client, route.symbol, Wire.URL, client.start)
+            return
         is_played = route.kind is Kind.TICKS or bool(self._settings.contracts)
         if self.hub.subscribe(client, route.symbol, Wire.URL, is_played=is_played):
             self.hub.send_newest(client, route.symbol)
@@ -288,7 +297,8 @@ class Service:
                 raise CallError(failure)
             prepared = prepare(call, self._settings.source.pairs, self._settings.contracts)
             if isinstance(prepared, Subscription):
-                return self._change_subscription(client, prepared)
+                await self._change_subscription(client, prepared)
+                return None
             return prepared if isinstance(prepared, str) else await self._state.recorder.query(prepared)
         except (CallError, StoreFailed) as error:
             return error_message(str(error), None if call is None else call.subject)
@@ -296,24 +306,73 @@ class Service:
             log.error("cannot read the tick store: %s", error)
             return error_message("the tick store cannot be read")
 
-    def _change_subscription(self, client: Connection, subscription: Subscription) -> str | None:
-        """Begin or end a subscription. Returns what is to be sent afterwards."""
-        if not subscription.begins:
-            self.hub.unsubscribe(client, subscription.symbol)
-            return subscription.answer
+    async def _change_subscription(self, client: Connection, change: Subscription) -> None:
+        """Begin or end a subscription, and answer."""
+        if not change.begins:
+            self.hub.unsubscribe(client, change.symbol)
+            _answer(client, change.answer)
+            return
         subscriptions = self.hub.connections.get(client, {})
-        if subscription.symbol not in subscriptions and len(subscriptions) >= SUBSCRIPTION_LIMIT:
+        if change.symbol in subscriptions:
+            _answer(client, change.answer)
+            return
+        if len(subscriptions) >= SUBSCRIPTION_LIMIT:
             raise CallError(
                 f"this connection has {SUBSCRIPTION_LIMIT:,} subscriptions, the most that are possible; "
                 "use another connection for further ones"
             )
+        start = None if change.resume is None else await self._find_start(change.resume)
+        if start is not None and change.answer is not None:
+            _answer(client, {**change.answer, **start.members})
+            await self._resume(client, change.symbol, Wire.SUBSCRIBE, start)
+            return
         # In force before the answer. Nothing is published in between.
-        is_new = self.hub.subscribe(client, subscription.symbol, Wire.SUBSCRIBE)
-        if subscription.answer is not None:
-            client.reply(subscription.answer)
-        if is_new:
-            self.hub.send_newest(client, subscription.symbol)
-        return None
+        self.hub.subscribe(client, change.symbol, Wire.SUBSCRIBE)
+        _answer(client, change.answer)
+        self.hub.send_newest(client, change.symbol)
+
+    async def _find_start(self, wanted: object) -> Start | None:
+        """Where a client that can resume starts. None while there is no log."""
+        recorder = self._state.recorder
+        if recorder.log is None:
+            return None
+        position = Position.parse(wanted) if isinstance(wanted, str) and wanted != ASK else None
+        newest, found = recorder.newest, None
+        if position is not None:
+            # The query waits until everything up to `newest` is stored.
+            try:
+                found = await recorder.query(lambda store: store.resume_at(position, newest))
+            except (StoreFailed, sqlite3.Error):
+                return None
+        refused = found is None and wanted != ASK
+        return Start(newest if found is None else found, Position(recorder.log, newest), refused)
+
+    async def _resume(self, client: Connection, symbol: str, wire: Wire, start: Start) -> None:
+        """Send what the client missed from the log, and then what was published meanwhile."""
+        gate = self.hub.hold(client, symbol, wire)
+        if gate is None:
+            return
+        after = start.number
+        while after < gate.until:
+            until = gate.until
+            try:
+                page = await self._state.recorder.query(partial(_read_log, symbol, after, until))
+            except (StoreFailed, sqlite3.Error):
+                page = None
+            if page is None:
+                # The client connects again, and is refused the position.
+                client.begin_close(TRY_AGAIN, "the log no longer holds what was missed")
+                return
+            ticks, after = page
+            self._state.counters.ticks_sent += len(ticks)
+            for number, tick in ticks:
+                client.enqueue(self.hub.encode_logged(json.loads(tick), number, wire), can_wait=True)
+            client.flush()
+            with contextlib.suppress(ConnectionError):
+                await client.drain()
+            if client not in self.hub.connections:
+                return
+        self.hub.release(gate)
 
     async def _apply_faults(self, client: Connection, call: Call) -> str | None:
         """Drop, stall or fail the call as requested. Returns the error to answer with, if any."""
@@ -374,6 +433,23 @@ class Service:
                 break
             for task in latecomers:
                 task.cancel()
+
+
+def _read_log(symbol: str, after: int, until: int, store: TickStore) -> tuple[list[tuple[int, str]], int] | None:
+    return store.read_log(symbol, after, until, PAGE)
+
+
+def _answer(client: Connection, answer: Mapping[str, str] | None) -> None:
+    if answer is not None:
+        client.reply(encode_notice(answer))
+
+
+def _add_headers(connection: ServerConnection, request: Request, response: Response) -> None:
+    """Tell a client that can resume where its stream starts."""
+    client = cast(Connection, connection)
+    if client.start is not None:
+        for name, value in client.start.headers.items():
+            response.headers[name] = value
 
 
 def _response(

@@ -14,7 +14,7 @@ from pathlib import Path
 import attrs
 
 from ..errors import ConfigurationError
-from . import contract_table
+from . import contract_table, tick_log
 from .contracts import ContractTicker
 from .files import Identity, access_error, identify, wal_path
 from .recording import Recording
@@ -75,6 +75,7 @@ _JSON = (
     """ || '","exchange":"' || exchange.name || '","price":"' || tick.price || '"}'"""
 )
 _TABLES = "tick JOIN pair ON pair.id = tick.pair JOIN exchange ON exchange.id = tick.exchange"
+_TABLES_BY_PAIR = _TABLES.replace("tick ", "tick INDEXED BY tick_by_pair ", 1)
 _ASCENDING = "ORDER BY tick.second, tick.fraction, tick.id"
 _DESCENDING = "ORDER BY tick.second DESC, tick.fraction DESC, tick.id DESC"
 
@@ -111,8 +112,10 @@ class TickStore:
         self._pair_ids: dict[str, int] = {}
         self._exchange_ids: dict[str, int] = {}
         self._series_ids: dict[tuple[str, str], tuple[int, int]] = {}
-        #: Ticks ever added and removed. The IDs in the store are `_removed + 1` to `_added`, without gaps.
+        #: Ticks ever added and removed. The rows in the store are `_removed + 1` to `_added`, without gaps.
         self._added = self._removed = 0
+        #: The name of the log of played ticks, and the newest ID in it.
+        self.log_name, self._newest_logged = "", 0
 
     def __repr__(self) -> str:
         return f"<TickStore {self._path or 'in memory'}, {self.count} ticks>"
@@ -154,20 +157,36 @@ class TickStore:
             return
         with self._lock:
             if self._connection is not None:
+                if self._path is not None and self.log_name:
+                    # Otherwise, the log gets another name.
+                    with contextlib.suppress(sqlite3.Error):
+                        tick_log.close_log(self._connection, self._newest_logged)
                 self._connection.close()
                 self._connection = None
 
-    def write(self, rows: Sequence[Row], part: TapePart | None = None, tickers: Sequence[ContractTicker] = ()) -> int:
+    def write(
+        self,
+        rows: Sequence[Row],
+        part: TapePart | None = None,
+        tickers: Sequence[ContractTicker] = (),
+        logged: int | None = None,
+    ) -> int:
         """Store ticks and contract tickers in one transaction. Returns how many ticks were stored.
 
         Invalid ticks are skipped; only a custom source can play them. Of a `part` of a tape, the ticks that are stored
-        already are skipped.
+        already are skipped. `logged` is the ID of the first tick in the log; None for ticks that aren't played.
         """
         self.check_file()
         with self._lock, self._transaction() as connection:
+            given = len(rows)
             if part is not None:
                 rows = self._skip_stored(connection, rows, part)
             valid = [values for values in map(self._column_values, rows) if values is not None]
+            if logged is not None and given:
+                self._newest_logged = logged + given - 1
+                # Before a tick that is skipped, no client can resume.
+                if len(valid) == len(rows) > 0:
+                    tick_log.add_part(connection, logged + given - len(rows), self._added + 1, len(rows))
             start = 0
             for size in _INSERT_SIZES:
                 while len(valid) - start >= size:
@@ -264,6 +283,43 @@ class TickStore:
         """The last ticker of each contract at or before a five-minute point, as a JSON array. See `contract_table`."""
         return self._fetch_text(*contract_table.matrix_query(base, point)) or "[]"
 
+    @property
+    def newest_logged(self) -> int:
+        """The newest ID in the log."""
+        return self._newest_logged
+
+    def abandon_log(self) -> None:
+        """Continue with another log after the next opening: ticks were sent that will never be stored."""
+        with self._lock:
+            self.log_name = ""
+
+    def resume_at(self, position: tick_log.Position, newest: int) -> int | None:
+        """See `tick_log.resume_at`."""
+        with self._lock:
+            return tick_log.resume_at(self._database, position, newest)
+
+    def read_log(self, pair: str, after: int, until: int, limit: int) -> tuple[list[tuple[int, str]], int] | None:
+        """The first played ticks of a pair with IDs above `after`, up to `until`: their IDs, and themselves as JSON.
+
+        Also returns the ID up to which that is all of them. None if the log no longer holds them.
+        """
+        with self._lock:
+            rows = tick_log.rows_after(self._database, after, until)
+            if rows is None:
+                return None
+            begin, end, number = rows
+            text = self._fetch_text(
+                f"SELECT group_concat(tick_id || tick_json, char(10)) FROM (SELECT tick.id AS tick_id, {_JSON} AS "
+                f"tick_json FROM {_TABLES_BY_PAIR} WHERE tick.pair = ? AND tick.id BETWEEN ? AND ? "
+                "ORDER BY tick.id LIMIT ?)",
+                (self._pair_ids.get(pair, 0), begin, end, limit),
+            )
+        found = []
+        for line in text.split("\n") if text else []:
+            row, brace, rest = line.partition("{")
+            found.append((number + int(row) - begin, brace + rest))
+        return found, found[-1][0] if len(found) == limit else number + end - begin
+
     def _fetch_text(self, statement: str, values: Sequence[object]) -> str | None:
         """Fetch the single value of a statement. A single row releases the GIL only once."""
         with self._lock:
@@ -322,6 +378,7 @@ class TickStore:
         if self._limit is not None and self.count > self._limit:
             self._removed = self._added - self._limit
             connection.execute("DELETE FROM tick WHERE id <= ?", (self._removed,))
+            tick_log.remove_rows(connection, self._removed)
             # Play these again, and they are stored again.
             connection.execute("DELETE FROM tape WHERE first_id <= ?", (self._removed,))
 
@@ -336,13 +393,13 @@ class TickStore:
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         connection = self._database
-        before = self._added, self._removed
+        before = self._added, self._removed, self._newest_logged
         connection.execute("BEGIN IMMEDIATE")
         try:
             yield connection
             connection.execute("COMMIT")
         except BaseException:
-            self._added, self._removed = before
+            self._added, self._removed, self._newest_logged = before
             self._roll_back(connection)
             raise
 
@@ -388,8 +445,11 @@ class TickStore:
         connection.execute("BEGIN IMMEDIATE")
         self._check_schema(connection)
         # Not in a version of their own, so that earlier releases can open the file.
-        for statement in contract_table.SCHEMA:
+        for statement in (*contract_table.SCHEMA, *tick_log.SCHEMA):
             connection.execute(statement)
+        log = tick_log.open_log(connection, self.log_name)
+        if log is not None:
+            self.log_name, self._newest_logged = log
         connection.execute("COMMIT")
         # Commits survive a killed process. A power failure may lose the last ones.
         connection.execute("PRAGMA journal_mode = WAL")

@@ -394,7 +394,7 @@ def test_rejects_other_objects_than_sources(source, given):
     """An object that isn't a source is an error at construction."""
     with pytest.raises(ConfigurationError) as caught:
         LocalServer(source)
-    expected = "a Tape, a SimulatedMarket or another Source, as in LocalServer(Tape('ticks.jsonl'))"
+    expected = "a Tape, a SimulatedMarket, an ExchangeMarket or another source, as in LocalServer(Tape('ticks.jsonl'))"
     assert str(caught.value) == f"source is {given}; expected {expected}"
 
 
