@@ -71,6 +71,8 @@ class LocalServer:
         max_connections_per_key (int): The same for each key.
         idle_limit (float | None): Seconds after which a connection without a keepAlive is closed with 1000. The real
             server may do so after 300 (D). `None`: never.
+        resumable (bool): Whether clients can resume a stream exactly, by the IDs of its ticks. FinX can't do that: with
+            False, you test what your program gets there.
         store (str | os.PathLike[str] | None): The SQLite file for the ticks, created if missing. It is validated here,
             open while the server runs, and usable by one process at a time. `None` keeps ticks in memory as long as
             this object exists, across restarts.
@@ -104,6 +106,7 @@ class LocalServer:
         max_connections: int = 4_096,
         max_connections_per_key: int = 2_048,
         idle_limit: float | None = None,
+        resumable: bool = True,
         store: str | os.PathLike[str] | None = None,
         store_batch: int = 8_192,
         store_batch_seconds: float = 0.1,
@@ -125,6 +128,7 @@ class LocalServer:
             max_connections=max_connections,
             max_connections_per_key=max_connections_per_key,
             idle_limit=idle_limit,
+            resumable=resumable,
             store_batch=store_batch,
             store_batch_seconds=store_batch_seconds,
             open_timeout=open_timeout,

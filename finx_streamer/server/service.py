@@ -334,7 +334,7 @@ class Service:
     async def _find_start(self, wanted: object) -> Start | None:
         """Where a client that can resume starts. None while there is no log."""
         recorder = self._state.recorder
-        if recorder.log is None:
+        if recorder.log is None or not self._settings.resumable:
             return None
         position = Position.parse(wanted) if isinstance(wanted, str) and wanted != ASK else None
         newest, found = recorder.newest, None

@@ -80,6 +80,7 @@ class Settings:
     max_connections: int = attrs.field(converter=plain_number, validator=_check_positive)
     max_connections_per_key: int = attrs.field(converter=plain_number, validator=_check_positive)
     idle_limit: float | None = attrs.field(converter=plain_number, validator=_check_positive)
+    resumable: bool
     store_batch: int = attrs.field(converter=plain_number, validator=_check_batch)
     store_batch_seconds: float = attrs.field(converter=plain_number, validator=_check_batch_seconds)
     open_timeout: float = attrs.field(converter=plain_number, validator=_check_positive)
