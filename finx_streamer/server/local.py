@@ -50,7 +50,8 @@ class LocalServer(FaultControls):
 
     Args:
         source (Source | LiveSource): The market: a `Tape`, a `SimulatedMarket`, an `ExchangeMarket` or your own.
-        keys (Iterable[str] | None): The API keys to accept. `None` accepts any key that isn't empty.
+        keys (Iterable[str] | None): The API keys to accept. `None` accepts any key that isn't empty. The values of a
+            dict are the numbers by which `request_log` identifies the keys.
         host (str): The address to listen on; `"::"` is all interfaces, for IPv6 and IPv4. Beyond loopback, the server
             warns. On every host, web pages of other hosts are refused with 403, based on their Origin header.
         port (int): The port to listen on. 0 picks a free port.
@@ -66,6 +67,9 @@ class LocalServer(FaultControls):
             start raises the process's soft limit of open files as far as needed, and warns if the hard limit is too
             low.
         max_connections_per_key (int): The same for each key.
+        max_connections_per_address (int): The same for each client's address. A /64 network of IPv6 counts as one.
+        request_log (str | os.PathLike[str] | None): A file to which a line of JSON is appended for each handshake, page
+            and ended connection, without keys. `"-"` is standard output.
         idle_limit (float | None): Seconds after which a connection without a keepAlive is closed with 1000. The real
             server may do so after 300 (D). `None`: never.
         store (str | os.PathLike[str] | None): The SQLite file for the ticks, created if missing. It is validated here,
@@ -100,6 +104,8 @@ class LocalServer(FaultControls):
         send_buffer: int | None = None,
         max_connections: int = 4_096,
         max_connections_per_key: int = 2_048,
+        max_connections_per_address: int = 2_048,
+        request_log: str | os.PathLike[str] | None = None,
         idle_limit: float | None = None,
         store: str | os.PathLike[str] | None = None,
         store_batch: int = 8_192,
@@ -121,6 +127,8 @@ class LocalServer(FaultControls):
             send_buffer=send_buffer,
             max_connections=max_connections,
             max_connections_per_key=max_connections_per_key,
+            max_connections_per_address=max_connections_per_address,
+            request_log=None if request_log is None else os.fspath(request_log),
             idle_limit=idle_limit,
             store_batch=store_batch,
             store_batch_seconds=store_batch_seconds,
@@ -157,7 +165,7 @@ class LocalServer(FaultControls):
             LocalServer: This server.
 
         Raises:
-            OSError: The port is taken, or the system denies access to the store file.
+            OSError: The port is taken, or the system denies access to the store file or the request log.
             ConfigurationError: The store file is in use by another server or program.
         """
         if not self.running:
@@ -301,6 +309,25 @@ class LocalServer(FaultControls):
         """
         self._thread.call(lambda service: self._state.keys.add(key))
 
+    def set_keys(self, keys: Iterable[str]) -> int:
+        """Accept exactly these API keys from now on, and close the connections of other keys with 1008.
+
+        Args:
+            keys (Iterable[str]): The keys, as for the constructor.
+
+        Returns:
+            int: The number of connections closed.
+
+        Raises:
+            ConfigurationError: The keys are malformed. The earlier ones stay accepted.
+        """
+
+        def replace(service: Service | None) -> int:
+            self._state.keys.replace(keys)
+            return 0 if service is None else service.close_revoked()
+
+        return self._thread.call(replace)
+
     def revoke_key(self, key: str) -> int:
         """Refuse an API key with 401 from now on, and close its connections with 1008.
 
@@ -313,12 +340,13 @@ class LocalServer(FaultControls):
 
         def revoke(service: Service | None) -> int:
             self._state.keys.revoke(key)
-            connections = [] if service is None else service.select_by_key(key)
-            for connection in connections:
-                connection.begin_close(1008, "the API key was revoked")
-            return len(connections)
+            return 0 if service is None else service.close_revoked()
 
         return self._thread.call(revoke)
+
+    def reopen_request_log(self) -> None:
+        """Continue the request log in a new file of the same name, after you renamed the earlier one."""
+        self._thread.call(lambda service: None if service is None else service.reopen_request_log())
 
     def _warn_beyond_loopback(self) -> None:
         if not is_loopback(self.host):
