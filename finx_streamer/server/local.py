@@ -6,6 +6,7 @@ import os
 import ssl
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,6 +17,7 @@ from .keys import KeyRing
 from .protocol import Form, is_loopback
 from .recorder import Recorder
 from .recording import Recorded, Recording
+from .retention import Retention
 from .service import ServerState, Service
 from .settings import Settings, plain_number
 from .source import LiveSource, Source
@@ -80,6 +82,10 @@ class LocalServer(FaultControls):
         store_batch_seconds (float): How many seconds a tick may wait before it is written.
         store_limit (int | None): How many ticks to keep. Those stored first are removed first. `None` is 1,000,000 in
             memory and no limit in a file. 0 stores nothing. Of contract tickers, a tenth as many are kept.
+        store_age (timedelta | float | None): For how many seconds to keep ticks and contract tickers after they were
+            stored. The newest one is always kept. `None`: forever.
+        store_bytes (int | None): How large the store may be, from 1,000,000 bytes. The ticks and contract tickers
+            stored first are removed, and their place in the file is used again. `None`: no limit.
         open_timeout (float): Seconds for the handshake.
         close_timeout (float): Seconds for the client's answer to a close frame. Then TCP is aborted.
         ping_interval (float | None): Seconds between the server's pings. `None` sends none.
@@ -111,6 +117,8 @@ class LocalServer(FaultControls):
         store_batch: int = 8_192,
         store_batch_seconds: float = 0.1,
         store_limit: int | None = None,
+        store_age: timedelta | float | None = None,
+        store_bytes: int | None = None,
         open_timeout: float = 10.0,
         close_timeout: float = 2.0,
         ping_interval: float | None = 20.0,
@@ -138,7 +146,8 @@ class LocalServer(FaultControls):
             ping_timeout=ping_timeout,
         )
         key_ring = KeyRing(keys)
-        tick_store = TickStore(store, plain_number(store_limit))
+        bounds = Retention(plain_number(store_age), plain_number(store_bytes))
+        tick_store = TickStore(store, plain_number(store_limit), bounds)
         # Opening validates the file. Ticks in memory stay.
         with tick_store.opened():
             self._state = ServerState(key_ring, Recorder(tick_store, store_batch, store_batch_seconds))

@@ -2,76 +2,98 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
 import time
+from datetime import timedelta
 
 import attrs
 
-#: Up to which row IDs ticks and contract tickers had been stored at a time, in seconds since 1970.
+from ..errors import ConfigurationError
+
+#: The last row IDs of ticks and contract tickers that were stored by a time, in seconds since 1970.
 SCHEMA = (
     "CREATE TABLE IF NOT EXISTS stored_by (second INTEGER PRIMARY KEY, tick INTEGER NOT NULL, ticker INTEGER NOT NULL)",
 )
-#: The most ticks to remove in one step. It takes about as long as writing as many.
+#: The most ticks to remove in one step, which delays a query by some milliseconds.
 STEP = 2_048
 #: Contract tickers are ten times as long.
 _TICKER_STEP = STEP // 10
-#: The size bound can't be less than the schema and a few steps.
-SMALLEST_SIZE = 1_000_000
+#: The least size bound, in bytes.
+_SMALLEST = 1_000_000
+#: Seconds between two notes without a bound by age.
+_GRID = 600
 
-_NEWEST = "SELECT coalesce((SELECT max(id) FROM tick), 0), coalesce((SELECT max(id) FROM ticker), 0)"
-_NOTE = (
-    f"INSERT INTO stored_by SELECT ?, * FROM ({_NEWEST}) WHERE true "
-    "ON CONFLICT (second) DO UPDATE SET tick = excluded.tick, ticker = excluded.ticker"
+_NOTE = """
+INSERT INTO stored_by
+SELECT ?, coalesce((SELECT max(id) FROM tick), 0), coalesce((SELECT max(id) FROM ticker), 0) WHERE true
+ON CONFLICT (second) DO UPDATE SET tick = excluded.tick, ticker = excluded.ticker
+"""
+_TOO_OLD = "SELECT max(tick), max(ticker) FROM stored_by WHERE second <= ?"
+_OLDEST = "SELECT tick, ticker FROM stored_by ORDER BY tick, ticker LIMIT 1"
+# The newest ticker stays, so that no ID is assigned again.
+_REMOVE_TICKERS = f"""
+DELETE FROM ticker WHERE id IN (
+    SELECT id FROM ticker WHERE id <= ? AND id < (SELECT max(id) FROM ticker) ORDER BY id LIMIT {_TICKER_STEP}
 )
-#: The next tickers to remove. The newest one stays, so that no ID is assigned again.
-_REMOVE_TICKERS = (
-    "DELETE FROM ticker WHERE id IN (SELECT id FROM ticker WHERE id <= ? AND id < (SELECT max(id) FROM ticker) "
-    f"ORDER BY id LIMIT {_TICKER_STEP})"
-)
+"""
+
+
+def _check_age(_: Retention, __: attrs.Attribute[float | None], age: object) -> None:
+    if age is not None and not (isinstance(age, int | float) and 0 < age < math.inf):
+        raise ConfigurationError(f"store_age is {age!r}; expected a timedelta or a number of seconds, above 0")
+
+
+def _check_size(_: Retention, __: attrs.Attribute[int | None], size: object) -> None:
+    if size is not None and not (isinstance(size, int) and size >= _SMALLEST):
+        raise ConfigurationError(f"store_bytes is {size!r}; expected {_SMALLEST:,} or more")
+
+
+def _seconds(age: timedelta | float | None) -> float | None:
+    return age.total_seconds() if isinstance(age, timedelta) else age
 
 
 @attrs.frozen
 class Retention:
-    """The bounds of a store: by age in seconds, and by size in bytes. None: no bound."""
+    """The bounds of a store: an age in seconds, and a size in bytes. None: no bound."""
 
-    age: float | None = None
-    size: int | None = None
+    age: float | None = attrs.field(default=None, converter=_seconds, validator=_check_age)
+    size: int | None = attrs.field(default=None, validator=_check_size)
 
     @property
     def is_bounded(self) -> bool:
+        """Whether there is a bound."""
         return self.age is not None or self.size is not None
 
     def note(self, connection: sqlite3.Connection) -> None:
-        """Remember that everything up to the newest row is stored by now."""
-        # At most a thousand notes for the whole age, or one for ten minutes.
-        grid = 600 if self.age is None else max(1, int(self.age / 1_000))
+        """Note that all rows up to the newest one are stored by now. There are at most a thousand notes per age."""
+        grid = _GRID if self.age is None else max(1, int(self.age / 1_000))
         connection.execute(_NOTE, ((int(time.time()) // grid + 1) * grid,))
 
     def find_excess(self, connection: sqlite3.Connection) -> tuple[int, int] | None:
-        """The last tick and the last ticker that are too old or too much; None if there are none."""
-        found: tuple[int | None, int | None] = (None, None)
+        """The last tick and the last ticker to remove now; None if nothing is too old or too much."""
         if self.age is not None:
-            query = "SELECT max(tick), max(ticker) FROM stored_by WHERE second <= ?"
-            found = connection.execute(query, (time.time() - self.age,)).fetchone()
-        if found[0] is None and self.size is not None and used_bytes(connection) > self.size:
-            query = "SELECT tick, ticker FROM stored_by ORDER BY tick, ticker, second LIMIT 1"
-            found = connection.execute(query).fetchone() or found
-        tick, ticker = found
-        return None if tick is None or ticker is None else (tick, ticker)
+            tick, ticker = connection.execute(_TOO_OLD, (time.time() - self.age,)).fetchone()
+            if tick is not None:
+                return tick, ticker
+        if self.size is not None and used_bytes(connection) > self.size:
+            oldest: tuple[int, int] | None = connection.execute(_OLDEST).fetchone()
+            return oldest
+        return None
 
 
-def remove_tickers(connection: sqlite3.Connection, last: int) -> bool:
-    """Remove the oldest contract tickers up to `last`, in a step. Returns whether more of them remain."""
-    return connection.execute(_REMOVE_TICKERS, (last,)).rowcount == _TICKER_STEP
+def remove_tickers(connection: sqlite3.Connection, last: int) -> int:
+    """Remove the oldest contract tickers up to `last`, in a step. Returns how many."""
+    return connection.execute(_REMOVE_TICKERS, (last,)).rowcount
 
 
 def forget(connection: sqlite3.Connection, tick: int, ticker: int) -> None:
-    """Remove the notes of what has been removed."""
+    """Remove the notes about rows that were removed."""
     connection.execute("DELETE FROM stored_by WHERE tick <= ? AND ticker <= ?", (tick, ticker))
 
 
 def used_bytes(connection: sqlite3.Connection) -> int:
-    """The size of the database's pages that hold something. The file keeps the others, and reuses them."""
+    """The size of the pages that hold something. The file keeps the others, to use them again."""
     pages, free, size = (
         connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
     )
