@@ -403,7 +403,10 @@ def _key(endpoint: str, file: Path | None) -> str | Callable[[], str] | None:
 
 def _with_wire(endpoint: str, prefix: str | None, wire: WireName) -> str | Endpoint:
     if endpoint == demo_market.NAME and (prefix is not None or wire is not WireName.URL):
-        raise ConfigurationError("--prefix and --wire can't be used with --endpoint demo; remove them")
+        raise ConfigurationError(
+            "--prefix and --wire can't be used with --endpoint demo; remove them, or run finx-streamer serve and pass "
+            "its URL"
+        )
     url = Endpoint.of(endpoint).url if endpoint != demo_market.NAME else endpoint
     return endpoint if prefix is None and wire is WireName.URL else Endpoint(url, prefix, wire.value)
 

@@ -56,7 +56,7 @@ class RequestLog:
             answer = {"event": "page", **_peer(connection), "page": connection.page.path}
         else:
             answer = {"event": "handshake", **_peer(connection), **_target(connection)}
-        self._add({**answer, "status": connection.status})
+        self.add({**answer, "status": connection.status})
 
     def add_end(self, connection: Connection, seconds: float) -> None:
         """Log the end of a connection. `seconds` have passed since its handshake."""
@@ -65,7 +65,7 @@ class RequestLog:
             "messages": connection.messages_sent,
             "code": connection.first_close_code,
         }
-        self._add({"event": "end", **_peer(connection), **_target(connection), **outcome})
+        self.add({"event": "end", **_peer(connection), **_target(connection), **outcome})
 
     def reopen(self) -> None:
         """Continue in a new file of the same name, after the earlier one was renamed."""
@@ -78,7 +78,8 @@ class RequestLog:
         self._wake()
         self._thread.join(_CLOSE_TIMEOUT)
 
-    def _add(self, entry: _Entry) -> None:
+    def add(self, entry: _Entry) -> None:
+        """Add a line to those that are waiting. If there is no room, drop it."""
         try:
             self._entries.put_nowait({"time": time.time(), **entry})
         except queue.Full:
