@@ -29,9 +29,14 @@ INSERT INTO stored_by
 SELECT ?, coalesce((SELECT max(id) FROM tick), 0), coalesce((SELECT max(id) FROM ticker), 0) WHERE true
 ON CONFLICT (second) DO UPDATE SET tick = excluded.tick, ticker = excluded.ticker
 """
-_TOO_OLD = "SELECT max(tick), max(ticker) FROM stored_by WHERE second <= ?"
-_OLDEST = "SELECT tick, ticker FROM stored_by ORDER BY tick, ticker LIMIT 1"
-# The newest ticker stays, so that no ID is assigned again.
+# Whether any of its rows can be removed. The newest ones stay, so that no ID is assigned again.
+_REMOVABLE = """
+(min(tick, :newest - 1) > :removed
+OR min(ticker, (SELECT max(id) - 1 FROM ticker)) >= (SELECT min(id) FROM ticker))
+"""
+_TOO_OLD = f"SELECT max(tick), max(ticker) FROM stored_by WHERE second <= :second AND {_REMOVABLE}"
+_OLDEST = f"SELECT tick, ticker FROM stored_by WHERE {_REMOVABLE} ORDER BY second LIMIT 1"
+_FORGET = "DELETE FROM stored_by WHERE tick <= ? AND ticker < (SELECT coalesce(min(id), 1) FROM ticker)"
 _REMOVE_TICKERS = f"""
 DELETE FROM ticker WHERE id IN (
     SELECT id FROM ticker WHERE id <= ? AND id < (SELECT max(id) FROM ticker) ORDER BY id LIMIT {_TICKER_STEP}
@@ -70,26 +75,30 @@ class Retention:
         grid = _GRID if self.age is None else max(1, int(self.age / 1_000))
         connection.execute(_NOTE, ((int(time.time()) // grid + 1) * grid,))
 
-    def find_excess(self, connection: sqlite3.Connection) -> tuple[int, int] | None:
-        """The last tick and the last ticker to remove now; None if nothing is too old or too much."""
+    def find_excess(self, connection: sqlite3.Connection, removed: int, newest: int) -> tuple[int, int] | None:
+        """The last tick and the last ticker that are too old or too much now; None if nothing is to be removed.
+
+        `removed` is the last tick that was removed, and `newest` the newest one.
+        """
+        values = {"removed": removed, "newest": newest}
         if self.age is not None:
-            tick, ticker = connection.execute(_TOO_OLD, (time.time() - self.age,)).fetchone()
+            tick, ticker = connection.execute(_TOO_OLD, {"second": time.time() - self.age, **values}).fetchone()
             if tick is not None:
                 return tick, ticker
         if self.size is not None and used_bytes(connection) > self.size:
-            oldest: tuple[int, int] | None = connection.execute(_OLDEST).fetchone()
+            oldest: tuple[int, int] | None = connection.execute(_OLDEST, values).fetchone()
             return oldest
         return None
 
 
-def remove_tickers(connection: sqlite3.Connection, last: int) -> int:
-    """Remove the oldest contract tickers up to `last`, in a step. Returns how many."""
-    return connection.execute(_REMOVE_TICKERS, (last,)).rowcount
+def remove_tickers(connection: sqlite3.Connection, last: int) -> None:
+    """Remove the oldest contract tickers up to `last`, in a step."""
+    connection.execute(_REMOVE_TICKERS, (last,))
 
 
-def forget(connection: sqlite3.Connection, tick: int, ticker: int) -> None:
-    """Remove the notes about rows that were removed."""
-    connection.execute("DELETE FROM stored_by WHERE tick <= ? AND ticker <= ?", (tick, ticker))
+def forget(connection: sqlite3.Connection, removed: int) -> None:
+    """Remove the notes about rows that were removed, of the ticks up to `removed`."""
+    connection.execute(_FORGET, (removed,))
 
 
 def used_bytes(connection: sqlite3.Connection) -> int:

@@ -188,7 +188,7 @@ class TickStore:
         return len(valid)
 
     def remove_excess(self) -> bool:
-        """Remove a step of what is beyond the bounds. Returns whether something was removed, so there may be more."""
+        """Remove a step of what is beyond the bounds. Returns whether there may be more."""
         with self._lock:
             if not self._bounds.is_bounded:
                 return False
@@ -334,23 +334,22 @@ class TickStore:
         return rows[max(0, stored - part.start) :]
 
     def _remove_oldest(self, connection: sqlite3.Connection, at_most: int = 0) -> bool:
-        """Remove the rows beyond the limit and the bounds, in a step. Returns whether something was removed."""
+        """Remove the rows beyond the limit and the bounds, in a step. Returns whether more may be beyond the bounds."""
         last = self._removed if self._limit is None else self._added - self._limit
-        tickers = 0
-        excess = self._bounds.find_excess(connection)
+        excess = self._bounds.find_excess(connection, self._removed, self._added)
         if excess is not None:
             # The newest row stays, so that no ID is assigned again.
             last = max(last, min(excess[0], self._added - 1))
-            tickers = retention.remove_tickers(connection, excess[1])
-            if not tickers and last <= self._removed:
-                retention.forget(connection, *excess)
+            retention.remove_tickers(connection, excess[1])
         last = min(last, self._removed + max(at_most, retention.STEP))
-        if removes_ticks := last > self._removed:
+        if last > self._removed:
             self._removed = last
             connection.execute("DELETE FROM tick WHERE id <= ?", (self._removed,))
             # Play these again, and they are stored again.
             connection.execute("DELETE FROM tape WHERE first_id <= ?", (self._removed,))
-        return removes_ticks or tickers > 0
+        if excess is not None:
+            retention.forget(connection, self._removed)
+        return excess is not None
 
     @property
     def _database(self) -> sqlite3.Connection:

@@ -56,7 +56,7 @@ def test_a_mapping_numbers_the_keys() -> None:
 
 def test_names_are_no_numbers() -> None:
     """Names as keys and keys as names are a likely mistake. It would let names in, and log keys."""
-    with pytest.raises(ConfigurationError, match="expected {key: number}") as caught:
+    with pytest.raises(ConfigurationError, match=r"expected \{key: number\}") as caught:
         KeyRing({"alice": "a-secret"})
     assert "a-secret" not in str(caught.value)
 
