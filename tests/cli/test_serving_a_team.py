@@ -166,7 +166,8 @@ def test_sighup_reloads_everything(
         ("key", "--tls-key {key}: the file isn't a private key in PEM format", "certificate stays"),
         (
             "pair",
-            "--tls-key {key}: the key isn't the one of the certificate {certificate}; the earlier certificate stays",
+            "--tls-key {key}: the key isn't the one of the certificate {certificate}",
+            "certificate stays",
         ),
         ("no certificate", "--tls-cert {certificate}: No such file or directory", "certificate stays"),
     ],
