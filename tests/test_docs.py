@@ -291,12 +291,12 @@ def test_example_that_ends_at_sigterm(
     assert_alike(block, output)
 
 
-def test_the_unit_of_the_cookbook(tmp_path: Path) -> None:
-    """systemd knows all of its settings."""
+@pytest.mark.parametrize("unit", [block for block in blocks("text") if block.code.startswith("[Unit]")], ids=str)
+def test_units(unit: Block, tmp_path: Path) -> None:
+    """systemd knows all of their settings."""
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed")
-    [unit] = [block.code for block in blocks("text") if block.code.startswith("[Unit]")]
-    (tmp_path / "ticks.service").write_text(unit, encoding="utf-8")
+    (tmp_path / "ticks.service").write_text(unit.code, encoding="utf-8")
     command = ["systemd-analyze", "verify", str(tmp_path / "ticks.service")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, "ticks.service:" in done.stderr) == (0, False), done.stderr

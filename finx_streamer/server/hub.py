@@ -9,6 +9,7 @@ from typing import Any
 
 import attrs
 
+from ..clock import monotonic
 from .connection import Connection
 from .contracts import ContractTicker, Played, parse_instrument
 from .gate import Gate
@@ -23,6 +24,7 @@ from .protocol import (
     with_id,
 )
 from .recorder import Recorder
+from .request_log import RequestLog
 from .settings import Settings
 from .stats import Counters
 from .ticks import Tick
@@ -62,11 +64,19 @@ class Hub:
     `notify` is called after each change that `LocalServer.wait_until()` may wait for.
     """
 
-    def __init__(self, settings: Settings, counters: Counters, recorder: Recorder, notify: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        counters: Counters,
+        recorder: Recorder,
+        notify: Callable[[], None],
+        request_log: RequestLog | None = None,
+    ) -> None:
         #: Connections that count against the limits. They count from their admission, before the handshake completes,
         #: so that simultaneous handshakes can't exceed a limit.
         self.admitted: set[Connection] = set()
         self.admitted_per_key: Counter[str] = Counter()
+        self.admitted_per_network: Counter[str] = Counter()
         #: Admitted connections whose handshake is complete, each with the audiences of its subscriptions by symbol.
         self.connections: dict[Connection, dict[str, Audience | None]] = {}
         #: All TCP connections.
@@ -84,7 +94,10 @@ class Hub:
             Wire.URL: (tick_encoder(settings.form), encode_contract_enveloped),
             Wire.SUBSCRIBE: (encode_flat, encode_contract),
         }
+        self._transports_per_network: Counter[str] = Counter()
         self._max_transports = 2 * settings.max_connections + 64
+        self._max_transports_per_network = 2 * settings.max_connections_per_address + 64
+        self._request_log = request_log
         self._record = recorder.add
         self._notify = notify
         self._notify_handle: asyncio.Handle | None = None
@@ -174,10 +187,12 @@ class Hub:
         if connection.route is not None and connection in self.transports:
             self.admitted.add(connection)
             self.admitted_per_key[connection.route.key] += 1
+            self.admitted_per_network[connection.network] += 1
 
     def register(self, connection: Connection) -> None:
         """Add a connection whose handshake is complete."""
         self.connections[connection] = {}
+        connection.opened_at = monotonic()
         self._counters.connections_total += 1
         self._signal_change()
 
@@ -245,16 +260,26 @@ class Hub:
             self._leave(connection, symbol, subscriptions.pop(symbol))
 
     def on_opened(self, connection: Connection) -> None:
-        """See `Observer`. Abort TCP connections far beyond the limit without a handshake."""
+        """See `Observer`. Abort TCP connections far beyond the limits without a handshake."""
         self.transports.add(connection)
-        if len(self.transports) > self._max_transports:
+        self._transports_per_network[connection.network] += 1
+        if (
+            len(self.transports) > self._max_transports
+            or self._transports_per_network[connection.network] > self._max_transports_per_network
+        ):
             connection.transport.abort()
+
+    def on_answered(self, connection: Connection) -> None:
+        """See `Observer`."""
+        if self._request_log is not None:
+            self._request_log.add_request(connection)
 
     def on_closing(self, connection: Connection) -> None:
         """See `Observer`."""
         if connection in self.admitted and connection.route is not None:
             self.admitted.discard(connection)
-            self._release_key(connection.route.key)
+            _decrement(self.admitted_per_key, connection.route.key)
+            _decrement(self.admitted_per_network, connection.network)
         if connection in self.connections:
             for symbol, audience in self.connections[connection].items():
                 self._leave(connection, symbol, audience)
@@ -264,6 +289,9 @@ class Hub:
     def on_lost(self, connection: Connection) -> None:
         """See `Observer`."""
         self.transports.discard(connection)
+        _decrement(self._transports_per_network, connection.network)
+        if self._request_log is not None and connection.opened_at is not None:
+            self._request_log.add_end(connection, monotonic() - connection.opened_at)
         self._signal_change()
 
     def on_too_slow(self, connection: Connection) -> None:
@@ -273,11 +301,6 @@ class Hub:
     def on_room(self) -> None:
         """See `Observer`."""
         self.changed.set()
-
-    def _release_key(self, key: str) -> None:
-        self.admitted_per_key[key] -= 1
-        if not self.admitted_per_key[key]:
-            del self.admitted_per_key[key]
 
     def _find_audience(self, symbol: str, wire: Wire, numbered: bool = False) -> Audience:
         """The audience of a symbol on a wire. Wires with the same encoding share one."""
@@ -318,3 +341,9 @@ class Hub:
     def _notify_change(self) -> None:
         self._notify_handle = None
         self._notify()
+
+
+def _decrement(counter: Counter[str], name: str) -> None:
+    counter[name] -= 1
+    if not counter[name]:
+        del counter[name]

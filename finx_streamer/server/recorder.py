@@ -32,6 +32,8 @@ _MAX_BATCH = 1_024
 _IMPORT_BATCH = 1_000
 #: Seconds between two checks of the store: whether its file is still there or, after a failure, whether it works again.
 _CHECK_INTERVAL = 1.0
+#: Seconds between two steps of removing ticks, so that other work gets a turn.
+_STEP_INTERVAL = 0.02
 
 
 class StoreFailed(OSError):
@@ -300,6 +302,8 @@ class Recorder:
         try:
             if self.error is None:
                 self.store.check_file()
+                if self.store.remove_excess():
+                    self._next_check = monotonic() + _STEP_INTERVAL
             else:
                 self._recover()
         except Exception as error:

@@ -41,6 +41,7 @@ from .protocol import (
     parse_path,
 )
 from .recorder import Recorder, StoreFailed
+from .request_log import RequestLog
 from .resuming import ASK, PAGE, RESUME, Start
 from .settings import Settings
 from .stats import Counters
@@ -81,8 +82,15 @@ class ServerState:
 class Service:
     """One run of the server. Everything except `__init__` runs on the server's thread."""
 
-    def __init__(self, settings: Settings, state: ServerState, notify: Callable[[], None]) -> None:
-        self.hub = Hub(settings, state.counters, state.recorder, notify)
+    def __init__(
+        self,
+        settings: Settings,
+        state: ServerState,
+        notify: Callable[[], None],
+        request_log: RequestLog | None = None,
+    ) -> None:
+        self.hub = Hub(settings, state.counters, state.recorder, notify, request_log)
+        self.request_log = request_log
         self.loop: asyncio.AbstractEventLoop
         self.started = False
         self.finished = False
@@ -123,9 +131,19 @@ class Service:
             and (only is None or (only == "streams") == bool(subscriptions))
         ]
 
-    def select_by_key(self, key: str) -> list[Connection]:
-        """The connections that use this key."""
-        return [each for each in self.hub.connections if each.route is not None and each.route.key == key]
+    def close_revoked(self) -> int:
+        """Close the connections whose key is no longer accepted. Returns how many these are."""
+        keys = {each: each.route.key for each in self.hub.connections if each.route is not None}
+        refused = {key for key in set(keys.values()) if not self._state.keys.accepts(key)}
+        revoked = [connection for connection, key in keys.items() if key in refused]
+        for connection in revoked:
+            connection.begin_close(1008, "the API key was revoked")
+        return len(revoked)
+
+    def reopen_request_log(self) -> None:
+        """See `RequestLog.reopen`."""
+        if self.request_log is not None:
+            self.request_log.reopen()
 
     def resume(self) -> int:
         """Thaw the frozen connections, and answer the stalled handshakes and calls. Returns how many were frozen."""
@@ -143,6 +161,7 @@ class Service:
             self._handle,
             sock=listener,
             ssl=settings.ssl_context,
+            ssl_handshake_timeout=settings.open_timeout if settings.ssl_context else None,
             process_request=self._admit,
             process_response=_add_headers,
             compression=None,
@@ -179,13 +198,14 @@ class Service:
         client = cast(Connection, connection)
         # Before the faults and counters, which are for clients.
         if (page := self._find_page(request)) is not None:
+            client.page = page
             return _response(connection, page.status, page.content_type, page.body, page.headers)
         try:
             # First, so that a web page learns nothing and uses up no fault.
             check_origin(request.headers.get_all("Origin"), request.headers.get_all("Host"), self._settings.host)
             if self._state.handshake_faults.take_stall():
                 await self._resumed.wait()
-            client.route = route = self._check_request(request.path)
+            route = self._check_request(client, request.path)
             self.hub.admit(client)
             if route.kind is Kind.TICKS and (wanted := request.headers.get_all(RESUME)):
                 client.start = await self._find_start(wanted[0])
@@ -208,20 +228,30 @@ class Service:
                 return welcome_page(f"{scheme}://{hosts[0] if hosts else 'HOST'}/")
         return None
 
-    def _check_request(self, path: str) -> Route:
+    def _check_request(self, client: Connection, path: str) -> Route:
         self._state.handshake_faults.raise_refusal()
-        route = parse_path(path)
+        client.route = route = parse_path(path)
         # The key before the symbol, so that strangers don't learn which symbols exist.
         if not self._state.keys.accepts(route.key):
             raise HandshakeRefused(HTTPStatus.UNAUTHORIZED, "the API key is missing or not accepted")
-        check_symbol(route, self._settings.source.pairs, self._settings.contracts)
-        if len(self.hub.admitted) >= self._settings.max_connections:
-            raise HandshakeRefused(HTTPStatus.TOO_MANY_REQUESTS, "too many connections", {"Retry-After": "1"})
-        if self.hub.admitted_per_key[route.key] >= self._settings.max_connections_per_key:
-            raise HandshakeRefused(
-                HTTPStatus.TOO_MANY_REQUESTS, "too many connections with this key", {"Retry-After": "1"}
-            )
+        client.key_number = self._state.keys.number_of(route.key)
+        contracts = self._settings.contracts
+        check_symbol(route, self._settings.source.pairs, contracts)
+        if route.kind is Kind.TICKS or (route.kind is Kind.GREEKS and contracts):
+            client.listed_symbol = route.symbol
+        self._check_limits(client, route.key)
         return route
+
+    def _check_limits(self, client: Connection, key: str) -> None:
+        settings, hub = self._settings, self.hub
+        for what, count, limit in (
+            ("to this server", len(hub.admitted), settings.max_connections),
+            ("with this key", hub.admitted_per_key[key], settings.max_connections_per_key),
+            ("from this address", hub.admitted_per_network[client.network], settings.max_connections_per_address),
+        ):
+            if count >= limit:
+                text = f"too many connections {what}; the limit is {limit:,}"
+                raise HandshakeRefused(HTTPStatus.TOO_MANY_REQUESTS, text, {"Retry-After": "1"})
 
     async def _handle(self, connection: ServerConnection) -> None:
         client = cast(Connection, connection)

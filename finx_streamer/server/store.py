@@ -14,10 +14,11 @@ from pathlib import Path
 import attrs
 
 from ..errors import ConfigurationError
-from . import contract_table, tick_log
+from . import contract_table, retention, tick_log
 from .contracts import ContractTicker
 from .files import Identity, access_error, identify, wal_path
 from .recording import Recording
+from .retention import Retention
 from .ticks import ExactTime, check_price, check_series, day_start, exact_time
 
 #: The default limit of a store in memory, in ticks. About 150 MB.
@@ -88,6 +89,7 @@ class TickStore:
 
     `limit` is the most ticks to keep; beyond it, those stored first are removed. `None`: 1,000,000 in memory, no limit
     in a file. 0: store nothing. Of contract tickers, a tenth as many are kept, because they are ten times as long.
+    `bounds` limits the time since the storing and the size, in steps: see `remove_excess()`.
 
     Only one process can open a file at a time, and only once. The file is open only within `opened()`; ticks in memory
     stay until `close()`. All methods are thread-safe.
@@ -96,10 +98,13 @@ class TickStore:
     method that failed can be called again: it opens the file again if necessary.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None = None, limit: int | None = None) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str] | None = None, limit: int | None = None, bounds: Retention | None = None
+    ) -> None:
         if limit is not None and limit < 0:
             raise ConfigurationError(f"store_limit is {limit!r}; expected 0 ticks or more, or None for the default")
         self._path = None if path is None else Path(os.path.abspath(path))
+        self._bounds = Retention() if bounds is None else bounds
         self._limit = MEMORY_LIMIT if limit is None and path is None else limit
         self._connection: sqlite3.Connection | None = None
         self._pid = os.getpid()
@@ -194,10 +199,20 @@ class TickStore:
                     connection.execute(_INSERTS[size], parameters)
                     start += size
             self._added += len(valid)
-            self._remove_oldest(connection)
             if tickers:
                 contract_table.write(connection, tickers, self._limit)
+            if self._bounds.is_bounded:
+                self._bounds.note(connection)
+            self._remove_oldest(connection, 2 * len(valid))
         return len(valid)
+
+    def remove_excess(self) -> bool:
+        """Remove a step of what is beyond the bounds. Returns whether there may be more."""
+        with self._lock:
+            if not self._bounds.is_bounded:
+                return False
+            with self._transaction() as connection:
+                return self._remove_oldest(connection)
 
     def check_file(self) -> None:
         """Raise `OSError` if the open file was deleted or replaced. The next use opens the file that is there then."""
@@ -374,13 +389,24 @@ class TickStore:
             )
         return rows[max(0, stored - part.start) :]
 
-    def _remove_oldest(self, connection: sqlite3.Connection) -> None:
-        if self._limit is not None and self.count > self._limit:
-            self._removed = self._added - self._limit
+    def _remove_oldest(self, connection: sqlite3.Connection, at_most: int = 0) -> bool:
+        """Remove the rows beyond the limit and the bounds, in a step. Returns whether more may be beyond the bounds."""
+        last = self._removed if self._limit is None else self._added - self._limit
+        excess = self._bounds.find_excess(connection, self._removed, self._added)
+        if excess is not None:
+            # The newest row stays, so that no ID is assigned again.
+            last = max(last, min(excess[0], self._added - 1))
+            retention.remove_tickers(connection, excess[1])
+        last = min(last, self._removed + max(at_most, retention.STEP))
+        if last > self._removed:
+            self._removed = last
             connection.execute("DELETE FROM tick WHERE id <= ?", (self._removed,))
             tick_log.remove_rows(connection, self._removed)
             # Play these again, and they are stored again.
             connection.execute("DELETE FROM tape WHERE first_id <= ?", (self._removed,))
+        if excess is not None:
+            retention.forget(connection, self._removed)
+        return excess is not None
 
     @property
     def _database(self) -> sqlite3.Connection:
@@ -445,11 +471,13 @@ class TickStore:
         connection.execute("BEGIN IMMEDIATE")
         self._check_schema(connection)
         # Not in a version of their own, so that earlier releases can open the file.
-        for statement in (*contract_table.SCHEMA, *tick_log.SCHEMA):
+        for statement in (*contract_table.SCHEMA, *tick_log.SCHEMA, *retention.SCHEMA):
             connection.execute(statement)
         log = tick_log.open_log(connection, self.log_name)
         if log is not None:
             self.log_name, self._newest_logged = log
+        if self._bounds.is_bounded:
+            self._bounds.note(connection)
         connection.execute("COMMIT")
         # Commits survive a killed process. A power failure may lose the last ones.
         connection.execute("PRAGMA journal_mode = WAL")
