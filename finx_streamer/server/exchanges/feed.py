@@ -137,6 +137,10 @@ class Feed(ABC):
             self._warned[kind] = now + _WARN_EVERY
             log.warning("%s: %s", self.adapter.name, text)
 
+    def wake_watchers(self) -> None:
+        """Wake up those who wait for a change of the stats."""
+        self._outlet.notify((), {})
+
     async def _send(self) -> None:
         while True:
             await self._is_ready.wait()
@@ -180,8 +184,9 @@ class Feed(ABC):
             raise RestFailed("REST: the listing can't be read") from error
         self.symbols = self.wanted(listed)
         if not self.symbols:
-            self.counters.error = "lists nothing that is wanted"
+            self.counters.error = "lists nothing of what is wanted"
         self._on_listing()
+        self.wake_watchers()
 
     async def _connect(self) -> None:
         """Subscribe, and read until the connection is lost."""
@@ -281,6 +286,7 @@ class Feed(ABC):
             self._is_away = False
             log.info("%s: back", self.adapter.name)
             self._notify("exchange back")
+        self.wake_watchers()
 
     def _on_lost(self, reason: str) -> None:
         self.is_connected.clear()

@@ -222,6 +222,7 @@ class TradeFeed(Feed):
         if not traded.series.is_filled(gap):
             self.counters.unfilled += 1
             self.warn("unfilled", f"not all missed trades of {traded.pair} could be fetched")
+        self.wake_watchers()
 
 
 def _trade_of(found: tuple[Trade, _Traded]) -> Trade:
