@@ -62,8 +62,8 @@ def choose(
     """
     if not live:
         given = {"pairs": pairs, "--exchanges": exchanges, "--exchange-url": urls, "--options": coins}
-        for name, value in given.items():
-            if value:
+        for name, found in given.items():
+            if found:
                 raise ConfigurationError(f"{name} can only be used with --live; add it, as in --live BTC:USDT")
         return None
     for name, value in others.items():
