@@ -6,7 +6,18 @@ they test, so that a misreading can't be in both.
 
 from .deribit import Deribit
 from .exchange import Exchange, Trade
+from .ledger import Comparison, compare
 from .server import EXCHANGES, LoopbackExchanges
 from .venue import RestFault, Venue
 
-__all__ = ["EXCHANGES", "Deribit", "Exchange", "LoopbackExchanges", "RestFault", "Trade", "Venue"]
+__all__ = [
+    "EXCHANGES",
+    "Comparison",
+    "Deribit",
+    "Exchange",
+    "LoopbackExchanges",
+    "RestFault",
+    "Trade",
+    "Venue",
+    "compare",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from .exchange import Exchange, Trade, parsed
@@ -53,6 +54,9 @@ class Bitstamp(Exchange):
                 f'"microtimestamp":"{trade.time_ns // 1_000}","buy_order_id":1443875737346049,'
                 f'"sell_order_id":1443875731320832}},"channel":"{channel}","event":"trade"}}'
             )
+
+    def forms(self, trade: Trade) -> Sequence[tuple[datetime, str]]:
+        return [(trade.moment, trade.price), (trade.moment.replace(microsecond=0), trade.price)]
 
     def answers(self) -> Mapping[str, Answer]:
         return {

@@ -180,6 +180,14 @@ class Exchange(Venue):
         text = f"{whole}.{fraction:0{self.digits}}"
         return text.rstrip("0").rstrip(".") if self.trimmed else text
 
+    def is_tick_of(self, trade: Trade, tick: Mapping[str, Any]) -> bool:
+        """Whether a client's tick has the time and the digits of a trade, as the WebSocket or REST sends it."""
+        return (tick["timestamp"], tick["price"]) in self.forms(trade)
+
+    def forms(self, trade: Trade) -> Sequence[tuple[datetime, str]]:
+        """The time and the price of a trade, as the WebSocket and REST send them."""
+        return [(trade.moment, trade.price)]
+
     def newest(self, trades: Sequence[Trade], limit: str | None, most: int) -> list[Trade]:
         """The newest trades of a REST answer, newest first."""
         return trades[: -self.limit(limit, most) - 1 : -1]  # type: ignore[return-value]

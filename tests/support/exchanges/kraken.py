@@ -76,6 +76,9 @@ class Kraken(Exchange):
         )
         return f'{{"channel":"trade","type":"{kind}","data":[{data}]}}'
 
+    def forms(self, trade: Trade) -> Sequence[tuple[datetime, str]]:
+        return [(trade.moment, trade.price), (trade.moment, f"{trade.price}0000")]
+
     def answers(self) -> Mapping[str, Answer]:
         return {"/0/public/AssetPairs": self._listing, "/0/public/Trades": self._trades}
 
