@@ -18,6 +18,7 @@ from ..server.protocol import is_loopback
 from ..server.recording import Recording
 from ..server.request_log import STANDARD_OUTPUT
 from .key_files import accepted_keys
+from .live_market import exchanges_reported
 from .terminal import count, say, signals_as_ctrl_c
 from .tls_files import TlsFiles
 
@@ -120,7 +121,7 @@ def serve_until_ctrl_c(server: LocalServer, tapes: list[Path], pairs: list[str],
             _import(server, tape)
         with _print_warnings():
             server.start()
-        with server:
+        with server, exchanges_reported(server):
             greeting = _greeting(server, pairs, files)
             print(greeting, file=sys.stderr if files.logs_to_stdout else sys.stdout, flush=True)
             while True:

@@ -16,6 +16,7 @@ except ImportError as error:
         'finx_streamer.server needs the websockets package: pip install "finx-streamer[server]"'
     ) from error
 
+from .exchanges.market import ExchangeMarket
 from .local import LocalServer
 from .market import SimulatedMarket
 from .source import LiveSource, Outlet, Source
@@ -24,6 +25,7 @@ from .tape import Tape
 from .ticks import Tick
 
 __all__ = [
+    "ExchangeMarket",
     "ExchangeStats",
     "LiveSource",
     "LocalServer",

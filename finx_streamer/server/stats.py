@@ -20,6 +20,7 @@ class ExchangeStats:
         unfilled (int): Total gaps that weren't filled in full.
         lost (int): Total trades that are known to be missing. Exact where the exchange's IDs are consecutive.
         lag (float | None): Seconds from the newest trade's own time to its arrival. `None` before the first one.
+        error (str | None): Why the exchange sends no trades now. `None` if it does, or if the first attempt isn't over.
     """
 
     connected: bool = False
@@ -30,6 +31,7 @@ class ExchangeStats:
     unfilled: int = 0
     lost: int = 0
     lag: float | None = None
+    error: str | None = None
 
 
 @attrs.frozen

@@ -16,6 +16,7 @@ from tests.support.program import run_program
 def test_exports_the_public_names() -> None:
     """The public names are fixed."""
     expected = [
+        "ExchangeMarket",
         "ExchangeStats",
         "LiveSource",
         "LocalServer",
