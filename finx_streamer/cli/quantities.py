@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from .. import ConfigurationError
 
-UNITS = {
+_UNITS = {
     "s": timedelta(seconds=1),
     "m": timedelta(minutes=1),
     "min": timedelta(minutes=1),
@@ -16,14 +16,14 @@ UNITS = {
     "w": timedelta(weeks=1),
 }
 _SIZES = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-_DURATION = re.compile(rf"(?P<number>[0-9]+(\.[0-9]+)?)(?P<unit>{'|'.join(UNITS)})")
+_DURATION = re.compile(rf"(?P<number>[0-9]+(\.[0-9]+)?)(?P<unit>{'|'.join(_UNITS)})")
 _SIZE = re.compile(rf"(?P<number>[0-9]+(\.[0-9]+)?) ?(?P<unit>{'|'.join(_SIZES)})")
 
 
 def parse_duration(text: str) -> timedelta | None:
     """Return a duration such as `90s`, `15m`, `1h`, `7d` or `1w`; None for other text. Raises `OverflowError`."""
     found = _DURATION.fullmatch(text.strip().lower())
-    return float(found["number"]) * UNITS[found["unit"]] if found else None
+    return float(found["number"]) * _UNITS[found["unit"]] if found else None
 
 
 def parse_store_age(text: str | None) -> timedelta | None:
