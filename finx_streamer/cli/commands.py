@@ -157,7 +157,7 @@ def listen(
             allow_insecure=allow_insecure,
             keep_alive="auto" if keep_alive is None else keep_alive,
         )
-        view = _view(view_name, target, f"{endpoint} · Ctrl-C stops", greeks, expiry)
+        view = _view(view_name, target, f"{endpoint} · Ctrl-C stops", greeks, expiry, names)
         raise typer.Exit(ListenRun(view, limit, duration, "update" if greeks else "tick").run(listener))
 
 
@@ -263,10 +263,10 @@ def demo(
         show_log(log_level)
         market = live_market.choose(live, pairs, exchanges, exchange_url, options=options, expiry=expiry)
         if market is not None:
-            view = _view(_view_name(format), Output(None), "live exchanges · Ctrl-C stops")
+            view = _view(_view_name(format), Output(None), "live exchanges · Ctrl-C stops", False, None, market.pairs)
             raise typer.Exit(live_market.run_demo(market, view, limit, duration, log_level))
-        view = _view(_view_name(format), Output(None), "simulated market · Ctrl-C stops", options, expiry)
-        symbols = [_nearest_month("BTC")] if options else DEMO_PAIRS
+        symbols = [str(_nearest_month("BTC"))] if options else DEMO_PAIRS
+        view = _view(_view_name(format), Output(None), "simulated market · Ctrl-C stops", options, expiry, symbols)
         listener = StreamListener(*symbols, parse_price=str, endpoint="demo")
         raise typer.Exit(ListenRun(view, limit, duration, "update" if options else "tick").run(listener))
 
@@ -454,17 +454,17 @@ def _view_name(name: ViewName | None, output: Path | None = None) -> ViewName:
     return name or (ViewName.TABLE if can_draw_table() else ViewName.JSON)
 
 
-def _view(name: ViewName, output: Output, title: str, greeks: bool = False, expiry: str | None = None) -> View:
+def _view(name: ViewName, output: Output, title: str, greeks: bool, expiry: str | None, symbols: Iterable[str]) -> View:
     if expiry is not None and not (greeks and name is ViewName.TABLE):
-        raise ConfigurationError("--expiry is only for a table of options; remove it")
+        raise ConfigurationError("--expiry is only for a table of options in a terminal; remove it")
     if name is not ViewName.TABLE:
         from .line_view import LineView
 
         return LineView(_LINE_FORMATS[name], output.open_now(), output.encoding, output.packed, greeks)
     if greeks:
-        from .chain_view import ChainView
+        from .chain_view import ChainView, parse_expiry
 
-        return ChainView(title, expiry)
+        return ChainView(title, None if expiry is None else parse_expiry(expiry, map(check.symbol, symbols)))
     from .table_view import TableView
 
     return TableView(title)

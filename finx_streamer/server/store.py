@@ -14,7 +14,7 @@ from pathlib import Path
 import attrs
 
 from ..errors import ConfigurationError
-from . import contract_table, retention, tick_log
+from . import contract_table, retention, schema, tick_log
 from .contracts import ContractTicker
 from .files import Identity, access_error, identify, wal_path
 from .recording import Recording
@@ -23,10 +23,6 @@ from .ticks import ExactTime, check_price, check_series, day_start, exact_time
 
 #: The default limit of a store in memory, in ticks. About 150 MB.
 MEMORY_LIMIT = 1_000_000
-#: Identifies our files: "FinX" in ASCII. Source: O.
-APPLICATION_ID = 0x46696E58
-#: The version of the schema below.
-SCHEMA_VERSION = 2
 
 #: A tick to store: its five wire strings.
 Row = tuple[str, str, str, str, str]
@@ -44,24 +40,6 @@ class TapePart:
 #: Converts a tick to a `Row`.
 fields_of = itemgetter("pair", "date", "time", "exchange", "price")
 
-_SCHEMA = """
-CREATE TABLE pair (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
-CREATE TABLE exchange (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
-CREATE TABLE series (pair INTEGER NOT NULL, exchange INTEGER NOT NULL, PRIMARY KEY (pair, exchange)) WITHOUT ROWID;
-CREATE TABLE tick (
-    id INTEGER PRIMARY KEY,
-    pair INTEGER NOT NULL, exchange INTEGER NOT NULL, second INTEGER NOT NULL, fraction TEXT NOT NULL,
-    date TEXT NOT NULL, time TEXT NOT NULL, price TEXT NOT NULL
-);
-CREATE INDEX tick_by_time ON tick (pair, second, fraction, id, exchange);
-"""
-#: The tapes whose first ticks are stored: how many there are, and the ID of the first one. New in version 2.
-_TAPE_SCHEMA = """
-CREATE TABLE tape (
-    digest TEXT PRIMARY KEY, length INTEGER NOT NULL, stored INTEGER NOT NULL, first_id INTEGER NOT NULL
-) WITHOUT ROWID
-"""
-_COLUMNS = 7
 #: The numbers of ticks per INSERT statement. Each statement releases the GIL and has to reacquire it from a busy event
 #: loop, so one statement per tick would be slower by orders of magnitude.
 _INSERT_SIZES = (512, 64, 8, 1)
@@ -228,7 +206,7 @@ class TickStore:
         """Write something, to find out whether that works. Raises `sqlite3.Error` or `OSError` if it doesn't."""
         self.check_file()
         with self._lock, self._transaction() as connection:
-            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            connection.execute(f"PRAGMA user_version = {schema.VERSION}")
 
     def describe(self, error: Exception) -> str:
         """What went wrong, in the system's words if SQLite's are vague."""
@@ -452,12 +430,12 @@ class TickStore:
             # Our own lock serializes the threads.
             connection = sqlite3.connect(place, timeout=1.0, isolation_level=None, check_same_thread=False)
         except sqlite3.Error as error:
-            raise self._translate(error) from None
+            raise schema.opening_error(error, self._path) from None
         try:
             self._prepare(connection)
         except sqlite3.Error as error:
             connection.close()
-            raise self._translate(error) from None
+            raise schema.opening_error(error, self._path) from None
         except BaseException:
             connection.close()
             raise
@@ -469,7 +447,7 @@ class TickStore:
         # No other process can open the file. The system releases the lock when this process is killed.
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         connection.execute("BEGIN IMMEDIATE")
-        self._check_schema(connection)
+        schema.prepare(connection, self._path)
         # Not in a version of their own, so that earlier releases can open the file.
         for statement in (*contract_table.SCHEMA, *tick_log.SCHEMA, *retention.SCHEMA):
             connection.execute(statement)
@@ -485,25 +463,6 @@ class TickStore:
         connection.execute("PRAGMA cache_size = -16384")
         self._read_names(connection)
 
-    def _check_schema(self, connection: sqlite3.Connection) -> None:
-        (application,) = connection.execute("PRAGMA application_id").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        (objects,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if not objects and application in {0, APPLICATION_ID}:
-            for statement in (*_SCHEMA.split(";"), _TAPE_SCHEMA):
-                connection.execute(statement)
-            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        elif application != APPLICATION_ID:
-            raise ConfigurationError(f"the store {self._path} is another program's database; use another file")
-        elif version == 1:
-            connection.execute(_TAPE_SCHEMA)
-            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        elif version != SCHEMA_VERSION:
-            raise ConfigurationError(
-                f"the store {self._path} has version {version}; expected version {SCHEMA_VERSION}; use another file"
-            )
-
     def _read_names(self, connection: sqlite3.Connection) -> None:
         """Load the names and the range of IDs, after opening or a rollback."""
         pairs, exchanges = (
@@ -518,19 +477,6 @@ class TickStore:
         id_range = "SELECT (SELECT min(id) FROM tick), (SELECT max(id) FROM tick)"
         first, last = connection.execute(id_range).fetchone()
         self._removed, self._added = (0, 0) if last is None else (first - 1, last)
-
-    def _translate(self, error: sqlite3.Error) -> Exception:
-        """Translate an SQLite error into one that says what to do."""
-        name = getattr(error, "sqlite_errorname", "")
-        if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-            return ConfigurationError(
-                f"the store {self._path} is in use by another server or program; close it there first"
-            )
-        if name.startswith("SQLITE_NOTADB"):
-            return ConfigurationError(f"the store {self._path} is not an SQLite database; use another file")
-        if self._path is not None and (code := access_error(self._path)):
-            return OSError(code, os.strerror(code), str(self._path))
-        return ConfigurationError(f"cannot open the store {self._path}: {error}")
 
 
 def _stored_of(connection: sqlite3.Connection, digest: str) -> int:
