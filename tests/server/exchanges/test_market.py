@@ -9,6 +9,7 @@ import logging
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from websockets.sync.client import ClientConnection
 from finx_streamer.errors import ConfigurationError
 from finx_streamer.server import ExchangeMarket, LocalServer
 from finx_streamer.server.contracts import KEYS
+from finx_streamer.server.exchanges import feed
 from tests.support.exchanges import LoopbackExchanges, RestFault
 from tests.support.program import ROOT
 from tests.support.raw_client import TIMEOUT
@@ -250,6 +252,19 @@ def test_a_refused_subscription_ends_the_connection(
     with running(exchanges, dial, name) as run:
         exchanges.call(exchanges[name].send_raw, message)
         run.wait(lambda each: each.reconnects == 1, name)
+
+
+def test_a_silent_exchange_is_left(exchanges: LoopbackExchanges, dial: Dial, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one that sends something now and then isn't."""
+    monkeypatch.setattr(feed, "SILENCE", 3.0)
+    with running(exchanges, dial, "BITSTAMP") as run:
+        for _ in range(20):
+            made = exchanges.make("BITSTAMP", BTC)
+            assert run.prices(1) == prices(made)
+            time.sleep(0.2)
+        assert run.server.stats.exchanges["BITSTAMP"].reconnects == 0
+        run.wait(lambda each: each.error == "was silent for 3 s", "BITSTAMP")
+        run.wait(lambda each: each.reconnects == 1, "BITSTAMP")
 
 
 def test_redirects_of_handshakes_are_not_followed() -> None:
