@@ -117,6 +117,8 @@ class Service:
             player.cancel()
             await self._stop_accepting(listener)
             await self._close(server)
+            # A second cancellation, at the end of the event loop, would keep a live source from closing connections.
+            await asyncio.wait([player], timeout=self._settings.close_timeout)
 
     def stop(self) -> None:
         """Make `run()` close all connections and return."""
