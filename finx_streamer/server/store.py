@@ -54,7 +54,6 @@ _JSON = (
     """ || '","exchange":"' || exchange.name || '","price":"' || tick.price || '"}'"""
 )
 _TABLES = "tick JOIN pair ON pair.id = tick.pair JOIN exchange ON exchange.id = tick.exchange"
-_TABLES_BY_PAIR = _TABLES.replace("tick ", "tick INDEXED BY tick_by_pair ", 1)
 _ASCENDING = "ORDER BY tick.second, tick.fraction, tick.id"
 _DESCENDING = "ORDER BY tick.second DESC, tick.fraction DESC, tick.id DESC"
 
@@ -99,6 +98,7 @@ class TickStore:
         self._added = self._removed = 0
         #: The name of the log of played ticks, and the newest ID in it.
         self.log_name, self._newest_logged = "", 0
+        self._row_finder = tick_log.RowFinder()
 
     def __repr__(self) -> str:
         return f"<TickStore {self._path or 'in memory'}, {self.count} ticks>"
@@ -301,17 +301,16 @@ class TickStore:
             if rows is None:
                 return None
             begin, end, number = rows
+            wanted, end = self._row_finder.find(self._database, self._pair_ids.get(pair, 0), begin, end)
+            if len(wanted) > limit:
+                wanted, end = wanted[:limit], wanted[limit - 1]
             text = self._fetch_text(
-                f"SELECT group_concat(tick_id || tick_json, char(10)) FROM (SELECT tick.id AS tick_id, {_JSON} AS "
-                f"tick_json FROM {_TABLES_BY_PAIR} WHERE tick.pair = ? AND tick.id BETWEEN ? AND ? "
-                "ORDER BY tick.id LIMIT ?)",
-                (self._pair_ids.get(pair, 0), begin, end, limit),
+                f"SELECT group_concat(tick_json, char(10)) FROM (SELECT {_JSON} AS tick_json FROM {_TABLES} "
+                f"WHERE tick.id IN ({','.join(map(str, wanted))}) ORDER BY tick.id)",
+                (),
             )
-        found = []
-        for line in text.split("\n") if text else []:
-            row, brace, rest = line.partition("{")
-            found.append((number + int(row) - begin, brace + rest))
-        return found, found[-1][0] if len(found) == limit else number + end - begin
+        ticks = text.split("\n") if text else []
+        return [(number + row - begin, tick) for row, tick in zip(wanted, ticks, strict=True)], number + end - begin
 
     def _fetch_text(self, statement: str, values: Sequence[object]) -> str | None:
         """Fetch the single value of a statement. A single row releases the GIL only once."""
@@ -440,6 +439,7 @@ class TickStore:
             connection.close()
             raise
         self._connection = connection
+        self._row_finder.clear()
         if self._path is not None:
             self._file, self._wal = identify(self._path), identify(wal_path(self._path))
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 import secrets
 import sqlite3
+from collections import OrderedDict
+from itertools import chain
 
 import attrs
 
@@ -17,10 +19,11 @@ SCHEMA = (
     "committed INTEGER)",
     # The ticks with the IDs from `first` on are in the rows from `row` on.
     "CREATE TABLE IF NOT EXISTS log_part (first INTEGER PRIMARY KEY, row INTEGER NOT NULL, count INTEGER NOT NULL)",
-    "CREATE INDEX IF NOT EXISTS tick_by_pair ON tick (pair)",
 )
 #: Positions in this many earlier logs are still understood.
 _KEPT_LOGS = 100
+#: How many rows a block has, how many blocks are kept, and the most that one call reads.
+_BLOCK, _KEPT_BLOCKS, _MOST_BLOCKS = 4_096, 64, 16
 _POSITION = re.compile(r"([0-9A-Za-z_-]{1,64}):([0-9]{1,18})", re.ASCII)
 
 
@@ -129,3 +132,41 @@ def rows_after(connection: sqlite3.Connection, number: int, until: int) -> tuple
     first, row, count = part
     begin = row + number + 1 - first
     return begin, min(row + count - 1, begin + until - number - 1), number + 1
+
+
+class RowFinder:
+    """Finds the rows of a pair. An index would cost each tick half as much again as storing it does.
+
+    After an outage, many streams read the same part of the log, so the blocks that were read are kept.
+    """
+
+    def __init__(self) -> None:
+        #: The rows of each pair in a block, by the block's number.
+        self._blocks: OrderedDict[int, dict[int, list[int]]] = OrderedDict()
+
+    def clear(self) -> None:
+        """Forget everything, because the database is another one."""
+        self._blocks.clear()
+
+    def find(self, connection: sqlite3.Connection, pair: int, begin: int, end: int) -> tuple[list[int], int]:
+        """Return the rows of a pair from `begin` on, and the last row that was looked at, at most `end`."""
+        first = begin // _BLOCK
+        end = min(end, (first + _MOST_BLOCKS) * _BLOCK - 1)
+        blocks = [self._read(connection, number, end) for number in range(first, end // _BLOCK + 1)]
+        rows = chain.from_iterable(block.get(pair, ()) for block in blocks)
+        return [row for row in rows if begin <= row <= end], end
+
+    def _read(self, connection: sqlite3.Connection, number: int, end: int) -> dict[int, list[int]]:
+        block = self._blocks.get(number)
+        if block is None:
+            block, last = {}, (number + 1) * _BLOCK - 1
+            for row, pair in connection.execute(
+                "SELECT id, pair FROM tick WHERE id BETWEEN ? AND ? ORDER BY id", (number * _BLOCK, min(last, end))
+            ):
+                block.setdefault(pair, []).append(row)
+            if last > end:
+                return block  # there may be more
+            self._blocks[number] = block
+            if len(self._blocks) > _KEPT_BLOCKS:
+                self._blocks.popitem(last=False)
+        return block
