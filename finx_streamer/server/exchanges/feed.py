@@ -207,6 +207,10 @@ class Feed(ABC):
             keeper = self._tasks.create_task(self._keep(peer))
             try:
                 await self._read(peer)
+            except asyncio.CancelledError:
+                # The server stops, and can't wait for a closing handshake.
+                peer.transport.abort()
+                raise
             finally:
                 keeper.cancel()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import ssl
 import time
@@ -39,6 +40,9 @@ class _Traded:
     task: asyncio.Task[None] | None = None
     #: Ends the time in which trades are held.
     timer: asyncio.TimerHandle | None = None
+    #: How many gaps the task knows of, and whether there are more.
+    known_gaps: int = 0
+    has_new_gap: asyncio.Event = attrs.field(factory=asyncio.Event)
 
 
 class TradeFeed(Feed):
@@ -94,7 +98,7 @@ class TradeFeed(Feed):
                 self.warn("trade", f"a trade was rejected: {error!r}"[:120])
         if len(found) > 1:
             found.sort(key=_trade_of)
-        if found:
+        if found and not old:
             newest = found[-1][0]
             self.counters.newest = (newest.date, newest.time, time.time())
         for trade, traded in found:
@@ -135,6 +139,9 @@ class TradeFeed(Feed):
             traded.timer = None
             self._holding.discard(traded)
             self.on_room()
+        if series.gap_count > traded.known_gaps:
+            traded.known_gaps = series.gap_count
+            traded.has_new_gap.set()
         if series.gaps and traded.task is None:
             traded.task = self._tasks.create_task(self._fill(traded))
 
@@ -148,12 +155,16 @@ class TradeFeed(Feed):
         give_up: dict[Gap, float] = {}
         try:
             while series.gaps:
+                traded.has_new_gap.clear()
                 longest = wait
                 for gap in list(series.gaps):
                     longest = max(longest, await self._try_to_fill(traded, gap, give_up))
                 if series.gaps:
-                    await asyncio.sleep(min(longest, _GIVE_UP))
                     wait = min(2 * wait, _LONGEST_WAIT)
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(min(longest, _GIVE_UP)):
+                            await traded.has_new_gap.wait()
+                            wait = _FIRST_WAIT
         except Exception:
             log.exception("%s: unexpected error; gaps of %s are given up", self.adapter.name, traded.pair)
             for gap in list(series.gaps):
