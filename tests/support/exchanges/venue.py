@@ -70,6 +70,8 @@ class Connection:
 
     def drop(self, how: str) -> None:
         """End the connection: "close" with a close frame, "fin" without one, or "rst" with a reset."""
+        if self._transport.is_closing():
+            return
         if how == "close":
             self._tasks = asyncio.ensure_future(self._socket.close(code=1001))
             return
