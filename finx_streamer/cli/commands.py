@@ -19,6 +19,7 @@ from .. import ConfigurationError, Endpoint, FinxStreamerError, FunctionClient, 
 from .. import demo as demo_market
 from .._version import __version__
 from ..config import checks as check
+from . import live_market
 from .formats import CSV, JSON, TEXT
 from .key_files import accepted_keys, api_key
 from .listening import ListenRun, View
@@ -292,6 +293,10 @@ def snap(
 
 @app.command()
 def demo(
+    pairs: live_market.LivePairsArgument = None,
+    live: live_market.LiveOption = False,
+    exchanges: live_market.ExchangesOption = None,
+    exchange_url: live_market.ExchangeUrlOption = None,
     limit: LimitOption = None,
     duration: DurationOption = None,
     format: ViewOption = None,
@@ -299,12 +304,20 @@ def demo(
     expiry: ExpiryOption = None,
     log_level: LogLevelOption = LogLevel.WARNING,
 ) -> None:
-    """Show live ticks of a simulated market.
+    """Show live ticks of a simulated market, or with --live those of real exchanges.
 
-    You need neither an API key nor a network. Ctrl-C stops.
+    You need no API key, and without --live no network. Ctrl-C stops.
+
+    Exit codes: 0 success or Ctrl-C; 1 fatal error, or no exchange can be used; 2 wrong usage.
+
+    Example: finx-streamer demo --live BTC:USDT
     """
     with _errors_as_exit_codes():
         show_log(log_level)
+        market = live_market.choose(live, pairs, exchanges, exchange_url, options=options, expiry=expiry)
+        if market is not None:
+            view = _view(_view_name(format), Output(None), "live exchanges · Ctrl-C stops")
+            raise typer.Exit(live_market.run_demo(market, view, limit, duration, log_level))
         view = _view(_view_name(format), Output(None), "simulated market · Ctrl-C stops", options, expiry)
         symbols = [_nearest_month("BTC")] if options else DEMO_PAIRS
         listener = StreamListener(*symbols, parse_price=str, endpoint="demo")
@@ -338,6 +351,11 @@ def doctor(
 
 @app.command()
 def serve(
+    pairs: live_market.LivePairsArgument = None,
+    live: live_market.LiveOption = False,
+    exchanges: live_market.ExchangesOption = None,
+    coins: live_market.CoinsOption = None,
+    exchange_url: live_market.ExchangeUrlOption = None,
     tape: Annotated[
         Path | None,
         typer.Option(help="Play this recording: .jsonl or .jsonl.gz, one tick per line.", metavar="FILE"),
@@ -366,7 +384,7 @@ def serve(
 ) -> None:
     """Run a local FinX server.
 
-    It plays a simulated market, or a recorded tape, until you press Ctrl-C.
+    It plays a simulated market, a recorded tape, or the live trades of real exchanges, until you press Ctrl-C.
 
     Exit codes: 0 Ctrl-C; 1 fatal error, such as a port in use; 2 wrong usage.
 
@@ -377,7 +395,9 @@ def serve(
         from .serving import DEFAULT_KEY, choose_source, serve_until_ctrl_c
 
         show_log(log_level)
-        source = choose_source(tape, speed, loop, rate)
+        others = {"tape": tape, "speed": speed, "loop": loop, "rate": rate}
+        market = live_market.choose(live, pairs, exchanges, exchange_url, coins, **others)
+        source = market or choose_source(tape, speed, loop, rate)
         keys = accepted_keys(keys_file) if keys_file else {DEFAULT_KEY}
         server = LocalServer(source, keys=keys, host=host, port=port, store=store)
         serve_until_ctrl_c(server, imported or [], sorted(source.pairs), keys_file)

@@ -13,6 +13,7 @@ from pathlib import Path
 from .. import ConfigurationError
 from ..server import LocalServer, SimulatedMarket, Source, Tape
 from ..server.recording import Recording
+from .live_market import exchanges_reported
 from .terminal import count, say, signals_as_ctrl_c
 
 DEFAULT_KEY = "demo"
@@ -54,7 +55,7 @@ def serve_until_ctrl_c(server: LocalServer, tapes: list[Path], pairs: list[str],
             _import(server, tape)
         with _print_warnings():
             server.start()
-        with server:
+        with server, exchanges_reported(server):
             print(_greeting(server.url, pairs, keys_file), flush=True)
             threading.Event().wait()
     say("stopped")

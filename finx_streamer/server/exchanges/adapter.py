@@ -47,13 +47,14 @@ class Trade(NamedTuple):
 
 def make_trade(number: object, price: object, moment: tuple[str, str], count: object = 1) -> Trade:
     """Validate a trade. `number` is the last of `count` IDs. Raises one of `MALFORMED`."""
-    last, counted = whole(number), whole(count)
+    last = whole(number)
+    first = last if count == 1 else last - whole(count) + 1
     text = str(price) if type(price) is int else price
     if not isinstance(text, str) or not _PRICE.fullmatch(text):
         raise ValueError(f"not a price: {str(price)[:40]!r}")
-    if not 1 <= counted <= last + 1:
-        raise ValueError(f"{counted} trades can't end with ID {last}")
-    return Trade(last - counted + 1, last, text, *moment)
+    if not 0 <= first <= last:
+        raise ValueError(f"{count!r:.40} trades can't end with ID {last}")
+    return Trade(first, last, text, *moment)
 
 
 def whole(value: object) -> int:

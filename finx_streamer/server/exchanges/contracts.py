@@ -27,7 +27,8 @@ class ContractFeed(Feed):
             if symbol in (self.symbols or ()):
                 ticker = parse_ticker(row)
                 self.counters.newest = (*format_time(ticker.timestamp / 1_000), time.time())
-                self.emit([ticker])
+                self.ready.append(ticker)
+                self.is_ready.set()
         return bool(rows)
 
     def on_reconnected(self) -> None:

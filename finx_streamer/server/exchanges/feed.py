@@ -36,7 +36,7 @@ _OPEN_TIMEOUT, _CLOSE_TIMEOUT = 5.0, 0.5
 #: In bytes.
 _LONGEST_MESSAGE = 2**20
 #: How many ticks may wait for the store before no more are read, and how many messages to read in one turn.
-_MOST_READY, _TURN = 256, 64
+MOST_READY, _TURN = 256, 64
 _WARN_EVERY = 60.0
 
 
@@ -54,7 +54,7 @@ class _Connect(connect):
 class Feed(ABC):
     """One exchange, in the server's event loop. `run` is its task.
 
-    What it reads waits in `_ready` until the store has room; `_send` is the only one that publishes, so that the order
+    What it reads waits in `ready` until the store has room; `_send` is the only one that publishes, so that the order
     is kept. While too much waits, nothing is read.
 
     Args:
@@ -76,8 +76,9 @@ class Feed(ABC):
         self._on_listing = on_listing
         self._outlet: Outlet
         self._tasks: asyncio.TaskGroup
-        self._ready: list[Played] = []
-        self._is_ready, self._has_room = asyncio.Event(), asyncio.Event()
+        #: What to send. Set `is_ready` after adding to it.
+        self.ready: list[Played] = []
+        self.is_ready, self._has_room = asyncio.Event(), asyncio.Event()
         self.is_connected = asyncio.Event()
         #: When the last message arrived, on the event loop's clock.
         self._heard = 0.0
@@ -113,7 +114,7 @@ class Feed(ABC):
     @property
     def is_full(self) -> bool:
         """Whether nothing more is to be read for now."""
-        return len(self._ready) >= _MOST_READY
+        return len(self.ready) >= MOST_READY
 
     async def wait_for_room(self) -> None:
         """Wait until more may be read."""
@@ -125,11 +126,6 @@ class Feed(ABC):
         """Wake up those who wait for room."""
         self._has_room.set()
 
-    def emit(self, played: Sequence[Played]) -> None:
-        """Send ticks or tickers after what was emitted before."""
-        self._ready += played
-        self._is_ready.set()
-
     def warn(self, kind: str, text: str) -> None:
         """Log a warning, at most once a minute for each kind."""
         now = asyncio.get_running_loop().time()
@@ -137,11 +133,15 @@ class Feed(ABC):
             self._warned[kind] = now + _WARN_EVERY
             log.warning("%s: %s", self.adapter.name, text)
 
+    def wake_watchers(self) -> None:
+        """Wake up those who wait for a change of the stats."""
+        self._outlet.notify((), {})
+
     async def _send(self) -> None:
         while True:
-            await self._is_ready.wait()
-            self._is_ready.clear()
-            ready, self._ready = self._ready, []
+            await self.is_ready.wait()
+            self.is_ready.clear()
+            ready, self.ready = self.ready, []
             await self._outlet.publish(ready)
             self.on_room()
 
@@ -180,8 +180,9 @@ class Feed(ABC):
             raise RestFailed("REST: the listing can't be read") from error
         self.symbols = self.wanted(listed)
         if not self.symbols:
-            self.counters.error = "lists nothing that is wanted"
+            self.counters.error = "lists nothing of what is wanted"
         self._on_listing()
+        self.wake_watchers()
 
     async def _connect(self) -> None:
         """Subscribe, and read until the connection is lost."""
@@ -281,6 +282,7 @@ class Feed(ABC):
             self._is_away = False
             log.info("%s: back", self.adapter.name)
             self._notify("exchange back")
+        self.wake_watchers()
 
     def _on_lost(self, reason: str) -> None:
         self.is_connected.clear()

@@ -117,9 +117,7 @@ class Series:
         if self.state is State.HELD:
             insort(self._held, trade)
             return self._shrink_gap(trade)
-        if trade.first > self._newest + 1:
-            self.holes.add(self._newest + 1, trade.first - 1)
-        self._newest = trade.last
+        self._send(trade)
         return [trade]
 
     def interrupt(self, began: float) -> None:
@@ -141,10 +139,16 @@ class Series:
                 if self.holes.take(trade.first, trade.last):
                     sent.append(trade)
                     count += 1
-            elif self._belongs(trade, gap) and not self._is_held(trade):
-                insort(self._held, trade)
+                continue
+            # The feed sends what comes after the gap.
+            if (gap.high is None or trade.last <= gap.high) and not self._is_held(trade):
                 self._top = max(self._top or trade, trade)
                 count += 1
+                if self.state is State.HELD:
+                    insort(self._held, trade)
+                else:
+                    self._send(trade)
+                    sent.append(trade)
         return sent, count
 
     def answer(self, gap: Gap, upto: int, *, more: bool = False) -> list[Trade]:
@@ -237,10 +241,6 @@ class Series:
         """The first gap that holds trades back."""
         return next((gap for gap in self.gaps if not gap.late), None)
 
-    def _belongs(self, trade: Trade, gap: Gap) -> bool:
-        """Whether to hold a trade that was returned for a gap. The feed sends those after it."""
-        return self.state is State.HELD and (gap.high is None or trade.last <= gap.high)
-
     def _is_held(self, trade: Trade) -> bool:
         position = bisect_left(self._held, (trade.last + 1,)) if self._held else 0
         return position > 0 and self._held[position - 1].last >= trade.first
@@ -253,9 +253,12 @@ class Series:
         end = len(self._held) if gap is None else bisect_left(self._held, (gap.low,))
         sent, self._held = self._held[:end], self._held[end:]
         for trade in sent:
-            if trade.first > self._newest + 1:
-                self.holes.add(self._newest + 1, trade.first - 1)
-            self._newest = max(self._newest, trade.last)
+            self._send(trade)
         if gap is None:
             self.state = State.LIVE
         return sent
+
+    def _send(self, trade: Trade) -> None:
+        if trade.first > self._newest + 1:
+            self.holes.add(self._newest + 1, trade.first - 1)
+        self._newest = max(self._newest, trade.last)
