@@ -36,9 +36,14 @@ class Comparison:
     disordered: int = 0
 
     @property
+    def complete(self) -> bool:
+        """Whether each trade arrived once, with its digits, in any order."""
+        return not (self.missing or self.repeated or self.unknown)
+
+    @property
     def faultless(self) -> bool:
         """Whether each trade arrived once, with its digits, in order."""
-        return not (self.missing or self.repeated or self.unknown or self.disordered)
+        return self.complete and not self.disordered
 
     def __str__(self) -> str:
         return (
