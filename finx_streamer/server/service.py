@@ -108,6 +108,8 @@ class Service:
             # A live source closes its connections. Another cancellation meanwhile would leak their sockets.
             await asyncio.wait([player], timeout=_SOURCE_TIMEOUT)
             await self._close(server)
+            # A second cancellation, at the end of the event loop, would keep a live source from closing connections.
+            await asyncio.wait([player], timeout=self._settings.close_timeout)
 
     def stop(self) -> None:
         """Make `run()` close all connections and return."""

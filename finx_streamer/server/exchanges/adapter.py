@@ -51,9 +51,9 @@ def make_trade(number: object, price: object, moment: tuple[str, str], count: ob
     first = last if count == 1 else last - whole(count) + 1
     text = str(price) if type(price) is int else price
     if not isinstance(text, str) or not _PRICE.fullmatch(text):
-        raise ValueError(f"not a price: {str(price)[:40]!r}")
+        raise ValueError(f"not a price: {_shown(text)}")
     if not 0 <= first <= last:
-        raise ValueError(f"{count!r:.40} trades can't end with ID {last}")
+        raise ValueError(f"{count} trades can't end with ID {last}")
     return Trade(first, last, text, *moment)
 
 
@@ -62,8 +62,13 @@ def whole(value: object) -> int:
     if isinstance(value, str) and _WHOLE.fullmatch(value):
         value = int(value)
     if type(value) is not int or not 0 <= value <= _LARGEST:
-        raise ValueError(f"not a whole number: {str(value)[:40]!r}")
+        raise ValueError(f"not a whole number: {_shown(value)}")
     return value
+
+
+def _shown(value: object) -> str:
+    """A value for an error message. Nested ones may be huge."""
+    return repr(value[:40]) if isinstance(value, str) else type(value).__name__
 
 
 def unix_time(value: object, digits: int) -> tuple[str, str]:

@@ -159,7 +159,7 @@ class Feed(ABC):
                     await asyncio.sleep(3_600.0)
                     self.symbols = None
                     continue
-            except (RestFailed, FeedFailed, OSError, WebSocketException, EOFError) as error:
+            except (RestFailed, FeedFailed, OSError, WebSocketException, EOFError, ImportError) as error:
                 failure, wait = describe(error), _wanted_wait(error)
             except Exception:
                 log.exception("%s: unexpected error; connecting again", self.adapter.name)
@@ -175,7 +175,8 @@ class Feed(ABC):
         listed: dict[str, str] = {}
         try:
             for path in self.adapter.listing_paths():
-                listed.update(self.adapter.symbols(await self._rest.get(path)))
+                found = self.adapter.symbols(await self._rest.get(path))
+                listed.update({pair: symbol for pair, symbol in found.items() if isinstance(symbol, str)})
         except MALFORMED as error:
             raise RestFailed("REST: the listing can't be read") from error
         self.symbols = self.wanted(listed)
@@ -216,14 +217,16 @@ class Feed(ABC):
 
     async def _read(self, peer: ClientConnection) -> None:
         loop = asyncio.get_running_loop()
-        is_new, read = True, 0
+        is_new, read, renewed = True, 0, loop.time()
         try:
             async with asyncio.timeout(SILENCE) as silence:
                 while True:
                     message = await peer.recv()
                     now = loop.time()
-                    if is_new or now > self._heard + 1.0:
+                    # Not for each message, because that takes time.
+                    if now > renewed + SILENCE / 30:
                         silence.reschedule(now + SILENCE)
+                        renewed = now
                     if is_new:
                         self._on_connected()
                         is_new = False
@@ -308,7 +311,7 @@ def describe(error: Exception) -> str:
         return f"its certificate is refused: {error.verify_message}"
     if isinstance(error, TimeoutError):
         return "no answer in time"
-    if isinstance(error, RestFailed | FeedFailed):
+    if isinstance(error, RestFailed | FeedFailed | ImportError):
         return str(error)
     return f"{type(error).__name__} {error.strerror if isinstance(error, OSError) else ''}".strip()
 

@@ -64,30 +64,40 @@ class Rest:
         self._base = adapter.rest_url
         self._interval = adapter.rest_interval
         self._tls = tls
-        self._client: httpx.AsyncClient
+        #: Opened with the first request.
+        self._client: httpx.AsyncClient | None = None
         self._turn = asyncio.Lock()
         #: When the next request may begin, and until when the exchange wants none.
         self._next = self._rests_until = 0.0
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
+        return self
+
+    async def _open(self) -> httpx.AsyncClient:
+        """Open the client. Raises `RestFailed`."""
         import httpx
 
         log = logging.getLogger("httpx")
         if log.level == logging.NOTSET:
             # At INFO, it logs each request.
             log.setLevel(logging.WARNING)
-        client = httpx.AsyncClient(
-            verify=self._tls,
-            trust_env=not is_loopback(self._base),
-            timeout=_TIMEOUT,
-            limits=httpx.Limits(max_connections=1),
-            follow_redirects=False,
-            # Compressed answers could be far longer than they look.
-            headers={"Accept-Encoding": "identity", "User-Agent": "finx-streamer"},
-        )
-        self._client = await self._stack.enter_async_context(client)
-        return self
+        try:
+            client = httpx.AsyncClient(
+                verify=self._tls,
+                trust_env=not is_loopback(self._base),
+                timeout=_TIMEOUT,
+                limits=httpx.Limits(max_connections=1),
+                follow_redirects=False,
+                # Compressed answers could be far longer than they look.
+                headers={"Accept-Encoding": "identity", "User-Agent": "finx-streamer"},
+            )
+        except ImportError:
+            raise RestFailed('REST: a SOCKS proxy needs another package: pip install "httpx[socks]"') from None
+        except ValueError:
+            # Its text has the proxy's URL, and perhaps a password.
+            raise RestFailed("REST: the proxy of the environment can't be used") from None
+        return await self._stack.enter_async_context(client)
 
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
@@ -101,9 +111,10 @@ class Rest:
             if now < self._rests_until:
                 raise RestFailed("the exchange has asked for fewer requests", self._rests_until - now)
             await asyncio.sleep(self._next - now)
+            client = self._client = self._client or await self._open()
             try:
                 async with asyncio.timeout(_LONGEST_REQUEST):
-                    return await self._request(self._base + path)
+                    return await self._request(client, self._base + path)
             except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, OSError) as error:
                 raise RestFailed(f"REST: {_reason(error)}") from error
             except (ValueError, RecursionError):
@@ -111,8 +122,8 @@ class Rest:
             finally:
                 self._next = asyncio.get_running_loop().time() + self._interval
 
-    async def _request(self, url: str) -> Any:
-        async with self._client.stream("GET", url) as response:
+    async def _request(self, client: httpx.AsyncClient, url: str) -> Any:
+        async with client.stream("GET", url) as response:
             if response.status_code != 200:
                 wait = retry_after(response.headers.get("Retry-After"))
                 if response.status_code in (418, 429):

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 
 from .adapter import Gap, Trade
 
-#: The most holes to remember. The oldest ones are forgotten first.
-_MOST_HOLES = 1_000
+#: The most holes and gaps to remember. The oldest ones are forgotten first.
+_MOST_HOLES = _MOST_GAPS = 1_000
 #: After as many live trades in a row with IDs that are known, the exchange has started to count again.
 _RESTARTED = 1_000
 
@@ -225,6 +225,8 @@ class Series:
             self.gap_count += 1
             self.state = State.HELD
             self.gaps.append(Gap(top.last + 1, trade.first - 1, top, now))
+            if len(self.gaps) > _MOST_GAPS:
+                del self.gaps[0]
 
     def _shrink_gap(self, trade: Trade) -> list[Trade]:
         """Look whether a held trade is the next one, and whether it ends a gap."""

@@ -66,7 +66,7 @@ class TradeFeed(Feed):
 
     def wanted(self, listed: dict[str, str]) -> dict[str, str]:
         missing = [pair for pair in self._pairs if pair not in listed]
-        if missing:
+        if missing and not self._traded:
             log.warning("%s: doesn't list %s", self.adapter.name, ", ".join(missing))
         consecutive = self.adapter.consecutive
         for pair in self._pairs:
@@ -174,7 +174,7 @@ class TradeFeed(Feed):
                 await self._ask(traded, gap)
             except RestFailed as error:
                 wait = error.wait
-                give_up[gap] += wait
+                give_up[gap] = max(give_up[gap], loop.time() + wait + _LONGEST_WAIT)
                 self.warn("rest", f"missed trades of {traded.pair} can't be fetched yet: {error}")
         is_quiet = gap.late and gap.high is None and gap.answered
         if gap not in series.gaps or is_quiet or loop.time() >= give_up[gap]:
