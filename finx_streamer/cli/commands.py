@@ -339,7 +339,6 @@ def doctor(
     """Find out why there are no ticks.
 
     Checks this machine, the way to the server, and the server; with --live, the exchanges. No step takes over 5 s.
-
     Exit codes: 0 all is well; 1 something is wrong; 2 wrong usage.
 
     Example: finx-streamer doctor --endpoint demo

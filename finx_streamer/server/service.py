@@ -57,8 +57,6 @@ SUBSCRIPTION_LIMIT = 10_000
 GOING_AWAY = 1001
 #: The number of loop iterations that asyncio needs to create or close a transport.
 _TRANSPORT_ITERATIONS = 4
-#: The longest wait for a live source to close its connections, in seconds.
-_SOURCE_TIMEOUT = 2.0
 
 #: The kind of connections that a fault applies to.
 Only = Literal["streams", "functions"]
@@ -106,10 +104,8 @@ class Service:
             player.cancel()
             await self._stop_accepting(listener)
             # A live source closes its connections. Another cancellation meanwhile would leak their sockets.
-            await asyncio.wait([player], timeout=_SOURCE_TIMEOUT)
-            await self._close(server)
-            # A second cancellation, at the end of the event loop, would keep a live source from closing connections.
             await asyncio.wait([player], timeout=self._settings.close_timeout)
+            await self._close(server)
 
     def stop(self) -> None:
         """Make `run()` close all connections and return."""
