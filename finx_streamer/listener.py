@@ -7,6 +7,7 @@ import logging
 import ssl
 import threading
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from . import demo, jupyter, tables
@@ -70,15 +71,18 @@ class StreamListener:
             errors are logged.
         on_notice (Callable[[Notice], object] | None): Called for each other message of the server.
         on_state (Callable[[str, State], object] | None): Called with the symbol and its new state.
-        on_gap (Callable[[Gap], object] | None): Called once per gap: after the missed ticks that were fetched from
-            history, and before the next live tick.
+        on_gap (Callable[[Gap], object] | None): Called once per gap: after the missed ticks, and before the next live
+            one.
         on_greeks (Callable[[Greeks], object] | None): Called for each message of an option, future or perpetual.
 
         exchanges (Iterable[str] | None): Deliver only ticks of these exchanges, named in upper case. None for all.
         parse_price (Callable[[str], Any]): Converts the decimal string that was sent to a price, e.g. `float`,
             `decimal.Decimal` or `str`. It must be quick, because it runs on the network thread. It must be thread-safe,
             because other threads call it for history.
-        backfill (bool): Fetch missed ticks from history. False only reports gaps.
+        backfill (bool): Get missed ticks: from a server that can resume a stream, else from history. False only reports
+            gaps.
+        lateness (float): How many seconds later than others a tick may arrive and still be found when history fills a
+            gap. A server that can resume a stream finds any tick.
 
         dispatch (str): "thread" runs callbacks on a thread of their own. "inline" runs them on the network thread: with
             less latency, but they must be quick.
@@ -125,6 +129,7 @@ class StreamListener:
         exchanges: Iterable[str] | None = None,
         parse_price: Callable[[str], Any] = float,
         backfill: bool = True,
+        lateness: float = 1.0,
         dispatch: Literal["thread", "inline"] = "thread",
         queue_size: int = 65_536,
         overflow: Literal["block", "drop_oldest", "latest"] = "block",
@@ -170,6 +175,7 @@ class StreamListener:
             exchanges=check.exchanges(exchanges),
             parse_price=check.price_parser(parse_price),
             backfill=check.boolean("backfill", backfill),
+            lateness=timedelta(seconds=check.seconds("lateness", lateness)),
             dispatch=check.one_of("dispatch", dispatch, ("thread", "inline")),
             queue_size=check.integer("queue_size", queue_size, 1),
             overflow=check.one_of("overflow", overflow, tuple(QUEUES)),

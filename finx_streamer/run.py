@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from typing import Any
 
 import attrs
@@ -53,6 +54,7 @@ class Settings:
     exchanges: frozenset[str] | None
     parse_price: Callable[[str], Any]
     backfill: bool
+    lateness: timedelta
     dispatch: str
     queue_size: int
     overflow: str
@@ -118,6 +120,7 @@ class Run:
             timing=settings.timing,
             stale_after=settings.stale_after,
             stale_reconnect=settings.stale_reconnect,
+            lateness=settings.lateness,
             name=settings.name,
             max_held=settings.queue_size,
         )

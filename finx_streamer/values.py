@@ -158,9 +158,9 @@ class Gap:
     Attributes:
         symbol (str): The stream.
         since (datetime): Timestamp (UTC) of the last tick before the gap.
-        until (datetime): Timestamp (UTC) of the first tick after the gap. Without one, of the last tick in history.
-        filled (bool): True if all missed ticks were fetched and delivered.
-        ticks (int): Number of ticks that were fetched from history and delivered.
+        until (datetime): Timestamp (UTC) of the first tick after the gap. Without one, of the last missed tick.
+        filled (bool): True if all missed ticks were delivered.
+        ticks (int): Number of missed ticks that were delivered.
     """
 
     symbol: str

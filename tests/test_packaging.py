@@ -100,7 +100,9 @@ def test_the_extra_cli_includes_server() -> None:
     settings = configparser.ConfigParser(interpolation=None)
     settings.read(ROOT / "setup.cfg", encoding="utf-8")
 
-    assert "finx-streamer[server]" in settings["options.extras_require"]["cli"].split()
+    extras = settings["options.extras_require"]
+    assert "finx-streamer[live]" in extras["cli"].split()
+    assert "finx-streamer[server]" in extras["live"].split()
 
 
 def test_there_is_one_version() -> None:

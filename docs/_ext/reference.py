@@ -128,9 +128,12 @@ class Writer:
     def _class(self) -> None:
         doc = Docstring.of(self._object)
         self._begin(doc)
+        # A base without a page of its own is an implementation detail: its members are this class's.
+        owners = [each for each in self._object.__mro__ if each is self._object or _is_detail(each)]
         members = [
             (name, member)
-            for name, member in vars(self._object).items()
+            for owner in owners
+            for name, member in vars(owner).items()
             if name not in self._exclude and (not name.startswith("_") or (name in _SPECIAL and member.__doc__))
         ]
         properties = [Item(n, _returned(m.fget), _first(m)) for n, m in members if isinstance(m, property)]
@@ -229,6 +232,10 @@ class Writer:
             return f"[{match[0]}]({page}{'#' + member.lower() if member and _has_heading(owner, member) else ''})"
 
         return _CODE.sub(link, text)
+
+
+def _is_detail(base: type) -> bool:
+    return base.__module__.startswith("finx_streamer.server.") and base.__name__ not in pages()
 
 
 def _has_heading(owner: str, member: str) -> bool:

@@ -9,7 +9,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .. import ConfigurationError, Greeks, Instrument, ListenerStats, StreamListener
+from .. import ConfigurationError, Greeks, Instrument, ListenerStats, Option, StreamListener
+from ..config.symbols import Symbol
 from .table_view import NO_VALUE, LiveTable
 
 #: The lines of a screen that belong to no chain: totals, expiries, and a message; and those of a chain without strikes.
@@ -28,17 +29,16 @@ class ChainView(LiveTable):
 
     Args:
         title: Shown above the table.
-        expiry: The day of the expiry to show, such as "26AUG22". None is the nearest one.
-
-    Raises:
-        ConfigurationError: `expiry` isn't such a day.
+        expiry: The expiry to show. None is the nearest one.
     """
 
     noun = "update"
 
-    def __init__(self, title: str, expiry: str | None = None) -> None:
+    def __init__(self, title: str, expiry: datetime | None = None) -> None:
         super().__init__(title)
-        self._expiry = None if expiry is None else _parse_expiry(expiry)
+        self._expiry = expiry
+        #: Whether an option of that expiry has appeared.
+        self._found = False
 
     def tables(self, listener: StreamListener, stats: ListenerStats) -> list[RenderableType]:
         newest = listener.greeks().values()
@@ -49,6 +49,7 @@ class ChainView(LiveTable):
         others = sorted((each for each in newest if each["strike"] is None), key=lambda each: each["instrument"])
         now = max((greeks["timestamp"] for greeks in newest), default=None)
         shown = {name: self._choose(chains[name], now) for name in sorted(chains)}
+        self._found = self._found or any(shown.values())
         taken = _OTHER_LINES + (4 + len(others) if others else 0)
         room = (self._live.console.height - taken) // max(1, len(shown)) - _CHAIN_LINES
         found: list[RenderableType] = [
@@ -61,6 +62,11 @@ class ChainView(LiveTable):
             states = ", ".join(f"{symbol}: {stream.state.value}" for symbol, stream in stats.streams.items())
             found.append(self._text(f"{self._title}: no values yet ({states})", style="yellow"))
         return found
+
+    def missing(self) -> str | None:
+        if self._expiry is None or self._found:
+            return None
+        return f"no option that expires on {_day(self._expiry)} appeared (--expiry)"
 
     def _choose(self, chains: dict[datetime, list[Greeks]], now: datetime | None) -> datetime | None:
         """Return the expiry to show: the one that was asked for, if it is there, or the nearest."""
@@ -146,14 +152,33 @@ def _number(value: float | None, form: str) -> Text:
     return NO_VALUE if value is None else Text(format(value, form))
 
 
-def _parse_expiry(day: str) -> datetime:
+def parse_expiry(day: str, symbols: Iterable[Symbol]) -> datetime:
+    """Return when options expire on a day such as "26AUG22".
+
+    Raises:
+        ConfigurationError: It isn't such a day, or no option among the symbols can expire then.
+    """
     try:
-        expiry = Instrument.parse(f"X-{day.upper()}").expiry
+        future = Instrument.parse(f"X-{day.upper()}")
     except ConfigurationError:
-        expiry = None
-    if expiry is None:
+        future = None
+    if future is None or future.kind != "future" or future.expiry is None:
         raise ConfigurationError(f"--expiry: {day!r} is not a day; expected one such as 26AUG22")
+    expiry = future.expiry
+    if not any(_has_options(symbol, expiry) for symbol in symbols):
+        month = Option.of(Instrument.parse(f"BTC-{_day(expiry)}-1-C"))
+        raise ConfigurationError(
+            f"--expiry: no option that you listen to expires on {_day(expiry)}; listen to its month, which is {month} "
+            "for BTC, or remove --expiry"
+        )
     return expiry
+
+
+def _has_options(symbol: Symbol, expiry: datetime) -> bool:
+    """Whether options that expire then belong to a symbol."""
+    if isinstance(symbol, Option):
+        return (symbol.year, symbol.month) == (expiry.year, expiry.month)
+    return isinstance(symbol, Instrument) and symbol.strike is not None and symbol.expiry == expiry
 
 
 def _day(expiry: datetime) -> str:

@@ -6,7 +6,6 @@ before the result is complete.
 
 from __future__ import annotations
 
-import enum
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -21,37 +20,45 @@ from .._version import __version__
 from ..config import checks as check
 from . import live_market
 from .formats import CSV, JSON, TEXT
-from .key_files import accepted_keys, api_key
+from .key_files import api_key
 from .listening import ListenRun, View
+from .options import (
+    AddressConnectionsOption,
+    ConnectionsOption,
+    DurationOption,
+    EndpointOption,
+    ExpiryOption,
+    ExposeOption,
+    InsecureOption,
+    KeyConnectionsOption,
+    KeyFileOption,
+    KeysFileOption,
+    LimitOption,
+    LineFormatName,
+    LineFormatOption,
+    LogLevelOption,
+    PairArgument,
+    ProxyOption,
+    RequestLogOption,
+    RetryOption,
+    StoreAgeOption,
+    StoreSizeOption,
+    SymbolsArgument,
+    TimeoutOption,
+    TlsCertOption,
+    TlsKeyOption,
+    ViewName,
+    ViewOption,
+    WireName,
+    WireOption,
+)
 from .output import Output
+from .quantities import parse_store_age, parse_store_size
 from .terminal import LogLevel, can_draw_table, say, say_error, show_log, with_options
+from .tls_files import load_tls
 
 #: What `demo` listens to: some of the simulated market's pairs.
 DEMO_PAIRS = ("BTC:USDC", "ETH:USDC", "BTC:USDT", "SOL:USDC", "ETH:BTC")
-
-
-class LineFormatName(enum.StrEnum):
-    """The formats of past ticks."""
-
-    JSON = "json"
-    CSV = "csv"
-    LINE = "line"
-
-
-class WireName(enum.StrEnum):
-    """How a server is asked for streams. See `Endpoint`."""
-
-    URL = "url"
-    SUBSCRIBE = "subscribe"
-
-
-class ViewName(enum.StrEnum):
-    """The formats of live ticks."""
-
-    TABLE = "table"
-    JSON = "json"
-    CSV = "csv"
-    LINE = "line"
 
 
 _LINE_FORMATS = {"json": JSON, "csv": CSV, "line": TEXT}
@@ -66,66 +73,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     help="Stream live crypto ticks from FinX, read tick history, or run a local server.",
 )
-
-SymbolsArgument = Annotated[
-    list[str],
-    typer.Argument(
-        help="Pairs, such as BTC:USDC. Or option months such as BTCN2202207, and contracts such as BTC-PERPETUAL.",
-        metavar="SYMBOL...",
-    ),
-]
-PairArgument = Annotated[str, typer.Argument(help="The pair, such as BTC:USDC.", metavar="PAIR")]
-ViewOption = Annotated[
-    ViewName | None,
-    typer.Option("--format", help="line is for people. Default: table in a terminal, json in a pipe or file."),
-]
-LineFormatOption = Annotated[LineFormatName, typer.Option("--format", help="The output format. line is for people.")]
-WireOption = Annotated[
-    WireName,
-    typer.Option(help="url: a connection for each symbol. subscribe: all symbols on one, as FinX documented later."),
-]
-LimitOption = Annotated[int | None, typer.Option(min=1, help="Stop after this many ticks or updates.", metavar="N")]
-DurationOption = Annotated[float | None, typer.Option(min=0, help="Stop after this many seconds.", metavar="SECONDS")]
-EndpointOption = Annotated[str, typer.Option("--endpoint", help="production, beta, demo or a URL.", metavar="ENDPOINT")]
-KeyFileOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--api-key-file",
-        help="Read the API key from this file, at each connection attempt. Default: the variable FINX_API_KEY.",
-        metavar="FILE",
-    ),
-]
-ProxyOption = Annotated[
-    str | None,
-    typer.Option(
-        "--proxy",
-        help="Connect through http://HOST:PORT, socks5://HOST:PORT or socks5h://HOST:PORT; '' connects directly. "
-        "Default: the proxy of the environment, such as https_proxy.",
-        metavar="URL",
-    ),
-]
-ExpiryOption = Annotated[
-    str | None,
-    typer.Option(
-        help="The expiry to show in a table of options, such as 26AUG22. Default: the nearest.", metavar="DAY"
-    ),
-]
-InsecureOption = Annotated[
-    bool,
-    typer.Option(
-        "--allow-insecure", help="Allow ws:// to other machines. Everyone on the way can then read your API key."
-    ),
-]
-LogLevelOption = Annotated[LogLevel, typer.Option("--log-level", help="The least important log records to print.")]
-TimeoutOption = Annotated[
-    float, typer.Option(min=0.1, help="Longest wait for one answer, reconnects included.", metavar="SECONDS")
-]
-RetryOption = Annotated[
-    bool,
-    typer.Option(
-        "--retry", help="If the server can't be reached, keep trying for --timeout instead of failing at once."
-    ),
-]
 
 
 class _HastyClient(FunctionClient):
@@ -210,7 +157,7 @@ def listen(
             allow_insecure=allow_insecure,
             keep_alive="auto" if keep_alive is None else keep_alive,
         )
-        view = _view(view_name, target, f"{endpoint} · Ctrl-C stops", greeks, expiry)
+        view = _view(view_name, target, f"{endpoint} · Ctrl-C stops", greeks, expiry, names)
         raise typer.Exit(ListenRun(view, limit, duration, "update" if greeks else "tick").run(listener))
 
 
@@ -316,10 +263,10 @@ def demo(
         show_log(log_level)
         market = live_market.choose(live, pairs, exchanges, exchange_url, options=options, expiry=expiry)
         if market is not None:
-            view = _view(_view_name(format), Output(None), "live exchanges · Ctrl-C stops")
+            view = _view(_view_name(format), Output(None), "live exchanges · Ctrl-C stops", False, None, market.pairs)
             raise typer.Exit(live_market.run_demo(market, view, limit, duration, log_level))
-        view = _view(_view_name(format), Output(None), "simulated market · Ctrl-C stops", options, expiry)
-        symbols = [_nearest_month("BTC")] if options else DEMO_PAIRS
+        symbols = [str(_nearest_month("BTC"))] if options else DEMO_PAIRS
+        view = _view(_view_name(format), Output(None), "simulated market · Ctrl-C stops", options, expiry, symbols)
         listener = StreamListener(*symbols, parse_price=str, endpoint="demo")
         raise typer.Exit(ListenRun(view, limit, duration, "update" if options else "tick").run(listener))
 
@@ -370,13 +317,19 @@ def serve(
     port: Annotated[
         int, typer.Option(min=0, max=65_535, help="The port to listen on. 0 picks a free one.", metavar="PORT")
     ] = 8765,
-    keys_file: Annotated[
-        Path | None,
-        typer.Option(help="Accept the API keys in this file, one per line. Default: the key demo.", metavar="FILE"),
-    ] = None,
+    tls_cert: TlsCertOption = None,
+    tls_key: TlsKeyOption = None,
+    allow_insecure: ExposeOption = False,
+    keys_file: KeysFileOption = None,
+    max_connections: ConnectionsOption = 4_096,
+    max_connections_per_key: KeyConnectionsOption = 2_048,
+    max_connections_per_address: AddressConnectionsOption = 2_048,
+    request_log: RequestLogOption = None,
     store: Annotated[
         Path | None, typer.Option(help="Keep tick history in this file. Default: in memory.", metavar="FILE")
     ] = None,
+    store_age: StoreAgeOption = None,
+    store_size: StoreSizeOption = None,
     imported: Annotated[
         list[Path] | None,
         typer.Option("--import", help="Add this recording to tick history. Can be repeated.", metavar="FILE"),
@@ -385,7 +338,8 @@ def serve(
 ) -> None:
     """Run a local FinX server.
 
-    It plays a simulated market, a recorded tape, or the live trades of real exchanges, until you press Ctrl-C.
+    It plays a simulated market, a recorded tape, or the live trades of real exchanges, until you press Ctrl-C. SIGHUP
+    reloads keys and certificates.
 
     Exit codes: 0 Ctrl-C; 1 fatal error, such as a port in use; 2 wrong usage.
 
@@ -393,15 +347,29 @@ def serve(
     """
     with _errors_as_exit_codes():
         from ..server import LocalServer
-        from .serving import DEFAULT_KEY, choose_source, serve_until_ctrl_c
+        from .serving import Reloading, check_exposure, choose_source, serve_until_ctrl_c
 
         show_log(log_level)
         others = {"tape": tape, "speed": speed, "loop": loop, "rate": rate}
         market = live_market.choose(live, pairs, exchanges, exchange_url, coins, **others)
         source = market or choose_source(tape, speed, loop, rate)
-        keys = accepted_keys(keys_file) if keys_file else {DEFAULT_KEY}
-        server = LocalServer(source, keys=keys, host=host, port=port, store=store)
-        serve_until_ctrl_c(server, imported or [], sorted(source.pairs), keys_file)
+        files = Reloading(keys_file, load_tls(tls_cert, tls_key), request_log)
+        check_exposure(host, files, allow_insecure)
+        server = LocalServer(
+            source,
+            keys=files.keys,
+            host=host,
+            port=port,
+            ssl_context=files.ssl_context,
+            max_connections=max_connections,
+            max_connections_per_key=max_connections_per_key,
+            max_connections_per_address=max_connections_per_address,
+            request_log=request_log,
+            store=store,
+            store_age=parse_store_age(store_age),
+            store_bytes=parse_store_size(store_size),
+        )
+        serve_until_ctrl_c(server, imported or [], sorted(source.pairs), files)
 
 
 @contextmanager
@@ -457,7 +425,10 @@ def _key(endpoint: str, file: Path | None) -> str | Callable[[], str] | None:
 
 def _with_wire(endpoint: str, prefix: str | None, wire: WireName) -> str | Endpoint:
     if endpoint == demo_market.NAME and (prefix is not None or wire is not WireName.URL):
-        raise ConfigurationError("--prefix and --wire can't be used with --endpoint demo; remove them")
+        raise ConfigurationError(
+            "--prefix and --wire can't be used with --endpoint demo; remove them, or run finx-streamer serve and pass "
+            "its URL"
+        )
     url = Endpoint.of(endpoint).url if endpoint != demo_market.NAME else endpoint
     return endpoint if prefix is None and wire is WireName.URL else Endpoint(url, prefix, wire.value)
 
@@ -484,17 +455,17 @@ def _view_name(name: ViewName | None, output: Path | None = None) -> ViewName:
     return name or (ViewName.TABLE if can_draw_table() else ViewName.JSON)
 
 
-def _view(name: ViewName, output: Output, title: str, greeks: bool = False, expiry: str | None = None) -> View:
+def _view(name: ViewName, output: Output, title: str, greeks: bool, expiry: str | None, symbols: Iterable[str]) -> View:
     if expiry is not None and not (greeks and name is ViewName.TABLE):
-        raise ConfigurationError("--expiry is only for a table of options; remove it")
+        raise ConfigurationError("--expiry is only for a table of options in a terminal; remove it")
     if name is not ViewName.TABLE:
         from .line_view import LineView
 
         return LineView(_LINE_FORMATS[name], output.open_now(), output.encoding, output.packed, greeks)
     if greeks:
-        from .chain_view import ChainView
+        from .chain_view import ChainView, parse_expiry
 
-        return ChainView(title, expiry)
+        return ChainView(title, None if expiry is None else parse_expiry(expiry, map(check.symbol, symbols)))
     from .table_view import TableView
 
     return TableView(title)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -14,20 +13,12 @@ from ..config.checks import moment, refusal
 from .formats import LineFormat
 from .output import Output
 from .part_file import PartFile, Request
+from .quantities import parse_duration
 from .terminal import count, say, say_error, signals_as_ctrl_c
 
 #: The exit code that shells use for Ctrl-C.
 INTERRUPTED = 130
 _UPDATE_EVERY = 1_000
-_UNITS = {
-    "s": timedelta(seconds=1),
-    "m": timedelta(minutes=1),
-    "min": timedelta(minutes=1),
-    "h": timedelta(hours=1),
-    "d": timedelta(days=1),
-    "w": timedelta(weeks=1),
-}
-_AGO = re.compile(rf"(?P<number>[0-9]+(\.[0-9]+)?)(?P<unit>{'|'.join(_UNITS)})")
 _WORDS: dict[str, Callable[[datetime], datetime]] = {
     "now": lambda now: now,
     "today": lambda now: datetime(now.year, now.month, now.day, tzinfo=UTC),
@@ -119,8 +110,8 @@ def parse_time(name: str, text: str, now: datetime) -> datetime:
         raise ConfigurationError(f"{name}: missing; expected a time, such as 2022-07-02 or 1h")
     word = text.strip().lower()
     try:
-        if ago := _AGO.fullmatch(word):
-            return moment(name, now - float(ago["number"]) * _UNITS[ago["unit"]])
+        if (ago := parse_duration(word)) is not None:
+            return moment(name, now - ago)
         if word in _WORDS:
             return _WORDS[word](now)
         return moment(name, text)

@@ -38,35 +38,37 @@ def api_key(file: Path | None) -> str | Callable[[], str]:
     with contextlib.suppress(OSError):
         # A pipe, as in `--api-key-file <(pass finx)`, can be read only once.
         if stat.S_ISREG(file.stat().st_mode):
-            _warn_if_exposed("--api-key-file", file)
+            warn_if_exposed("--api-key-file", file)
             return lambda: _read_key(file)
     return key
 
 
-def accepted_keys(file: Path) -> set[str]:
-    """Return the keys that a server accepts: one per line, blank lines ignored.
+def accepted_keys(file: Path) -> dict[str, int]:
+    """Return the keys that a server accepts, one per line, with the number of its line. Blank lines are ignored.
 
     Raises:
         ConfigurationError: The file can't be read, or has no keys.
     """
     try:
-        keys = {line.strip() for line in _read_text("--keys-file", file).splitlines()} - {""}
+        lines = read_text("--keys-file", file).splitlines()
     except KeyFileError as unreadable:
         raise ConfigurationError(str(unreadable)) from None
+    keys = {key: number for number, line in reversed(list(enumerate(lines, 1))) if (key := line.strip())}
     if not keys:
         raise ConfigurationError(f"--keys-file {file}: the file has no keys; expected one per line")
-    _warn_if_exposed("--keys-file", file)
+    warn_if_exposed("--keys-file", file)
     return keys
 
 
 def _read_key(file: Path) -> str:
-    key = _read_text("--api-key-file", file).strip()
+    key = read_text("--api-key-file", file).strip()
     if not key:
         raise KeyFileError(f"--api-key-file {file}: the file is empty")
     return key
 
 
-def _read_text(option: str, file: Path) -> str:
+def read_text(option: str, file: Path) -> str:
+    """Return a file's text. Raises `KeyFileError`."""
     reason = "the file isn't UTF-8 text"
     try:
         with contextlib.suppress(UnicodeDecodeError):
@@ -77,9 +79,9 @@ def _read_text(option: str, file: Path) -> str:
     raise KeyFileError(f"{option} {file}: {reason}")
 
 
-def _warn_if_exposed(option: str, file: Path) -> None:
-    """Warn if other users of this machine may read or write the file."""
+def warn_if_exposed(option: str, file: Path, allowed: int = 0o600) -> None:
+    """Warn if a mode allows other users of this machine more than `allowed`."""
     with contextlib.suppress(OSError):
         mode = file.stat().st_mode
-        if os.name == "posix" and stat.S_ISREG(mode) and mode & 0o077:
-            say(f"warning: {option} {file}: other users can read or change this file; run chmod 600 on it")
+        if os.name == "posix" and stat.S_ISREG(mode) and mode & 0o077 & ~allowed:
+            say(f"warning: {option} {file}: other users can read or change this file; run chmod {allowed:o} on it")

@@ -84,6 +84,9 @@ class LineView:
         if self._reader_is_gone():
             raise BrokenPipeError
 
+    def missing(self) -> str | None:
+        return None
+
     def finish(self, listener: StreamListener, interrupted: bool) -> None:
         """Write the rest. After Ctrl-C, don't wait for a reader that has stopped."""
         with self._changed:

@@ -60,6 +60,9 @@ class View(Protocol):
     def finish(self, listener: StreamListener, interrupted: bool) -> None:
         """Show the rest. From now on, callbacks must not wait."""
 
+    def missing(self) -> str | None:
+        """Return what was asked for and never came, for the end."""
+
 
 class ListenRun:
     """One run of a listener in a view."""
@@ -89,6 +92,8 @@ class ListenRun:
         started = monotonic()
         if self._show_until_end(listener, started):
             say(self._summary(listener.stats, monotonic() - started))
+        if missing := self._view.missing():
+            say(missing)
         never_connected = self._over and self._errors > 0 and not (self._has_streamed or self._values)
         return 1 if never_connected else self._exit_code(listener)
 

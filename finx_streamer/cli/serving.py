@@ -4,20 +4,84 @@ from __future__ import annotations
 
 import contextlib
 import math
+import queue
 import shlex
-import threading
+import ssl
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 from .. import ConfigurationError
 from ..server import LocalServer, SimulatedMarket, Source, Tape
+from ..server.protocol import is_loopback
 from ..server.recording import Recording
+from ..server.request_log import STANDARD_OUTPUT
+from .key_files import accepted_keys
 from .live_market import exchanges_reported
 from .terminal import count, say, signals_as_ctrl_c
+from .tls_files import TlsFiles
 
 DEFAULT_KEY = "demo"
 _MAX_PAIRS_SHOWN = 8
+
+
+class Reloading:
+    """The files that SIGHUP reloads: API keys, the certificate, the request log.
+
+    Raises `ConfigurationError` if the keys can't be read.
+    """
+
+    def __init__(self, keys_file: Path | None, tls: TlsFiles | None, request_log: str | None) -> None:
+        self.keys_file = keys_file
+        self.keys = accepted_keys(keys_file) if keys_file else {DEFAULT_KEY: 1}
+        self.logs_to_stdout = request_log == STANDARD_OUTPUT
+        self._tls = tls
+        self._request_log = request_log
+
+    @property
+    def ssl_context(self) -> ssl.SSLContext | None:
+        return None if self._tls is None else self._tls.context
+
+    def reload(self, server: LocalServer) -> None:
+        """Read the files again. What can't be used is reported, and leaves the earlier state as it is."""
+        if self.keys_file is not None:
+            with _report_unusable("keys"):
+                keys = accepted_keys(self.keys_file)
+                closed = server.set_keys(keys)
+                say(f"reloaded {count(len(keys), 'API key')}; {count(closed, 'connection')} closed")
+        if self._tls is not None:
+            with _report_unusable("certificate"):
+                self._tls.reload()
+                say("reloaded the certificate")
+        if self._request_log is not None and not self.logs_to_stdout:
+            server.reopen_request_log()
+            say("reopened the request log")
+
+
+@contextlib.contextmanager
+def _report_unusable(what: str) -> Iterator[None]:
+    try:
+        yield
+    except ConfigurationError as error:
+        say(f"error: {error}; the earlier {what} stay{'' if what == 'keys' else 's'} in use")
+
+
+def check_exposure(host: str, files: Reloading, allow_insecure: bool) -> None:
+    """Refuse to let other machines send API keys in clear text. Warn if they can use the key that is in the docs.
+
+    Raises:
+        ConfigurationError: They would.
+    """
+    if is_loopback(host):
+        return
+    if files.ssl_context is None and not allow_insecure:
+        raise ConfigurationError(
+            f"--host {host}: other machines would send their API keys in clear text; pass --tls-cert and --tls-key, "
+            "or --allow-insecure if the network up to a proxy with TLS is yours"
+        )
+    if files.keys_file is None:
+        say(f"warning: everyone who can reach this server can use the API key {DEFAULT_KEY}; pass --keys-file")
 
 
 def choose_source(tape: Path | None, speed: str | None, loop: bool, rate: float | None) -> Source:
@@ -48,16 +112,21 @@ def _parse_speed(text: str | None) -> float | None:
     raise ConfigurationError(f"--speed: {text!r} is not allowed; expected a number above 0, or max")
 
 
-def serve_until_ctrl_c(server: LocalServer, tapes: list[Path], pairs: list[str], keys_file: Path | None) -> None:
+def serve_until_ctrl_c(server: LocalServer, tapes: list[Path], pairs: list[str], files: Reloading) -> None:
     """Import tapes, then serve. Print the URL and how to listen; the keys of a file are never shown."""
-    with signals_as_ctrl_c(), contextlib.suppress(KeyboardInterrupt):
+    # A handler may put into it at any time, unlike setting a threading.Event.
+    hangups: queue.SimpleQueue[None] = queue.SimpleQueue()
+    with signals_as_ctrl_c(lambda: hangups.put(None)), contextlib.suppress(KeyboardInterrupt):
         for tape in tapes:
             _import(server, tape)
         with _print_warnings():
             server.start()
         with server, exchanges_reported(server):
-            print(_greeting(server.url, pairs, keys_file), flush=True)
-            threading.Event().wait()
+            greeting = _greeting(server, pairs, files)
+            print(greeting, file=sys.stderr if files.logs_to_stdout else sys.stdout, flush=True)
+            while True:
+                hangups.get()
+                files.reload(server)
     say("stopped")
 
 
@@ -73,11 +142,13 @@ def _import(server: LocalServer, tape: Path) -> None:
         say(f"imported {count(imported, 'tick')} from {tape}{rest}")
 
 
-def _greeting(url: str, pairs: list[str], keys_file: Path | None) -> str:
+def _greeting(server: LocalServer, pairs: list[str], files: Reloading) -> str:
+    # The certificate is for a name that only you know.
+    url = server.url if files.ssl_context is None else f"wss://HOST:{server.port}/"
     example = f"finx-streamer listen {shlex.quote(pairs[0])} --endpoint {url}"
-    command = f"FINX_API_KEY={DEFAULT_KEY} {example}" if keys_file is None else f"{example} --api-key-file FILE"
+    command = f"FINX_API_KEY={DEFAULT_KEY} {example}" if files.keys_file is None else f"{example} --api-key-file FILE"
     more = f" and {len(pairs) - _MAX_PAIRS_SHOWN} more" if len(pairs) > _MAX_PAIRS_SHOWN else ""
-    return f"serving: {url}\npairs:   {', '.join(pairs[:_MAX_PAIRS_SHOWN])}{more}\nlisten:  {command}"
+    return f"serving: {server.url}\npairs:   {', '.join(pairs[:_MAX_PAIRS_SHOWN])}{more}\nlisten:  {command}"
 
 
 @contextlib.contextmanager

@@ -81,6 +81,9 @@ class LiveTable(ABC):
         self._live.update(self.render(listener))
         self._live.stop()
 
+    def missing(self) -> str | None:
+        return None
+
     def render(self, listener: StreamListener) -> Group:
         """Return the tables, the totals below them and the latest message."""
         stats = listener.stats

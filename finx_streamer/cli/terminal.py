@@ -11,7 +11,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import FrameType
 
 from .. import ConnectionFailed, Gap
 from ..config.reconnect import is_unreachable
@@ -146,15 +147,36 @@ def can_draw_table() -> bool:
 
 
 @contextlib.contextmanager
-def signals_as_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP, the end of the terminal, end a command the way Ctrl-C does."""
-    signals = [signal.SIGTERM]
+def signals_as_ctrl_c(on_hangup: Callable[[], object] | None = None) -> Iterator[None]:
+    """Let SIGTERM and SIGHUP, the end of the terminal, end a command the way Ctrl-C does.
+
+    `on_hangup` is called instead, in the middle of anything, for a SIGHUP that isn't the end of the terminal.
+    """
+    had_terminal = _has_terminal()
+
+    def hang_up(signum: int, frame: FrameType | None) -> None:
+        if on_hangup is None or (had_terminal and not _has_terminal()):
+            signal.default_int_handler(signum, frame)
+        else:
+            on_hangup()
+
+    handlers: dict[signal.Signals, Callable[[int, FrameType | None], object]]
+    handlers = {signal.SIGTERM: signal.default_int_handler}
     # `nohup` ignores it.
     if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        signals.append(signal.SIGHUP)
-    before = [signal.signal(signum, signal.default_int_handler) for signum in signals]
+        handlers[signal.SIGHUP] = hang_up
+    before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
     try:
         yield
     finally:
-        for signum, handler in zip(signals, before, strict=True):
-            signal.signal(signum, handler)
+        for signum, earlier in before.items():
+            signal.signal(signum, earlier)
+
+
+def _has_terminal() -> bool:
+    """Whether this process belongs to a terminal that is still there."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR))
+    except OSError:
+        return False
+    return True

@@ -142,6 +142,11 @@ def join_host_port(host: str, port: int) -> str:
 def _normalized(url: str) -> str:
     if not isinstance(url, str):
         raise ConfigurationError(f"endpoint: expected a URL as str, not {type(url).__name__}")
+    if url == "demo":
+        raise ConfigurationError(
+            "endpoint: 'demo' isn't a URL, and has no wire or prefix to choose; to try those on your machine, run "
+            "finx_streamer.server.LocalServer or `finx-streamer serve`, and use its URL"
+        )
     try:
         parts = urlsplit(url)
         if parts.port == 0:  # raises for an impossible port

@@ -9,7 +9,8 @@ import os
 import socket
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import attrs
 
@@ -142,10 +143,17 @@ class Attempt:
     Args:
         refused_key: A key that the server has refused: don't try it again.
         key: The key to use, if it is known already.
+        headers: Headers for the handshake.
     """
 
-    def __init__(self, refused_key: ApiKey | None = None, key: ApiKey | None = None) -> None:
+    def __init__(
+        self,
+        refused_key: ApiKey | None = None,
+        key: ApiKey | None = None,
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.refused_key = refused_key
+        self.headers = headers
         #: The key in use, once it is known.
         self.key = key
         #: A key for the next attempt, requested because the server refused this attempt's key.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from ..config.api_key import ApiKey
 from ..errors import AuthenticationError, ConnectionFailed
@@ -62,11 +62,15 @@ class WebSocketChannel(ABC):
     def on_readable(self) -> None:
         """There may be something to read."""
 
+    def handshake_headers(self) -> Mapping[str, str]:
+        """Return headers for the next handshake."""
+        return {}
+
     # For subclasses to use.
 
     def connect(self) -> None:
         """Begin a handshake, when its turn comes."""
-        attempt = Attempt(self._refused_key, self._next_key)
+        attempt = Attempt(self._refused_key, self._next_key, self.handshake_headers())
         self._next_key = None
         self.handshake = Handshake(self.config, attempt, self)
         self._handshakes.request(self.handshake)

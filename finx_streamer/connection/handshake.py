@@ -36,6 +36,8 @@ def _open(config: ConnectionConfig, attempt: Attempt) -> Connection:
         raise AuthenticationError("the API key was refused, and there is no other", permanent=True)
     sock = connect(config, attempt)
     with closed_on_error(sock):
-        connection = Connection(config.url(key), BufferedSocket(sock, attempt), key, config.max_message)
+        connection = Connection(
+            config.url(key), BufferedSocket(sock, attempt), key, config.max_message, attempt.headers
+        )
         connection.handshake()
     return connection

@@ -13,8 +13,9 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import takewhile
+from types import MappingProxyType
 from typing import Any
 
 import websocket
@@ -231,10 +232,17 @@ class _AppDispatcher:
 class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
     """An open connection: a `WebSocketApp` that reads frames only in `messages`."""
 
-    def __init__(self, url: str, wire: BufferedSocket, key: ApiKey, max_message: int) -> None:
+    def __init__(
+        self,
+        url: str,
+        wire: BufferedSocket,
+        key: ApiKey,
+        max_message: int,
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         super().__init__(
             url,
-            header={"User-Agent": f"finx-streamer/{__version__}"},
+            header={"User-Agent": f"finx-streamer/{__version__}", **headers},
             socket=wire,  # type: ignore[arg-type]
             on_data=_on_data,
             on_error=_on_error,
@@ -243,6 +251,8 @@ class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
         )
         self.wire = wire
         self.key = key
+        #: The headers of the answer to the handshake, with names in lower case.
+        self.response_headers: Mapping[str, str] = {}
         self.failure: BaseException | None = None
         #: How many probes were sent, and the last one that was answered. Its answer covers those before it.
         self.probes_sent = self.probe_answered = 0
@@ -266,6 +276,7 @@ class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
         self.url = redact(self.url)
         if self._dispatcher.read_frame is None or self.sock is None:
             raise self.failure or EOFError()
+        self.response_headers = self.sock.getheaders() or {}
         self.sock.cont_frame = self._fragments  # type: ignore[assignment]
         # The library validates UTF-8 byte by byte in Python. That is fine for the reason of a close frame only.
         self.sock.frame_buffer.skip_utf8_validation = False

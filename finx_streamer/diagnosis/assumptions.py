@@ -36,12 +36,14 @@ class Assumptions:
         pair: A pair that the server has.
         message: The first tick of its stream, as it was sent. None: there was none on the first wire.
         any_key: Whether the server is known to accept any key.
+        own_server: Whether the server runs this package, so that its answers say nothing about FinX.
     """
 
     config: ConnectionConfig
     pair: Pair
     message: dict[str, Any] | None
     any_key: bool
+    own_server: bool
     _deadline: Deadline = attrs.field(factory=Deadline, init=False)
     #: A tick of the second wire.
     _flat: dict[str, Any] | None = attrs.field(default=None, init=False)
@@ -88,7 +90,8 @@ class Assumptions:
                 holds, found = None, "the connection was lost"
             verdict = {True: Verdict.OK, False: Verdict.NOTE, None: Verdict.SKIPPED}[holds]
             said = {True: "confirmed", False: "refuted", None: "not seen"}[holds]
-            yield Check(name, verdict, f"{said}: {found}")
+            by = " by this server, not by FinX" if self.own_server and holds is not None else ""
+            yield Check(name, verdict, f"{said}{by}: {found}")
 
     def _open(self, config: ConnectionConfig | None = None) -> Probe:
         return Probe(config or self.config, self._deadline)

@@ -67,7 +67,7 @@ class Doctor:
         if config.endpoint.wire == "subscribe":
             # What is assumed about streams is about those with their own connection.
             config, message = attrs.evolve(config, endpoint=Endpoint(config.endpoint.url)), None
-        yield from Assumptions(config, self._pair, message, self._is_demo).run()
+        yield from Assumptions(config, self._pair, message, self._is_demo, self._network.own_server).run()
 
     def report(self) -> Report:
         """Run everything."""

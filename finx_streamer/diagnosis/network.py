@@ -59,6 +59,8 @@ class NetworkChecks:
     authorities: str
     #: Whether the stream could be opened.
     streams: bool = attrs.field(default=False, init=False)
+    #: Whether the server runs this package.
+    own_server: bool = attrs.field(default=False, init=False)
     #: The stream's first tick, as it was sent, and its time.
     message: dict[str, object] | None = attrs.field(default=None, init=False)
     _tick_time: datetime | None = attrs.field(default=None, init=False)
@@ -179,7 +181,7 @@ class NetworkChecks:
             self._stream = Probe(own, Deadline())
         except ConnectionFailed as error:
             return Check("handshake", Verdict.FAILED, error.reason, self._handshake_advice(error))
-        self.streams = True
+        self.streams, self.own_server = True, self._stream.is_own_server
         if (told := self._stream.server_time) is not None:
             self._server_time = told, self._stream.opened_at
         return Check("handshake", Verdict.OK, f"status 101 in {self._stream.opened_in:.0f} ms")

@@ -47,11 +47,20 @@ class Probe:
     @property
     def server_time(self) -> float | None:
         """The server's time in its answer to the handshake, in seconds since 1970, if it said so."""
-        headers = getattr(self._connection.sock, "headers", None) or {}
         try:
-            return email.utils.parsedate_to_datetime(headers.get("date", "")).timestamp()
+            return email.utils.parsedate_to_datetime(self._header("date")).timestamp()
         except (TypeError, ValueError):
             return None
+
+    @property
+    def is_own_server(self) -> bool:
+        """Whether the server runs this package: its answer to the handshake says so."""
+        return self._header("server") == "finx-streamer"
+
+    def _header(self, name: str) -> str:
+        """A header of the answer to the handshake, "" if there is none. `name` is in lower case."""
+        headers: dict[str, str] = getattr(self._connection.sock, "headers", None) or {}
+        return headers.get(name, "")
 
     def send(self, function: str, **arguments: str) -> None:
         """Send a request, which gets the key."""

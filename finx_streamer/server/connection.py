@@ -7,13 +7,16 @@ import contextlib
 import socket
 import struct
 from collections import deque
+from http import HTTPStatus
 from typing import Any, Protocol
 
 from websockets.asyncio.server import ServerConnection
 from websockets.protocol import State
 
-from .pages import METHOD_NOT_ALLOWED
+from .addresses import Address
+from .pages import METHOD_NOT_ALLOWED, Page
 from .protocol import Route, encode_frame
+from .resuming import Start
 from .settings import Settings
 
 #: The close code for a client that is too slow: try again later.
@@ -32,6 +35,9 @@ class Observer(Protocol):
 
     def on_opened(self, connection: Connection) -> None:
         """TCP (and TLS) is connected. The handshake follows."""
+
+    def on_answered(self, connection: Connection) -> None:
+        """The handshake has ended, or a page was sent, or there will be no answer."""
 
     def on_closing(self, connection: Connection) -> None:
         """The connection accepts no more ticks. May be called more than once."""
@@ -57,6 +63,17 @@ class Connection(ServerConnection):
     def __init__(self, *arguments: Any, settings: Settings, observer: Observer, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.route: Route | None = None
+        #: Where its stream starts in the log, if the client asked for that.
+        self.start: Start | None = None
+        self.address: Address | None = None
+        #: The page that was sent instead of a handshake.
+        self.page: Page | None = None
+        #: The route's symbol, if it is one that the source lists, and the number of its key, if that is accepted.
+        self.listed_symbol: str | None = None
+        self.key_number: int | None = None
+        #: When the handshake completed.
+        self.opened_at: float | None = None
+        self.messages_sent = 0
         self.frozen = False
         self.queued_bytes = 0
         self._settings = settings
@@ -75,6 +92,27 @@ class Connection(ServerConnection):
     def is_full(self) -> bool:
         """Whether the queue is full and waiting may help. It doesn't while the connection is frozen."""
         return self.queued_bytes >= self._settings.queue_bytes and not self.frozen
+
+    @property
+    def network(self) -> str:
+        """What counts as this client's address."""
+        return "" if self.address is None else self.address.network
+
+    @property
+    def status(self) -> int | None:
+        """The HTTP status that was sent; None if there was no answer."""
+        if self._refused:
+            return HTTPStatus.METHOD_NOT_ALLOWED
+        if self.response is None or (self.response.status_code == 101 and self.protocol.state is not State.OPEN):
+            return None
+        return self.response.status_code
+
+    @property
+    def first_close_code(self) -> int:
+        """The code of the close frame that came first, from either side; 1006 if there was none."""
+        received, sent = self.protocol.close_rcvd, self.protocol.close_sent
+        first = received if self.protocol.close_rcvd_then_sent or sent is None else sent
+        return 1006 if first is None else first.code
 
     def enqueue(self, data: bytes, *, can_wait: bool = False) -> None:
         """Queue a frame for `flush()`. Beyond the limit, disconnect the client unless the caller can wait.
@@ -106,6 +144,7 @@ class Connection(ServerConnection):
         self._resume_input()
         if not self._is_open:
             return
+        self.messages_sent += len(self._queue)
         self.transport.write(b"".join(self._queue))
         self._clear_queue()
         self.protocol.send_close(code, reason)
@@ -150,7 +189,14 @@ class Connection(ServerConnection):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        self.address = Address.of(transport.get_extra_info("peername"))
         self._observer.on_opened(self)
+
+    async def handshake(self, *arguments: Any, **options: Any) -> None:
+        try:
+            await super().handshake(*arguments, **options)
+        finally:
+            self._observer.on_answered(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -226,12 +272,14 @@ class Connection(ServerConnection):
     def _take_chunk(self) -> bytes:
         if self.queued_bytes <= CHUNK:
             data = b"".join(self._queue)
+            self.messages_sent += len(self._queue)
             self._clear_queue()
             return data
         frames, size = [], 0
         while self._queue and size < CHUNK:
             frames.append(self._queue.popleft())
             size += len(frames[-1])
+        self.messages_sent += len(frames)
         self.queued_bytes -= size
         return b"".join(frames)
 

@@ -88,11 +88,16 @@ class Call:
 
 @attrs.frozen
 class Subscription:
-    """A change of what the connection gets. `answer` is sent before a begin and after an end takes effect, if any."""
+    """A change of what the connection gets.
+
+    `answer` is sent before a begin and after an end takes effect, if any. `resume` is where to begin in the log, if the
+    client says so.
+    """
 
     symbol: str
     begins: bool
-    answer: str | None
+    answer: dict[str, str] | None
+    resume: object = None
 
 
 #: The part of a call that needs the store. Runs on the store's thread. Raises `CallError`.
@@ -200,7 +205,7 @@ def _spot_rates(call: Call, source_pairs: frozenset[str], contracts: frozenset[s
     if pair not in source_pairs:
         pair = _pair(call)
         raise CallError(f"unknown pair{_bare(call, pair)}; expected a pair that this server plays")
-    return _begin(call, pair)
+    return attrs.evolve(_begin(call, pair), resume=call.request.get("resume"))
 
 
 def _contract_stream(call: Call, source_pairs: frozenset[str], contracts: frozenset[str]) -> Subscription:
@@ -214,7 +219,7 @@ def _contract_stream(call: Call, source_pairs: frozenset[str], contracts: frozen
 
 def _begin(call: Call, symbol: str) -> Subscription:
     # The vendor answers nothing. Only clients that ask for an answer expect one.
-    return Subscription(symbol, True, _to_json({"subscribed": symbol}) if "resume" in call.request else None)
+    return Subscription(symbol, True, {"subscribed": symbol} if "resume" in call.request else None)
 
 
 def _unsubscribe(call: Call, source_pairs: frozenset[str], contracts: frozenset[str]) -> Subscription:
@@ -226,7 +231,7 @@ def _unsubscribe(call: Call, source_pairs: frozenset[str], contracts: frozenset[
         symbol = parse(call)
         if not call.subject:
             raise CallError(f"unsubscribe: {call.argument} is unknown")
-    return Subscription(symbol, False, _to_json({"unsubscribed": symbol}))
+    return Subscription(symbol, False, {"unsubscribed": symbol})
 
 
 def _list_contracts(call: Call, source_pairs: frozenset[str], contracts: frozenset[str]) -> str:

@@ -9,8 +9,10 @@ from typing import Any
 
 import attrs
 
+from ..clock import monotonic
 from .connection import Connection
 from .contracts import ContractTicker, Played, parse_instrument
+from .gate import Gate
 from .protocol import (
     Wire,
     encode_contract,
@@ -19,10 +21,13 @@ from .protocol import (
     encode_frame,
     encode_notice,
     tick_encoder,
+    with_id,
 )
 from .recorder import Recorder
+from .request_log import RequestLog
 from .settings import Settings
 from .stats import Counters
+from .ticks import Tick
 
 _Encoder = Callable[[Any], str]
 
@@ -32,6 +37,8 @@ class Audience:
     """The connections that get the same messages of one symbol."""
 
     encode: _Encoder
+    #: Whether each tick has its ID.
+    numbered: bool = False
     #: The members, or nothing after a change: they are listed when they are needed, so that joining is cheap.
     connections: tuple[Connection, ...] = attrs.field(default=(), init=False)
     _members: dict[Connection, None] = attrs.field(factory=dict, init=False)
@@ -57,11 +64,19 @@ class Hub:
     `notify` is called after each change that `LocalServer.wait_until()` may wait for.
     """
 
-    def __init__(self, settings: Settings, counters: Counters, recorder: Recorder, notify: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        counters: Counters,
+        recorder: Recorder,
+        notify: Callable[[], None],
+        request_log: RequestLog | None = None,
+    ) -> None:
         #: Connections that count against the limits. They count from their admission, before the handshake completes,
         #: so that simultaneous handshakes can't exceed a limit.
         self.admitted: set[Connection] = set()
         self.admitted_per_key: Counter[str] = Counter()
+        self.admitted_per_network: Counter[str] = Counter()
         #: Admitted connections whose handshake is complete, each with the audiences of its subscriptions by symbol.
         self.connections: dict[Connection, dict[str, Audience | None]] = {}
         #: All TCP connections.
@@ -79,12 +94,17 @@ class Hub:
             Wire.URL: (tick_encoder(settings.form), encode_contract_enveloped),
             Wire.SUBSCRIBE: (encode_flat, encode_contract),
         }
+        self._transports_per_network: Counter[str] = Counter()
         self._max_transports = 2 * settings.max_connections + 64
+        self._max_transports_per_network = 2 * settings.max_connections_per_address + 64
+        self._request_log = request_log
         self._record = recorder.add
         self._notify = notify
         self._notify_handle: asyncio.Handle | None = None
         #: The audiences of each symbol, one per encoding.
         self._audiences: dict[str, tuple[Audience, ...]] = {}
+        #: The streams of each symbol that are being resumed.
+        self._gates: dict[str, tuple[Gate, ...]] = {}
         #: The newest ticker of each contract.
         self._newest: dict[str, ContractTicker] = {}
         self._unflushed: list[Connection] = []
@@ -109,11 +129,16 @@ class Hub:
             self._publish_contract(played, can_wait)
             return
         self._counters.ticks_played += 1
-        self._record(played, position)
+        number = self._record(played, position)
         audiences = self._audiences.get(played["pair"])
         if audiences is not None:
             for audience in audiences:
-                self._counters.ticks_sent += self._queue(encode_frame(audience.encode(played)), audience, can_wait)
+                message = audience.encode(played)
+                data = encode_frame(with_id(message, number) if audience.numbered else message)
+                self._counters.ticks_sent += self._queue(data, audience, can_wait)
+        if self._gates:
+            for gate in self._gates.get(played["pair"], ()):
+                gate.add(self.encode_logged(played, number, gate.wire), number)
 
     def notify_subscribers(self, symbol: str, notice: Mapping[str, Any]) -> None:
         """Queue a notice for all subscribers of a symbol. Call `flush()` afterwards."""
@@ -162,12 +187,44 @@ class Hub:
         if connection.route is not None and connection in self.transports:
             self.admitted.add(connection)
             self.admitted_per_key[connection.route.key] += 1
+            self.admitted_per_network[connection.network] += 1
 
     def register(self, connection: Connection) -> None:
         """Add a connection whose handshake is complete."""
         self.connections[connection] = {}
+        connection.opened_at = monotonic()
         self._counters.connections_total += 1
         self._signal_change()
+
+    def encode_logged(self, tick: Tick, number: int, wire: Wire) -> bytes:
+        """Encode a tick with its ID in the log."""
+        return encode_frame(with_id(self._encoders[wire][0](tick), number))
+
+    def hold(self, connection: Connection, symbol: str, wire: Wire) -> Gate | None:
+        """Subscribe a connection to a pair, but let its ticks wait until `release()`. None if it is subscribed."""
+        if not self.subscribe(connection, symbol, wire, is_played=False):
+            return None
+        gate = Gate(connection, symbol, wire, self.recorder.newest, self._settings.queue_bytes)
+        self._gates[symbol] = (*self._gates.get(symbol, ()), gate)
+        return gate
+
+    def release(self, gate: Gate) -> None:
+        """Send the ticks that wait, and from now on everything at once."""
+        subscriptions = self.connections.get(gate.connection)
+        if subscriptions is None:
+            return  # its gates were closed with it
+        self._close_gates(gate.connection, gate.symbol)
+        self._counters.ticks_sent += gate.release()
+        subscriptions[gate.symbol] = audience = self._find_audience(gate.symbol, gate.wire, numbered=True)
+        audience.add(gate.connection)
+        gate.connection.flush()
+
+    def _close_gates(self, connection: Connection, symbol: str) -> None:
+        remaining = tuple(gate for gate in self._gates.get(symbol, ()) if gate.connection is not connection)
+        if remaining:
+            self._gates[symbol] = remaining
+        else:
+            self._gates.pop(symbol, None)
 
     def subscribe(self, connection: Connection, symbol: str, wire: Wire, *, is_played: bool = True) -> bool:
         """Send a connection everything that is published for a symbol from now on. Returns whether that is new.
@@ -203,16 +260,26 @@ class Hub:
             self._leave(connection, symbol, subscriptions.pop(symbol))
 
     def on_opened(self, connection: Connection) -> None:
-        """See `Observer`. Abort TCP connections far beyond the limit without a handshake."""
+        """See `Observer`. Abort TCP connections far beyond the limits without a handshake."""
         self.transports.add(connection)
-        if len(self.transports) > self._max_transports:
+        self._transports_per_network[connection.network] += 1
+        if (
+            len(self.transports) > self._max_transports
+            or self._transports_per_network[connection.network] > self._max_transports_per_network
+        ):
             connection.transport.abort()
+
+    def on_answered(self, connection: Connection) -> None:
+        """See `Observer`."""
+        if self._request_log is not None:
+            self._request_log.add_request(connection)
 
     def on_closing(self, connection: Connection) -> None:
         """See `Observer`."""
         if connection in self.admitted and connection.route is not None:
             self.admitted.discard(connection)
-            self._release_key(connection.route.key)
+            _decrement(self.admitted_per_key, connection.route.key)
+            _decrement(self.admitted_per_network, connection.network)
         if connection in self.connections:
             for symbol, audience in self.connections[connection].items():
                 self._leave(connection, symbol, audience)
@@ -222,6 +289,9 @@ class Hub:
     def on_lost(self, connection: Connection) -> None:
         """See `Observer`."""
         self.transports.discard(connection)
+        _decrement(self._transports_per_network, connection.network)
+        if self._request_log is not None and connection.opened_at is not None:
+            self._request_log.add_end(connection, monotonic() - connection.opened_at)
         self._signal_change()
 
     def on_too_slow(self, connection: Connection) -> None:
@@ -232,25 +302,22 @@ class Hub:
         """See `Observer`."""
         self.changed.set()
 
-    def _release_key(self, key: str) -> None:
-        self.admitted_per_key[key] -= 1
-        if not self.admitted_per_key[key]:
-            del self.admitted_per_key[key]
-
-    def _find_audience(self, symbol: str, wire: Wire) -> Audience:
+    def _find_audience(self, symbol: str, wire: Wire, numbered: bool = False) -> Audience:
         """The audience of a symbol on a wire. Wires with the same encoding share one."""
         ticks, contracts = self._encoders[wire]
         encode = ticks if ":" in symbol else contracts
         audiences = self._audiences.get(symbol, ())
         for audience in audiences:
-            if audience.encode is encode:
+            if audience.encode is encode and audience.numbered is numbered:
                 return audience
         # A new tuple, because publish() may be iterating over the old one.
-        self._audiences[symbol] = (*audiences, found := Audience(encode))
+        self._audiences[symbol] = (*audiences, found := Audience(encode, numbered))
         return found
 
     def _leave(self, connection: Connection, symbol: str, audience: Audience | None) -> None:
         self._count_stream(symbol, -1)
+        if self._gates:
+            self._close_gates(connection, symbol)
         if audience is not None and audience.discard(connection):
             remaining = tuple(each for each in self._audiences[symbol] if each is not audience)
             if remaining:
@@ -274,3 +341,9 @@ class Hub:
     def _notify_change(self) -> None:
         self._notify_handle = None
         self._notify()
+
+
+def _decrement(counter: Counter[str], name: str) -> None:
+    counter[name] -= 1
+    if not counter[name]:
+        del counter[name]

@@ -6,20 +6,19 @@ import os
 import ssl
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self
 
-from ..errors import ConfigurationError
-from .connection import Connection
 from .contracts import check_emitted
 from .descriptors import RESERVE, raise_limit
-from .faults import check_close
+from .fault_controls import FaultControls
 from .keys import KeyRing
-from .protocol import Form, encode_frame, is_loopback
+from .protocol import Form, is_loopback
 from .recorder import Recorder
 from .recording import Recorded, Recording
-from .service import Only, ServerState, Service
+from .retention import Retention
+from .service import ServerState, Service
 from .settings import Settings, plain_number
 from .source import LiveSource, Source
 from .stats import ServerStats
@@ -27,7 +26,7 @@ from .store import TickStore
 from .thread import ServerThread
 
 
-class LocalServer:
+class LocalServer(FaultControls):
     """A FinX server on this machine that plays one market to any number of clients::
 
         from finx_streamer import StreamListener
@@ -53,7 +52,8 @@ class LocalServer:
 
     Args:
         source (Source | LiveSource): The market: a `Tape`, a `SimulatedMarket`, an `ExchangeMarket` or your own.
-        keys (Iterable[str] | None): The API keys to accept. `None` accepts any key that isn't empty.
+        keys (Iterable[str] | None): The API keys to accept. `None` accepts any key that isn't empty. The values of a
+            dict are the numbers by which `request_log` identifies the keys.
         host (str): The address to listen on; `"::"` is all interfaces, for IPv6 and IPv4. Beyond loopback, the server
             warns. On every host, web pages of other hosts are refused with 403, based on their Origin header.
         port (int): The port to listen on. 0 picks a free port.
@@ -69,8 +69,13 @@ class LocalServer:
             start raises the process's soft limit of open files as far as needed, and warns if the hard limit is too
             low.
         max_connections_per_key (int): The same for each key.
+        max_connections_per_address (int): The same for each client's address. A /64 network of IPv6 counts as one.
+        request_log (str | os.PathLike[str] | None): A file to which a line of JSON is appended for each handshake, page
+            and ended connection, without keys. `"-"` is standard output.
         idle_limit (float | None): Seconds after which a connection without a keepAlive is closed with 1000. The real
             server may do so after 300 (D). `None`: never.
+        resumable (bool): Whether clients can resume a stream exactly, by the IDs of its ticks. FinX can't do that: with
+            False, you test what your program gets there.
         store (str | os.PathLike[str] | None): The SQLite file for the ticks, created if missing. It is validated here,
             open while the server runs, and usable by one process at a time. `None` keeps ticks in memory as long as
             this object exists, across restarts.
@@ -79,6 +84,10 @@ class LocalServer:
         store_batch_seconds (float): How many seconds a tick may wait before it is written.
         store_limit (int | None): How many ticks to keep. Those stored first are removed first. `None` is 1,000,000 in
             memory and no limit in a file. 0 stores nothing. Of contract tickers, a tenth as many are kept.
+        store_age (timedelta | float | None): For how many seconds to keep ticks and contract tickers after they were
+            stored. The newest one is always kept. `None`: forever.
+        store_bytes (int | None): How large the store may be, from 1,000,000 bytes. The ticks and contract tickers
+            stored first are removed, and their place in the file is used again. `None`: no limit.
         open_timeout (float): Seconds for the handshake.
         close_timeout (float): Seconds for the client's answer to a close frame. Then TCP is aborted.
         ping_interval (float | None): Seconds between the server's pings. `None` sends none.
@@ -103,11 +112,16 @@ class LocalServer:
         send_buffer: int | None = None,
         max_connections: int = 4_096,
         max_connections_per_key: int = 2_048,
+        max_connections_per_address: int = 2_048,
+        request_log: str | os.PathLike[str] | None = None,
         idle_limit: float | None = None,
+        resumable: bool = True,
         store: str | os.PathLike[str] | None = None,
         store_batch: int = 8_192,
         store_batch_seconds: float = 0.1,
         store_limit: int | None = None,
+        store_age: timedelta | float | None = None,
+        store_bytes: int | None = None,
         open_timeout: float = 10.0,
         close_timeout: float = 2.0,
         ping_interval: float | None = 20.0,
@@ -124,7 +138,10 @@ class LocalServer:
             send_buffer=send_buffer,
             max_connections=max_connections,
             max_connections_per_key=max_connections_per_key,
+            max_connections_per_address=max_connections_per_address,
+            request_log=None if request_log is None else os.fspath(request_log),
             idle_limit=idle_limit,
+            resumable=resumable,
             store_batch=store_batch,
             store_batch_seconds=store_batch_seconds,
             open_timeout=open_timeout,
@@ -133,7 +150,8 @@ class LocalServer:
             ping_timeout=ping_timeout,
         )
         key_ring = KeyRing(keys)
-        tick_store = TickStore(store, plain_number(store_limit))
+        bounds = Retention(plain_number(store_age), plain_number(store_bytes))
+        tick_store = TickStore(store, plain_number(store_limit), bounds)
         # Opening validates the file. Ticks in memory stay.
         with tick_store.opened():
             self._state = ServerState(key_ring, Recorder(tick_store, store_batch, store_batch_seconds))
@@ -160,7 +178,7 @@ class LocalServer:
             LocalServer: This server.
 
         Raises:
-            OSError: The port is taken, or the system denies access to the store file.
+            OSError: The port is taken, or the system denies access to the store file or the request log.
             ConfigurationError: The store file is in use by another server or program.
         """
         if not self.running:
@@ -304,6 +322,25 @@ class LocalServer:
         """
         self._thread.call(lambda service: self._state.keys.add(key))
 
+    def set_keys(self, keys: Iterable[str]) -> int:
+        """Accept exactly these API keys from now on, and close the connections of other keys with 1008.
+
+        Args:
+            keys (Iterable[str]): The keys, as for the constructor.
+
+        Returns:
+            int: The number of connections closed.
+
+        Raises:
+            ConfigurationError: The keys are malformed. The earlier ones stay accepted.
+        """
+
+        def replace(service: Service | None) -> int:
+            self._state.keys.replace(keys)
+            return 0 if service is None else service.close_revoked()
+
+        return self._thread.call(replace)
+
     def revoke_key(self, key: str) -> int:
         """Refuse an API key with 401 from now on, and close its connections with 1008.
 
@@ -316,158 +353,13 @@ class LocalServer:
 
         def revoke(service: Service | None) -> int:
             self._state.keys.revoke(key)
-            connections = [] if service is None else service.select_by_key(key)
-            for connection in connections:
-                connection.begin_close(1008, "the API key was revoked")
-            return len(connections)
+            return 0 if service is None else service.close_revoked()
 
         return self._thread.call(revoke)
 
-    def refuse_next(
-        self,
-        count: int | None,
-        status: int,
-        retry_after: float | datetime | str | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        """Refuse the next handshakes. A later call replaces an earlier one.
-
-        Args:
-            count (int | None): The number of handshakes. `None` refuses all of them, 0 stops refusing.
-            status (int): The HTTP status, 200 or above.
-            retry_after (float | datetime | str | None): The Retry-After header: seconds, rounded up; a datetime with a
-                time zone, sent as an HTTP date; or the text itself.
-            headers (Mapping[str, str] | None): Further headers, such as `{"Location": …}`.
-        """
-        faults = self._state.handshake_faults
-        self._thread.call(lambda service: faults.refuse(count, status, retry_after, headers or {}))
-
-    def stall_next(self, count: int) -> None:
-        """Leave the next handshakes unanswered until `resume()`, at most for `open_timeout` seconds.
-
-        Args:
-            count (int): The number of handshakes.
-        """
-        self._thread.call(lambda service: self._state.handshake_faults.stall(count))
-
-    def drop_connections(self, symbol: str | None = None, *, reset: bool = False, only: Only | None = None) -> int:
-        """End TCP connections without a close frame.
-
-        Args:
-            symbol (str | None): Only connections with a stream of this symbol.
-            reset (bool): Whether to end them with RST instead of FIN.
-            only (str | None): Only `"streams"` or only `"functions"`.
-
-        Returns:
-            int: The number of connections dropped.
-        """
-        return self._apply(symbol, only, lambda connection: connection.drop(reset=reset))
-
-    def close_connections(
-        self, code: int = 1000, reason: str = "", symbol: str | None = None, *, only: Only | None = None
-    ) -> int:
-        """Send a close frame, without waiting for the answer.
-
-        Args:
-            code (int): The close code: 1000 to 1003, 1007 to 1014, or 3000 to 4999.
-            reason (str): The reason, at most 123 bytes.
-            symbol (str | None): Only to connections with a stream of this symbol.
-            only (str | None): Only to `"streams"` or only to `"functions"`.
-
-        Returns:
-            int: The number of connections closed.
-        """
-        check_close(code, reason)
-        return self._apply(symbol, only, lambda connection: connection.begin_close(code, reason))
-
-    def go_silent(self, symbol: str | None = None, *, only: Only | None = None) -> int:
-        """Stop reading from and sending to the open connections, pongs included. TCP stays open.
-
-        The market plays on, and ticks are queued. A client with too many of them is closed with 1013 at `resume()`.
-        Data that is already in the kernel's buffer still arrives. New connections work normally.
-
-        Args:
-            symbol (str | None): Only connections with a stream of this symbol.
-            only (str | None): Only `"streams"` or only `"functions"`.
-
-        Returns:
-            int: The number of connections silenced.
-        """
-        return self._apply(symbol, only, lambda connection: connection.freeze())
-
-    def resume(self) -> int:
-        """Undo `go_silent()`, and answer the stalled handshakes and function calls.
-
-        Stalls that haven't occurred yet remain in effect.
-
-        Returns:
-            int: The number of connections that were silent.
-        """
-        return self._thread.call(lambda service: 0 if service is None else service.resume())
-
-    def send_message(self, message: str | bytes, symbol: str | None = None, *, only: Only | None = None) -> int:
-        """Send any message, valid or not.
-
-        Args:
-            message (str | bytes): A str is sent as a text frame, bytes as a binary frame.
-            symbol (str | None): Only to connections with a stream of this symbol.
-            only (str | None): Only to `"streams"` or only to `"functions"`.
-
-        Returns:
-            int: The number of connections that it was sent to.
-        """
-        data = encode_frame(message)
-
-        def send(connection: Connection) -> None:
-            connection.enqueue(data)
-            connection.flush()
-
-        return self._apply(symbol, only, send)
-
-    def fail_functions(
-        self, count: int | None, message: str = "failed on demand", *, function: str | None = None
-    ) -> None:
-        """Answer the next calls on function connections with an error.
-
-        Args:
-            count (int | None): The number of calls. `None` fails all of them, 0 stops failing.
-            message (str): The error.
-            function (str | None): Only calls of this function. `None`: of all functions except `keepAlive`.
-        """
-        self._thread.call(lambda service: self._state.call_faults.fail(count, message, function))
-
-    def stall_functions(self, count: int | None, *, function: str | None = None) -> None:
-        """Leave the next calls on function connections unanswered until `resume()`.
-
-        The late answers include ticks played meanwhile. Later calls on the same connection wait for their turn.
-
-        Args:
-            count (int | None): The number of calls. `None` stalls all of them, 0 stops stalling.
-            function (str | None): Only calls of this function. `None`: of all functions except `keepAlive`.
-        """
-        self._thread.call(lambda service: self._state.call_faults.stall(count, function))
-
-    def drop_functions(self, count: int | None, *, function: str | None = None, reset: bool = False) -> None:
-        """Drop the connection at each of the next calls on function connections.
-
-        Args:
-            count (int | None): The number of calls. `None` drops at all of them, 0 stops dropping.
-            function (str | None): Only calls of this function. `None`: of all functions except `keepAlive`.
-            reset (bool): Whether to end the connection with RST instead of FIN.
-        """
-        self._thread.call(lambda service: self._state.call_faults.drop(count, function, reset))
-
-    def _apply(self, symbol: str | None, only: Only | None, action: Callable[[Connection], None]) -> int:
-        if only not in {None, "streams", "functions"}:
-            raise ConfigurationError(f"only is {only!r}; expected 'streams', 'functions' or None for both")
-
-        def act(service: Service | None) -> int:
-            connections = [] if service is None else service.select(symbol, only)
-            for connection in connections:
-                action(connection)
-            return len(connections)
-
-        return self._thread.call(act)
+    def reopen_request_log(self) -> None:
+        """Continue the request log in a new file of the same name, after you renamed the earlier one."""
+        self._thread.call(lambda service: None if service is None else service.reopen_request_log())
 
     def _warn_beyond_loopback(self) -> None:
         if not is_loopback(self.host):

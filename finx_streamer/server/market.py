@@ -49,8 +49,9 @@ class SimulatedMarket:
     milliseconds. Prices have the digits of printed floats, as FinX sends them: `21865.010000000002` occurs. Source: D.
 
     Args:
-        pairs (Iterable[str]): The pairs that clients can subscribe to. The first ones trade most often.
-        exchanges (Iterable[str]): The names of the exchanges.
+        pairs (Iterable[str]): The pairs that clients can subscribe to. The first ones trade most often. Default:
+            BTC:USDC, ETH:USDC, BTC:USDT, ETH:USDT, SOL:USDC and ETH:BTC.
+        exchanges (Iterable[str]): The names of the exchanges. Default: BINANCE, COINBASE, FTX and KRAKEN.
         rate (float | None): The average number of ticks per second, for all pairs together. With `None`, ticks are
             played as fast as the connected clients accept them.
         seed (int | None): Determines the sequence of pair, exchange and price, together with `pairs` and `exchanges`.

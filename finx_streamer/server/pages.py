@@ -47,6 +47,7 @@ history.</p>
 class Page:
     """An HTTP response."""
 
+    path: str
     status: HTTPStatus
     content_type: str
     body: str
@@ -55,7 +56,7 @@ class Page:
 
 def welcome_page(url: str) -> Page:
     """The page that says what this is. `url` is the base URL under which the browser found it."""
-    return Page(HTTPStatus.OK, "text/html; charset=utf-8", _PAGE.format(url=html.escape(url)))
+    return Page("/", HTTPStatus.OK, "text/html; charset=utf-8", _PAGE.format(url=html.escape(url)))
 
 
 def health_page(*, store_works: bool, source_works: bool) -> Page:
@@ -66,4 +67,5 @@ def health_page(*, store_works: bool, source_works: bool) -> Page:
         "store": "ok" if store_works else "failed",
         "source": "ok" if source_works else "failed",
     }
-    return Page(HTTPStatus.OK if works else HTTPStatus.SERVICE_UNAVAILABLE, "application/json", json.dumps(body) + "\n")
+    status = HTTPStatus.OK if works else HTTPStatus.SERVICE_UNAVAILABLE
+    return Page("/health", status, "application/json", json.dumps(body) + "\n")

@@ -217,6 +217,11 @@ def encode_flat(tick: Tick) -> str:
     )
 
 
+def with_id(message: str, number: int) -> str:
+    """Add a tick's ID in the log to its message, in either form. Source: O."""
+    return f'{message[:-1]},"id":{number}}}'
+
+
 def encode_notice(notice: Mapping[str, Any]) -> str:
     """Encode a message that isn't a tick. Source: O."""
     return _compact(notice)

@@ -32,6 +32,8 @@ _MAX_BATCH = 1_024
 _IMPORT_BATCH = 1_000
 #: Seconds between two checks of the store: whether its file is still there or, after a failure, whether it works again.
 _CHECK_INTERVAL = 1.0
+#: Seconds between two steps of removing ticks, so that other work gets a turn.
+_STEP_INTERVAL = 0.02
 
 
 class StoreFailed(OSError):
@@ -42,13 +44,14 @@ class StoreFailed(OSError):
 class _Batch:
     """Ticks and contract tickers to store. `part` is the ticks' place in a tape, if they are one's.
 
-    `done` receives the number of ticks.
+    `logged` is the first one's ID in the log, if they are played. `done` receives the number of ticks.
     """
 
     rows: list[Row]
     part: TapePart | None = None
     tickers: list[ContractTicker] = attrs.field(factory=list)
     done: Future[int] | None = None
+    logged: int | None = None
 
     @property
     def size(self) -> int:
@@ -88,6 +91,8 @@ class Recorder:
         #: The last pending ticker of each contract before each five-minute point.
         self._pending_tickers: dict[tuple[str, int], ContractTicker] = {}
         self._submitted = self._written = 0
+        #: The ID of the newest played tick in the log.
+        self.newest = 0
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._jobs: queue.SimpleQueue[_Batch | _QueryJob | None] = queue.SimpleQueue()
@@ -120,6 +125,7 @@ class Recorder:
             raise
         with self._thread_lock:
             self._thread = thread
+        self.newest = self.store.newest_logged
         self._tape = tape
         if tape is not None:
             self._find_tape(tape)
@@ -145,8 +151,16 @@ class Recorder:
         unwritten = self._submitted - self._written + len(self._pending) + len(self._pending_tickers)
         return unwritten + count <= self._max_unwritten or self.error is not None
 
-    def add(self, tick: Tick, position: int | None = None) -> None:
-        """Add a played tick. `position` is its position in the tape, if it is one of the tape's."""
+    @property
+    def log(self) -> str | None:
+        """The name of the log; None while nothing is stored, so that no client can resume."""
+        return self.store.log_name if self.store.is_enabled and self.error is None else None
+
+    def add(self, tick: Tick, position: int | None = None) -> int:
+        """Add a played tick, and return its ID in the log.
+
+        `position` is its position in the tape, if it is one of the tape's.
+        """
         pending = self._pending
         if pending and position != (None if self._position is None else self._position + len(pending)):
             self.flush()
@@ -154,10 +168,12 @@ class Recorder:
         if not pending:
             self._position = position
         pending.append(fields_of(tick))
+        self.newest += 1
         if len(pending) >= self._batch_size:
             self.flush()
         elif self._timer is None:
             self._flush_later()
+        return self.newest
 
     def add_contract(self, ticker: ContractTicker) -> None:
         """Add a contract's ticker that was played. Only the last one before each five-minute point is stored."""
@@ -180,7 +196,8 @@ class Recorder:
             self._timer = None
         if self._pending or self._pending_tickers:
             part = _part(self._tape, self._position) if self._pending else None
-            batch = _Batch(self._pending, part, list(self._pending_tickers.values()))
+            logged = self.newest - len(self._pending) + 1
+            batch = _Batch(self._pending, part, list(self._pending_tickers.values()), logged=logged)
             self._pending, self._pending_tickers = [], {}
             if self.store.is_enabled:
                 self._submitted += batch.size
@@ -240,7 +257,7 @@ class Recorder:
         if running:
             return batch.done.result()
         try:
-            return self.store.write(batch.rows, batch.part, batch.tickers)
+            return self.store.write(batch.rows, batch.part, batch.tickers, batch.logged)
         except (sqlite3.Error, OSError) as error:
             raise self._failure(error) from None
 
@@ -285,6 +302,8 @@ class Recorder:
         try:
             if self.error is None:
                 self.store.check_file()
+                if self.store.remove_excess():
+                    self._next_check = monotonic() + _STEP_INTERVAL
             else:
                 self._recover()
         except Exception as error:
@@ -295,7 +314,7 @@ class Recorder:
         self.store.check_writable()
         while self._kept:
             batch = self._kept[0]
-            self.store.write(batch.rows, batch.part, batch.tickers)
+            self.store.write(batch.rows, batch.part, batch.tickers, batch.logged)
             self._kept.popleft()
             self._kept_count -= batch.size
         log.warning(
@@ -318,13 +337,14 @@ class Recorder:
         self._kept.clear()
         self._kept_count = self._lost = 0
         if self.error is not None and lost:
+            self.store.abandon_log()
             log.error("%s. The server stops; %d ticks were lost", self.error, lost)
 
     def _write(self, batch: _Batch) -> None:
         count = 0
         if self.error is None:
             try:
-                count = self.store.write(batch.rows, batch.part, batch.tickers)
+                count = self.store.write(batch.rows, batch.part, batch.tickers, batch.logged)
             except Exception as error:
                 self._fail(error)
         if batch.done is None:

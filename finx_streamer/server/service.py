@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
+import json
 import logging
 import socket
 import sqlite3
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from functools import partial
 from http import HTTPStatus
 from typing import Literal, cast
 
@@ -35,13 +36,18 @@ from .protocol import (
     Wire,
     check_origin,
     check_symbol,
+    encode_notice,
     error_message,
     parse_path,
 )
 from .recorder import Recorder, StoreFailed
+from .request_log import RequestLog
+from .resuming import ASK, PAGE, RESUME, Start
 from .settings import Settings
 from .stats import Counters
+from .store import TickStore
 from .tape import Tape
+from .tick_log import Position
 
 log = logging.getLogger("finx_streamer.server")
 # At DEBUG, websockets logs request lines, which contain the API key.
@@ -54,7 +60,7 @@ _wire_log.addFilter(lambda record: record.msg != "opening handshake failed")
 MESSAGE_LIMIT = 16_384
 #: The most subscriptions of a connection. Source: O.
 SUBSCRIPTION_LIMIT = 10_000
-GOING_AWAY = 1001
+GOING_AWAY, TRY_AGAIN = 1001, 1013
 #: The number of loop iterations that asyncio needs to create or close a transport.
 _TRANSPORT_ITERATIONS = 4
 
@@ -76,8 +82,15 @@ class ServerState:
 class Service:
     """One run of the server. Everything except `__init__` runs on the server's thread."""
 
-    def __init__(self, settings: Settings, state: ServerState, notify: Callable[[], None]) -> None:
-        self.hub = Hub(settings, state.counters, state.recorder, notify)
+    def __init__(
+        self,
+        settings: Settings,
+        state: ServerState,
+        notify: Callable[[], None],
+        request_log: RequestLog | None = None,
+    ) -> None:
+        self.hub = Hub(settings, state.counters, state.recorder, notify, request_log)
+        self.request_log = request_log
         self.loop: asyncio.AbstractEventLoop
         self.started = False
         self.finished = False
@@ -120,9 +133,19 @@ class Service:
             and (only is None or (only == "streams") == bool(subscriptions))
         ]
 
-    def select_by_key(self, key: str) -> list[Connection]:
-        """The connections that use this key."""
-        return [each for each in self.hub.connections if each.route is not None and each.route.key == key]
+    def close_revoked(self) -> int:
+        """Close the connections whose key is no longer accepted. Returns how many these are."""
+        keys = {each: each.route.key for each in self.hub.connections if each.route is not None}
+        refused = {key for key in set(keys.values()) if not self._state.keys.accepts(key)}
+        revoked = [connection for connection, key in keys.items() if key in refused]
+        for connection in revoked:
+            connection.begin_close(1008, "the API key was revoked")
+        return len(revoked)
+
+    def reopen_request_log(self) -> None:
+        """See `RequestLog.reopen`."""
+        if self.request_log is not None:
+            self.request_log.reopen()
 
     def resume(self) -> int:
         """Thaw the frozen connections, and answer the stalled handshakes and calls. Returns how many were frozen."""
@@ -140,7 +163,9 @@ class Service:
             self._handle,
             sock=listener,
             ssl=settings.ssl_context,
+            ssl_handshake_timeout=settings.open_timeout if settings.ssl_context else None,
             process_request=self._admit,
+            process_response=_add_headers,
             compression=None,
             open_timeout=settings.open_timeout,
             ping_interval=settings.ping_interval,
@@ -150,9 +175,7 @@ class Service:
             write_limit=CHUNK,
             logger=_wire_log,
             server_header="finx-streamer",
-            create_connection=cast(
-                type[ServerConnection], functools.partial(Connection, settings=settings, observer=self.hub)
-            ),
+            create_connection=cast(type[ServerConnection], partial(Connection, settings=settings, observer=self.hub)),
         )
 
     async def _play(self) -> None:
@@ -177,14 +200,17 @@ class Service:
         client = cast(Connection, connection)
         # Before the faults and counters, which are for clients.
         if (page := self._find_page(request)) is not None:
+            client.page = page
             return _response(connection, page.status, page.content_type, page.body, page.headers)
         try:
             # First, so that a web page learns nothing and uses up no fault.
             check_origin(request.headers.get_all("Origin"), request.headers.get_all("Host"), self._settings.host)
             if self._state.handshake_faults.take_stall():
                 await self._resumed.wait()
-            client.route = self._check_request(request.path)
+            route = self._check_request(client, request.path)
             self.hub.admit(client)
+            if route.kind is Kind.TICKS and (wanted := request.headers.get_all(RESUME)):
+                client.start = await self._find_start(wanted[0])
         except HandshakeRefused as refused:
             self._state.counters.refused += 1
             log.info("handshake refused: %d", refused.status)
@@ -204,20 +230,30 @@ class Service:
                 return welcome_page(f"{scheme}://{hosts[0] if hosts else 'HOST'}/")
         return None
 
-    def _check_request(self, path: str) -> Route:
+    def _check_request(self, client: Connection, path: str) -> Route:
         self._state.handshake_faults.raise_refusal()
-        route = parse_path(path)
+        client.route = route = parse_path(path)
         # The key before the symbol, so that strangers don't learn which symbols exist.
         if not self._state.keys.accepts(route.key):
             raise HandshakeRefused(HTTPStatus.UNAUTHORIZED, "the API key is missing or not accepted")
-        check_symbol(route, self._settings.source.pairs, self._settings.contracts)
-        if len(self.hub.admitted) >= self._settings.max_connections:
-            raise HandshakeRefused(HTTPStatus.TOO_MANY_REQUESTS, "too many connections", {"Retry-After": "1"})
-        if self.hub.admitted_per_key[route.key] >= self._settings.max_connections_per_key:
-            raise HandshakeRefused(
-                HTTPStatus.TOO_MANY_REQUESTS, "too many connections with this key", {"Retry-After": "1"}
-            )
+        client.key_number = self._state.keys.number_of(route.key)
+        contracts = self._settings.contracts
+        check_symbol(route, self._settings.source.pairs, contracts)
+        if route.kind is Kind.TICKS or (route.kind is Kind.GREEKS and contracts):
+            client.listed_symbol = route.symbol
+        self._check_limits(client, route.key)
         return route
+
+    def _check_limits(self, client: Connection, key: str) -> None:
+        settings, hub = self._settings, self.hub
+        for what, count, limit in (
+            ("to this server", len(hub.admitted), settings.max_connections),
+            ("with this key", hub.admitted_per_key[key], settings.max_connections_per_key),
+            ("from this address", hub.admitted_per_network[client.network], settings.max_connections_per_address),
+        ):
+            if count >= limit:
+                text = f"too many connections {what}; the limit is {limit:,}"
+                raise HandshakeRefused(HTTPStatus.TOO_MANY_REQUESTS, text, {"Retry-After": "1"})
 
     async def _handle(self, connection: ServerConnection) -> None:
         client = cast(Connection, connection)
@@ -227,15 +263,18 @@ class Service:
                 # The key was revoked during the handshake.
                 client.begin_close(1008, "the API key was revoked")
             elif client.route.kind is not Kind.FUNCTIONS:
-                self._begin_stream(client, client.route)
+                await self._begin_stream(client, client.route)
             await self._answer_messages(client)
         except ConnectionClosed:
             pass
         finally:
             self.hub.on_closing(client)
 
-    def _begin_stream(self, client: Connection, route: Route) -> None:
+    async def _begin_stream(self, client: Connection, route: Route) -> None:
         """Begin the stream of the URL."""
+        if client.start is not None:
+            await self._resume(client, route.symbol, Wire.URL, client.start)
+            return
         is_played = route.kind is Kind.TICKS or bool(self._settings.contracts)
         if self.hub.subscribe(client, route.symbol, Wire.URL, is_played=is_played):
             self.hub.send_newest(client, route.symbol)
@@ -290,7 +329,8 @@ class Service:
                 raise CallError(failure)
             prepared = prepare(call, self._settings.source.pairs, self._settings.contracts)
             if isinstance(prepared, Subscription):
-                return self._change_subscription(client, prepared)
+                await self._change_subscription(client, prepared)
+                return None
             return prepared if isinstance(prepared, str) else await self._state.recorder.query(prepared)
         except (CallError, StoreFailed) as error:
             return error_message(str(error), None if call is None else call.subject)
@@ -298,24 +338,73 @@ class Service:
             log.error("cannot read the tick store: %s", error)
             return error_message("the tick store cannot be read")
 
-    def _change_subscription(self, client: Connection, subscription: Subscription) -> str | None:
-        """Begin or end a subscription. Returns what is to be sent afterwards."""
-        if not subscription.begins:
-            self.hub.unsubscribe(client, subscription.symbol)
-            return subscription.answer
+    async def _change_subscription(self, client: Connection, change: Subscription) -> None:
+        """Begin or end a subscription, and answer."""
+        if not change.begins:
+            self.hub.unsubscribe(client, change.symbol)
+            _answer(client, change.answer)
+            return
         subscriptions = self.hub.connections.get(client, {})
-        if subscription.symbol not in subscriptions and len(subscriptions) >= SUBSCRIPTION_LIMIT:
+        if change.symbol in subscriptions:
+            _answer(client, change.answer)
+            return
+        if len(subscriptions) >= SUBSCRIPTION_LIMIT:
             raise CallError(
                 f"this connection has {SUBSCRIPTION_LIMIT:,} subscriptions, the most that are possible; "
                 "use another connection for further ones"
             )
+        start = None if change.resume is None else await self._find_start(change.resume)
+        if start is not None and change.answer is not None:
+            _answer(client, {**change.answer, **start.members})
+            await self._resume(client, change.symbol, Wire.SUBSCRIBE, start)
+            return
         # In force before the answer. Nothing is published in between.
-        is_new = self.hub.subscribe(client, subscription.symbol, Wire.SUBSCRIBE)
-        if subscription.answer is not None:
-            client.reply(subscription.answer)
-        if is_new:
-            self.hub.send_newest(client, subscription.symbol)
-        return None
+        self.hub.subscribe(client, change.symbol, Wire.SUBSCRIBE)
+        _answer(client, change.answer)
+        self.hub.send_newest(client, change.symbol)
+
+    async def _find_start(self, wanted: object) -> Start | None:
+        """Where a client that can resume starts. None while there is no log."""
+        recorder = self._state.recorder
+        if recorder.log is None or not self._settings.resumable:
+            return None
+        position = Position.parse(wanted) if isinstance(wanted, str) and wanted != ASK else None
+        newest, found = recorder.newest, None
+        if position is not None:
+            # The query waits until everything up to `newest` is stored.
+            try:
+                found = await recorder.query(lambda store: store.resume_at(position, newest))
+            except (StoreFailed, sqlite3.Error):
+                return None
+        refused = found is None and wanted != ASK
+        return Start(newest if found is None else found, Position(recorder.log, newest), refused)
+
+    async def _resume(self, client: Connection, symbol: str, wire: Wire, start: Start) -> None:
+        """Send what the client missed from the log, and then what was published meanwhile."""
+        gate = self.hub.hold(client, symbol, wire)
+        if gate is None:
+            return
+        after = start.number
+        while after < gate.until:
+            until = gate.until
+            try:
+                page = await self._state.recorder.query(partial(_read_log, symbol, after, until))
+            except (StoreFailed, sqlite3.Error):
+                page = None
+            if page is None:
+                # The client connects again, and is refused the position.
+                client.begin_close(TRY_AGAIN, "the log no longer holds what was missed")
+                return
+            ticks, after = page
+            self._state.counters.ticks_sent += len(ticks)
+            for number, tick in ticks:
+                client.enqueue(self.hub.encode_logged(json.loads(tick), number, wire), can_wait=True)
+            client.flush()
+            with contextlib.suppress(ConnectionError):
+                await client.drain()
+            if client not in self.hub.connections:
+                return
+        self.hub.release(gate)
 
     async def _apply_faults(self, client: Connection, call: Call) -> str | None:
         """Drop, stall or fail the call as requested. Returns the error to answer with, if any."""
@@ -376,6 +465,23 @@ class Service:
                 break
             for task in latecomers:
                 task.cancel()
+
+
+def _read_log(symbol: str, after: int, until: int, store: TickStore) -> tuple[list[tuple[int, str]], int] | None:
+    return store.read_log(symbol, after, until, PAGE)
+
+
+def _answer(client: Connection, answer: Mapping[str, str] | None) -> None:
+    if answer is not None:
+        client.reply(encode_notice(answer))
+
+
+def _add_headers(connection: ServerConnection, request: Request, response: Response) -> None:
+    """Tell a client that can resume where its stream starts."""
+    client = cast(Connection, connection)
+    if client.start is not None:
+        for name, value in client.start.headers.items():
+            response.headers[name] = value
 
 
 def _response(

@@ -14,18 +14,15 @@ from pathlib import Path
 import attrs
 
 from ..errors import ConfigurationError
-from . import contract_table
+from . import contract_table, retention, schema, tick_log
 from .contracts import ContractTicker
 from .files import Identity, access_error, identify, wal_path
 from .recording import Recording
+from .retention import Retention
 from .ticks import ExactTime, check_price, check_series, day_start, exact_time
 
 #: The default limit of a store in memory, in ticks. About 150 MB.
 MEMORY_LIMIT = 1_000_000
-#: Identifies our files: "FinX" in ASCII. Source: O.
-APPLICATION_ID = 0x46696E58
-#: The version of the schema below.
-SCHEMA_VERSION = 2
 
 #: A tick to store: its five wire strings.
 Row = tuple[str, str, str, str, str]
@@ -43,24 +40,6 @@ class TapePart:
 #: Converts a tick to a `Row`.
 fields_of = itemgetter("pair", "date", "time", "exchange", "price")
 
-_SCHEMA = """
-CREATE TABLE pair (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
-CREATE TABLE exchange (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
-CREATE TABLE series (pair INTEGER NOT NULL, exchange INTEGER NOT NULL, PRIMARY KEY (pair, exchange)) WITHOUT ROWID;
-CREATE TABLE tick (
-    id INTEGER PRIMARY KEY,
-    pair INTEGER NOT NULL, exchange INTEGER NOT NULL, second INTEGER NOT NULL, fraction TEXT NOT NULL,
-    date TEXT NOT NULL, time TEXT NOT NULL, price TEXT NOT NULL
-);
-CREATE INDEX tick_by_time ON tick (pair, second, fraction, id, exchange);
-"""
-#: The tapes whose first ticks are stored: how many there are, and the ID of the first one. New in version 2.
-_TAPE_SCHEMA = """
-CREATE TABLE tape (
-    digest TEXT PRIMARY KEY, length INTEGER NOT NULL, stored INTEGER NOT NULL, first_id INTEGER NOT NULL
-) WITHOUT ROWID
-"""
-_COLUMNS = 7
 #: The numbers of ticks per INSERT statement. Each statement releases the GIL and has to reacquire it from a busy event
 #: loop, so one statement per tick would be slower by orders of magnitude.
 _INSERT_SIZES = (512, 64, 8, 1)
@@ -87,6 +66,7 @@ class TickStore:
 
     `limit` is the most ticks to keep; beyond it, those stored first are removed. `None`: 1,000,000 in memory, no limit
     in a file. 0: store nothing. Of contract tickers, a tenth as many are kept, because they are ten times as long.
+    `bounds` limits the time since the storing and the size, in steps: see `remove_excess()`.
 
     Only one process can open a file at a time, and only once. The file is open only within `opened()`; ticks in memory
     stay until `close()`. All methods are thread-safe.
@@ -95,10 +75,13 @@ class TickStore:
     method that failed can be called again: it opens the file again if necessary.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None = None, limit: int | None = None) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str] | None = None, limit: int | None = None, bounds: Retention | None = None
+    ) -> None:
         if limit is not None and limit < 0:
             raise ConfigurationError(f"store_limit is {limit!r}; expected 0 ticks or more, or None for the default")
         self._path = None if path is None else Path(os.path.abspath(path))
+        self._bounds = Retention() if bounds is None else bounds
         self._limit = MEMORY_LIMIT if limit is None and path is None else limit
         self._connection: sqlite3.Connection | None = None
         self._pid = os.getpid()
@@ -111,8 +94,11 @@ class TickStore:
         self._pair_ids: dict[str, int] = {}
         self._exchange_ids: dict[str, int] = {}
         self._series_ids: dict[tuple[str, str], tuple[int, int]] = {}
-        #: Ticks ever added and removed. The IDs in the store are `_removed + 1` to `_added`, without gaps.
+        #: Ticks ever added and removed. The rows in the store are `_removed + 1` to `_added`, without gaps.
         self._added = self._removed = 0
+        #: The name of the log of played ticks, and the newest ID in it.
+        self.log_name, self._newest_logged = "", 0
+        self._row_finder = tick_log.RowFinder()
 
     def __repr__(self) -> str:
         return f"<TickStore {self._path or 'in memory'}, {self.count} ticks>"
@@ -154,20 +140,36 @@ class TickStore:
             return
         with self._lock:
             if self._connection is not None:
+                if self._path is not None and self.log_name:
+                    # Otherwise, the log gets another name.
+                    with contextlib.suppress(sqlite3.Error):
+                        tick_log.close_log(self._connection, self._newest_logged)
                 self._connection.close()
                 self._connection = None
 
-    def write(self, rows: Sequence[Row], part: TapePart | None = None, tickers: Sequence[ContractTicker] = ()) -> int:
+    def write(
+        self,
+        rows: Sequence[Row],
+        part: TapePart | None = None,
+        tickers: Sequence[ContractTicker] = (),
+        logged: int | None = None,
+    ) -> int:
         """Store ticks and contract tickers in one transaction. Returns how many ticks were stored.
 
         Invalid ticks are skipped; only a custom source can play them. Of a `part` of a tape, the ticks that are stored
-        already are skipped.
+        already are skipped. `logged` is the ID of the first tick in the log; None for ticks that aren't played.
         """
         self.check_file()
         with self._lock, self._transaction() as connection:
+            given = len(rows)
             if part is not None:
                 rows = self._skip_stored(connection, rows, part)
             valid = [values for values in map(self._column_values, rows) if values is not None]
+            if logged is not None and given:
+                self._newest_logged = logged + given - 1
+                # Before a tick that is skipped, no client can resume.
+                if len(valid) == len(rows) > 0:
+                    tick_log.add_part(connection, logged + given - len(rows), self._added + 1, len(rows))
             start = 0
             for size in _INSERT_SIZES:
                 while len(valid) - start >= size:
@@ -175,10 +177,20 @@ class TickStore:
                     connection.execute(_INSERTS[size], parameters)
                     start += size
             self._added += len(valid)
-            self._remove_oldest(connection)
             if tickers:
                 contract_table.write(connection, tickers, self._limit)
+            if self._bounds.is_bounded:
+                self._bounds.note(connection)
+            self._remove_oldest(connection, 2 * len(valid))
         return len(valid)
+
+    def remove_excess(self) -> bool:
+        """Remove a step of what is beyond the bounds. Returns whether there may be more."""
+        with self._lock:
+            if not self._bounds.is_bounded:
+                return False
+            with self._transaction() as connection:
+                return self._remove_oldest(connection)
 
     def check_file(self) -> None:
         """Raise `OSError` if the open file was deleted or replaced. The next use opens the file that is there then."""
@@ -194,7 +206,7 @@ class TickStore:
         """Write something, to find out whether that works. Raises `sqlite3.Error` or `OSError` if it doesn't."""
         self.check_file()
         with self._lock, self._transaction() as connection:
-            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            connection.execute(f"PRAGMA user_version = {schema.VERSION}")
 
     def describe(self, error: Exception) -> str:
         """What went wrong, in the system's words if SQLite's are vague."""
@@ -264,6 +276,42 @@ class TickStore:
         """The last ticker of each contract at or before a five-minute point, as a JSON array. See `contract_table`."""
         return self._fetch_text(*contract_table.matrix_query(base, point)) or "[]"
 
+    @property
+    def newest_logged(self) -> int:
+        """The newest ID in the log."""
+        return self._newest_logged
+
+    def abandon_log(self) -> None:
+        """Continue with another log after the next opening: ticks were sent that will never be stored."""
+        with self._lock:
+            self.log_name = ""
+
+    def resume_at(self, position: tick_log.Position, newest: int) -> int | None:
+        """See `tick_log.resume_at`."""
+        with self._lock:
+            return tick_log.resume_at(self._database, position, newest)
+
+    def read_log(self, pair: str, after: int, until: int, limit: int) -> tuple[list[tuple[int, str]], int] | None:
+        """The first played ticks of a pair with IDs above `after`, up to `until`: their IDs, and themselves as JSON.
+
+        Also returns the ID up to which that is all of them. None if the log no longer holds them.
+        """
+        with self._lock:
+            rows = tick_log.rows_after(self._database, after, until)
+            if rows is None:
+                return None
+            begin, end, number = rows
+            wanted, end = self._row_finder.find(self._database, self._pair_ids.get(pair, 0), begin, end)
+            if len(wanted) > limit:
+                wanted, end = wanted[:limit], wanted[limit - 1]
+            text = self._fetch_text(
+                f"SELECT group_concat(tick_json, char(10)) FROM (SELECT {_JSON} AS tick_json FROM {_TABLES} "
+                f"WHERE tick.id IN ({','.join(map(str, wanted))}) ORDER BY tick.id)",
+                (),
+            )
+        ticks = text.split("\n") if text else []
+        return [(number + row - begin, tick) for row, tick in zip(wanted, ticks, strict=True)], number + end - begin
+
     def _fetch_text(self, statement: str, values: Sequence[object]) -> str | None:
         """Fetch the single value of a statement. A single row releases the GIL only once."""
         with self._lock:
@@ -318,12 +366,24 @@ class TickStore:
             )
         return rows[max(0, stored - part.start) :]
 
-    def _remove_oldest(self, connection: sqlite3.Connection) -> None:
-        if self._limit is not None and self.count > self._limit:
-            self._removed = self._added - self._limit
+    def _remove_oldest(self, connection: sqlite3.Connection, at_most: int = 0) -> bool:
+        """Remove the rows beyond the limit and the bounds, in a step. Returns whether more may be beyond the bounds."""
+        last = self._removed if self._limit is None else self._added - self._limit
+        excess = self._bounds.find_excess(connection, self._removed, self._added)
+        if excess is not None:
+            # The newest row stays, so that no ID is assigned again.
+            last = max(last, min(excess[0], self._added - 1))
+            retention.remove_tickers(connection, excess[1])
+        last = min(last, self._removed + max(at_most, retention.STEP))
+        if last > self._removed:
+            self._removed = last
             connection.execute("DELETE FROM tick WHERE id <= ?", (self._removed,))
+            tick_log.remove_rows(connection, self._removed)
             # Play these again, and they are stored again.
             connection.execute("DELETE FROM tape WHERE first_id <= ?", (self._removed,))
+        if excess is not None:
+            retention.forget(connection, self._removed)
+        return excess is not None
 
     @property
     def _database(self) -> sqlite3.Connection:
@@ -336,13 +396,13 @@ class TickStore:
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         connection = self._database
-        before = self._added, self._removed
+        before = self._added, self._removed, self._newest_logged
         connection.execute("BEGIN IMMEDIATE")
         try:
             yield connection
             connection.execute("COMMIT")
         except BaseException:
-            self._added, self._removed = before
+            self._added, self._removed, self._newest_logged = before
             self._roll_back(connection)
             raise
 
@@ -369,16 +429,17 @@ class TickStore:
             # Our own lock serializes the threads.
             connection = sqlite3.connect(place, timeout=1.0, isolation_level=None, check_same_thread=False)
         except sqlite3.Error as error:
-            raise self._translate(error) from None
+            raise schema.opening_error(error, self._path) from None
         try:
             self._prepare(connection)
         except sqlite3.Error as error:
             connection.close()
-            raise self._translate(error) from None
+            raise schema.opening_error(error, self._path) from None
         except BaseException:
             connection.close()
             raise
         self._connection = connection
+        self._row_finder.clear()
         if self._path is not None:
             self._file, self._wal = identify(self._path), identify(wal_path(self._path))
 
@@ -386,35 +447,21 @@ class TickStore:
         # No other process can open the file. The system releases the lock when this process is killed.
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         connection.execute("BEGIN IMMEDIATE")
-        self._check_schema(connection)
+        schema.prepare(connection, self._path)
         # Not in a version of their own, so that earlier releases can open the file.
-        for statement in contract_table.SCHEMA:
+        for statement in (*contract_table.SCHEMA, *tick_log.SCHEMA, *retention.SCHEMA):
             connection.execute(statement)
+        log = tick_log.open_log(connection, self.log_name)
+        if log is not None:
+            self.log_name, self._newest_logged = log
+        if self._bounds.is_bounded:
+            self._bounds.note(connection)
         connection.execute("COMMIT")
         # Commits survive a killed process. A power failure may lose the last ones.
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA cache_size = -16384")
         self._read_names(connection)
-
-    def _check_schema(self, connection: sqlite3.Connection) -> None:
-        (application,) = connection.execute("PRAGMA application_id").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        (objects,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if not objects and application in {0, APPLICATION_ID}:
-            for statement in (*_SCHEMA.split(";"), _TAPE_SCHEMA):
-                connection.execute(statement)
-            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        elif application != APPLICATION_ID:
-            raise ConfigurationError(f"the store {self._path} is another program's database; use another file")
-        elif version == 1:
-            connection.execute(_TAPE_SCHEMA)
-            connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        elif version != SCHEMA_VERSION:
-            raise ConfigurationError(
-                f"the store {self._path} has version {version}; expected version {SCHEMA_VERSION}; use another file"
-            )
 
     def _read_names(self, connection: sqlite3.Connection) -> None:
         """Load the names and the range of IDs, after opening or a rollback."""
@@ -430,19 +477,6 @@ class TickStore:
         id_range = "SELECT (SELECT min(id) FROM tick), (SELECT max(id) FROM tick)"
         first, last = connection.execute(id_range).fetchone()
         self._removed, self._added = (0, 0) if last is None else (first - 1, last)
-
-    def _translate(self, error: sqlite3.Error) -> Exception:
-        """Translate an SQLite error into one that says what to do."""
-        name = getattr(error, "sqlite_errorname", "")
-        if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-            return ConfigurationError(
-                f"the store {self._path} is in use by another server or program; close it there first"
-            )
-        if name.startswith("SQLITE_NOTADB"):
-            return ConfigurationError(f"the store {self._path} is not an SQLite database; use another file")
-        if self._path is not None and (code := access_error(self._path)):
-            return OSError(code, os.strerror(code), str(self._path))
-        return ConfigurationError(f"cannot open the store {self._path}: {error}")
 
 
 def _stored_of(connection: sqlite3.Connection, digest: str) -> int:

@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from ..clock import monotonic
+from .request_log import RequestLog
 from .service import ServerState, Service
 from .settings import Settings
 from .source import exchange_stats
@@ -50,7 +51,13 @@ class ServerThread:
             if self.running:
                 return
             listener = self._listen()
-            service = Service(self._settings, self._state, self._notify)
+            try:
+                target = self._settings.request_log
+                request_log = None if target is None else RequestLog(target)
+            except BaseException:
+                listener.close()
+                raise
+            service = Service(self._settings, self._state, self._notify, request_log)
             ready: Future[None] = Future()
             self._thread = threading.Thread(
                 target=self._run, args=(service, listener, ready), name="finx-local-server", daemon=True
@@ -142,6 +149,8 @@ class ServerThread:
         finally:
             self._state.recorder.stop()
             listener.close()
+            if service.request_log is not None:
+                service.request_log.close()
             self._notify()
 
     def _listen(self) -> socket.socket:

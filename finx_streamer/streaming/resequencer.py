@@ -10,17 +10,18 @@ import enum
 import logging
 from collections import deque
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import groupby
 from typing import Any, Protocol
 
 import attrs
 
 from ..clock import monotonic
+from ..errors import GapNotFilled
 from ..values import NEVER, NO_BOUND, Event, Gap, Greeks, Tick
 from .backfill import Backfiller, Job
 from .counters import Counters
-from .delivered_window import DeliveredWindow, Key, LastTickTime
+from .delivered_window import LATENESS, DeliveredWindow, Key, LastTickTime
 from .interfaces import Delivery
 from .recovery import HOLD_TIMEOUT, Deliver, Fetch, Finish, Probe, Recovery, Step
 
@@ -67,6 +68,7 @@ class _Phase(enum.Enum):
     LIVE = "live"
     DRAINING = "draining"
     REPORTING = "reporting"
+    RESUMING = "resuming"
     RECOVERING = "recovering"
     GIVEN_UP = "given up"
 
@@ -80,14 +82,17 @@ class Resequencer:
         LIVE ──opened──> RECOVERING ──finished──> DRAINING ──queue empty──> LIVE     (with a backfiller)
                              └──failed──> GIVEN_UP ──next live tick──> DRAINING
 
+        LIVE ──resumed──> RESUMING ──end of what was missed──> DRAINING ──queue empty──> LIVE     (a server with a log)
+
     LIVE: ticks go straight to the delivery.
     DRAINING: ticks join the queue, which drains into the delivery.
     REPORTING: the time of the next tick ends the gap, which is reported but not filled.
+    RESUMING: the server sends what was missed, in order, before anything else: nothing is held.
     RECOVERING: `Recovery` holds live ticks while history is fetched.
     GIVEN_UP: the last gap was not filled. At the next live tick, the delivered window restarts: no later gap asks for
     the missed ticks again.
 
-    A new connection starts a gap from DRAINING and GIVEN_UP, too. In REPORTING and RECOVERING it extends the gap.
+    A new connection starts a gap from DRAINING and GIVEN_UP, too. In the others it extends the gap.
     Ticks of exchanges that are not in `exchanges` are discarded; None keeps all.
     """
 
@@ -98,10 +103,16 @@ class Resequencer:
     _exchanges: frozenset[str] | None
     _backfiller: Backfiller | None
     _host: Host
+    _lateness: timedelta = LATENESS
     _phase: _Phase = attrs.field(default=_Phase.LIVE, init=False)
     _window: DeliveredWindow = attrs.field(init=False)
     #: Runs of ticks and events that leave as soon as there is room. None while LIVE: an empty deque takes 760 bytes.
     _queue: deque[list[Tick] | Event] | None = attrs.field(default=None, init=False)
+    #: The ID of the newest tick that was missed. The rest is set while RESUMING only.
+    resume_until: int = attrs.field(default=0, init=False)
+    #: When the gap began, and how many missed ticks have arrived.
+    _resume_since: datetime | None = attrs.field(default=None, init=False)
+    _resumed_ticks: int = attrs.field(default=0, init=False)
     # The rest is set while RECOVERING only.
     _recovery: Recovery | None = attrs.field(default=None, init=False)
     _job: Job | None = attrs.field(default=None, init=False)
@@ -111,12 +122,27 @@ class Resequencer:
     _hold_left: float = attrs.field(default=NEVER, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._window = DeliveredWindow() if self._backfiller is not None else LastTickTime()
+        self._window = DeliveredWindow(self._lateness) if self.fills_gaps else LastTickTime()
 
     @property
     def is_live(self) -> bool:
         """Whether ticks go straight to the delivery."""
         return self._phase is _Phase.LIVE
+
+    @property
+    def fills_gaps(self) -> bool:
+        """Whether missed ticks are wanted."""
+        return self._backfiller is not None
+
+    @property
+    def is_resuming(self) -> bool:
+        """Whether the server is sending what was missed."""
+        return self._phase is _Phase.RESUMING
+
+    @property
+    def is_recovering(self) -> bool:
+        """Whether live ticks are held while history is fetched."""
+        return self._recovery is not None
 
     def _enter(self, phase: _Phase) -> None:
         """Set the phase. Nothing else does."""
@@ -211,6 +237,9 @@ class Resequencer:
 
     def opened(self, now: float) -> None:
         """Take note of a new connection: ticks may be missing, unless the stream has had none so far."""
+        if self._phase is _Phase.RESUMING:
+            # What is missing from here on, the log doesn't know any more.
+            self.end_resume()
         if self._window.last is None:
             return
         if self._backfiller is None:
@@ -225,6 +254,39 @@ class Resequencer:
         self._give_up_at = min(self._give_up_at, now + self._hold_left)
         self._hold_left = NEVER
         self._host.reschedule()
+
+    def resumed(self, until: int) -> None:
+        """Take note of a new connection on which what was missed comes first: everything up to this ID."""
+        self.resume_until = until
+        if self._phase is _Phase.RESUMING or self._window.last is None:
+            return
+        self._resume_since, self._resumed_ticks = self._window.last, 0
+        if self._phase is _Phase.GIVEN_UP:
+            # No later gap asks for the ticks of that one.
+            self._window.restart(self._window.last)
+        self._enter(_Phase.RESUMING)
+
+    def take_missed(self, ticks: list[Tick]) -> None:
+        """Queue wanted ticks that were missed, at least one."""
+        for tick in ticks:
+            tick["backfilled"] = True
+        self._resumed_ticks += len(ticks)
+        self._enqueue(ticks)
+        self.drain()
+
+    def end_resume(self, first: datetime | None = None, reason: str | None = None) -> None:
+        """Report what was missed, if the server was sending it. `first`: the time of the first live tick, if known.
+
+        `reason`: why that isn't all.
+        """
+        if self._phase is _Phase.RESUMING:
+            assert self._resume_since is not None
+            until = first or self._window.last or self._resume_since
+            self._enqueue_gap(Gap(self._symbol, self._resume_since, until, reason is None, self._resumed_ticks))
+            if reason is not None:
+                self._enqueue(Event(GapNotFilled(reason, symbol=self._symbol), self._symbol))
+            self._enter(_Phase.DRAINING)
+            self.drain()
 
     def probe_answered(self, now: float) -> None:
         """Take note of the answer to a probe."""
@@ -253,6 +315,7 @@ class Resequencer:
         """End the stream: deliver everything that was received, even without room."""
         if self._recovery is not None:
             self._carry_out(self._recovery.finish(reason))
+        self.end_resume(reason=reason)
         self.drain(NO_BOUND)
 
     # Ticks and events go out.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import attrs
 
 from ..config.reconnect import ReconnectPolicy
 from ..connection.attempt import ConnectionConfig
+from .delivered_window import LATENESS
 from .session import Timing
 
 
@@ -25,6 +27,7 @@ class StreamSettings:
         stale_after: Seconds without a tick until that is reported; None for never.
         stale_reconnect: Whether a connection is replaced then, if all its streams are silent.
         name: Of the listener; the thread's name starts with it.
+        lateness: How much later than others a tick may arrive and still be found when history fills a gap.
         max_held: How many ticks may be held back while gaps are filled, all streams together.
     """
 
@@ -35,5 +38,6 @@ class StreamSettings:
     timing: Timing = attrs.field(factory=Timing)
     stale_after: float | None = None
     stale_reconnect: bool = False
+    lateness: timedelta = LATENESS
     name: str
     max_held: int

@@ -21,6 +21,7 @@ from ..wire.frames import Binary
 from ..wire.json_codec import loads
 from ..wire.mixed_pattern import MixedPattern, spellings
 from .delivered_window import Key
+from .log_position import ASK, LogPosition
 from .stream import Owner, Stream
 from .stream_connection import MESSAGES_WITHOUT_PATTERN, StreamConnection
 
@@ -197,7 +198,9 @@ class SharedConnection(StreamConnection):
             if name in self._routes and name not in self._requested:
                 self._requested.add(name)
                 function = "getSpotRates" if ":" in name else "getDeribitContractStream"
-                request = {"functionName": function, **_named(name), "resume": "ask"}
+                stream = self._streams.get(name)
+                resume = None if stream is None else stream.resume_request()
+                request = {"functionName": function, **_named(name), "resume": resume or ASK}
                 self.send(lambda websocket: websocket.send_request(request))  # noqa: B023 (called at once)
 
     # Reading.
@@ -220,13 +223,13 @@ class SharedConnection(StreamConnection):
         parse_price = self._decoder.price_parser
         while taken < limit:
             if websocket.before_message:
-                ticks, pairs, keys, wire.at = self._pattern.match_ticks(
+                ticks, pairs, keys, numbers, wire.at = self._pattern.match_ticks(
                     text, wire.at, limit - taken, self._pairs, parse_price, wire.received_ns
                 )
                 if ticks:
                     taken += len(ticks)
                     if session.delivers:
-                        self._put_ticks(ticks, pairs, keys, wire.received_ns)
+                        self._put_ticks(ticks, pairs, keys, numbers, wire.received_ns)
                 if wire.at == len(text):
                     break
             # Something other than a tick of the usual form, or an incomplete frame.
@@ -242,7 +245,9 @@ class SharedConnection(StreamConnection):
             self.settle()
         return taken
 
-    def _put_ticks(self, ticks: list[Tick], pairs: list[str], keys: list[Key], received_ns: int) -> None:
+    def _put_ticks(
+        self, ticks: list[Tick], pairs: list[str], keys: list[Key], numbers: list[str], received_ns: int
+    ) -> None:
         """Pass on ticks of any streams, in order of arrival."""
         unjoined, busy = self._unjoined, self._owner.busy
         all_live = not (unjoined or busy) or unjoined.union(stream.symbol for stream in busy).isdisjoint(pairs)
@@ -250,16 +255,19 @@ class SharedConnection(StreamConnection):
             if not self._noted.size:
                 self._settle_at = self.loop.now + _LONGEST_NOTED
                 self.loop.schedule(self)
-            self._noted.add(ticks, pairs, keys, received_ns)
+            self._noted.add(ticks, pairs, keys, numbers, received_ns)
             self._owner.delivery.put_ticks(ticks, pairs)
             return
         self.settle()
         live: list[list[Tick]] = []
+        ids = _group(pairs, map(_number, numbers))
         for pair, run in _group(pairs, ticks).items():
             stream = self._streams[pair]
             stream.counters.messages += len(run)
             self._join(stream)
-            live.append(stream.take_ticks(run))
+            live.append(stream.take_ticks(run, ids[pair]))
+            if stream.log:
+                stream.received(ids[pair][-1])
         if sum(map(len, live)) < len(ticks):
             # Some are held, or of exchanges that aren't wanted.
             now = {id(tick) for run in live for tick in run}
@@ -271,9 +279,9 @@ class SharedConnection(StreamConnection):
     def settle(self) -> None:
         """Tell each stream which of its ticks were delivered."""
         self._settle_at = NEVER
-        for symbol, keys, last, received_ns in self._noted.take():
+        for symbol, keys, last, received_ns, number in self._noted.take():
             if (stream := self._streams.get(symbol)) is not None:
-                stream.note_delivered(keys, last, received_ns)
+                stream.note_delivered(keys, last, received_ns, _number(number))
 
     def _put_message(self, message: bytes | Binary, received_ns: int) -> None:
         content = _parse(message)
@@ -307,7 +315,7 @@ class SharedConnection(StreamConnection):
             return False
         if isinstance(subscribed, str) and subscribed in self._requested:
             for stream in self._find(subscribed):
-                self._join(stream)
+                self._join(stream, LogPosition.from_answer(content) if stream.resequencer.fills_gaps else None)
             return True
         if isinstance(unsubscribed, str) and unsubscribed in self._requested:
             self._unsubscribed(unsubscribed)
@@ -344,10 +352,10 @@ class SharedConnection(StreamConnection):
     def _find(self, name: object) -> list[Stream]:
         return list(self._routes.get(name, ())) if isinstance(name, str) else []
 
-    def _join(self, stream: Stream) -> None:
+    def _join(self, stream: Stream, start: LogPosition | None = None) -> None:
         if stream.symbol in self._unjoined:
             self._unjoined.discard(stream.symbol)
-            stream.joined(self.loop.now)
+            stream.joined(self.loop.now, start)
 
     def _unsubscribed(self, name: str) -> None:
         """Nothing of it follows. It may be wanted again meanwhile."""
@@ -385,18 +393,18 @@ class _Noted:
         self.size = 0
         self._pairs: list[str] = []
         self._keys: list[Key] = []
-        #: The last tick of each pair, and when it was received.
-        self._last: dict[str, tuple[Tick, int]] = {}
+        #: The last tick of each pair, when it was received, and its ID.
+        self._last: dict[str, tuple[Tick, int, str]] = {}
 
-    def add(self, ticks: list[Tick], pairs: list[str], keys: list[Key], received_ns: int) -> None:
+    def add(self, ticks: list[Tick], pairs: list[str], keys: list[Key], numbers: list[str], received_ns: int) -> None:
         """Note ticks before they are delivered: from then on, the user may change them."""
         self.size += len(ticks)
         self._pairs += pairs
         self._keys += keys
-        self._last.update(zip(pairs, zip(ticks, repeat(received_ns)), strict=True))
+        self._last.update(zip(pairs, zip(ticks, repeat(received_ns), numbers), strict=True))
 
-    def take(self) -> list[tuple[str, list[Key], Tick, int]]:
-        """Remove and return, for each pair: the keys, the last tick, and when it was received."""
+    def take(self) -> list[tuple[str, list[Key], Tick, int, str]]:
+        """Remove and return, for each pair: the keys, the last tick, when it was received, and its ID."""
         if not self.size:
             return []
         last, runs = self._last, _group(self._pairs, self._keys)
@@ -413,6 +421,10 @@ def _group(pairs: Iterable[str], values: Iterable[_T]) -> dict[str, list[_T]]:
         else:
             runs[pair] = [value]
     return runs
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text else None
 
 
 def _refuses_unsubscribe(message: Message) -> bool:

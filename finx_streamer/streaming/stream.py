@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Protocol, cast
 
 from ..config.symbols import Pair, Symbol
@@ -16,6 +16,7 @@ from ..wire.frames import Binary
 from .counters import ConnectionCounters, Counters
 from .delivered_window import Key
 from .interfaces import Delivery
+from .log_position import ASK, LogPosition
 from .resequencer import Allowance, Resequencer
 from .session import Session
 from .settings import StreamSettings
@@ -107,13 +108,16 @@ class Stream:
     """
 
     __slots__ = (
+        "_log",
         "_loop",
+        "_number",
         "_owner",
         "_silence",
         "connection",
         "counters",
         "decoder",
         "failure",
+        "log",
         "newest",
         "resequencer",
         "scheduled",
@@ -131,6 +135,10 @@ class Stream:
         #: The newest Greeks of each contract.
         self.newest: dict[str, Greeks] = {}
         self.counters = Counters()
+        #: The log that the connection's IDs belong to. Empty if the server keeps none.
+        self.log = ""
+        #: The log of the newest tick that was received, and its ID.
+        self._log, self._number = "", 0
         self.state = State.IDLE
         #: The error that ended it.
         self.failure: ConnectionFailed | None = None
@@ -156,10 +164,37 @@ class Stream:
         self._silence.begin(now)
         self._loop.schedule(self)
 
-    def joined(self, now: float) -> None:
-        """Take note that from now on, the server sends everything."""
+    def resume_request(self) -> str | None:
+        """Return where the server is to resume the stream. None if missed ticks aren't wanted."""
+        if not self.resequencer.fills_gaps:
+            return None
+        # What is held for the last gap is unknown to a log.
+        can_resume = self._log and not self.resequencer.is_recovering
+        return str(LogPosition(self._log, self._number)) if can_resume else ASK
+
+    def joined(self, now: float, start: LogPosition | None = None) -> None:
+        """Take note that from now on, the server sends everything. If it keeps a log, that begins at `start`."""
         self.enter(State.STREAMING)
-        self.resequencer.opened(now)
+        self.log = "" if start is None else start.log
+        self.decoder.number = 0
+        if start is None or start.refused or not self._log or self.resequencer.is_recovering:
+            self._log, self._number = (self.log, 0) if start is None else (start.log, start.number)
+            self.resequencer.opened(now)
+            return
+        self.resequencer.resumed(start.number)
+        if self._log == start.log and self._number >= start.number:
+            self.resequencer.end_resume()
+
+    def received(self, number: int | None) -> None:
+        """Take note of the newest ID on a connection with a log: before filters, drops and errors.
+
+        0: there was none so far. None: a tick had none, so where the stream is in the log is unknown.
+        """
+        if number == 0:
+            return
+        self._log, self._number = ("", 0) if number is None else (self.log, number)
+        if self.resequencer.is_resuming and (number is None or number >= self.resequencer.resume_until):
+            self.resequencer.end_resume()
 
     def lost(self, now: float) -> None:
         """Take note that the connection was lost."""
@@ -184,20 +219,41 @@ class Stream:
     # The path of a tick.
 
     def put_ticks(self, ticks: list[Tick]) -> None:
-        """Deliver, queue or hold ticks, at least one, in order."""
-        if live := self.take_ticks(ticks):
+        """Deliver, queue or hold ticks, at least one, in order. While the stream `is_resuming`, only one."""
+        if live := self.take_ticks(ticks, (self.decoder.number,)):
             self._owner.delivery.put_ticks(live)
 
-    def take_ticks(self, ticks: list[Tick]) -> list[Tick]:
-        """Queue or hold ticks, at least one. Return those to deliver now, in order."""
+    def take_ticks(self, ticks: list[Tick], numbers: Sequence[int | None]) -> list[Tick]:
+        """Queue or hold ticks, at least one. Return those to deliver now, in order.
+
+        `numbers`: their IDs, which matter only while the stream `is_resuming`.
+        """
         now = self._loop.now
+        if self.resequencer.is_resuming:
+            ticks = self._take_missed(ticks, numbers, now)
         if wanted := self.resequencer.wanted(ticks):
             self._heard(now)
             return self.resequencer.take_ticks(wanted, now)
         return wanted
 
-    def note_delivered(self, keys: list[Key], last: Tick, received_ns: int) -> None:
-        """Take note of live ticks, at least one, that were delivered together with those of other streams."""
+    def _take_missed(self, ticks: list[Tick], numbers: Sequence[int | None], now: float) -> list[Tick]:
+        """Take the ticks up to the end of what was missed. Return the others: these are live."""
+        until = self.resequencer.resume_until
+        count = sum(number is not None and number <= until for number in numbers)
+        if missed := self.resequencer.wanted(ticks[:count]):
+            self._heard(now)
+            self.resequencer.take_missed(missed)
+        if count < len(ticks):
+            self.resequencer.end_resume(ticks[count]["timestamp"])
+        return ticks[count:]
+
+    def note_delivered(self, keys: list[Key], last: Tick, received_ns: int, number: int | None) -> None:
+        """Take note of live ticks, at least one, that were delivered together with those of other streams.
+
+        `number`: the last one's ID.
+        """
+        if self.log:
+            self.received(number)
         now = self._loop.now
         self.counters.messages += len(keys)
         self.resequencer.note_delivered(keys, last, received_ns, now)
@@ -208,14 +264,19 @@ class Stream:
         decode_ticks = self.decoder.decode_ticks
         at, size = 0, len(messages)
         while at < size:
-            ticks = decode_ticks(messages, at, received_ns)
+            if self.resequencer.is_resuming:
+                ticks = decode_ticks(messages[at : at + 1], 0, received_ns)
+            else:
+                ticks = decode_ticks(messages, at, received_ns)
             if ticks:
                 at += len(ticks)
                 self.put_ticks(ticks)
-            if at < size:
+            else:
                 # Not a plain tick: it needs the thorough decoder.
                 self._put_message(self.decoder.decode(messages[at], received_ns))
                 at += 1
+            if self.log:
+                self.received(self.decoder.number)
 
     def _put_message(self, message: Message) -> None:
         if isinstance(message, dict):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from ..clock import monotonic
 from ..connection.attempt import ConnectionConfig
@@ -15,6 +15,7 @@ from ..connection.websocket import READ_SIZE, Connection
 from ..errors import ConnectionFailed
 from ..values import NEVER, NO_BOUND, Event, State
 from .counters import ConnectionCounters
+from .log_position import RESUME, LogPosition
 from .session import Action, Command, Session
 from .stream import Owner, Stream
 
@@ -284,6 +285,10 @@ class UrlConnection(StreamConnection):
     def room(self) -> int:
         return self.stream.resequencer.room()
 
+    def handshake_headers(self) -> Mapping[str, str]:
+        request = self.stream.resume_request()
+        return {} if request is None else {RESUME: request}
+
     def add(self, stream: Stream) -> None:
         self.start()
 
@@ -294,7 +299,9 @@ class UrlConnection(StreamConnection):
     def begin(self, now: float) -> None:
         if self.session.delivers:
             self.stream.requested(now)
-            self.stream.joined(now)
+            assert self.websocket is not None
+            headers = self.websocket.response_headers
+            self.stream.joined(now, LogPosition.from_headers(headers) if self.stream.resequencer.fills_gaps else None)
 
     def read_messages(self, websocket: Connection, limit: int) -> int:
         stream, wire, taken = self.stream, websocket.wire, 0
@@ -302,14 +309,21 @@ class UrlConnection(StreamConnection):
         text = str(wire.buffer, "latin-1")
         while taken < limit:
             if websocket.before_message:
-                ticks, wire.at = stream.decoder.match_ticks(text, wire.at, limit - taken, wire.received_ns)
+                # Which ticks were missed, their IDs say: see `Stream.put_ticks`.
+                one_by_one = stream.resequencer.is_resuming
+                most = 1 if one_by_one else limit - taken
+                ticks, wire.at = stream.decoder.match_ticks(text, wire.at, most, wire.received_ns)
                 if ticks:
                     taken += len(ticks)
                     counters.messages += len(ticks)
                     if session.delivers:
                         stream.put_ticks(ticks)
+                        if stream.log:
+                            stream.received(stream.decoder.number)
                 if wire.at == len(text):
                     break
+                if ticks and one_by_one:
+                    continue
             # Something other than a tick of the usual form, or an incomplete frame.
             messages = websocket.messages(min(limit - taken, MESSAGES_WITHOUT_PATTERN))
             if not messages:

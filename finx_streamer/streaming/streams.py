@@ -117,6 +117,7 @@ class Streams:
             # FinX keeps no history of Greeks.
             self._backfiller if stream.decoder.contract is None else None,
             stream,
+            self.settings.lateness,
         )
 
     def retry_others(self, now: float) -> None:

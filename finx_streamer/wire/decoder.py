@@ -41,6 +41,8 @@ _PRICE = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
 MAX_FIELD = 4_096
 #: The longest message of a stream, in bytes, and the longest one that isn't a tick. A tick has fewer than 200.
 MAX_TICK_MESSAGE, MAX_NOTICE = 1_048_576, 65_536
+#: The largest ID of a tick.
+MAX_ID = 10**18 - 1
 #: How deep a message may be nested. Without this limit, each JSON parser would have its own.
 MAX_DEPTH = 100
 
@@ -64,6 +66,8 @@ class Decoder:
     bounded: bool = True
     redact_notices: bool = True
     contract: Contract | None = None
+    #: The ID of the last tick, valid or not; None if its message has none.
+    number: int | None = attrs.field(default=None, init=False)
     #: The last date that was valid. Empty before the first tick.
     date: str = attrs.field(default="", init=False)
     #: The format of the last tick.
@@ -78,7 +82,10 @@ class Decoder:
         """
         if self._pattern is None:
             return [], at
-        return self._pattern.match_ticks(text, at, limit, self.price_parser, received_ns)
+        ticks, number, at = self._pattern.match_ticks(text, at, limit, self.price_parser, received_ns)
+        if ticks:
+            self.number = int(number) if number else None
+        return ticks, at
 
     @property
     def price_parser(self) -> Callable[[str], Any]:
@@ -93,6 +100,7 @@ class Decoder:
         ticks: list[Tick] = []
         read, enveloped = self._format.read, self._format.enveloped
         pair, date, append, parse_time = self.pair, self.date, ticks.append, datetime.fromisoformat
+        last_id: int | None = None
         if pair is None:
             return ticks
         prefix = date + "T"
@@ -101,7 +109,7 @@ class Decoder:
             for payload in islice(payloads, at, None):
                 if len(payload) > MAX_FIELD:
                     break
-                raw = read(payload)
+                message = raw = read(payload)
                 if enveloped:
                     raw = raw.resultData
                 time, price = raw.time, raw.price
@@ -129,9 +137,11 @@ class Decoder:
                         "backfilled": False,
                     }
                 )
+                last_id = message.id
         except READ_ERRORS:
             pass
         if ticks:
+            self.number = last_id if last_id is not None and 0 < last_id <= MAX_ID else None
             self._pattern = TickPattern.from_tick(payloads[at], pair, ticks[0]["date"])
         return ticks
 
@@ -212,6 +222,7 @@ class Decoder:
         if raw is _NO_TICK or self.pair is None:
             return self._notice_or_error(message, received_ns)
         self._format = FLAT if raw is message else ENVELOPED
+        self.number = read_id(message)
         return self._tick_or_error(raw, payload, received_ns)
 
     def _error(self, reason: str, payload: bytes, cause: BaseException | None = None) -> DecodeError:
@@ -282,6 +293,12 @@ class Decoder:
             return Notice(self.symbol, message, received_ns)
         text = reported if isinstance(reported, str) else json.dumps(reported)
         return ServerError(text, message, symbol=self.symbol)
+
+
+def read_id(message: dict[str, Any]) -> int | None:
+    """Return the ID of a tick's message. None if it has none. Source: O."""
+    number = message.get("id")
+    return number if type(number) is int and 0 < number <= MAX_ID else None
 
 
 def _redacted(payload: bytes) -> bytes:

@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from types import NoneType
 from typing import Any, Literal, NoReturn
 
 import attrs
@@ -32,7 +33,10 @@ READ_ERRORS = (ValueError, TypeError, KeyError, AttributeError, IndexError, Stop
 
 @attrs.frozen
 class TickFormat:
-    """A parser for one tick format. Its result, or its result's `resultData` if `enveloped`, has the five fields."""
+    """A parser for one tick format.
+
+    Its result, or its result's `resultData` if `enveloped`, has the five fields. The result has the `id`.
+    """
 
     read: Callable[[bytes], Any]
     enveloped: bool = False
@@ -70,21 +74,25 @@ def loads_stdlib(payload: bytes) -> Any:
 
 
 class _Fields:
-    """The fields of a tick, as sent."""
+    """The fields of a tick, as sent, and its ID if the message has one."""
 
-    __slots__ = ("date", "exchange", "pair", "price", "time")
+    __slots__ = ("date", "exchange", "id", "pair", "price", "time")
 
-    def __init__(self, pair: str, date: str, time: str, exchange: str, price: str) -> None:
-        self.pair, self.date, self.time, self.exchange, self.price = pair, date, time, exchange, price
+    def __init__(self, raw: Any, date: str, time: str, number: Any) -> None:
+        # The decoder's use of the other fields fails if they aren't strings.
+        if type(raw["exchange"]) is not str or type(number) not in (int, NoneType):
+            raise TypeError("not a plain tick")
+        self.pair, self.exchange, self.price = raw["pair"], raw["exchange"], raw["price"]
+        self.date, self.time, self.id = date, time, number
 
 
 def _plain_object(payload: bytes, size: int) -> Any:
-    """Parse a payload that is one JSON object with `size` members and no escapes."""
+    """Parse a payload that is one JSON object with `size` members, or an ID in addition, and no escapes."""
     if b"\\" in payload:
         raise ValueError("an escape")
     text = payload.decode("utf-8")
     value, end = _scan(text, 0)
-    if end != len(text) or len(value) != size:
+    if end != len(text) or len(value) != size + ("id" in value):
         raise ValueError("not a plain tick")
     return value
 
@@ -94,18 +102,15 @@ def _read_enveloped(payload: bytes) -> _Fields:
     raw = message["resultData"]
     if message["results"] != "streaming" or len(raw) != 5:
         raise ValueError("not a plain tick")
-    # The decoder's use of the other fields fails if they aren't strings.
-    if type(raw["exchange"]) is not str:
-        raise TypeError("exchange is not a string")
-    return _Fields(raw["pair"], raw["date"], raw["time"], raw["exchange"], raw["price"])
+    return _Fields(raw, raw["date"], raw["time"], message.get("id"))
 
 
 def _read_flat(payload: bytes) -> _Fields:
     raw = _plain_object(payload, 5)
     utc_date = raw["UTCDate"]
-    if type(raw["exchange"]) is not str or type(raw["unixDate"]) not in (int, float) or utc_date[10] != "T":
+    if type(raw["unixDate"]) not in (int, float) or utc_date[10] != "T":
         raise TypeError("not a plain tick")
-    return _Fields(raw["pair"], utc_date[:10], utc_date[11:], raw["exchange"], raw["price"])
+    return _Fields(raw, utc_date[:10], utc_date[11:], raw.get("id"))
 
 
 loads: Callable[[bytes], Any] = loads_stdlib
@@ -125,6 +130,7 @@ if msgspec is not None:
     class _Enveloped(msgspec.Struct, gc=False, forbid_unknown_fields=True):
         results: Literal["streaming"]
         resultData: _Inner
+        id: int | None = None
 
     class _Flat(msgspec.Struct, gc=False, forbid_unknown_fields=True):
         pair: str
@@ -132,6 +138,7 @@ if msgspec is not None:
         UTCDate: str
         exchange: str
         price: str
+        id: int | None = None
 
         @property
         def date(self) -> str:

@@ -14,11 +14,11 @@ from functools import lru_cache
 from typing import Any
 
 from .names import share
-from .tick_pattern import STYLES
+from .tick_pattern import ID, STYLES
 
-#: Ticks, the pair and the key of each (exchange, time, price), and the offset behind the last one.
-Matched = tuple[list[Any], list[str], list[tuple[str, datetime, Any]], int]
-_Found = list[tuple[str, str, str, str, str, str]]
+#: Ticks, the pair and the key of each (exchange, time, price), its ID or "", and the offset behind the last one.
+Matched = tuple[list[Any], list[str], list[tuple[str, datetime, Any]], list[str], int]
+_Found = list[tuple[str, str, str, str, str, str, str]]
 #: The shortest frame of a tick, in bytes.
 _SHORTEST = 2 + len('{"pair":"A:B","unixDate":0,"UTCDate":"2022-07-02T00:00:00.Z","exchange":"","price":"0"}')
 
@@ -32,7 +32,8 @@ def _finder(style: tuple[str, str], date: str) -> Callable[[str, int, int], _Fou
     # With this point and this Z, the time parser accepts only digits in between. A price of 30 characters is finite.
     tick = (
         rf'\{{"pair"{colon}"([^"]*)"{comma}"unixDate"{colon}(?:0|[1-9][0-9]*){comma}"UTCDate"{colon}"{date}T([0-9:]{{8}}\.[0-9]*Z)"'
-        rf'{comma}"exchange"{colon}"([ !#-[\]-~]*)"{comma}"price"{colon}"([0-9.]{{1,30}})"\}}'
+        rf'{comma}"exchange"{colon}"([ !#-[\]-~]*)"{comma}"price"{colon}"([0-9.]{{1,30}})"'
+        rf'(?:{comma}"id"{colon}({ID}))?\}}'
     )
     # The last alternative takes the rest of the buffer, so the run ends at the first frame that looks different.
     return re.compile(rf"\x81{header}({tick})|.+", re.DOTALL).findall
@@ -74,13 +75,14 @@ class MixedPattern:
         ticks: list[Any] = []
         symbols: list[str] = []
         keys: list[tuple[str, datetime, Any]] = []
+        numbers: list[str] = []
         if self._find is None:
-            return ticks, symbols, keys, at
-        append, append_symbol, append_key = ticks.append, symbols.append, keys.append
+            return ticks, symbols, keys, numbers, at
+        append, append_symbol, append_key, append_number = ticks.append, symbols.append, keys.append, numbers.append
         parse_time, date, day = datetime.fromisoformat, self._date, self._date + "T"
         found = self._find(text, at, at + limit * _SHORTEST)
         try:
-            for header, payload, spelling, time, exchange, price_text in found:
+            for header, payload, spelling, time, exchange, price_text, number in found:
                 size = len(payload)
                 if ord(header[-1]) != size:
                     break
@@ -100,7 +102,8 @@ class MixedPattern:
                 )
                 append_symbol(pair)
                 append_key((exchange, timestamp, price))
+                append_number(number)
                 at += 1 + len(header) + size
         except (ValueError, KeyError, IndexError):
             pass
-        return ticks, symbols, keys, at
+        return ticks, symbols, keys, numbers, at

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import pytest
 from rich.console import Console
 
 from finx_streamer import ConfigurationError, FunctionClient, Instrument, ListenerStats, Option, State
-from finx_streamer.cli.chain_view import ChainView
+from finx_streamer.cli.chain_view import ChainView, parse_expiry
+from finx_streamer.config.symbols import parse_symbol
 from finx_streamer.server import LocalServer, SimulatedMarket, Tape
 from finx_streamer.wire.contract_ticker import read_greeks
 from tests.support.cli import run, run_in_terminal
@@ -26,10 +28,15 @@ def options() -> Iterator[LocalServer]:
         yield server
 
 
+def contracts(server: LocalServer) -> list[Instrument]:
+    """All contracts of a server."""
+    with FunctionClient("demo", server.url) as client:
+        return list(map(Instrument.parse, client.list_contracts()))
+
+
 def nearest(server: LocalServer) -> Instrument:
     """A call of the nearest expiry."""
-    with FunctionClient("demo", server.url) as client:
-        calls = [each for each in map(Instrument.parse, client.list_contracts()) if each.kind == "call"]
+    calls = [each for each in contracts(server) if each.kind == "call"]
     return min(calls, key=lambda each: (each.expiry, each.strike))
 
 
@@ -161,11 +168,12 @@ def test_one_expiry_is_shown() -> None:
     """The nearest one, or the one that was asked for. The others are named."""
     listener = FakeListener(*CHAIN, "BTC-30SEP22-25000-C", "ETH-26AUG22-1500-P")
     assert "also: 30SEP22 (--expiry DAY)" in drawn(ChainView("here"), listener)
-    later = drawn(ChainView("here", "30sep22"), listener)
+    later = drawn(ChainView("here", Instrument.parse("BTC-30SEP22").expiry), listener)
     assert "BTC 30SEP22" in later
     assert "25000" in later
     assert "20000" not in later
-    assert "no option expires on 1OCT22; these do: 26AUG22, 30SEP22" in drawn(ChainView("here", "1OCT22"), listener)
+    missing = ChainView("here", Instrument.parse("BTC-1OCT22").expiry)
+    assert "no option expires on 1OCT22; these do: 26AUG22, 30SEP22" in drawn(missing, listener)
 
 
 def test_each_underlying_has_a_chain() -> None:
@@ -218,11 +226,55 @@ def test_without_values_the_states_are_shown() -> None:
 @pytest.mark.parametrize("day", ["", "tomorrow", "31FEB22", "PERPETUAL", "26AUG22-1-C"])
 def test_refuses_a_malformed_expiry(day: str) -> None:
     """The error shows an example."""
-    if day == "26AUG22-1-C":
-        ChainView("here", day)  # the day of a contract
-        return
     with pytest.raises(ConfigurationError, match="such as 26AUG22"):
-        ChainView("here", day)
+        parse_expiry(day, [])
+
+
+@pytest.mark.parametrize("symbol", ["BTCQ2202208", "BTC-26AUG22-20000-C"])
+def test_an_expiry_belongs_to_a_symbol(symbol: str) -> None:
+    """To a month of options, or to one of them. Upper case isn't needed."""
+    symbols = [parse_symbol("ETH-PERPETUAL"), parse_symbol(symbol)]
+    assert parse_expiry("26aug22", symbols) == datetime(2022, 8, 26, 8, tzinfo=UTC)
+    for wrong in ("27AUG22", "26SEP22")[symbol.startswith("BTCQ") :]:
+        with pytest.raises(ConfigurationError, match=f"no option that you listen to expires on {wrong}"):
+            parse_expiry(wrong, symbols)
+
+
+def test_an_expiry_that_no_symbol_has() -> None:
+    """Nothing is listened to: the error names the month to listen to."""
+    arguments = ("BTC-PERPETUAL", "--endpoint", "demo", "--expiry", "26AUG22")
+    shown, code = run_in_terminal("listen", *arguments)
+    assert code == 2
+    assert "its month, which is BTCQ2202208 for BTC" in " ".join(shown.split())
+
+
+def test_an_expiry_that_never_appears(options: LocalServer) -> None:
+    """The month has options, but none of that day. The end says so, too."""
+    month = Option.of(nearest(options))
+    listed = {each.expiry.day for each in contracts(options) if each.expiry is not None and month.includes(each)}
+    day = next(day for day in range(1, 29) if day not in listed)
+    expiry = f"{day}{datetime(2000, month.month, 1):%b}{month.year % 100:02}".upper()
+    shown, code = run_in_terminal(
+        "listen",
+        str(month),
+        "--endpoint",
+        options.url,
+        "--expiry",
+        expiry,
+        ctrl_c_after="these do",
+        FINX_API_KEY="demo",
+    )
+    assert code == 0
+    assert f"finx-streamer: no option that expires on {expiry} appeared" in shown
+
+
+def test_an_expiry_that_appeared_is_not_missing() -> None:
+    """Even if it is gone at the end."""
+    view = ChainView("here", Instrument.parse("BTC-26AUG22").expiry)
+    assert view.missing() == "no option that expires on 26AUG22 appeared (--expiry)"
+    drawn(view, FakeListener(*CHAIN))
+    drawn(view, FakeListener())
+    assert (view.missing(), ChainView("here").missing()) == (None, None)
 
 
 @pytest.mark.parametrize("width", [80, 120])

@@ -29,7 +29,7 @@ COMMANDS = ["listen", "history", "snap", "demo", "doctor", "serve"]
         (["BTC:USDC", "--prefix", "a/b"], "error: --prefix: 'a/b' is not one path segment"),
         (
             ["BTC:USDC", "--prefix", "streamer", "--endpoint", "demo"],
-            "--prefix and --wire can't be used with --endpoint demo",
+            "--prefix and --wire can't be used with --endpoint demo; remove them, or run finx-streamer serve",
         ),
         (["BTC:USDC", "--keep-alive", "0"], "error: --keep-alive: 0.0 is not allowed; expected seconds"),
         (["BTC:USDC", "--keep-alive", "nan"], "error: --keep-alive: nan is not allowed; expected seconds"),

@@ -110,12 +110,13 @@ def test_plays_a_tape_for_the_keys_of_a_file(tape: Path, tmp_path: Path) -> None
 
 
 def test_warns_about_a_host_beyond_loopback() -> None:
-    """The terminal says that other machines can reach the server."""
-    with running("serve", "--port", "0", "--host", "0.0.0.0") as command:
+    """The terminal says that other machines can reach the server, and that they know the key."""
+    with running("serve", "--port", "0", "--host", "0.0.0.0", "--allow-insecure") as command:
         assert command.stdout.readline()
         command.send_signal()
         _, _, err = command.finish()
     assert "warning: the local server listens on 0.0.0.0, where other machines can reach it" in err
+    assert "warning: everyone who can reach this server can use the API key demo; pass --keys-file" in err
 
 
 @pytest.mark.parametrize(("level", "logged"), [("info", True), (None, False)])

@@ -87,6 +87,12 @@ def test_refuses_a_wrong_url(url: str, says: str) -> None:
     assert says in str(caught.value)
 
 
+def test_the_demo_has_one_wire() -> None:
+    """The error says how to try the other one without FinX."""
+    with pytest.raises(ConfigurationError, match=r"LocalServer or `finx-streamer serve`, and use its URL"):
+        Endpoint("demo", wire="subscribe")
+
+
 @pytest.mark.parametrize("value", [None, 5, b"wss://ws.finx.io/"])
 def test_refuses_an_endpoint_of_another_type(value: object) -> None:
     """The error names the type."""

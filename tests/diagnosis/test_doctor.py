@@ -46,7 +46,7 @@ def verdicts(report: Report) -> list[str]:
 
 def said(report: Report) -> dict[str, str]:
     """Whether each assumption was confirmed, refuted or not seen, by its name."""
-    return {check.name: check.found.partition(":")[0] for check in report.assumptions}
+    return {check.name: re.split(" by this server|:", check.found)[0] for check in report.assumptions}
 
 
 def examine(url: str | Endpoint, **arguments: Any) -> Report:
@@ -83,6 +83,19 @@ def test_all_is_well_with_the_demo() -> None:
     }
     assert str(report).endswith("all is well")
     assert json.loads(report.to_json())["checks"][0]["name"] == "endpoint"
+
+
+def test_our_own_server_says_nothing_about_finx() -> None:
+    """Its answers are as we assume because we wrote it. Only another server's count."""
+    with LocalServer(SimulatedMarket([PAIR]), keys={"doctor-key"}) as server:
+        own = examine(server.url).assumptions
+    with Peer(finx(frame(json.dumps(FLAT)), answers={"keepAlive": [{"keepAlive": True}]})) as peer:
+        other = examine(peer.url).assumptions
+    seen = [check.found for check in own if check.verdict is not Verdict.SKIPPED]
+    assert len(seen) > 10
+    assert {re.match(r"\w+ by this server, not by FinX: .", found) is not None for found in seen} == {True}
+    assert {"this server" in check.found for check in other} == {False}
+    assert {check.found.partition(":")[0] for check in other} == {"confirmed", "refuted", "not seen"}
 
 
 def test_no_server() -> None:

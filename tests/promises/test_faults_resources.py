@@ -127,7 +127,7 @@ def test_the_interpreter_exits_with_a_running_listener(market: LocalServer, name
 @pytest.mark.parametrize("dispatch_", ["thread", "inline"])
 def test_the_interpreter_exits_during_a_gap(dispatch_: str) -> None:
     """History that doesn't answer doesn't delay the exit."""
-    server = LocalServer(SimulatedMarket([PAIR], rate=200.0, seed=1), keys={"demo"})
+    server = LocalServer(SimulatedMarket([PAIR], rate=200.0, seed=1), keys={"demo"}, resumable=False)
     server.stall_functions(None)
     with server, Program("endings", "gap", server.url, dispatch_) as program:
         assert program.read_line() == "FLOWS"
@@ -157,7 +157,7 @@ def test_a_fork_in_a_callback_is_reported_in_the_child(market: LocalServer) -> N
 def test_a_suspended_process_continues(lost: bool) -> None:
     """After a pause longer than all timeouts, the stream continues, with at most one reconnect and without a loss."""
     tape = SimulatedMarket([PAIR], rate=100.0, seed=1)
-    with LocalServer(tape, keys={"demo"}) as server:
+    with LocalServer(tape, keys={"demo"}, resumable=False) as server:
         with Program("suspended", "suspended", server.url) as program:
             assert [program.read_line(), program.read_line()] == ["FLOWS", "READY"]
             first = server.stats.connections_total

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import trustme
@@ -20,13 +20,13 @@ from finx_streamer import run as run_module
 from finx_streamer.server import LocalServer, Tape
 from tests.support.market import BEGIN, OTHER, PAIR, Market, begin, interrupt, outage, prices, send, tick, wait_held
 from tests.support.peers import PATIENCE, Seen
-from tests.support.storm import bursts, killings, shared_storm, storm
+from tests.support.storm import bursts, killings, shared_storm, storm, with_outages
 from tests.support.tls import client_context, server_context
 
 
 @pytest.fixture
 def server() -> Iterator[LocalServer]:
-    with LocalServer(Market(PAIR, OTHER), keys={"demo"}, close_timeout=0.2) as server:
+    with LocalServer(Market(PAIR, OTHER), keys={"demo"}, close_timeout=0.2, resumable=False) as server:
         yield server
 
 
@@ -387,9 +387,13 @@ def test_a_lost_history_connection_is_replaced(server: LocalServer, seen: Seen) 
     [(1, {}), (2, {"dispatch": "inline"}), (3, {"queue_size": 64})],
     ids=["thread", "inline", "small queue"],
 )
-def test_nothing_is_lost_in_a_storm(seed: int, settings: dict[str, Any], count: int, faults: int) -> None:
+@pytest.mark.parametrize("resumable", [False, True], ids=["by history", "by ID"])
+def test_nothing_is_lost_in_a_storm(
+    seed: int, settings: dict[str, Any], resumable: bool, count: int, faults: int
+) -> None:
     """With random faults and bursts of equal ticks, each tick is delivered once and in order."""
-    outcome = storm(bursts([PAIR, OTHER], count, random.Random(seed)), 800.0, faults, seed, **settings)
+    ticks = bursts([PAIR, OTHER], count, random.Random(seed))
+    outcome = storm(ticks, 800.0, faults, seed, resumable=resumable, **settings)
     print(outcome)
     assert outcome.mistakes() == []
     assert len(outcome.gaps) > faults // 10
@@ -397,11 +401,25 @@ def test_nothing_is_lost_in_a_storm(seed: int, settings: dict[str, Any], count: 
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("seed", [3, 4])
-def test_nothing_is_lost_in_a_storm_of_our_server_on_one_connection(seed: int) -> None:
+@pytest.mark.parametrize("resumable", [False, True], ids=["by history", "by ID"])
+def test_nothing_is_lost_in_a_storm_of_our_server_on_one_connection(seed: int, resumable: bool) -> None:
     """Ticks that history has before they arrive don't come twice, even if their stream has not joined yet."""
-    outcome = storm(bursts([PAIR, OTHER], 2_000, random.Random(seed)), 800.0, 25, seed, "subscribe", queue_size=64)
+    ticks = bursts([PAIR, OTHER], 2_000, random.Random(seed))
+    outcome = storm(ticks, 800.0, 25, seed, "subscribe", resumable, queue_size=64)
     print(outcome)
     assert outcome.mistakes() == []
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(("count", "faults"), [(2_000, 25), pytest.param(8_000, 100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("wire", ["url", "subscribe"])
+def test_nothing_is_lost_when_exchanges_are_away(wire: Literal["url", "subscribe"], count: int, faults: int) -> None:
+    """An exchange's ticks come late and all at once, and connections break. Only IDs make that exact."""
+    rng = random.Random(6)
+    outcome = storm(with_outages(bursts([PAIR, OTHER], count, rng), rng), 800.0, faults, 6, wire)
+    print(outcome)
+    assert outcome.mistakes() == []
+    assert len(outcome.gaps) > faults // 10
 
 
 @pytest.mark.timeout(180)

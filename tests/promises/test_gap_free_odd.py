@@ -22,7 +22,7 @@ from tests.support.peers import PING, PONG, TEXT, Caller, Peer, Script, Seen, fr
 
 @pytest.fixture
 def server() -> Iterator[LocalServer]:
-    with LocalServer(Market(PAIR, OTHER), keys={"demo"}, close_timeout=0.2) as server:
+    with LocalServer(Market(PAIR, OTHER), keys={"demo"}, close_timeout=0.2, resumable=False) as server:
         yield server
 
 

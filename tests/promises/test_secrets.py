@@ -430,7 +430,7 @@ def numbered_tick(number: int) -> dict[str, str]:
 @pytest.mark.parametrize("fault", ["none", "error", "drop", "reset", "refused", "quoted"])
 def test_filling_a_gap_does_not_show_the_key(everything: Everything, fault: str) -> None:
     """However the history calls end, no error, log or trace shows the key."""
-    with LocalServer(Tape([numbered_tick(1)], wait_for=99), keys={KEY}) as server:
+    with LocalServer(Tape([numbered_tick(1)], wait_for=99), keys={KEY}, resumable=False) as server:
         match fault:
             case "error" | "quoted":
                 server.fail_functions(None, f"no history for {KEY}" if fault == "quoted" else "no history")

@@ -224,6 +224,20 @@ def test_silent_connections_can_be_ended(quiet, dial, close_frame_of):
     assert close_frame_of(dropped) is None
 
 
+def test_replaced_keys(quiet, dial, close_frame_of):
+    """Connections of keys that are no longer accepted are closed with 1008. The others go on."""
+    gone, kept = dial(quiet), dial(quiet, "streaming/other/BTC:USDC")
+    assert quiet.set_keys({"other": 1, "new": 2}) == 1
+    assert close_frame_of(gone).code == 1008
+    with pytest.raises(InvalidStatus):
+        dial(quiet)
+    assert kept.ping().wait(10)
+    assert dial(quiet, "streaming/new/BTC:USDC").ping().wait(10)
+    with pytest.raises(ConfigurationError):
+        quiet.set_keys("new")
+    assert dial(quiet, "streaming/new/BTC:USDC").ping().wait(10)
+
+
 def test_revoked_key(quiet, dial, close_frame_of):
     """A revoked key's connections are closed with 1008 and refused with 401 until the key is added again."""
     peer, other = dial(quiet), dial(quiet, "streaming/other/BTC:USDC")

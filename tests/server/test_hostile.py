@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import socket
 import struct
 import threading
 import time
@@ -239,7 +240,69 @@ def test_limits_connections_per_key(market: SimulatedMarket, dial: Dial) -> None
         dial(server, "streamer/one")
 
 
-@pytest.mark.parametrize("limit", ["max_connections", "max_connections_per_key"])
+@pytest.mark.parametrize(
+    ("limit", "says"),
+    [
+        ("max_connections", b"too many connections to this server; the limit is 2"),
+        ("max_connections_per_key", b"too many connections with this key; the limit is 2"),
+        ("max_connections_per_address", b"too many connections from this address; the limit is 2"),
+    ],
+)
+def test_says_which_limit_is_reached(market: SimulatedMarket, dial: Dial, limit: str, says: bytes) -> None:
+    """A place is free again when a client leaves."""
+    with LocalServer(market, keys={"one"}, **{limit: 2}) as server:
+        first = dial(server, "streamer/one")
+        dial(server, "streaming/one/BTC:USDC")
+        with pytest.raises(InvalidStatus) as caught:
+            dial(server, "streamer/one")
+        assert (caught.value.response.status_code, says in caught.value.response.body) == (429, True)
+        first.close()
+        server.wait_until(lambda stats: stats.connections == 1)
+        dial(server, "streamer/one")
+
+
+def test_limits_connections_per_address(market: SimulatedMarket) -> None:
+    """Clients of other addresses have their own places, with the same key. An IPv4 client is one on any socket."""
+
+    def status_of(address: str, host: str = "127.0.0.1") -> int:
+        sock = socket.create_connection((host, server.port), timeout=TIMEOUT, source_address=(address, 0))
+        sockets.append(sock)
+        sock.sendall(handshake("/streamer/one"))
+        return int(sock.recv(4_096).split()[1])
+
+    sockets: list[socket.socket] = []
+    with pytest.warns(RuntimeWarning, match="other machines"):
+        server = LocalServer(market, keys={"one"}, host="::", max_connections_per_address=2).start()
+    with server, contextlib.ExitStack() as stack:
+        statuses = [status_of(address) for address in ("127.0.0.1",) * 3 + ("127.0.0.2",) * 3]
+        for sock in sockets:
+            stack.callback(sock.close)
+    assert statuses == [101, 101, 429] * 2
+
+
+def test_open_handshakes_of_an_address_are_limited(market: SimulatedMarket) -> None:
+    """A client that opens connections and sends nothing leaves room for others."""
+    with (
+        LocalServer(market, keys={"one"}, max_connections_per_address=1) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        sockets = [stack.enter_context(open_socket(server)) for _ in range(80)]
+        ended = 0
+        for sock in sockets[66:]:
+            with contextlib.suppress(OSError):
+                assert sock.recv(1) == b""
+            ended += 1
+        with socket.create_connection(
+            (server.host, server.port), timeout=TIMEOUT, source_address=("127.0.0.2", 0)
+        ) as other:
+            other.sendall(handshake("/streamer/one"))
+            assert other.recv(12) == b"HTTP/1.1 101"
+        sockets[0].sendall(handshake("/streamer/one"))
+        assert sockets[0].recv(12) == b"HTTP/1.1 101"
+    assert ended == 14
+
+
+@pytest.mark.parametrize("limit", ["max_connections", "max_connections_per_key", "max_connections_per_address"])
 def test_simultaneous_handshakes_respect_the_limits(market: SimulatedMarket, limit: str) -> None:
     """The limits hold for simultaneous handshakes."""
     admitted = 0

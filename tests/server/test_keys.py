@@ -45,6 +45,34 @@ def test_rejects_malformed_keys(keys: object) -> None:
         KeyRing(keys)
 
 
+def test_a_mapping_numbers_the_keys() -> None:
+    """Other keys have no number, and neither has a key that isn't accepted."""
+    ring = KeyRing({"first": 3, "second": 7})
+    ring.add("third")
+    assert [ring.number_of(key) for key in ("first", "second", "third", "fourth")] == [3, 7, None, None]
+    assert KeyRing(None).number_of("first") is None
+    assert KeyRing(["first"]).number_of("first") is None
+
+
+def test_names_are_no_numbers() -> None:
+    """Names as keys and keys as names are a likely mistake. It would let names in, and log keys."""
+    with pytest.raises(ConfigurationError, match=r"expected \{key: number\}") as caught:
+        KeyRing({"alice": "a-secret"})
+    assert "a-secret" not in str(caught.value)
+
+
+def test_replaced_keys_are_no_longer_accepted() -> None:
+    """A revoked key is accepted if it is among the new ones. Malformed keys change nothing."""
+    ring = KeyRing({"first": 1, "second": 2})
+    ring.revoke("second")
+    ring.replace({"second": 5, "third": 6})
+    for malformed in ("second", [""], {"fourth": "x"}):
+        with pytest.raises(ConfigurationError):
+            ring.replace(malformed)
+    assert [ring.accepts(key) for key in ("first", "second", "third")] == [False, True, True]
+    assert ring.number_of("second") == 5
+
+
 def test_repr_hides_the_keys() -> None:
     """The repr contains no key."""
     assert "demo" not in repr(KeyRing(["demo"]))

@@ -9,6 +9,7 @@ import json
 import socket
 import threading
 import time
+from datetime import timedelta
 
 import pytest
 from websockets.asyncio.client import connect as connect_async
@@ -394,7 +395,7 @@ def test_rejects_other_objects_than_sources(source, given):
     """An object that isn't a source is an error at construction."""
     with pytest.raises(ConfigurationError) as caught:
         LocalServer(source)
-    expected = "a Tape, a SimulatedMarket or another Source, as in LocalServer(Tape('ticks.jsonl'))"
+    expected = "a Tape, a SimulatedMarket, an ExchangeMarket or another source, as in LocalServer(Tape('ticks.jsonl'))"
     assert str(caught.value) == f"source is {given}; expected {expected}"
 
 
@@ -409,6 +410,14 @@ def test_rejects_other_objects_than_sources(source, given):
         {"slow_client_timeout": 0},
         {"idle_limit": -1.0},
         {"max_connections": 0},
+        {"max_connections_per_address": 0},
+        {"store_age": 0},
+        {"store_age": timedelta(seconds=-1)},
+        {"store_age": "7d"},
+        {"store_age": float("inf")},
+        {"store_bytes": 999_999},
+        {"store_bytes": 2e9},
+        {"keys": {"alice": "a-secret"}},
         {"ping_interval": float("nan")},
     ],
 )

@@ -44,9 +44,9 @@ def flat(number: int = 0, pair: str = PAIR) -> dict[str, Any]:
 def subscribe(peer: ClientConnection, symbol: str) -> None:
     """Subscribe to a pair or a contract, and wait for the answer."""
     if ":" in symbol:
-        answer = ask(peer, "getSpotRates", pair=symbol, resume="ask")
+        answer = ask(peer, "getSpotRates", pair=symbol, resume=None)
     else:
-        answer = ask(peer, "getDeribitContractStream", instrumentName=symbol, resume="ask")
+        answer = ask(peer, "getDeribitContractStream", instrumentName=symbol, resume=None)
     assert answer == {"subscribed": symbol}
 
 
@@ -304,7 +304,7 @@ def test_silence_holds_messages_back(server: LocalServer, peer: ClientConnection
     subscribe(peer, PAIR)
     server.go_silent(PAIR)
     server.emit(tick(1))
-    peer.send(request("getSpotRates", pair=OTHER, resume="ask"))
+    peer.send(request("getSpotRates", pair=OTHER, resume=None))
     assert server.resume() == 1
     assert receive(peer, 2) == [flat(1), {"subscribed": OTHER}]
 
@@ -378,7 +378,7 @@ def test_a_flood_of_requests(server: LocalServer) -> None:
     """Requests that arrive in one piece are answered in order."""
     count = 2_000
     frames = b"".join(
-        masked_frame(1, request("getSpotRates" if number % 2 else "unsubscribe", pair=PAIR, resume=1).encode())
+        masked_frame(1, request("getSpotRates" if number % 2 else "unsubscribe", pair=PAIR, resume=None).encode())
         for number in range(count)
     )
     with open_websocket(server, "/streamer/demo") as sock:
@@ -403,7 +403,7 @@ def next_answer(peer: ClientConnection) -> Any:
 symbols = st.sampled_from([PAIR, OTHER, CALL, MONTH, "XYZ:USDC", "", "a b"]) | st.text(max_size=20)
 requests = st.fixed_dictionaries(
     {"functionName": st.sampled_from(["getSpotRates", "getDeribitContractStream", "unsubscribe"])},
-    optional={"pair": symbols | st.none(), "instrumentName": symbols | st.integers(), "resume": st.just("ask")},
+    optional={"pair": symbols | st.none(), "instrumentName": symbols | st.integers(), "resume": st.none()},
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 
 import pytest
@@ -9,6 +10,7 @@ import trustme
 from websockets.exceptions import WebSocketException
 
 from finx_streamer.server import LocalServer, Tape
+from tests.support.raw_client import open_socket
 from tests.support.tls import client_context, server_context
 
 
@@ -47,6 +49,18 @@ def test_faults_over_tls(make_ticks, dial, close_frame_of, contexts):
         peer = dial(server, ssl=contexts[1])
         server.close_connections(1012)
         assert close_frame_of(peer).code == 1012
+
+
+def test_an_endless_tls_handshake_is_ended(make_ticks, contexts):
+    """A client that connects and sends nothing is disconnected after `open_timeout`, before TLS as well as after it."""
+    with LocalServer(Tape(make_ticks(1)), ssl_context=contexts[0], open_timeout=0.2) as server:
+        for secure in (False, True):
+            with open_socket(server) as plain, contextlib.ExitStack() as stack:
+                sock = plain
+                if secure:
+                    sock = stack.enter_context(contexts[1].wrap_socket(plain, server_hostname="127.0.0.1"))
+                with contextlib.suppress(OSError):
+                    assert sock.recv(1) == b""
 
 
 def test_survives_a_plain_text_client(make_ticks, dial, contexts):

@@ -229,10 +229,13 @@ def _photograph(codes: tuple[str, str, str], seconds: int, wanted: dict[str, str
 
 
 def draw_plot() -> None:
-    """Run the cookbook's program that saves a plot."""
+    """Run the cookbook's programs that save a plot."""
     programs = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "cookbook.md").read_text("utf-8"), re.DOTALL)
-    [code] = [program for program in programs if "savefig" in program]
-    subprocess.run([sys.executable, "-c", code], cwd=IMAGES, env=program_environment(MPLBACKEND="agg"), check=True)
+    for code in programs:
+        if "savefig" in code:
+            subprocess.run(
+                [sys.executable, "-c", code], cwd=IMAGES, env=program_environment(MPLBACKEND="agg"), check=True
+            )
 
 
 def main() -> None:

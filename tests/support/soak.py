@@ -170,7 +170,9 @@ def serve(course: Course, folder: Path, port: int, seed: int, missed: int) -> No
         _POSITION.pack_into(position, 0, _POSITION.unpack_from(position)[0] + missed)
         market = Market(course, position)
         limit = int(course.rate * KEPT)
-        server = LocalServer(market, keys={"demo"}, port=port, store=store, store_limit=limit, close_timeout=0.5)
+        server = LocalServer(
+            market, keys={"demo"}, port=port, store=store, store_limit=limit, close_timeout=0.5, resumable=False
+        )
         server.import_ticks(course.tick(number) for number in range(stored, market.at))
         with server:
             print("ready", flush=True)

@@ -57,7 +57,7 @@ def match(
     pattern: MixedPattern, *frames: bytes, limit: int = ALL, parse_price: Callable[[str], Any] = float
 ) -> tuple[list[Tick], int]:
     """Match ticks, and check what comes with them."""
-    ticks, pairs, keys, at = pattern.match_ticks(
+    ticks, pairs, keys, _, at = pattern.match_ticks(
         b"".join(frames).decode("latin-1"), 0, limit, KNOWN, Decoder(None, None, parse_price).price_parser, NOW_NS
     )
     assert pairs == [tick["pair"] for tick in ticks]
@@ -182,7 +182,7 @@ def test_midnight_ends_a_run_and_not_the_stream() -> None:
     buffer, at, slow = b"".join(map(frame, payloads)).decode("latin-1"), 0, 0
     got: list[Tick] = []
     while at < len(buffer):
-        ticks, _, _, at = pattern.match_ticks(buffer, at, ALL, KNOWN, float, NOW_NS)
+        ticks, _, _, _, at = pattern.match_ticks(buffer, at, ALL, KNOWN, float, NOW_NS)
         got += ticks
         if at < len(buffer):
             slow += 1

@@ -1,0 +1,155 @@
+"""The arguments and options of the commands."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .terminal import LogLevel
+
+
+class LineFormatName(enum.StrEnum):
+    """The formats of past ticks."""
+
+    JSON = "json"
+    CSV = "csv"
+    LINE = "line"
+
+
+class WireName(enum.StrEnum):
+    """How a server is asked for streams. See `Endpoint`."""
+
+    URL = "url"
+    SUBSCRIBE = "subscribe"
+
+
+class ViewName(enum.StrEnum):
+    """The formats of live ticks."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+    LINE = "line"
+
+
+SymbolsArgument = Annotated[
+    list[str],
+    typer.Argument(
+        help="Pairs, such as BTC:USDC. Or option months such as BTCN2202207, and contracts such as BTC-PERPETUAL.",
+        metavar="SYMBOL...",
+    ),
+]
+PairArgument = Annotated[str, typer.Argument(help="The pair, such as BTC:USDC.", metavar="PAIR")]
+ViewOption = Annotated[
+    ViewName | None,
+    typer.Option("--format", help="line is for people. Default: table in a terminal, json in a pipe or file."),
+]
+LineFormatOption = Annotated[LineFormatName, typer.Option("--format", help="The output format. line is for people.")]
+WireOption = Annotated[
+    WireName,
+    typer.Option(help="url: a connection for each symbol. subscribe: all symbols on one, as FinX documented later."),
+]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="Stop after this many ticks or updates.", metavar="N")]
+DurationOption = Annotated[float | None, typer.Option(min=0, help="Stop after this many seconds.", metavar="SECONDS")]
+EndpointOption = Annotated[str, typer.Option("--endpoint", help="production, beta, demo or a URL.", metavar="ENDPOINT")]
+KeyFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--api-key-file",
+        help="Read the API key from this file, at each connection attempt. Default: the variable FINX_API_KEY.",
+        metavar="FILE",
+    ),
+]
+ProxyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--proxy",
+        help="Connect through http://HOST:PORT, socks5://HOST:PORT or socks5h://HOST:PORT; '' connects directly. "
+        "Default: the proxy of the environment, such as https_proxy.",
+        metavar="URL",
+    ),
+]
+ExpiryOption = Annotated[
+    str | None,
+    typer.Option(
+        help="The expiry to show in a table of options, such as 26AUG22. Default: the nearest.", metavar="DAY"
+    ),
+]
+InsecureOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-insecure", help="Allow ws:// to other machines. Everyone on the way can then read your API key."
+    ),
+]
+LogLevelOption = Annotated[LogLevel, typer.Option("--log-level", help="The least important log records to print.")]
+TimeoutOption = Annotated[
+    float, typer.Option(min=0.1, help="Longest wait for one answer, reconnects included.", metavar="SECONDS")
+]
+RetryOption = Annotated[
+    bool,
+    typer.Option(
+        "--retry", help="If the server can't be reached, keep trying for --timeout instead of failing at once."
+    ),
+]
+#: Options of `serve`.
+TlsCertOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--tls-cert",
+        help="Serve wss:// with the certificate chain in this PEM file. SIGHUP reloads it.",
+        metavar="FILE",
+    ),
+]
+TlsKeyOption = Annotated[
+    Path | None, typer.Option("--tls-key", help="The certificate's private key, in a PEM file.", metavar="FILE")
+]
+ExposeOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-insecure",
+        help="Serve ws:// to other machines. Everyone on the way can then read the API keys.",
+    ),
+]
+KeysFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--keys-file",
+        help="Accept the API keys in this file, one per line. SIGHUP reloads it. Default: the key demo.",
+        metavar="FILE",
+    ),
+]
+ConnectionsOption = Annotated[
+    int, typer.Option("--max-connections", min=1, help="How many connections may be open.", metavar="N")
+]
+KeyConnectionsOption = Annotated[
+    int, typer.Option("--max-connections-per-key", min=1, help="The same for each API key.", metavar="N")
+]
+AddressConnectionsOption = Annotated[
+    int,
+    typer.Option(
+        "--max-connections-per-address",
+        min=1,
+        help="The same for each client's address, or /64 network of IPv6.",
+        metavar="N",
+    ),
+]
+RequestLogOption = Annotated[
+    str | None,
+    typer.Option(
+        "--request-log",
+        help="Append a line of JSON for each handshake, page and ended connection to this file; - is standard output. "
+        "SIGHUP reopens it.",
+        metavar="FILE",
+    ),
+]
+StoreAgeOption = Annotated[
+    str | None,
+    typer.Option("--store-age", help="Remove ticks that were stored longer ago, such as 7d.", metavar="DURATION"),
+]
+StoreSizeOption = Annotated[
+    str | None,
+    typer.Option("--store-size", help="Remove the oldest ticks beyond this size, such as 2GB.", metavar="SIZE"),
+]

@@ -1,0 +1,172 @@
+"""The log of played ticks in the store: which ID each tick was sent with. See "Resuming a stream" in docs/protocol.md.
+
+IDs are consecutive, and so are the rows of a batch. So a log needs one entry for all batches in a row, and no column.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import sqlite3
+from collections import OrderedDict
+from itertools import chain
+
+import attrs
+
+#: `last` is the newest ID of a log that ended cleanly. `committed` is the newest one of any earlier log.
+SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS log (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, last INTEGER, "
+    "committed INTEGER)",
+    # The ticks with the IDs from `first` on are in the rows from `row` on.
+    "CREATE TABLE IF NOT EXISTS log_part (first INTEGER PRIMARY KEY, row INTEGER NOT NULL, count INTEGER NOT NULL)",
+)
+#: Positions in this many earlier logs are still understood.
+_KEPT_LOGS = 100
+#: How many rows a block has, how many blocks are kept, and the most that one call reads.
+_BLOCK, _KEPT_BLOCKS, _MOST_BLOCKS = 4_096, 64, 16
+_POSITION = re.compile(r"([0-9A-Za-z_-]{1,64}):([0-9]{1,18})", re.ASCII)
+
+
+@attrs.frozen
+class Position:
+    """A place in a log: the newest tick that a client has received."""
+
+    log: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.log}:{self.number}"
+
+    @classmethod
+    def parse(cls, text: str) -> Position | None:
+        """Parse what a client sends. None if it is malformed."""
+        found = _POSITION.fullmatch(text)
+        return cls(found[1], int(found[2])) if found else None
+
+
+def open_log(connection: sqlite3.Connection, current: str = "") -> tuple[str, int] | None:
+    """Continue the last log if it ended cleanly, else begin one. Returns its name and its newest ID.
+
+    After an unclean end, ticks may have been sent but not stored. Their IDs will be assigned again, so the log gets
+    another name. Returns None if the log is the `current` one: only the file was closed in between.
+    """
+    known = connection.execute("SELECT number, name, last FROM log ORDER BY number DESC LIMIT 1").fetchone()
+    if known is not None and known[1] == current:
+        connection.execute("UPDATE log SET last = NULL WHERE number = ?", (known[0],))
+        return None
+    if known is not None and known[2] is not None:
+        number, name, last = known
+        connection.execute("UPDATE log SET last = NULL WHERE number = ?", (number,))
+        return name, last
+    (stored,) = connection.execute("SELECT coalesce(max(first + count - 1), 0) FROM log_part").fetchone()
+    name, number = secrets.token_hex(8), 1
+    if known is not None:
+        number += known[0]
+        connection.execute("UPDATE log SET committed = ? WHERE number = ?", (stored, known[0]))
+        connection.execute("DELETE FROM log WHERE number <= ?", (number - _KEPT_LOGS,))
+    connection.execute("INSERT INTO log (number, name) VALUES (?, ?)", (number, name))
+    return name, stored
+
+
+def close_log(connection: sqlite3.Connection, newest: int) -> None:
+    """Note that the current log ended cleanly."""
+    connection.execute("UPDATE log SET last = ? WHERE number = (SELECT max(number) FROM log)", (newest,))
+
+
+def add_part(connection: sqlite3.Connection, first: int, row: int, count: int) -> None:
+    """Note that the ticks with the IDs from `first` on are in the rows from `row` on."""
+    extended = connection.execute(
+        "UPDATE log_part SET count = count + ? WHERE first = (SELECT max(first) FROM log_part) "
+        "AND first + count = ? AND row + count = ?",
+        (count, first, row),
+    ).rowcount
+    if not extended:
+        connection.execute("INSERT INTO log_part VALUES (?, ?, ?)", (first, row, count))
+
+
+def remove_rows(connection: sqlite3.Connection, last_row: int) -> None:
+    """Note that the rows up to `last_row` were removed."""
+    connection.execute("DELETE FROM log_part WHERE row + count - 1 <= ?", (last_row,))
+    connection.execute(
+        "UPDATE log_part SET first = first + (? + 1 - row), count = count - (? + 1 - row), row = ? + 1 WHERE row <= ?",
+        (last_row, last_row, last_row, last_row),
+    )
+
+
+def resume_at(connection: sqlite3.Connection, position: Position, newest: int) -> int | None:
+    """Return the ID after which a client needs every tick. None if the log doesn't hold them all.
+
+    `newest` is the newest ID of the current log.
+    """
+    known = connection.execute(
+        "SELECT committed, number = (SELECT max(number) FROM log) FROM log WHERE name = ?", (position.log,)
+    ).fetchone()
+    if known is None:
+        return None
+    committed, is_current = known
+    number = position.number if is_current else min(position.number, committed)
+    return number if _oldest(connection, newest) <= number <= newest else None
+
+
+def _oldest(connection: sqlite3.Connection, newest: int) -> int:
+    """Return the smallest ID after which the log holds every tick."""
+    oldest = newest
+    # There are few parts: only imports, lost ticks and replayed tapes begin one.
+    for first, count in connection.execute("SELECT first, count FROM log_part ORDER BY first DESC"):
+        if first + count - 1 != oldest:
+            break
+        oldest = first - 1
+    return oldest
+
+
+def rows_after(connection: sqlite3.Connection, number: int, until: int) -> tuple[int, int, int] | None:
+    """Return the first and last row, and the ID of the first one, of the part that begins after `number`.
+
+    None if there is none up to `until`, or the log doesn't hold them.
+    """
+    part = connection.execute(
+        "SELECT first, row, count FROM log_part WHERE first <= ? ORDER BY first DESC LIMIT 1", (number + 1,)
+    ).fetchone()
+    if part is None or number + 1 > part[0] + part[2] - 1:
+        return None
+    first, row, count = part
+    begin = row + number + 1 - first
+    return begin, min(row + count - 1, begin + until - number - 1), number + 1
+
+
+class RowFinder:
+    """Finds the rows of a pair. An index would cost each tick half as much again as storing it does.
+
+    After an outage, many streams read the same part of the log, so the blocks that were read are kept.
+    """
+
+    def __init__(self) -> None:
+        #: The rows of each pair in a block, by the block's number.
+        self._blocks: OrderedDict[int, dict[int, list[int]]] = OrderedDict()
+
+    def clear(self) -> None:
+        """Forget everything, because the database is another one."""
+        self._blocks.clear()
+
+    def find(self, connection: sqlite3.Connection, pair: int, begin: int, end: int) -> tuple[list[int], int]:
+        """Return the rows of a pair from `begin` on, and the last row that was looked at, at most `end`."""
+        first = begin // _BLOCK
+        end = min(end, (first + _MOST_BLOCKS) * _BLOCK - 1)
+        blocks = [self._read(connection, number, end) for number in range(first, end // _BLOCK + 1)]
+        rows = chain.from_iterable(block.get(pair, ()) for block in blocks)
+        return [row for row in rows if begin <= row <= end], end
+
+    def _read(self, connection: sqlite3.Connection, number: int, end: int) -> dict[int, list[int]]:
+        block = self._blocks.get(number)
+        if block is None:
+            block, last = {}, (number + 1) * _BLOCK - 1
+            for row, pair in connection.execute(
+                "SELECT id, pair FROM tick WHERE id BETWEEN ? AND ? ORDER BY id", (number * _BLOCK, min(last, end))
+            ):
+                block.setdefault(pair, []).append(row)
+            if last > end:
+                return block  # there may be more
+            self._blocks[number] = block
+            if len(self._blocks) > _KEPT_BLOCKS:
+                self._blocks.popitem(last=False)
+        return block
