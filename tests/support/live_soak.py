@@ -17,15 +17,15 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from finx_streamer import FinxStreamerError, StreamListener
+from finx_streamer import FinxStreamerError, GapNotFilled, StreamListener
 from finx_streamer.server import ExchangeMarket, LocalServer
-from tests.support.exchanges import Exchange, LoopbackExchanges, RestFault
+from tests.support.exchanges import LoopbackExchanges, RestFault
 from tests.support.peers import free_port
 from tests.support.soak import median_growth, resident_memory
 
@@ -54,7 +54,9 @@ def serve(port: int, store: Path, base_urls: Mapping[str, str]) -> None:
                 case "refuse":
                     server.refuse_next(2, 503)
                     server.drop_connections()
-            print(json.dumps(attrs.asdict(server.stats)["exchanges"]), flush=True)
+            stats = server.stats
+            about = {"streams": stats.streams, "exchanges": {k: attrs.asdict(v) for k, v in stats.exchanges.items()}}
+            print(json.dumps(about), flush=True)
 
 
 def listen(url: str) -> None:
@@ -64,6 +66,8 @@ def listen(url: str) -> None:
 
     def note_error(error: FinxStreamerError) -> None:
         errors[type(error).__name__] += 1
+        if isinstance(error, GapNotFilled):
+            print(error, file=sys.stderr)
 
     listener = StreamListener(
         *PAIRS,
@@ -226,6 +230,7 @@ class Soak:
         self.client_says: Mapping[str, Any] = {}
         self._reader = threading.Thread(target=self._read, name="reader")
         self._reader.start()
+        self._wait_for(lambda about: about["streams"] == len(PAIRS))
 
     def _start_server(self) -> Process:
         server = Process(**self._arguments)
@@ -279,27 +284,29 @@ class Soak:
         self.ledger.excuse("unwritten", before, killed)
         self.ledger.excuse("down", killed, self.joined())
 
-    def _wait_until_filled(self) -> None:
-        time.sleep(2.0)
+    def _wait_for(self, condition: Callable[[Any], bool]) -> Any:
+        """Wait for a condition on the server's counters, and return them."""
         end = time.monotonic() + _PATIENCE
-        while time.monotonic() < end:
-            found = json.loads(self.server.ask("stats"))
-            if all(each["connected"] for each in found.values()) and not any(each["lost"] for each in found.values()):
-                return
+        while not condition(about := json.loads(self.server.ask("stats"))) and time.monotonic() < end:
             time.sleep(0.2)
+        return about
+
+    def _wait_until_filled(self) -> None:
+        # A jump shows with the next trade, and an outage after a moment.
+        time.sleep(2.0)
+        self._wait_for(
+            lambda about: all(each["connected"] and not each["lost"] for each in about["exchanges"].values())
+        )
 
     def joined(self) -> dict[tuple[str, str], int]:
         return {(each.name, pair): each.joined[pair] for each in self.exchanges for pair in PAIRS}
 
     def _has_joined(self, before: Mapping[tuple[str, str], int]) -> bool:
+        now = self.joined()
         return all(
-            self._is_subscribed(self.exchanges[name], pair) and self.exchanges[name].joined[pair] > number
+            self.exchanges[name].subscribed(pair) and now[name, pair] > number
             for (name, pair), number in before.items()
         )
-
-    @staticmethod
-    def _is_subscribed(exchange: Exchange, pair: str) -> bool:
-        return exchange.subscribed(pair)
 
     def finish(self) -> Mapping[str, Mapping[str, Any]]:
         """Wait until all trades have arrived, and end the client. Returns the exchanges' counters."""
@@ -307,7 +314,7 @@ class Soak:
         while self.ledger.result()["missing"] and time.monotonic() < end:
             time.sleep(1.0)
             self.flush()
-        counters = json.loads(self.server.ask("stats"))
+        counters = json.loads(self.server.ask("stats"))["exchanges"]
         self.client.stdin.close()
         self._reader.join(_PATIENCE)
         return dict(counters)
