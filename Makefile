@@ -97,6 +97,10 @@ bench: $(VENV)/.installed-bench ## compare with other clients, 15 minutes; a par
 soak: $(VENV)/.installed-dev $(VENV)/.installed-soak ## run 200 pairs at 20,000 ticks/s with faults, 30 minutes: make soak ARGS="--minutes 5"
 	$(BIN)/python -m tests.support.soak $(ARGS)
 
+.PHONY: soak-live
+soak-live: $(VENV)/.installed-dev ## run live loopback exchanges with faults on both sides, 20 minutes: make soak-live ARGS="--minutes 5"
+	$(BIN)/python -m tests.support.live_soak $(ARGS)
+
 .PHONY: storm
 storm: $(VENV)/.installed-dev ## run storms of fast faults on a few pairs, 30 minutes: make storm ARGS="--minutes 5 --seed 7"
 	$(BIN)/python -m tests.support.storm $(ARGS)

@@ -33,6 +33,7 @@ ALLOWED = {
     ("listener", "demo"): "the only entry point to the server; it imports the rest lazily",
     ("functions.client", "demo"): "the same",
     ("diagnosis.checkup", "demo"): "the same",
+    ("diagnosis.exchanges", "server.exchanges.probe"): "imported lazily; only doctor(live=…) needs the server",
 }
 #: What the server may import from the client. With a shared codec, a bug in it could go unnoticed.
 SHARED_WITH_SERVER = {"clock", "errors", "greeks", "values", "config.symbols"}

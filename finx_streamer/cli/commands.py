@@ -273,18 +273,19 @@ def demo(
 
 @app.command()
 def doctor(
-    pair: Annotated[str, typer.Argument(help="The pair to ask for.", metavar="PAIR")] = "BTC:USDC",
+    pairs: live_market.CheckedPairsArgument = None,
     endpoint: EndpointOption = "production",
     api_key_file: KeyFileOption = None,
     proxy: ProxyOption = None,
     allow_insecure: InsecureOption = False,
     wire: WireOption = WireName.URL,
+    live: live_market.CheckOption = False,
+    exchange_url: live_market.ExchangeUrlOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
 ) -> None:
     """Find out why there are no ticks.
 
-    Checks this machine, the way to the server, and the server. No step waits longer than 5 s.
-
+    Checks this machine, the way to the server, and the server; with --live, the exchanges. No step takes over 5 s.
     Exit codes: 0 all is well; 1 something is wrong; 2 wrong usage.
 
     Example: finx-streamer doctor --endpoint demo
@@ -292,8 +293,8 @@ def doctor(
     with _errors_as_exit_codes():
         from .doctor import examine
 
-        target = _with_wire(endpoint, None, wire)
-        raise typer.Exit(examine(pair, target, api_key_file, _without_password(proxy), allow_insecure, as_json))
+        target, proxy = _with_wire(endpoint, None, wire), _without_password(proxy)
+        raise typer.Exit(examine(pairs, live, exchange_url, target, api_key_file, proxy, allow_insecure, as_json))
 
 
 @app.command()

@@ -26,6 +26,11 @@ LivePairsArgument = Annotated[list[str] | None, typer.Argument(help="The pairs o
 LiveOption = Annotated[
     bool, typer.Option("--live", help="Show the live trades of real exchanges. Needs a network, but no key.")
 ]
+CheckedPairsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(help="The pair to ask for. Default: BTC:USDC. With --live, one or more.", metavar="[PAIR...]"),
+]
+CheckOption = Annotated[bool, typer.Option("--live", help="Check the exchanges of serve --live instead.")]
 ExchangesOption = Annotated[
     str | None,
     typer.Option("--exchanges", help="The exchanges of --live, such as BINANCE,KRAKEN. Default: all.", metavar="NAMES"),
@@ -75,11 +80,20 @@ def choose(
     from ..server.exchanges.market import EXCHANGES
 
     names = EXCHANGES if exchanges is None else _split(exchanges)
-    return ExchangeMarket(pairs, names, _split(coins or ""), dict(map(_parse_url, urls or ())))
+    return ExchangeMarket(pairs, names, _split(coins or ""), parse_urls(urls))
 
 
 def _split(names: str) -> tuple[str, ...]:
     return tuple(name.strip().upper() for name in names.split(",") if name.strip())
+
+
+def parse_urls(urls: list[str] | None) -> dict[str, str]:
+    """Return the addresses of exchanges that `--exchange-url` names.
+
+    Raises:
+        ConfigurationError: One isn't `NAME=URL`.
+    """
+    return dict(map(_parse_url, urls or ()))
 
 
 def _parse_url(text: str) -> tuple[str, str]:

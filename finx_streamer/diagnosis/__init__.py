@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from ..config.endpoint import Endpoint
@@ -23,6 +23,8 @@ def doctor(
     proxy: str | None = None,
     ssl_context: ssl.SSLContext | None = None,
     allow_insecure: bool = False,
+    live: Iterable[str] | None = None,
+    base_urls: Mapping[str, str] | None = None,
 ) -> Report:
     """Check this machine, the way to the server, and the server::
 
@@ -30,7 +32,10 @@ def doctor(
 
         print(finx_streamer.doctor(endpoint="demo"))
 
-    This takes a few seconds. No step waits longer than 5 s.
+    This takes a few seconds. No step waits longer than 5 s. With `live`, the exchanges of an `ExchangeMarket` are
+    checked instead, all at the same time::
+
+        print(finx_streamer.doctor(live=["BTC:USDT", "ETH:USDT"]))
 
     Args:
         pair: The pair to ask for.
@@ -39,14 +44,22 @@ def doctor(
         proxy: None reads the proxy variables of the environment.
         ssl_context: TLS settings. None trusts the same CAs as a `StreamListener` without one.
         allow_insecure: Permit `ws://` to other machines.
+        live: Check the exchanges with these pairs, and nothing else. Needs the extra `live`.
+        base_urls: Other addresses of exchanges, as `ExchangeMarket` takes them.
 
     Returns:
         The report: print it, or use its `ok`, `checks` and `to_json()`.
 
     Raises:
         ConfigurationError: An argument is wrong.
+        ImportError: `live` needs a package that isn't installed.
     """
     # Imported late: most programs never call this.
+    if live is not None:
+        from .exchanges import exchange_checks
+        from .report import Report
+
+        return Report(tuple(exchange_checks(live, base_urls)))
     from .checkup import Doctor
 
     return Doctor(pair, endpoint, api_key, proxy, ssl_context, allow_insecure).report()

@@ -19,6 +19,7 @@ _REQUIRED = ("websocket-client", "attrs")
 _EXTRAS = {
     "speed": ("msgspec",),
     "server": ("websockets",),
+    "live": ("httpx",),
     "cli": ("typer", "rich"),
     "proxy": ("python-socks",),
     "pandas": ("pandas",),

@@ -116,9 +116,9 @@ class Service:
         finally:
             player.cancel()
             await self._stop_accepting(listener)
-            await self._close(server)
-            # A second cancellation, at the end of the event loop, would keep a live source from closing connections.
+            # A live source closes its connections. Another cancellation meanwhile would leak their sockets.
             await asyncio.wait([player], timeout=self._settings.close_timeout)
+            await self._close(server)
 
     def stop(self) -> None:
         """Make `run()` close all connections and return."""

@@ -26,7 +26,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -202,7 +202,7 @@ class Remote:
 
     @property
     def resident(self) -> float:
-        return 0.0 if self._process is None else _resident(self._process.pid)
+        return 0.0 if self._process is None else resident_memory(self._process.pid)
 
     def start(self, missed: int = 0) -> None:
         about = {
@@ -253,11 +253,17 @@ class Sample:
     filled: int
 
 
-def _resident(process: int | str) -> float:
+def resident_memory(process: int | str) -> float:
     with contextlib.suppress(OSError, IndexError, ValueError):
         pages = Path(f"/proc/{process}/statm").read_text().split()[1]
         return int(pages) * resource.getpagesize() / 2**20
     return 0.0
+
+
+def median_growth(samples: Sequence[float]) -> float:
+    """The median of the last tenth of the samples minus that of the second tenth."""
+    tenth = max(1, len(samples) // 10)
+    return statistics.median(samples[-tenth:]) - statistics.median(samples[tenth : 2 * tenth] or samples)
 
 
 def _descriptors() -> int:
@@ -289,7 +295,7 @@ class Sampler:
                 Sample(
                     minutes=round((time.monotonic() - begin) / 60, 3),
                     ticks=stats.ticks,
-                    resident=round(_resident("self"), 2),
+                    resident=round(resident_memory("self"), 2),
                     server_resident=round(self._server.resident, 2),
                     descriptors=_descriptors(),
                     threads=threading.active_count(),
@@ -325,9 +331,7 @@ class Report:
 
         In the first tenth, the allocator finds its size.
         """
-        tenth = max(1, len(self.samples) // 10)
-        early, late = self.samples[tenth : 2 * tenth] or self.samples, self.samples[-tenth:]
-        return statistics.median(s.resident for s in late) - statistics.median(s.resident for s in early)
+        return median_growth([sample.resident for sample in self.samples])
 
     def judge(self) -> list[str]:
         found = list(self.mistakes)

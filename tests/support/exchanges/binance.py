@@ -33,6 +33,9 @@ class Binance(Exchange):
             for each in request.get("params", ()):
                 if (pair := self.pair_of(each)) is not None:
                     self.subscribe(connection, pair)
+        elif request.get("method") == "LIST_SUBSCRIPTIONS":
+            streams = [self.symbol(pair) for pair in connection.subscriptions]
+            connection.send({"result": streams, "id": request.get("id")})
 
     def messages(self, pair: str, groups: Sequence[Sequence[Trade]]) -> Iterable[str]:
         stream, symbol = self.symbol(pair), pair.replace(":", "")

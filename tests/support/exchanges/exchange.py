@@ -8,6 +8,7 @@ import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any, ClassVar, NamedTuple
 
 from .venue import Connection, Venue
@@ -91,6 +92,8 @@ class Exchange(Venue):
     def __init__(self, pairs: Iterable[str], seed: int, keep: int | None) -> None:
         super().__init__()
         self.books = {pair: Book(keep) for pair in pairs}
+        #: How many prices there were when a client last subscribed to a pair.
+        self.joined = dict.fromkeys(self.books, 0)
         self._random = random.Random(f"{seed} {self.name}")
         self._by_symbol = {self.symbol(pair): pair for pair in self.books}
 
@@ -114,6 +117,7 @@ class Exchange(Venue):
         return self._by_symbol.get(symbol) if isinstance(symbol, str) else None
 
     def subscribe(self, connection: Connection, pair: str) -> None:
+        self.joined[pair] = self.books[pair].prices
         connection.subscriptions.add(pair)
         for each in self.snapshot(pair):
             connection.send(each)
@@ -179,6 +183,11 @@ class Exchange(Venue):
         whole, fraction = divmod(units, 10**self.digits)
         text = f"{whole}.{fraction:0{self.digits}}"
         return text.rstrip("0").rstrip(".") if self.trimmed else text
+
+    def number(self, pair: str, price: str) -> int:
+        """The inverse of `price`."""
+        first = FIRST_PRICES.get(pair.partition(":")[0], 100) * 10**self.digits
+        return int(Decimal(price).scaleb(self.digits)) - first
 
     def is_tick_of(self, trade: Trade, tick: Mapping[str, Any]) -> bool:
         """Whether a client's tick has the time and the digits of a trade, as the WebSocket or REST sends it."""

@@ -36,9 +36,14 @@ class Comparison:
     disordered: int = 0
 
     @property
+    def complete(self) -> bool:
+        """Whether each trade arrived once, with its digits, in any order."""
+        return not (self.missing or self.repeated or self.unknown)
+
+    @property
     def faultless(self) -> bool:
         """Whether each trade arrived once, with its digits, in order."""
-        return not (self.missing or self.repeated or self.unknown or self.disordered)
+        return self.complete and not self.disordered
 
     def __str__(self) -> str:
         return (
@@ -64,16 +69,18 @@ def compare(
         for trade in some:
             trades[name, pair, Decimal(trade.price)].append(trade)
     received: Counter[Key] = Counter()
+    used: set[tuple[Key, int]] = set()
     newest: dict[tuple[str, str], int] = {}
     for tick in ticks:
         result.received += 1
         series = tick["exchange"], tick["pair"]
         key: Key = (*series, Decimal(tick["price"]))
-        # Trades that are alike can't be told apart.
-        trade = trades[key][min(received[key], len(trades[key]) - 1)] if key in trades else None
-        if trade is None or not by_name[series[0]].is_tick_of(trade, tick):
+        matching = [each for each in trades.get(key, ()) if by_name[series[0]].is_tick_of(each, tick)]
+        if not matching:
             result.unknown.append(tick)
             continue
+        trade = next((each for each in matching if (key, each.id) not in used), matching[-1])
+        used.add((key, trade.id))
         received[key] += 1
         result.disordered += trade.id < newest.get(series, 0)
         newest[series] = max(trade.id, newest.get(series, 0))
