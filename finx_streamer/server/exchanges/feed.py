@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import random
-import socket
 import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +18,7 @@ from ..contracts import Played
 from ..source import Outlet
 from .adapter import MALFORMED, Adapter, to_json
 from .counters import Counters
-from .rest import Rest, RestFailed, decode_json, is_loopback, retry_after
+from .rest import Rest, RestFailed, decode_json, describe_os_error, is_loopback, retry_after
 
 log = logging.getLogger("finx_streamer.server.exchanges")
 _wire_log = logging.getLogger("finx_streamer.server.exchanges.wire")
@@ -309,15 +308,9 @@ def describe(error: Exception) -> str:
         return f"HTTP status {error.response.status_code}"
     if isinstance(error, ConnectionClosed):
         return "closed the connection" if error.rcvd else "the connection was lost"
-    if isinstance(error, socket.gaierror):
-        return "its name can't be resolved"
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is refused: {error.verify_message}"
-    if isinstance(error, TimeoutError):
-        return "no answer in time"
-    if isinstance(error, RestFailed | FeedFailed | ImportError):
-        return str(error)
-    return f"{type(error).__name__} {error.strerror if isinstance(error, OSError) else ''}".strip()
+    if isinstance(error, OSError):
+        return describe_os_error(error)
+    return str(error) if isinstance(error, RestFailed | FeedFailed | ImportError) else type(error).__name__
 
 
 def _wanted_wait(error: Exception) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import socket
 import ssl
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
@@ -154,6 +155,24 @@ def retry_after(value: str | None) -> float | None:
     return min(max(seconds, 0.0), _LONGEST_REST) if seconds == seconds else None
 
 
-def _reason(error: Exception) -> str:
-    # With some errors, httpx has no text.
+def describe_os_error(error: OSError) -> str:
+    """Say in a few words why the network, or TLS, failed."""
+    if isinstance(error, socket.gaierror):
+        return "its name can't be resolved"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is refused: {error.verify_message}"
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    return (error.strerror or type(error).__name__).lower()
+
+
+def _reason(error: BaseException) -> str:
+    cause: BaseException | None = error
+    while cause is not None:
+        # httpx wraps the system's errors, and its timeouts have no text.
+        if isinstance(cause, OSError):
+            return describe_os_error(cause)
+        if "Timeout" in type(cause).__name__:
+            return describe_os_error(TimeoutError())
+        cause = cause.__cause__ or cause.__context__
     return f"{type(error).__name__} {error}".strip()[:200]
