@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import socket
 import ssl
 from contextlib import AsyncExitStack
@@ -163,16 +164,16 @@ def describe_os_error(error: OSError) -> str:
         return f"its certificate is refused: {error.verify_message}"
     if isinstance(error, TimeoutError):
         return "no answer in time"
-    return (error.strerror or type(error).__name__).lower()
+    # The text of asyncio's errors has the address instead of the reason.
+    return os.strerror(error.errno).lower() if error.errno else str(error) or type(error).__name__
 
 
 def _reason(error: BaseException) -> str:
-    cause: BaseException | None = error
+    # httpx wraps the system's errors, and its timeouts have no text.
+    if "Timeout" in type(error).__name__:
+        return describe_os_error(TimeoutError())
+    cause, found = error.__cause__ or error.__context__, error if isinstance(error, OSError) else None
     while cause is not None:
-        # httpx wraps the system's errors, and its timeouts have no text.
-        if isinstance(cause, OSError):
-            return describe_os_error(cause)
-        if "Timeout" in type(cause).__name__:
-            return describe_os_error(TimeoutError())
+        found = cause if isinstance(cause, OSError) and cause.errno else found
         cause = cause.__cause__ or cause.__context__
-    return f"{type(error).__name__} {error}".strip()[:200]
+    return describe_os_error(found) if found is not None else f"{type(error).__name__} {error}".strip()[:200]
