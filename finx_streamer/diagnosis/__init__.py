@@ -32,10 +32,8 @@ def doctor(
 
         print(finx_streamer.doctor(endpoint="demo"))
 
-    This takes a few seconds. No step waits longer than 5 s. With `live`, the exchanges of an `ExchangeMarket` are
-    checked instead, all at the same time::
-
-        print(finx_streamer.doctor(live=["BTC:USDT", "ETH:USDT"]))
+    This takes a few seconds. No step waits longer than 5 s. With `live=["BTC:USDT"]`, the exchanges of an
+    `ExchangeMarket` are checked instead, all at the same time.
 
     Args:
         pair: The pair to ask for.

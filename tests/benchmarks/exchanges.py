@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from harness import HERE, Figures, Options, Watch, disturbed, median, rounds, table
@@ -23,8 +23,8 @@ EXCHANGES = ("BINANCE", "COINBASE", "KRAKEN", "OKX", "BYBIT", "BITSTAMP")
 #: Trades per second of all exchanges: under load, and otherwise.
 _RATE, _CALM = 20_000, 600
 _BURST = 100_000
-#: How many trades the flood has, and how often, in seconds.
-_FLOOD, _FLOOD_EVERY = 2_000, 0.1
+#: Trades per second of the process with the flooding exchange, which makes those of six but sends those of one.
+_FLOOD = 60_000
 #: Their times are precise enough to measure lag.
 _PRECISE = ("COINBASE", "KRAKEN")
 _PATIENCE = 60.0
@@ -60,8 +60,8 @@ class _Process:
 class _Setting:
     """Exchanges, a server and a client, each in a process of its own. This process is the client."""
 
-    def __init__(self, exchanges: _Process, server: _Process) -> None:
-        self.exchanges, self.server = exchanges, server
+    def __init__(self, exchanges: _Process, server: _Process, flooder: _Process | None) -> None:
+        self.exchanges, self.server, self.flooder = exchanges, server, flooder
         self.count = 0
         self.lags: list[float] = []
 
@@ -80,18 +80,25 @@ class _Setting:
 
 
 @contextlib.contextmanager
-def _setting(*, client: bool) -> Iterator[_Setting]:
+def _setting(*, client: bool, pairs: Sequence[str] = PAIRS, flooding: str | None = None) -> Iterator[_Setting]:
+    """The client subscribes to `pairs`. A flooding exchange has a process of its own: it mustn't delay the others."""
     with contextlib.ExitStack() as stack:
         exchanges = _Process("-m", "tests.support.exchanges", *PAIRS)
         stack.callback(exchanges.kill)
-        about = {"pairs": PAIRS, "base_urls": {name: exchanges.first[name] for name in EXCHANGES}}
+        urls = {name: exchanges.first[name] for name in EXCHANGES}
+        flooder = None
+        if flooding is not None:
+            flooder = _Process("-m", "tests.support.exchanges", *PAIRS)
+            stack.callback(flooder.kill)
+            urls[flooding] = flooder.first[flooding]
+        about = {"pairs": PAIRS, "base_urls": urls}
         server = _Process(str(HERE / "exchange_server.py"), json.dumps(about))
         stack.callback(server.kill)
-        setting = _Setting(exchanges, server)
+        setting = _Setting(exchanges, server, flooder)
         setting.wait_for(lambda figures: figures["connected"] == len(EXCHANGES))
         if client:
             url = f"ws://127.0.0.1:{server.first}/"
-            listener = StreamListener(*PAIRS, api_key="demo", endpoint=url, on_tick=setting.take)
+            listener = StreamListener(*pairs, api_key="demo", endpoint=url, on_tick=setting.take)
             stack.enter_context(listener)
             exchanges.ask(f"rate {_CALM}")
             end = time.monotonic() + _PATIENCE
@@ -147,19 +154,18 @@ def _burst() -> Figures:
 
 
 def _lag(seconds: float, *, flood: bool) -> Figures:
-    """The lag of two exchanges while another one floods, or doesn't."""
-    with _setting(client=True) as setting:
-        watch = Watch(setting.exchanges.process.pid, setting.server.process.pid)
+    """The lag of two exchanges while another one floods another pair, or doesn't."""
+    with _setting(client=True, pairs=PAIRS[:1], flooding="BINANCE") as setting:
+        assert setting.flooder is not None
+        own = setting.exchanges.process.pid, setting.server.process.pid, setting.flooder.process.pid
+        watch, before = Watch(*own), setting.server.ask()
         setting.lags.clear()
-        end = time.monotonic() + seconds
-        due = time.monotonic()
-        while (now := time.monotonic()) < end:
-            if flood:
-                setting.exchanges.ask(f"make BINANCE {PAIRS[0]} {_FLOOD}")
-            due = max(due + _FLOOD_EVERY, now)
-            time.sleep(max(0.0, due - time.monotonic()))
+        setting.flooder.ask(f"rate {_FLOOD if flood else 0}")
+        time.sleep(seconds)
+        after = setting.server.ask()
         cuts = statistics.quantiles(setting.lags, n=100)
-        return {"p50": cuts[49] * 1e3, "p99": cuts[98] * 1e3, "disturbed": watch.disturbance()}
+        rate = (after["trades"] - before["trades"]) / (after["at"] - before["at"])
+        return {"p50": cuts[49] * 1e3, "p99": cuts[98] * 1e3, "rate": rate, "disturbed": watch.disturbance()}
 
 
 def benchmark(options: Options) -> str:
@@ -175,12 +181,17 @@ def benchmark(options: Options) -> str:
     results = rounds({name: job for name, job in jobs.items() if name in options.chosen(jobs)}, options.rounds)
     parts = []
     rows = [
-        (name, f"{median(results[name], 'rate'):,.0f}", f"{median(results[name], 'cpu'):.0%}")
+        (
+            name,
+            f"{median(results[name], 'rate'):,.0f}",
+            f"{median(results[name], 'cpu'):.0%}",
+            f"{median(results[name], lambda each: each['cpu'] / each['rate'] * 1e6):.0f}",
+        )
         for name in ("no client", "one client")
         if name in results
     ]
     if rows:
-        parts.append(table(("server with", "trades/s", "CPU, of one core"), rows))
+        parts.append(table(("server with", "trades/s", "CPU, of one core", "µs a trade"), rows))
     if "burst" in results:
         worst = max(results["burst"], key=lambda each: each["sent"] - each["received"] + each["lost"])
         parts.append(
@@ -189,10 +200,17 @@ def benchmark(options: Options) -> str:
             f"{worst['lost']} lost, {worst['gaps']} gaps, {worst['reconnects']} reconnects in the worst run."
         )
     rows = [
-        (text, f"{median(results[name], 'p50'):.1f}", f"{median(results[name], 'p99'):.1f}")
-        for name, text in (("calm", f"{_CALM} trades/s in total"), ("flood", "BINANCE adds 20,000/s in bursts"))
+        (
+            text,
+            *(
+                f"{median(results[name], key):{form}}"
+                for key, form in (("rate", ",.0f"), ("p50", ".1f"), ("p99", ".1f"))
+            ),
+        )
+        for name, text in (("calm", "no flood"), ("flood", "BINANCE floods ETH:USDT"))
         if name in results
     ]
     if rows:
-        parts.append(table((f"lag at the client, {' and '.join(_PRECISE)}", "p50, ms", "p99, ms"), rows))
+        heads = (f"lag of {' and '.join(_PRECISE)} at a client of BTC:USDT", "trades/s in total", "p50, ms", "p99, ms")
+        parts.append(table(heads, rows))
     return "\n\n".join([*parts, disturbed(results)])
