@@ -297,7 +297,7 @@ class TickStore:
             return None if number is None else self.read_log(pair, number, newest, limit)
 
     def read_log(self, pair: str, after: int, until: int, limit: int) -> tick_log.LogPage | None:
-        """The first played ticks of a pair with IDs above `after`, up to `until`. None if the log no longer holds them."""
+        """The first ticks of a pair with IDs above `after`, up to `until`. None if the log no longer holds them all."""
         if after >= until:
             return tick_log.LogPage([], after)
         with self._lock:

@@ -23,8 +23,8 @@ SCHEMA = (
 _IS_CURRENT = "number = (SELECT max(number) FROM log)"
 #: Positions in this many logs are still understood.
 _KEPT_LOGS = 100
-#: How many rows a block has, how many blocks are kept, and the most that one call reads.
-_BLOCK, _KEPT_BLOCKS, _MOST_BLOCKS = 4_096, 64, 16
+#: How many rows a block has, how many blocks are kept, and the most that one call reads from the database.
+_BLOCK, _KEPT_BLOCKS, _MOST_UNREAD = 4_096, 64, 16
 _POSITION = re.compile(r"([0-9A-Za-z_-]{1,64}):([0-9]{1,18})", re.ASCII)
 
 
@@ -148,8 +148,8 @@ class RowFinder:
     """
 
     def __init__(self) -> None:
-        #: The rows of each pair in a block, by the block's number.
-        self._blocks: OrderedDict[int, dict[int, list[int]]] = OrderedDict()
+        #: By the block's number: the rows of each pair, and the last row that was read.
+        self._blocks: OrderedDict[int, tuple[dict[int, list[int]], int]] = OrderedDict()
 
     def clear(self) -> None:
         """Forget everything, because the database is another one."""
@@ -157,27 +157,27 @@ class RowFinder:
 
     def find(self, connection: sqlite3.Connection, pair: int, begin: int, end: int) -> tuple[list[int], int]:
         """Return the rows of a pair from `begin` on, and the last row that was looked at, at most `end`."""
-        first = begin // _BLOCK
-        end = min(end, (first + _MOST_BLOCKS) * _BLOCK - 1)
-        blocks = [self._read(connection, number, end) for number in range(first, end // _BLOCK + 1)]
+        unread = [number for number in range(begin // _BLOCK, end // _BLOCK + 1) if number not in self._blocks]
+        if len(unread) > _MOST_UNREAD:
+            end = unread[_MOST_UNREAD] * _BLOCK - 1
+        blocks = [self._read(connection, number, end) for number in range(begin // _BLOCK, end // _BLOCK + 1)]
         rows = chain.from_iterable(block.get(pair, ()) for block in blocks)
         return [row for row in rows if begin <= row <= end], end
 
     def _read(self, connection: sqlite3.Connection, number: int, end: int) -> dict[int, list[int]]:
-        block = self._blocks.get(number)
-        if block is None:
-            block, last = {}, (number + 1) * _BLOCK - 1
+        block, read = self._blocks.get(number, ({}, number * _BLOCK - 1))
+        end = min(end, (number + 1) * _BLOCK - 1)
+        if read < end:
             # A single row, because each one releases the GIL, and has to reacquire it from a busy event loop. There are
             # no gaps in the row IDs.
             first, pairs = connection.execute(
-                "SELECT min(id), group_concat(pair) FROM (SELECT id, pair FROM tick WHERE id BETWEEN ? AND ? ORDER BY id)",
-                (number * _BLOCK, min(last, end)),
+                "SELECT min(id), group_concat(pair) FROM "
+                "(SELECT id, pair FROM tick WHERE id BETWEEN ? AND ? ORDER BY id)",
+                (read + 1, end),
             ).fetchone()
             for row, each in enumerate(map(int, pairs.split(",")), first):
                 block.setdefault(each, []).append(row)
-            if last > end:
-                return block  # there may be more
-            self._blocks[number] = block
+            self._blocks[number] = block, end
             if len(self._blocks) > _KEPT_BLOCKS:
                 self._blocks.popitem(last=False)
         return block
