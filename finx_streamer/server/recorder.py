@@ -104,6 +104,8 @@ class Recorder:
         #: Failed batches to write again, and the numbers of ticks in them and of those that were lost.
         self._kept: deque[_Batch] = deque()
         self._kept_count = self._lost = 0
+        #: The ID of the newest tick in a failed batch.
+        self._newest_failed = 0
 
     def start(
         self, loop: asyncio.AbstractEventLoop, on_written: Callable[[], None], tape: Recording | None = None
@@ -317,6 +319,9 @@ class Recorder:
             self.store.write(batch.rows, batch.part, batch.tickers, batch.logged)
             self._kept.popleft()
             self._kept_count -= batch.size
+        if self._lost:
+            # Their IDs aren't assigned again.
+            self.store.write((), logged=self._newest_failed + 1)
         log.warning(
             "the tick store works again after %.0f s; %d ticks were lost",
             monotonic() - self._failed_at,
@@ -358,6 +363,8 @@ class Recorder:
 
     def _keep(self, batch: _Batch) -> None:
         """Keep a batch that can't be written, if there is room."""
+        assert batch.logged is not None
+        self._newest_failed = batch.logged + len(batch.rows) - 1
         if self._kept_count + batch.size <= self._max_unwritten:
             self._kept.append(batch)
             self._kept_count += batch.size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from .tick_log import Position
+from .tick_log import LogPage, Position
 
 #: The headers of a handshake. Source: O.
 RESUME, LOG = "FinX-Resume", "FinX-Log"
@@ -18,14 +18,14 @@ PAGE = 1_024
 
 @attrs.frozen
 class Start:
-    """Where a stream starts in the log: after the tick with the ID `number`.
+    """Where a stream starts in the log.
 
-    `newest` is the log's newest tick at that moment: what comes up to it was missed. `refused`: the client wanted to
-    start elsewhere.
+    `newest` is the log's newest tick at that moment: what comes up to it was missed. `page` is the first of that.
+    `refused`: the client wanted to start elsewhere.
     """
 
-    number: int
     newest: Position
+    page: LogPage
     refused: bool = False
 
     @property

@@ -47,7 +47,7 @@ from .settings import Settings
 from .stats import Counters
 from .store import TickStore
 from .tape import Tape
-from .tick_log import Position
+from .tick_log import LogPage, Position
 
 log = logging.getLogger("finx_streamer.server")
 # At DEBUG, websockets logs request lines, which contain the API key.
@@ -210,7 +210,7 @@ class Service:
             route = self._check_request(client, request.path)
             self.hub.admit(client)
             if route.kind is Kind.TICKS and (wanted := request.headers.get_all(RESUME)):
-                client.start = await self._find_start(wanted[0])
+                client.start = await self._find_start(route.symbol, wanted[0])
         except HandshakeRefused as refused:
             self._state.counters.refused += 1
             log.info("handshake refused: %d", refused.status)
@@ -273,7 +273,8 @@ class Service:
     async def _begin_stream(self, client: Connection, route: Route) -> None:
         """Begin the stream of the URL."""
         if client.start is not None:
-            await self._resume(client, route.symbol, Wire.URL, client.start)
+            start, client.start = client.start, None
+            await self._resume(client, route.symbol, Wire.URL, start)
             return
         is_played = route.kind is Kind.TICKS or bool(self._settings.contracts)
         if self.hub.subscribe(client, route.symbol, Wire.URL, is_played=is_played):
@@ -353,7 +354,7 @@ class Service:
                 f"this connection has {SUBSCRIPTION_LIMIT:,} subscriptions, the most that are possible; "
                 "use another connection for further ones"
             )
-        start = None if change.resume is None else await self._find_start(change.resume)
+        start = None if change.resume is None else await self._find_start(change.symbol, change.resume)
         if start is not None and change.answer is not None:
             _answer(client, {**change.answer, **start.members})
             await self._resume(client, change.symbol, Wire.SUBSCRIBE, start)
@@ -363,48 +364,49 @@ class Service:
         _answer(client, change.answer)
         self.hub.send_newest(client, change.symbol)
 
-    async def _find_start(self, wanted: object) -> Start | None:
+    async def _find_start(self, symbol: str, wanted: object) -> Start | None:
         """Where a client that can resume starts. None while there is no log."""
         recorder = self._state.recorder
-        if recorder.log is None or not self._settings.resumable:
+        log = recorder.log
+        if log is None or not self._settings.resumable:
             return None
         position = Position.parse(wanted) if isinstance(wanted, str) and wanted != ASK else None
-        newest, found = recorder.newest, None
         if position is not None:
+            newest = recorder.newest
             # The query waits until everything up to `newest` is stored.
             try:
-                found = await recorder.query(lambda store: store.resume_at(position, newest))
+                page = await recorder.query(lambda store: store.resume(symbol, position, newest, PAGE))
             except (StoreFailed, sqlite3.Error):
                 return None
-        refused = found is None and wanted != ASK
-        return Start(newest if found is None else found, Position(recorder.log, newest), refused)
+            if page is not None:
+                return Start(Position(log, newest), page)
+        # What was published meanwhile may not be in the log.
+        return Start(Position(log, recorder.newest), LogPage([], recorder.newest), refused=wanted != ASK)
 
     async def _resume(self, client: Connection, symbol: str, wire: Wire, start: Start) -> None:
         """Send what the client missed from the log, and then what was published meanwhile."""
         gate = self.hub.hold(client, symbol, wire)
         if gate is None:
             return
-        after = start.number
-        while after < gate.until:
-            until = gate.until
-            try:
-                page = await self._state.recorder.query(partial(_read_log, symbol, after, until))
-            except (StoreFailed, sqlite3.Error):
-                page = None
-            if page is None:
-                # The client connects again, and is refused the position.
-                client.begin_close(TRY_AGAIN, "the log no longer holds what was missed")
-                return
-            ticks, after = page
-            self._state.counters.ticks_sent += len(ticks)
-            for number, tick in ticks:
+        page: LogPage | None = start.page
+        while page is not None:
+            self._state.counters.ticks_sent += len(page.ticks)
+            for number, tick in page.ticks:
                 client.enqueue(self.hub.encode_logged(json.loads(tick), number, wire), can_wait=True)
             client.flush()
             with contextlib.suppress(ConnectionError):
                 await client.drain()
             if client not in self.hub.connections:
                 return
-        self.hub.release(gate)
+            if page.until >= gate.until:
+                self.hub.release(gate)
+                return
+            try:
+                page = await self._state.recorder.query(partial(_read_log, symbol, page.until, gate.until))
+            except (StoreFailed, sqlite3.Error):
+                page = None
+        # The client connects again, and is refused the position.
+        client.begin_close(TRY_AGAIN, "the log no longer holds what was missed")
 
     async def _apply_faults(self, client: Connection, call: Call) -> str | None:
         """Drop, stall or fail the call as requested. Returns the error to answer with, if any."""
@@ -467,7 +469,7 @@ class Service:
                 task.cancel()
 
 
-def _read_log(symbol: str, after: int, until: int, store: TickStore) -> tuple[list[tuple[int, str]], int] | None:
+def _read_log(symbol: str, after: int, until: int, store: TickStore) -> LogPage | None:
     return store.read_log(symbol, after, until, PAGE)
 
 

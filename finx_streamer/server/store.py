@@ -143,7 +143,7 @@ class TickStore:
                 if self._path is not None and self.log_name:
                     # Otherwise, the log gets another name.
                     with contextlib.suppress(sqlite3.Error):
-                        tick_log.close_log(self._connection, self._newest_logged)
+                        tick_log.close_log(self._connection)
                 self._connection.close()
                 self._connection = None
 
@@ -165,8 +165,9 @@ class TickStore:
             if part is not None:
                 rows = self._skip_stored(connection, rows, part)
             valid = [values for values in map(self._column_values, rows) if values is not None]
-            if logged is not None and given:
+            if logged is not None:
                 self._newest_logged = logged + given - 1
+                tick_log.note_newest(connection, self._newest_logged)
                 # Before a tick that is skipped, no client can resume.
                 if len(valid) == len(rows) > 0:
                     tick_log.add_part(connection, logged + given - len(rows), self._added + 1, len(rows))
@@ -286,16 +287,19 @@ class TickStore:
         with self._lock:
             self.log_name = ""
 
-    def resume_at(self, position: tick_log.Position, newest: int) -> int | None:
-        """See `tick_log.resume_at`."""
-        with self._lock:
-            return tick_log.resume_at(self._database, position, newest)
+    def resume(self, pair: str, position: tick_log.Position, newest: int, limit: int) -> tick_log.LogPage | None:
+        """The first ticks of a pair after a position. None if the log doesn't hold them all.
 
-    def read_log(self, pair: str, after: int, until: int, limit: int) -> tuple[list[tuple[int, str]], int] | None:
-        """The first played ticks of a pair with IDs above `after`, up to `until`: their IDs, and themselves as JSON.
-
-        Also returns the ID up to which that is all of them. None if the log no longer holds them.
+        `newest` is the newest ID of the current log.
         """
+        with self._lock:
+            number = tick_log.resume_at(self._database, position, newest)
+            return None if number is None else self.read_log(pair, number, newest, limit)
+
+    def read_log(self, pair: str, after: int, until: int, limit: int) -> tick_log.LogPage | None:
+        """The first ticks of a pair with IDs above `after`, up to `until`. None if the log no longer holds them all."""
+        if after >= until:
+            return tick_log.LogPage([], after)
         with self._lock:
             rows = tick_log.rows_after(self._database, after, until)
             if rows is None:
@@ -304,13 +308,14 @@ class TickStore:
             wanted, end = self._row_finder.find(self._database, self._pair_ids.get(pair, 0), begin, end)
             if len(wanted) > limit:
                 wanted, end = wanted[:limit], wanted[limit - 1]
-            text = self._fetch_text(
+            text = wanted and self._fetch_text(
                 f"SELECT group_concat(tick_json, char(10)) FROM (SELECT {_JSON} AS tick_json FROM {_TABLES} "
                 f"WHERE tick.id IN ({','.join(map(str, wanted))}) ORDER BY tick.id)",
                 (),
             )
         ticks = text.split("\n") if text else []
-        return [(number + row - begin, tick) for row, tick in zip(wanted, ticks, strict=True)], number + end - begin
+        numbered = [(number + row - begin, tick) for row, tick in zip(wanted, ticks, strict=True)]
+        return tick_log.LogPage(numbered, number + end - begin)
 
     def _fetch_text(self, statement: str, values: Sequence[object]) -> str | None:
         """Fetch the single value of a statement. A single row releases the GIL only once."""
@@ -451,9 +456,8 @@ class TickStore:
         # Not in a version of their own, so that earlier releases can open the file.
         for statement in (*contract_table.SCHEMA, *tick_log.SCHEMA, *retention.SCHEMA):
             connection.execute(statement)
-        log = tick_log.open_log(connection, self.log_name)
-        if log is not None:
-            self.log_name, self._newest_logged = log
+        log = tick_log.open_log(connection, tick_log.Position(self.log_name, self._newest_logged))
+        self.log_name, self._newest_logged = log.log, log.number
         if self._bounds.is_bounded:
             self._bounds.note(connection)
         connection.execute("COMMIT")

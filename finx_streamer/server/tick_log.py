@@ -13,17 +13,18 @@ from itertools import chain
 
 import attrs
 
-#: `last` is the newest ID of a log that ended cleanly. `committed` is the newest one of any earlier log.
 SCHEMA = (
-    "CREATE TABLE IF NOT EXISTS log (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, last INTEGER, "
-    "committed INTEGER)",
+    # `newest` is the newest ID that was committed. `ended`: cleanly, so nothing was sent after it.
+    "CREATE TABLE IF NOT EXISTS log (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, newest INTEGER NOT NULL, "
+    "ended INTEGER NOT NULL DEFAULT 0)",
     # The ticks with the IDs from `first` on are in the rows from `row` on.
     "CREATE TABLE IF NOT EXISTS log_part (first INTEGER PRIMARY KEY, row INTEGER NOT NULL, count INTEGER NOT NULL)",
 )
-#: Positions in this many earlier logs are still understood.
+_IS_CURRENT = "number = (SELECT max(number) FROM log)"
+#: Positions in this many logs are still understood.
 _KEPT_LOGS = 100
-#: How many rows a block has, how many blocks are kept, and the most that one call reads.
-_BLOCK, _KEPT_BLOCKS, _MOST_BLOCKS = 4_096, 64, 16
+#: How many rows a block has, how many blocks are kept, and the most that one call reads from the database.
+_BLOCK, _KEPT_BLOCKS, _MOST_UNREAD = 4_096, 64, 16
 _POSITION = re.compile(r"([0-9A-Za-z_-]{1,64}):([0-9]{1,18})", re.ASCII)
 
 
@@ -44,33 +45,41 @@ class Position:
         return cls(found[1], int(found[2])) if found else None
 
 
-def open_log(connection: sqlite3.Connection, current: str = "") -> tuple[str, int] | None:
-    """Continue the last log if it ended cleanly, else begin one. Returns its name and its newest ID.
+@attrs.frozen
+class LogPage:
+    """Some ticks of a pair: their IDs, and themselves as JSON. `until`: the ID up to which there are no others."""
+
+    ticks: list[tuple[int, str]]
+    until: int
+
+
+def open_log(connection: sqlite3.Connection, current: Position) -> Position:
+    """Continue the last log if it ended cleanly, else begin one. Returns its newest tick.
 
     After an unclean end, ticks may have been sent but not stored. Their IDs will be assigned again, so the log gets
-    another name. Returns None if the log is the `current` one: only the file was closed in between.
+    another name, unless it ends at the `current` position: only the file was closed in between.
     """
-    known = connection.execute("SELECT number, name, last FROM log ORDER BY number DESC LIMIT 1").fetchone()
-    if known is not None and known[1] == current:
-        connection.execute("UPDATE log SET last = NULL WHERE number = ?", (known[0],))
-        return None
-    if known is not None and known[2] is not None:
-        number, name, last = known
-        connection.execute("UPDATE log SET last = NULL WHERE number = ?", (number,))
-        return name, last
-    (stored,) = connection.execute("SELECT coalesce(max(first + count - 1), 0) FROM log_part").fetchone()
-    name, number = secrets.token_hex(8), 1
+    number, newest = 0, 0
+    known = connection.execute("SELECT number, name, newest, ended FROM log ORDER BY number DESC LIMIT 1").fetchone()
     if known is not None:
-        number += known[0]
-        connection.execute("UPDATE log SET committed = ? WHERE number = ?", (stored, known[0]))
-        connection.execute("DELETE FROM log WHERE number <= ?", (number - _KEPT_LOGS,))
-    connection.execute("INSERT INTO log (number, name) VALUES (?, ?)", (number, name))
-    return name, stored
+        number, name, newest, ended = known
+        if ended or current == Position(name, newest):
+            connection.execute("UPDATE log SET ended = 0 WHERE number = ?", (number,))
+            return Position(name, newest)
+    opened = Position(secrets.token_hex(8), newest)
+    connection.execute("INSERT INTO log (number, name, newest) VALUES (?, ?, ?)", (number + 1, opened.log, newest))
+    connection.execute("DELETE FROM log WHERE number <= ?", (number + 1 - _KEPT_LOGS,))
+    return opened
 
 
-def close_log(connection: sqlite3.Connection, newest: int) -> None:
+def close_log(connection: sqlite3.Connection) -> None:
     """Note that the current log ended cleanly."""
-    connection.execute("UPDATE log SET last = ? WHERE number = (SELECT max(number) FROM log)", (newest,))
+    connection.execute(f"UPDATE log SET ended = 1 WHERE {_IS_CURRENT}")
+
+
+def note_newest(connection: sqlite3.Connection, newest: int) -> None:
+    """Note the newest ID of the current log. Its tick may not be stored, and the oldest ones are removed."""
+    connection.execute(f"UPDATE log SET newest = ? WHERE {_IS_CURRENT}", (newest,))
 
 
 def add_part(connection: sqlite3.Connection, first: int, row: int, count: int) -> None:
@@ -98,9 +107,7 @@ def resume_at(connection: sqlite3.Connection, position: Position, newest: int) -
 
     `newest` is the newest ID of the current log.
     """
-    known = connection.execute(
-        "SELECT committed, number = (SELECT max(number) FROM log) FROM log WHERE name = ?", (position.log,)
-    ).fetchone()
+    known = connection.execute(f"SELECT newest, {_IS_CURRENT} FROM log WHERE name = ?", (position.log,)).fetchone()
     if known is None:
         return None
     committed, is_current = known
@@ -141,8 +148,8 @@ class RowFinder:
     """
 
     def __init__(self) -> None:
-        #: The rows of each pair in a block, by the block's number.
-        self._blocks: OrderedDict[int, dict[int, list[int]]] = OrderedDict()
+        #: By the block's number: the rows of each pair, and the last row that was read.
+        self._blocks: OrderedDict[int, tuple[dict[int, list[int]], int]] = OrderedDict()
 
     def clear(self) -> None:
         """Forget everything, because the database is another one."""
@@ -150,23 +157,27 @@ class RowFinder:
 
     def find(self, connection: sqlite3.Connection, pair: int, begin: int, end: int) -> tuple[list[int], int]:
         """Return the rows of a pair from `begin` on, and the last row that was looked at, at most `end`."""
-        first = begin // _BLOCK
-        end = min(end, (first + _MOST_BLOCKS) * _BLOCK - 1)
-        blocks = [self._read(connection, number, end) for number in range(first, end // _BLOCK + 1)]
+        unread = [number for number in range(begin // _BLOCK, end // _BLOCK + 1) if number not in self._blocks]
+        if len(unread) > _MOST_UNREAD:
+            end = unread[_MOST_UNREAD] * _BLOCK - 1
+        blocks = [self._read(connection, number, end) for number in range(begin // _BLOCK, end // _BLOCK + 1)]
         rows = chain.from_iterable(block.get(pair, ()) for block in blocks)
         return [row for row in rows if begin <= row <= end], end
 
     def _read(self, connection: sqlite3.Connection, number: int, end: int) -> dict[int, list[int]]:
-        block = self._blocks.get(number)
-        if block is None:
-            block, last = {}, (number + 1) * _BLOCK - 1
-            for row, pair in connection.execute(
-                "SELECT id, pair FROM tick WHERE id BETWEEN ? AND ? ORDER BY id", (number * _BLOCK, min(last, end))
-            ):
-                block.setdefault(pair, []).append(row)
-            if last > end:
-                return block  # there may be more
-            self._blocks[number] = block
+        block, read = self._blocks.get(number, ({}, number * _BLOCK - 1))
+        end = min(end, (number + 1) * _BLOCK - 1)
+        if read < end:
+            # A single row, because each one releases the GIL, and has to reacquire it from a busy event loop. There are
+            # no gaps in the row IDs.
+            first, pairs = connection.execute(
+                "SELECT min(id), group_concat(pair) FROM "
+                "(SELECT id, pair FROM tick WHERE id BETWEEN ? AND ? ORDER BY id)",
+                (read + 1, end),
+            ).fetchone()
+            for row, each in enumerate(map(int, pairs.split(",")), first):
+                block.setdefault(each, []).append(row)
+            self._blocks[number] = block, end
             if len(self._blocks) > _KEPT_BLOCKS:
                 self._blocks.popitem(last=False)
         return block

@@ -357,17 +357,17 @@ def test_the_log_is_exact(actions: list[tuple[str, int]], limit: int | None, dat
         held = set(filter(None, rows[-limit:] if limit else rows))
         for number in range(newest + 1):
             wanted = all(later in held for later in range(number + 1, newest + 1))
-            found = store.resume_at(Position(store.log_name, number), newest)
-            assert found == (number if wanted else None)
-            if not wanted:
+            page = store.resume(PAIR, Position(store.log_name, number), newest, 2)
+            assert (page is not None) == wanted
+            if page is None:
                 continue
-            got, at = [], number
-            while at < newest:
-                page = store.read_log(PAIR, at, newest, 2)
+            got = page.ticks
+            while page.until < newest:
+                last, page = page.until, store.read_log(PAIR, page.until, newest, 2)
                 assert page is not None
-                assert page[1] > at
-                got += [(number, json.loads(text)["price"]) for number, text in page[0]]
-                at = page[1]
+                assert page.until > last
+                got += page.ticks
+            got = [(number, json.loads(text)["price"]) for number, text in got]
             assert got == [(n, sent[n][1]) for n in range(number + 1, newest + 1) if sent[n][0] == PAIR]
     with contextlib.suppress(sqlite3.Error):
         store.close()
