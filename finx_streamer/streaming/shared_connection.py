@@ -284,6 +284,8 @@ class SharedConnection(StreamConnection):
                 stream.note_delivered(keys, last, received_ns, _number(number))
 
     def _put_message(self, message: bytes | Binary, received_ns: int) -> None:
+        if self.take_mark(message):
+            return
         content = _parse(message)
         if isinstance(content, list):
             self._take_list(frozenset(content))

@@ -17,6 +17,7 @@ from .counters import ConnectionCounters, Counters
 from .delivered_window import Key
 from .interfaces import Delivery
 from .log_position import ASK, LogPosition
+from .recovery import FIRST_TICK_TIMEOUT
 from .resequencer import Allowance, Resequencer
 from .session import Session
 from .settings import StreamSettings
@@ -44,6 +45,9 @@ class Carrier(Protocol):
 
     def send_probe(self, stream: Stream) -> None:
         """Send a ping. Its answer calls the stream's `Resequencer.probe_answered`."""
+
+    def send_mark(self, stream: Stream) -> None:
+        """Have the server mark the end of what a stream missed. Its answer calls `Stream.caught_up`."""
 
     def settle(self) -> None:
         """Tell each stream which of its ticks were delivered, as far as it doesn't know."""
@@ -110,6 +114,7 @@ class Stream:
     __slots__ = (
         "_log",
         "_loop",
+        "_mark_at",
         "_number",
         "_owner",
         "_silence",
@@ -137,6 +142,8 @@ class Stream:
         self.counters = Counters()
         #: The log that the connection's IDs belong to. Empty if the server keeps none.
         self.log = ""
+        #: When to ask the server for the end of what was missed.
+        self._mark_at = NEVER
         #: The log of the newest tick that was received, and its ID.
         self._log, self._number = "", 0
         self.state = State.IDLE
@@ -183,6 +190,16 @@ class Stream:
             return
         self.resequencer.resumed(start.number)
         if self._log == start.log and self._number >= start.number:
+            self.caught_up()
+        # A quiet stream has no tick that shows the end of what was missed.
+        self._mark_at = now + FIRST_TICK_TIMEOUT
+        self._loop.schedule(self)
+
+    def caught_up(self) -> None:
+        """Take note that the server has sent everything that was missed, if it was about to."""
+        if self.resequencer.is_resuming:
+            known = self._number if self._log == self.log else 0
+            self._log, self._number = self.log, max(known, self.resequencer.resume_until)
             self.resequencer.end_resume()
 
     def received(self, number: int | None) -> None:
@@ -199,6 +216,7 @@ class Stream:
     def lost(self, now: float) -> None:
         """Take note that the connection was lost."""
         self._silence.end()
+        self._mark_at = NEVER
         if self.state is State.STREAMING:
             self.resequencer.lost(now)
 
@@ -312,9 +330,13 @@ class Stream:
 
     @property
     def deadline(self) -> float:
-        return min(self.resequencer.deadline, self._silence.deadline)
+        return min(self.resequencer.deadline, self._silence.deadline, self._mark_at)
 
     def wake(self, now: float) -> None:
+        if now >= self._mark_at:
+            self._mark_at = NEVER
+            if self.resequencer.is_resuming:
+                self._loop.defer(lambda: self.connection.send_mark(self))
         self.connection.settle()
         self.resequencer.wake(now)
         if (report := self._silence.check(now, self.connection.paused)) is not None:

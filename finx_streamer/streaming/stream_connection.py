@@ -14,6 +14,7 @@ from ..connection.failures import translate
 from ..connection.websocket import READ_SIZE, Connection
 from ..errors import ConnectionFailed
 from ..values import NEVER, NO_BOUND, Event, State
+from ..wire.frames import Binary
 from .counters import ConnectionCounters
 from .log_position import RESUME, LogPosition
 from .session import Action, Command, Session
@@ -32,7 +33,7 @@ class StreamConnection(WebSocketChannel):
         config: Where to connect.
     """
 
-    __slots__ = ("_owner", "_probes", "_starved", "_starved_at", "counters", "session")
+    __slots__ = ("_marks", "_owner", "_probes", "_starved", "_starved_at", "counters", "session")
 
     def __init__(self, owner: Owner, session: Session, config: ConnectionConfig) -> None:
         super().__init__(owner.loop, owner.handshakes, config)
@@ -41,6 +42,8 @@ class StreamConnection(WebSocketChannel):
         self._owner = owner
         #: The probes that aren't answered, and the streams that wait for them.
         self._probes: deque[tuple[int, Stream]] = deque()
+        #: The streams of the marks that aren't answered. See `send_mark`.
+        self._marks: deque[Stream] = deque()
         #: Whether reading is paused because the callbacks are slow, and when it last was.
         self._starved, self._starved_at = False, -NEVER
 
@@ -169,6 +172,7 @@ class StreamConnection(WebSocketChannel):
         super().disconnect()
         if was_open:
             self._probes.clear()
+            self._marks.clear()
             self._note_starved(False)
             self.counters.connected_at = None
             now = monotonic()
@@ -262,8 +266,23 @@ class StreamConnection(WebSocketChannel):
             self._probes.append((self.websocket.probes_sent + 1, stream))
             self.send(Connection.send_probe)
 
+    def send_mark(self, stream: Stream) -> None:
+        """Have the server mark the end of what a stream missed: it answers once it has sent all of it."""
+        if self.websocket is not None:
+            self._marks.append(stream)
+            self.send(Connection.send_keep_alive)
+
+    def take_mark(self, message: bytes | Binary) -> bool:
+        """Take the answer to `send_mark`. Return False for any other message."""
+        if not self._marks or message != _MARK:
+            return False
+        self._marks.popleft().caught_up()
+        return True
+
 
 _ENDED = "the stream has ended"
+#: The answer to keepAlive. Source: D.
+_MARK = b'{"keepAlive":true}'
 
 
 class UrlConnection(StreamConnection):
@@ -325,11 +344,11 @@ class UrlConnection(StreamConnection):
                 if ticks and one_by_one:
                     continue
             # Something other than a tick of the usual form, or an incomplete frame.
-            messages = websocket.messages(min(limit - taken, MESSAGES_WITHOUT_PATTERN))
+            messages = websocket.messages(min(limit - taken, 1 if self._marks else MESSAGES_WITHOUT_PATTERN))
             if not messages:
                 break
             taken += len(messages)
             counters.messages += len(messages)
-            if session.delivers:
+            if session.delivers and not self.take_mark(messages[0]):
                 stream.put_messages(messages, wire.received_ns)
         return taken

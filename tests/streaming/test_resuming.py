@@ -94,6 +94,24 @@ def test_a_gap_in_a_quiet_market(server: LocalServer, seen: Seen, wire: Wire) ->
     assert got(seen) == [("1", False), ("2", True)]
 
 
+def test_a_gap_ends_while_only_other_pairs_move(server: LocalServer, seen: Seen, wire: Wire) -> None:
+    """The server marks the end of what was missed. That is no notice."""
+    with seen.listener(Endpoint(server.url, wire=wire), backfill=True, parse_price=str):
+        server.wait_connected(1)
+        server.emit(line(1))
+        seen.wait_ticks(1)
+        for number in (2, 3):
+            with outage(server, seen):
+                server.emit(line(number))
+                send(server, 1, 2, pair=OTHER)
+            seen.wait_for(lambda number=number: len(seen.gaps) == number - 1)  # type: ignore[misc]
+        server.emit(line(4))
+        seen.wait_ticks(4)
+    assert got(seen) == [("1", False), ("2", True), ("3", True), ("4", False)]
+    assert [(gap.filled, gap.ticks) for gap in seen.gaps] == [(True, 1), (True, 1)]
+    assert seen.notices == []
+
+
 @pytest.mark.parametrize(
     "settings",
     [
