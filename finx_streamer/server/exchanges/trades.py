@@ -125,7 +125,8 @@ class TradeFeed(Feed):
             tick: Tick = {"pair": pair, "date": day, "time": clock, "exchange": name, "price": price}
             ready.append(tick)
         self.counters.trades += len(trades)
-        self.is_ready.set()
+        if trades:
+            self.is_ready.set()
 
     def _attend(self, traded: _Traded) -> None:
         """Start and stop the timer and the task of a pair, as its state requires."""
