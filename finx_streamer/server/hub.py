@@ -145,6 +145,9 @@ class Hub:
         data = encode_frame(encode_notice(notice))
         for audience in self._audiences.get(symbol, ()):
             self._queue(data, audience, can_wait=False)
+        for gate in self._gates.get(symbol, ()):
+            gate.connection.enqueue(data)
+            gate.connection.flush()
 
     def _publish_contract(self, ticker: ContractTicker, can_wait: bool) -> None:
         self._counters.greeks_played += 1
@@ -218,6 +221,7 @@ class Hub:
         subscriptions[gate.symbol] = audience = self._find_audience(gate.symbol, gate.wire, numbered=True)
         audience.add(gate.connection)
         gate.connection.flush()
+        self._signal_change()
 
     def _close_gates(self, connection: Connection, symbol: str) -> None:
         remaining = tuple(gate for gate in self._gates.get(symbol, ()) if gate.connection is not connection)

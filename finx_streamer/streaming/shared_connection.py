@@ -46,7 +46,9 @@ class SharedConnection(StreamConnection):
     """
 
     __slots__ = (
+        "_confirmed",
         "_decoder",
+        "_leaving",
         "_list_at",
         "_noted",
         "_pairs",
@@ -72,6 +74,10 @@ class SharedConnection(StreamConnection):
         #: The pairs and contracts that were requested on this connection, and those that wait for that.
         self._requested: set[str] = set()
         self._to_request: deque[str] = deque()
+        #: The pairs that the server has confirmed, so it also confirms their end.
+        self._confirmed: set[str] = set()
+        #: Those whose end it hasn't confirmed: what arrives is in transit.
+        self._leaving: set[str] = set()
         #: The symbols of streams that haven't joined on this connection.
         self._unjoined: set[str] = set()
         #: When to ask for the list of contracts.
@@ -91,8 +97,7 @@ class SharedConnection(StreamConnection):
 
     def add(self, stream: Stream) -> None:
         self._streams[stream.symbol] = stream
-        if stream.decoder.contract is None:
-            self._pairs.update(dict.fromkeys(spellings(stream.symbol), stream.symbol))
+        self._match(stream)
         if self.session.state.ended:
             # It ended with its last stream.
             self.session = self._owner.new_session()
@@ -102,6 +107,11 @@ class SharedConnection(StreamConnection):
             self._send_requests()
         else:
             self.start()
+
+    def _match(self, stream: Stream) -> None:
+        """Let the pattern find a stream's ticks, except those in transit that were sent for an earlier stream."""
+        if stream.decoder.contract is None and stream.symbol not in self._leaving:
+            self._pairs.update(dict.fromkeys(spellings(stream.symbol), stream.symbol))
 
     def remove(self, stream: Stream) -> None:
         self.settle()
@@ -129,7 +139,7 @@ class SharedConnection(StreamConnection):
             self._unsubscribe(name, stream)
         if stream.decoder.contract is None:
             for spelling in spellings(stream.symbol):
-                del self._pairs[spelling]
+                self._pairs.pop(spelling, None)
 
     def _names_of(self, stream: Stream) -> set[str]:
         """Return the pairs and contracts that a stream gets now."""
@@ -138,11 +148,11 @@ class SharedConnection(StreamConnection):
     # Requests.
 
     def begin(self, now: float) -> None:
-        self._requested.clear()
-        self._to_request.clear()
-        self._routes.clear()
+        for names in (self._requested, self._to_request, self._routes, self._confirmed, self._leaving):
+            names.clear()
         if self.session.delivers:
             for stream in self._streams.values():
+                self._match(stream)
                 self._request(stream)
             self._send_requests()
 
@@ -189,8 +199,10 @@ class SharedConnection(StreamConnection):
         self._routes[name].remove(stream)
         if not self._routes[name]:
             del self._routes[name]
-            if name in self._requested:
+            if name in self._requested and name not in self._leaving:
                 self.send(lambda websocket: websocket.send_request({"functionName": "unsubscribe", **_named(name)}))
+            if name in self._confirmed:
+                self._leaving.add(name)
 
     def _send_requests(self) -> None:
         while self._to_request and self.websocket is not None and len(self.websocket.wire.unsent) < _MAX_UNSENT:
@@ -290,7 +302,10 @@ class SharedConnection(StreamConnection):
         if isinstance(content, list):
             self._take_list(frozenset(content))
         elif not self._take_confirmation(content):
-            streams = self._find(name := _name_in(content, message))
+            name = _name_in(content, message)
+            if name in self._leaving and content.get("error"):
+                self._end_leaving(name)  # it goes on
+            streams = self._find(name)
             for stream in streams:
                 self._put_to(stream, message, received_ns, content)
             # Otherwise, its stream was removed, and the server doesn't know `unsubscribe`.
@@ -316,6 +331,7 @@ class SharedConnection(StreamConnection):
         if "pair" in content or NAME in content or content.get("error"):
             return False
         if isinstance(subscribed, str) and subscribed in self._requested:
+            self._confirmed.add(subscribed)
             for stream in self._find(subscribed):
                 self._join(stream, LogPosition.from_answer(content) if stream.resequencer.fills_gaps else None)
             return True
@@ -352,7 +368,8 @@ class SharedConnection(StreamConnection):
         self._send_requests()
 
     def _find(self, name: object) -> list[Stream]:
-        return list(self._routes.get(name, ())) if isinstance(name, str) else []
+        """Return the streams that get the messages of a pair or contract."""
+        return list(self._routes.get(name, ())) if isinstance(name, str) and name not in self._leaving else []
 
     def _join(self, stream: Stream, start: LogPosition | None = None) -> None:
         if stream.symbol in self._unjoined:
@@ -362,9 +379,16 @@ class SharedConnection(StreamConnection):
     def _unsubscribed(self, name: str) -> None:
         """Nothing of it follows. It may be wanted again meanwhile."""
         self._requested.discard(name)
+        self._end_leaving(name)
         if name in self._routes:
             self._to_request.append(name)
             self._send_requests()
+
+    def _end_leaving(self, name: str) -> None:
+        self._confirmed.discard(name)
+        self._leaving.discard(name)
+        if name in self._streams:
+            self._match(self._streams[name])
 
     def _refuse(self, name: str, stream: Stream, reason: str) -> None:
         """The server refuses a pair or contract. That ends its own stream, and a month's with its last contract."""

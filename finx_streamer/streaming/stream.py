@@ -117,6 +117,7 @@ class Stream:
         "_mark_at",
         "_number",
         "_owner",
+        "_resumes",
         "_silence",
         "connection",
         "counters",
@@ -146,6 +147,8 @@ class Stream:
         self._mark_at = NEVER
         #: The log of the newest tick that was received, and its ID.
         self._log, self._number = "", 0
+        #: Whether the last request named that.
+        self._resumes = False
         self.state = State.IDLE
         #: The error that ended it.
         self.failure: ConnectionFailed | None = None
@@ -176,15 +179,15 @@ class Stream:
         if not self.resequencer.fills_gaps:
             return None
         # What is held for the last gap is unknown to a log.
-        can_resume = self._log and not self.resequencer.is_recovering
-        return str(LogPosition(self._log, self._number)) if can_resume else ASK
+        self._resumes = bool(self._log) and not self.resequencer.is_recovering
+        return str(LogPosition(self._log, self._number)) if self._resumes else ASK
 
     def joined(self, now: float, start: LogPosition | None = None) -> None:
         """Take note that from now on, the server sends everything. If it keeps a log, that begins at `start`."""
         self.enter(State.STREAMING)
         self.log = "" if start is None else start.log
         self.decoder.number = 0
-        if start is None or start.refused or not self._log or self.resequencer.is_recovering:
+        if start is None or start.refused or not self._resumes:
             self._log, self._number = (self.log, 0) if start is None else (start.log, start.number)
             self.resequencer.opened(now)
             return
@@ -280,6 +283,8 @@ class Stream:
     def put_messages(self, messages: list[bytes | Binary], received_ns: int) -> None:
         """Decode messages and pass them on, in order."""
         decode_ticks = self.decoder.decode_ticks
+        # Only a tick moves the position. The last one may have come another way.
+        self.decoder.number = 0
         at, size = 0, len(messages)
         while at < size:
             if self.resequencer.is_resuming:

@@ -15,7 +15,7 @@ from finx_streamer.errors import PAYLOAD_LIMIT, DecodeError, ServerError
 from finx_streamer.values import NO_BOUND, Notice
 from finx_streamer.wire import decoder as decoder_module
 from finx_streamer.wire import json_codec
-from finx_streamer.wire.decoder import Decoder
+from finx_streamer.wire.decoder import MAX_ID, Decoder
 from finx_streamer.wire.frames import read_text_frames
 from finx_streamer.wire.json_codec import ENVELOPED, ENVELOPED_STDLIB, FLAT, FLAT_STDLIB, TickFormat
 from tests.fuzz.fake_server import KEY, PAIR, check_secrecy, contains_key
@@ -59,6 +59,7 @@ def run(data: bytes) -> None:
     for tick_format in _FORMATS:
         assert _decode_fast(payloads, tick_format, parse_price) == expected
     _check_patterns(payloads, parse_price)
+    _check_numbers(payloads, parse_price)
     for payload in payloads:
         _check_answers(payload, parse_price)
 
@@ -136,6 +137,24 @@ def _check_patterns(payloads: list[bytes], parse_price: Callable[[str], Any]) ->
         matched, same_end = read_text_frames(buffer, 0, len(ticks))
         assert (len(ticks), end) == (len(matched), same_end)
         assert [*map(repr, ticks)] == [_decode_slowly(payload, parse_price) for payload in matched]
+        assert not ticks or decoder.number == _number(matched[-1], parse_price)
+
+
+def _check_numbers(payloads: list[bytes], parse_price: Callable[[str], Any]) -> None:
+    """Check that all readers find the same IDs."""
+    for payload in payloads:
+        for tick_format in _FORMATS:
+            decoder = Decoder(SYMBOL, SYMBOL, parse_price)
+            decoder._format = tick_format
+            if decoder.decode_ticks([payload], 0, NOW_NS):
+                assert decoder.number == _number(payload, parse_price)
+
+
+def _number(payload: bytes, parse_price: Callable[[str], Any]) -> int | None:
+    decoder = Decoder(SYMBOL, SYMBOL, parse_price)
+    decoder.decode(payload, NOW_NS)
+    assert decoder.number is None or 0 < decoder.number <= MAX_ID
+    return decoder.number
 
 
 def _check_answers(payload: bytes, parse_price: Callable[[str], Any]) -> None:
@@ -165,7 +184,12 @@ def _check_answers(payload: bytes, parse_price: Callable[[str], Any]) -> None:
 
 
 _FIELDS = (SYMBOL.encode(), b"2022-07-02", b"15:30:55.817Z", b"BINANCE", b"19200.84")
-_EXAMPLES = (_message([*_FIELDS], False, False), _message([*_FIELDS], True, False))
+_EXAMPLES = (
+    _message([*_FIELDS], False, False),
+    _message([*_FIELDS], True, False),
+    _message([*_FIELDS], False, False)[:-1] + b',"id":1042}',
+)
+_IDS = (b"1042", b"0", b"-0", b"01", b"1.0", b"1e3", b"true", b"null", b'"5"', b"9" * 18, b"9" * 19, b"[1]")
 
 
 def _with_value(place: int, value: bytes) -> bytes:
@@ -189,6 +213,9 @@ _ODD_VALUES = (
 )
 _PAYLOADS = (
     _EXAMPLES[0] + b"\n" + _EXAMPLES[1] + b"\n" + _message([*_FIELDS], False, True) + b"\n" + _EXAMPLES[0],
+    b"\n".join(_EXAMPLES[0][:-1] + b',"id":%s}' % number for number in _IDS),
+    b"\n".join(_message([*_FIELDS], True, True)[:-1] + b', "id": %s}' % number for number in _IDS),
+    b'{"id":7,' + _EXAMPLES[0][1:] + b"\n" + _EXAMPLES[2][:-1] + b',"id":8}\n' + _EXAMPLES[2],
     b'{"keepAlive":true}\n{"isAuth":true}\n{"error":"no such key {key}"}\n[]\n\nnull',
     b'{"results":"error","resultData":{"{escaped}":1e5}}',
     b'{"0":' + _message([*_FIELDS], False, True) + b',"1":{"pair":"{key}","price":1}}',
@@ -209,7 +236,7 @@ SEEDS = [
 WORDS = [
     _EXAMPLES[0],
     *(b'"%s":' % name for name in (b"pair", b"date", b"time", b"exchange", b"price", b"UTCDate", b"unixDate")),
-    *(b'"%s":' % name for name in (b"results", b"resultData", b"error", b"errors", b"0")),
+    *(b'"%s":' % name for name in (b"results", b"resultData", b"id", b"error", b"errors", b"0")),
     b'"streaming"',
     b'"error"',
     b'"BTC:USDC"',

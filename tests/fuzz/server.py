@@ -25,6 +25,7 @@ from finx_streamer.server.protocol import (
     parse_path,
 )
 from finx_streamer.server.store import TickStore
+from finx_streamer.server.tick_log import Position
 from tests.fuzz.fake_server import KEY, check_secrecy, contains_key
 
 _PAIRS = frozenset({"BTC:USDC", "ETH:BTC"})
@@ -97,8 +98,24 @@ def _check_subscription(call: functions.Call, found: functions.Subscription) -> 
         assert found.symbol in _PAIRS | _CONTRACTS
         assert (found.answer is not None) == ("resume" in call.request)
     if found.answer is not None:
-        check_secrecy(found.answer)
-        assert json.loads(found.answer) == {"subscribed" if found.begins else "unsubscribed": found.symbol}
+        assert found.answer == {"subscribed" if found.begins else "unsubscribed": found.symbol}
+
+
+def _check_position(body: bytes) -> None:
+    """Check the header of a client that resumes."""
+    text = body.decode("latin-1")
+    position = Position.parse(text)
+    if position is None:
+        return
+    check_secrecy(text)
+    assert str(position).rpartition(":")[0] == text.rpartition(":")[0]
+    store = TickStore()
+    with store.opened():
+        store.write(_ROWS, logged=1)
+        for log in (position.log, store.log_name):
+            page = store.resume("BTC:USDC", Position(log, position.number), len(_ROWS), 3)
+            assert (page is not None) == (log == store.log_name and position.number <= len(_ROWS))
+            assert page is None or position.number <= page.until <= len(_ROWS)
 
 
 def _check_tick(body: bytes) -> None:
@@ -146,6 +163,7 @@ _CHECKS: tuple[Callable[[bytes], None], ...] = (
     lambda body: _check_call(body, True),
     lambda body: _check_call(body, False),
     _check_tick,
+    _check_position,
 )
 
 
@@ -164,6 +182,8 @@ _DERIBIT = {
 _CALLS = (
     _call("getSpotRates", pair="BTC:USDC"),
     _call("getSpotRates", pair="XYZ:USDC", resume="ask"),
+    _call("getSpotRates", pair="BTC:USDC", resume="a:5"),
+    _call("getSpotRates", pair="BTC:USDC", resume={"{key}": 1.5}),
     _call("getSpotRates", pair="{key}"),
     _call("getDeribitContractStream", instrumentName="BTC-26AUG22", resume="ask"),
     _call("getDeribitContractStream", instrumentName="{key}"),
@@ -205,6 +225,7 @@ _PATHS = (
 SEEDS = [
     *(b"\0" + path for path in _PATHS),
     *(b"\1" + call for call in _CALLS),
+    *(b"\4" + position for position in (b"a:5", b"a_-9:0010", b"ask", b"a:5\n", b"a:\xb2", b"a:" + b"9" * 18)),
     *(b"\2" + call for call in _CALLS[-4:]),
     *(
         b"\3" + json.dumps(_TICK | odd).encode()

@@ -108,7 +108,8 @@ def _add(streams: Streams, connection: SharedConnection, pair: str) -> Stream:
 
 def _counts(stream: Stream) -> tuple[object, ...]:
     counters = stream.counters
-    return stream.state, counters.messages, counters.ticks, counters.decode_errors, repr(counters.last_tick)
+    position = stream.log, stream._log, stream._number
+    return position, stream.state, counters.messages, counters.ticks, counters.decode_errors, repr(counters.last_tick)
 
 
 def flat(pair: str, second: str, price: str, exchange: str = "X", date: str = DATE) -> str:
@@ -121,6 +122,11 @@ def flat(pair: str, second: str, price: str, exchange: str = "X", date: str = DA
 
 def _flats(values: Iterable[tuple[str, str]]) -> bytes:
     return b"".join(frame(flat(PAIRS[1], second, price)) for second, price in values)
+
+
+def _numbered(*numbers: int | None) -> bytes:
+    """Ticks with IDs. None: without one."""
+    return b"".join(frame(_B if number is None else f'{_B[:-1]},"id":{number}}}') for number in numbers)
 
 
 def _spaced(tick: str) -> str:
@@ -139,6 +145,7 @@ _FRAMES = (
     frame("", PING),
 )
 _SPACED = frame(_spaced(_B))
+_NOTICE = frame('{"pair":"ETH:USDC","notice":"x"}')
 _ESCAPED = frame(_C.replace("币", "\\u5e01"))
 _ENVELOPED = frame(
     '{"results":"streaming","resultData":{"pair":"ETH:USDC","date":"2022-08-07","time":"18:34:55.5Z","exchange":"X",'
@@ -163,6 +170,12 @@ _STREAMS = (
     b"~0" + frame(_B.replace("1659897295", "0659897295")) + b"~1",
     b"~0~7" + frame('{"error":"x","pair":"BTC:USDC"}') + frame('{"error":"y","pair":"\\u5e01:U"}') + b"~8~0~1~8",
     b"~0\x81\x7e\x00\x05hello~0",
+    _numbered(1, 2, None, 3, 9, 10**18 - 1, 10**18, 5, 0) + b"~5~0",
+    b"~2" + frame('{"subscribed":"ETH:USDC","log":"a:7"}') + _numbered(3, 8) + _NOTICE + _numbered(9, 12) + _NOTICE,
+    frame('{"subscribed":"BTC:USDC","log":"a:7","resume":"no"}')
+    + b"~0~1"
+    + frame('{"unsubscribed":"BTC:USDC"}')
+    + b"~0",
 )
 #: Each stream, whole, one message at a time, and in pieces.
 SEEDS = [
@@ -172,6 +185,8 @@ SEEDS = [
 ]
 WORDS = [
     *(b"~%d" % number for number in range(10)),
+    *(b'"%s":' % name for name in (b"log", b"resume", b"id")),
+    b'"a:7"',
     *(
         b'"%s":' % name
         for name in (b"pair", b"unixDate", b"UTCDate", b"exchange", b"price", b"subscribed", b"unsubscribed", b"error")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +20,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection
 
 from finx_streamer.server import LocalServer, Tape
-from finx_streamer.server.store import TickStore
+from finx_streamer.server.store import TapePart, TickStore
 from finx_streamer.server.tick_log import Position
 from tests.support.contracts import ask, request
 from tests.support.effort import examples
@@ -304,6 +304,48 @@ def test_a_store_that_fails(dial: Dial, tmp_path: Path) -> None:
         assert (stream.refused, stream.read(1)) == (False, [(2, 2)])
 
 
+def test_ids_of_lost_ticks_are_not_assigned_again(dial: Dial, tmp_path: Path) -> None:
+    """Clients may have received them, so the next run begins after them."""
+    store = tmp_path / "ticks.db"
+    with served(store=store, store_batch=4) as server:
+        log = Stream(dial, server).name
+        moved = store.rename(tmp_path / "moved.db")
+        server.wait_until(lambda stats: stats.store_error is not None)
+        server.emit(*(tick(number) for number in range(1, 11)))
+        moved.rename(store)
+        server.wait_until(lambda stats: stats.store_error is None)
+    with served(store=store) as again:
+        assert Stream(dial, again).log == f"{log}:10"
+        assert Stream(dial, again, f"{log}:8").refused
+        again.emit(tick(11))
+        stream = Stream(dial, again, f"{log}:10")
+        assert (stream.refused, stream.read(1)) == (False, [(11, 11)])
+
+
+def test_a_looped_tape(dial: Dial) -> None:
+    """From the second round on, its ticks are stored already and not part of the log. A refused client begins live."""
+    ticks = [tick(number) | {"time": f"00:00:00.{number:03}Z"} for number in range(100)]
+    with LocalServer(Tape(ticks, loop=True, speed=5.0, max_pause=0.0), keys={"demo"}) as server:
+        first = Stream(dial, server)
+        server.wait_until(lambda stats: stats.ticks_played > len(ticks))
+        for position in ["unknown:1", f"{first.name}:1"] * 10:
+            stream = Stream(dial, server, position)
+            assert stream.refused
+            ids = [number for number, _ in stream.read(5)]
+            assert ids == list(range(ids[0], ids[0] + 5))
+            stream.close(server)
+
+
+def test_an_unpaced_tape_goes_on_when_its_only_client_has_what_it_missed(dial: Dial) -> None:
+    """Without a subscriber it stands still."""
+    with LocalServer(Tape([tick(n) for n in range(5_000)], speed=None), keys={"demo"}, queue_bytes=4_096) as server:
+        first = Stream(dial, server)
+        got = first.read(3)
+        first.peer.socket.close()
+        resumed = Stream(dial, server, f"{first.name}:3")
+        assert [*got, *resumed.read(4_997)] == [(n + 1, n) for n in range(5_000)]
+
+
 def test_ids_go_to_one_subscription_only_once(server: LocalServer, dial: Dial) -> None:
     """Subscribing again changes nothing, and after `unsubscribe` a position can be given again."""
     peer = dial(server, "streamer/demo")
@@ -321,7 +363,10 @@ def test_ids_go_to_one_subscription_only_once(server: LocalServer, dial: Dial) -
 
 
 _ACTIONS = st.lists(
-    st.tuples(st.sampled_from(["played", "imported", "lost", "invalid", "reopened"]), st.integers(1, 5)), max_size=20
+    st.tuples(
+        st.sampled_from(["played", "imported", "lost", "invalid", "repeated", "closed", "killed"]), st.integers(1, 5)
+    ),
+    max_size=20,
 )
 
 
@@ -329,45 +374,64 @@ _ACTIONS = st.lists(
 @given(_ACTIONS, st.sampled_from([None, 7]), st.data())
 def test_the_log_is_exact(actions: list[tuple[str, int]], limit: int | None, data: st.DataObject) -> None:
     """Any mix of batches: a position is accepted exactly if all later ticks are there, and they are what is read."""
-    store = TickStore(limit=limit)
-    sent: dict[int, tuple[str, str]] = {}
-    rows: list[int | None] = []
-    newest = 0
-    with store.opened():
+    with tempfile.TemporaryDirectory() as folder:
+        store = TickStore(Path(folder, "ticks.db"), limit=limit)
+        sent: dict[int, tuple[str, str]] = {}
+        rows: list[int | None] = []
+        newest = committed = 0
+        #: The newest ID that was sent, and the newest one that was committed, of each log.
+        logs: dict[str, tuple[int, int]] = {}
         for action, count in actions:
-            batch = [(data.draw(st.sampled_from([PAIR, OTHER])), str(len(rows) + number)) for number in range(count)]
-            ticks = [(pair, "2026-11-29", "00:00:00.000Z", "MINE", price) for pair, price in batch]
-            if action == "reopened":
-                continue
-            if action == "imported":
-                store.write(ticks)
-                rows += [None] * count
-                continue
-            if action == "invalid":
-                ticks = [(*ticks[0][:4], "not a price"), *ticks[1:]]
-            if action != "lost":
-                store.write(ticks, logged=newest + 1)
-            for number, each in enumerate(batch, newest + 1):
-                sent[number] = each
-            if action == "played":
-                rows += range(newest + 1, newest + count + 1)
-            elif action == "invalid":
-                rows += [None] * (count - 1)
-            newest += count
-        held = set(filter(None, rows[-limit:] if limit else rows))
-        for number in range(newest + 1):
-            wanted = all(later in held for later in range(number + 1, newest + 1))
-            page = store.resume(PAIR, Position(store.log_name, number), newest, 2)
-            assert (page is not None) == wanted
-            if page is None:
-                continue
-            got = page.ticks
-            while page.until < newest:
-                last, page = page.until, store.read_log(PAIR, page.until, newest, 2)
-                assert page is not None
-                assert page.until > last
-                got += page.ticks
-            got = [(number, json.loads(text)["price"]) for number, text in got]
-            assert got == [(n, sent[n][1]) for n in range(number + 1, newest + 1) if sent[n][0] == PAIR]
-    with contextlib.suppress(sqlite3.Error):
-        store.close()
+            with store.opened():
+                batch = [(data.draw(st.sampled_from([PAIR, OTHER])), str(len(rows) + n)) for n in range(count)]
+                ticks = [(pair, "2026-11-29", "00:00:00.000Z", "MINE", price) for pair, price in batch]
+                if action == "killed":
+                    store.abandon_log()
+                    newest = committed
+                elif action == "closed":
+                    # As the recorder does after ticks were lost.
+                    store.write((), logged=newest + 1)
+                    committed = newest
+                elif action == "imported":
+                    store.write(ticks)
+                    rows += [None] * count
+                else:
+                    if action == "invalid":
+                        ticks = [(*ticks[0][:4], "not a price"), *ticks[1:]]
+                    if action == "repeated":
+                        part = TapePart(str(newest), count, 0)
+                        store.write(ticks, part)
+                        rows += [None] * count
+                        store.write(ticks, part, logged=newest + 1)
+                    elif action != "lost":
+                        store.write(ticks, logged=newest + 1)
+                    for number, each in enumerate(batch, newest + 1):
+                        sent[number] = each
+                    if action == "played":
+                        rows += range(newest + 1, newest + count + 1)
+                    elif action == "invalid":
+                        rows += [None] * (count - 1)
+                    newest += count
+                    committed = committed if action == "lost" else newest
+                if store.log_name:
+                    logs[store.log_name] = newest, committed
+        with store.opened():
+            newest = committed if not store.log_name else newest
+            logs[store.log_name] = newest, committed
+            held = set(filter(None, rows[-limit:] if limit else rows))
+            for name, (last, known) in logs.items():
+                for number in range(last + 1):
+                    begin = number if name == store.log_name else min(number, known)
+                    wanted = all(later in held for later in range(begin + 1, newest + 1))
+                    page = store.resume(PAIR, Position(name, number), newest, 2)
+                    assert (page is not None) == wanted
+                    if page is None:
+                        continue
+                    got = page.ticks
+                    while page.until < newest:
+                        until, page = page.until, store.read_log(PAIR, page.until, newest, 2)
+                        assert page is not None
+                        assert page.until > until
+                        got += page.ticks
+                    expected = [(n, sent[n][1]) for n in range(begin + 1, newest + 1) if sent[n][0] == PAIR]
+                    assert [(n, json.loads(text)["price"]) for n, text in got] == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from finx_streamer.streaming.log_position import LogPosition
 from tests.support.effort import examples
 from tests.support.market import OTHER, PAIR, Market, outage, send
 from tests.support.peers import Caller, Peer, Script, Seen, close_frame, frame, refuse
+from tests.support.raw_client import TIMEOUT
 
 Wire = Literal["url", "subscribe"]
 
@@ -452,6 +454,121 @@ def test_any_sequence_of_losses(losses: list[tuple[int, int, bool]], rng: Any) -
     assert got(seen)[-1] == (str(newest + 1), False)
     assert all(gap.filled for gap in seen.gaps)
     assert sum(gap.ticks for gap in seen.gaps) == sum(is_missed for _, is_missed in got(seen))
+
+
+# Peers on the second wire.
+
+
+def flat(price: object, number: int, pair: str = PAIR) -> bytes:
+    """The frame of a tick in the flat form, with its ID."""
+    content = {"pair": pair, "unixDate": 1656775855, "UTCDate": "2022-07-02T15:30:55.817Z", "exchange": "BINANCE"}
+    return frame(json.dumps(content | {"price": str(price), "id": number}, separators=(",", ":")))
+
+
+def confirmation(number: int, pair: str = PAIR, **members: str) -> bytes:
+    return frame(json.dumps({"subscribed": pair, "log": f"a:{number}", **members}))
+
+
+def requested(caller: Caller, pair: str = PAIR) -> dict[str, Any]:
+    """Read the client's messages up to a request that names a pair."""
+    while True:
+        content: dict[str, Any] = json.loads(caller.read_frame()[1] or b"{}")
+        if content.get("pair") == pair:
+            return content
+
+
+def test_a_notice_does_not_move_the_position(seen: Seen) -> None:
+    """It has no ID, and the last tick that was read in the same way may be an old one."""
+    positions: list[str] = []
+
+    def first(caller: Caller) -> None:
+        caller.welcome()
+        positions.append(requested(caller)["resume"])
+        caller.send(confirmation(0), *(flat(number, number) for number in range(1, 201)))
+        caller.send(frame(json.dumps({"pair": PAIR, "notice": "KRAKEN is away"})))
+        seen.wait_for(lambda: seen.notices)
+        caller.leave()
+
+    def second(caller: Caller) -> None:
+        caller.welcome()
+        positions.append(requested(caller)["resume"])
+        caller.send(confirmation(200))
+        caller.wait_until_left()
+
+    with (
+        Peer(first, second) as peer,
+        seen.listener(Endpoint(peer.url, wire="subscribe"), backfill=True, parse_price=str),
+    ):
+        seen.wait_for(lambda: seen.gaps)
+    assert positions == ["ask", "a:200"]
+
+
+def test_history_that_fails_before_the_answer(seen: Seen) -> None:
+    """The answer is one to what was asked: the log begins there, and what was missed before is a gap of its own."""
+    positions: list[str] = []
+
+    def answer(*frames: bytes, failed: bool = False) -> Script:
+        def script(caller: Caller) -> None:
+            caller.welcome()
+            positions.append(requested(caller)["resume"])
+            if failed:
+                seen.wait_for(lambda: seen.of_type(GapNotFilled))
+            caller.send(*frames)
+            if failed:
+                caller.wait_until_left()
+            caller.leave()
+
+        return script
+
+    with (
+        Peer(
+            answer(confirmation(0), flat(1, 1)),
+            answer(confirmation(5, resume="no")),
+            answer(confirmation(9), flat(10, 10), failed=True),
+            refuse("403 Forbidden"),
+        ) as peer,
+        seen.listener(Endpoint(peer.url, wire="subscribe"), backfill=True, parse_price=str),
+    ):
+        seen.wait_for(lambda: ("10", False) in got(seen))
+    assert positions == ["ask", "a:1", "ask"]
+    assert [gap.filled for gap in seen.gaps] == [False, False]
+
+
+def test_a_stream_added_again_does_not_get_what_is_in_transit(seen: Seen) -> None:
+    """It starts once the server has ended the old subscription. Otherwise, what is published in between is lost."""
+    added = threading.Event()
+    positions: list[str] = []
+
+    def first(caller: Caller) -> None:
+        caller.welcome()
+        positions.append(requested(caller)["resume"])
+        caller.send(confirmation(0), flat(1, 1))
+        assert requested(caller)["functionName"] == "unsubscribe"
+        assert added.wait(TIMEOUT)
+        caller.send(flat(2, 2), frame(json.dumps({"unsubscribed": PAIR})))
+        positions.append(requested(caller)["resume"])
+        caller.send(confirmation(3), flat(4, 4))
+        seen.wait_ticks(2)
+        caller.leave()
+
+    def second(caller: Caller) -> None:
+        caller.welcome()
+        positions.append(requested(caller)["resume"])
+        caller.send(confirmation(4))
+        caller.wait_until_left()
+
+    with (
+        Peer(first, second) as peer,
+        seen.listener(Endpoint(peer.url, wire="subscribe"), PAIR, OTHER, backfill=True, parse_price=str) as listener,
+    ):
+        seen.wait_ticks(1)
+        listener.remove(PAIR)
+        listener.add(PAIR)
+        added.set()
+        seen.wait_for(lambda: seen.gaps)
+    assert positions == ["ask", "ask", "a:4"]
+    assert got(seen) == [("1", False), ("4", False)]
+    assert [(gap.filled, gap.ticks) for gap in seen.gaps] == [(True, 0)]
 
 
 # Values.
