@@ -9,6 +9,7 @@ missing or came twice, or if memory grew.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import subprocess
@@ -120,6 +121,33 @@ class Ledger:
         #: Ranges of trades that a server couldn't know, because it was dead, or couldn't keep.
         self._excused: dict[str, dict[tuple[str, str], list[tuple[int, int]]]] = {"down": {}, "unwritten": {}}
         self.received = 0
+        self._begin = time.monotonic()
+        #: When, in seconds, each series was where.
+        self._positions: list[tuple[float, dict[tuple[str, str], int]]] = []
+        #: The trades that are missing, since `result`.
+        self._lost: dict[tuple[str, str], list[int]] = {}
+        #: When a fault was caused.
+        self._faults: list[tuple[float, str]] = []
+
+    def note_position(self) -> None:
+        self._positions.append((time.monotonic() - self._begin, self.position()))
+
+    def note_fault(self, name: str) -> None:
+        self._faults.append((time.monotonic() - self._begin, name))
+
+    def missing(self) -> list[str]:
+        """Describe each range of missing trades, one line each: when they were made, and the faults around."""
+        lines = []
+        self.result()
+        for key, numbers in self._lost.items():
+            for _, group in itertools.groupby(enumerate(numbers), lambda item: item[1] - item[0]):
+                run = [number for _, number in group]
+                made = [at for at, where in self._positions if where[key] >= run[0]][:1] or [0.0]
+                around = [f"{name} at {at:.1f}" for at, name in self._faults if abs(at - made[0]) < 20.0]
+                lines.append(
+                    f"missing: {' '.join(key)} {run[0]}-{run[-1]}, made by {made[0]:.1f} s; {', '.join(around)}"
+                )
+        return lines
 
     def take(self, line: str) -> None:
         name, pair, price = line.split()
@@ -141,6 +169,7 @@ class Ledger:
     def result(self) -> dict[str, int]:
         """Count what became of all trades since the beginning."""
         found = Counter(made=0, missing=0, twice=0, down=0, unwritten=0)
+        self._lost = {}
         for key, counts in self._counts.items():
             ends = self._prices(*key)
             found["made"] += ends - self._begins[key]
@@ -154,7 +183,9 @@ class Ledger:
                 count = counts[number] if number < len(counts) else 0
                 found["twice"] += count > 1
                 if not count:
-                    found[excused.get(number, "missing")] += 1
+                    found[why := excused.get(number, "missing")] += 1
+                    if why == "missing":
+                        self._lost.setdefault(key, []).append(number)
         return dict(found)
 
     def _prices(self, name: str, pair: str) -> int:
@@ -253,6 +284,7 @@ class Soak:
         name = self._rng.choices(list(_FAULTS), list(_FAULTS.values()))[0]
         self.faults[name] += 1
         exchange, pair = self._rng.choice(list(self.exchanges)), self._rng.choice(PAIRS)
+        self.ledger.note_fault(f"{name} ({exchange.name} {pair})")
         match name:
             case "drop":
                 self.exchanges.call(exchange.drop, self._rng.choice(["fin", "rst", "close"]))
@@ -343,6 +375,7 @@ def soak(minutes: float, rate: float, seed: int, every: float) -> Report:
                     run.fault()
                     due = time.monotonic() + rng.uniform(0.5, 1.5) * every
                 run.flush()
+                run.ledger.note_position()
                 server_memory.append(resident_memory(run.server.process.pid))
                 client_memory.append(resident_memory(run.client.process.pid))
                 time.sleep(0.5)
@@ -354,6 +387,7 @@ def soak(minutes: float, rate: float, seed: int, every: float) -> Report:
                     exchanges.make(exchange.name, pair)
             took = time.monotonic() - begin
             counters = run.finish()
+            print(*run.ledger.missing(), sep="\n", end="")
             return Report(
                 seed, rate, took / 60, run.ledger.result(), run.ledger.received, run.faults, run.client_says,
                 counters, server_memory, client_memory,
