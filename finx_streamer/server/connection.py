@@ -138,6 +138,14 @@ class Connection(ServerConnection):
         while self._queue and not self.paused and not self.frozen and self._is_open:
             self.transport.write(self._take_chunk())
 
+    async def drain(self) -> None:
+        """Wait until the transport has accepted the queue. While the connection is frozen, it doesn't."""
+        await super().drain()
+        # The transport may have had room for a part of it.
+        while self._queue and self._is_open and not self.frozen:
+            self.flush()
+            await super().drain()
+
     def begin_close(self, code: int, reason: str = "") -> None:
         """Send the queue and a close frame. Abort if the client doesn't answer in time. Returns at once."""
         self._observer.on_closing(self)

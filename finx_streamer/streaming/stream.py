@@ -186,7 +186,6 @@ class Stream:
         """Take note that from now on, the server sends everything. If it keeps a log, that begins at `start`."""
         self.enter(State.STREAMING)
         self.log = "" if start is None else start.log
-        self.decoder.number = 0
         if start is None or start.refused or not self._resumes:
             self._log, self._number = (self.log, 0) if start is None else (start.log, start.number)
             self.resequencer.opened(now)
@@ -240,9 +239,15 @@ class Stream:
     # The path of a tick.
 
     def put_ticks(self, ticks: list[Tick]) -> None:
-        """Deliver, queue or hold ticks, at least one, in order. While the stream `is_resuming`, only one."""
-        if live := self.take_ticks(ticks, (self.decoder.number,)):
+        """Deliver, queue or hold ticks, at least one, in order. If there are several, they `are_alike`."""
+        if live := self.take_ticks(ticks, (self.decoder.number,) * len(ticks)):
             self._owner.delivery.put_ticks(live)
+
+    @property
+    def are_alike(self) -> bool:
+        """Whether the ticks that were just read are all live or all missed. IDs increase, so the last one's tells."""
+        number = self.decoder.number
+        return not self.resequencer.is_resuming or (number is not None and number <= self.resequencer.resume_until)
 
     def take_ticks(self, ticks: list[Tick], numbers: Sequence[int | None]) -> list[Tick]:
         """Queue or hold ticks, at least one. Return those to deliver now, in order.

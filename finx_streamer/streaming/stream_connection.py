@@ -328,10 +328,12 @@ class UrlConnection(StreamConnection):
         text = str(wire.buffer, "latin-1")
         while taken < limit:
             if websocket.before_message:
-                # Which ticks were missed, their IDs say: see `Stream.put_ticks`.
-                one_by_one = stream.resequencer.is_resuming
-                most = 1 if one_by_one else limit - taken
-                ticks, wire.at = stream.decoder.match_ticks(text, wire.at, most, wire.received_ns)
+                most = limit - taken
+                ticks, at = stream.decoder.match_ticks(text, wire.at, most, wire.received_ns)
+                while len(ticks) > 1 and not stream.are_alike:
+                    most = len(ticks) // 2
+                    ticks, at = stream.decoder.match_ticks(text, wire.at, most, wire.received_ns)
+                wire.at = at
                 if ticks:
                     taken += len(ticks)
                     counters.messages += len(ticks)
@@ -341,7 +343,7 @@ class UrlConnection(StreamConnection):
                             stream.received(stream.decoder.number)
                 if wire.at == len(text):
                     break
-                if ticks and one_by_one:
+                if len(ticks) == most:
                     continue
             # Something other than a tick of the usual form, or an incomplete frame.
             messages = websocket.messages(min(limit - taken, 1 if self._marks else MESSAGES_WITHOUT_PATTERN))

@@ -230,6 +230,19 @@ def test_the_limit_overtakes_a_client(dial: Dial) -> None:
         assert Stream(dial, server, f"{log}:{ids[-1]}").refused
 
 
+def test_a_slow_client_holds_one_page(dial: Dial) -> None:
+    """The next one is read when the client has taken the last one, however much it missed."""
+    count = 20_000
+    with served(send_buffer=4_096, queue_bytes=4_096) as server:
+        log = Stream(dial, server).name
+        server.emit(*(tick(number) for number in range(1, count + 1)))
+        peer = dial(server, f"streaming/demo/{PAIR}", lazy=True, additional_headers={"FinX-Resume": f"{log}:0"})
+        for number in range(1, count + 1):
+            assert json.loads(peer.recv(timeout=TIMEOUT))["id"] == number
+            # The rest of a page, and what the sockets and the peer's own buffers hold.
+            assert server.stats.ticks_sent - number < 5_000
+
+
 def test_a_server_without_a_store_has_no_log(dial: Dial) -> None:
     with served(store_limit=0) as server:
         stream = Stream(dial, server, "a:1")
