@@ -135,6 +135,13 @@ class Ledger:
     def note_fault(self, name: str) -> None:
         self._faults.append((time.monotonic() - self._begin, name))
 
+    def missing_by_exchange(self) -> dict[str, int]:
+        """How many trades of each exchange were missing at the last `result`."""
+        found = Counter[str]()
+        for (name, _), numbers in self._lost.items():
+            found[name] += len(numbers)
+        return dict(found)
+
     def missing(self) -> list[str]:
         """Describe each range of missing trades, one line each: when they were made, and the faults around."""
         lines = []
@@ -200,6 +207,9 @@ class Report:
     rate: float
     minutes: float
     counts: Mapping[str, int]
+    #: How many trades of each exchange are missing, and how many the server reported as lost.
+    missing: Mapping[str, int]
+    lost: Mapping[str, int]
     received: int
     faults: Mapping[str, int]
     client: Mapping[str, Any]
@@ -209,7 +219,10 @@ class Report:
     client_memory: list[float]
 
     def judge(self) -> list[str]:
-        found = [f"{self.counts[name]} trades {name}" for name in ("missing", "twice") if self.counts[name]]
+        found = [f"{count} trades twice" for count in [self.counts["twice"]] if count]
+        for name, count in self.missing.items():
+            if count > self.lost.get(name, 0):
+                found.append(f"{count} trades of {name} missing, {self.lost.get(name, 0)} of them reported")
         grown = {"server": self.server_memory, "client": self.client_memory}
         for name, samples in grown.items():
             if (growth := median_growth(samples)) > GROWTH:
@@ -225,6 +238,9 @@ class Report:
             "trades made": f"{counts['made']:,}",
             "ticks received": f"{self.received:,}",
             "trades missing": f"{counts['missing']:,}",
+            "reported as lost, because an exchange's REST interface doesn't reach back": (
+                ", ".join(f"{count:,} of {name}" for name, count in self.lost.items()) or "0"
+            ),
             "trades received twice": f"{counts['twice']:,}",
             "made while the server was down, not received": f"{counts['down']:,}",
             f"made in the {UNWRITTEN:g} s before SIGKILL, not received": f"{counts['unwritten']:,}",
@@ -248,6 +264,8 @@ class Soak:
     def __init__(self, exchanges: LoopbackExchanges, folder: Path, seed: int) -> None:
         self.exchanges, self.ledger = exchanges, Ledger(exchanges)
         self.faults = Counter[str]()
+        #: What each exchange's REST interface didn't return, in all of the server's lives.
+        self.lost = Counter[str]()
         self._rng = random.Random(seed)
         self._arguments = {
             "serve": folder / "ticks.db",
@@ -303,6 +321,7 @@ class Soak:
         """Kill the server and start it again. What was made meanwhile can't be known to it."""
         # Gaps that it is filling would be lost with it, so let it finish.
         self._wait_until_filled()
+        self._note_lost()
         before = self.ledger.position()
         time.sleep(UNWRITTEN)
         self.server.process.kill()
@@ -327,8 +346,15 @@ class Soak:
         # A jump shows with the next trade, and an outage after a moment.
         time.sleep(2.0)
         self._wait_for(
-            lambda about: all(each["connected"] and not each["lost"] for each in about["exchanges"].values())
+            lambda about: all(
+                each["connected"] and (each["unfilled"] or not each["lost"]) for each in about["exchanges"].values()
+            )
         )
+
+    def _note_lost(self) -> Mapping[str, Mapping[str, Any]]:
+        counters: Mapping[str, Mapping[str, Any]] = json.loads(self.server.ask("stats"))["exchanges"]
+        self.lost.update({name: each["lost"] for name, each in counters.items() if each["lost"]})
+        return counters
 
     def joined(self) -> dict[tuple[str, str], int]:
         return {(each.name, pair): each.joined[pair] for each in self.exchanges for pair in PAIRS}
@@ -343,10 +369,10 @@ class Soak:
     def finish(self) -> Mapping[str, Mapping[str, Any]]:
         """Wait until all trades have arrived, and end the client. Returns the exchanges' counters."""
         end = time.monotonic() + _PATIENCE
-        while self.ledger.result()["missing"] and time.monotonic() < end:
+        while self.ledger.result()["missing"] > sum(self.lost.values()) and time.monotonic() < end:
             time.sleep(1.0)
             self.flush()
-        counters = json.loads(self.server.ask("stats"))["exchanges"]
+        counters = self._note_lost()
         self.client.stdin.close()
         self._reader.join(_PATIENCE)
         return dict(counters)
@@ -389,7 +415,8 @@ def soak(minutes: float, rate: float, seed: int, every: float) -> Report:
             counters = run.finish()
             print(*run.ledger.missing(), sep="\n", end="")
             return Report(
-                seed, rate, took / 60, run.ledger.result(), run.ledger.received, run.faults, run.client_says,
+                seed, rate, took / 60, run.ledger.result(), run.ledger.missing_by_exchange(), run.lost,
+                run.ledger.received, run.faults, run.client_says,
                 counters, server_memory, client_memory,
             )  # fmt: skip
         finally:
