@@ -127,7 +127,7 @@ def test_a_gap_is_filled_through_the_proxy(seen: Seen) -> None:
     """A listener's requests for tick history take the way of its streams."""
     proxying = Proxying()
     with (
-        LocalServer(Tape([RAW_TICK], speed=None), keys={"demo"}) as server,
+        LocalServer(Tape([RAW_TICK], speed=None), keys={"demo"}, resumable=False) as server,
         Peer(proxying) as proxy,
         seen.listener(server.url, proxy=at(proxy), backfill=True),
     ):
