@@ -280,6 +280,7 @@ def doctor(
     allow_insecure: InsecureOption = False,
     wire: WireOption = WireName.URL,
     live: live_market.CheckOption = False,
+    exchanges: live_market.ExchangesOption = None,
     exchange_url: live_market.ExchangeUrlOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
 ) -> None:
@@ -294,7 +295,9 @@ def doctor(
         from .doctor import examine
 
         target, proxy = _with_wire(endpoint, None, wire), _without_password(proxy)
-        raise typer.Exit(examine(pairs, live, exchange_url, target, api_key_file, proxy, allow_insecure, as_json))
+        raise typer.Exit(
+            examine(pairs, live, exchanges, exchange_url, target, api_key_file, proxy, allow_insecure, as_json)
+        )
 
 
 @app.command()

@@ -11,13 +11,14 @@ from ..diagnosis.checkup import Doctor
 from ..diagnosis.exchanges import exchange_checks
 from ..diagnosis.report import Report
 from .key_files import api_key
-from .live_market import parse_urls
+from .live_market import parse_names, parse_urls
 from .terminal import encodable
 
 
 def examine(
     pairs: list[str] | None,
     live: bool,
+    exchanges: str | None,
     exchange_urls: list[str] | None,
     endpoint: str | Endpoint,
     api_key_file: Path | None,
@@ -27,9 +28,11 @@ def examine(
 ) -> int:
     """Run all checks, or those of the exchanges. Return the exit code: 1 if something is wrong, else 0."""
     if live:
-        return _examine_exchanges(pairs or ["BTC:USDT"], parse_urls(exchange_urls), as_json)
-    if exchange_urls or len(pairs or ()) > 1:
-        raise ConfigurationError("more than one pair, and --exchange-url, need --live; add it, or name one pair")
+        return _examine_exchanges(pairs or ["BTC:USDT"], parse_names(exchanges), parse_urls(exchange_urls), as_json)
+    if exchanges is not None or exchange_urls or len(pairs or ()) > 1:
+        raise ConfigurationError(
+            "more than one pair, --exchanges, and --exchange-url need --live; add it, or name one pair"
+        )
     pair = pairs[0] if pairs else "BTC:USDC"
     # A missing key is one of the findings.
     key = None if api_key_file is None else api_key(api_key_file)
@@ -42,11 +45,13 @@ def examine(
     return 0 if report.ok else 1
 
 
-def _examine_exchanges(pairs: list[str], base_urls: dict[str, str], as_json: bool) -> int:
+def _examine_exchanges(
+    pairs: list[str], exchanges: tuple[str, ...] | None, base_urls: dict[str, str], as_json: bool
+) -> int:
     # The lines of the report say the same.
     logging.getLogger("finx_streamer.server.exchanges").setLevel(logging.ERROR)
     checks = []
-    for check in exchange_checks(pairs, base_urls):
+    for check in exchange_checks(pairs, exchanges, base_urls):
         checks.append(check)
         if not as_json:
             _print(str(check))

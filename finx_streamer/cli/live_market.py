@@ -79,12 +79,17 @@ def choose(
     from ..server import ExchangeMarket
     from ..server.exchanges.market import EXCHANGES
 
-    names = EXCHANGES if exchanges is None else _split(exchanges)
-    return ExchangeMarket(pairs, names, _split(coins or ""), parse_urls(urls))
+    names = parse_names(exchanges)
+    return ExchangeMarket(pairs, EXCHANGES if names is None else names, _split(coins or ""), parse_urls(urls))
 
 
 def _split(names: str) -> tuple[str, ...]:
     return tuple(name.strip().upper() for name in names.split(",") if name.strip())
+
+
+def parse_names(exchanges: str | None) -> tuple[str, ...] | None:
+    """Return the exchanges that `--exchanges` names; None if it isn't given."""
+    return None if exchanges is None else _split(exchanges)
 
 
 def parse_urls(urls: list[str] | None) -> dict[str, str]:

@@ -24,6 +24,7 @@ def doctor(
     ssl_context: ssl.SSLContext | None = None,
     allow_insecure: bool = False,
     live: Iterable[str] | None = None,
+    exchanges: Iterable[str] | None = None,
     base_urls: Mapping[str, str] | None = None,
 ) -> Report:
     """Check this machine, the way to the server, and the server::
@@ -43,6 +44,7 @@ def doctor(
         ssl_context: TLS settings. None trusts the same CAs as a `StreamListener` without one.
         allow_insecure: Permit `ws://` to other machines.
         live: Check the exchanges with these pairs, and nothing else. Needs the extra `live`.
+        exchanges: With `live`, the names of the exchanges to check. None checks all.
         base_urls: Other addresses of exchanges, as `ExchangeMarket` takes them.
 
     Returns:
@@ -57,7 +59,7 @@ def doctor(
         from .exchanges import exchange_checks
         from .report import Report
 
-        return Report(tuple(exchange_checks(live, base_urls)))
+        return Report(tuple(exchange_checks(live, exchanges, base_urls)))
     from .checkup import Doctor
 
     return Doctor(pair, endpoint, api_key, proxy, ssl_context, allow_insecure).report()

@@ -218,10 +218,13 @@ class Assumptions:
             last = self._ask_tick(probe, None)
             if last is None:
                 return None, "no tick"
-            at, before = self._ask_tick(probe, last), self._ask_tick(probe, last - timedelta(milliseconds=1))
+            # A request has milliseconds, and ticks may have more digits.
+            asked = last + -timedelta(microseconds=last.microsecond) % timedelta(milliseconds=1)
+            at, before = self._ask_tick(probe, asked), self._ask_tick(probe, asked - timedelta(milliseconds=1))
         if at is None or before is None:
             return None, "there is only one tick"
-        return at == last and before < last, f"asked for {_clock(last)}: {_clock(at)}; 1 ms earlier: {_clock(before)}"
+        holds = last <= at <= asked and before < last
+        return holds, f"asked for {_clock(asked)}: {_clock(at)}; 1 ms earlier: {_clock(before)}"
 
     def _page_size(self) -> Finding:
         with self._open() as probe:
@@ -271,6 +274,8 @@ class Assumptions:
             last = None if newest is None else self._ask_tick(probe, newest - timedelta(seconds=10))
             if last is None:
                 return None, "no tick"
+            if last.microsecond % 1_000:
+                return None, f"the time of the tick is finer than a request: {last.time().isoformat()}"
             page = self._ask_page(probe, last)
         if not page:
             return None, f"no tick after {_clock(last)}"

@@ -18,17 +18,19 @@ if TYPE_CHECKING:
 _LATE = 2.0
 
 
-def exchange_checks(pairs: Iterable[str], base_urls: Mapping[str, str] | None = None) -> Iterator[Check]:
-    """Check all exchanges at the same time. Yield one check for each, as soon as it is done.
+def exchange_checks(
+    pairs: Iterable[str], exchanges: Iterable[str] | None = None, base_urls: Mapping[str, str] | None = None
+) -> Iterator[Check]:
+    """Check exchanges, by default all, at the same time. Yield one check for each, as soon as it is done.
 
     Raises:
-        ConfigurationError: A pair or an address is malformed.
+        ConfigurationError: A pair or an address is malformed, or an exchange isn't supported.
         ImportError: The extra `live` isn't installed.
     """
     # Imported late: most reports don't need the server.
     from ..server.exchanges.probe import checked, probe
 
-    names, pairs, urls = checked(pairs, base_urls)
+    names, pairs, urls = checked(pairs, exchanges, base_urls)
     running: dict[Future[Finding], str] = {}
     for name in names:
         running[start(partial(asyncio.run, probe(name, pairs, urls.get(name), LIMIT)))] = name

@@ -85,6 +85,20 @@ def test_all_is_well_with_the_demo() -> None:
     assert json.loads(report.to_json())["checks"][0]["name"] == "endpoint"
 
 
+def test_ticks_with_microseconds() -> None:
+    """Some exchanges have them, but a request has milliseconds."""
+    now = datetime.datetime.now(datetime.UTC).replace(microsecond=500_500) - datetime.timedelta(minutes=1)
+    ticks = [
+        {"pair": PAIR, "date": f"{time:%Y-%m-%d}", "time": f"{time:%H:%M:%S.%f}Z", "exchange": "X", "price": "1"}
+        for time in (now - datetime.timedelta(seconds=20), now)
+    ]
+    with LocalServer(SimulatedMarket([PAIR], limit=0), keys={"doctor-key"}) as server:
+        server.import_ticks(ticks)
+        findings = said(examine(server.url))
+    assert findings["snap: at or before (D)"] == "confirmed"
+    assert findings["page: strictly after (O)"] == "not seen"
+
+
 def test_our_own_server_says_nothing_about_finx() -> None:
     """Its answers are as we assume because we wrote it. Only another server's count."""
     with LocalServer(SimulatedMarket([PAIR]), keys={"doctor-key"}) as server:

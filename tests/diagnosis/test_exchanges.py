@@ -70,6 +70,14 @@ def test_no_trades_and_no_answers(exchanges: LoopbackExchanges, monkeypatch: pyt
     assert found["KRAKEN"][1].endswith("no trade within 1.5 s")
 
 
+def test_some_exchanges(exchanges: LoopbackExchanges) -> None:
+    """One that is blocked where you are can be left out."""
+    exchanges["BINANCE"].rest_fault = RestFault(451, times=99, trades=False)
+    report = doctor(live=PAIRS, exchanges=["OKX", "KRAKEN"], base_urls=exchanges.base_urls)
+    assert report.ok
+    assert {check.name for check in report.checks} == {"KRAKEN", "OKX"}
+
+
 def test_a_trade_that_is_late(exchanges: LoopbackExchanges, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchange_checks, "_LATE", 0.25)
     exchanges["OKX"].lag = 0.5
@@ -85,7 +93,15 @@ def test_nothing_answers() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"live": ["BTC"]}, {"live": []}, {"live": ["BTC:USDT"], "base_urls": {"OKX": "x"}}]
+    "arguments",
+    [
+        {"live": ["BTC"]},
+        {"live": []},
+        {"live": ["BTC:USDT"], "base_urls": {"OKX": "x"}},
+        {"live": ["BTC:USDT"], "exchanges": ["FTX"]},
+        {"live": ["BTC:USDT"], "exchanges": []},
+        {"live": ["BTC:USDT"], "exchanges": "OKX"},
+    ],
 )
 def test_wrong_arguments(arguments: dict[str, object]) -> None:
     with pytest.raises(ConfigurationError):
@@ -102,9 +118,14 @@ def test_the_command(exchanges: LoopbackExchanges) -> None:
     as_json = json.loads(run("doctor", "--live", "--json", *urls).stdout)
     assert as_json["ok"]
     assert len(as_json["checks"]) == 6
+    some = run("doctor", "--live", "--exchanges", "okx,kraken", *urls)
+    assert some.returncode == 0, some.stderr
+    assert {line.split()[1] for line in some.stdout.splitlines() if line.startswith("ok")} == {"KRAKEN", "OKX"}
 
 
 def test_wrong_usage_of_the_command() -> None:
     assert run("doctor", *PAIRS).returncode == 2
+    assert run("doctor", "--exchanges", "OKX").returncode == 2
+    assert run("doctor", "--live", "--exchanges", "FTX").returncode == 2
     assert run("doctor", "--exchange-url", "OKX=http://127.0.0.1:9/").returncode == 2
     assert run("doctor", "--live", "--exchange-url", "OKX").returncode == 2

@@ -53,11 +53,12 @@ class _Outlet:
 
 
 def checked(
-    pairs: Iterable[str], base_urls: Mapping[str, str] | None
+    pairs: Iterable[str], exchanges: Iterable[str] | None, base_urls: Mapping[str, str] | None
 ) -> tuple[tuple[str, ...], tuple[str, ...], Mapping[str, str]]:
-    """Return the names of all exchanges, the pairs and the base URLs. Raises as `ExchangeMarket` does."""
-    market = ExchangeMarket(pairs, base_urls=base_urls)
-    return EXCHANGES, tuple(sorted(market.pairs)), {name: url.rstrip("/") for name, url in (base_urls or {}).items()}
+    """Return the names of the exchanges, the pairs and the base URLs. Raises as `ExchangeMarket` does."""
+    market = ExchangeMarket(pairs, EXCHANGES if exchanges is None else exchanges, base_urls=base_urls)
+    urls = {name: url.rstrip("/") for name, url in (base_urls or {}).items()}
+    return tuple(market.exchange_stats), tuple(sorted(market.pairs)), urls
 
 
 async def probe(name: str, pairs: Iterable[str], base_url: str | None, limit: float) -> Finding:
