@@ -375,6 +375,20 @@ def test_ids_go_to_one_subscription_only_once(server: LocalServer, dial: Dial) -
     assert "id" not in json.loads(peer.recv(timeout=TIMEOUT))
 
 
+def test_a_log_that_could_not_be_closed_goes_on(tmp_path: Path) -> None:
+    """Nothing was lost: what failed is written again, with the IDs that clients have."""
+    store = TickStore(tmp_path / "ticks.db")
+    row = (PAIR, "2026-11-29", "00:00:00.000Z", "MINE", "1")
+    with store.opened():
+        store.write([row], logged=1)
+        log = store.log_name
+        with pytest.raises(sqlite3.Error), store._transaction() as connection:
+            connection.close()
+            connection.execute("SELECT 1")
+        store.write([row], logged=2)
+        assert store.log_name == log
+
+
 _ACTIONS = st.lists(
     st.tuples(
         st.sampled_from(["played", "imported", "lost", "invalid", "repeated", "closed", "killed"]), st.integers(1, 5)
