@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -375,18 +376,37 @@ def test_ids_go_to_one_subscription_only_once(server: LocalServer, dial: Dial) -
     assert "id" not in json.loads(peer.recv(timeout=TIMEOUT))
 
 
+_ROW = (PAIR, "2026-11-29", "00:00:00.000Z", "MINE", "1")
+
+
 def test_a_log_that_could_not_be_closed_goes_on(tmp_path: Path) -> None:
     """Nothing was lost: what failed is written again, with the IDs that clients have."""
     store = TickStore(tmp_path / "ticks.db")
-    row = (PAIR, "2026-11-29", "00:00:00.000Z", "MINE", "1")
-    with store.opened():
-        store.write([row], logged=1)
-        log = store.log_name
-        with pytest.raises(sqlite3.Error), store._transaction() as connection:
+
+    def fail() -> None:
+        with store._transaction() as connection:
             connection.close()
             connection.execute("SELECT 1")
-        store.write([row], logged=2)
+
+    with store.opened():
+        store.write([_ROW], logged=1)
+        log = store.log_name
+        with pytest.raises(sqlite3.Error):
+            fail()
+        store.write([_ROW], logged=2)
         assert store.log_name == log
+
+
+def test_what_the_log_lacks_cannot_be_read() -> None:
+    """An invalid tick may be played while a client gets what it missed."""
+    store = TickStore()
+    with store.opened():
+        store.write([_ROW], logged=1)
+        store.write([(*_ROW[:4], "not a price")], logged=2)
+        page = store.read_log(PAIR, 0, 2, 9)
+        assert page is not None
+        assert page.until == 1
+        assert store.read_log(PAIR, 1, 2, 9) is None
 
 
 _ACTIONS = st.lists(
