@@ -293,7 +293,7 @@ class TickStore:
         `newest` is the newest ID of the current log.
         """
         with self._lock:
-            number = tick_log.resume_at(self._database, position, newest)
+            number = tick_log.resume_at(self._database, position, tick_log.Position(self.log_name, newest))
             return None if number is None else self.read_log(pair, number, newest, limit)
 
     def read_log(self, pair: str, after: int, until: int, limit: int) -> tick_log.LogPage | None:

@@ -102,17 +102,18 @@ def remove_rows(connection: sqlite3.Connection, last_row: int) -> None:
     )
 
 
-def resume_at(connection: sqlite3.Connection, position: Position, newest: int) -> int | None:
+def resume_at(connection: sqlite3.Connection, position: Position, current: Position) -> int | None:
     """Return the ID after which a client needs every tick. None if the log doesn't hold them all.
 
-    `newest` is the newest ID of the current log.
+    `current` is the newest tick of the current log.
     """
-    known = connection.execute(f"SELECT newest, {_IS_CURRENT} FROM log WHERE name = ?", (position.log,)).fetchone()
-    if known is None:
-        return None
-    committed, is_current = known
-    number = position.number if is_current else min(position.number, committed)
-    return number if _oldest(connection, newest) <= number <= newest else None
+    number = position.number
+    if position.log != current.log:
+        known = connection.execute("SELECT newest FROM log WHERE name = ?", (position.log,)).fetchone()
+        if known is None:
+            return None
+        number = min(number, known[0])
+    return number if _oldest(connection, current.number) <= number <= current.number else None
 
 
 def _oldest(connection: sqlite3.Connection, newest: int) -> int:

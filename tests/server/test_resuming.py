@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -375,6 +376,55 @@ def test_ids_go_to_one_subscription_only_once(server: LocalServer, dial: Dial) -
     assert "id" not in json.loads(peer.recv(timeout=TIMEOUT))
 
 
+_ROW = (PAIR, "2026-11-29", "00:00:00.000Z", "MINE", "1")
+
+
+def test_a_log_that_could_not_be_closed_goes_on(tmp_path: Path) -> None:
+    """Nothing was lost: what failed is written again, with the IDs that clients have."""
+    store = TickStore(tmp_path / "ticks.db")
+
+    def fail() -> None:
+        with store._transaction() as connection:
+            connection.close()
+            connection.execute("SELECT 1")
+
+    with store.opened():
+        store.write([_ROW], logged=1)
+        log = store.log_name
+        with pytest.raises(sqlite3.Error):
+            fail()
+        store.write([_ROW], logged=2)
+        assert store.log_name == log
+
+
+def test_the_log_of_another_file(tmp_path: Path) -> None:
+    """Nothing is known about its rows, even if the IDs go on."""
+    path = tmp_path / "ticks.db"
+    store = TickStore(path)
+    with store.opened():
+        store.write([_ROW, _ROW], logged=1)
+        assert store.read_log(PAIR, 0, 2, 9) is not None
+        path.unlink()
+        with pytest.raises(OSError, match="deleted"):
+            store.check_file()
+        store.write([(OTHER, *_ROW[1:]), _ROW], logged=3)
+        page = store.read_log(OTHER, 2, 4, 9)
+        assert page is not None
+        assert [number for number, _ in page.ticks] == [3]
+
+
+def test_what_the_log_lacks_cannot_be_read() -> None:
+    """An invalid tick may be played while a client gets what it missed."""
+    store = TickStore()
+    with store.opened():
+        store.write([_ROW], logged=1)
+        store.write([(*_ROW[:4], "not a price")], logged=2)
+        page = store.read_log(PAIR, 0, 2, 9)
+        assert page is not None
+        assert page.until == 1
+        assert store.read_log(PAIR, 1, 2, 9) is None
+
+
 _ACTIONS = st.lists(
     st.tuples(
         st.sampled_from(["played", "imported", "lost", "invalid", "repeated", "closed", "killed"]), st.integers(1, 5)
@@ -446,5 +496,11 @@ def test_the_log_is_exact(actions: list[tuple[str, int]], limit: int | None, dat
                         assert page is not None
                         assert page.until > until
                         got += page.ticks
+                    # Only up to an ID, although more was read before.
+                    until = data.draw(st.integers(begin, newest))
+                    page = store.read_log(PAIR, begin, until, 9)
+                    assert page is not None
+                    assert page.ticks == [each for each in got if each[0] <= page.until][:9]
+                    assert page.until <= until
                     expected = [(n, sent[n][1]) for n in range(begin + 1, newest + 1) if sent[n][0] == PAIR]
                     assert [(n, json.loads(text)["price"]) for n, text in got] == expected

@@ -477,7 +477,8 @@ def requested(caller: Caller, pair: str = PAIR) -> dict[str, Any]:
             return content
 
 
-def test_a_notice_does_not_move_the_position(seen: Seen) -> None:
+@pytest.mark.parametrize("exchanges", [None, ["BINANCE"]])
+def test_a_notice_does_not_move_the_position(seen: Seen, exchanges: list[str] | None) -> None:
     """It has no ID, and the last tick that was read in the same way may be an old one."""
     positions: list[str] = []
 
@@ -497,7 +498,7 @@ def test_a_notice_does_not_move_the_position(seen: Seen) -> None:
 
     with (
         Peer(first, second) as peer,
-        seen.listener(Endpoint(peer.url, wire="subscribe"), backfill=True, parse_price=str),
+        seen.listener(Endpoint(peer.url, wire="subscribe"), backfill=True, parse_price=str, exchanges=exchanges),
     ):
         seen.wait_for(lambda: seen.gaps)
     assert positions == ["ask", "a:200"]
@@ -542,32 +543,32 @@ def test_a_stream_added_again_does_not_get_what_is_in_transit(seen: Seen) -> Non
     def first(caller: Caller) -> None:
         caller.welcome()
         positions.append(requested(caller)["resume"])
-        caller.send(confirmation(0), flat(1, 1))
+        caller.send(confirmation(0), flat(1, 1), flat(2, 2))
         assert requested(caller)["functionName"] == "unsubscribe"
         assert added.wait(TIMEOUT)
-        caller.send(flat(2, 2), frame(json.dumps({"unsubscribed": PAIR})))
+        caller.send(flat(3, 3), frame(json.dumps({"unsubscribed": PAIR})))
         positions.append(requested(caller)["resume"])
-        caller.send(confirmation(3), flat(4, 4))
-        seen.wait_ticks(2)
+        caller.send(confirmation(4), flat(5, 5))
+        seen.wait_ticks(3)
         caller.leave()
 
     def second(caller: Caller) -> None:
         caller.welcome()
         positions.append(requested(caller)["resume"])
-        caller.send(confirmation(4))
+        caller.send(confirmation(5))
         caller.wait_until_left()
 
     with (
         Peer(first, second) as peer,
         seen.listener(Endpoint(peer.url, wire="subscribe"), PAIR, OTHER, backfill=True, parse_price=str) as listener,
     ):
-        seen.wait_ticks(1)
+        seen.wait_ticks(2)
         listener.remove(PAIR)
         listener.add(PAIR)
         added.set()
         seen.wait_for(lambda: seen.gaps)
-    assert positions == ["ask", "ask", "a:4"]
-    assert got(seen) == [("1", False), ("4", False)]
+    assert positions == ["ask", "ask", "a:5"]
+    assert got(seen) == [("1", False), ("2", False), ("5", False)]
     assert [(gap.filled, gap.ticks) for gap in seen.gaps] == [(True, 0)]
 
 
