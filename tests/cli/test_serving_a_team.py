@@ -25,7 +25,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from finx_streamer.server import LocalServer
 from tests.support.cli import COMMAND, TIMEOUT, Running, environment, run, running, wait_until
-from tests.support.tls import client_context
+from tests.support.tls import peer_context
 
 Dial = Callable[..., ClientConnection]
 
@@ -75,7 +75,7 @@ def files(tmp_path: Path, authority: trustme.CA) -> Files:
 @pytest.fixture
 def trust(authority: trustme.CA) -> ssl.SSLContext:
     """What clients trust."""
-    return client_context(authority)
+    return peer_context(authority)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from websockets.exceptions import WebSocketException
 
 from finx_streamer.server import LocalServer, Tape
 from tests.support.raw_client import open_socket
-from tests.support.tls import client_context, server_context
+from tests.support.tls import peer_context, server_context
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def authority():
 @pytest.fixture
 def contexts(authority):
     """SSL contexts of a server and a client that trust each other."""
-    return server_context(authority.issue_cert("127.0.0.1")), client_context(authority)
+    return server_context(authority.issue_cert("127.0.0.1")), peer_context(authority)
 
 
 def test_streams_over_tls(make_ticks, dial, receive, contexts):
