@@ -140,10 +140,6 @@ class TickStore:
             return
         with self._lock:
             if self._connection is not None:
-                if self._path is not None and self.log_name:
-                    # Otherwise, the log gets another name.
-                    with contextlib.suppress(sqlite3.Error):
-                        tick_log.close_log(self._connection)
                 self._connection.close()
                 self._connection = None
 

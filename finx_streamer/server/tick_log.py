@@ -14,15 +14,13 @@ from itertools import chain
 import attrs
 
 SCHEMA = (
-    # `newest` is the newest ID that was committed. `ended`: cleanly, so nothing was sent after it.
-    "CREATE TABLE IF NOT EXISTS log (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, newest INTEGER NOT NULL, "
-    "ended INTEGER NOT NULL DEFAULT 0)",
+    # `newest` is the newest ID that was committed.
+    "CREATE TABLE IF NOT EXISTS log (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, newest INTEGER NOT NULL)",
     # The ticks with the IDs from `first` on are in the rows from `row` on.
     "CREATE TABLE IF NOT EXISTS log_part (first INTEGER PRIMARY KEY, row INTEGER NOT NULL, count INTEGER NOT NULL)",
 )
-_IS_CURRENT = "number = (SELECT max(number) FROM log)"
 #: Positions in this many logs are still understood.
-_KEPT_LOGS = 100
+_KEPT_LOGS = 1_000
 #: How many rows a block has, how many blocks are kept, and the most that one call reads from the database.
 _BLOCK, _KEPT_BLOCKS, _MOST_UNREAD = 4_096, 64, 16
 _POSITION = re.compile(r"([0-9A-Za-z_-]{1,64}):([0-9]{1,18})", re.ASCII)
@@ -54,32 +52,25 @@ class LogPage:
 
 
 def open_log(connection: sqlite3.Connection, current: Position) -> Position:
-    """Continue the last log if it ended cleanly, else begin one. Returns its newest tick.
+    """Continue the `current` log if it is the last one, else begin one. Returns its newest tick.
 
-    After an unclean end, ticks may have been sent but not stored. Their IDs will be assigned again, so the log gets
-    another name, unless it ends at the `current` position: only the file was closed in between.
+    If another process had the file, it may have sent ticks that it never stored. Their IDs will be assigned again, so
+    the log gets another name. The current one was written by us, and only the file was closed in between.
     """
-    number, newest = 0, 0
-    known = connection.execute("SELECT number, name, newest, ended FROM log ORDER BY number DESC LIMIT 1").fetchone()
-    if known is not None:
-        number, name, newest, ended = known
-        if ended or current == Position(name, newest):
-            connection.execute("UPDATE log SET ended = 0 WHERE number = ?", (number,))
-            return Position(name, newest)
+    known = connection.execute("SELECT number, name, newest FROM log ORDER BY number DESC LIMIT 1").fetchone()
+    number, name, newest = known or (0, "", 0)
+    # An old copy of the file may lack the newest ticks.
+    if known is not None and name == current.log and newest <= current.number:
+        return current
     opened = Position(secrets.token_hex(8), newest)
-    connection.execute("INSERT INTO log (number, name, newest) VALUES (?, ?, ?)", (number + 1, opened.log, newest))
+    connection.execute("INSERT INTO log VALUES (?, ?, ?)", (number + 1, opened.log, newest))
     connection.execute("DELETE FROM log WHERE number <= ?", (number + 1 - _KEPT_LOGS,))
     return opened
 
 
-def close_log(connection: sqlite3.Connection) -> None:
-    """Note that the current log ended cleanly."""
-    connection.execute(f"UPDATE log SET ended = 1 WHERE {_IS_CURRENT}")
-
-
 def note_newest(connection: sqlite3.Connection, newest: int) -> None:
     """Note the newest ID of the current log. Its tick may not be stored, and the oldest ones are removed."""
-    connection.execute(f"UPDATE log SET newest = ? WHERE {_IS_CURRENT}", (newest,))
+    connection.execute("UPDATE log SET newest = ? WHERE number = (SELECT max(number) FROM log)", (newest,))
 
 
 def add_part(connection: sqlite3.Connection, first: int, row: int, count: int) -> None:

@@ -254,7 +254,7 @@ def test_a_server_without_a_store_has_no_log(dial: Dial) -> None:
 
 @pytest.mark.parametrize("in_file", [False, True])
 def test_a_log_continues_after_a_clean_restart(dial: Dial, tmp_path: Path, in_file: bool) -> None:
-    """With a file, also in another server."""
+    """With a file, also in another server, under another name."""
     store = tmp_path / "ticks.db" if in_file else None
     server = served(store=store)
     with server:
@@ -263,7 +263,7 @@ def test_a_log_continues_after_a_clean_restart(dial: Dial, tmp_path: Path, in_fi
     with served(store=store) if in_file else server as again:
         again.emit(tick(3))
         stream = Stream(dial, again, f"{log}:1")
-        assert (stream.log, stream.refused) == (f"{log}:3", False)
+        assert (stream.name == log, stream.refused) == (not in_file, False)
         assert stream.read(2) == [(2, 2), (3, 3)]
 
 
@@ -329,11 +329,33 @@ def test_ids_of_lost_ticks_are_not_assigned_again(dial: Dial, tmp_path: Path) ->
         moved.rename(store)
         server.wait_until(lambda stats: stats.store_error is None)
     with served(store=store) as again:
-        assert Stream(dial, again).log == f"{log}:10"
+        assert str(Stream(dial, again).log).endswith(":10")
         assert Stream(dial, again, f"{log}:8").refused
         again.emit(tick(11))
         stream = Stream(dial, again, f"{log}:10")
         assert (stream.refused, stream.read(1)) == (False, [(11, 11)])
+
+
+def test_a_server_that_stops_while_its_store_fails(dial: Dial, tmp_path: Path) -> None:
+    """What was sent will never be stored, so another log begins."""
+    store = tmp_path / "ticks.db"
+    server = served(store=store)
+    with server:
+        log = Stream(dial, server).name
+        server.emit(tick(1))
+        server.wait_until(lambda stats: stats.ticks_stored == 1)
+        moved = store.rename(tmp_path / "moved.db")
+        store.mkdir()
+        server.wait_until(lambda stats: stats.store_error is not None)
+        server.emit(tick(2))
+    store.rmdir()
+    moved.rename(store)
+    with server:
+        server.emit(tick(3))
+        stream = Stream(dial, server, f"{log}:2")
+        assert stream.name != log
+        # Without its write-ahead log, the file has no tick.
+        assert (stream.refused, stream.read(1)) == (False, [(1, 3)])
 
 
 def test_a_looped_tape(dial: Dial) -> None:
@@ -462,10 +484,11 @@ def test_the_log_is_exact(actions: list[tuple[str, int]], limit: int | None, dat
                     if action == "invalid":
                         ticks = [(*ticks[0][:4], "not a price"), *ticks[1:]]
                     if action == "repeated":
-                        part = TapePart(str(newest), count, 0)
-                        store.write(ticks, part)
-                        rows += [None] * count
+                        part, known = TapePart(str(newest), count, 0), data.draw(st.integers(1, count))
+                        store.write(ticks[:known], part)
+                        rows += [None] * known
                         store.write(ticks, part, logged=newest + 1)
+                        rows += range(newest + known + 1, newest + count + 1)
                     elif action != "lost":
                         store.write(ticks, logged=newest + 1)
                     for number, each in enumerate(batch, newest + 1):
