@@ -261,7 +261,8 @@ class Report:
 class Soak:
     """One run."""
 
-    def __init__(self, exchanges: LoopbackExchanges, folder: Path, seed: int) -> None:
+    def __init__(self, exchanges: LoopbackExchanges, folder: Path, seed: int, kills: bool) -> None:
+        self._weights = _FAULTS if kills else {name: weight for name, weight in _FAULTS.items() if name != "kill"}
         self.exchanges, self.ledger = exchanges, Ledger(exchanges)
         self.faults = Counter[str]()
         #: What each exchange's REST interface didn't return, in all of the server's lives.
@@ -299,7 +300,7 @@ class Soak:
 
     def fault(self) -> None:
         """Cause one fault."""
-        name = self._rng.choices(list(_FAULTS), list(_FAULTS.values()))[0]
+        name = self._rng.choices(list(self._weights), list(self._weights.values()))[0]
         self.faults[name] += 1
         exchange, pair = self._rng.choice(list(self.exchanges)), self._rng.choice(PAIRS)
         self.ledger.note_fault(f"{name} ({exchange.name} {pair})")
@@ -384,12 +385,12 @@ class Soak:
         self.server.kill()
 
 
-def soak(minutes: float, rate: float, seed: int, every: float) -> Report:
+def soak(minutes: float, rate: float, seed: int, every: float, kills: bool = True) -> Report:
     """Make trades for `minutes`, with a fault about every `every` seconds, and wait for all of them."""
     with tempfile.TemporaryDirectory() as name, LoopbackExchanges(PAIRS, keep=20_000, seed=seed) as exchanges:
         # Each trade of OKX on its own, so that none can be received twice unnoticed.
         exchanges["OKX"].max_group = 1
-        run = Soak(exchanges, Path(name), seed)
+        run = Soak(exchanges, Path(name), seed, kills)
         rng, server_memory, client_memory = random.Random(seed), [], []
         begin = time.monotonic()
         ends = begin + minutes * 60
@@ -430,6 +431,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=600.0, help="trades per second in total")
     parser.add_argument("--every", type=float, default=5.0, help="mean seconds between faults")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--no-kills", action="store_true", help="one life of the server, to see its memory")
     parser.add_argument("--output", type=Path, default=Path("build/soak"), help="the folder for the report")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
@@ -441,7 +443,7 @@ def main() -> None:
     elif given.listen is not None:
         listen(given.listen)
     else:
-        report = soak(given.minutes, given.rate, given.seed, given.every)
+        report = soak(given.minutes, given.rate, given.seed, given.every, not given.no_kills)
         print(report)
         given.output.mkdir(parents=True, exist_ok=True)
         (given.output / "live_soak.md").write_text(f"{report}\n")
