@@ -223,7 +223,10 @@ class Report:
         for name, count in self.missing.items():
             if count > self.lost.get(name, 0):
                 found.append(f"{count} trades of {name} missing, {self.lost.get(name, 0)} of them reported")
-        grown = {"server": self.server_memory, "client": self.client_memory}
+        grown = {"client": self.client_memory}
+        if not self.faults.get("kill"):
+            # Each life of the server begins small.
+            grown["server"] = self.server_memory
         for name, samples in grown.items():
             if (growth := median_growth(samples)) > GROWTH:
                 found.append(f"the {name}'s memory grew by {growth:.1f} MiB")
