@@ -12,7 +12,9 @@ TITLE = "Burst, one pair"
 
 def benchmark(options: Options) -> str:
     """Run each contender for a fixed time. `drain` shows how much the server can send."""
-    names = options.chosen(who.CONTENDERS, always=(who.DRAIN, who.PLAIN))
+    # One pair, in the URL: the wire of one connection for all pairs has a benchmark of its own.
+    contenders = [name for name in who.CONTENDERS if name not in (who.THREAD_SHARED, who.INLINE_SHARED)]
+    names = options.chosen(contenders, always=(who.DRAIN, who.PLAIN))
     job = {"seconds": options.seconds}
     results = rounds({name: partial(run, name, {"mode": "burst"}, job) for name in names}, options.rounds)
     plain = median(results[who.PLAIN], rate)
