@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import secrets
 import sqlite3
+from array import array
 from collections import OrderedDict
 from itertools import chain
 
@@ -141,7 +142,7 @@ class RowFinder:
 
     def __init__(self) -> None:
         #: By the block's number: the rows of each pair, and the last row that was read.
-        self._blocks: OrderedDict[int, tuple[dict[int, list[int]], int]] = OrderedDict()
+        self._blocks: OrderedDict[int, tuple[dict[int, array[int]], int]] = OrderedDict()
 
     def clear(self) -> None:
         """Forget everything, because the database is another one."""
@@ -156,7 +157,7 @@ class RowFinder:
         rows = chain.from_iterable(block.get(pair, ()) for block in blocks)
         return [row for row in rows if begin <= row <= end], end
 
-    def _read(self, connection: sqlite3.Connection, number: int, end: int) -> dict[int, list[int]]:
+    def _read(self, connection: sqlite3.Connection, number: int, end: int) -> dict[int, array[int]]:
         block, read = self._blocks.get(number, ({}, number * _BLOCK - 1))
         end = min(end, (number + 1) * _BLOCK - 1)
         if read < end:
@@ -168,7 +169,7 @@ class RowFinder:
                 (read + 1, end),
             ).fetchone()
             for row, each in enumerate(map(int, pairs.split(",")), first):
-                block.setdefault(each, []).append(row)
+                block.setdefault(each, array("q")).append(row)
             self._blocks[number] = block, end
             if len(self._blocks) > _KEPT_BLOCKS:
                 self._blocks.popitem(last=False)
