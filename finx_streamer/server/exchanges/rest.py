@@ -96,8 +96,8 @@ class Rest:
             )
         except ImportError:
             raise RestFailed('REST: a SOCKS proxy needs another package: pip install "httpx[socks]"') from None
-        except ValueError:
-            # Its text has the proxy's URL, and perhaps a password.
+        except (ValueError, httpx.InvalidURL):
+            # The text quotes the proxy's URL, and perhaps a password.
             raise RestFailed("REST: the proxy of the environment can't be used") from None
         return await self._stack.enter_async_context(client)
 
