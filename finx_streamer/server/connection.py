@@ -19,8 +19,8 @@ from .protocol import Route, encode_frame
 from .resuming import Start
 from .settings import Settings
 
-#: The close code for a client that is too slow: try again later.
-TOO_SLOW = 1013
+#: The close code for a client that has to connect again.
+TRY_AGAIN = 1013
 #: The most bytes per write, and the transport's high-water mark.
 CHUNK = 65_536
 
@@ -331,4 +331,4 @@ class Connection(ServerConnection):
         if self._is_open:
             self._clear_queue()
             self._observer.on_too_slow(self)
-            self.begin_close(TOO_SLOW, "client too slow")
+            self.begin_close(TRY_AGAIN, "client too slow")

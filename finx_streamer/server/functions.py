@@ -18,7 +18,7 @@ import attrs
 from ..config.symbols import Pair, suggest_pair
 from ..errors import ConfigurationError
 from .contracts import parse_instrument
-from .protocol import KEEP_ALIVE, reveals_key
+from .protocol import KEEP_ALIVE, reveals_key, to_json
 from .store import TickStore
 from .ticks import ExactTime, day_start, exact_time
 
@@ -35,7 +35,6 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
 _QUOTABLE = re.compile(r"[A-Za-z0-9:_.$\-]{1,40}")
 _POINT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d[05]", re.ASCII)
 _TIME = re.compile(r"\d\d:\d\d(?::\d\d(?:\.\d+)?)?Z?", re.ASCII)
-_to_json = json.JSONEncoder(separators=(",", ":")).encode
 #: Separate from the global generator, which the user may have seeded.
 _rng = random.Random()
 
@@ -195,7 +194,7 @@ def _reference_data(call: Call, source_pairs: frozenset[str], contracts: frozens
             "firstTick": None if first is None else json.loads(first),
             "lastTick": None if last is None else json.loads(last),
         }
-        return _to_json(facts)
+        return to_json(facts)
 
     return query
 
@@ -235,7 +234,7 @@ def _unsubscribe(call: Call, source_pairs: frozenset[str], contracts: frozenset[
 
 
 def _list_contracts(call: Call, source_pairs: frozenset[str], contracts: frozenset[str]) -> str:
-    return _to_json(sorted(contracts))
+    return to_json(sorted(contracts))
 
 
 def _five_minute_matrix(call: Call, source_pairs: frozenset[str], contracts: frozenset[str]) -> Query:

@@ -19,8 +19,8 @@ from .protocol import (
     encode_contract_enveloped,
     encode_flat,
     encode_frame,
-    encode_notice,
     tick_encoder,
+    to_json,
     with_id,
 )
 from .recorder import Recorder
@@ -142,7 +142,7 @@ class Hub:
 
     def notify_subscribers(self, symbol: str, notice: Mapping[str, Any]) -> None:
         """Queue a notice for all subscribers of a symbol. Call `flush()` afterwards."""
-        data = encode_frame(encode_notice(notice))
+        data = encode_frame(to_json(notice))
         for audience in self._audiences.get(symbol, ()):
             self._queue(data, audience, can_wait=False)
         for gate in self._gates.get(symbol, ()):

@@ -11,7 +11,7 @@ import json
 import struct
 from collections.abc import Callable, Collection, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 import attrs
@@ -32,7 +32,8 @@ KEEP_ALIVE = '{"keepAlive":true}'
 
 Form = Literal["enveloped", "flat"]
 
-_compact = json.JSONEncoder(separators=(",", ":")).encode
+#: Encodes a message, or a part of one, without spaces.
+to_json = json.JSONEncoder(separators=(",", ":")).encode
 _FINAL_TEXT, _FINAL_BINARY = 0x81, 0x82
 
 
@@ -191,22 +192,22 @@ def tick_encoder(form: Form) -> Callable[[Tick], str]:
 
 def encode_contract(ticker: ContractTicker) -> str:
     """Encode a contract's ticker for the second wire. Source: D."""
-    return _compact(ticker.values)
+    return to_json(ticker.values)
 
 
 def encode_contract_enveloped(ticker: ContractTicker) -> str:
     """Encode a contract's ticker for a stream of Greeks. Source: O, in the envelope of ticks (S)."""
-    return _compact({"results": "streaming", "resultData": {**ticker.values, "exchange": OPTIONS_EXCHANGE}})
+    return to_json({"results": "streaming", "resultData": {**ticker.values, "exchange": OPTIONS_EXCHANGE}})
 
 
 def encode_enveloped(tick: Tick) -> str:
     """Encode a tick with its envelope. Source: S."""
-    return _compact({"results": "streaming", "resultData": tick})
+    return to_json({"results": "streaming", "resultData": tick})
 
 
 def encode_flat(tick: Tick) -> str:
     """Encode a tick in the vendor's later form: without an envelope, `unixDate` in whole seconds. Source: D."""
-    return _compact(
+    return to_json(
         {
             "pair": tick["pair"],
             "unixDate": exact_time(tick["date"], tick["time"])[0],
@@ -220,11 +221,6 @@ def encode_flat(tick: Tick) -> str:
 def with_id(message: str, number: int) -> str:
     """Add a tick's ID in the log to its message, in either form. Source: O."""
     return f'{message[:-1]},"id":{number}}}'
-
-
-def encode_notice(notice: Mapping[str, Any]) -> str:
-    """Encode a message that isn't a tick. Source: O."""
-    return _compact(notice)
 
 
 def encode_frame(message: str | bytes) -> bytes:
@@ -241,7 +237,7 @@ def encode_frame(message: str | bytes) -> bytes:
 
 def error_message(text: str, subject: Mapping[str, str] | None = None) -> str:
     """A message that reports an error to the client. `subject` names the subscription that it is about. Source: O."""
-    return _compact({"error": text, **(subject or {})})
+    return to_json({"error": text, **(subject or {})})
 
 
 def _parse_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

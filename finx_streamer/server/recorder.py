@@ -259,7 +259,7 @@ class Recorder:
         if running:
             return batch.done.result()
         try:
-            return self.store.write(batch.rows, batch.part, batch.tickers, batch.logged)
+            return self._store(batch)
         except (sqlite3.Error, OSError) as error:
             raise self._failure(error) from None
 
@@ -316,7 +316,7 @@ class Recorder:
         self.store.check_writable()
         while self._kept:
             batch = self._kept[0]
-            self.store.write(batch.rows, batch.part, batch.tickers, batch.logged)
+            self._store(batch)
             self._kept.popleft()
             self._kept_count -= batch.size
         if self._lost:
@@ -349,7 +349,7 @@ class Recorder:
         count = 0
         if self.error is None:
             try:
-                count = self.store.write(batch.rows, batch.part, batch.tickers, batch.logged)
+                count = self._store(batch)
             except Exception as error:
                 self._fail(error)
         if batch.done is None:
@@ -360,6 +360,9 @@ class Recorder:
             batch.done.set_result(count)
         else:
             batch.done.set_exception(StoreFailed(self.error))
+
+    def _store(self, batch: _Batch) -> int:
+        return self.store.write(batch.rows, batch.part, batch.tickers, batch.logged)
 
     def _keep(self, batch: _Batch) -> None:
         """Keep a batch that can't be written, if there is room."""

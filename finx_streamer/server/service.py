@@ -19,7 +19,7 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
-from .connection import CHUNK, Connection
+from .connection import CHUNK, TRY_AGAIN, Connection
 from .descriptors import ExhaustionReporter
 from .faults import CallFaults, HandshakeFaults
 from .functions import SUBSCRIBING, Call, CallError, Subscription, prepare, read_call
@@ -36,9 +36,9 @@ from .protocol import (
     Wire,
     check_origin,
     check_symbol,
-    encode_notice,
     error_message,
     parse_path,
+    to_json,
 )
 from .recorder import Recorder, StoreFailed
 from .request_log import RequestLog
@@ -60,7 +60,7 @@ _wire_log.addFilter(lambda record: record.msg != "opening handshake failed")
 MESSAGE_LIMIT = 16_384
 #: The most subscriptions of a connection. Source: O.
 SUBSCRIPTION_LIMIT = 10_000
-GOING_AWAY, TRY_AGAIN = 1001, 1013
+GOING_AWAY = 1001
 #: The number of loop iterations that asyncio needs to create or close a transport.
 _TRANSPORT_ITERATIONS = 4
 
@@ -475,7 +475,7 @@ def _read_log(symbol: str, after: int, until: int, store: TickStore) -> LogPage 
 
 def _answer(client: Connection, answer: Mapping[str, str] | None) -> None:
     if answer is not None:
-        client.reply(encode_notice(answer))
+        client.reply(to_json(answer))
 
 
 def _add_headers(connection: ServerConnection, request: Request, response: Response) -> None:

@@ -477,6 +477,18 @@ def requested(caller: Caller, pair: str = PAIR) -> dict[str, Any]:
             return content
 
 
+def confirms(positions: list[str], number: int) -> Script:
+    """A script that notes where a pair is to be resumed, confirms it, and stays."""
+
+    def script(caller: Caller) -> None:
+        caller.welcome()
+        positions.append(requested(caller)["resume"])
+        caller.send(confirmation(number))
+        caller.wait_until_left()
+
+    return script
+
+
 @pytest.mark.parametrize("exchanges", [None, ["BINANCE"]])
 def test_a_notice_does_not_move_the_position(seen: Seen, exchanges: list[str] | None) -> None:
     """It has no ID, and the last tick that was read in the same way may be an old one."""
@@ -490,14 +502,8 @@ def test_a_notice_does_not_move_the_position(seen: Seen, exchanges: list[str] | 
         seen.wait_for(lambda: seen.notices)
         caller.leave()
 
-    def second(caller: Caller) -> None:
-        caller.welcome()
-        positions.append(requested(caller)["resume"])
-        caller.send(confirmation(200))
-        caller.wait_until_left()
-
     with (
-        Peer(first, second) as peer,
+        Peer(first, confirms(positions, 200)) as peer,
         seen.listener(Endpoint(peer.url, wire="subscribe"), backfill=True, parse_price=str, exchanges=exchanges),
     ):
         seen.wait_for(lambda: seen.gaps)
@@ -552,14 +558,8 @@ def test_a_stream_added_again_does_not_get_what_is_in_transit(seen: Seen) -> Non
         seen.wait_ticks(3)
         caller.leave()
 
-    def second(caller: Caller) -> None:
-        caller.welcome()
-        positions.append(requested(caller)["resume"])
-        caller.send(confirmation(5))
-        caller.wait_until_left()
-
     with (
-        Peer(first, second) as peer,
+        Peer(first, confirms(positions, 5)) as peer,
         seen.listener(Endpoint(peer.url, wire="subscribe"), PAIR, OTHER, backfill=True, parse_price=str) as listener,
     ):
         seen.wait_ticks(2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +12,7 @@ from urllib.parse import urlsplit
 
 import attrs
 
+from ..protocol import to_json as to_json
 from ..ticks import exact_time
 
 #: Raised by an adapter that gets something unexpected.
@@ -102,11 +102,6 @@ def join_pair(base: str, quote: str) -> str:
     return f"{_ASSETS.get(base, base)}:{_ASSETS.get(quote, quote)}"
 
 
-def to_json(message: object) -> str:
-    """Encode a message to an exchange."""
-    return json.dumps(message, separators=(",", ":"))
-
-
 @attrs.define(eq=False)
 class Gap:
     """A range of IDs in which trades may be missing.
@@ -169,8 +164,8 @@ class Adapter(ABC):
     def __init__(self, base_url: str | None = None) -> None:
         self.websocket_url, self.rest_url = self.websocket, self.rest
         if base_url is not None:
-            self.rest_url = base_url
-            self.websocket_url = f"ws{base_url.removeprefix('http')}{urlsplit(self.websocket).path}"
+            self.rest_url = base_url.rstrip("/")
+            self.websocket_url = f"ws{self.rest_url.removeprefix('http')}{urlsplit(self.websocket).path}"
 
     @abstractmethod
     def listing_paths(self) -> Sequence[str]:

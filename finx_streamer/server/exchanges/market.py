@@ -60,7 +60,9 @@ class ExchangeMarket:
         self._pairs = tuple(str(Pair.parse(pair)) for pair in _names("pairs", pairs))
         self._exchanges = _names("exchanges", exchanges)
         self._options = _names("options", options) if options else ()
-        self._base_urls = {name: _check_base_url(name, url) for name, url in (base_urls or {}).items()}
+        self._base_urls = dict(base_urls or {})
+        for name, url in self._base_urls.items():
+            _check_base_url(name, url)
         self._fill_seconds = plain_number(fill_seconds)
         if not isinstance(self._fill_seconds, int | float) or not 0 < self._fill_seconds < math.inf:
             raise ConfigurationError(f"fill_seconds is {fill_seconds!r}; expected a number of seconds above 0")
@@ -153,7 +155,7 @@ def _check_exchanges(argument: str, names: Iterable[str], *more: str) -> None:
             raise ConfigurationError(f"{argument} has {name!r}; expected some of {', '.join(sorted(known))}")
 
 
-def _check_base_url(name: str, url: str) -> str:
+def _check_base_url(name: str, url: str) -> None:
     try:
         parts = urlsplit(url)
         is_valid = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
@@ -163,4 +165,3 @@ def _check_base_url(name: str, url: str) -> str:
         raise ConfigurationError(
             f"base_urls has an address for {name} that can't be used; expected one such as http://127.0.0.1:9000/okx"
         )
-    return url.rstrip("/")

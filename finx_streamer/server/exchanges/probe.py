@@ -57,8 +57,7 @@ def checked(
 ) -> tuple[tuple[str, ...], tuple[str, ...], Mapping[str, str]]:
     """Return the names of the exchanges, the pairs and the base URLs. Raises as `ExchangeMarket` does."""
     market = ExchangeMarket(pairs, EXCHANGES if exchanges is None else exchanges, base_urls=base_urls)
-    urls = {name: url.rstrip("/") for name, url in (base_urls or {}).items()}
-    return tuple(market.exchange_stats), tuple(sorted(market.pairs)), urls
+    return tuple(market.exchange_stats), tuple(sorted(market.pairs)), base_urls or {}
 
 
 async def probe(name: str, pairs: Iterable[str], base_url: str | None, limit: float) -> Finding:
