@@ -204,7 +204,7 @@ JSON = st.recursive(
 
 @given(st.dictionaries(st.text().filter(lambda name: name != "time"), JSON, max_size=5))
 def test_any_text_stays_within_its_line(entry: dict[str, Any]) -> None:
-    """Whatever a value is, the line is printable ASCII and has the value."""
+    """With any value, the line is printable ASCII and contains the value."""
     line = encode_line({"time": 0.0, **entry})
     assert line.endswith(b"\n")
     assert all(32 <= byte < 127 for byte in line[:-1])

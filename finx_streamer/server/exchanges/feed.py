@@ -100,7 +100,7 @@ class Feed(ABC):
 
     @abstractmethod
     def affected(self) -> Iterable[str]:
-        """The pairs whose clients are told when the exchange goes away and comes back."""
+        """The pairs whose clients get a notice when the exchange goes away or comes back."""
 
     @abstractmethod
     def take(self, message: Any) -> bool:

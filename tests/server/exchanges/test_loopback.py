@@ -324,7 +324,7 @@ def test_an_exchange_that_is_away_stops_no_other(start: Start) -> None:
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_mixture_of_faults(quick_reconnects: None, data: st.DataObject) -> None:
-    """Whatever happens in which order, each trade arrives once. Jumps and outages are filled."""
+    """In any order of events, each trade arrives once, and jumps and outages are filled."""
     from finx_streamer.server import ExchangeMarket, LocalServer
     from tests.support.peers import Seen
 

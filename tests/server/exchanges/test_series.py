@@ -226,7 +226,7 @@ def test_the_interrupted_pair_goes_on_at_once_if_nothing_was_missed() -> None:
 
 
 def test_an_exchange_that_counts_again_from_the_start() -> None:
-    """Its new trades must not be taken for old ones for ever."""
+    """After a while, its new trades no longer count as old ones."""
     series = Series(consecutive=True)
     assert ids(series.add(trade(1_000_000), 0.0)) == [1_000_000]
     sent: list[Any] = []
