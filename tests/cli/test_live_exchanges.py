@@ -34,9 +34,10 @@ def subjects(errors: str) -> list[str]:
     return [line.removeprefix("finx-streamer: ").partition(":")[0] for line in errors.splitlines()]
 
 
-def test_demo(exchanges: LoopbackExchanges) -> None:
+@pytest.mark.parametrize("duration", ["3", pytest.param("20", marks=pytest.mark.slow)])
+def test_demo(exchanges: LoopbackExchanges, duration: str) -> None:
     """Trades of all six exchanges, with their digits."""
-    result = run("demo", "--live", PAIR, "--duration", "3", "--format", "json", *urls(exchanges.base_urls))
+    result = run("demo", "--live", PAIR, "--duration", duration, "--format", "json", *urls(exchanges.base_urls))
     assert result.returncode == 0, result.stderr
     ticks = [json.loads(line) for line in result.stdout.splitlines()]
     counts = Counter(each["exchange"] for each in ticks)
