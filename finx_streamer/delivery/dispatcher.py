@@ -78,6 +78,9 @@ class InlineDelivery:
         # None are left, unless the listener ends.
         self._discarded += entries
 
+    def put_tick(self, tick: Tick) -> None:
+        self.put_ticks([tick])
+
     def put_greeks(self, event: Event) -> None:
         self.put_event(event)
 
@@ -174,6 +177,9 @@ class ThreadDelivery:
         else:
             self._peaks.put_mixed(_new_entries(pairs, replaced) if replaced else pairs, depth)
         self._count_put(count, depth_before, depth)
+
+    def put_tick(self, tick: Tick) -> None:
+        self.put_ticks([tick])
 
     def put_greeks(self, event: Event) -> None:
         if self._runner.abandoned:

@@ -25,6 +25,9 @@ class Delivery(Protocol):
         `pairs` has the pair of each tick. None: all have that of the first.
         """
 
+    def put_tick(self, tick: Tick) -> None:
+        """Put one tick, like `put_ticks`, but faster."""
+
     def put_greeks(self, event: Event) -> None:
         """Put an event with Greeks. Unlike other events, an overflow policy may drop it."""
 
