@@ -519,7 +519,7 @@ class StreamListener:
     def abandoned_run(self) -> Run | None:
         """Return a run that still has to end, because its last loop was left. For this package's loops."""
         run = self._run
-        waits = run is not None and run.left and not run.forked and not run.delivery.runs_here()
+        waits = run is not None and run.left and not run.forked and not run.streams.loop.runs_here
         return run if waits else None
 
     # Symbols.
@@ -733,7 +733,7 @@ class StreamListener:
 
     def _check_not_in_callback(self, method: str) -> None:
         run = self._run
-        if run is not None and run.delivery.runs_here() and not run.ended.is_set():
+        if run is not None and run.streams.loop.runs_here and not run.ended.is_set():
             raise ConfigurationError(
                 f"{method} inside a callback would wait for itself; call stop() there, and do the rest outside"
             )

@@ -138,8 +138,8 @@ class Run:
             QUEUES[settings.overflow](settings.queue_size),
             self._counters,
             self._resume_reading,
+            self._stop_streams,
             self._delivery_ended,
-            f"{settings.name}-callbacks",
             settings.recent,
         )
 
@@ -214,9 +214,7 @@ class Run:
             self._starter = threading.get_ident()
             self.launched = True
             live_runs[self] = listener
-            # In this order: the delivery ends by waiting for the streams.
             self.streams.start()
-            self.delivery.start()
         except BaseException:
             # There are no more threads, or Ctrl-C came.
             self._delivery_ended(None)
@@ -228,7 +226,7 @@ class Run:
     def stop(self, timeout: float, drain: bool) -> bool:
         """End within `timeout` seconds. Return whether that succeeded."""
         self._stopping = True
-        in_callback = self.delivery.runs_here()
+        in_callback = self.streams.loop.runs_here
         self.iterations.close_own()
         if in_callback or not drain:
             self._discard()
@@ -282,7 +280,6 @@ class Run:
             return False
         # The threads have nothing left to do, unless a `parse_price` hangs.
         self.streams.join(None if deadline is None else max(_LAST_STEPS, deadline - monotonic()))
-        self.delivery.join(_LAST_STEPS)
         return not self.streams.alive
 
     async def wait_async(self, timeout: float | None) -> bool:

@@ -1,7 +1,7 @@
 """The event loop: one thread that waits for sockets, deadlines and commands from other threads.
 
 A listener and a FunctionClient each run their own loop. Everything that a loop owns (sockets, sessions, streams, calls)
-is touched on its thread only, so none of it needs a lock.
+is touched by the thread that drives it only, so none of it needs a lock. `RelievedLoop` lets two threads take turns.
 """
 
 from __future__ import annotations
@@ -109,7 +109,6 @@ class EventLoop:
         name: The thread's name.
         on_stop: Called once on the loop's thread after the last turn: release everything the loop owns.
         on_end: Called last, with the exception that crashed the loop, if one did.
-        on_turn: Called after each turn that leaves nothing to do at once, and now and then if none does.
     """
 
     def __init__(
@@ -117,16 +116,21 @@ class EventLoop:
         name: str,
         on_stop: Command,
         on_end: Callable[[BaseException | None], None],
-        on_turn: Command = lambda: None,
     ) -> None:
-        #: `monotonic()` of the last read or look at the deadlines: near enough to now for a timeout or a rate.
+        #: `monotonic()` before the last turn's events, and after them: near enough to now for a timeout or a rate.
         self.now = monotonic()
+        #: Set when callbacks are due that only `_run_calls` may run.
+        self.calls_wait = False
         #: Set when the last read filled its buffer: there is more to read at once.
         self.read_again = False
+        #: `monotonic()` at the beginning of the turn.
+        self.polled_at = self.now
         #: How many turns in a row have left something to do at once.
         self._busy_turns = 0
         self.poller = new_poller()
-        self._on_stop, self._on_end, self._on_turn = on_stop, on_end, on_turn
+        self._on_stop, self._on_end = on_stop, on_end
+        #: Called after each turn that leaves nothing to do at once, and now and then if none does.
+        self._on_turn: Command | None = None
         self._owners: dict[int, SocketOwner] = {}
         self._deadlines: list[tuple[float, int, Timed]] = []
         self._order = itertools.count()
@@ -245,7 +249,7 @@ class EventLoop:
             with self._start_lock:
                 if self._thread.ident is None:
                     try:
-                        self._thread.start()
+                        self._start_threads()
                     except BaseException:
                         self._close()
                         raise
@@ -254,6 +258,9 @@ class EventLoop:
         # In any case: `start` waits for it.
         outcome.put(error)
 
+    def _start_threads(self) -> None:
+        self._thread.start()
+
     def _main(self) -> None:
         crash: BaseException | None = None
         try:
@@ -261,21 +268,31 @@ class EventLoop:
                 self._turn()
         except BaseException as error:
             crash = error
+        self._finish(crash)
+
+    def _finish(self, crash: BaseException | None) -> None:
         try:
             self._close()
         finally:
             self._on_end(crash)
 
-    def _turn(self) -> None:
+    def _run_calls(self) -> bool:
+        """Run callbacks that are due. Return False if another thread drives the loop since then."""
+        raise NotImplementedError
+
+    def _turn(self) -> bool:
+        """Wait, and handle what happens. Return False if another thread drives the loop since then."""
         timeout: float | None = None
-        if self.read_again:
+        if self.read_again or self._deferred:
             timeout, self.read_again = 0.0, False
         elif self._deadlines:
             timeout = min(max(0.0, self._deadlines[0][0] - self.now), LONGEST_WAIT)
         # Read before checking deadlines: after a pause of the process, the answer to a ping may be waiting there.
-        poller, woken = self.poller, False
-        for fd, events in poller.poll(timeout):
-            owner = self._owners.get(fd)
+        poller, owners, woken = self.poller, self._owners.get, False
+        ready = poller.poll(timeout)
+        self.now = self.polled_at = monotonic()
+        for fd, events in ready:
+            owner = owners(fd)
             if owner is None:
                 # The inbox, or a socket that an earlier event of this turn has closed.
                 woken = woken or fd == self._woken_fd
@@ -284,6 +301,8 @@ class EventLoop:
                 owner.on_writable()
             if events & ~poller.WRITE:
                 owner.on_readable()
+            if self.calls_wait and not self._run_calls():
+                return False
         if woken:
             # After reading: a command may depend on what the sockets have to say.
             self._run_inbox()
@@ -295,10 +314,11 @@ class EventLoop:
             if not self._stopping:
                 self._deferred.popleft()()
         # Commands that these have deferred run after a look at everything else.
-        self.read_again = self.read_again or bool(self._deferred)
-        self._busy_turns = self._busy_turns + 1 if self.read_again else 0
-        if self._busy_turns % _MOST_BUSY_TURNS == 0:
-            self._on_turn()
+        if self._on_turn is not None:
+            self._busy_turns = self._busy_turns + 1 if self.read_again or self._deferred else 0
+            if self._busy_turns % _MOST_BUSY_TURNS == 0:
+                self._on_turn()
+        return not self.calls_wait or self._run_calls()
 
     def _run_inbox(self) -> None:
         with contextlib.suppress(BlockingIOError):

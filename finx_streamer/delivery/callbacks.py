@@ -177,6 +177,24 @@ class CallbackRunner:
         """Begin no further call."""
         self.abandoned = self.interrupted = True
 
+    def run_tick(self, tick: Tick) -> None:
+        """Call the callbacks for one tick."""
+        if self.abandoned:
+            self.unhandled.append(tick)
+            return
+        pair = tick["pair"]
+        called = self._callbacks.for_ticks.value[pair]
+        if len(called) != 1:
+            self._call_each(called, pair, tick)
+            return
+        only = called[0]
+        try:
+            result = only(tick)
+            if result is not None and type(result) is CoroutineType:
+                self._refuse_coroutine(only, result)
+        except Exception as cause:
+            self._failed(only, tick, cause, pair)
+
     def run_ticks(self, entries: Iterable[Tick | Event]) -> Event | None:
         """Call the callbacks for each tick, in order. Return the first event; None at the end or when interrupted."""
         for_ticks = self._callbacks.for_ticks

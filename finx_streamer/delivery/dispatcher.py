@@ -1,4 +1,4 @@
-"""Delivery from the network thread to the user's callbacks: through a bounded queue and a thread, or inline.
+"""Delivery from the thread that reads to the user's callbacks: through a bounded queue, or inline.
 
 Both classes implement `streaming.interfaces.Delivery`.
 """
@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import math
-import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from itertools import repeat, starmap
+from itertools import chain, repeat, starmap
 
 from ..clock import monotonic
+from ..connection.loop import EventLoop
+from ..connection.relief import RelievedLoop
 from ..errors import SlowConsumer, TicksDropped
 from ..streaming.counters import Counters
-from ..values import NO_BOUND, Event, Tick
+from ..values import NEVER, NO_BOUND, Event, Tick
 from .callbacks import CallbackRunner
 from .iteration import Iterations
 from .queue_peaks import QueuePeaks
 from .queues import BlockQueue, Entry, TickQueue
 from .recent import Recent
-from .wakeup import Wakeup
 
 #: Fill levels of the queue: nearly full above HIGH, recovered below LOW. Reading resumes at RESUME.
 HIGH, LOW, RESUME = 0.8, 0.25, 0.5
@@ -55,7 +55,6 @@ class InlineDelivery:
         self._crash: BaseException | None = None
         self._recent = recent
         self._on_end = on_end
-        self._thread: int | None = None
         #: Always empty.
         self.queue = BlockQueue(0)
         #: Ticks that arrived after the last callback.
@@ -63,11 +62,18 @@ class InlineDelivery:
         self.room = iterations.room
         self.want_room = iterations.want_room
 
-    def start(self) -> None:
-        """Do nothing: there is no callback thread."""
+    def new_loop(self, name: str, on_stop: Callable[[], None], on_end: OnEnd) -> EventLoop:
+        return EventLoop(f"{name}-network", on_stop, on_end)
+
+    def put_tick(self, tick: Tick) -> None:
+        if self._recent is not None:
+            self._recent.append(tick)
+        try:
+            self._runner.run_tick(tick)
+        except BaseException as error:
+            self._end_by(error)
 
     def put_ticks(self, ticks: list[Tick], pairs: list[str] | None = None) -> None:
-        self._thread = threading.get_ident()
         if self._recent is not None:
             self._recent.extend(ticks)
         entries = iter(ticks)
@@ -78,14 +84,10 @@ class InlineDelivery:
         # None are left, unless the listener ends.
         self._discarded += entries
 
-    def put_tick(self, tick: Tick) -> None:
-        self.put_ticks([tick])
-
     def put_greeks(self, event: Event) -> None:
         self.put_event(event)
 
     def put_event(self, event: Event) -> None:
-        self._thread = threading.get_ident()
         try:
             self._runner.run_event(event)
         except BaseException as error:
@@ -110,18 +112,12 @@ class InlineDelivery:
         self._runner.abandon()
         self._on_crash()
 
-    def join(self, timeout: float) -> None:
-        """Do nothing: there is no callback thread."""
-
-    def flush(self) -> None:
-        """Do nothing: callbacks have already run."""
-
-    def runs_here(self) -> bool:
-        return threading.get_ident() == self._thread
-
 
 class ThreadDelivery:
-    """Runs callbacks on a thread of their own, which sleeps while the queue is empty."""
+    """Runs callbacks on the thread that reads, or from a queue while the relief reads. See `RelievedLoop`.
+
+    The thread that drives the loop puts, and the callback thread runs. Without the relief they are the same.
+    """
 
     def __init__(
         self,
@@ -129,23 +125,24 @@ class ThreadDelivery:
         queue: TickQueue,
         counters: Mapping[str, Counters],
         on_room: Callable[[], None],
+        on_crash: Callable[[], None],
         on_end: OnEnd,
-        name: str,
         recent: Recent | None = None,
     ) -> None:
         #: The highest depth of the queue so far.
         self.peak = 0
-        self.room = queue.room
-        self._runner = runner
+        #: For the loop: see `Timed`.
+        self.scheduled = NEVER
         self.queue = queue
+        self._runner = runner
         self._counters = counters
-        self._on_room = on_room
-        self._on_end = on_end
+        self._on_room, self._on_crash, self._on_end = on_room, on_crash, on_end
         self._recent = recent
-        self._wakeup = Wakeup()
-        self._finished = False
+        self._crash: BaseException | None = None
+        #: A tick that is ahead of the queue.
+        self._next: Tick | None = None
         self._peaks = QueuePeaks(counters)
-        #: How many entries were put since the last wake-up.
+        #: How many entries were put since the last wake-up, while the relief drives.
         self._pending = 0
         self._room_wanted = False
         self._drops = _DropReports()
@@ -153,16 +150,33 @@ class ThreadDelivery:
         self._slow_at: float | None = None
         #: Events that overtake the queue.
         self._urgent: deque[Event] = deque()
-        self._thread = threading.Thread(target=self._main, name=name, daemon=True)
 
-    # Called by the network thread, or by any thread where stated.
+    def new_loop(self, name: str, on_stop: Callable[[], None], on_end: OnEnd) -> RelievedLoop:
+        self._loop = RelievedLoop(name, on_stop, on_end, self)
+        return self._loop
 
-    def start(self) -> None:
-        self._thread.start()
+    # On the thread that drives the loop, or on any thread where stated.
+
+    def room(self) -> int:
+        # A callback that is fast enough must not cause drops, so what doesn't fit waits for it unread.
+        return self.queue.room() if self._loop.relieved else self.queue.space()
 
     def want_room(self) -> None:
         self._room_wanted = True
         self._interrupt()
+
+    def taken_over(self) -> None:
+        if self._room_wanted:
+            self._on_room()  # a queue that drops ticks has room again
+
+    def put_tick(self, tick: Tick) -> None:
+        if self._loop.relieved or self._next is not None or self.queue.depth():
+            self.put_ticks([tick])
+            return
+        if self._recent is not None:
+            self._recent.append(tick)
+        self._next = tick
+        self._loop.calls_wait = True
 
     def put_ticks(self, ticks: list[Tick], pairs: list[str] | None = None) -> None:
         if self._recent is not None:
@@ -178,9 +192,6 @@ class ThreadDelivery:
             self._peaks.put_mixed(_new_entries(pairs, replaced) if replaced else pairs, depth)
         self._count_put(count, depth_before, depth)
 
-    def put_tick(self, tick: Tick) -> None:
-        self.put_ticks([tick])
-
     def put_greeks(self, event: Event) -> None:
         if self._runner.abandoned:
             return
@@ -190,6 +201,12 @@ class ThreadDelivery:
         self._peaks.put_one(symbol, 1 - replaced.get(symbol, 0), depth)
         self._count_put(1, depth_before, depth)
 
+    def put_event(self, event: Event) -> None:
+        if not self._runner.abandoned:
+            self.queue.put_event(event)
+            self._peaks.put_one("", 1, self.queue.depth())
+            self._have_run(1)
+
     def _count_dropped(self, dropped: dict[str, int]) -> Mapping[str, int]:
         """Count what was dropped, and have it reported. Return how many entries took the place of older ones."""
         if not dropped:
@@ -198,52 +215,41 @@ class ThreadDelivery:
             if counters := self._counters.get(name):
                 counters.dropped += count
         self._drops.add(dropped)
-        self._interrupt()
+        self.wake(monotonic())
+        self._loop.schedule(self)
         return dropped if self.queue.replaces else {}
 
     def _count_put(self, count: int, depth_before: int, depth: int) -> None:
         self.peak = max(self.peak, depth)
         if self._slow_at is not None or depth > self.queue.size * HIGH:
             self._check_slow(depth_before, depth)
+        self._have_run(count)
+
+    def _have_run(self, count: int) -> None:
+        """Have the callback thread run what was put."""
+        if not self._loop.relieved:
+            self._loop.calls_wait = True
+            return
         self._pending += count
         if self._pending >= BATCH_SIZE:
             self.flush()
 
-    def put_event(self, event: Event) -> None:
-        if not self._runner.abandoned:
-            self.queue.put_event(event)
-            self._peaks.put_one("", 1, self.queue.depth())
-            self._pending += 1
-
     def flush(self) -> None:
         if self._pending:
             self._pending = 0
-            self._wakeup.wake()
+            self._loop.wake_calls()
 
-    def finish(self) -> None:
-        """No more entries will be put. Deliver the rest, then call `on_end`."""
-        self._finished = True
-        self._wakeup.wake()
+    @property
+    def deadline(self) -> float:
+        """When the next report of dropped ticks is due."""
+        return self._drops.due_at
 
-    def abandon(self) -> None:
-        """Begin no further call. From any thread."""
-        self._runner.abandon()
-        self._wakeup.wake()
-
-    def discard(self) -> None:
-        """Count and report what no callback will get. At the end, when nothing is put any more."""
-        # Those that the overflow policy dropped are counted already, but their report may not have been due yet.
-        self._runner.discard(_drain(self.queue), dict(self._drops.take_due(monotonic(), everything=True)))
-
-    def join(self, timeout: float) -> None:
-        """Wait for the callback thread, unless it is the calling one. From any thread."""
-        if self._thread.is_alive() and not self.runs_here():
-            self._thread.join(timeout)
-
-    def _interrupt(self) -> None:
-        """Have the callback thread look beyond the queue. There is only one flag, so that a tick costs one check."""
-        self._runner.interrupted = True
-        self._wakeup.wake()
+    def wake(self, now: float) -> None:
+        """Have the reports of dropped ticks delivered that are due."""
+        reports = self._drops.take_due(now)
+        if reports:
+            self._urgent.extend(Event(TicksDropped(count, symbol=pair), pair) for pair, count in reports)
+            self._interrupt()
 
     def _check_slow(self, before: int, after: int) -> None:
         """Report a queue that stays nearly full: once, and again only after it had recovered.
@@ -263,24 +269,58 @@ class ThreadDelivery:
             self._urgent.append(Event(SlowConsumer(after, size)))
             self._interrupt()
 
-    def runs_here(self) -> bool:
-        """Whether callbacks run on the calling thread."""
-        return threading.current_thread() is self._thread
+    def _interrupt(self) -> None:
+        """Have the callback thread look beyond the queue. There is only one flag, so that a tick costs one check."""
+        self._runner.interrupted = True
+        self._loop.wake_calls()
 
-    # The callback thread.
+    def finish(self) -> None:
+        """Do nothing: the loop calls `run_last` at its end."""
 
-    def _main(self) -> None:
-        crash: BaseException | None = None
+    def abandon(self) -> None:
+        """Begin no further call. From any thread."""
+        self._runner.abandon()
+        self._loop.wake_calls()
+
+    def discard(self) -> None:
+        """Count and report what no callback will get. At the end, when nothing is put any more."""
+        waiting = chain([] if self._next is None else [self._next], _drain(self.queue))
+        # Those that the overflow policy dropped are counted already, but their report may not have been due yet.
+        reported = {
+            str(event.symbol): event.payload.count for event in self._urgent if isinstance(event.payload, TicksDropped)
+        }
+        self._runner.discard(waiting, Counter(reported) + Counter(dict(self._drops.take_due(math.inf))))
+
+    # On the callback thread.
+
+    @property
+    def abandoned(self) -> bool:
+        return self._runner.abandoned
+
+    def run(self) -> None:
         try:
-            self._deliver()
+            tick = self._next
+            if tick is not None:
+                self._next = None
+                self._runner.run_tick(tick)
+            if self.queue.depth() or self._runner.interrupted or self._room_wanted:
+                self._run_queue()
         except BaseException as error:
             # A callback raised SystemExit or KeyboardInterrupt to end everything. join() raises it again.
-            crash = error
+            if self._crash is None:
+                self._crash = error
             self._runner.abandon()
-        self._on_end(crash)
+            self._on_crash()
 
-    def _deliver(self) -> None:
-        runner, pop = self._runner, self.queue.pop
+    def run_last(self) -> None:
+        self.run()
+        if not self._runner.abandoned:
+            self.wake(math.inf)
+            self.run()
+        self._on_end(self._crash)
+
+    def _run_queue(self) -> None:
+        runner, depth, pop = self._runner, self.queue.depth, self.queue.pop
         while not runner.abandoned:
             limit = self._handle_interrupt() if runner.interrupted or self._room_wanted else NO_BOUND
             event: Event | None = None
@@ -290,23 +330,8 @@ class ThreadDelivery:
                 event = runner.run_ticks(starmap(pop, repeat((), limit)))
             if event is not None:
                 runner.run_event(event)
-            elif not self._wait_for_work():
+            elif not (depth() or runner.interrupted or self._room_wanted):
                 return
-
-    def _wait_for_work(self) -> bool:
-        """Sleep until there is something to do. Return False at the end."""
-        # Read before the depth: no entry is put after the end.
-        finished = self._finished
-        if self.queue.depth() or self._runner.interrupted or self._room_wanted:
-            return True
-        if finished:
-            self._report_drops(everything=True)
-            return False
-        # Returns at once if an entry was put since the check.
-        self._wakeup.wait(self._drops.due_in(monotonic()))
-        if self._drops:
-            self._runner.interrupted = True
-        return True
 
     def _handle_interrupt(self) -> int:
         """Handle events and reports besides the queue. Return how many ticks may run before the next call."""
@@ -314,9 +339,6 @@ class ThreadDelivery:
         self._runner.interrupted = self._runner.abandoned
         while self._urgent:
             self._runner.run_event(self._urgent.popleft())
-        self._report_drops()
-        if self._drops and self.queue.depth():
-            self._runner.interrupted = True
         if not self._room_wanted:
             return NO_BOUND
         surplus = self.queue.depth() - int(self.queue.size * RESUME)
@@ -325,10 +347,6 @@ class ThreadDelivery:
         self._room_wanted = False
         self._on_room()
         return NO_BOUND
-
-    def _report_drops(self, everything: bool = False) -> None:
-        for pair, count in self._drops.take_due(monotonic(), everything):
-            self._runner.report(TicksDropped(count, symbol=pair))
 
 
 def _new_entries(pairs: list[str], replaced: Mapping[str, int]) -> list[str]:
@@ -346,27 +364,21 @@ class _DropReports:
     """Counts the dropped ticks of each pair since its last report, and knows when the next report is due."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._counts: dict[str, int] = {}
         #: The earliest time of each pair's next report. A pair without a report yet isn't in here.
         self._due_at: dict[str, float] = {}
 
-    def __bool__(self) -> bool:
-        return bool(self._counts)
-
     def add(self, dropped: Mapping[str, int]) -> None:
-        with self._lock:
-            for pair, count in dropped.items():
-                self._counts[pair] = self._counts.get(pair, 0) + count
+        for pair, count in dropped.items():
+            self._counts[pair] = self._counts.get(pair, 0) + count
 
-    def take_due(self, now: float, everything: bool) -> list[tuple[str, int]]:
-        """Remove and return the counts whose report is due, or all of them."""
-        with self._lock:
-            due = [pair for pair in self._counts if everything or now >= self._due_at.get(pair, now)]
-            self._due_at.update(dict.fromkeys(due, now + DROP_REPORT_INTERVAL))
-            return [(pair, self._counts.pop(pair)) for pair in due]
+    def take_due(self, now: float) -> list[tuple[str, int]]:
+        """Remove and return the counts whose report is due."""
+        due = [pair for pair in self._counts if now >= self._due_at.get(pair, now)]
+        self._due_at.update(dict.fromkeys(due, now + DROP_REPORT_INTERVAL))
+        return [(pair, self._counts.pop(pair)) for pair in due]
 
-    def due_in(self, now: float) -> float | None:
-        """Return the seconds until the next report. None if there is nothing to report."""
-        with self._lock:
-            return min((max(0.0, self._due_at.get(pair, now) - now) for pair in self._counts), default=None)
+    @property
+    def due_at(self) -> float:
+        """When the next report is due; infinity if there is nothing to report."""
+        return min((self._due_at.get(pair, -NEVER) for pair in self._counts), default=NEVER)

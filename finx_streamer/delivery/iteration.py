@@ -7,9 +7,9 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
+from ..connection.wakeup import Wakeup
 from ..values import NO_BOUND, Tick
 from .shared import Shared
-from .wakeup import Wakeup
 
 
 class TickBuffer:

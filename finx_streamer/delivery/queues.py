@@ -51,6 +51,9 @@ class TickQueue(Protocol):
     def room(self) -> int:
         """Return how many ticks fit. At 0 or less, reading must stop."""
 
+    def space(self) -> int:
+        """Return how many ticks fit that replace and drop no older ones, as far as that is known before."""
+
     def depth(self) -> int:
         """Return the number of entries."""
 
@@ -81,6 +84,8 @@ class BlockQueue:
 
     def room(self) -> int:
         return self.size - len(self._entries)
+
+    space = room
 
     def depth(self) -> int:
         return len(self._entries)
@@ -132,6 +137,9 @@ class DropOldestQueue:
 
     def room(self) -> int:
         return NO_BOUND if len(self._events) < self.size else 0
+
+    def space(self) -> int:
+        return self.size - max(len(self._ticks), len(self._events))
 
     def depth(self) -> int:
         return len(self._ticks) + len(self._events)
@@ -198,6 +206,9 @@ class LatestQueue:
 
     def room(self) -> int:
         return NO_BOUND if self._events < self.size else 0
+
+    # One read may bring several ticks of a pair. Only the newest one of them is wanted.
+    space = room
 
     def depth(self) -> int:
         return len(self._entries)

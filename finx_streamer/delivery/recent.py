@@ -33,6 +33,10 @@ class Recent:
         while self._count - len(self._batches[0][1]) >= self.size:
             self._count -= len(self._batches.popleft()[1])
 
+    def append(self, tick: Tick) -> None:
+        """Add one tick."""
+        self.extend([tick])
+
     def last(self, count: int, pair: str | None = None) -> list[Tick]:
         """Return up to `count` of the last ticks, of one pair or of all, oldest first."""
         # The last `size` ticks only: how many more are stored depends on the batches.

@@ -6,12 +6,18 @@ from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Protocol
 
+from ..connection.loop import EventLoop
 from ..errors import DecodeError
 from ..values import Event, Tick
 
 
 class Delivery(Protocol):
-    """Takes ticks and events on their way to the callbacks. The network thread makes all calls."""
+    """Takes ticks and events on their way to the callbacks. The thread that drives the loop makes all calls."""
+
+    def new_loop(
+        self, name: str, on_stop: Callable[[], None], on_end: Callable[[BaseException | None], None]
+    ) -> EventLoop:
+        """Make the loop that suits the way in which callbacks run. Called once, first."""
 
     def room(self) -> int:
         """Return how many ticks may be put now. At 0 or less, stop reading."""
@@ -33,9 +39,6 @@ class Delivery(Protocol):
 
     def put_event(self, event: Event) -> None:
         """Put an event behind the ticks that were put before it."""
-
-    def flush(self) -> None:
-        """Wake the callback side if it has work. Entries may wait until then, to be handed over in one batch."""
 
 
 class History(Protocol):

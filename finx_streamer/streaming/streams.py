@@ -13,7 +13,6 @@ import attrs
 
 from ..config.symbols import Symbol
 from ..connection.handshake_pool import HandshakePool
-from ..connection.loop import EventLoop
 from ..errors import ConnectionFailed, StreamNotFound
 from .backfill import Backfiller
 from .interfaces import Delivery, History
@@ -49,7 +48,7 @@ class Streams:
     ) -> None:
         self.delivery = delivery
         self.settings = settings
-        self.loop = EventLoop(f"{settings.name}-network", self._close, self._end, delivery.flush)
+        self.loop = delivery.new_loop(settings.name, self._close, self._end)
         self.handshakes = HandshakePool(self.loop, settings.name)
         self.allowance = Allowance(settings.max_held)
         #: Connections that aren't read, because there is no room.

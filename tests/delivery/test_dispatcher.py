@@ -233,6 +233,10 @@ def test_drops_are_reported_once_per_second(seen: Seen, overflow: str) -> None:
             reported.append(time.monotonic())
         seen.on_error(error)
 
+    def slow(tick: Tick) -> None:
+        time.sleep(0.01)  # the relief takes over
+        seen.on_tick(tick)
+
     def script(caller: Caller) -> None:
         caller.welcome()
         for number in range(batches):
@@ -240,7 +244,10 @@ def test_drops_are_reported_once_per_second(seen: Seen, overflow: str) -> None:
             time.sleep(0.05)  # the pace of the market
         caller.wait_until_left()
 
-    with Peer(script) as peer, seen.listener(peer.url, on_error=record, queue_size=5, overflow=overflow):
+    with (
+        Peer(script) as peer,
+        seen.listener(peer.url, on_tick=slow, on_error=record, queue_size=5, overflow=overflow),
+    ):
         seen.wait_for(lambda: 100 * batches - 1 in seen.prices)
     drops = seen.of_type(TicksDropped)
     assert len(seen.ticks) + sum(error.count for error in drops) == 100 * batches

@@ -28,7 +28,8 @@ def test_peaks_and_drops_of_each_pair(policy: str, size: int, given_steps: list[
     """They equal those of the queue's model, whether or not a list has several pairs."""
     counters = {pair: Counters() for pair in PAIRS}
     runner = CallbackRunner(Callbacks(), counters)
-    delivery = ThreadDelivery(runner, QUEUES[policy](size), counters, lambda: None, lambda _: None, "never started")
+    delivery = ThreadDelivery(runner, QUEUES[policy](size), counters, lambda: None, lambda: None, lambda crash: None)
+    loop = delivery.new_loop("never started", lambda: None, lambda crash: None)
     model = MODELS[policy](size)
     peaks, dropped = dict.fromkeys(PAIRS, 0), dict.fromkeys(PAIRS, 0)
     for number, step in enumerate(given_steps):
@@ -49,6 +50,7 @@ def test_peaks_and_drops_of_each_pair(policy: str, size: int, given_steps: list[
             for _ in range(step):
                 taken(delivery.queue)
                 del model.entries[:1]
+    loop._close()
     assert {pair: each.queue_peak for pair, each in counters.items()} == peaks
     assert {pair: each.dropped for pair, each in counters.items()} == dropped
 

@@ -75,7 +75,7 @@ def test_reconnects_leave_nothing(seen: Seen) -> None:
     policy = ReconnectPolicy(initial=0.0)
     with Peer(cut) as peer, seen.listener(peer.url, reconnect=policy) as listener:
         seen.wait_for(lambda: 300 in seen.prices, 3 * PATIENCE)
-        assert ours() == {f"{listener.name}-callbacks", f"{listener.name}-network"}
+        assert ours() == {f"{listener.name}-callbacks", f"{listener.name}-relief"}
         # The peer's closed sockets keep their numbers, so count only connected ones.
         mine = [fd for fd in os.listdir("/proc/self/fd") if _connects_to(fd, peer.port)]
         assert len(mine) == 1

@@ -296,6 +296,6 @@ def test_all_streams_share_one_network_thread(seen: Seen) -> None:
         seen.wait_for(lambda: [s for _, s in seen.states].count(State.STREAMING) == 30)
         assert server.stats.connections == 30
         names = sorted(thread.name for thread in threading.enumerate() if thread.name.startswith("many"))
-        assert [name for name in names if "handshake" not in name] == ["many-callbacks", "many-network"]
+        assert [name for name in names if "handshake" not in name] == ["many-callbacks", "many-relief"]
         assert set(listener.stats.streams) == set(pairs)
     assert {tick["pair"] for tick in seen.ticks} == set(pairs)
