@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from finx_streamer.connection import relief
 from tests.support import effort  # noqa: F401 (registers the profiles)
 from tests.support.peers import Seen
+from tests.support.turns import TURNS
 
 #: Recorded trades, next to the checkout. They aren't part of the project, so other clones don't have them.
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -43,10 +45,20 @@ def seen() -> Seen:
     return Seen()
 
 
-@pytest.fixture(params=["thread", "inline"])
-def dispatch(request: pytest.FixtureRequest) -> str:
-    """Each of the two ways to run callbacks."""
-    return str(request.param)
+@pytest.fixture(params=["thread", "thread, always relieved", "thread, changing hands", "inline"])
+def dispatch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each of the two ways to run callbacks, and of the ways in which two threads take turns."""
+    way, _, turns = str(request.param).partition(", ")
+    if turns:
+        monkeypatch.setattr(relief, "TIMING", TURNS[turns])
+    return way
+
+
+@pytest.fixture(params=[None, *TURNS])
+def turns(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each way in which the two threads of a listener take turns."""
+    if request.param is not None:
+        monkeypatch.setattr(relief, "TIMING", TURNS[request.param])
 
 
 @pytest.fixture

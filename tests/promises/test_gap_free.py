@@ -17,11 +17,13 @@ import trustme
 
 from finx_streamer import CallTimeout, Gap, GapNotFilled
 from finx_streamer import run as run_module
+from finx_streamer.connection import relief
 from finx_streamer.server import LocalServer, Tape
 from tests.support.market import BEGIN, OTHER, PAIR, Market, begin, interrupt, outage, prices, send, tick, wait_held
 from tests.support.peers import PATIENCE, Seen
 from tests.support.storm import bursts, killings, shared_storm, storm, with_outages
 from tests.support.tls import client_context, server_context
+from tests.support.turns import TURNS
 
 
 @pytest.fixture
@@ -380,18 +382,27 @@ def test_a_lost_history_connection_is_replaced(server: LocalServer, seen: Seen) 
 # Storms.
 
 
+def take_turns(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Have the listener's threads take turns as `turns` says. Return the other settings."""
+    others = dict(settings)
+    if (turns := others.pop("turns", None)) is not None:
+        monkeypatch.setattr(relief, "TIMING", TURNS[turns])
+    return others
+
+
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize(("count", "faults"), [(2_000, 25), pytest.param(8_000, 100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("seed", "settings"),
-    [(1, {}), (2, {"dispatch": "inline"}), (3, {"queue_size": 64})],
-    ids=["thread", "inline", "small queue"],
+    [(1, {}), (2, {"dispatch": "inline"}), (3, {"queue_size": 64}), (7, {"turns": "changing hands"})],
+    ids=["thread", "inline", "small queue", "changing hands"],
 )
 @pytest.mark.parametrize("resumable", [False, True], ids=["by history", "by ID"])
 def test_nothing_is_lost_in_a_storm(
-    seed: int, settings: dict[str, Any], resumable: bool, count: int, faults: int
+    seed: int, settings: dict[str, Any], resumable: bool, count: int, faults: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With random faults and bursts of equal ticks, each tick is delivered once and in order."""
+    settings = take_turns(settings, monkeypatch)
     ticks = bursts([PAIR, OTHER], count, random.Random(seed))
     outcome = storm(ticks, 800.0, faults, seed, resumable=resumable, **settings)
     print(outcome)
@@ -427,13 +438,14 @@ def test_nothing_is_lost_when_exchanges_are_away(wire: Literal["url", "subscribe
 @pytest.mark.parametrize("confirms", [False, True], ids=["as FinX", "as our server"])
 @pytest.mark.parametrize(
     ("seed", "settings"),
-    [(1, {}), (2, {"dispatch": "inline"}), (3, {"queue_size": 64})],
-    ids=["thread", "inline", "small queue"],
+    [(1, {}), (2, {"dispatch": "inline"}), (3, {"queue_size": 64}), (7, {"turns": "changing hands"})],
+    ids=["thread", "inline", "small queue", "changing hands"],
 )
 def test_nothing_is_lost_in_a_storm_on_one_connection(
-    seed: int, settings: dict[str, Any], confirms: bool, count: int, faults: int
+    seed: int, settings: dict[str, Any], confirms: bool, count: int, faults: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On FinX's second wire, from a service that shares no code with ours."""
+    settings = take_turns(settings, monkeypatch)
     outcome = shared_storm(bursts([PAIR, OTHER], count, random.Random(seed)), faults, seed, confirms, **settings)
     print(outcome)
     assert outcome.mistakes() == []
