@@ -185,8 +185,7 @@ class Run:
 
     def stats(self) -> ListenerStats:
         """A snapshot of all counters."""
-        queue = self.delivery.queue
-        depths, connections, streams = queue.depths(), {}, {}
+        depths, connections, streams = self.delivery.depths(), {}, {}
         for name, stream in self._streams.items():
             connection = stream.connection
             if connection not in connections:
@@ -194,7 +193,7 @@ class Run:
             streams[name] = snapshot(stream.counters, connections[connection], stream.state, depths.get(name, 0))
         errors = [stream.counters.last_error for stream in self._streams.values()]
         last_error = latest([*errors, *(connection.last_error for connection in connections.values())])
-        return add_up(self.state, streams, queue.depth(), self.delivery.peak, last_error, connections.values())
+        return add_up(self.state, streams, self.delivery.depth(), self.delivery.peak, last_error, connections.values())
 
     def greeks(self) -> dict[str, Greeks]:
         """The newest Greeks of each contract."""
@@ -245,7 +244,7 @@ class Run:
             "stop(): a callback is still running after %.3g s. No further callback will be called, and %d ticks that "
             "wait are dropped",
             timeout,
-            self.delivery.queue.depth(),
+            self.delivery.depth(),
         )
         return False
 

@@ -1,4 +1,4 @@
-"""`RelievedLoop`: an event loop whose thread also runs the callbacks, and a second thread that drives it when they are slow.
+"""`RelievedLoop`: an event loop whose thread also runs callbacks, and a relief that drives it while they are slow.
 
 A tick that one thread reads and hands to a callback needs no second wake-up. But while a callback runs, that thread
 reads nothing and answers no ping. So a relief takes over the loop when callbacks take longer than a few milliseconds.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import CoroutineType
 from typing import Any
 
@@ -177,23 +177,27 @@ class CallbackRunner:
         """Begin no further call."""
         self.abandoned = self.interrupted = True
 
-    def run_tick(self, tick: Tick) -> None:
-        """Call the callbacks for one tick."""
+    def run_pair(self, ticks: Iterator[Tick], pair: str) -> None:
+        """Call the callbacks for ticks of one pair. Stops early if interrupted, or if the callbacks have changed."""
         if self.abandoned:
-            self.unhandled.append(tick)
             return
-        pair = tick["pair"]
-        called = self._callbacks.for_ticks.value[pair]
-        if len(called) != 1:
-            self._call_each(called, pair, tick)
-            return
-        only = called[0]
-        try:
-            result = only(tick)
-            if result is not None and type(result) is CoroutineType:
-                self._refuse_coroutine(only, result)
-        except Exception as cause:
-            self._failed(only, tick, cause, pair)
+        for_ticks = self._callbacks.for_ticks
+        table = for_ticks.value
+        called = table[pair]
+        # Usually there is only one callback, and a loop over it would double the cost of this method.
+        only = called[0] if len(called) == 1 else None
+        for tick in ticks:
+            if only is None:
+                self._call_each(called, pair, tick)
+            else:
+                try:
+                    result = only(tick)
+                    if result is not None and type(result) is CoroutineType:
+                        self._refuse_coroutine(only, result)
+                except Exception as cause:
+                    self._failed(only, tick, cause, pair)
+            if self.interrupted or for_ticks.value is not table:
+                return
 
     def run_ticks(self, entries: Iterable[Tick | Event]) -> Event | None:
         """Call the callbacks for each tick, in order. Return the first event; None at the end or when interrupted."""

@@ -10,6 +10,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain, repeat, starmap
+from operator import length_hint
 
 from ..clock import monotonic
 from ..connection.loop import EventLoop
@@ -20,7 +21,7 @@ from ..values import NEVER, NO_BOUND, Event, Tick
 from .callbacks import CallbackRunner
 from .iteration import Iterations
 from .queue_peaks import QueuePeaks
-from .queues import BlockQueue, Entry, TickQueue
+from .queues import Entry, TickQueue
 from .recent import Recent
 
 #: Fill levels of the queue: nearly full above HIGH, recovered below LOW. Reading resumes at RESUME.
@@ -55,8 +56,6 @@ class InlineDelivery:
         self._crash: BaseException | None = None
         self._recent = recent
         self._on_end = on_end
-        #: Always empty.
-        self.queue = BlockQueue(0)
         #: Ticks that arrived after the last callback.
         self._discarded: list[Tick | Event] = []
         self.room = iterations.room
@@ -65,24 +64,35 @@ class InlineDelivery:
     def new_loop(self, name: str, on_stop: Callable[[], None], on_end: OnEnd) -> EventLoop:
         return EventLoop(f"{name}-network", on_stop, on_end)
 
+    def depth(self) -> int:
+        return 0
+
+    def depths(self) -> Mapping[str, int]:
+        return {}
+
     def put_tick(self, tick: Tick) -> None:
         if self._recent is not None:
             self._recent.append(tick)
-        try:
-            self._runner.run_tick(tick)
-        except BaseException as error:
-            self._end_by(error)
+        self._run(iter((tick,)), tick["pair"])
 
     def put_ticks(self, ticks: list[Tick], pairs: list[str] | None = None) -> None:
         if self._recent is not None:
             self._recent.extend(ticks)
-        entries = iter(ticks)
+        self._run(iter(ticks), ticks[0]["pair"] if pairs is None else None)
+
+    def _run(self, ticks: Iterator[Tick], pair: str | None) -> None:
+        runner = self._runner
         try:
-            self._runner.run_ticks(entries)
+            if pair is None:
+                runner.run_ticks(ticks)
+            else:
+                runner.run_pair(ticks, pair)
+                while length_hint(ticks) and not runner.abandoned:
+                    runner.run_pair(ticks, pair)  # the callbacks have changed
         except BaseException as error:
             self._end_by(error)
         # None are left, unless the listener ends.
-        self._discarded += entries
+        self._discarded += ticks
 
     def put_greeks(self, event: Event) -> None:
         self.put_event(event)
@@ -139,8 +149,9 @@ class ThreadDelivery:
         self._on_room, self._on_crash, self._on_end = on_room, on_crash, on_end
         self._recent = recent
         self._crash: BaseException | None = None
-        #: A tick that is ahead of the queue.
-        self._next: Tick | None = None
+        #: Ticks of one pair that are ahead of the queue: read by the callback thread, while nothing waited.
+        self._run: Iterator[Tick] | None = None
+        self._run_pair = ""
         self._peaks = QueuePeaks(counters)
         #: How many entries were put since the last wake-up, while the relief drives.
         self._pending = 0
@@ -159,7 +170,8 @@ class ThreadDelivery:
 
     def room(self) -> int:
         # A callback that is fast enough must not cause drops, so what doesn't fit waits for it unread.
-        return self.queue.room() if self._loop.relieved else self.queue.space()
+        room = self.queue.room() if self._loop.relieved else self.queue.space()
+        return room if self._run is None else room - length_hint(self._run)
 
     def want_room(self) -> None:
         self._room_wanted = True
@@ -169,18 +181,33 @@ class ThreadDelivery:
         if self._room_wanted:
             self._on_room()  # a queue that drops ticks has room again
 
+    def depth(self) -> int:
+        """Return the number of ticks and events that wait. From any thread."""
+        run = self._run
+        return self.queue.depth() + (0 if run is None else length_hint(run))
+
+    def depths(self) -> Mapping[str, int]:
+        """Return the number of ticks and Greeks of each symbol that wait. From any thread."""
+        depths, run = Counter(self.queue.depths()), self._run
+        if run is not None:
+            depths[self._run_pair] += length_hint(run)
+        return depths
+
     def put_tick(self, tick: Tick) -> None:
-        if self._loop.relieved or self._next is not None or self.queue.depth():
+        if self._loop.relieved or self._run is not None or self.queue.depth():
             self.put_ticks([tick])
             return
         if self._recent is not None:
             self._recent.append(tick)
-        self._next = tick
+        self._run, self._run_pair = iter((tick,)), tick["pair"]
         self._loop.calls_wait = True
 
     def put_ticks(self, ticks: list[Tick], pairs: list[str] | None = None) -> None:
         if self._recent is not None:
             self._recent.extend(ticks)
+        if pairs is None and self.queue.keeps_all and not (self._loop.relieved or self._run or self.queue.depth()):
+            self._put_run(ticks)
+            return
         depth_before, pair, count = self.queue.depth(), ticks[0]["pair"], len(ticks)
         # From here on the ticks belong to the user, who may change them.
         dropped = self.queue.put_ticks(ticks)
@@ -191,6 +218,15 @@ class ThreadDelivery:
         else:
             self._peaks.put_mixed(_new_entries(pairs, replaced) if replaced else pairs, depth)
         self._count_put(count, depth_before, depth)
+
+    def _put_run(self, ticks: list[Tick]) -> None:
+        """Let callbacks have ticks of one pair without the detour of the queue: nothing waits there."""
+        pair, count = ticks[0]["pair"], len(ticks)
+        self._run, self._run_pair = iter(ticks), pair
+        self._loop.calls_wait = True
+        self.peak = max(self.peak, count)
+        if (counters := self._counters.get(pair)) is not None and count > counters.queue_peak:
+            counters.queue_peak = count
 
     def put_greeks(self, event: Event) -> None:
         if self._runner.abandoned:
@@ -284,7 +320,7 @@ class ThreadDelivery:
 
     def discard(self) -> None:
         """Count and report what no callback will get. At the end, when nothing is put any more."""
-        waiting = chain([] if self._next is None else [self._next], _drain(self.queue))
+        waiting = chain(self._run or (), _drain(self.queue))
         # Those that the overflow policy dropped are counted already, but their report may not have been due yet.
         reported = {
             str(event.symbol): event.payload.count for event in self._urgent if isinstance(event.payload, TicksDropped)
@@ -299,10 +335,8 @@ class ThreadDelivery:
 
     def run(self) -> None:
         try:
-            tick = self._next
-            if tick is not None:
-                self._next = None
-                self._runner.run_tick(tick)
+            if self._run is not None:
+                self._take_run(self._run)
             if self.queue.depth() or self._runner.interrupted or self._room_wanted:
                 self._run_queue()
         except BaseException as error:
@@ -319,10 +353,19 @@ class ThreadDelivery:
             self.run()
         self._on_end(self._crash)
 
+    def _take_run(self, run: Iterator[Tick]) -> None:
+        """Run callbacks for the ticks that are ahead of the queue, until interrupted."""
+        self._runner.run_pair(run, self._run_pair)
+        if not length_hint(run):
+            self._run = None
+
     def _run_queue(self) -> None:
         runner, depth, pop = self._runner, self.queue.depth, self.queue.pop
         while not runner.abandoned:
             limit = self._handle_interrupt() if runner.interrupted or self._room_wanted else NO_BOUND
+            if self._run is not None:
+                self._take_run(self._run)
+                continue
             event: Event | None = None
             # One call runs a whole batch of ticks. It ends at an event, at the end of the queue (IndexError), at the
             # limit, or when it is interrupted.

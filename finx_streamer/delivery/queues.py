@@ -35,6 +35,8 @@ class TickQueue(Protocol):
     size: int
     #: Whether a new tick replaces an older one of its pair, and doesn't go behind all others.
     replaces: bool
+    #: Whether nothing is ever dropped.
+    keeps_all: bool
 
     def put_ticks(self, ticks: list[Tick]) -> dict[str, int]:
         """Append one or more ticks, of any pairs. Return how many ticks and Greeks of each symbol were dropped."""
@@ -64,7 +66,7 @@ class TickQueue(Protocol):
 class BlockQueue:
     """Drops nothing: when it is full, the network thread stops reading. Needs no lock, because `deque` is atomic."""
 
-    replaces = False
+    replaces, keeps_all = False, True
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -97,7 +99,7 @@ class BlockQueue:
 class DropOldestQueue:
     """When full, drops the oldest ticks and Greeks. Other events are stored apart, so that dropping is fast."""
 
-    replaces = False
+    replaces, keeps_all = False, False
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -151,7 +153,7 @@ class DropOldestQueue:
 class LatestQueue:
     """Keeps a tick of each pair, and Greeks of each contract: newer ones take the older ones' place in the queue."""
 
-    replaces = True
+    replaces, keeps_all = True, False
 
     def __init__(self, size: int) -> None:
         self.size = size

@@ -19,6 +19,7 @@ from finx_streamer.config.endpoint import Endpoint
 from finx_streamer.config.reconnect import ReconnectPolicy
 from finx_streamer.config.symbols import Pair
 from finx_streamer.connection.attempt import ConnectionConfig
+from finx_streamer.connection.loop import EventLoop
 from finx_streamer.connection.websocket import Connection
 from finx_streamer.errors import AuthenticationError, ConnectionFailed, ProtocolError
 from finx_streamer.streaming.interfaces import Delivery
@@ -163,8 +164,14 @@ class Entries(Delivery):
     def __init__(self) -> None:
         self.entries: list[str] = []
 
+    def new_loop(self, name: str, on_stop: Any, on_end: Any) -> EventLoop:
+        return EventLoop(name, on_stop, on_end)
+
     def room(self) -> int:
         return NO_BOUND
+
+    def put_tick(self, tick: Any) -> None:
+        self.put_ticks([tick])
 
     def put_ticks(self, ticks: list[Any], pairs: list[str] | None = None) -> None:
         self.entries += map(repr, ticks)

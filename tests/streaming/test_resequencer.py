@@ -42,8 +42,6 @@ class FakeDelivery:
     def put_event(self, event: Event) -> None:
         self.got.append(event.payload)
 
-    def flush(self) -> None: ...
-
 
 class FakeHost:
     """Counts requests."""

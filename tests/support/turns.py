@@ -11,7 +11,7 @@ _OFTEN = 0.0001
 
 TURNS = {
     #: However long a callback takes.
-    "never relieved": ReliefTiming(grace=math.inf),
+    "never relieved": ReliefTiming(grace=1_000_000.0),
     #: From the first callback on, as if a thread of its own ran callbacks.
     "always relieved": ReliefTiming(grace=0.0, short_look=_OFTEN, long_look=_OFTEN, holds=(math.inf,)),
     #: The relief takes over in most callbacks, at any moment, and hands back as soon as the callback thread waits.
