@@ -126,11 +126,8 @@ class RelievedLoop(EventLoop):
             thread.join(timeout)
 
     def wake_calls(self) -> None:
-        """Have the callback thread look for work, if the relief drives."""
-        if self.relieved:
-            self._wakeup.wake()
-        else:
-            self.calls_wait = True
+        """Have the callback thread look for work, if it waits for the relief."""
+        self._wakeup.wake()
 
     def _others(self) -> list[threading.Thread]:
         current = threading.current_thread()
@@ -144,6 +141,15 @@ class RelievedLoop(EventLoop):
             self._over = True
             self._relief_wakeup.wake()
             raise
+
+    # On the thread that drives.
+
+    def call_soon(self) -> None:
+        """Have callbacks run: behind the current event, or at once if the relief drives."""
+        if self.relieved:
+            self._wakeup.wake()
+        else:
+            self.calls_wait = True
 
     # The callback thread.
 

@@ -308,7 +308,7 @@ class ThreadDelivery:
     def _interrupt(self) -> None:
         """Have the callback thread look beyond the queue. There is only one flag, so that a tick costs one check."""
         self._runner.interrupted = True
-        self._loop.wake_calls()
+        self._loop.call_soon()
 
     def finish(self) -> None:
         """Do nothing: the loop calls `run_last` at its end."""
@@ -337,7 +337,7 @@ class ThreadDelivery:
         try:
             if self._run is not None:
                 self._take_run(self._run)
-            if self.queue.depth() or self._runner.interrupted or self._room_wanted:
+            if self._run is not None or self.queue.depth() or self._runner.interrupted or self._room_wanted:
                 self._run_queue()
         except BaseException as error:
             # A callback raised SystemExit or KeyboardInterrupt to end everything. join() raises it again.

@@ -34,7 +34,7 @@ class Calls:
     def add(self, call: Callable[[], None]) -> None:
         """On the thread that drives the loop."""
         self.waiting.append(call)
-        self.loop.wake_calls()
+        self.loop.call_soon()
 
     def run(self) -> None:
         self.threads.add(threading.current_thread().name)
@@ -138,7 +138,7 @@ def test_many_short_calls_in_one_turn_count_together(calls: Calls, monkeypatch: 
 
     with running(calls) as loop:
         do(loop, lambda: calls.waiting.extend(lambda number=number: short(number) for number in range(1_000)))
-        do(loop, loop.wake_calls)
+        do(loop, loop.call_soon)
         assert loop.post(commanded.set)
         assert commanded.wait(PATIENCE)
         assert len(begun) < 1_000

@@ -105,6 +105,33 @@ def test_a_callback_that_raises_does_not_stop_the_stream(seen: Seen, dispatch: s
     assert all(isinstance(error.__cause__, ZeroDivisionError) and error.symbol == PAIR for error in errors)
 
 
+def test_a_callback_may_change_the_callbacks(seen: Seen, dispatch: str) -> None:
+    """From the next tick on, even if that was read together with this one. None waits for another read."""
+    later: list[int] = []
+    begun = threading.Event()
+
+    def script(caller: Caller) -> None:
+        caller.welcome(tick(1))
+        assert begun.wait(PATIENCE)
+        caller.send(ticks(2, 10))
+        caller.wait_until_left()
+
+    def first(tick: Tick) -> None:
+        begun.set()
+        if int(tick["price"]) == 5:
+            listener.on_tick(lambda tick: later.append(int(tick["price"])))
+        if int(tick["price"]) == 8:
+            listener.remove_callback(first)
+
+    with Peer(script) as peer:
+        listener = seen.listener(peer.url, dispatch=dispatch)
+        listener.on_tick(first)
+        with listener:
+            seen.wait_ticks(10)
+            seen.wait_for(lambda: later[-1:] == [10])
+    assert later == [6, 7, 8, 9, 10]
+
+
 def test_callbacks_of_every_event_may_raise(seen: Seen, dispatch: str) -> None:
     """Exceptions in on_notice and on_state cause a CallbackError, too."""
 
