@@ -77,15 +77,15 @@ class StreamListener:
 
         exchanges (Iterable[str] | None): Deliver only ticks of these exchanges, named in upper case. None for all.
         parse_price (Callable[[str], Any]): Converts the decimal string that was sent to a price, e.g. `float`,
-            `decimal.Decimal` or `str`. It must be quick, because it runs on the network thread. It must be thread-safe,
-            because other threads call it for history.
+            `decimal.Decimal` or `str`. It must be quick, because nothing is read meanwhile. It must be thread-safe,
+            because other threads call it, too.
         backfill (bool): Get missed ticks: from a server that can resume a stream, else from history. False only reports
             gaps.
         lateness (float): How many seconds later than others a tick may arrive and still be found when history fills a
             gap. A server that can resume a stream finds any tick.
 
-        dispatch (str): "thread" runs callbacks on a thread of their own. "inline" runs them on the network thread: with
-            less latency, but they must be quick.
+        dispatch (str): "thread" runs callbacks on a thread that also reads, until a second thread relieves it because
+            they are slow. "inline" has no second thread: callbacks must be quick, because nothing is read meanwhile.
         queue_size (int): How many ticks may wait for callbacks.
         overflow (str): What happens when the queue is full. "block" stops reading until there is room. "drop_oldest"
             drops the oldest ticks. "latest" always keeps only the latest tick of each pair. You hear about dropped

@@ -197,7 +197,7 @@ class Run:
 
     def greeks(self) -> dict[str, Greeks]:
         """The newest Greeks of each contract."""
-        # Copies: the network thread adds to them.
+        # Copies: the loop's thread adds to them.
         newest: dict[str, Greeks] = {}
         for stream in self._streams.values():
             for instrument, greeks in stream.newest.copy().items():
@@ -296,7 +296,7 @@ class Run:
             raise self.error.with_traceback(None)
 
     def _streams_ended(self, error: BaseException | None) -> None:
-        """On the network thread, at its end."""
+        """On the loop's thread, at its end."""
         if error is not None and self.error is None:
             self.error = error
             if not isinstance(error, FinxStreamerError):

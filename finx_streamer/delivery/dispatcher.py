@@ -38,7 +38,7 @@ OnEnd = Callable[[BaseException | None], None]
 
 
 class InlineDelivery:
-    """Runs callbacks on the network thread. Only a `for tick in listener` can run out of room."""
+    """Runs callbacks on the loop's thread. Only a `for tick in listener` can run out of room."""
 
     peak = 0
 
@@ -115,7 +115,7 @@ class InlineDelivery:
     def _end_by(self, error: BaseException) -> None:
         """A callback raised SystemExit or KeyboardInterrupt to end everything. join() raises it again.
 
-        The network thread goes on until its end, which counts the ticks that were received.
+        The loop's thread goes on until its end, which counts the ticks that were received.
         """
         if self._crash is None:
             self._crash = error

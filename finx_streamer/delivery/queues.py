@@ -1,4 +1,4 @@
-"""The bounded queue between the network thread and the callback thread, with three overflow policies.
+"""The bounded queue between the loop's thread and the callback thread, with three overflow policies.
 
 One thread puts, the other takes. Entries are ticks (plain dicts) and `Event`s. Only ticks and Greeks are ever dropped.
 """
@@ -64,7 +64,7 @@ class TickQueue(Protocol):
 
 
 class BlockQueue:
-    """Drops nothing: when it is full, the network thread stops reading. Needs no lock, because `deque` is atomic."""
+    """Drops nothing: when it is full, the loop's thread stops reading. Needs no lock, because `deque` is atomic."""
 
     replaces, keeps_all = False, True
 

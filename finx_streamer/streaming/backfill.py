@@ -1,4 +1,4 @@
-"""Fetch tick history for gaps, on a few worker threads and no faster than the network thread takes it."""
+"""Fetch tick history for gaps, on a few worker threads and no faster than the loop's thread takes it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _CLOSE_TIMEOUT = 1.0
 
 @attrs.define(eq=False)
 class Job:
-    """One fetch. On the network thread, `on_start` is called when its turn comes, or when history doesn't work.
+    """One fetch. On the loop's thread, `on_start` is called when its turn comes, or when history doesn't work.
 
     `on_page` gets each page, and `on_end` the reason if the fetch failed, or None.
     """
@@ -43,7 +43,7 @@ class Job:
     on_page: Callable[[list[Tick]], None]
     on_end: Callable[[str | None], None]
     cancelled: bool = False
-    #: Whether `on_start` was called. Only for the network thread.
+    #: Whether `on_start` was called. Only for the loop's thread.
     started: bool = False
     #: The source, while pages are fetched from it.
     history: History | None = None
@@ -51,7 +51,7 @@ class Job:
     bad: list[DecodeError] = attrs.field(factory=list)
     #: How many more pages may be handed over.
     room: threading.Semaphore = attrs.field(factory=lambda: threading.Semaphore(_PAGES_AHEAD))
-    #: How many pages were handed over and not acknowledged. Only for the network thread.
+    #: How many pages were handed over and not acknowledged. Only for the loop's thread.
     _unacknowledged: int = 0
 
     def cancel(self) -> None:
@@ -60,7 +60,7 @@ class Job:
         self.room.release()
         history = self.history
         if history is not None:
-            # Not close(): a handshake that hangs in name resolution must not block the network thread.
+            # Not close(): a handshake that hangs in name resolution must not block the loop's thread.
             history.interrupt()
 
     def begin(self) -> None:
@@ -99,7 +99,7 @@ class Backfiller:
 
         Args:
             connect: Returns a history for one worker.
-            post: Runs a command on the network thread. Returns False if that thread has ended.
+            post: Runs a command on the loop's thread. Returns False if that thread has ended.
             name: Prefix of the workers' thread names.
         """
         self._connect = connect
@@ -113,7 +113,7 @@ class Backfiller:
         self._closed = False
 
     def fetch(self, job: Job) -> None:
-        """Start a job, or queue it until a worker is free. Only for the network thread."""
+        """Start a job, or queue it until a worker is free. Only for the loop's thread."""
         with self._lock:
             if self._closed:
                 return

@@ -17,7 +17,7 @@ TimedError = tuple[float, FinxStreamerError]
 
 
 class ConnectionCounters:
-    """Mutable counters of a connection. Only the network thread writes them."""
+    """Mutable counters of a connection. Only the loop's thread writes them."""
 
     def __init__(self) -> None:
         #: `errors` counts attempts that failed, and connections that were lost. `messages` and `decode_errors` count
@@ -103,7 +103,7 @@ class Counters:
 
     def rate(self, now: float) -> float:
         """Return live ticks per second over the last `RATE_WINDOW` seconds."""
-        # A copy: the network thread appends meanwhile.
+        # A copy: the loop's thread appends meanwhile.
         recent = [(second, count) for second, count in tuple(self._per_second) if now - second <= RATE_WINDOW]
         if not recent:
             return 0.0

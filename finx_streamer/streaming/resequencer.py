@@ -1,7 +1,7 @@
 """Resequence one stream's ticks.
 
 While a gap is being filled, live ticks are held back. Afterwards everything is delivered in order, as fast as the
-queue accepts it. `Recovery` decides what to do; `Resequencer` does it. Runs on the network thread only.
+queue accepts it. `Recovery` decides what to do; `Resequencer` does it. Runs on the loop's thread only.
 """
 
 from __future__ import annotations

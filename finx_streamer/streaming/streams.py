@@ -72,7 +72,7 @@ class Streams:
 
     @property
     def alive(self) -> bool:
-        """Whether the network thread runs and isn't the calling one."""
+        """Whether the loop's thread runs and isn't the calling one."""
         return self.loop.alive
 
     def add(self, symbol: Symbol) -> Stream:
