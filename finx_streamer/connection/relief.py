@@ -34,8 +34,8 @@ class ReliefTiming:
 
 #: Tests replace it, to force takeovers.
 TIMING = ReliefTiming()
-#: The relief sleeps after this many looks without a call: while calls were slow lately, and otherwise.
-_QUIET_SHORT_LOOKS, _QUIET_LONG_LOOKS = 10, 2
+#: The relief sleeps after this many looks without a call: short ones, which a next call would begin again, or long ones.
+_QUIET_SHORT_LOOKS, _QUIET_LONG_LOOKS = 1, 2
 #: Takeovers count as repeated within this many seconds, and this many make the relief drive longer.
 _REPEATED_WITHIN, _TAKEOVERS_PER_HOLD = 1.0, 4
 
