@@ -34,7 +34,7 @@ class ReliefTiming:
 
 #: Tests replace it, to force takeovers.
 TIMING = ReliefTiming()
-#: The relief sleeps after this many looks without a call: short ones, which a next call would begin again, or long ones.
+#: The relief sleeps after this many looks without a call: short ones, and long ones.
 _QUIET_SHORT_LOOKS, _QUIET_LONG_LOOKS = 1, 2
 #: Takeovers count as repeated within this many seconds, and this many make the relief drive longer.
 _REPEATED_WITHIN, _TAKEOVERS_PER_HOLD = 1.0, 4
