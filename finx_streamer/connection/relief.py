@@ -166,7 +166,7 @@ class RelievedLoop(EventLoop):
             self._calls.run_last()
 
     def _drive(self) -> None:
-        """Drive the loop until the relief does, or until the end. Needs the lock, and releases it."""
+        """Drive the loop until the relief does, or until the end. Needs the lock; the end keeps it."""
         crash: BaseException | None = None
         try:
             self.polled_at = monotonic()
@@ -192,12 +192,7 @@ class RelievedLoop(EventLoop):
             self._relief_wakeup.wake()
         self._calls.run()
         self._in_calls = False
-        if not self._lock.acquire(blocking=False):
-            return False
-        if self._over:
-            self._lock.release()
-            return False
-        return True
+        return self._lock.acquire(blocking=False)
 
     def _serve(self) -> None:
         """The relief drives: run callbacks from the queue, then wait for more."""
@@ -244,10 +239,10 @@ class RelievedLoop(EventLoop):
             self._relief_wakeup.wait(left)
             left = self.polled_at + self._timing.grace - monotonic()
         # Without waiting: between two callbacks, the callback thread drives.
-        return self._in_calls and left <= 0.0 and not self._over and self._lock.acquire(blocking=False)
+        return self._in_calls and left <= 0.0 and self._lock.acquire(blocking=False)
 
     def _relieve(self) -> None:
-        """Drive the loop until the callback thread waits, or until the end. Needs the lock, and releases it."""
+        """Drive the loop until the callback thread waits, or until the end. Needs the lock; the end keeps it."""
         timing, now = self._timing, monotonic()
         self._takeovers = self._takeovers + 1 if now < self._taken_over_at + _REPEATED_WITHIN else 0
         self._taken_over_at, self._careful_until = now, now + timing.careful_for
@@ -273,7 +268,7 @@ class RelievedLoop(EventLoop):
         try:
             super()._finish(crash)
         finally:
+            # The lock stays taken: the loop ends once.
             self._over = True
-            self._lock.release()
             self._wakeup.wake()
             self._relief_wakeup.wake()

@@ -218,6 +218,32 @@ def test_abandoned_calls_do_not_keep_the_callback_thread(calls: Calls) -> None:
         assert calls.ended == []
 
 
+def test_the_loop_ends_once(calls: Calls) -> None:
+    """Even if the relief was about to take over when the callback thread ended it."""
+    gate, inside, tries = threading.Event(), threading.Event(), threading.Event()
+    with running(calls) as loop:
+
+        class Lock:
+            """The relief comes late."""
+
+            def __init__(self) -> None:
+                self._acquire, self.release = loop._lock.acquire, loop._lock.release
+
+            def acquire(self, blocking: bool) -> bool:
+                if threading.current_thread() is loop._relief:
+                    tries.set()
+                    assert calls.last.wait(PATIENCE)
+                return self._acquire(blocking)
+
+        loop._lock = Lock()  # type: ignore[assignment]
+        do(loop, lambda: calls.add(lambda: (inside.set(), gate.wait(PATIENCE))[0]))
+        assert inside.wait(PATIENCE)
+        assert tries.wait(PATIENCE)
+        loop.stop()
+        gate.set()
+    assert calls.ended == [None]
+
+
 def test_the_relief_sleeps_when_nothing_is_called(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
     """It stops looking after a while, and a call wakes it."""
     monkeypatch.setattr(relief, "TIMING", ReliefTiming(short_look=0.005, long_look=0.02, careful_for=0.0))
