@@ -163,6 +163,9 @@ class RelievedLoop(EventLoop):
                 else:
                     self._serve()
         finally:
+            # From now on, only the relief drives, even if it has just handed back.
+            self._in_calls = True
+            self._relief_wakeup.wake()
             self._calls.run_last()
 
     def _drive(self) -> None:
