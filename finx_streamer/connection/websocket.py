@@ -40,6 +40,10 @@ from .http_response import without_cookies
 
 #: In bytes. Larger reads make malloc map and unmap memory each time.
 READ_SIZE = 65_536
+#: In bytes. No TLS record holds more, so a read of `READ_SIZE` leaves nothing of it in the TLS object.
+_TLS_RECORD = 16_384
+#: What a read raises that would have to wait.
+WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 #: In bytes, for the header of the answer to the handshake.
 MAX_HEADER = 65_536
 #: In bytes. A peer that makes us answer, but doesn't read the answers, is given up.
@@ -145,11 +149,19 @@ class BufferedSocket:
         """
         try:
             data = self.socket.recv(READ_SIZE)
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+        except WOULD_BLOCK:
             return 0
+        return self.take(data)
+
+    def take(self, data: bytes) -> int:
+        """Take what a read of `READ_SIZE` bytes has returned, and return the size of what there is then.
+
+        Raises:
+            EOFError: The peer closed the connection.
+        """
         if not data:
             raise EOFError
-        if self.secure:
+        if self.secure and len(data) >= _TLS_RECORD:
             data = self._with_read_ahead(data)
         self.received_ns = time.time_ns()
         self.bytes_received += len(data)
@@ -158,16 +170,13 @@ class BufferedSocket:
         return len(data)
 
     def _with_read_ahead(self, data: bytes) -> bytes:
-        """Add what TLS has read beyond the first record of 16 KiB, because no poller sees it."""
+        """Add what follows a full TLS record: a burst, probably. Each read returns one record at most."""
         parts, size = [data], len(data)
         # The next read raises the error again.
         with contextlib.suppress(OSError):
-            while size < READ_SIZE and data:
-                data = self.socket.recv(READ_SIZE - size)
-                parts.append(data)
-                size += len(data)
-            if rest := self.socket.pending():  # type: ignore[attr-defined]
-                parts.append(self.socket.recv(rest))
+            while size < READ_SIZE and len(parts[-1]) >= _TLS_RECORD:
+                parts.append(self.socket.recv(READ_SIZE))
+                size += len(parts[-1])
         return b"".join(parts)
 
     def flush(self) -> None:
@@ -175,7 +184,7 @@ class BufferedSocket:
         while self.unsent:
             try:
                 sent = self.socket.send(self.unsent)
-            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            except WOULD_BLOCK:
                 break
             except OSError:
                 # The peer reads no more, but its last messages and its close frame may still be unread here.
@@ -259,7 +268,7 @@ class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
         #: Why the connection ended, once its end has been read.
         self.ended: ConnectionFailed | None = None
         self._dispatcher = _AppDispatcher()
-        self._max_message = max_message
+        self.max_message = max_message
         self._fragments = Fragments()
         self._received: list[bytes | Binary] = []
 
@@ -315,7 +324,7 @@ class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
                 if payloads:
                     self._take_texts(payloads)
                     return wire.at < len(wire.buffer)
-            wire.readable = frame_size(wire.buffer, wire.at, self._fragments.pending_size, self._max_message)
+            wire.readable = frame_size(wire.buffer, wire.at, self._fragments.pending_size, self.max_message)
             if not wire.readable:
                 return False
         self._read_frame()
@@ -331,10 +340,10 @@ class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
                 self.ended = closed(None, None)
 
     def _take_texts(self, payloads: list[bytes]) -> None:
-        if self._max_message < MAX_PLAIN_PAYLOAD and max(map(len, payloads), default=0) > self._max_message:
+        if self.max_message < MAX_PLAIN_PAYLOAD and max(map(len, payloads), default=0) > self.max_message:
             # `read_text_frames` doesn't check this limit.
-            self._take_texts([*takewhile(lambda payload: len(payload) <= self._max_message, payloads)])
-            raise message_too_large(self._max_message)
+            self._take_texts([*takewhile(lambda payload: len(payload) <= self.max_message, payloads)])
+            raise message_too_large(self.max_message)
         if not all(map(bytes.isascii, payloads)):
             for number, payload in enumerate(payloads):
                 try:

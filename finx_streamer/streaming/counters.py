@@ -6,7 +6,7 @@ from datetime import datetime
 
 from ..clock import monotonic
 from ..errors import ConnectionFailed, FinxStreamerError
-from ..values import Tick
+from ..values import NEVER, Tick
 
 #: Seconds over which the tick rate is averaged.
 RATE_WINDOW = 10
@@ -18,6 +18,8 @@ TimedError = tuple[float, FinxStreamerError]
 
 class ConnectionCounters:
     """Mutable counters of a connection. Only the loop's thread writes them."""
+
+    __slots__ = ("bytes", "connected_at", "decode_errors", "errors", "last_error", "messages")
 
     def __init__(self) -> None:
         #: `errors` counts attempts that failed, and connections that were lost. `messages` and `decode_errors` count
@@ -37,7 +39,6 @@ class Counters:
     """Mutable counters, without a lock: each field has only one writing thread."""
 
     __slots__ = (
-        "_last_times",
         "_per_second",
         "callback_errors",
         "decode_errors",
@@ -47,8 +48,11 @@ class Counters:
         "held",
         "last_error",
         "last_tick",
+        "last_times",
         "messages",
         "queue_peak",
+        "second_ends",
+        "this_second",
         "ticks",
     )
 
@@ -60,9 +64,12 @@ class Counters:
         self.last_error: TimedError | None = None
         self.last_tick: Tick | None = None
         #: `received_ns` and `timestamp` of the last live tick. The user may change the tick itself.
-        self._last_times: tuple[int, datetime] | None = None
-        #: Pairs of monotonic second and live ticks in it, oldest first.
+        self.last_times: tuple[int, datetime] | None = None
+        #: Pairs of monotonic second and live ticks in it, oldest first. The last one is `this_second`.
         self._per_second: list[list[int]] = []
+        self.this_second: list[int] = []
+        #: When the next one begins.
+        self.second_ends = -NEVER
 
     def count_ticks(self, ticks: list[Tick], now: float) -> None:
         """Count delivered ticks, at least one. `now` is in monotonic seconds."""
@@ -85,20 +92,25 @@ class Counters:
 
     def _count(self, count: int, timestamp: datetime, received_ns: int, now: float) -> None:
         self.ticks += count
-        self._last_times = received_ns, timestamp
-        second, recent = int(now), self._per_second
-        if recent and recent[-1][0] == second:
-            recent[-1][1] += count
-        else:
-            recent.append([second, count])
-            del recent[: -RATE_WINDOW - 1]
+        self.last_times = received_ns, timestamp
+        if now >= self.second_ends:
+            self.begin_second(now)
+        self.this_second[1] += count
+
+    def begin_second(self, now: float) -> None:
+        """Begin to count the ticks of another second."""
+        second = int(now)
+        self.second_ends = second + 1.0
+        self.this_second = [second, 0]
+        self._per_second.append(self.this_second)
+        del self._per_second[: -RATE_WINDOW - 1]
 
     @property
     def lag(self) -> float | None:
         """Seconds from the last live tick's own time to its receipt; None before the first."""
-        if self._last_times is None:
+        if self.last_times is None:
             return None
-        received_ns, timestamp = self._last_times
+        received_ns, timestamp = self.last_times
         return received_ns / 1e9 - timestamp.timestamp()
 
     def rate(self, now: float) -> float:
