@@ -42,6 +42,8 @@ from .http_response import without_cookies
 READ_SIZE = 65_536
 #: In bytes. No TLS record holds more, so a read of `READ_SIZE` leaves nothing of it in the TLS object.
 _TLS_RECORD = 16_384
+#: With TLS, every this many reads look for a further record.
+_LOOK_EVERY = 32
 #: What a read raises that would have to wait.
 WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 #: In bytes, for the header of the answer to the handshake.
@@ -81,6 +83,8 @@ class BufferedSocket:
     def __init__(self, sock: socket.socket, attempt: Attempt) -> None:
         self.socket = sock
         self.secure = isinstance(sock, ssl.SSLSocket)
+        #: With TLS: after this many reads, one reads further records.
+        self._until_next_look = _LOOK_EVERY
         self.received_ns = 0
         self.bytes_received = 0
         self._attempt: Attempt | None = attempt
@@ -148,36 +152,49 @@ class BufferedSocket:
             OSError: The connection is lost.
         """
         try:
-            data = self.socket.recv(READ_SIZE)
+            data = self.reader(READ_SIZE)
         except WOULD_BLOCK:
             return 0
         return self.take(data)
 
+    @property
+    def reader(self) -> Callable[[int], bytes]:
+        """What reads about as many bytes as asked at most, and raises one of `WOULD_BLOCK` if there are none."""
+        return self._read_records if self.secure else self.socket.recv
+
     def take(self, data: bytes) -> int:
-        """Take what a read of `READ_SIZE` bytes has returned, and return the size of what there is then.
+        """Take what `reader` has returned, and return its size.
 
         Raises:
             EOFError: The peer closed the connection.
         """
         if not data:
             raise EOFError
-        if self.secure and len(data) >= _TLS_RECORD:
-            data = self._with_read_ahead(data)
         self.received_ns = time.time_ns()
         self.bytes_received += len(data)
         self.buffer = data if self.at == len(self.buffer) else self.buffer[self.at :] + data
         self.at = 0
         return len(data)
 
-    def _with_read_ahead(self, data: bytes) -> bytes:
-        """Add what follows a full TLS record: a burst, probably. Each read returns one record at most."""
-        parts, size = [data], len(data)
-        # The next read raises the error again.
-        with contextlib.suppress(OSError):
-            while size < READ_SIZE and len(parts[-1]) >= _TLS_RECORD:
-                parts.append(self.socket.recv(READ_SIZE))
-                size += len(parts[-1])
-        return b"".join(parts)
+    def _read_records(self, size: int) -> bytes:
+        """Read one TLS record, or about `size` bytes during a burst. Raises what `SSLSocket.recv` does.
+
+        When everything was read, another read costs more than the one before. So records after the first are read only
+        if that one was full, if there were any the last time, and now and then.
+        """
+        data: bytes = self.socket.recv(size)
+        self._until_next_look -= 1
+        if not self._until_next_look or len(data) >= _TLS_RECORD:
+            parts, read = [data], len(data)
+            # The next read raises the error again.
+            with contextlib.suppress(OSError):
+                while data and read < size:
+                    data = self.socket.recv(size)
+                    parts.append(data)
+                    read += len(data)
+            self._until_next_look = 1 if len(parts) > 1 else _LOOK_EVERY
+            return b"".join(parts)
+        return data
 
     def flush(self) -> None:
         """Send what can be sent without blocking. Raises OSError if the peer leaves too much unread."""

@@ -107,7 +107,7 @@ class Lane:
         noted: Noted | None,
     ) -> None:
         self._user, self._session, self._loop = user, user.session, user.loop
-        self._recv = websocket.wire.socket.recv
+        self._recv = websocket.wire.reader
         self._room, self._put_tick = delivery.room, delivery.put_tick
         self._parse_price, self._exchanges, self._noted = parse_price, exchanges, noted
         #: Whether the connection is read, and nothing is buffered.
@@ -126,7 +126,6 @@ class Lane:
             user.on_readable()
             return
         try:
-            # With TLS, this is one record.
             data = self._recv(READ_SIZE)
         except (OSError, MemoryError) as error:
             user.read_failed(error)

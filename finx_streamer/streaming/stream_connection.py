@@ -209,7 +209,7 @@ class StreamConnection(WebSocketChannel):
         assert websocket is not None
         try:
             size = websocket.wire.take(data)
-        except (OSError, EOFError, MemoryError) as cause:
+        except (EOFError, MemoryError) as cause:
             self.read_failed(cause)
         else:
             self._received(websocket, size)

@@ -6,7 +6,7 @@ import ssl
 from collections.abc import Callable
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from finx_streamer import Endpoint, Pair, StreamListener, Tick
 from finx_streamer.delivery.callbacks import CallbackRunner, Callbacks
@@ -19,6 +19,8 @@ from finx_streamer.streaming.stream_connection import StreamConnection
 from finx_streamer.streaming.streams import Streams
 from tests.support.peers import Caller, Peer
 
+_T = TypeVar("_T")
+
 
 class Driven:
     """Opens one connection per pair, or one for all pairs of the second wire.
@@ -29,6 +31,7 @@ class Driven:
         headers: What the server adds to its answer to each handshake.
         context: The server's TLS context.
         ssl_context: The client's.
+        backfill: Whether gaps would be filled.
         settings: Of `StreamSettings`.
     """
 
@@ -39,6 +42,7 @@ class Driven:
         headers: tuple[str, ...] = (),
         context: ssl.SSLContext | None = None,
         ssl_context: ssl.SSLContext | None = None,
+        backfill: bool = True,
         **settings: Any,
     ) -> None:
         self.events: list[object] = []
@@ -63,7 +67,7 @@ class Driven:
         )
         #: Called with each tick, as `on_tick`.
         self.on_tick: Callable[[Tick], None] = lambda _tick: None
-        self.streams = Streams(delivery, common, lambda _error: None, lambda: NotImplemented)
+        self.streams = Streams(delivery, common, lambda _error: None, (lambda: NotImplemented) if backfill else None)
         self.stream: dict[str, Stream] = {}
         for pair in pairs:
             self.stream[pair] = self.streams.add(Pair.parse(pair))
@@ -95,6 +99,10 @@ class Driven:
     @property
     def is_open(self) -> bool:
         return self.connection.websocket is not None
+
+    def of(self, kind: type[_T]) -> list[_T]:
+        """The events of a type."""
+        return [event for event in self.events if isinstance(event, kind)]
 
     def turn_until(self, done: Callable[[], bool]) -> None:
         """Turn the loop until something is the case."""
