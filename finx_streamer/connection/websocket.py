@@ -80,6 +80,19 @@ class _NeedMore(Exception):
 class BufferedSocket:
     """The library's socket: it blocks up to the attempt's deadline at first, and never after `set_nonblocking`."""
 
+    __slots__ = (
+        "_attempt",
+        "_until_next_look",
+        "at",
+        "buffer",
+        "bytes_received",
+        "readable",
+        "received_ns",
+        "secure",
+        "socket",
+        "unsent",
+    )
+
     def __init__(self, sock: socket.socket, attempt: Attempt) -> None:
         self.socket = sock
         self.secure = isinstance(sock, ssl.SSLSocket)
@@ -258,6 +271,21 @@ class _AppDispatcher:
 class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
     """An open connection: a `WebSocketApp` that reads frames only in `messages`."""
 
+    # Without slots, there would be too many attributes for the compact form of instances.
+    __slots__ = (
+        "_dispatcher",
+        "_fragments",
+        "_received",
+        "ended",
+        "failure",
+        "key",
+        "max_message",
+        "probe_answered",
+        "probes_sent",
+        "response_headers",
+        "wire",
+    )
+
     def __init__(
         self,
         url: str,
@@ -277,7 +305,7 @@ class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
         )
         self.wire = wire
         self.key = key
-        #: The headers of the answer to the handshake, with names in lower case.
+        #: The service's own headers in the answer to the handshake, with names in lower case.
         self.response_headers: Mapping[str, str] = {}
         self.failure: BaseException | None = None
         #: How many probes were sent, and the last one that was answered. Its answer covers those before it.
@@ -302,7 +330,9 @@ class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
         self.url = redact(self.url)
         if self._dispatcher.read_frame is None or self.sock is None:
             raise self.failure or EOFError()
-        self.response_headers = self.sock.getheaders() or {}
+        headers = self.sock.getheaders() or {}
+        self.response_headers = {name: value for name, value in headers.items() if name.startswith("finx-")}
+        self.sock.handshake_response = None
         self.sock.cont_frame = self._fragments  # type: ignore[assignment]
         # The library validates UTF-8 byte by byte in Python. That is fine for the reason of a close frame only.
         self.sock.frame_buffer.skip_utf8_validation = False

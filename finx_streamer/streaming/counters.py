@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 
 from ..clock import monotonic
@@ -10,6 +11,8 @@ from ..values import NEVER, Tick
 
 #: Seconds over which the tick rate is averaged.
 RATE_WINDOW = 10
+#: How many seconds are counted: more than the window, so that one that begins while the rate is read isn't in it.
+_SECONDS = 16
 
 
 #: An error, and `monotonic()` when it happened.
@@ -39,7 +42,7 @@ class Counters:
     """Mutable counters, without a lock: each field has only one writing thread."""
 
     __slots__ = (
-        "_per_second",
+        "_second",
         "callback_errors",
         "decode_errors",
         "dropped",
@@ -50,9 +53,10 @@ class Counters:
         "last_tick",
         "last_times",
         "messages",
+        "per_second",
+        "place",
         "queue_peak",
         "second_ends",
-        "this_second",
         "ticks",
     )
 
@@ -65,10 +69,11 @@ class Counters:
         self.last_tick: Tick | None = None
         #: `received_ns` and `timestamp` of the last live tick. The user may change the tick itself.
         self.last_times: tuple[int, datetime] | None = None
-        #: Pairs of monotonic second and live ticks in it, oldest first. The last one is `this_second`.
-        self._per_second: list[list[int]] = []
-        self.this_second: list[int] = []
-        #: When the next one begins.
+        #: Live ticks in each of the last seconds. Those of this second are at `place`.
+        self.per_second = [0] * _SECONDS
+        self.place = 0
+        #: The monotonic second, and when the next one begins.
+        self._second = -1
         self.second_ends = -NEVER
 
     def count_ticks(self, ticks: list[Tick], now: float) -> None:
@@ -95,15 +100,14 @@ class Counters:
         self.last_times = received_ns, timestamp
         if now >= self.second_ends:
             self.begin_second(now)
-        self.this_second[1] += count
+        self.per_second[self.place] += count
 
     def begin_second(self, now: float) -> None:
         """Begin to count the ticks of another second."""
         second = int(now)
-        self.second_ends = second + 1.0
-        self.this_second = [second, 0]
-        self._per_second.append(self.this_second)
-        del self._per_second[: -RATE_WINDOW - 1]
+        for unused in range(max(self._second + 1, second + 1 - _SECONDS), second + 1):
+            self.per_second[unused % _SECONDS] = 0
+        self.place, self._second, self.second_ends = second % _SECONDS, second, second + 1.0
 
     @property
     def lag(self) -> float | None:
@@ -115,8 +119,10 @@ class Counters:
 
     def rate(self, now: float) -> float:
         """Return live ticks per second over the last `RATE_WINDOW` seconds."""
-        # A copy: the loop's thread appends meanwhile.
-        recent = [(second, count) for second, count in tuple(self._per_second) if now - second <= RATE_WINDOW]
+        # A copy: the loop's thread counts meanwhile.
+        newest, counts = self._second, tuple(self.per_second)
+        seconds = range(max(math.ceil(now - RATE_WINDOW), newest - RATE_WINDOW), newest + 1)
+        recent = [second for second in seconds if counts[second % _SECONDS]]
         if not recent:
             return 0.0
-        return sum(count for _, count in recent) / max(1.0, now - recent[0][0])
+        return sum(counts[second % _SECONDS] for second in recent) / max(1.0, now - recent[0])

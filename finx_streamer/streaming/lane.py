@@ -174,5 +174,5 @@ class Lane:
         counters.last_times = received_ns, timestamp
         if now >= counters.second_ends:
             counters.begin_second(now)
-        counters.this_second[1] += 1
+        counters.per_second[counters.place] += 1
         self._put_tick(tick)

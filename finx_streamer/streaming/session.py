@@ -59,6 +59,27 @@ class Session:
     `now` is always in monotonic seconds. Methods that return actions expect you to carry them out in order.
     """
 
+    __slots__ = (
+        "_connect_at",
+        "_delays",
+        "_held",
+        "_keep_alive_at",
+        "_key_can_change",
+        "_last_early_retry",
+        "_may_retry_early",
+        "_opened_at",
+        "_ping_at",
+        "_policy",
+        "_refused_at",
+        "_rng",
+        "_timing",
+        "attempt",
+        "failure",
+        "ping_sent",
+        "reconnects",
+        "state",
+    )
+
     def __init__(
         self,
         policy: ReconnectPolicy | None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections import deque
 from collections.abc import Collection, Mapping
 
 from ..clock import monotonic
@@ -48,9 +47,9 @@ class StreamConnection(WebSocketChannel):
         #: What reads the open connection, as far as it can.
         self._lane: Lane | None = None
         #: The probes that aren't answered, and the streams that wait for them.
-        self._probes: deque[tuple[int, Stream]] = deque()
+        self._probes: list[tuple[int, Stream]] = []
         #: The streams of the marks that aren't answered. See `send_mark`.
-        self._marks: deque[Stream] = deque()
+        self._marks: list[Stream] = []
         #: Whether reading is paused because the callbacks are slow, and when it last was.
         self._starved, self._starved_at = False, -NEVER
 
@@ -305,7 +304,7 @@ class StreamConnection(WebSocketChannel):
         if websocket is not self.websocket:
             return  # a callback has ended it
         while self._probes and self._probes[0][0] <= websocket.probe_answered:
-            self._probes.popleft()[1].resequencer.probe_answered(self.loop.now)
+            self._probes.pop(0)[1].resequencer.probe_answered(self.loop.now)
         if websocket.ended is not None:
             self.lost(websocket.ended)
         elif taken >= room:
@@ -330,7 +329,7 @@ class StreamConnection(WebSocketChannel):
         """Take the answer to `send_mark`. Return False for any other message."""
         if not self._marks or message != _MARK:
             return False
-        self._marks.popleft().caught_up()
+        self._marks.pop(0).caught_up()
         return True
 
 

@@ -182,7 +182,7 @@ def outcome(driven: Driven) -> dict[str, Any]:
         counters, window = stream.counters, stream.resequencer.window
         found[pair] = {
             "counters": (counters.messages, counters.ticks, counters.decode_errors, counters.gaps, counters.dropped),
-            "rate": sum(count for _, count in counters._per_second),
+            "rate": sum(counters.per_second),
             "last": without_receipt(counters.last_tick),
             "times": counters.last_times and counters.last_times[1],
             "window": window.last and window.snapshot(),
