@@ -11,8 +11,8 @@ from ..values import NEVER
 from .attempt import Attempt, ConnectionConfig
 from .failures import translate
 from .handshake_pool import Handshake, HandshakePool
-from .loop import EventLoop
-from .websocket import Connection
+from .loop import EventLoop, SocketOwner
+from .websocket import WOULD_BLOCK, Connection
 
 
 class WebSocketChannel(ABC):
@@ -66,6 +66,11 @@ class WebSocketChannel(ABC):
         """Return headers for the next handshake."""
         return {}
 
+    @property
+    def reader(self) -> SocketOwner:
+        """What the loop calls when the open connection can be read or written."""
+        return self
+
     # For subclasses to use.
 
     def connect(self) -> None:
@@ -104,8 +109,13 @@ class WebSocketChannel(ABC):
         try:
             return websocket.wire.fill()
         except (OSError, EOFError, MemoryError) as cause:
-            self.lost(translate(cause))
+            self.read_failed(cause)
             return 0
+
+    def read_failed(self, error: BaseException) -> None:
+        """Handle what a read has raised."""
+        if not isinstance(error, WOULD_BLOCK):
+            self.lost(translate(error))
 
     def note_refusal(self, outcome: object, key: ApiKey | None) -> None:
         """Remember whether the server refused the key: the next attempt needs another one then."""
@@ -138,7 +148,7 @@ class WebSocketChannel(ABC):
 
     def _watch(self, websocket: Connection, wanted: int) -> None:
         if wanted != self._watched:
-            self.loop.watch(websocket.wire.fileno(), self, wanted, self._watched)
+            self.loop.watch(websocket.wire.fileno(), self.reader, wanted, self._watched)
             self._watched = wanted
 
 

@@ -40,6 +40,12 @@ from .http_response import without_cookies
 
 #: In bytes. Larger reads make malloc map and unmap memory each time.
 READ_SIZE = 65_536
+#: In bytes. No TLS record holds more, so a read of `READ_SIZE` leaves nothing of it in the TLS object.
+_TLS_RECORD = 16_384
+#: With TLS, every this many reads look for a further record.
+_LOOK_EVERY = 32
+#: What a read raises that would have to wait.
+WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 #: In bytes, for the header of the answer to the handshake.
 MAX_HEADER = 65_536
 #: In bytes. A peer that makes us answer, but doesn't read the answers, is given up.
@@ -74,9 +80,24 @@ class _NeedMore(Exception):
 class BufferedSocket:
     """The library's socket: it blocks up to the attempt's deadline at first, and never after `set_nonblocking`."""
 
+    __slots__ = (
+        "_attempt",
+        "_until_next_look",
+        "at",
+        "buffer",
+        "bytes_received",
+        "readable",
+        "received_ns",
+        "secure",
+        "socket",
+        "unsent",
+    )
+
     def __init__(self, sock: socket.socket, attempt: Attempt) -> None:
         self.socket = sock
         self.secure = isinstance(sock, ssl.SSLSocket)
+        #: With TLS: after this many reads, one reads further records.
+        self._until_next_look = _LOOK_EVERY
         self.received_ns = 0
         self.bytes_received = 0
         self._attempt: Attempt | None = attempt
@@ -144,38 +165,56 @@ class BufferedSocket:
             OSError: The connection is lost.
         """
         try:
-            data = self.socket.recv(READ_SIZE)
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            data = self.reader(READ_SIZE)
+        except WOULD_BLOCK:
             return 0
+        return self.take(data)
+
+    @property
+    def reader(self) -> Callable[[int], bytes]:
+        """What reads about as many bytes as asked at most, and raises one of `WOULD_BLOCK` if there are none."""
+        return self._read_records if self.secure else self.socket.recv
+
+    def take(self, data: bytes) -> int:
+        """Take what `reader` has returned, and return its size.
+
+        Raises:
+            EOFError: The peer closed the connection.
+        """
         if not data:
             raise EOFError
-        if self.secure:
-            data = self._with_read_ahead(data)
         self.received_ns = time.time_ns()
         self.bytes_received += len(data)
         self.buffer = data if self.at == len(self.buffer) else self.buffer[self.at :] + data
         self.at = 0
         return len(data)
 
-    def _with_read_ahead(self, data: bytes) -> bytes:
-        """Add what TLS has read beyond the first record of 16 KiB, because no poller sees it."""
-        parts, size = [data], len(data)
-        # The next read raises the error again.
-        with contextlib.suppress(OSError):
-            while size < READ_SIZE and data:
-                data = self.socket.recv(READ_SIZE - size)
-                parts.append(data)
-                size += len(data)
-            if rest := self.socket.pending():  # type: ignore[attr-defined]
-                parts.append(self.socket.recv(rest))
-        return b"".join(parts)
+    def _read_records(self, size: int) -> bytes:
+        """Read one TLS record, or about `size` bytes during a burst. Raises what `SSLSocket.recv` does.
+
+        When everything was read, another read costs more than the one before. So records after the first are read only
+        if that one was full, if there were any the last time, and now and then.
+        """
+        data: bytes = self.socket.recv(size)
+        self._until_next_look -= 1
+        if not self._until_next_look or len(data) >= _TLS_RECORD:
+            parts, read = [data], len(data)
+            # The next read raises the error again.
+            with contextlib.suppress(OSError):
+                while data and read < size:
+                    data = self.socket.recv(size)
+                    parts.append(data)
+                    read += len(data)
+            self._until_next_look = 1 if len(parts) > 1 else _LOOK_EVERY
+            return b"".join(parts)
+        return data
 
     def flush(self) -> None:
         """Send what can be sent without blocking. Raises OSError if the peer leaves too much unread."""
         while self.unsent:
             try:
                 sent = self.socket.send(self.unsent)
-            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            except WOULD_BLOCK:
                 break
             except OSError:
                 # The peer reads no more, but its last messages and its close frame may still be unread here.
@@ -232,6 +271,21 @@ class _AppDispatcher:
 class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
     """An open connection: a `WebSocketApp` that reads frames only in `messages`."""
 
+    # Without slots, there would be too many attributes for the compact form of instances.
+    __slots__ = (
+        "_dispatcher",
+        "_fragments",
+        "_received",
+        "ended",
+        "failure",
+        "key",
+        "max_message",
+        "probe_answered",
+        "probes_sent",
+        "response_headers",
+        "wire",
+    )
+
     def __init__(
         self,
         url: str,
@@ -251,7 +305,7 @@ class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
         )
         self.wire = wire
         self.key = key
-        #: The headers of the answer to the handshake, with names in lower case.
+        #: The service's own headers in the answer to the handshake, with names in lower case.
         self.response_headers: Mapping[str, str] = {}
         self.failure: BaseException | None = None
         #: How many probes were sent, and the last one that was answered. Its answer covers those before it.
@@ -259,7 +313,7 @@ class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
         #: Why the connection ended, once its end has been read.
         self.ended: ConnectionFailed | None = None
         self._dispatcher = _AppDispatcher()
-        self._max_message = max_message
+        self.max_message = max_message
         self._fragments = Fragments()
         self._received: list[bytes | Binary] = []
 
@@ -276,7 +330,9 @@ class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
         self.url = redact(self.url)
         if self._dispatcher.read_frame is None or self.sock is None:
             raise self.failure or EOFError()
-        self.response_headers = self.sock.getheaders() or {}
+        headers = self.sock.getheaders() or {}
+        self.response_headers = {name: value for name, value in headers.items() if name.startswith("finx-")}
+        self.sock.handshake_response = None
         self.sock.cont_frame = self._fragments  # type: ignore[assignment]
         # The library validates UTF-8 byte by byte in Python. That is fine for the reason of a close frame only.
         self.sock.frame_buffer.skip_utf8_validation = False
@@ -315,7 +371,7 @@ class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
                 if payloads:
                     self._take_texts(payloads)
                     return wire.at < len(wire.buffer)
-            wire.readable = frame_size(wire.buffer, wire.at, self._fragments.pending_size, self._max_message)
+            wire.readable = frame_size(wire.buffer, wire.at, self._fragments.pending_size, self.max_message)
             if not wire.readable:
                 return False
         self._read_frame()
@@ -331,10 +387,10 @@ class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
                 self.ended = closed(None, None)
 
     def _take_texts(self, payloads: list[bytes]) -> None:
-        if self._max_message < MAX_PLAIN_PAYLOAD and max(map(len, payloads), default=0) > self._max_message:
+        if self.max_message < MAX_PLAIN_PAYLOAD and max(map(len, payloads), default=0) > self.max_message:
             # `read_text_frames` doesn't check this limit.
-            self._take_texts([*takewhile(lambda payload: len(payload) <= self._max_message, payloads)])
-            raise message_too_large(self._max_message)
+            self._take_texts([*takewhile(lambda payload: len(payload) <= self.max_message, payloads)])
+            raise message_too_large(self.max_message)
         if not all(map(bytes.isascii, payloads)):
             for number, payload in enumerate(payloads):
                 try:

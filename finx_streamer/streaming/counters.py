@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 
 from ..clock import monotonic
 from ..errors import ConnectionFailed, FinxStreamerError
-from ..values import Tick
+from ..values import NEVER, Tick
 
 #: Seconds over which the tick rate is averaged.
 RATE_WINDOW = 10
+#: How many seconds are counted: more than the window, so that one that begins while the rate is read isn't in it.
+_SECONDS = 16
 
 
 #: An error, and `monotonic()` when it happened.
@@ -18,6 +21,8 @@ TimedError = tuple[float, FinxStreamerError]
 
 class ConnectionCounters:
     """Mutable counters of a connection. Only the loop's thread writes them."""
+
+    __slots__ = ("bytes", "connected_at", "decode_errors", "errors", "last_error", "messages")
 
     def __init__(self) -> None:
         #: `errors` counts attempts that failed, and connections that were lost. `messages` and `decode_errors` count
@@ -37,8 +42,7 @@ class Counters:
     """Mutable counters, without a lock: each field has only one writing thread."""
 
     __slots__ = (
-        "_last_times",
-        "_per_second",
+        "_second",
         "callback_errors",
         "decode_errors",
         "dropped",
@@ -47,8 +51,12 @@ class Counters:
         "held",
         "last_error",
         "last_tick",
+        "last_times",
         "messages",
+        "per_second",
+        "place",
         "queue_peak",
+        "second_ends",
         "ticks",
     )
 
@@ -60,9 +68,13 @@ class Counters:
         self.last_error: TimedError | None = None
         self.last_tick: Tick | None = None
         #: `received_ns` and `timestamp` of the last live tick. The user may change the tick itself.
-        self._last_times: tuple[int, datetime] | None = None
-        #: Pairs of monotonic second and live ticks in it, oldest first.
-        self._per_second: list[list[int]] = []
+        self.last_times: tuple[int, datetime] | None = None
+        #: Live ticks in each of the last seconds. Those of this second are at `place`.
+        self.per_second = [0] * _SECONDS
+        self.place = 0
+        #: The monotonic second, and when the next one begins.
+        self._second = -1
+        self.second_ends = -NEVER
 
     def count_ticks(self, ticks: list[Tick], now: float) -> None:
         """Count delivered ticks, at least one. `now` is in monotonic seconds."""
@@ -85,26 +97,32 @@ class Counters:
 
     def _count(self, count: int, timestamp: datetime, received_ns: int, now: float) -> None:
         self.ticks += count
-        self._last_times = received_ns, timestamp
-        second, recent = int(now), self._per_second
-        if recent and recent[-1][0] == second:
-            recent[-1][1] += count
-        else:
-            recent.append([second, count])
-            del recent[: -RATE_WINDOW - 1]
+        self.last_times = received_ns, timestamp
+        if now >= self.second_ends:
+            self.begin_second(now)
+        self.per_second[self.place] += count
+
+    def begin_second(self, now: float) -> None:
+        """Begin to count the ticks of another second."""
+        second = int(now)
+        for unused in range(max(self._second + 1, second + 1 - _SECONDS), second + 1):
+            self.per_second[unused % _SECONDS] = 0
+        self.place, self._second, self.second_ends = second % _SECONDS, second, second + 1.0
 
     @property
     def lag(self) -> float | None:
         """Seconds from the last live tick's own time to its receipt; None before the first."""
-        if self._last_times is None:
+        if self.last_times is None:
             return None
-        received_ns, timestamp = self._last_times
+        received_ns, timestamp = self.last_times
         return received_ns / 1e9 - timestamp.timestamp()
 
     def rate(self, now: float) -> float:
         """Return live ticks per second over the last `RATE_WINDOW` seconds."""
-        # A copy: the loop's thread appends meanwhile.
-        recent = [(second, count) for second, count in tuple(self._per_second) if now - second <= RATE_WINDOW]
+        # A copy: the loop's thread counts meanwhile.
+        newest, counts = self._second, tuple(self.per_second)
+        seconds = range(max(math.ceil(now - RATE_WINDOW), newest - RATE_WINDOW), newest + 1)
+        recent = [second for second in seconds if counts[second % _SECONDS]]
         if not recent:
             return 0.0
-        return sum(count for _, count in recent) / max(1.0, now - recent[0][0])
+        return sum(counts[second % _SECONDS] for second in recent) / max(1.0, now - recent[0])

@@ -125,6 +125,11 @@ class Resequencer:
         self._window = DeliveredWindow(self._lateness) if self.fills_gaps else LastTickTime()
 
     @property
+    def window(self) -> DeliveredWindow:
+        """The last delivered ticks."""
+        return self._window
+
+    @property
     def is_live(self) -> bool:
         """Whether ticks go straight to the delivery."""
         return self._phase is _Phase.LIVE

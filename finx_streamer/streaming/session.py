@@ -59,6 +59,27 @@ class Session:
     `now` is always in monotonic seconds. Methods that return actions expect you to carry them out in order.
     """
 
+    __slots__ = (
+        "_connect_at",
+        "_delays",
+        "_held",
+        "_keep_alive_at",
+        "_key_can_change",
+        "_last_early_retry",
+        "_may_retry_early",
+        "_opened_at",
+        "_ping_at",
+        "_policy",
+        "_refused_at",
+        "_rng",
+        "_timing",
+        "attempt",
+        "failure",
+        "ping_sent",
+        "reconnects",
+        "state",
+    )
+
     def __init__(
         self,
         policy: ReconnectPolicy | None,
@@ -90,7 +111,7 @@ class Session:
         #: Reading is paused, so messages may be unread.
         self._held = False
         #: When the ping that is unanswered was sent; infinity without one.
-        self._ping_sent = NEVER
+        self.ping_sent = NEVER
         #: When the key was first refused since the last open connection.
         self._refused_at = NEVER
         #: Whether the last error suggests that the network is down.
@@ -122,7 +143,7 @@ class Session:
             return [Command.DISCONNECT]
         self.reconnects += self._was_open
         self._held = False
-        self._ping_sent = self._refused_at = NEVER
+        self.ping_sent = self._refused_at = NEVER
         self._opened_at = now
         self._ping_at = now + (self._timing.ping_interval or NEVER)
         self._keep_alive_at = now + (self._timing.keep_alive or NEVER)
@@ -131,7 +152,7 @@ class Session:
     def received(self) -> None:
         """Take note that bytes arrived: the peer is alive."""
         # Cleared, not compared: on a coarse clock (16 ms on Windows) a ping and its answer have the same time.
-        self._ping_sent = NEVER
+        self.ping_sent = NEVER
 
     def hold(self) -> None:
         """Take note that reading is paused. An answer may be unread, so no timeout applies meanwhile."""
@@ -142,8 +163,8 @@ class Session:
         if not self._held:
             return
         self._held = False
-        if self._ping_sent < NEVER:
-            self._ping_sent = now
+        if self.ping_sent < NEVER:
+            self.ping_sent = now
 
     def lost(self, error: ConnectionFailed, now: float) -> list[Action]:
         """Take note that the attempt failed, or that the connection was lost."""
@@ -191,7 +212,7 @@ class Session:
         actions: list[Action] = []
         if now >= self._ping_at:
             # An unanswered ping keeps its deadline: a short interval must not postpone it forever.
-            self._ping_sent = min(self._ping_sent, now)
+            self.ping_sent = min(self.ping_sent, now)
             self._ping_at = now + (self._timing.ping_interval or NEVER)
             actions.append(Command.SEND_PING)
         if now >= self._keep_alive_at:
@@ -220,7 +241,7 @@ class Session:
     @property
     def _pong_by(self) -> float:
         """When the connection counts as dead; infinity if no ping is unanswered, or its answer may be unread."""
-        return NEVER if self._held else self._ping_sent + self._timing.ping_timeout
+        return NEVER if self._held else self.ping_sent + self._timing.ping_timeout
 
     def _connect(self) -> list[Action]:
         self.attempt += 1

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import re
 from collections import deque
-from collections.abc import Collection, Iterable
-from itertools import repeat
-from typing import Any, TypeVar
+from collections.abc import Collection
+from typing import Any
 
 import attrs
 
@@ -21,7 +20,9 @@ from ..wire.frames import Binary
 from ..wire.json_codec import loads
 from ..wire.mixed_pattern import MixedPattern, spellings
 from .delivered_window import Key
+from .lane import Lane
 from .log_position import ASK, LogPosition
+from .noted import Noted, group, read_number
 from .stream import Owner, Stream
 from .stream_connection import MESSAGES_WITHOUT_PATTERN, StreamConnection
 
@@ -29,9 +30,8 @@ logger = logging.getLogger("finx_streamer")
 
 #: Requests wait while this many bytes are unsent: a server may be slow to read ten thousand of them.
 _MAX_UNSENT = 65_536
-#: For how many seconds, and how many, delivered ticks may be unknown to their streams. See `_Noted`.
+#: For how many seconds, and how many, delivered ticks may be unknown to their streams. See `Noted`.
 _LONGEST_NOTED, _MOST_NOTED = 0.1, 32_768
-_T = TypeVar("_T")
 #: Seconds between requests of the list of contracts. Source: O.
 _LIST_INTERVAL = 300.0
 #: Names the stream of a message that isn't JSON.
@@ -82,7 +82,7 @@ class SharedConnection(StreamConnection):
         self._unjoined: set[str] = set()
         #: When to ask for the list of contracts.
         self._list_at = NEVER
-        self._noted = _Noted()
+        self._noted = Noted()
         #: When the streams must know them.
         self._settle_at = NEVER
 
@@ -138,6 +138,7 @@ class SharedConnection(StreamConnection):
         for name in self._names_of(stream):
             self._unsubscribe(name, stream)
         if stream.decoder.contract is None:
+            self.leave_lane(stream)
             for spelling in spellings(stream.symbol):
                 self._pairs.pop(spelling, None)
 
@@ -229,6 +230,13 @@ class SharedConnection(StreamConnection):
             return room
         return held
 
+    def new_lane(self, websocket: Connection, noted: Noted | None = None) -> Lane:
+        return super().new_lane(websocket, self._noted)
+
+    def find_stream(self, spelling: str) -> Stream | None:
+        symbol = self._pairs.get(spelling)
+        return None if symbol is None or symbol in self._unjoined else self._streams[symbol]
+
     def read_messages(self, websocket: Connection, limit: int) -> int:
         wire, taken, session = websocket.wire, 0, self.session
         text = str(wire.buffer, "latin-1")
@@ -272,8 +280,8 @@ class SharedConnection(StreamConnection):
             return
         self.settle()
         live: list[list[Tick]] = []
-        ids = _group(pairs, map(_number, numbers))
-        for pair, run in _group(pairs, ticks).items():
+        ids = group(pairs, map(read_number, numbers))
+        for pair, run in group(pairs, ticks).items():
             stream = self._streams[pair]
             stream.counters.messages += len(run)
             self._join(stream)
@@ -293,7 +301,7 @@ class SharedConnection(StreamConnection):
         self._settle_at = NEVER
         for symbol, keys, last, received_ns, number in self._noted.take():
             if (stream := self._streams.get(symbol)) is not None:
-                stream.note_delivered(keys, last, received_ns, _number(number))
+                stream.note_delivered(keys, last, received_ns, read_number(number))
 
     def _put_message(self, message: bytes | Binary, received_ns: int) -> None:
         if self.take_mark(message):
@@ -404,53 +412,6 @@ class SharedConnection(StreamConnection):
         stream.refused(error)
         # Not now: if it was the last stream, the end reads what is left, and this read isn't over.
         self.loop.defer(lambda: self._owner.failed(error))
-
-
-class _Noted:
-    """Ticks that were delivered, and that their streams don't know yet.
-
-    With many pairs, runs of one pair are short. Each costs as much as a tick, so they are collected to longer runs.
-    """
-
-    def __init__(self) -> None:
-        self._clear()
-
-    def _clear(self) -> None:
-        self.size = 0
-        self._pairs: list[str] = []
-        self._keys: list[Key] = []
-        #: The last tick of each pair, when it was received, and its ID.
-        self._last: dict[str, tuple[Tick, int, str]] = {}
-
-    def add(self, ticks: list[Tick], pairs: list[str], keys: list[Key], numbers: list[str], received_ns: int) -> None:
-        """Note ticks before they are delivered: from then on, the user may change them."""
-        self.size += len(ticks)
-        self._pairs += pairs
-        self._keys += keys
-        self._last.update(zip(pairs, zip(ticks, repeat(received_ns), numbers), strict=True))
-
-    def take(self) -> list[tuple[str, list[Key], Tick, int, str]]:
-        """Remove and return, for each pair: the keys, the last tick, when it was received, and its ID."""
-        if not self.size:
-            return []
-        last, runs = self._last, _group(self._pairs, self._keys)
-        self._clear()
-        return [(pair, keys, *last[pair]) for pair, keys in runs.items()]
-
-
-def _group(pairs: Iterable[str], values: Iterable[_T]) -> dict[str, list[_T]]:
-    """Return the values of each pair, in order."""
-    runs: dict[str, list[_T]] = {}
-    for pair, value in zip(pairs, values, strict=True):
-        if pair in runs:
-            runs[pair].append(value)
-        else:
-            runs[pair] = [value]
-    return runs
-
-
-def _number(text: str) -> int | None:
-    return int(text) if text else None
 
 
 def _refuses_unsubscribe(message: Message) -> bool:

@@ -17,34 +17,34 @@ class Silence:
     """
 
     limit: float | None
-    #: When the silence began; infinity while disconnected, and once it was reported.
-    _since: float = attrs.field(default=NEVER, init=False)
+    #: When the silence began, which the lane sets at each tick; infinity while disconnected, and once it was reported.
+    since: float = attrs.field(default=NEVER, init=False)
 
     @property
     def deadline(self) -> float:
         """When to call `check`; infinity for never."""
-        return self._since + (self.limit or NEVER)
+        return self.since + (self.limit or NEVER)
 
     @property
     def is_over(self) -> bool:
         """Whether the next tick restarts the clock: none runs now."""
-        return self._since == NEVER
+        return self.since == NEVER
 
     def begin(self, now: float) -> None:
         """Start the clock: the stream was requested, or something arrived."""
-        self._since = now
+        self.since = now
 
     def end(self) -> None:
         """Stop the clock: the connection was lost."""
-        self._since = NEVER
+        self.since = NEVER
 
     def check(self, now: float, paused: bool) -> StaleStream | None:
         """Return the report that is due. `paused`: reading is paused, so messages may be unread."""
         if now < self.deadline:
             return None
         if paused:
-            self._since = now
+            self.since = now
             return None
-        report = StaleStream(now - self._since)
-        self._since = NEVER
+        report = StaleStream(now - self.since)
+        self.since = NEVER
         return report

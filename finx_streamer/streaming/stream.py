@@ -52,6 +52,9 @@ class Carrier(Protocol):
     def settle(self) -> None:
         """Tell each stream which of its ticks were delivered, as far as it doesn't know."""
 
+    def leave_lane(self, stream: Stream) -> None:
+        """From now on, a tick of the stream isn't just delivered."""
+
     def stream_fell_silent(self, now: float) -> None:
         """A stream's silence was reported."""
 
@@ -118,7 +121,6 @@ class Stream:
         "_number",
         "_owner",
         "_resumes",
-        "_silence",
         "connection",
         "counters",
         "decoder",
@@ -127,6 +129,7 @@ class Stream:
         "newest",
         "resequencer",
         "scheduled",
+        "silence",
         "state",
         "symbol",
     )
@@ -155,7 +158,7 @@ class Stream:
         #: For the loop: see `Timed`.
         self.scheduled = NEVER
         self._owner, self._loop = owner, owner.loop
-        self._silence = Silence(owner.settings.stale_after)
+        self.silence = Silence(owner.settings.stale_after)
         self.resequencer = owner.new_resequencer(self)
 
     # Its life.
@@ -171,7 +174,7 @@ class Stream:
         """Take note that the server learns that the stream is wanted."""
         # From now on, a tick in history may be in transit: a gap can't end before it has arrived.
         self.resequencer.requested(now)
-        self._silence.begin(now)
+        self.silence.begin(now)
         self._loop.schedule(self)
 
     def resume_request(self) -> str | None:
@@ -217,7 +220,7 @@ class Stream:
 
     def lost(self, now: float) -> None:
         """Take note that the connection was lost."""
-        self._silence.end()
+        self.silence.end()
         self._mark_at = NEVER
         if self.state is State.STREAMING:
             self.resequencer.lost(now)
@@ -237,6 +240,11 @@ class Stream:
         self.end(State.FAILED, "the stream has ended", error)
 
     # The path of a tick.
+
+    @property
+    def is_straight(self) -> bool:
+        """Whether a tick is just delivered: nothing is held, and the clock of its silence runs."""
+        return self.decoder.contract is None and self.resequencer.is_live and not self.silence.is_over
 
     def put_ticks(self, ticks: list[Tick]) -> None:
         """Deliver, queue or hold ticks, at least one, in order. If there are several, they `are_alike`."""
@@ -331,8 +339,8 @@ class Stream:
         self.resequencer.put_event(Event(payload, self.symbol))
 
     def _heard(self, now: float) -> None:
-        was_over = self._silence.is_over
-        self._silence.begin(now)
+        was_over = self.silence.is_over
+        self.silence.begin(now)
         if was_over:
             self._loop.schedule(self)
 
@@ -340,7 +348,7 @@ class Stream:
 
     @property
     def deadline(self) -> float:
-        return min(self.resequencer.deadline, self._silence.deadline, self._mark_at)
+        return min(self.resequencer.deadline, self.silence.deadline, self._mark_at)
 
     def wake(self, now: float) -> None:
         if now >= self._mark_at:
@@ -349,16 +357,17 @@ class Stream:
                 self._loop.defer(lambda: self.connection.send_mark(self))
         self.connection.settle()
         self.resequencer.wake(now)
-        if (report := self._silence.check(now, self.connection.paused)) is not None:
+        if (report := self.silence.check(now, self.connection.paused)) is not None:
             report.symbol = self.symbol
             self.counters.last_error = now, report
             self._owner.delivery.put_event(Event(report, self.symbol))
+            self.connection.leave_lane(self)
             self.connection.stream_fell_silent(now)
 
     @property
     def is_silent(self) -> bool:
         """Whether its silence was reported, and nothing came since. Also true while there is no connection."""
-        return self._silence.is_over
+        return self.silence.is_over
 
     # For the resequencer, which is in the middle of a change when it asks.
 
@@ -378,6 +387,7 @@ class Stream:
         """Whether ticks are held or queued, and don't go straight to the delivery."""
         if busy:
             self._owner.busy.add(self)
+            self.connection.leave_lane(self)
         else:
             self._owner.busy.discard(self)
 

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections import deque
 from collections.abc import Collection, Mapping
 
 from ..clock import monotonic
 from ..connection.attempt import ConnectionConfig
 from ..connection.channel import WebSocketChannel
 from ..connection.failures import translate
+from ..connection.loop import SocketOwner
 from ..connection.websocket import READ_SIZE, Connection
 from ..errors import ConnectionFailed
 from ..values import NEVER, NO_BOUND, Event, State
 from ..wire.frames import Binary
+from ..wire.mixed_pattern import spellings
+from ..wire.single_tick import LONGEST
 from .counters import ConnectionCounters
+from .lane import Lane, LaneStream
 from .log_position import RESUME, LogPosition
+from .noted import Noted
 from .session import Action, Command, Session
 from .stream import Owner, Stream
 
@@ -33,17 +37,19 @@ class StreamConnection(WebSocketChannel):
         config: Where to connect.
     """
 
-    __slots__ = ("_marks", "_owner", "_probes", "_starved", "_starved_at", "counters", "session")
+    __slots__ = ("_lane", "_marks", "_owner", "_probes", "_starved", "_starved_at", "counters", "session")
 
     def __init__(self, owner: Owner, session: Session, config: ConnectionConfig) -> None:
         super().__init__(owner.loop, owner.handshakes, config)
         self.session = session
         self.counters = ConnectionCounters()
         self._owner = owner
+        #: What reads the open connection, as far as it can.
+        self._lane: Lane | None = None
         #: The probes that aren't answered, and the streams that wait for them.
-        self._probes: deque[tuple[int, Stream]] = deque()
+        self._probes: list[tuple[int, Stream]] = []
         #: The streams of the marks that aren't answered. See `send_mark`.
-        self._marks: deque[Stream] = deque()
+        self._marks: list[Stream] = []
         #: Whether reading is paused because the callbacks are slow, and when it last was.
         self._starved, self._starved_at = False, -NEVER
 
@@ -73,6 +79,10 @@ class StreamConnection(WebSocketChannel):
     @abstractmethod
     def begin(self, now: float) -> None:
         """The connection is open: ask for the streams, or take note that they were asked for."""
+
+    @abstractmethod
+    def find_stream(self, spelling: str) -> Stream | None:
+        """Return the stream that has joined, and that gets the ticks of a pair in this spelling."""
 
     @abstractmethod
     def read_messages(self, websocket: Connection, limit: int) -> int:
@@ -151,6 +161,7 @@ class StreamConnection(WebSocketChannel):
 
     def opened(self, websocket: Connection) -> None:
         now = monotonic()
+        self._lane = self.new_lane(websocket)
         self.counters.connected_at = time.time()
         self.counters.bytes += websocket.wire.bytes_received
         self._carry_out(self.session.opened(now))
@@ -171,6 +182,7 @@ class StreamConnection(WebSocketChannel):
         was_open = self.websocket is not None
         super().disconnect()
         if was_open:
+            self._lane = None
             self._probes.clear()
             self._marks.clear()
             self._note_starved(False)
@@ -185,19 +197,57 @@ class StreamConnection(WebSocketChannel):
         websocket = self.websocket
         if websocket is None or self.paused:
             return
-        room = self.room()
-        if room <= 0:
+        if self.room() <= 0:
             self._pause()
-            return
-        size = self.fill(websocket)
-        if not size:
-            return  # half a TLS record, or the end
-        loop = self.loop
-        loop.read_again = size >= READ_SIZE
+        elif size := self.fill(websocket):
+            self._received(websocket, size)
+
+    def take(self, data: bytes) -> None:
+        """Take what the lane has read: anything but one plain tick."""
+        websocket = self.websocket
+        assert websocket is not None
+        try:
+            size = websocket.wire.take(data)
+        except (EOFError, MemoryError) as cause:
+            self.read_failed(cause)
+        else:
+            self._received(websocket, size)
+
+    def _received(self, websocket: Connection, size: int) -> None:
+        self.loop.read_again = size >= READ_SIZE
         self.counters.bytes += size
-        loop.now = monotonic()
         self.session.received()
-        self._deliver(websocket, room)
+        self._deliver(websocket, self.room())
+
+    # The lane.
+
+    @property
+    def reader(self) -> SocketOwner:
+        return self._lane or self
+
+    def new_lane(self, websocket: Connection, noted: Noted | None = None) -> Lane:
+        """Make the lane of an open connection. `noted`: the ticks that its streams don't know yet."""
+        owner = self._owner
+        return Lane(self, websocket, owner.delivery, owner.settings.parse_price, owner.settings.exchanges, noted)
+
+    def leave_lane(self, stream: Stream) -> None:
+        """From now on, a tick of the stream isn't just delivered."""
+        if self._lane is not None:
+            for spelling in spellings(stream.symbol):
+                self._lane.streams.pop(spelling, None)
+
+    def _update_lane(self, websocket: Connection) -> None:
+        """Let the lane read what comes next, if nothing is buffered. It learns from what was read last."""
+        lane, wire = self._lane, websocket.wire
+        assert lane is not None
+        lane.is_straight = websocket.between_messages and websocket.max_message >= LONGEST
+        if lane.is_straight:
+            spelling = lane.form.learn(wire.buffer)
+            stream = None if spelling is None else self.find_stream(spelling)
+            if spelling is not None and stream is not None and stream.is_straight:
+                lane.streams[spelling] = LaneStream(stream)
+            # A burst leaves a large one behind.
+            wire.buffer, wire.at = b"", 0
 
     def resume(self) -> None:
         """Read again, if there is room again."""
@@ -217,6 +267,8 @@ class StreamConnection(WebSocketChannel):
         starved = delivery.room() <= 0
         if not self.paused:
             self.paused = True
+            if self._lane is not None:
+                self._lane.is_straight = False
             self.session.hold()
             self._owner.pause(self)
             self.update_watch()
@@ -252,13 +304,14 @@ class StreamConnection(WebSocketChannel):
         if websocket is not self.websocket:
             return  # a callback has ended it
         while self._probes and self._probes[0][0] <= websocket.probe_answered:
-            self._probes.popleft()[1].resequencer.probe_answered(self.loop.now)
+            self._probes.pop(0)[1].resequencer.probe_answered(self.loop.now)
         if websocket.ended is not None:
             self.lost(websocket.ended)
         elif taken >= room:
             self._pause()
         else:
             self.update_watch()
+            self._update_lane(websocket)
 
     def send_probe(self, stream: Stream) -> None:
         """Send a ping. Its answer calls the stream's `Resequencer.probe_answered`."""
@@ -276,7 +329,7 @@ class StreamConnection(WebSocketChannel):
         """Take the answer to `send_mark`. Return False for any other message."""
         if not self._marks or message != _MARK:
             return False
-        self._marks.popleft().caught_up()
+        self._marks.pop(0).caught_up()
         return True
 
 
@@ -303,6 +356,9 @@ class UrlConnection(StreamConnection):
 
     def room(self) -> int:
         return self.stream.resequencer.room()
+
+    def find_stream(self, spelling: str) -> Stream | None:
+        return self.stream if spelling in spellings(self.stream.symbol) else None
 
     def handshake_headers(self) -> Mapping[str, str]:
         request = self.stream.resume_request()

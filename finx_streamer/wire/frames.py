@@ -116,6 +116,8 @@ def frame_size(buffer: bytes, at: int, pending_size: int | None, max_message: in
 class Fragments:
     """A bounded replacement for the library's `continuous_frame`, which takes quadratic time."""
 
+    __slots__ = ("_opcode", "_parts", "_size")
+
     def __init__(self) -> None:
         self._opcode = 0
         self._parts: list[bytes] = []

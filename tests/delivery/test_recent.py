@@ -1,7 +1,10 @@
-"""The ring buffer of recent ticks, and what a listener makes of it."""
+"""The buffer of recent ticks, and what a listener makes of it."""
 
 from __future__ import annotations
 
+import itertools
+import sys
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -11,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finx_streamer import ConfigurationError, StreamListener, Tick
-from finx_streamer.delivery.recent import Recent
+from finx_streamer.delivery.recent import _CHUNK, Recent
 from tests.support.peers import PAIR, Peer, Seen, stay, ticks
 
 PAIRS = ("BTC:USDC", "ETH:USDC")
@@ -74,13 +77,72 @@ def test_repeated_calls_of_since_return_each_tick_once(shape: list[tuple[str, in
         assert recent.since(position, limit) == ([], position)
 
 
-@given(shapes)
-def test_memory_is_bounded_by_the_size_and_one_batch(shape: list[tuple[str, int]]) -> None:
-    """A batch is removed once the later batches hold enough ticks."""
-    recent = Recent(10)
-    for batch in batches(shape):
-        recent.extend(batch)
-    assert sum(len(batch) for _, batch in recent._batches) < 10 + 9
+@given(st.lists(st.one_of(st.integers(1, 3), st.integers(_CHUNK - 2, 3 * _CHUNK)), max_size=40), st.integers(1, 1_000))
+def test_chunks_hold_the_last_ticks_and_little_else(lengths: list[int], size: int) -> None:
+    """Single ticks, short batches and long ones are kept in order, and removed once later ones are enough."""
+    recent = Recent(size)
+    everything: list[Tick] = []
+    one = a_tick(PAIR, 0)
+    position = 0
+    for length in lengths:
+        # Equal ticks, except for their price.
+        batch: list[Tick] = [{**one, "price": len(everything) + number} for number in range(length)]
+        everything += batch
+        if length == 1:
+            recent.append(batch[0])
+        else:
+            recent.extend(batch)
+        assert recent.total == len(everything)
+        found, position = recent.since(position, 1_000_000)
+        assert (found, position) == (batch, len(everything))
+        assert recent.last(size) == everything[-size:]
+    stored = sum(map(len, recent._published[1]))
+    assert stored <= size + max(lengths, default=0) + 2 * _CHUNK
+
+
+def test_ticks_and_their_count_belong_together_at_any_moment() -> None:
+    """A thread that reads during writes sees each tick once and in order, with the position that belongs to it."""
+    recent, size, count = Recent(500), 500, 60_000
+    everything = [a_tick(PAIR, number) for number in range(count)]
+    done = threading.Event()
+    faults: list[object] = []
+
+    def read() -> None:
+        position, ended = 0, False
+        while not ended and not faults:
+            ended = done.is_set()
+            total = recent.total
+            last = [tick["price"] for tick in recent.last(size)]
+            found, end = recent.since(position, count)
+            prices = [tick["price"] for tick in found]
+            # All that came since, or at least the last `size` of it, up to the position.
+            if prices != list(range(end - len(prices), end)) or len(prices) < min(size, end - position) or end < total:
+                faults.append((position, end, total, prices[:1], prices[-1:]))
+            if last and (last != list(range(last[0], last[-1] + 1)) or last[-1] >= end or len(last) > size):
+                faults.append((last[0], last[-1], end))
+            position = end
+        if position != count:
+            faults.append(position)
+
+    reader = threading.Thread(target=read)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        reader.start()
+        at = 0
+        for length in itertools.cycle([1, 1, 2, 1, 200, 1, 1, 1, 7]):
+            if length == 1:
+                recent.append(everything[at])
+            else:
+                recent.extend(everything[at : at + length])
+            at += length
+            if at >= count:
+                break
+        done.set()
+        reader.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not faults
 
 
 def test_a_listener_keeps_recent_ticks(seen: Seen, dispatch: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from finx_streamer.streaming.counters import RATE_WINDOW, Counters
 from tests.support.recovery import at, tick
@@ -42,9 +44,17 @@ def test_the_rate_falls_to_zero_when_ticks_stop() -> None:
     assert [counters.rate(now) for now in (100.5, 105.0, 110.0, 111.0)] == [50.0, 10.0, 5.0, 0.0]
 
 
-def test_the_memory_for_the_rate_is_bounded() -> None:
-    """A long stream needs no more memory than a short one."""
-    counters = Counters()
-    for second in range(1_000):
-        counters.count_ticks([tick(1)], float(second))
-    assert len(counters._per_second) == RATE_WINDOW + 1
+@given(st.lists(st.tuples(st.floats(0, 15), st.integers(1, 5)), min_size=1, max_size=60), st.floats(0, 25))
+def test_the_rate_covers_the_last_seconds(pauses: list[tuple[float, int]], later: float) -> None:
+    """It is the number of ticks in the last ten whole seconds and this one, by the time since the first one's begin."""
+    counters, now = Counters(), 0.0
+    counted: dict[int, int] = {}
+    for pause, count in pauses:
+        now += pause
+        counters.count_ticks([tick(1)] * count, now)
+        counted[int(now)] = counted.get(int(now), 0) + count
+        recent = {second: count for second, count in counted.items() if now - second <= RATE_WINDOW}
+        assert counters.rate(now) == sum(recent.values()) / max(1.0, now - min(recent))
+    recent = {second: count for second, count in counted.items() if now + later - second <= RATE_WINDOW}
+    expected = sum(recent.values()) / max(1.0, now + later - min(recent)) if recent else 0.0
+    assert counters.rate(now + later) == pytest.approx(expected)
