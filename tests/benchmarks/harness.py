@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 HERE = Path(__file__).parent
+#: The checkout that the benchmarks belong to.
+CHECKOUT = HERE.parents[1]
 PACKAGES = (
     "finx-streamer",
     "websocket-client",
@@ -38,6 +40,8 @@ REPEATS = 2
 #: The maximum share of repeated runs, so that a benchmark ends on a busy machine, too.
 _MAX_REPEATED = 0.25
 _CALM_DOWN = 1.0
+#: Contenders that use this project, and can be run from another checkout.
+_OURS = ("StreamListener", "FunctionClient")
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 Figures = dict[str, Any]
@@ -52,10 +56,30 @@ class Options(NamedTuple):
     #: Run only contenders whose name contains one of these. Empty means all.
     only: tuple[str, ...]
     memory_ticks: int
+    #: Other checkouts to compare with.
+    against: tuple[Path, ...] = ()
 
     def chosen(self, names: Iterable[str], always: Sequence[str] = ()) -> list[str]:
-        """Return the names that the user selected."""
-        return [name for name in names if name in always or not self.only or any(part in name for part in self.only)]
+        """Return the names that the user selected. Add those of other checkouts after each of ours."""
+        return [
+            name
+            for given in names
+            for name in (given, *(_name_from(given, path) for path in self.against if given.startswith(_OURS)))
+            if name in always or not self.only or any(part in name for part in self.only)
+        ]
+
+
+def _name_from(contender: str, checkout: Path) -> str:
+    """Return the name of a contender that is run from another checkout."""
+    return f"{contender} ({checkout})"
+
+
+def _split(name: str) -> tuple[str, Path]:
+    """Return the contender that a name means, and its checkout."""
+    if name.startswith(_OURS) and name.endswith(")"):
+        contender, _, path = name[:-1].partition(" (")
+        return contender, Path(path)
+    return name, CHECKOUT
 
 
 # Processes.
@@ -112,7 +136,10 @@ def serving(**settings: Any) -> Iterator[Server]:
 @contextlib.contextmanager
 def client(script: str = "client.py", **job: Any) -> Iterator[subprocess.Popen[str]]:
     """Run a client process for the length of the block. `job` has the fields of `client.Job`."""
-    process = _start(script, job)
+    checkout = CHECKOUT
+    if "contender" in job:
+        job["contender"], checkout = _split(job["contender"])
+    process = _start(script, job, checkout)
     try:
         yield process
     finally:
@@ -139,10 +166,10 @@ def run(contender: str, server: Mapping[str, Any], job: Mapping[str, Any], timeo
         return {"server": serves.finish(), **figures}
 
 
-def _start(script: str, arguments: Mapping[str, Any]) -> subprocess.Popen[str]:
+def _start(script: str, arguments: Mapping[str, Any], checkout: Path = CHECKOUT) -> subprocess.Popen[str]:
     command = [sys.executable, str(HERE / script), json.dumps(arguments)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    pipe, environment = subprocess.PIPE, {**os.environ, "PYTHONPATH": str(checkout)}
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
 
 
 def _kill(process: subprocess.Popen[str]) -> None:

@@ -10,6 +10,7 @@ import argparse
 import sys
 import time
 from importlib import import_module
+from pathlib import Path
 
 from harness import Options, machine, note
 
@@ -53,13 +54,28 @@ def _arguments() -> tuple[list[str], Options]:
     parser.add_argument(
         "--memory-ticks", type=int, default=10_000_000, help="ticks of the memory benchmark [%(default)s]"
     )
+    parser.add_argument(
+        "--against",
+        action="append",
+        default=[],
+        type=_checkout,
+        metavar="PATH",
+        help="compare with the finx_streamer of another checkout, in the same rounds",
+    )
     given = parser.parse_args()
     unknown = set(given.benchmarks) - set(BENCHMARKS)
     if unknown:
         parser.error(f"unknown benchmark: {', '.join(sorted(unknown))}")
     return given.benchmarks or list(BENCHMARKS), Options(
-        given.rounds, given.seconds, tuple(given.only), given.memory_ticks
+        given.rounds, given.seconds, tuple(given.only), given.memory_ticks, tuple(given.against)
     )
+
+
+def _checkout(text: str) -> Path:
+    path = Path(text).resolve()
+    if not (path / "finx_streamer").is_dir():
+        raise argparse.ArgumentTypeError(f"{text} has no folder finx_streamer")
+    return path
 
 
 if __name__ == "__main__":
