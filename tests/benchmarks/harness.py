@@ -40,11 +40,16 @@ REPEATS = 2
 #: The maximum share of repeated runs, so that a benchmark ends on a busy machine, too.
 _MAX_REPEATED = 0.25
 _CALM_DOWN = 1.0
+#: A figure that is no worse than before may still be this part of it, since two runs differ.
+_NO_WORSE = 0.97
 #: Contenders that use this project, and can be run from another checkout.
 _OURS = ("StreamListener", "FunctionClient")
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 Figures = dict[str, Any]
+#: The figures of all rounds, by job.
+Results = dict[str, list[Figures]]
+_results: Results = {}
 
 
 class Options(NamedTuple):
@@ -55,7 +60,9 @@ class Options(NamedTuple):
     seconds: float
     #: Run only contenders whose name contains one of these. Empty means all.
     only: tuple[str, ...]
+    #: Ticks of the memory benchmark: with a slow callback, and with a fast one.
     memory_ticks: int
+    fast_ticks: int
     #: Other checkouts to compare with.
     against: tuple[Path, ...] = ()
 
@@ -64,12 +71,12 @@ class Options(NamedTuple):
         return [
             name
             for given in names
-            for name in (given, *(_name_from(given, path) for path in self.against if given.startswith(_OURS)))
+            for name in (given, *(name_from(given, path) for path in self.against if given.startswith(_OURS)))
             if name in always or not self.only or any(part in name for part in self.only)
         ]
 
 
-def _name_from(contender: str, checkout: Path) -> str:
+def name_from(contender: str, checkout: Path) -> str:
     """Return the name of a contender that is run from another checkout."""
     return f"{contender} ({checkout})"
 
@@ -228,9 +235,9 @@ class Watch:
         return used / _TICKS_PER_SECOND
 
 
-def rounds(jobs: Mapping[str, Callable[[], Figures]], count: int) -> dict[str, list[Figures]]:
+def rounds(jobs: Mapping[str, Callable[[], Figures]], count: int) -> Results:
     """Run all jobs in turn, `count` times, each time starting with another one. Repeat disturbed runs."""
-    results: dict[str, list[Figures]] = {name: [] for name in jobs}
+    results: Results = {name: [] for name in jobs}
     names = list(jobs)
     repeats = int(_MAX_REPEATED * count * len(names))
     for number in range(count):
@@ -241,6 +248,19 @@ def rounds(jobs: Mapping[str, Callable[[], Figures]], count: int) -> dict[str, l
             repeats -= figures["repeats"]
             results[name].append(figures)
     note("")
+    keep(results)
+    return results
+
+
+def keep(results: Results) -> None:
+    """Add figures to those that `take_results` returns."""
+    _results.update(results)
+
+
+def take_results() -> Results:
+    """Return the figures of all rounds since the last call."""
+    results = dict(_results)
+    _results.clear()
     return results
 
 
@@ -280,6 +300,53 @@ def rate(figures: Figures) -> float:
     return float(figures["count"] / figures["seconds"])
 
 
+# Targets.
+
+
+class Goal(NamedTuple):
+    """A target: a figure, and its limit."""
+
+    what: str
+    #: Whether the limit is a minimum.
+    at_least: bool
+    limit: float
+    unit: str
+    #: Returns the figure. A job that wasn't run raises `KeyError`.
+    figure: Callable[[Results], float]
+
+    def check(self, results: Results) -> tuple[str, str, str, str] | None:
+        """Return the goal, the figure, and whether it is met. None if it wasn't measured."""
+        try:
+            value = self.figure(results)
+        except KeyError:
+            return None
+        met = value >= self.limit if self.at_least else value <= self.limit
+        goal = f"{'>=' if self.at_least else '<='} {self.limit:,g} {self.unit}".rstrip()
+        return self.what, goal, f"{value:,.3g}" if abs(value) < 1_000 else f"{value:,.0f}", "met" if met else "MISSED"
+
+
+def at_least(what: str, limit: float, unit: str, figure: Callable[[Results], float]) -> Goal:
+    """Return a target with a minimum."""
+    return Goal(what, True, limit, unit, figure)
+
+
+def at_most(what: str, limit: float, unit: str, figure: Callable[[Results], float]) -> Goal:
+    """Return a target with a maximum."""
+    return Goal(what, False, limit, unit, figure)
+
+
+def no_worse(
+    what: str, options: Options, name: str, figure: Callable[[str, str], Callable[[Results], float]]
+) -> list[Goal]:
+    """Return a target for each other checkout: `figure` gets our contender's name and the other's."""
+    return [at_least(what, _NO_WORSE, f"x {path}", figure(name, name_from(name, path))) for path in options.against]
+
+
+def ratio(name: str, base: str, key: str | Callable[[Figures], float]) -> Callable[[Results], float]:
+    """Return a figure for a `Goal`: the median of one job divided by that of another one."""
+    return lambda results: median(results[name], key) / median(results[base], key)
+
+
 # Output.
 
 
@@ -289,7 +356,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-def disturbed(results: Mapping[str, list[Figures]]) -> str:
+def disturbed(results: Results) -> str:
     """Return a sentence about repeated and disturbed runs."""
     runs = [figures for all_runs in results.values() for figures in all_runs]
     repeats = sum(figures["repeats"] for figures in runs)
