@@ -39,7 +39,10 @@ def goals(options: Options) -> list[Goal]:
     """Return the targets. They compare checkouts."""
     return [
         at_most(
-            "reading ahead, default", _SLOWER, f"x {path}", ratio(who.THREAD, name_from(who.THREAD, path), "seconds")
+            f"{COUNT:,} ticks with pauses, default",
+            _SLOWER,
+            f"x {path}",
+            ratio(who.THREAD, name_from(who.THREAD, path), "seconds"),
         )
         for path in options.against
     ]

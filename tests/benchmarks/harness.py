@@ -314,15 +314,48 @@ class Goal(NamedTuple):
     #: Returns the figure. A job that wasn't run raises `KeyError`.
     figure: Callable[[Results], float]
 
-    def check(self, results: Results) -> tuple[str, str, str, str] | None:
-        """Return the goal, the figure, and whether it is met. None if it wasn't measured."""
+    def check(self, results: Results) -> Checked:
+        """Compare the figure with the limit."""
+        goal = f"{'>=' if self.at_least else '<='} {self.limit:,g} {self.unit}".rstrip()
         try:
             value = self.figure(results)
         except KeyError:
-            return None
+            return Checked(self.what, goal, "-", "not measured")
         met = value >= self.limit if self.at_least else value <= self.limit
-        goal = f"{'>=' if self.at_least else '<='} {self.limit:,g} {self.unit}".rstrip()
-        return self.what, goal, f"{value:,.3g}" if abs(value) < 1_000 else f"{value:,.0f}", "met" if met else "MISSED"
+        text = f"{value:,.3g}" if abs(value) < 1_000 else f"{value:,.0f}"
+        return Checked(self.what, goal, text, "met" if met else "MISSED")
+
+
+class Checked(NamedTuple):
+    """A target and what came of it."""
+
+    what: str
+    goal: str
+    result: str
+    verdict: str
+
+
+def targets(checked: Iterable[Checked]) -> str:
+    """Return a table of targets. Those with the same text share a row; parts that are all the same are shown once."""
+    rows: dict[str, list[Checked]] = {}
+    for target in checked:
+        rows.setdefault(target.what, []).append(target)
+
+    def joined(parts: list[str]) -> str:
+        return parts[0] if len(set(parts)) == 1 else " / ".join(parts)
+
+    return table(
+        ("target", "goal", "result", "verdict"),
+        (
+            (
+                what,
+                joined([part.goal for part in parts]),
+                " / ".join(part.result for part in parts),
+                joined([part.verdict for part in parts]),
+            )
+            for what, parts in rows.items()
+        ),
+    )
 
 
 def at_least(what: str, limit: float, unit: str, figure: Callable[[Results], float]) -> Goal:

@@ -13,7 +13,7 @@ from harness import Goal, Options, Results, at_most, client, keep, median, servi
 TITLE = "Idle: wake-ups per second on silent streams"
 NAMES = (who.PLAIN, who.AIOHTTP, who.PICOWS, who.THREAD, who.INLINE)
 PAIRS = (1, 100)
-_SETTLE = 1.0
+_SETTLE = 2.0
 _SECONDS = 5.0
 
 
@@ -47,14 +47,11 @@ def benchmark(options: Options) -> str:
 
 def goals(options: Options) -> list[Goal]:
     """Return the targets."""
+    jobs = [_job(who.THREAD, pairs) for pairs in PAIRS]
+    at = f"at rest, {' / '.join(map(str, PAIRS))} pairs, default"
     return [
-        goal
-        for pairs in PAIRS
-        for job in (_job(who.THREAD, pairs),)
-        for goal in (
-            at_most(f"at rest, {pairs} pairs: wake-ups", 0, "per second", partial(_wake_ups, job)),
-            at_most(f"at rest, {pairs} pairs: threads", 2, "and the main thread", partial(_own_threads, job)),
-        )
+        *(at_most(f"{at}: wake-ups", 0, "per second", partial(_wake_ups, job)) for job in jobs),
+        *(at_most(f"{at}: threads", 2, "and the main thread", partial(_own_threads, job)) for job in jobs),
     ]
 
 

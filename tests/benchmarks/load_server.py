@@ -1,8 +1,8 @@
 """A WebSocket server for benchmarks: `python load_server.py SETTINGS` (JSON with the fields of `Settings`).
 
-It encodes its frames in advance, and later only puts in times. It has one thread, and one more for the answers to pings. It
-prints its port, "open" each time all clients are connected, and at the end its figures as JSON. The command "drop SECONDS"
-on standard input closes all connections and refuses new ones for that long.
+It encodes its frames in advance, and later only puts in times. It has one thread, and another one for answers to pings.
+It prints its port, "open" each time all clients are connected, and at the end its figures as JSON. The command "drop
+SECONDS" on standard input closes all connections and refuses new ones for that long.
 """
 
 from __future__ import annotations
@@ -66,17 +66,24 @@ class Backlog:
     """The bytes of a burst: one second of market time after another, forever."""
 
     def __init__(self, blocks: Iterable[bytes], second_text: Callable[[int], str]) -> None:
-        """Each block has the frames of the first second of market time. They take turns."""
-        self._blocks = [block.split(second_text(0).encode()) for block in blocks]
+        """The blocks have the frames of the first seconds. Later, they take turns, with other times."""
+        self._blocks = list(blocks)
+        #: The parts of blocks around their times. A block that is sent once needs none.
+        self._parts: dict[int, list[bytes]] = {}
         self._second_text = second_text
         self._second = 0
 
     def next_block(self) -> bytes:
         """Return the frames of the next second."""
-        parts = self._blocks[self._second % len(self._blocks)]
-        time_text = self._second_text(self._second).encode()
+        turn, number = divmod(self._second, len(self._blocks))
+        if turn == 1:
+            self._parts[number] = self._blocks[number].split(self._text(number))
+        block = self._text(self._second).join(self._parts[number]) if turn else self._blocks[number]
         self._second += 1
-        return time_text.join(parts)
+        return block
+
+    def _text(self, second: int) -> bytes:
+        return self._second_text(second).encode()
 
 
 class Peer:
@@ -423,7 +430,7 @@ def _mixed(pairs: list[str]) -> Backlog:
     """Return ticks of these pairs in random order, the same number of each."""
     order = pairs * (_MIXED * ticks.DISTINCT // len(pairs))
     random.Random(1).shuffle(order)
-    frames = [ticks.flat_frame(number % ticks.DISTINCT, of=pair) for number, pair in enumerate(order)]
+    frames = [ticks.flat_frame(number, of=pair) for number, pair in enumerate(order)]
     starts = range(0, len(frames), ticks.DISTINCT)
     return Backlog((b"".join(frames[at : at + ticks.DISTINCT]) for at in starts), ticks.flat_second_text)
 

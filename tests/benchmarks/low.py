@@ -49,14 +49,12 @@ def benchmark(options: Options) -> str:
 
 def goals(options: Options) -> list[Goal]:
     """Return the targets."""
-    found = []
-    for rate in RATES:
-        inline, default = _job(who.INLINE, rate), _job(who.THREAD, rate)
-        found += [
-            at_most(f"p50 at {rate}/s, default", 10, "us more than inline", partial(_difference, default, inline)),
-            at_most(f"wake-ups at {rate}/s, default", 3, "per tick", partial(_wake_ups, default)),
-        ]
-    return found
+    jobs = [(_job(who.THREAD, rate), _job(who.INLINE, rate)) for rate in RATES]
+    at = f"at {' / '.join(map(str, RATES))} ticks/s, default"
+    return [
+        *(at_most(f"p50 {at}", 10, "us more than inline", partial(_difference, *names)) for names in jobs),
+        *(at_most(f"wake-ups per tick {at}", 3, "", partial(_wake_ups, default)) for default, _ in jobs),
+    ]
 
 
 def _job(name: str, rate: int) -> str:

@@ -47,14 +47,11 @@ def benchmark(options: Options) -> str:
 
 def goals(options: Options) -> list[Goal]:
     """Return the targets."""
+    jobs = [_job(who.THREAD, kind) for kind in KINDS]
+    text = f"pongs while a callback {' / '.join(KINDS)} for {_PAUSE * 1e3:g} ms, default"
     return [
-        goal
-        for kind in KINDS
-        for job in (_job(who.THREAD, kind),)
-        for goal in (
-            at_most(f"pongs while a callback {kind}, p99.9", 30, "ms", _of_server(job, "pong_p99.9", median)),
-            at_most(f"pongs while a callback {kind}, lost", 0, "", _of_server(job, "lost", _total)),
-        )
+        *(at_most(f"{text}: p99.9", 30, "ms", _of_server(job, "pong_p99.9", median)) for job in jobs),
+        *(at_most(f"{text}: lost", 0, "", _of_server(job, "lost", _total)) for job in jobs),
     ]
 
 

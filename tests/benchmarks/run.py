@@ -1,7 +1,7 @@
 """Run benchmarks and print Markdown tables: `make bench`, or `python tests/benchmarks/run.py burst latency`.
 
 Contenders take turns on loopback, each in a fresh process next to a load server in its own process. Runs that other
-processes disturbed are repeated. The tables show medians over the rounds. The last table compares them with the targets.
+processes disturbed are repeated. The tables show medians over the rounds. The last one compares them with targets.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from importlib import import_module
 from pathlib import Path
 
-from harness import Options, Results, machine, note, table, take_results
+from harness import Checked, Options, Results, machine, note, take_results, targets
 
 BENCHMARKS = (
     "burst",
@@ -38,7 +38,7 @@ def main() -> None:
     """Run the benchmarks that the command line names."""
     names, options, path = _arguments()
     print(f"{machine()}\n{options.rounds} rounds, medians", flush=True)
-    targets: list[tuple[str, str, str, str]] = []
+    checked: list[Checked] = []
     results: dict[str, Results] = {}
     for name in names:
         module = import_module(name)
@@ -49,11 +49,11 @@ def main() -> None:
         print(f"\n## {module.TITLE}\n\n{text}\n\n({name}: {time.monotonic() - start:.0f} s)", flush=True)
         results[name] = take_results()
         if hasattr(module, "goals"):
-            targets += filter(None, (goal.check(results[name]) for goal in module.goals(options)))
+            checked += [goal.check(results[name]) for goal in module.goals(options)]
         if path:
-            path.write_text(json.dumps({"machine": machine(), "results": results, "targets": targets}, indent=1))
-    if targets:
-        print(f"\n## Targets\n\n{table(('target', 'goal', 'result', ''), targets)}")
+            path.write_text(json.dumps({"machine": machine(), "results": results, "targets": checked}, indent=1))
+    if checked:
+        print(f"\n## Targets\n\n{targets(checked)}")
 
 
 def _arguments() -> tuple[list[str], Options, Path | None]:

@@ -51,15 +51,15 @@ def benchmark(options: Options) -> str:
 
 def goals(options: Options) -> list[Goal]:
     """Return the targets."""
-    found = []
-    for name, text, most in ((who.INLINE, "inline", 1.1), (who.THREAD, "default", 1.3)):
-        job = _job(name)
-        found += [
-            at_most(f"1,000 pairs, CPU, {text}", most, "x picows", ratio(job, _job(who.PICOWS), "busy")),
-            at_most(f"1,000 pairs, p99, {text}", 100, "us", partial(_p99, job)),
-            at_most(f"1,000 pairs, each additional one, {text}", 16, "KiB", partial(_additional, name)),
-        ]
-    return found
+    names, picows = (who.INLINE, who.THREAD), _job(who.PICOWS)
+    return [
+        *(
+            at_most("1,000 pairs: CPU, inline / default", most, "x picows", ratio(_job(name), picows, "busy"))
+            for name, most in zip(names, (1.1, 1.3), strict=True)
+        ),
+        *(at_most("1,000 pairs: p99, inline / default", 100, "us", partial(_p99, _job(name))) for name in names),
+        *(at_most("each additional pair, inline / default", 16, "KiB", partial(_additional, name)) for name in names),
+    ]
 
 
 def _job(name: str, pairs: int = ticks.MOST_PAIRS) -> str:

@@ -1,7 +1,7 @@
 """The ticks that all benchmarks send, and a check of received ones.
 
-A backlog has `DISTINCT` ticks in each second of market time: four with the same time every 4 ms. Paced ticks carry the time
-at which they are due.
+A backlog has `DISTINCT` ticks in each second of market time: four with the same time every 4 ms. Paced ticks carry the
+time at which they are due.
 """
 
 from __future__ import annotations

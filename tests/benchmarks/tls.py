@@ -46,8 +46,8 @@ def benchmark(options: Options) -> str:
 def goals(options: Options) -> list[Goal]:
     """Return the targets."""
     return [
-        at_least(f"burst over TLS, {text}", 0.95, "x without", ratio(_secured(name), name, rate))
-        for name, text in ((who.INLINE, "inline"), (who.THREAD, "default"))
+        at_least("TLS, burst, inline / default", 0.95, "x without", ratio(_secured(name), name, rate))
+        for name in (who.INLINE, who.THREAD)
     ]
 
 
