@@ -170,7 +170,11 @@ def run(contender: str, server: Mapping[str, Any], job: Mapping[str, Any], timeo
         watch = Watch(serves.pid, process.pid)
         figures = wait_for(process, contender, timeout)
         figures["disturbed"] = watch.disturbance()
-        return {"server": serves.finish(), **figures}
+        served = serves.finish()
+    # A float holds a stamp to less than a nanosecond.
+    if "stamps" in figures and figures["stamps"] != served["stamps"]:
+        raise RuntimeError(f"{contender}: the stamps add up to {figures['stamps']}, not {served['stamps']}")
+    return {"server": served, **figures}
 
 
 def _start(script: str, arguments: Mapping[str, Any], checkout: Path = CHECKOUT) -> subprocess.Popen[str]:

@@ -303,8 +303,7 @@ class Server:
     def _pace(self) -> None:
         """Send each tick when it's due, to one connection after another.
 
-        Its time is when it is due, on the clock of the market. Its exchange is when it is sent, on the clock of this
-        machine.
+        Its time is when it is due, on the market's clock. Its price is when it is sent, on this machine's clock.
         """
         peers = sorted(self._peers, key=lambda peer: peer.name)
         # Whom to send to, and the pair.
@@ -323,6 +322,7 @@ class Server:
             for thousandth in range(1_000)
         ]
         late = array.array("q", bytes(8 * count))
+        stamps = 0
         sending = array.array("q")
         pings = Pings(peers[0].socket) if self._settings.ping_every else None
         # Without this, a sleep takes 50 us longer.
@@ -336,13 +336,16 @@ class Server:
             while now < due:
                 time.sleep((due - now) / 1e9)
                 now = clock()
+            stamp = ticks.stamp(now)
             waiting: dict[Peer, list[bytes]] = {}
             for number in range(first, min(first + at_once, count)):
                 peer, name = targets[number % len(targets)]
-                head, before, middle, tail = forms[number % ticks.DISTINCT]
+                # Not always the same exchange for a pair.
+                head, before, middle, tail = forms[(number + number // ticks.DISTINCT) % ticks.DISTINCT]
                 moment = moments[number * step // 1_000_000]
-                waiting.setdefault(peer, []).extend((head, name, before, moment, middle, b"%019d" % now, tail))
+                waiting.setdefault(peer, []).extend((head, name, before, moment, middle, stamp, tail))
                 late[number] = now - due
+                stamps += now
             for peer, parts in waiting.items():
                 data = b"".join(parts)
                 begin = clock()
@@ -359,6 +362,7 @@ class Server:
             "late_p50": _percentile(late, 50) / 1e3,
             "late_p99": _percentile(late, 99) / 1e3,
             "late_max": max(late) / 1e3,
+            "stamps": stamps,
             "sending_p50": _percentile(sending, 50) / 1e3,
             "sent_per_second": count / seconds,
             "blocked": blocked,
@@ -414,11 +418,11 @@ class Pings:
 def _cut(
     number: int, frame_of: Callable[[int, str], bytes], second_text: Callable[[int], str]
 ) -> tuple[bytes, bytes, bytes, bytes]:
-    """Return the parts of a tick's frame around its pair, time and exchange."""
-    stamp = "0" * ticks.STAMP_DIGITS
-    head, _, rest = frame_of(number, stamp).partition(ticks.pair(0).encode())
+    """Return the parts of a tick's frame around its pair, time and price."""
+    stamp = ticks.stamp(0)
+    head, _, rest = frame_of(number, stamp.decode()).partition(ticks.pair(0).encode())
     before, _, rest = rest.partition(f"{second_text(0)}{ticks.milliseconds(number):03}".encode())
-    middle, _, tail = rest.partition(stamp.encode())
+    middle, _, tail = rest.partition(stamp)
     return head, before, middle, tail
 
 

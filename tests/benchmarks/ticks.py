@@ -1,7 +1,7 @@
 """The ticks that all benchmarks send, and a check of received ones.
 
-A backlog has `DISTINCT` ticks in each second of market time: four with the same time every 4 ms. Paced ticks carry the
-time at which they are due.
+A backlog has `DISTINCT` ticks in each second of market time: four with the same time every 4 ms. Paced ticks have the
+time at which they are due. Their prices are stamps: when they were sent.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ DISTINCT = 1_000
 _CLUMP = 4
 MOST_PAIRS = 1_000
 FIELDS = frozenset({"pair", "date", "time", "exchange", "price", "timestamp", "received_ns", "backfilled"})
-#: Digits of the timestamp that paced ticks carry as their exchange.
-STAMP_DIGITS = 19
+#: Added to a stamp, so that all have the same length. In nanoseconds.
+_STAMP_BASE = 10**15
 _START = datetime(2022, 7, 2, 15, tzinfo=UTC)
 _EXCHANGES = ("BINANCE", "COINBASE", "KRAKEN", "FTX", "BITSTAMP", "GEMINI")
 
@@ -55,21 +55,31 @@ def flat_second_text(second: int) -> str:
     return f'{moment.timestamp():.0f},"UTCDate":"{moment:%Y-%m-%dT%H:%M:%S}.'
 
 
-def frame(number: int, exchange: str | None = None) -> bytes:
+def stamp(now: int) -> bytes:
+    """Return a price that says when a tick was sent: the nanoseconds of the monotonic clock, as microseconds."""
+    return b"%d.%03d" % divmod(now + _STAMP_BASE, 1_000)
+
+
+def read_stamp(price: float) -> int:
+    """Return the nanoseconds of a stamp. A float is precise enough for that."""
+    return round(price * 1e3) - _STAMP_BASE
+
+
+def frame(number: int, price_text: str = "") -> bytes:
     """Return an unmasked text frame with this tick of the first pair, in the documented format."""
     second, thousandths = divmod(milliseconds(number), 1_000)
     return text_frame(
         f'{{"results":"streaming","resultData":{{"pair":"{pair(0)}","date":"{second_text(second)}{thousandths:03}Z",'
-        f'"exchange":"{exchange or _exchange(number)}","price":"{price(number)}"}}}}'
+        f'"exchange":"{_exchange(number)}","price":"{price_text or price(number)}"}}}}'
     )
 
 
-def flat_frame(number: int, exchange: str | None = None, of: str = "") -> bytes:
+def flat_frame(number: int, price_text: str = "", of: str = "") -> bytes:
     """Return an unmasked text frame with this tick of a pair, by default the first, as the second wire sends it."""
     second, thousandths = divmod(milliseconds(number), 1_000)
     return text_frame(
         f'{{"pair":"{of or pair(0)}","unixDate":{flat_second_text(second)}{thousandths:03}Z",'
-        f'"exchange":"{exchange or _exchange(number)}","price":"{price(number)}"}}'
+        f'"exchange":"{_exchange(number)}","price":"{price_text or price(number)}"}}'
     )
 
 
@@ -87,7 +97,7 @@ def find_error(tick: dict[str, Any], number: int, stamped: bool = False) -> str 
     Args:
         tick: What the client got.
         number: Its number, from 0.
-        stamped: Whether it is a paced tick. Then its time can be any.
+        stamped: Whether it is a paced tick. Then its time, exchange and price can be any.
     """
     timestamp = tick["timestamp"] if stamped else _START + timedelta(milliseconds=milliseconds(number))
     wrong = [
@@ -97,8 +107,8 @@ def find_error(tick: dict[str, Any], number: int, stamped: bool = False) -> str 
             "pair": tick["pair"][0] == "C" and tick["pair"][5:] == ":USD",
             "date": tick["date"] == f"{timestamp:%Y-%m-%d}",
             "time": tick["time"] == f"{timestamp:%H:%M:%S}.{timestamp.microsecond // 1_000:03}Z",
-            "exchange": len(tick["exchange"]) == STAMP_DIGITS if stamped else tick["exchange"] == _exchange(number),
-            "price": tick["price"] == float(price(number)),
+            "exchange": tick["exchange"] in (_EXCHANGES if stamped else (_exchange(number),)),
+            "price": type(tick["price"]) is float and (stamped or tick["price"] == float(price(number))),
             "timestamp": tick["timestamp"] == timestamp and tick["timestamp"].utcoffset() == UTC.utcoffset(None),
             "received_ns": type(tick["received_ns"]) is int,
             "backfilled": tick["backfilled"] is False,
