@@ -36,3 +36,18 @@ def peak_resident() -> int:
 def threads() -> int:
     """Return the number of threads of this process."""
     return len(os.listdir("/proc/self/task"))
+
+
+def waits(pid: int | str = "self") -> dict[str, int]:
+    """Return how often each thread of a process has waited so far, by default of this process."""
+    return {folder.name: _waits(folder / "status") for folder in Path(f"/proc/{pid}/task").iterdir()}
+
+
+def added(then: dict[str, int], now: dict[str, int]) -> int:
+    """Return how often all threads have waited between two results of `waits`."""
+    return sum(count - then.get(thread, 0) for thread, count in now.items())
+
+
+def _waits(status: Path) -> int:
+    lines = status.read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches"))

@@ -34,6 +34,7 @@ PICOWS = "picows, msgspec"
 PICOWS_UVLOOP = "picows, msgspec, uvloop"
 THREAD = "StreamListener thread"
 INLINE = "StreamListener inline"
+LOOP = "StreamListener, for tick in listener"
 THREAD_STDLIB = "StreamListener thread, no msgspec"
 INLINE_STDLIB = "StreamListener inline, no msgspec"
 THREAD_SHARED = "StreamListener thread, one connection"
@@ -285,7 +286,7 @@ def picows_uvloop(feed: Feed, on_tick: OnTick) -> None:
     _picows(feed, on_tick, uvloop.run)
 
 
-def _listen(feed: Feed, on_tick: OnTick, wire: Literal["url", "subscribe"] = "url", **options: Any) -> None:
+def _listener(feed: Feed, wire: Literal["url", "subscribe"] = "url", **options: Any) -> Any:
     from finx_streamer import Endpoint, SlowConsumer, StreamListener
 
     def on_error(error: Exception) -> None:
@@ -297,13 +298,16 @@ def _listen(feed: Feed, on_tick: OnTick, wire: Literal["url", "subscribe"] = "ur
         *feed.pairs,
         api_key="bench",
         endpoint=Endpoint(feed.base, wire=wire),
-        on_tick=on_tick,
         on_error=on_error,
         reconnect=None,
         ssl_context=feed.context,
         **options,
     )
-    feed.listener.start().join()
+    return feed.listener
+
+
+def _listen(feed: Feed, on_tick: OnTick, **options: Any) -> None:
+    _listener(feed, on_tick=on_tick, **options).start().join()
 
 
 @contender(THREAD)
@@ -316,6 +320,13 @@ def thread(feed: Feed, on_tick: OnTick) -> None:
 def inline(feed: Feed, on_tick: OnTick) -> None:
     """Run callbacks on the network thread."""
     _listen(feed, on_tick, dispatch="inline")
+
+
+@contender(LOOP)
+def loop(feed: Feed, on_tick: OnTick) -> None:
+    """Iterate over the listener."""
+    for tick in _listener(feed):
+        on_tick(tick)
 
 
 @contender(THREAD_STDLIB)

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 HERE = Path(__file__).parent
+#: The checkout that the benchmarks belong to.
+CHECKOUT = HERE.parents[1]
 PACKAGES = (
     "finx-streamer",
     "websocket-client",
@@ -38,9 +40,16 @@ REPEATS = 2
 #: The maximum share of repeated runs, so that a benchmark ends on a busy machine, too.
 _MAX_REPEATED = 0.25
 _CALM_DOWN = 1.0
+#: A figure that is no worse than before may still be this part of it, since two runs differ.
+_NO_WORSE = 0.97
+#: Contenders that use this project, and can be run from another checkout.
+_OURS = ("StreamListener", "FunctionClient")
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 Figures = dict[str, Any]
+#: The figures of all rounds, by job.
+Results = dict[str, list[Figures]]
+_results: Results = {}
 
 
 class Options(NamedTuple):
@@ -51,11 +60,33 @@ class Options(NamedTuple):
     seconds: float
     #: Run only contenders whose name contains one of these. Empty means all.
     only: tuple[str, ...]
+    #: Ticks of the memory benchmark: with a slow callback, and with a fast one.
     memory_ticks: int
+    fast_ticks: int
+    #: Other checkouts to compare with.
+    against: tuple[Path, ...] = ()
 
     def chosen(self, names: Iterable[str], always: Sequence[str] = ()) -> list[str]:
-        """Return the names that the user selected."""
-        return [name for name in names if name in always or not self.only or any(part in name for part in self.only)]
+        """Return the names that the user selected. Add those of other checkouts after each of ours."""
+        return [
+            name
+            for given in names
+            for name in (given, *(name_from(given, path) for path in self.against if given.startswith(_OURS)))
+            if name in always or not self.only or any(part in name for part in self.only)
+        ]
+
+
+def name_from(contender: str, checkout: Path) -> str:
+    """Return the name of a contender that is run from another checkout."""
+    return f"{contender} ({checkout})"
+
+
+def _split(name: str) -> tuple[str, Path]:
+    """Return the contender that a name means, and its checkout."""
+    if name.startswith(_OURS) and name.endswith(")"):
+        contender, _, path = name[:-1].partition(" (")
+        return contender, Path(path)
+    return name, CHECKOUT
 
 
 # Processes.
@@ -112,7 +143,10 @@ def serving(**settings: Any) -> Iterator[Server]:
 @contextlib.contextmanager
 def client(script: str = "client.py", **job: Any) -> Iterator[subprocess.Popen[str]]:
     """Run a client process for the length of the block. `job` has the fields of `client.Job`."""
-    process = _start(script, job)
+    checkout = CHECKOUT
+    if "contender" in job:
+        job["contender"], checkout = _split(job["contender"])
+    process = _start(script, job, checkout)
     try:
         yield process
     finally:
@@ -136,13 +170,17 @@ def run(contender: str, server: Mapping[str, Any], job: Mapping[str, Any], timeo
         watch = Watch(serves.pid, process.pid)
         figures = wait_for(process, contender, timeout)
         figures["disturbed"] = watch.disturbance()
-        return {"server": serves.finish(), **figures}
+        served = serves.finish()
+    # A float holds a stamp to less than a nanosecond.
+    if "stamps" in figures and figures["stamps"] != served["stamps"]:
+        raise RuntimeError(f"{contender}: the stamps add up to {figures['stamps']}, not {served['stamps']}")
+    return {"server": served, **figures}
 
 
-def _start(script: str, arguments: Mapping[str, Any]) -> subprocess.Popen[str]:
+def _start(script: str, arguments: Mapping[str, Any], checkout: Path = CHECKOUT) -> subprocess.Popen[str]:
     command = [sys.executable, str(HERE / script), json.dumps(arguments)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    pipe, environment = subprocess.PIPE, {**os.environ, "PYTHONPATH": str(checkout)}
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environment)
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
@@ -201,9 +239,9 @@ class Watch:
         return used / _TICKS_PER_SECOND
 
 
-def rounds(jobs: Mapping[str, Callable[[], Figures]], count: int) -> dict[str, list[Figures]]:
+def rounds(jobs: Mapping[str, Callable[[], Figures]], count: int) -> Results:
     """Run all jobs in turn, `count` times, each time starting with another one. Repeat disturbed runs."""
-    results: dict[str, list[Figures]] = {name: [] for name in jobs}
+    results: Results = {name: [] for name in jobs}
     names = list(jobs)
     repeats = int(_MAX_REPEATED * count * len(names))
     for number in range(count):
@@ -214,6 +252,19 @@ def rounds(jobs: Mapping[str, Callable[[], Figures]], count: int) -> dict[str, l
             repeats -= figures["repeats"]
             results[name].append(figures)
     note("")
+    keep(results)
+    return results
+
+
+def keep(results: Results) -> None:
+    """Add figures to those that `take_results` returns."""
+    _results.update(results)
+
+
+def take_results() -> Results:
+    """Return the figures of all rounds since the last call."""
+    results = dict(_results)
+    _results.clear()
     return results
 
 
@@ -253,6 +304,86 @@ def rate(figures: Figures) -> float:
     return float(figures["count"] / figures["seconds"])
 
 
+# Targets.
+
+
+class Goal(NamedTuple):
+    """A target: a figure, and its limit."""
+
+    what: str
+    #: Whether the limit is a minimum.
+    at_least: bool
+    limit: float
+    unit: str
+    #: Returns the figure. A job that wasn't run raises `KeyError`.
+    figure: Callable[[Results], float]
+
+    def check(self, results: Results) -> Checked:
+        """Compare the figure with the limit."""
+        goal = f"{'>=' if self.at_least else '<='} {self.limit:,g} {self.unit}".rstrip()
+        try:
+            value = self.figure(results)
+        except KeyError:
+            return Checked(self.what, goal, "-", "not measured")
+        met = value >= self.limit if self.at_least else value <= self.limit
+        text = f"{value:,.3g}" if abs(value) < 1_000 else f"{value:,.0f}"
+        return Checked(self.what, goal, text, "met" if met else "MISSED")
+
+
+class Checked(NamedTuple):
+    """A target and what came of it."""
+
+    what: str
+    goal: str
+    result: str
+    verdict: str
+
+
+def targets(checked: Iterable[Checked]) -> str:
+    """Return a table of targets. Those with the same text share a row; parts that are all the same are shown once."""
+    rows: dict[str, list[Checked]] = {}
+    for target in checked:
+        rows.setdefault(target.what, []).append(target)
+
+    def joined(parts: list[str]) -> str:
+        return parts[0] if len(set(parts)) == 1 else " / ".join(parts)
+
+    return table(
+        ("target", "goal", "result", "verdict"),
+        (
+            (
+                what,
+                joined([part.goal for part in parts]),
+                " / ".join(part.result for part in parts),
+                joined([part.verdict for part in parts]),
+            )
+            for what, parts in rows.items()
+        ),
+    )
+
+
+def at_least(what: str, limit: float, unit: str, figure: Callable[[Results], float]) -> Goal:
+    """Return a target with a minimum."""
+    return Goal(what, True, limit, unit, figure)
+
+
+def at_most(what: str, limit: float, unit: str, figure: Callable[[Results], float]) -> Goal:
+    """Return a target with a maximum."""
+    return Goal(what, False, limit, unit, figure)
+
+
+def no_worse(
+    what: str, options: Options, name: str, figure: Callable[[str, str], Callable[[Results], float]]
+) -> list[Goal]:
+    """Return a target for each other checkout: `figure` gets our contender's name and the other's."""
+    return [at_least(what, _NO_WORSE, f"x {path}", figure(name, name_from(name, path))) for path in options.against]
+
+
+def ratio(name: str, base: str, key: str | Callable[[Figures], float]) -> Callable[[Results], float]:
+    """Return a figure for a `Goal`: the median of one job divided by that of another one."""
+    return lambda results: median(results[name], key) / median(results[base], key)
+
+
 # Output.
 
 
@@ -262,7 +393,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-def disturbed(results: Mapping[str, list[Figures]]) -> str:
+def disturbed(results: Results) -> str:
     """Return a sentence about repeated and disturbed runs."""
     runs = [figures for all_runs in results.values() for figures in all_runs]
     repeats = sum(figures["repeats"] for figures in runs)

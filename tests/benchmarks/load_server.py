@@ -1,8 +1,8 @@
 """A WebSocket server for benchmarks: `python load_server.py SETTINGS` (JSON with the fields of `Settings`).
 
-It has one thread and encodes its frames in advance. It prints its port, "open" each time all clients are connected, and
-at the end its figures as JSON. The command "drop SECONDS" on standard input closes all connections and refuses new ones
-for that long.
+It encodes its frames in advance, and later only puts in times. It has one thread, and another one for answers to pings.
+It prints its port, "open" each time all clients are connected, and at the end its figures as JSON. The command "drop
+SECONDS" on standard input closes all connections and refuses new ones for that long.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ import hashlib
 import json
 import os
 import random
+import select
 import selectors
 import socket
 import ssl
 import sys
+import threading
 import time
 from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import ticks
@@ -30,6 +33,9 @@ _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 #: From the last handshake to the first paced tick, in seconds.
 _SETTLE = 0.5
 _PR_SET_TIMERSLACK = 29
+_PONG = 0xA
+#: The last ping is sent this long before the last tick, after which the client ends. In nanoseconds.
+_LAST_PING = 500_000_000
 #: A burst of mixed pairs repeats after this many times the distinct ticks.
 _MIXED = 10
 
@@ -47,6 +53,8 @@ class Settings(NamedTuple):
     #: Paced: send what is due together, once per this many seconds, as a server with an event loop does. 0: each tick
     #: when it is due.
     turn: float = 0.0
+    #: Paced: send a ping after each tick whose number this divides. 0: send none.
+    ping_every: int = 0
     #: Speak FinX's second wire: the only client requests this many pairs by message. 0: speak the first wire.
     pairs: int = 0
     #: Seconds from a handshake request to its response, to simulate a distant server.
@@ -54,10 +62,48 @@ class Settings(NamedTuple):
     certificate: str = ""
 
 
+class Backlog:
+    """The bytes of a burst: one second of market time after another, forever."""
+
+    def __init__(self, blocks: Iterable[bytes], second_text: Callable[[int], str]) -> None:
+        """The blocks have the frames of the first seconds. Later, they take turns, with other times."""
+        self._blocks = list(blocks)
+        #: The parts of blocks around their times. A block that is sent once needs none.
+        self._parts: dict[int, list[bytes]] = {}
+        self._second_text = second_text
+        self._second = 0
+
+    def next_block(self) -> bytes:
+        """Return the frames of the next second."""
+        turn, number = divmod(self._second, len(self._blocks))
+        if turn == 1:
+            self._parts[number] = self._blocks[number].split(self._text(number))
+        block = self._text(self._second).join(self._parts[number]) if turn else self._blocks[number]
+        self._second += 1
+        return block
+
+    def _text(self, second: int) -> bytes:
+        return self._second_text(second).encode()
+
+
 class Peer:
     """One connection."""
 
-    __slots__ = ("accepted", "at", "is_open", "left", "name", "pairs", "request", "socket", "unread", "unsent", "view")
+    __slots__ = (
+        "accepted",
+        "backlog",
+        "is_open",
+        "left",
+        "name",
+        "pairs",
+        "request",
+        "socket",
+        "unread",
+        "unsent",
+        "view",
+    )
+
+    backlog: Backlog
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
@@ -65,9 +111,9 @@ class Peer:
         self.request = b""
         self.is_open = False
         self.name = b""
-        # Burst: the block that is sent repeatedly, the offset in it, and the number of bytes left to send.
+        # Burst: what is left of the current block, and the number of bytes left to send.
         self.view = memoryview(b"")
-        self.at = self.left = 0
+        self.left = 0
         # Paced: bytes that did not fit into the socket's buffer.
         self.unsent = b""
         # Second wire: the end of what was read, and the pairs that were requested.
@@ -201,7 +247,7 @@ class Server:
             return  # it starts with the last request
         if self._settings.mode == "burst":
             block = self._block.replace(ticks.pair(0).encode(), peer.name)
-            peer.view = memoryview(block)
+            peer.backlog = Backlog([block], ticks.second_text)
             ends = [len(ticks.frame(number)) for number in range(self._settings.count % ticks.DISTINCT)]
             peer.left = self._settings.count // ticks.DISTINCT * len(block) + sum(ends) or 1 << 62
         if self._open == self._settings.clients:
@@ -211,7 +257,8 @@ class Server:
     def _read_requests(self, peer: Peer, data: bytes) -> None:
         """Confirm each requested pair. Start with the last one."""
         peer.unread += data
-        while (payload := _take_payload(peer)) is not None:
+        while (frame := _take_frame(peer)) is not None:
+            _, payload = frame
             if payload.startswith(b"{"):
                 pair = json.loads(payload)["pair"]
                 peer.pairs.append(pair)
@@ -221,7 +268,7 @@ class Server:
                     self._figures["subscribed_after"] = time.monotonic() - self._attempts[-1][1]
                     _print("open")
                     if self._settings.mode == "burst":
-                        peer.view, peer.left = _mixed(peer.pairs), 1 << 62
+                        peer.backlog, peer.left = _mixed(peer.pairs), 1 << 62
                     self._start_sending()
 
     def _start_sending(self) -> None:
@@ -245,27 +292,39 @@ class Server:
     # Sending.
 
     def _burst(self, peer: Peer) -> None:
-        sent = peer.socket.send(peer.view[peer.at : peer.at + peer.left])
-        peer.at = (peer.at + sent) % len(peer.view)
+        if not peer.view:
+            peer.view = memoryview(peer.backlog.next_block())[: peer.left]
+        sent = peer.socket.send(peer.view)
+        peer.view = peer.view[sent:]
         peer.left -= sent
         if not peer.left:
             self._selector.modify(peer.socket, _READ, peer)
 
     def _pace(self) -> None:
-        """Send each tick when it's due, to one connection after another, with the current time in it."""
+        """Send each tick when it's due, to one connection after another.
+
+        Its time is when it is due, on the market's clock. Its price is when it is sent, on this machine's clock.
+        """
         peers = sorted(self._peers, key=lambda peer: peer.name)
         # Whom to send to, and the pair.
         targets = [(peer, peer.name) for peer in peers]
-        frame_of = ticks.frame
+        frame_of, second_text = ticks.frame, ticks.second_text
         if self._settings.pairs:
             targets = [(peers[0], name.encode()) for name in peers[0].pairs]
-            frame_of = ticks.flat_frame
-        stamp = "0" * ticks.STAMP_DIGITS
-        frames = [frame_of(number, stamp).partition(stamp.encode()) for number in range(ticks.DISTINCT)]
-        forms = [(*before.partition(ticks.pair(0).encode()), after) for before, _, after in frames]
+            frame_of, second_text = ticks.flat_frame, ticks.flat_second_text
+        forms = [_cut(number, frame_of, second_text) for number in range(ticks.DISTINCT)]
         count, step = self._settings.count, int(1e9 / self._settings.rate)
         at_once = max(1, int(self._settings.turn * self._settings.rate))
+        last_second = count * step // 1_000_000_000
+        moments = [
+            f"{text}{thousandth:03}".encode()
+            for text in map(second_text, range(last_second + 1))
+            for thousandth in range(1_000)
+        ]
         late = array.array("q", bytes(8 * count))
+        stamps = 0
+        sending = array.array("q")
+        pings = Pings(peers[0].socket) if self._settings.ping_every else None
         # Without this, a sleep takes 50 us longer.
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1)
         clock, cpu = time.monotonic_ns, time.process_time()
@@ -277,39 +336,111 @@ class Server:
             while now < due:
                 time.sleep((due - now) / 1e9)
                 now = clock()
+            stamp = ticks.stamp(now)
             waiting: dict[Peer, list[bytes]] = {}
             for number in range(first, min(first + at_once, count)):
                 peer, name = targets[number % len(targets)]
-                head, _, middle, tail = forms[number % ticks.DISTINCT]
-                waiting.setdefault(peer, []).extend((head, name, middle, b"%019d" % now, tail))
+                # Not always the same exchange for a pair.
+                head, before, middle, tail = forms[(number + number // ticks.DISTINCT) % ticks.DISTINCT]
+                moment = moments[number * step // 1_000_000]
+                waiting.setdefault(peer, []).extend((head, name, before, moment, middle, stamp, tail))
                 late[number] = now - due
+                stamps += now
             for peer, parts in waiting.items():
-                blocked += _send(peer, b"".join(parts))
+                data = b"".join(parts)
+                begin = clock()
+                blocked += _send(peer, data)
+                sending.append(clock() - begin)
+            if pings and not first % self._settings.ping_every and (count - first) * step > _LAST_PING:
+                pings.send(peers[0])
         seconds = (clock() - start) / 1e9
         for peer in peers:
             peer.socket.setblocking(True)
             peer.socket.sendall(peer.unsent)
             peer.socket.setblocking(False)
-        ordered = sorted(late)
         self._figures |= {
-            "late_p50": ordered[count // 2] / 1e3,
-            "late_p99": ordered[count * 99 // 100] / 1e3,
-            "late_max": ordered[-1] / 1e3,
+            "late_p50": _percentile(late, 50) / 1e3,
+            "late_p99": _percentile(late, 99) / 1e3,
+            "late_max": max(late) / 1e3,
+            "stamps": stamps,
+            "sending_p50": _percentile(sending, 50) / 1e3,
             "sent_per_second": count / seconds,
             "blocked": blocked,
             "busy": (time.process_time() - cpu) / (seconds + _SETTLE),
         }
+        if pings:
+            self._figures |= pings.figures()
 
 
-def _mixed(pairs: list[str]) -> memoryview:
+class Pings:
+    """Sends pings, and measures on another thread how long their answers take."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._reader = Peer(sock)
+        self._sent: dict[bytes, int] = {}
+        self._took: list[int] = []
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def send(self, peer: Peer) -> None:
+        payload = b"%08d" % len(self._sent)
+        self._sent[payload] = time.monotonic_ns()
+        _send(peer, bytes((0x89, len(payload))) + payload)
+
+    def figures(self) -> dict[str, Any]:
+        """Return the times of the answers, in milliseconds."""
+        took = list(self._took)
+        return {
+            "pings": len(self._sent),
+            "lost": len(self._sent) - len(took),
+            "pong_p50": _percentile(took, 50) / 1e6,
+            "pong_p99": _percentile(took, 99) / 1e6,
+            "pong_p99.9": _percentile(took, 99.9) / 1e6,
+            "pong_max": max(took) / 1e6,
+        }
+
+    def _read(self) -> None:
+        reader = self._reader
+        while select.select([reader.socket], [], []):
+            try:
+                data = reader.socket.recv(65_536)
+            except OSError:
+                return
+            now = time.monotonic_ns()
+            if not data:
+                return
+            reader.unread += data
+            while (frame := _take_frame(reader)) is not None:
+                opcode, payload = frame
+                if opcode == _PONG:
+                    self._took.append(now - self._sent[payload])
+
+
+def _cut(
+    number: int, frame_of: Callable[[int, str], bytes], second_text: Callable[[int], str]
+) -> tuple[bytes, bytes, bytes, bytes]:
+    """Return the parts of a tick's frame around its pair, time and price."""
+    stamp = ticks.stamp(0)
+    head, _, rest = frame_of(number, stamp.decode()).partition(ticks.pair(0).encode())
+    before, _, rest = rest.partition(f"{second_text(0)}{ticks.milliseconds(number):03}".encode())
+    middle, _, tail = rest.partition(stamp)
+    return head, before, middle, tail
+
+
+def _percentile(values: Sequence[int], percent: float) -> int:
+    return sorted(values)[int(len(values) * percent / 100)]
+
+
+def _mixed(pairs: list[str]) -> Backlog:
     """Return ticks of these pairs in random order, the same number of each."""
     order = pairs * (_MIXED * ticks.DISTINCT // len(pairs))
     random.Random(1).shuffle(order)
-    return memoryview(b"".join(ticks.flat_frame(number, of=pair) for number, pair in enumerate(order)))
+    frames = [ticks.flat_frame(number, of=pair) for number, pair in enumerate(order)]
+    starts = range(0, len(frames), ticks.DISTINCT)
+    return Backlog((b"".join(frames[at : at + ticks.DISTINCT]) for at in starts), ticks.flat_second_text)
 
 
-def _take_payload(peer: Peer) -> bytes | None:
-    """Take the payload of the next frame. All frames of clients are masked, and here short."""
+def _take_frame(peer: Peer) -> tuple[int, bytes] | None:
+    """Take the next frame: its opcode and payload. All frames of clients are masked, and here short."""
     data = peer.unread
     if len(data) < 2:
         return None
@@ -320,7 +451,7 @@ def _take_payload(peer: Peer) -> bytes | None:
         return None
     mask = data[head - 4 : head]
     peer.unread = data[head + size :]
-    return bytes(byte ^ mask[at % 4] for at, byte in enumerate(data[head : head + size]))
+    return data[0] & 0x0F, bytes(byte ^ mask[at % 4] for at, byte in enumerate(data[head : head + size]))
 
 
 def _send(peer: Peer, data: bytes) -> bool:
@@ -329,7 +460,7 @@ def _send(peer: Peer, data: bytes) -> bool:
         data = peer.unsent + data
     try:
         peer.unsent = data[peer.socket.send(data) :]
-    except BlockingIOError:
+    except (BlockingIOError, ssl.SSLWantWriteError):
         peer.unsent = data
     return bool(peer.unsent)
 

@@ -1,18 +1,24 @@
-"""The ticks that all benchmarks send, and a check of received ones."""
+"""The ticks that all benchmarks send, and a check of received ones.
+
+A backlog has `DISTINCT` ticks in each second of market time: four with the same time every 4 ms. Paced ticks have the
+time at which they are due. Their prices are stamps: when they were sent.
+"""
 
 from __future__ import annotations
 
 import struct
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-#: The ticks repeat after this number.
+#: After this number, the ticks repeat one second later.
 DISTINCT = 1_000
+#: How many ticks of a backlog have the same time.
+_CLUMP = 4
 MOST_PAIRS = 1_000
 FIELDS = frozenset({"pair", "date", "time", "exchange", "price", "timestamp", "received_ns", "backfilled"})
-#: Digits of the timestamp that paced ticks carry as their exchange.
-STAMP_DIGITS = 19
-_DATE = "2022-07-02"
+#: Added to a stamp, so that all have the same length. In nanoseconds.
+_STAMP_BASE = 10**15
+_START = datetime(2022, 7, 2, 15, tzinfo=UTC)
 _EXCHANGES = ("BINANCE", "COINBASE", "KRAKEN", "FTX", "BITSTAMP", "GEMINI")
 
 
@@ -33,20 +39,47 @@ def total(count: int) -> float:
     return whole * sum(prices) + sum(prices[:rest])
 
 
-def frame(number: int, exchange: str | None = None) -> bytes:
+def milliseconds(number: int) -> int:
+    """Return the time of a tick in a backlog, in milliseconds since the first one."""
+    return number // _CLUMP * _CLUMP
+
+
+def second_text(second: int) -> str:
+    """Return what a message of the documented format contains from its date to the point in its time."""
+    return f'{_START + timedelta(seconds=second):%Y-%m-%d","time":"%H:%M:%S}.'
+
+
+def flat_second_text(second: int) -> str:
+    """Return what a message of the second wire contains from its Unix time to the point in its date."""
+    moment = _START + timedelta(seconds=second)
+    return f'{moment.timestamp():.0f},"UTCDate":"{moment:%Y-%m-%dT%H:%M:%S}.'
+
+
+def stamp(now: int) -> bytes:
+    """Return a price that says when a tick was sent: the nanoseconds of the monotonic clock, as microseconds."""
+    return b"%d.%03d" % divmod(now + _STAMP_BASE, 1_000)
+
+
+def read_stamp(price: float) -> int:
+    """Return the nanoseconds of a stamp. A float is precise enough for that."""
+    return round(price * 1e3) - _STAMP_BASE
+
+
+def frame(number: int, price_text: str = "") -> bytes:
     """Return an unmasked text frame with this tick of the first pair, in the documented format."""
+    second, thousandths = divmod(milliseconds(number), 1_000)
     return text_frame(
-        f'{{"results":"streaming","resultData":{{"pair":"{pair(0)}","date":"{_DATE}","time":"{_time(number)}",'
-        f'"exchange":"{exchange or _exchange(number)}","price":"{price(number)}"}}}}'
+        f'{{"results":"streaming","resultData":{{"pair":"{pair(0)}","date":"{second_text(second)}{thousandths:03}Z",'
+        f'"exchange":"{_exchange(number)}","price":"{price_text or price(number)}"}}}}'
     )
 
 
-def flat_frame(number: int, exchange: str | None = None, of: str = "") -> bytes:
+def flat_frame(number: int, price_text: str = "", of: str = "") -> bytes:
     """Return an unmasked text frame with this tick of a pair, by default the first, as the second wire sends it."""
-    moment = f"{_DATE}T{_time(number)}"
+    second, thousandths = divmod(milliseconds(number), 1_000)
     return text_frame(
-        f'{{"pair":"{of or pair(0)}","unixDate":{int(datetime.fromisoformat(moment).timestamp())},"UTCDate":"{moment}",'
-        f'"exchange":"{exchange or _exchange(number)}","price":"{price(number)}"}}'
+        f'{{"pair":"{of or pair(0)}","unixDate":{flat_second_text(second)}{thousandths:03}Z",'
+        f'"exchange":"{_exchange(number)}","price":"{price_text or price(number)}"}}'
     )
 
 
@@ -59,17 +92,23 @@ def text_frame(text: str) -> bytes:
 
 
 def find_error(tick: dict[str, Any], number: int, stamped: bool = False) -> str | None:
-    """Return what is wrong with a received tick, or None if all eight fields are correct."""
-    timestamp = datetime.fromisoformat(f"{_DATE}T{_time(number)}")
+    """Return what is wrong with a received tick, or None if all eight fields are correct.
+
+    Args:
+        tick: What the client got.
+        number: Its number, from 0.
+        stamped: Whether it is a paced tick. Then its time, exchange and price can be any.
+    """
+    timestamp = tick["timestamp"] if stamped else _START + timedelta(milliseconds=milliseconds(number))
     wrong = [
         name
         for name, correct in {
             "the set of fields": tick.keys() == FIELDS,
             "pair": tick["pair"][0] == "C" and tick["pair"][5:] == ":USD",
-            "date": tick["date"] == _DATE,
-            "time": tick["time"] == _time(number),
-            "exchange": len(tick["exchange"]) == STAMP_DIGITS if stamped else tick["exchange"] == _exchange(number),
-            "price": tick["price"] == float(price(number)),
+            "date": tick["date"] == f"{timestamp:%Y-%m-%d}",
+            "time": tick["time"] == f"{timestamp:%H:%M:%S}.{timestamp.microsecond // 1_000:03}Z",
+            "exchange": tick["exchange"] in (_EXCHANGES if stamped else (_exchange(number),)),
+            "price": type(tick["price"]) is float and (stamped or tick["price"] == float(price(number))),
             "timestamp": tick["timestamp"] == timestamp and tick["timestamp"].utcoffset() == UTC.utcoffset(None),
             "received_ns": type(tick["received_ns"]) is int,
             "backfilled": tick["backfilled"] is False,
@@ -77,12 +116,6 @@ def find_error(tick: dict[str, Any], number: int, stamped: bool = False) -> str 
         if not correct
     ]
     return f"wrong {', '.join(wrong)} in tick {number}: {tick}" if wrong else None
-
-
-def _time(number: int) -> str:
-    minutes, milliseconds = divmod(number % DISTINCT * 37, 60_000)
-    seconds, milliseconds = divmod(milliseconds, 1_000)
-    return f"15:{minutes:02}:{seconds:02}.{milliseconds:03}Z"
 
 
 def _exchange(number: int) -> str:

@@ -5,7 +5,21 @@ from __future__ import annotations
 from functools import partial
 
 import contenders as who
-from harness import Figures, Options, certificates, disturbed, median, rate, rounds, run, spread, table
+from harness import (
+    Figures,
+    Goal,
+    Options,
+    at_least,
+    certificates,
+    disturbed,
+    median,
+    rate,
+    ratio,
+    rounds,
+    run,
+    spread,
+    table,
+)
 
 TITLE = "Burst over TLS, one pair"
 NAMES = (who.DRAIN, who.PLAIN, who.UNCHECKED, who.AIOHTTP, who.PICOWS, who.THREAD, who.INLINE)
@@ -27,6 +41,14 @@ def benchmark(options: Options) -> str:
     rows = [_row(name, results[name], results[_secured(name)], plain) for name in names]
     heads = ("contender", "ticks/s over TLS", "slowest to fastest round", "x plain", "ticks/s without", "TLS / without")
     return f"{table(heads, rows)}\n\n{disturbed(results)}"
+
+
+def goals(options: Options) -> list[Goal]:
+    """Return the targets."""
+    return [
+        at_least("TLS, burst, inline / default", 0.95, "x without", ratio(_secured(name), name, rate))
+        for name in (who.INLINE, who.THREAD)
+    ]
 
 
 def _secured(name: str) -> str:
