@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from queue import SimpleQueue
 from typing import Any
 
 import attrs
@@ -162,13 +163,26 @@ class CallPool:
         return iter(()) if self._settings.policy is None else self._settings.policy.delays()
 
     def _submit(self, call: Call) -> None:
-        """Begin a call. If it can't begin, that is its outcome."""
+        """Begin a call. If it can't begin, that is its outcome. Returns once it is sent, if a connection is idle."""
+        begun: SimpleQueue[None] = SimpleQueue()
+
+        def submit() -> None:
+            scheduler.submit(call)
+            begun.put(None)
+
+        def discard() -> None:
+            call.finish(_closed(call))
+            begun.put(None)
+
         try:
             scheduler = call.scheduler = self._started(call)
-            if not scheduler.loop.post(lambda: scheduler.submit(call), lambda: call.finish(_closed(call))):
+            if not scheduler.loop.post(submit, discard):
                 raise _closed(call)
         except FinxStreamerError as error:
             call.finish(error)
+            return
+        # Without this, the caller would go on and keep the GIL, and the request would be sent much later.
+        begun.get()
 
     def close(self, wait: bool = True) -> None:
         """Close the connections; calls in progress raise `FunctionError`. Idempotent. `wait`: for the thread."""
