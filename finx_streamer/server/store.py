@@ -49,10 +49,9 @@ _INSERTS = {
     for size in _INSERT_SIZES
 }
 # Nothing in these columns needs escaping in JSON: `_column_values` and `_encode_name` ensure it.
-_JSON_AFTER_PAIR = (
-    """tick.date || '","time":"' || tick.time || '","exchange":"' || exchange.name || '","price":"' || tick.price"""
-)
-_JSON = f"""'{{"pair":"' || pair.name || '","date":"' || {_JSON_AFTER_PAIR} || '"}}'"""
+_JSON_FROM_TIME = """tick.time || '","exchange":"' || exchange.name || '","price":"' || tick.price"""
+_JSON_FROM_DATE = f"""tick.date || '","time":"' || {_JSON_FROM_TIME}"""
+_JSON = f"""'{{"pair":"' || pair.name || '","date":"' || {_JSON_FROM_DATE} || '"}}'"""
 _TABLES_BUT_PAIR = "tick JOIN exchange ON exchange.id = tick.exchange"
 _TABLES = f"{_TABLES_BUT_PAIR} JOIN pair ON pair.id = tick.pair"
 _ASCENDING = "ORDER BY tick.second, tick.fraction, tick.id"
@@ -232,15 +231,19 @@ class TickStore:
     def history(self, pair: str, day: str, after: ExactTime, exchange: str | None, limit: int) -> list[str]:
         """The first ticks of a pair on a UTC day strictly after a time, in order, as JSON objects."""
         where, values = self._selection(pair, exchange)
-        # What all ticks have in common is part of the separator: SQLite takes longest to join texts for each tick.
-        beginning = f'{{"pair":"{_encode_name(pair)}","date":"'
+        midnight = day_start(day)
+        # What the ticks have in common is part of the separator: SQLite takes longest to join texts for each tick.
+        common, rest = f'{{"pair":"{_encode_name(pair)}","date":"', _JSON_FROM_DATE
+        if after[0] > midnight:
+            # Only a leap second, which is earlier, has another date.
+            common, rest = f'{common}{day}","time":"', _JSON_FROM_TIME
         text = self._fetch_text(
-            f"SELECT group_concat(rest, ?) FROM (SELECT {_JSON_AFTER_PAIR} AS rest FROM {_TABLES_BUT_PAIR} "
-            f"WHERE {where} AND (tick.second, tick.fraction) > (?, ?) AND tick.second < ? {_ASCENDING} LIMIT ?)",
-            (f'"}}\n{beginning}', *values, *after, day_start(day) + 86_400, limit),
+            f"SELECT group_concat(rest, ?) FROM (SELECT {rest} AS rest FROM {_TABLES_BUT_PAIR} WHERE {where} "
+            f"AND (tick.second, tick.fraction) > (?, ?) AND tick.second < ? {_ASCENDING} LIMIT ?)",
+            (f'"}}\n{common}', *values, *after, midnight + 86_400, limit),
         )
         # JSON escapes line breaks within a tick.
-        return f'{beginning}{text}"}}'.split("\n") if text else []
+        return f'{common}{text}"}}'.split("\n") if text else []
 
     def snap(self, pair: str, at: ExactTime, exchange: str | None) -> str | None:
         """The last tick of a pair at or before a time, as a JSON object; None if there is none."""
