@@ -24,9 +24,9 @@ from ..connection.failures import translate
 from ..errors import AuthenticationError, ConnectionFailed, FinxStreamerError
 from ..functions.call_pool import CallPool
 from ..functions.call_scheduler import PoolSettings
-from ..functions.history import BadTick
 from ..functions.tick_reader import TickReader
 from ..wire.decoder import Decoder
+from ..wire.tick_list import BadTick
 from .limits import LIMIT, Deadline, start, timed
 from .probe import Probe
 from .report import Check, Verdict, shorten

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from queue import SimpleQueue
 from typing import Any
 
 import attrs
@@ -32,6 +33,44 @@ class Answer:
 
     message: dict[str, Any] = attrs.field(repr=False)
     received_ns: int
+
+
+class PendingCall:
+    """A call whose answer you wait for later. For one thread.
+
+    Args:
+        pool: Made it, and makes a second one if necessary.
+        call: The call.
+        insist: If the server is silent, try once more on another connection.
+    """
+
+    def __init__(self, pool: CallPool, call: Call, insist: bool) -> None:
+        self._pool = pool
+        self._call = call
+        self._insist = insist
+
+    def wait(self) -> tuple[Call, Reply]:
+        """Return the call that was answered, and its answer. Raises what `CallPool.call` does."""
+        outcome = self._outcome()
+        if self._insist and isinstance(outcome, CallTimeout) and self._call.met_silence:
+            self._call = self._pool.repeat(self._call)
+            outcome = self._outcome()
+        if isinstance(outcome, FinxStreamerError):
+            raise outcome
+        return self._call, outcome
+
+    def cancel(self) -> None:
+        """Give up. Closes the call's connection, unless the answer has arrived."""
+        call, scheduler = self._call, self._call.scheduler
+        if scheduler is not None and not call.finished:
+            scheduler.loop.post(lambda: scheduler.finish(call, _closed(call)))
+
+    def _outcome(self) -> Reply | FinxStreamerError:
+        try:
+            return self._call.outcome.get()
+        finally:
+            # Ctrl-C: the answer must not reach another call.
+            self.cancel()
 
 
 class CallPool:
@@ -72,7 +111,7 @@ class CallPool:
             ConnectionFailed: There is no connection, and the policy doesn't retry.
             ConfigurationError: This is a forked process.
         """
-        call, reply = self._make(function, arguments, timeout, insist=insist)
+        call, reply = self.begin(function, arguments, timeout, insist=insist).wait()
         message = Decoder(function, None, bounded=False, redact_notices=not data).decode(reply.payload, 0)
         if isinstance(message, DecodeError):
             raise message
@@ -86,7 +125,7 @@ class CallPool:
 
         The arguments and errors are those of `call`.
         """
-        call, reply = self._make(function, arguments, timeout, wants_list=True)
+        call, reply = self.begin(function, arguments, timeout, wants_list=True).wait()
         content = Decoder(function, None, bounded=False).decode_list(reply.payload)
         if isinstance(content, DecodeError):
             raise content
@@ -94,7 +133,7 @@ class CallPool:
             raise call.error(content.message)
         return content, reply.received_ns
 
-    def _make(
+    def begin(
         self,
         function: str,
         arguments: dict[str, Any],
@@ -102,32 +141,48 @@ class CallPool:
         *,
         insist: bool = False,
         wants_list: bool = False,
-    ) -> tuple[Call, Reply]:
-        """Make a call, twice if necessary. Return the one that was answered, and its answer."""
+    ) -> PendingCall:
+        """Begin a call, as `call` does. All its errors are raised by `PendingCall.wait`."""
         call = Call(function, arguments, timeout, self._delays(), wants_list=wants_list)
-        outcome = self._outcome(call)
-        if insist and isinstance(outcome, CallTimeout) and call.met_silence:
-            silence = ConnectionFailed("the server was silent on another connection")
-            call = Call(function, arguments, timeout, self._delays(), silence)
-            outcome = self._outcome(call)
-        if isinstance(outcome, FinxStreamerError):
-            raise outcome
-        return call, outcome
+        pending = PendingCall(self, call, insist)
+        try:
+            self._submit(call)
+        except BaseException:
+            pending.cancel()
+            raise
+        return pending
+
+    def repeat(self, call: Call) -> Call:
+        """Begin a call again that met silence."""
+        silence = ConnectionFailed("the server was silent on another connection")
+        again = Call(call.function, call.arguments, call.timeout, self._delays(), silence)
+        self._submit(again)
+        return again
 
     def _delays(self) -> Iterator[float]:
         return iter(()) if self._settings.policy is None else self._settings.policy.delays()
 
-    def _outcome(self, call: Call) -> Reply | FinxStreamerError:
-        """Make the call, and wait for its end."""
-        scheduler = self._started(call)
+    def _submit(self, call: Call) -> None:
+        """Begin a call. If it can't begin, that is its outcome. Returns once it is sent, if a connection is idle."""
+        begun: SimpleQueue[None] = SimpleQueue()
+
+        def submit() -> None:
+            scheduler.submit(call)
+            begun.put(None)
+
+        def discard() -> None:
+            call.finish(_closed(call))
+            begun.put(None)
+
         try:
-            if not scheduler.loop.post(lambda: scheduler.submit(call), lambda: call.finish(_closed(call))):
+            scheduler = call.scheduler = self._started(call)
+            if not scheduler.loop.post(submit, discard):
                 raise _closed(call)
-            return call.outcome.get()
-        finally:
-            if not call.finished:
-                # Ctrl-C: the answer must not reach another call.
-                scheduler.loop.post(lambda: scheduler.finish(call, _closed(call)))
+        except FinxStreamerError as error:
+            call.finish(error)
+            return
+        # Without this, the caller would go on and keep the GIL, and the request would be sent much later.
+        begun.get()
 
     def close(self, wait: bool = True) -> None:
         """Close the connections; calls in progress raise `FunctionError`. Idempotent. `wait`: for the thread."""

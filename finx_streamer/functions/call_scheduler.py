@@ -127,7 +127,7 @@ class Call:
         #: Set before the outcome is put. The caller waits at the queue, which is safe to interrupt.
         self.finished = False
         self.outcome: SimpleQueue[Reply | FinxStreamerError] = SimpleQueue()
-        #: Set when it is submitted.
+        #: Set before it is submitted.
         self.scheduler: CallScheduler | None = None
         #: For the loop: see `Timed`.
         self.scheduled = NEVER
@@ -377,7 +377,6 @@ class CallScheduler:
 
     def submit(self, call: Call) -> None:
         """Begin a call."""
-        call.scheduler = self
         self._calls.add(call)
         self.loop.schedule(call)
         self.enqueue(call)

@@ -185,7 +185,7 @@ class FunctionClient:
         exchange: str | None = None,
         progress: bool = False,
     ) -> Iterator[Tick]:
-        """Yield what `tick_history` returns. The next page is fetched when you have used up the last one.
+        """Yield what `tick_history` returns. While you use a page, the next one is requested.
 
         Args:
             pair: Such as "BTC:USDC".

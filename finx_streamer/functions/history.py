@@ -6,15 +6,17 @@ No socket, key or thread: two functions make the requests.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Generator, Iterator
 from datetime import UTC, date, datetime, timedelta
 from operator import itemgetter
-from typing import cast
+from typing import Protocol
 
 import attrs
 
 from ..errors import ConfigurationError, DecodeError, IncompleteHistory
 from ..values import Tick
+from ..wire.tick_list import BadTick, TickList
 
 logger = logging.getLogger("finx_streamer")
 
@@ -22,16 +24,18 @@ logger = logging.getLogger("finx_streamer")
 PAGE_SIZE = 1_000
 
 
-@attrs.frozen
-class BadTick:
-    """A tick that can't be read. Perhaps its time can."""
+class PageRequest(Protocol):
+    """A request for a page of history that was sent."""
 
-    error: DecodeError
-    timestamp: datetime | None = None
+    def answer(self) -> TickList:
+        """Wait for the answer. Raises any `FinxStreamerError`."""
+
+    def cancel(self) -> None:
+        """Give it up. Returns at once."""
 
 
 #: Requests tick history: the ticks of a pair on a date (YYYY-MM-DD) after a time (HH:MM:SS.fff, UTC), in any order.
-FetchPage = Callable[[str, str, str], Sequence[Tick | BadTick]]
+RequestPage = Callable[[str, str, str], PageRequest]
 #: Requests a tick snap: the last tick of a pair at or before a date and time, or None if there is none. Raises
 #: `SnapsRefused` if the server doesn't offer snaps.
 FetchSnap = Callable[[str, str, str], Tick | BadTick | None]
@@ -51,17 +55,6 @@ def raise_error(error: DecodeError) -> None:
     raise error
 
 
-@attrs.frozen
-class _Answer:
-    """The ticks of one answer of tick history, sorted by time; and the bad ones."""
-
-    ticks: list[Tick]
-    bad: list[BadTick]
-    #: How many there were, and the latest time among those that have one.
-    size: int
-    reached: datetime | None
-
-
 class SnapsRefused(Exception):
     """The server doesn't offer tick snaps. The argument is its error."""
 
@@ -73,14 +66,15 @@ class HistoryWalk:
     An answer holds at most 1,000 ticks of one UTC day after a time, and a request can't be finer than a millisecond. A
     full answer may have cut its last moment short. It is therefore used only up to the last millisecond that it surely
     covers, and the next request starts there. Each millisecond comes from one answer, so ticks needn't be compared:
-    equal ticks are different trades.
+    equal ticks are different trades. That start is known before the answer's ticks are decoded, so the next request is
+    sent first, and the server works while they are decoded and used.
 
     The protocol leaves two limits. If one millisecond fills an answer, the rest of it can't be requested:
     `IncompleteHistory`. And "after midnight" excludes a tick at exactly 00:00:00, which no other day includes. A tick
     snap finds one such tick, but can't tell how many there were.
 
     Args:
-        fetch_page: Requests tick history.
+        request_page: Requests tick history.
         fetch_snap: Requests a tick snap, which is used to skip days without ticks. If it is None, or the server refuses
             it, each day is requested.
         pair: The pair, such as "BTC:USDC".
@@ -92,7 +86,7 @@ class HistoryWalk:
         on_bad: Called once with the error of each tick that can't be read. If it returns, the tick is left out.
     """
 
-    fetch_page: FetchPage
+    request_page: RequestPage
     fetch_snap: FetchSnap | None
     pair: str
     start: datetime
@@ -106,30 +100,38 @@ class HistoryWalk:
     _latest_requested_on: date | None = attrs.field(init=False, default=None)
     #: The bad ticks without a time that were reported: answers may overlap there.
     _reported: set[str | bytes] = attrs.field(init=False, factory=set)
+    #: The request for the next page of the day, if it was sent already.
+    _ahead: PageRequest | None = attrs.field(init=False, default=None)
 
-    def pages(self) -> Iterator[list[Tick]]:
-        """Yield sorted, non-empty lists of ticks, each later than the one before. The next is requested on demand.
+    def pages(self) -> Generator[list[Tick], None, None]:
+        """Yield sorted, non-empty lists of ticks, each later than the one before.
+
+        While you use a page, the next one may have been requested. Closing the iterator cancels that.
 
         A page takes one history call, and a day at least one. Besides, a day takes at most two snap calls, and a run of
         empty days a few.
 
         Raises:
             IncompleteHistory: A full answer lies within one millisecond, or there were `max_empty_days` empty days.
-            FinxStreamerError: Anything that `fetch_page`, `fetch_snap` and `on_bad` raise.
+            FinxStreamerError: Anything that `request_page`, `fetch_snap` and `on_bad` raise.
         """
         if self.start >= self._horizon:
             return
         # A leap second's ticks have the date before, and times within the first second of this one.
-        early = self._leap_second_before(self.start)
-        for page in self._pages():
-            if page[0]["timestamp"].date().isoformat() > page[0]["date"]:
-                early += page
-                continue
-            merged = sorted(early + page, key=_timestamp) if early else page
-            early = [tick for tick in early if tick["timestamp"] > page[-1]["timestamp"]]
-            yield merged[: len(merged) - len(early)]
-        if early:
-            yield sorted(early, key=_timestamp)
+        try:
+            early = self._leap_second_before(self.start)
+            for page in self._pages():
+                if page[0]["timestamp"].date().isoformat() > page[0]["date"]:
+                    early += page
+                    continue
+                merged = sorted(early + page, key=_timestamp) if early else page
+                early = [tick for tick in early if tick["timestamp"] > page[-1]["timestamp"]]
+                yield merged[: len(merged) - len(early)]
+            if early:
+                yield sorted(early, key=_timestamp)
+        finally:
+            if self._ahead is not None:
+                self._ahead.cancel()
 
     def _pages(self) -> Iterator[list[Tick]]:
         """As `pages`, but leap seconds come as pages of their own, before the day whose first second they share."""
@@ -157,15 +159,19 @@ class HistoryWalk:
         after = max(midnight, _last_millisecond_before(low))
         while after < stop:
             complete = stop < midnight + _DAY or self._has_later_ticks(day)
-            answer = self._request(day, after)
+            answer = self._answer(day, after)
             if not complete and answer.size < self.page_size and self._ask_for_later_ticks(day):
                 # The day ended between the two requests: its last ticks may be missing from the answer.
-                answer = self._request(day, after)
+                answer = self._answer(day, after)
             upto = self._last_complete_millisecond(answer, after, stop)
-            page = [tick for tick in answer.ticks if low <= tick["timestamp"] <= upto and tick["timestamp"] < stop]
-            self._report(answer.bad, low, min(upto, stop - _MICROSECOND))
+            # At midnight, a snap comes first: it might have to wait for the connection.
+            if upto < stop and low != midnight:
+                self._ahead = self._request(day, upto)
+            page = self._read(answer, low, min(upto, stop - _MICROSECOND))
             if low == midnight:
                 page = self._tick_at_midnight(day, page) + page
+                if upto < stop:
+                    self._ahead = self._request(day, upto)
             if page:
                 yield page
             has_leap_second = answer.reached is not None and answer.reached >= midnight + _DAY == stop
@@ -183,22 +189,29 @@ class HistoryWalk:
     def _leap_second(self, day: date) -> list[Tick]:
         """Return the ticks of the leap second at the end of a day, from `start` up to `end`."""
         midnight = _midnight(day) + _DAY
-        answer = self._request(day, _last_millisecond_before(midnight))
+        answer = self._answer(day, _last_millisecond_before(midnight))
         if answer.size >= self.page_size and answer.reached and answer.reached >= midnight:
             raise self._incomplete(midnight - _MILLISECOND, f"{answer.size} ticks in a leap second: there may be more")
         low, high = max(midnight, self.start), min(midnight + _SECOND, self._horizon)
-        self._report(answer.bad, low, high - _MICROSECOND)
-        return [tick for tick in answer.ticks if low <= tick["timestamp"] < high]
+        return self._read(answer, low, high - _MICROSECOND)
 
-    def _request(self, day: date, after: datetime) -> _Answer:
-        answer = self.fetch_page(self.pair, day.isoformat(), _time_of_day(after))
-        bad = [tick for tick in answer if isinstance(tick, BadTick)]
-        good = [tick for tick in answer if not isinstance(tick, BadTick)] if bad else cast("Sequence[Tick]", answer)
-        ticks = sorted(good, key=_timestamp)
-        times = [tick.timestamp for tick in bad if tick.timestamp] + [tick["timestamp"] for tick in ticks[-1:]]
-        return _Answer(ticks, bad, len(answer), max(times, default=None))
+    def _request(self, day: date, after: datetime) -> PageRequest:
+        return self.request_page(self.pair, day.isoformat(), _time_of_day(after))
 
-    def _last_complete_millisecond(self, answer: _Answer, after: datetime, stop: datetime) -> datetime:
+    def _answer(self, day: date, after: datetime) -> TickList:
+        """Return the answer to the request that is ahead, or to a new one."""
+        request, self._ahead = self._ahead or self._request(day, after), None
+        return request.answer()
+
+    def _read(self, answer: TickList, low: datetime, high: datetime) -> list[Tick]:
+        """Return the ticks of an answer from `low` to `high`, sorted by time, and report the bad ones."""
+        ticks, bad = answer.read()
+        ticks.sort(key=_timestamp)
+        self._report(bad, low, high)
+        begin, end = bisect_left(ticks, low, key=_timestamp), bisect_right(ticks, high, key=_timestamp)
+        return ticks[begin:end]
+
+    def _last_complete_millisecond(self, answer: TickList, after: datetime, stop: datetime) -> datetime:
         """Return the time up to which an answer is complete: a full one may have cut its last moment short."""
         if answer.size < self.page_size or (answer.reached and answer.reached >= stop):
             return stop

@@ -3,18 +3,45 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
 
-from ..errors import CallTimeout, DecodeError, FunctionError
+import attrs
+
+from ..errors import CallTimeout, DecodeError, FunctionError, ServerError
 from ..values import Tick
 from ..wire.decoder import Decoder
-from .call_pool import Answer, CallPool
-from .history import BadTick, HistoryWalk, OnBad, SnapsRefused, raise_error
+from ..wire.tick_list import BadTick, TickList, decode_tick, read_tick_list
+from .call_pool import CallPool, PendingCall
+from .history import HistoryWalk, OnBad, SnapsRefused, raise_error
 
 #: How a server says that there is no tick at or before a time. Source: O.
 _NO_TICK = re.compile(r"\bno ticks?\b", re.IGNORECASE)
+
+
+@attrs.frozen
+class HistoryCall:
+    """A page of history that was requested."""
+
+    _pending: PendingCall
+    _decoder: Decoder
+    _date: str
+
+    def answer(self) -> TickList:
+        """Wait for it. Raises `DecodeError` for anything but ticks of the pair: it may belong to another call."""
+        call, reply = self._pending.wait()
+        found = read_tick_list(reply.payload, self._decoder, self._date, reply.received_ns)
+        del reply  # a traceback could show it
+        if isinstance(found, ServerError):
+            raise call.error(found.message)
+        if isinstance(found, DecodeError):
+            raise found
+        return found
+
+    def cancel(self) -> None:
+        """Give it up."""
+        self._pending.cancel()
 
 
 class TickReader:
@@ -43,7 +70,7 @@ class TickReader:
         """The ticks of a time range, page by page; see `HistoryWalk`."""
         narrow = {"exchange": exchange} if exchange is not None else {}
         found = HistoryWalk(
-            lambda pair, date, time: self.fetch(pair, date, time, narrow),
+            lambda pair, date, time: self.request(pair, date, time, narrow),
             lambda pair, date, time: self._snap_for_walk(pair, date, time, narrow),
             pair,
             start,
@@ -54,11 +81,11 @@ class TickReader:
         # A server that ignores the argument sends the ticks of all exchanges, and its pages are cut accordingly.
         return found if exchange is None else _of_exchange(found, exchange)
 
-    def fetch(self, pair: str, date: str, time: str, narrow: dict[str, str]) -> list[Tick | BadTick]:
-        """One page of history: the ticks of a date after a time, in any order."""
+    def request(self, pair: str, date: str, time: str, narrow: dict[str, str]) -> HistoryCall:
+        """Request one page of history: the ticks of a date after a time, in any order."""
         arguments = {"pair": pair, "date": date, "time": time, **narrow}
-        answer = self._pool.call("tickHistory", arguments, self._timeout, data=True, insist=True)
-        return self._decode(pair, answer, answer.message.values())
+        pending = self._pool.begin("tickHistory", arguments, self._timeout, insist=True)
+        return HistoryCall(pending, Decoder(pair, pair, self._parse_price), date)
 
     def snap(self, pair: str, date: str, time: str) -> Tick:
         """The last tick at or before a time."""
@@ -87,7 +114,11 @@ class TickReader:
     def _snap(self, pair: str, date: str, time: str, narrow: dict[str, str], *, insist: bool) -> Tick | BadTick:
         arguments = {"pair": pair, "date": date, "time": time, **narrow}
         answer = self._pool.call("tickSnap", arguments, self._timeout, data=True, insist=insist)
-        return self._decode(pair, answer, [answer.message])[0]
+        tick = decode_tick(answer.message, Decoder(pair, pair, self._parse_price), answer.received_ns)
+        if isinstance(tick, DecodeError):
+            del answer  # a traceback could show it
+            raise tick
+        return tick
 
     def _snap_for_walk(self, pair: str, date: str, time: str, narrow: dict[str, str]) -> Tick | BadTick | None:
         try:
@@ -96,23 +127,6 @@ class TickReader:
             if isinstance(error, CallTimeout) or self._pool.closed:
                 raise
             raise SnapsRefused(error) from None
-
-    def _decode(self, pair: str, answer: Answer, raws: Iterable[Any]) -> list[Tick | BadTick]:
-        """Decode ticks. An answer with anything but ticks of the pair may belong to another call: `DecodeError`."""
-        decoder = Decoder(pair, pair, self._parse_price)
-        ticks: list[Tick | BadTick] = []
-        for raw in raws:
-            tick = decoder.decode_tick(raw, answer.received_ns)
-            if isinstance(tick, DecodeError):
-                if type(raw) is not dict or raw.get("pair", pair) != pair:
-                    # A traceback could show these.
-                    del raw, raws, answer
-                    raise tick
-                ticks.append(BadTick(tick, decoder.time_of(raw)))
-                continue
-            tick["backfilled"] = True
-            ticks.append(tick)
-        return ticks
 
 
 def _of_exchange(found: Iterator[list[Tick]], exchange: str) -> Iterator[list[Tick]]:

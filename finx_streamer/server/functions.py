@@ -11,6 +11,8 @@ import json
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
 import attrs
@@ -146,10 +148,24 @@ def prepare(call: Call, source_pairs: frozenset[str], contracts: frozenset[str] 
     return FUNCTIONS[call.name](call, source_pairs, contracts)
 
 
-def encode_history(ticks: Sequence[str], rng: random.Random) -> str:
+def encode_history(ticks: Sequence[str]) -> str:
     """Encode the answer of tick history: shuffled JSON objects, numbered from 0. Source: D."""
-    shuffled = rng.sample(ticks, len(ticks))
-    return "{" + ",".join(f'"{number}":{tick}' for number, tick in enumerate(shuffled)) + "}"
+    if len(ticks) > 1:
+        begin = _rng.randrange(len(ticks))
+        ticks = _shuffle(len(ticks))([*ticks[begin:], *ticks[:begin]])
+    return _template(len(ticks)) % tuple(ticks)
+
+
+@lru_cache(16)
+def _template(size: int) -> str:
+    """Return the answer with `size` ticks, with %s for each. One template is faster than to join a thousand pieces."""
+    return "{" + ",".join(f'"{number}":%s' for number in range(size)) + "}"
+
+
+@lru_cache(16)
+def _shuffle(size: int) -> Callable[[Sequence[str]], tuple[str, ...]]:
+    """Return a function that shuffles `size` ticks, at least two. To draw an order for each answer takes longer."""
+    return itemgetter(*_rng.sample(range(size), size))
 
 
 def _tick_history(call: Call, source_pairs: frozenset[str], contracts: frozenset[str]) -> Query:
@@ -158,7 +174,7 @@ def _tick_history(call: Call, source_pairs: frozenset[str], contracts: frozenset
 
     def query(store: TickStore) -> str:
         _check_known(call, pair, source_pairs, store)
-        return encode_history(store.history(pair, day, after, exchange, HISTORY_LIMIT), _rng)
+        return encode_history(store.history(pair, day, after, exchange, HISTORY_LIMIT))
 
     return query
 

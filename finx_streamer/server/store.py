@@ -49,11 +49,11 @@ _INSERTS = {
     for size in _INSERT_SIZES
 }
 # Nothing in these columns needs escaping in JSON: `_column_values` and `_encode_name` ensure it.
-_JSON = (
-    """'{"pair":"' || pair.name || '","date":"' || tick.date || '","time":"' || tick.time"""
-    """ || '","exchange":"' || exchange.name || '","price":"' || tick.price || '"}'"""
-)
-_TABLES = "tick JOIN pair ON pair.id = tick.pair JOIN exchange ON exchange.id = tick.exchange"
+_JSON_FROM_TIME = """tick.time || '","exchange":"' || exchange.name || '","price":"' || tick.price"""
+_JSON_FROM_DATE = f"""tick.date || '","time":"' || {_JSON_FROM_TIME}"""
+_JSON = f"""'{{"pair":"' || pair.name || '","date":"' || {_JSON_FROM_DATE} || '"}}'"""
+_TABLES_BUT_PAIR = "tick JOIN exchange ON exchange.id = tick.exchange"
+_TABLES = f"{_TABLES_BUT_PAIR} JOIN pair ON pair.id = tick.pair"
 _ASCENDING = "ORDER BY tick.second, tick.fraction, tick.id"
 _DESCENDING = "ORDER BY tick.second DESC, tick.fraction DESC, tick.id DESC"
 
@@ -231,13 +231,19 @@ class TickStore:
     def history(self, pair: str, day: str, after: ExactTime, exchange: str | None, limit: int) -> list[str]:
         """The first ticks of a pair on a UTC day strictly after a time, in order, as JSON objects."""
         where, values = self._selection(pair, exchange)
+        midnight = day_start(day)
+        # What the ticks have in common is part of the separator: SQLite takes longest to join texts for each tick.
+        common, rest = f'{{"pair":"{_encode_name(pair)}","date":"', _JSON_FROM_DATE
+        if after[0] > midnight:
+            # Only a leap second, which is earlier, has another date.
+            common, rest = f'{common}{day}","time":"', _JSON_FROM_TIME
         text = self._fetch_text(
-            f"SELECT group_concat(tick_json, char(10)) FROM (SELECT {_JSON} AS tick_json FROM {_TABLES} WHERE {where} "
+            f"SELECT group_concat(rest, ?) FROM (SELECT {rest} AS rest FROM {_TABLES_BUT_PAIR} WHERE {where} "
             f"AND (tick.second, tick.fraction) > (?, ?) AND tick.second < ? {_ASCENDING} LIMIT ?)",
-            (*values, *after, day_start(day) + 86_400, limit),
+            (f'"}}\n{common}', *values, *after, midnight + 86_400, limit),
         )
         # JSON escapes line breaks within a tick.
-        return text.split("\n") if text else []
+        return f'{common}{text}"}}'.split("\n") if text else []
 
     def snap(self, pair: str, at: ExactTime, exchange: str | None) -> str | None:
         """The last tick of a pair at or before a time, as a JSON object; None if there is none."""

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import enum
+from bisect import bisect_left, bisect_right
 from collections import Counter, deque
+from collections.abc import Callable
 from datetime import datetime
+from operator import itemgetter
+from typing import Any
 
 import attrs
 
@@ -191,9 +195,13 @@ class Recovery:
             return self.finish(_FOREIGN)
         self._common_until = None
         self._start = certain_until
-        settled = [tick for tick in self._unsettled if tick["timestamp"] < certain_until]
+        settled = self._unsettled[: bisect_left(self._unsettled, certain_until, key=_time_of)]
         del self._unsettled[: len(settled)]
         missed = subtract(settled, self._delivered)
+        if self._delivered:
+            # Further pages are later than this, so that most of them have nothing to compare.
+            later_ones = {key: count for key, count in self._delivered.items() if key[1] >= certain_until}
+            self._delivered = Counter(later_ones)
         self._found += len(missed)
         return Deliver(missed) if missed else None
 
@@ -307,20 +315,31 @@ _OVERRUN = "more ticks than are remembered had the time of the last one before t
 _FOREIGN = "history has none of the ticks that were received before the gap"
 
 
+_time_of: Callable[[Any], datetime] = itemgetter("timestamp")
+
+
 def _count_key(tick: Tick) -> Key:
     return countable(tick_key(tick))
 
 
 def subtract(ticks: list[Tick], counts: Counter[Key]) -> list[Tick]:
-    """Return the ticks that remain after taking away those in `counts`, which are used up."""
-    remaining = []
-    for tick in ticks:
+    """Return the ticks that remain after taking away those in `counts`, which are used up. `ticks` is sorted by time.
+
+    Only ticks within the times of `counts` are compared: a long gap has few of them, at its ends.
+    """
+    if not counts:
+        return ticks
+    times = [time for _, time, _ in counts]
+    begin = bisect_left(ticks, min(times), key=_time_of)
+    end = bisect_right(ticks, max(times), begin, key=_time_of)
+    remaining = ticks[:begin]
+    for tick in ticks[begin:end]:
         key = _count_key(tick)
         if counts[key] > 0:
             counts[key] -= 1
         else:
             remaining.append(tick)
-    return remaining
+    return remaining + ticks[end:]
 
 
 def merge(missed: list[Tick], held: list[Tick | Event]) -> tuple[list[Tick], list[Tick | Event]]:

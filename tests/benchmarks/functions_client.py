@@ -31,7 +31,12 @@ def _function_client(port: int, function: str) -> Callable[[], int]:
     client = FunctionClient(KEY, f"ws://127.0.0.1:{port}/", connections=1)
     if function == "tickSnap":
         return lambda: len([client.tick_snap(PAIR, f"{DAY}T{TIME}Z")])
-    return lambda: len(client._ticks.fetch(PAIR, DAY, TIME, {}))
+
+    def history() -> int:
+        ticks, bad = client._ticks.request(PAIR, DAY, TIME, {}).answer().read()
+        return len(ticks) + len(bad)
+
+    return history
 
 
 def _requests(port: int, function: str, contender: str) -> Callable[[], int]:

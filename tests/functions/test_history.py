@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 
 import pytest
@@ -12,7 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from finx_streamer import CallTimeout, DecodeError, IncompleteHistory, Tick
-from finx_streamer.functions.history import BadTick, FetchPage, FetchSnap, HistoryWalk, SnapsRefused
+from finx_streamer.functions.history import FetchSnap, HistoryWalk, SnapsRefused
+from finx_streamer.wire.tick_list import BadTick, TickList
 
 PAIR = "BTC:USDC"
 #: How many ticks a full answer has in these tests, instead of 1,000.
@@ -43,6 +44,59 @@ def exact_time(tick: Tick) -> str:
 
 def is_at_midnight(tick: Tick) -> bool:
     return not tick["time"].strip("0:.Z")
+
+
+#: Answers with the ticks of a pair on a date after a time.
+FetchPage = Callable[[str, str, str], Sequence[Tick | BadTick]]
+
+
+class Request:
+    """A request that a simulated server has answered already."""
+
+    def __init__(self, found: Sequence[Tick | BadTick], on_read: Callable[[], None]) -> None:
+        self.found = found
+        self.is_open = True
+        self._on_read = on_read
+
+    def answer(self) -> TickList:
+        """Return the answer."""
+        assert self.is_open
+        self.is_open = False
+        bad = [tick for tick in self.found if isinstance(tick, BadTick)]
+        good = [tick for tick in self.found if not isinstance(tick, BadTick)]
+        times = [tick["timestamp"] for tick in good] + [tick.timestamp for tick in bad if tick.timestamp]
+
+        def read() -> tuple[list[Tick], list[BadTick]]:
+            self._on_read()
+            return good, bad
+
+        return TickList(len(self.found), max(times, default=None), read)
+
+    def cancel(self) -> None:
+        """Give it up."""
+        assert self.is_open
+        self.is_open = False
+
+
+class Requests:
+    """Sends the requests of a walk, of which one at a time may be open."""
+
+    def __init__(self, fetch_page: FetchPage) -> None:
+        self.sent: list[Request] = []
+        #: How many had been sent when the ticks of each answer were decoded.
+        self.sent_at_decoding: list[int] = []
+        self._fetch_page = fetch_page
+
+    def __call__(self, pair: str, date: str, time: str) -> Request:
+        assert not self.are_open
+        found = self._fetch_page(pair, date, time)
+        self.sent.append(Request(found, lambda: self.sent_at_decoding.append(len(self.sent))))
+        return self.sent[-1]
+
+    @property
+    def are_open(self) -> bool:
+        """Whether one was neither answered nor cancelled."""
+        return any(request.is_open for request in self.sent[-1:])
 
 
 class SimulatedServer:
@@ -114,7 +168,7 @@ def walk(
     """Return the pages of a walk through the server's history."""
     fetch_page = fetch_page or server.fetch_page
     fetch_snap = fetch_snap or server.fetch_snap
-    return HistoryWalk(fetch_page, fetch_snap, PAIR, start, end, server.page_size, max_empty_days).pages()
+    return HistoryWalk(Requests(fetch_page), fetch_snap, PAIR, start, end, server.page_size, max_empty_days).pages()
 
 
 def read(server: SimulatedServer, start: datetime, end: datetime | None) -> list[Tick]:
@@ -197,7 +251,7 @@ def test_bad_ticks_are_left_out_and_reported_once(
 
     server = SimulatedServer(with_one_tick_per_midnight(ticks), page_size)
     pages = HistoryWalk(
-        lambda *request: [spoil(tick) for tick in server.fetch_page(*request)],
+        Requests(lambda *request: [spoil(tick) for tick in server.fetch_page(*request)]),
         lambda *request: spoil(found) if (found := server.fetch_snap(*request)) else None,
         PAIR,
         start,
@@ -318,9 +372,45 @@ def test_a_full_answer_that_reaches_beyond_the_end_is_complete() -> None:
 def test_a_server_that_repeats_its_answer_is_an_error() -> None:
     """If the server answers with the same ticks at any time, the client doesn't loop."""
     same = [tick_at(MIDNIGHT + timedelta(seconds=n)) for n in range(PAGE_SIZE)]
-    pages = HistoryWalk(lambda pair, date, time: list(same), None, PAIR, MIDNIGHT, MIDNIGHT + DAY, PAGE_SIZE).pages()
+    requests = Requests(lambda pair, date, time: list(same))
+    pages = HistoryWalk(requests, None, PAIR, MIDNIGHT, MIDNIGHT + DAY, PAGE_SIZE).pages()
     with pytest.raises(IncompleteHistory):
         list(pages)
+
+
+@given(_TICKS, _MOMENTS, _PAGE_SIZES, st.integers(0, 4))
+def test_one_page_is_requested_ahead_and_cancelled_at_the_end(
+    ticks: list[Tick], start: datetime, page_size: int, used: int
+) -> None:
+    """After any number of pages, closing the walk leaves no request open. Each request is for another time."""
+    server = SimulatedServer(with_one_tick_per_midnight(ticks), page_size)
+    asked: list[tuple[str, str, str]] = []
+
+    def fetch_page(*request: str) -> list[Tick]:
+        asked.append(request)
+        return server.fetch_page(*request)
+
+    requests = Requests(fetch_page)
+    pages = HistoryWalk(requests, server.fetch_snap, PAIR, start, start + 60 * DAY, page_size).pages()
+    try:
+        for _ in range(used):
+            next(pages, None)
+    except IncompleteHistory:
+        pass
+    pages.close()
+    assert not requests.are_open
+    # A request may be repeated once, when the day has ended meanwhile.
+    assert max(Counter(asked).values(), default=0) <= 2
+
+
+def test_the_next_page_is_requested_before_the_ticks_are_decoded() -> None:
+    """The server works on the next page in the meantime."""
+    server = SimulatedServer([tick_at(NOON + timedelta(seconds=n)) for n in range(4 * PAGE_SIZE)])
+    requests = Requests(server.fetch_page)
+    pages = HistoryWalk(requests, server.fetch_snap, PAIR, NOON, NOON + DAY / 4, PAGE_SIZE).pages()
+    assert multiset(tick for page in pages for tick in page) == multiset(server.ticks)
+    count = len(requests.sent)
+    assert requests.sent_at_decoding == [*range(2, count + 1), count]
 
 
 def test_skips_years_without_ticks() -> None:
@@ -394,12 +484,12 @@ def test_a_day_that_ends_between_two_requests_is_complete(snaps: bool) -> None:
 
 
 def test_pages_are_fetched_on_demand() -> None:
-    """The next page is requested when the last one has been consumed."""
+    """While a page is used, only the next one is requested."""
     server = SimulatedServer([tick_at(MIDNIGHT + timedelta(seconds=n)) for n in range(100)])
     pages = walk(server, MIDNIGHT, MIDNIGHT + DAY)
     assert server.page_requests == 0
     next(pages)
-    assert server.page_requests == 1
+    assert server.page_requests == 2
 
 
 def test_a_timeout_is_not_a_refusal() -> None:
