@@ -238,7 +238,7 @@ class RelievedLoop(EventLoop):
     def _takes_over(self) -> bool:
         """Take the lock if callbacks have taken long. Return whether that succeeded."""
         left = self.polled_at + self._timing.grace - monotonic()
-        if self._in_calls and left > 0.0:
+        if self._in_calls and left > 0.0 and not self._over:
             self._relief_wakeup.wait(left)
             left = self.polled_at + self._timing.grace - monotonic()
         # Without waiting: between two callbacks, the callback thread drives.
