@@ -57,15 +57,15 @@ class SingleTick:
 
     def learn(self, frame: bytes) -> str | None:
         """Note how a frame is written, and return how it spells its pair. None if it isn't one plain tick."""
-        at = _offset(frame)
-        if at:
-            text = str(frame, "latin-1")
-            for style, enveloped in product(STYLES, (True, False)):
-                found = _matcher(style, enveloped, f"({_DATE})")(text, at)
-                if found is not None:
-                    self.date = found[2]
-                    self._match = _matcher(style, enveloped, self.date)
-                    return found[1]
+        known = self._match
+        for style, enveloped in product(STYLES, (True, False)):
+            self._match = _matcher(style, enveloped, f"({_DATE})")
+            found = self.read(frame)
+            if found is not None:
+                spelling, self.date, *_ = found
+                self._match = _matcher(style, enveloped, self.date)
+                return spelling
+        self._match = known
         return None
 
     def read(self, frame: bytes) -> tuple[str, str, str, str, str | None] | None:
@@ -73,20 +73,16 @@ class SingleTick:
 
         A spelling is how a pair is written in a message that was decoded as latin-1.
         """
-        at = _offset(frame)
-        if at:
-            found = self._match(str(frame, "latin-1"), at)
-            if found is not None:
-                return found.groups()  # type: ignore[return-value]
-        return None
-
-
-def _offset(frame: bytes) -> int:
-    """Return where the message of a short, whole text frame begins. 0 if these bytes are anything else."""
-    size = len(frame)
-    if _SHORTEST <= size <= LONGEST and frame[0] == _WHOLE_TEXT:
+        size = len(frame)
+        if size > LONGEST or size < _SHORTEST or frame[0] != _WHOLE_TEXT:
+            return None
         if frame[1] == _TWO_BYTES:
-            return 4 if frame[3] == size - 4 and not frame[2] else 0
-        if frame[1] == size - 2:
-            return 2
-    return 0
+            if frame[3] != size - 4 or frame[2]:
+                return None
+            at = 4
+        elif frame[1] == size - 2:
+            at = 2
+        else:
+            return None
+        found = self._match(str(frame, "latin-1"), at)
+        return None if found is None else found.groups()  # type: ignore[return-value]
