@@ -142,7 +142,7 @@ def _tls_row(results: Results, name: str, rate: int) -> tuple[object, ...]:
 
 
 def _encryption(results: Results, name: str, rate: int) -> float:
-    """Return how much longer the server's `send` takes over TLS, in microseconds."""
+    """Return how much more CPU time the server's `send` takes over TLS, in microseconds."""
     with_tls, without = (
         median(results[_job(name, rate, tls)], lambda figures: figures["server"]["sending_p50"])
         for tls in (True, False)

@@ -327,7 +327,7 @@ class Server:
         pings = Pings(peers[0].socket) if self._settings.ping_every else None
         # Without this, a sleep takes 50 us longer.
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1)
-        clock, cpu = time.monotonic_ns, time.process_time()
+        clock, thread_clock, cpu = time.monotonic_ns, time.thread_time_ns, time.process_time()
         start = clock() + int(_SETTLE * 1e9)
         blocked = 0
         for first in range(0, count, at_once):
@@ -348,9 +348,10 @@ class Server:
                 stamps += now
             for peer, parts in waiting.items():
                 data = b"".join(parts)
-                begin = clock()
+                # Without the time for which the client, which this wakes up, takes over this processor.
+                begin = thread_clock()
                 blocked += _send(peer, data)
-                sending.append(clock() - begin)
+                sending.append(thread_clock() - begin)
             if pings and not first % self._settings.ping_every and (count - first) * step > _LAST_PING:
                 pings.send(peers[0])
         seconds = (clock() - start) / 1e9
