@@ -21,7 +21,7 @@ LATENESS = timedelta(seconds=1)
 #: then evicts one that has left the CPU cache.
 WINDOW_SIZE = 1_024
 #: Trim after this many runs of ticks. A run of at least `_LONG_RUN` ticks is kept as one list.
-_TRIM_EVERY, _LONG_RUN = 4, 16
+_TRIM_EVERY, _LONG_RUN = 16, 16
 
 #: The resolution of tick times.
 MOMENT = timedelta(microseconds=1)
@@ -49,7 +49,8 @@ class DeliveredWindow:
     _entries: deque[Any] = attrs.field(factory=deque, init=False)
     #: How many ticks the entries stand for.
     _count: int = attrs.field(default=0, init=False)
-    _runs_since_trim: int = attrs.field(default=0, init=False)
+    #: How many runs are left until the next trim. The first run sets where the window begins.
+    _until_trim: int = attrs.field(default=1, init=False)
     #: Ticks before this time were never part of the stream, or were dropped for their age.
     _begin: datetime | None = attrs.field(default=None, init=False)
     #: The stream's current time. It advances when the ends of two runs in a row agree: one tick with a wrong time
@@ -57,6 +58,15 @@ class DeliveredWindow:
     _steady_time: datetime = attrs.field(default=EARLIEST, init=False)
     #: The latest time of the ticks that were dropped for lack of room.
     _evicted_until: datetime | None = attrs.field(default=None, init=False)
+
+    def add(self, exchange: str, timestamp: datetime, price: Any) -> None:
+        """Add one tick that is about to be delivered."""
+        previous, self.last = self.last, timestamp
+        self._entries.extend((share(exchange, exchange), timestamp, price))
+        self._count += 1
+        self._until_trim -= 1
+        if not self._until_trim:
+            self._trim(previous or timestamp, timestamp)
 
     def extend(self, ticks: list[Tick]) -> None:
         """Add a run of ticks that are about to be delivered, at least one."""
@@ -73,8 +83,8 @@ class DeliveredWindow:
         else:
             self._entries.append(keys)
         self._count += len(keys)
-        self._runs_since_trim += 1
-        if self._runs_since_trim >= _TRIM_EVERY or self._count > self._size or self._begin is None:
+        self._until_trim -= 1
+        if not self._until_trim or self._count > self._size:
             self._trim(previous or keys[0][1], self.last)
 
     def restart(self, first: datetime) -> None:
@@ -127,7 +137,7 @@ class DeliveredWindow:
 
         `previous` and `last` are the times at which the last two runs ended.
         """
-        self._runs_since_trim = 0
+        self._until_trim = _TRIM_EVERY
         limit_names()
         if self._begin is None:
             self._begin = previous
@@ -167,6 +177,9 @@ class DeliveredWindow:
 @attrs.define(eq=False, repr=False)
 class LastTickTime(DeliveredWindow):
     """A window without ticks: their last time is enough for a stream whose gaps are reported but not filled."""
+
+    def add(self, exchange: str, timestamp: datetime, price: Any) -> None:
+        self.last = timestamp
 
     def extend(self, ticks: list[Tick]) -> None:
         self.last = ticks[-1]["timestamp"]

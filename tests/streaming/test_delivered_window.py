@@ -8,7 +8,7 @@ from datetime import timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finx_streamer.streaming.delivered_window import DeliveredWindow, LastTickTime
+from finx_streamer.streaming.delivered_window import _TRIM_EVERY, DeliveredWindow, LastTickTime
 from finx_streamer.values import Tick
 from finx_streamer.wire.names import _MOST, _names
 from tests.support.effort import examples
@@ -88,7 +88,7 @@ def test_does_not_accumulate_exchange_names() -> None:
     window = DeliveredWindow()
     for number in range(5 * _MOST):
         window.extend([tick(number, exchange=f"X{number}")])
-    assert len(_names) <= _MOST + 4
+    assert len(_names) <= _MOST + _TRIM_EVERY
 
 
 def test_unhashable_prices_can_be_counted() -> None:
@@ -103,10 +103,20 @@ def test_last_tick_time_remembers_one_time() -> None:
     assert last.last is None
     last.extend([tick(2), tick(1)])
     assert last.last == at(1)
+    last.add("BINANCE", at(3), 1.0)
+    assert last.last == at(3)
+
+
+def add_to(window: DeliveredWindow, each: Tick) -> None:
+    """Add one tick by its parts."""
+    window.add(each["exchange"], each["timestamp"], each["price"])
 
 
 def deliver_at_random(window: DeliveredWindow, seed: int, pause: float, late: float) -> list[Tick]:
-    """Extend the window with short and long runs: pauses of up to `pause` seconds, lateness of up to `late`."""
+    """Fill the window with single ticks, and with short and long runs.
+
+    Pauses take up to `pause` seconds, and ticks are up to `late` seconds late.
+    """
     rng = random.Random(seed)
     delivered: list[Tick] = []
     now = 10.0
@@ -117,7 +127,10 @@ def deliver_at_random(window: DeliveredWindow, seed: int, pause: float, late: fl
             now += pause * rng.random()
             run.append(tick(now - late * rng.choice([0, 0, 1]) * rng.random(), len(delivered) + len(run)))
         delivered += run
-        window.extend(run)
+        if len(run) == 1 and rng.random() < 0.5:
+            add_to(window, run[0])
+        else:
+            window.extend(run)
     return delivered
 
 
@@ -144,3 +157,21 @@ def test_remembers_late_ticks_from_its_start_on(seed: int, pause: float) -> None
     start, keys = window.snapshot()
     assert start <= max(delivered[0]["timestamp"], max(each["timestamp"] for each in delivered) - SECOND)
     assert keys == keys_of(*(each for each in delivered if each["timestamp"] >= start))
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 60), st.integers(0, 3)), min_size=1, max_size=150), st.sampled_from([10, 1_024])
+)
+@examples(250)
+def test_one_tick_is_a_run_of_one(times: list[tuple[int, int]], size: int) -> None:
+    """Where a tick is added alone, the window remembers no less than after a run of one."""
+    added, extended = DeliveredWindow(SECOND, size), DeliveredWindow(SECOND, size)
+    for number, (tenths, late) in enumerate(times):
+        each = tick(number * 0.05 + tenths / 60 * 0.1 - late, number)
+        add_to(added, each)
+        extended.extend([each])
+    assert (added.last, added.floor) == (extended.last, extended.floor)
+    (start, keys), (later_start, fewer) = added.snapshot(), extended.snapshot()
+    assert start <= later_start
+    assert [key for key in keys if key[1] >= later_start] == fewer
+    assert added.overrun <= extended.overrun
