@@ -456,18 +456,13 @@ def test_a_price_that_is_not_a_decimal_number_is_an_error(price: str, parse_pric
 @pytest.mark.parametrize("field", ["exchange", "price", "time"])
 @pytest.mark.parametrize("tick_format", FORMATS)
 def test_the_length_of_a_field_is_limited(tick_format: str, field: str) -> None:
-    """The fast readers have the same limit."""
+    """A queue holds many thousands of ticks."""
     value = TICK[field].removesuffix("Z")
     last = "Z" if field == "time" else ""
     longest = {**TICK, field: f"{value:0<{MAX_FIELD - len(last)}}{last}"}
     assert decode_tick(FORMATS[tick_format](longest), parse_price=str)[field] == longest[field]
     longer = {**TICK, field: f"{value:0<{MAX_FIELD + 1 - len(last)}}{last}"}
     assert f"field {field!r} has 4,097 characters" in decode_error(FORMATS[tick_format](longer)).reason
-    for payload in (
-        json.dumps(FORMATS[tick_format](longer)),
-        json.dumps(FORMATS[tick_format](longer), separators=(",", ":")),
-    ):
-        assert not any(decode_fast([payload.encode()], reader) for reader in TICK_FORMATS.values())
 
 
 @pytest.mark.parametrize("size", [MAX_NOTICE, MAX_NOTICE + 1, MAX_TICK_MESSAGE, MAX_TICK_MESSAGE + 1])
@@ -776,123 +771,3 @@ def test_any_payload_is_a_message_or_a_decode_error(name: str, payload: bytes) -
     else:
         assert isinstance(message, (Notice, ServerError))
         assert str(message)
-
-
-# The fast reader.
-
-TICK_FORMATS = {
-    "enveloped": json_codec.ENVELOPED,
-    "flat": json_codec.FLAT,
-    "enveloped, json": json_codec.ENVELOPED_STDLIB,
-    "flat, json": json_codec.FLAT_STDLIB,
-}
-
-
-def decode_fast(payloads: list[bytes], tick_format: json_codec.TickFormat, **options: Any) -> list[Tick]:
-    """Decode with the fast reader."""
-    decoder = Decoder(PAIR, PAIR, **options)
-    decoder._format = tick_format
-    return decoder.decode_ticks(payloads, 0, NOW_NS)
-
-
-@pytest.mark.parametrize("tick_format", TICK_FORMATS)
-@pytest.mark.parametrize("parse_price", [float, Decimal, str])
-def test_documented_ticks_take_the_fast_path(tick_format: str, parse_price: Callable[[str], Any]) -> None:
-    """The fast reader decodes all ordinary ticks, with the same result as the slow path."""
-    message = FLAT_TICK if tick_format.startswith("flat") else FORMATS["enveloped"](TICK)
-    payload = json.dumps(message).encode()
-    expected = decode(message, parse_price=parse_price)
-    assert decode_fast([payload] * 3, TICK_FORMATS[tick_format], parse_price=parse_price) == [expected] * 3
-
-
-def altered(value: str) -> st.SearchStrategy[Any]:
-    """Draw a field: mostly valid, else changed in some way."""
-    pieces = st.sampled_from(
-        [
-            "",
-            " ",
-            "Z",
-            "T",
-            ".",
-            ",",
-            ":",
-            "+00:00",
-            "_",
-            "e5",
-            "E400",
-            "nan",
-            "-",
-            "\u0661",
-            "\\",
-            "0" * 230,
-            "X" * 270,
-        ]
-    )
-    changed = st.builds(
-        lambda at, removed, inserted: value[:at] + inserted + value[at + removed :],
-        st.integers(0, 30),
-        st.integers(0, 3),
-        pieces,
-    )
-    return st.one_of(
-        st.just(value), st.just(value), st.just(value), changed, st.sampled_from([None, 1, 1.5, True, [], {}])
-    )
-
-
-@st.composite
-def nearly_ticks(draw: st.DrawFn) -> bytes:
-    """Draw a tick of either format that may have errors."""
-    flat = draw(st.booleans())
-    tick = {
-        key: draw(altered(value)) if isinstance(value, str) else value
-        for key, value in (FLAT_TICK if flat else TICK).items()
-    }
-    if draw(st.integers(0, 5)) == 0:
-        tick.pop(draw(st.sampled_from(sorted(tick))))
-    if draw(st.integers(0, 5)) == 0:
-        tick["error" if draw(st.booleans()) else "more"] = draw(st.sampled_from([None, "x", {"a": [1]}]))
-    message = tick if flat else {"results": draw(altered("streaming")), "resultData": tick}
-    return json.dumps(message, ensure_ascii=draw(st.booleans())).encode("utf-8", "surrogatepass")
-
-
-@given(nearly_ticks(), st.sampled_from([float, Decimal, str]))
-@examples(1_500)
-@example(json.dumps(FORMATS["enveloped"]({**TICK, "time": "15:30:55.817+00:00"})).encode(), float)
-@example(json.dumps(FORMATS["enveloped"]({**TICK, "price": "1e999"})).encode(), float)
-@example(json.dumps(FORMATS["enveloped"]({**TICK, "price": "9" * 400})).encode(), float)
-@example(json.dumps(FORMATS["enveloped"]({**TICK, "date": "2022-W26-6"})).encode(), float)
-def test_the_fast_reader_agrees_with_the_slow_path(payload: bytes, parse_price: Callable[[str], Any]) -> None:
-    """The fast reader either gives the same tick or leaves it to the slow path."""
-    expected = Decoder(PAIR, PAIR, parse_price=parse_price).decode(payload, NOW_NS)
-    for tick_format in TICK_FORMATS.values():
-        assert decode_fast([payload], tick_format, parse_price=parse_price) in ([], [expected])
-
-
-def test_the_fast_reader_stops_at_an_unusual_message() -> None:
-    """The ticks before it are decoded."""
-    good = json.dumps(FORMATS["enveloped"](TICK)).encode()
-    for odd in (b"{}", b"nonsense", good.replace(b"BTC:USDC", b"ETH:USDC"), good.replace(b"19200.84", b"9.2E-7")):
-        assert len(decode_fast([good, good, odd, good], json_codec.ENVELOPED)) == 2
-
-
-def test_the_fast_reader_follows_the_format() -> None:
-    """After a tick in the other format, the fast reader expects that format."""
-    decoder = Decoder(PAIR, PAIR)
-    flat, enveloped = json.dumps(FLAT_TICK).encode(), json.dumps(FORMATS["enveloped"](TICK)).encode()
-    for payload, other in ((flat, enveloped), (enveloped, flat)):
-        decoder.decode(payload, NOW_NS)
-        assert len(decoder.decode_ticks([payload, other], 0, NOW_NS)) == 1
-
-
-def test_a_new_date_is_checked() -> None:
-    """The fast reader checks the date only if it differs from the last one."""
-    run = [
-        json.dumps(FORMATS["enveloped"]({**TICK, "date": date})).encode()
-        for date in ("2022-07-02", "2022-07-03", "2022-7-4")
-    ]
-    assert [tick["timestamp"].day for tick in decode_fast(run, json_codec.ENVELOPED)] == [2, 3]
-
-
-def test_a_stream_without_ticks_has_no_fast_path() -> None:
-    """An option's stream has no ticks, even if a message looks like one."""
-    assert Decoder("BTCN2202207", None).decode_ticks([json.dumps(TICK).encode()], 0, NOW_NS) == []
