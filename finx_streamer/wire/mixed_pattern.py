@@ -10,13 +10,13 @@ from functools import lru_cache
 from typing import Any
 
 from .names import share
-from .tick_form import HEADER, ID, SHORT_HEADER, SHORTEST_VALUES, TickForm, frame_size, lengths
+from .tick_form import HEADER, ID, SHORT_HEADER, SHORTEST_VALUES, TickForm, frame_size
 from .tick_pattern import Keys
 
 #: Ticks, the pair and the key of each, its ID or "", and the offset behind the last one.
 Matched = tuple[list[Any], list[str], Keys, list[str], int]
-#: Length, pair, time, exchange, price and ID of each tick. The first is empty in what remains of the buffer.
-_Found = list[tuple[str, str, str, str, str, str]]
+#: Length, pair, time, exchange, price and ID of each tick. A last entry has what remains of the buffer instead.
+_Found = list[tuple[str, str, str, str, str, str, str]]
 
 
 @lru_cache(16)
@@ -24,8 +24,14 @@ def _finder(colon: str, comma: str, after: str) -> tuple[Callable[[str, int, int
     """Return the function that finds frames, and the size of the part before `after` without the pair."""
     # The last alternative takes the rest of the buffer, so the run ends at the first frame that looks different.
     to_pair, from_pair = f'{{"pair"{colon}"', f'"{comma}"unixDate"{colon}'
-    find = re.compile(rf'{HEADER}\{to_pair}([^"]*+){from_pair}{after}|.+', re.DOTALL).findall
+    find = re.compile(rf'{HEADER}(.)\{to_pair}([^"]*+){from_pair}{after}|(.+)', re.DOTALL).findall
     return find, len(to_pair + from_pair)
+
+
+@lru_cache(16)
+def _lengths(fixed: int) -> tuple[str, ...]:
+    """Return the length in the header of a frame whose message has `fixed` bytes, and one more with each item."""
+    return tuple(map(chr, range(fixed, 256)))
 
 
 def spellings(pair: str) -> set[str]:
@@ -51,7 +57,7 @@ class MixedPattern:
         self._date = form.date
         after, after_size = form.after_beginning(f"({ID})" if form.id_digits else "()")
         self._find, size = _finder(form.colon, form.comma, after)
-        self._lengths = lengths(size + after_size)
+        self._lengths = _lengths(size + after_size)
         self._shortest = SHORT_HEADER + size + after_size + SHORTEST_VALUES
 
     def match_ticks(
@@ -71,10 +77,9 @@ class MixedPattern:
         ticks: list[Any] = []
         symbols: list[str] = []
         keys: Keys = []
-        numbers: list[str] = []
         if self._find is None:
-            return ticks, symbols, keys, numbers, at
-        append, append_symbol, append_key, append_number = ticks.append, symbols.append, keys.append, numbers.append
+            return ticks, symbols, keys, [], at
+        append, append_symbol, append_key = ticks.append, symbols.append, keys.append
         parse_time, length_of, day = datetime.fromisoformat, self._lengths, self._date + "T"
         blank: dict[str, Any] = {
             "pair": "",
@@ -87,9 +92,12 @@ class MixedPattern:
             "backfilled": False,
         }
         copy = blank.copy
-        found = self._find(text, at, at + limit * self._shortest)
+        end = min(len(text), at + limit * self._shortest)
+        found = self._find(text, at, end)
+        if found and not found[-1][0]:
+            end -= len(found.pop()[-1])
         try:
-            for length, spelling, time, exchange, price_text, number in found:
+            for length, spelling, time, exchange, price_text, number, _ in found:
                 if length != length_of[len(spelling) + len(time) + len(exchange) + len(price_text) + len(number)]:
                     break
                 tick = copy()
@@ -98,12 +106,12 @@ class MixedPattern:
                 tick["exchange"] = exchange = share(exchange, exchange)
                 tick["price"] = price = parse_price(price_text)
                 tick["timestamp"] = timestamp = parse_time(day + time)
-                append_key((exchange, timestamp, price))
                 append(tick)
                 append_symbol(pair)
-                append_number(number)
+                append_key((exchange, timestamp, price))
         except (ValueError, KeyError, IndexError):
             pass
-        del keys[len(ticks) :]
-        at += sum(frame_size(length) for length, *_ in found[: len(ticks)])
-        return ticks, symbols, keys, numbers, at
+        if len(ticks) < len(found):
+            del found[len(ticks) :]
+            end = at + sum(frame_size(ord(length)) for length, *_ in found)
+        return ticks, symbols, keys, [row[5] for row in found], end

@@ -8,16 +8,16 @@ only ASCII, except in the pair.
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 
 import attrs
 
 #: The ID in the log of a server that can resume a stream.
 ID = "[1-9][0-9]{0,17}"
-#: With this point and this Z, the time parser accepts only digits in between. A price of 30 characters is finite.
-_TIME, _EXCHANGE, _PRICE = r"[0-9:]{8}\.[0-9]*+Z", r"[ !#-[\]-~]*+", "[0-9.]{1,30}+"
-#: The header of a text frame of up to 255 bytes. It captures the length.
-HEADER = r"\x81(?:~\0(?=[~-\xff])|(?=[\0-}]))(.)"
+#: With these colons, this point and this Z, the time parser accepts only digits in between. A price of 30 characters is
+#: finite.
+_TIME, _EXCHANGE, _PRICE = r"..:..:..\.[0-9]*+Z", r"[ !#-[\]-~]*+", "[0-9.]{1,30}+"
+#: The header of a text frame of up to 255 bytes, without the last byte, which is the length.
+HEADER = r"\x81(?:~\0(?=[~-\xff])|(?=[\0-}]))"
 #: The sizes of a header, and the shortest time and price.
 SHORT_HEADER, _LONG_HEADER = 2, 4
 SHORTEST_VALUES = len("00:00:00.Z") + len("0")
@@ -86,13 +86,6 @@ def digits(count: int) -> str:
     return f"[1-9][0-9]{{{count - 1}}}" if count > 1 else "[0-9]" * count
 
 
-@lru_cache(256)
-def lengths(fixed: int) -> tuple[str, ...]:
-    """Return the length in the header of a frame whose message has `fixed` bytes, and one more with each item."""
-    return tuple(map(chr, range(fixed, 256)))
-
-
-def frame_size(length: str) -> int:
-    """Return the size of a frame with this length in its header."""
-    size = ord(length)
+def frame_size(size: int) -> int:
+    """Return the size of a frame whose message has `size` bytes."""
     return size + (SHORT_HEADER if size < 126 else _LONG_HEADER)

@@ -8,34 +8,49 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from .tick_form import HEADER, SHORT_HEADER, SHORTEST_VALUES, TickForm, digits, frame_size, lengths
+from .tick_form import HEADER, SHORT_HEADER, SHORTEST_VALUES, TickForm, digits, frame_size
 
-#: Length, time, exchange and price of each tick. A last entry has what remains of the buffer instead.
+#: The longest message in a frame whose header ends with one byte for the length.
+_LONGEST = 255
+#: Head, time, exchange and price of each tick. A last entry has what remains of the buffer instead.
 _Found = list[tuple[str, str, str, str, str]]
 #: What identifies each tick: exchange, time and price.
 Keys = list[tuple[str, datetime, Any]]
 
 
 @lru_cache(64)
-def _finder(beginning: int, after: str) -> Callable[..., _Found]:
-    """Return the function that finds frames. `beginning`: the size of the part before `after`, which it skips."""
+def _finder(head: int, after: str) -> Callable[..., _Found]:
+    """Return the function that finds frames. `head`: the size of the part that is compared later, which is faster."""
     # The last alternative takes the rest of the buffer, so the run ends at the first frame that looks different.
-    return re.compile(rf"{HEADER}\{{.{{{beginning - 1}}}{after}|(.+)", re.DOTALL).findall
+    return re.compile(f"{HEADER}(.{{{head}}}){after}|(.+)", re.DOTALL).findall
+
+
+class _Heads(dict[int, str]):
+    """How a frame goes on after its header, by the size of its values: with the length and the beginning of a tick."""
+
+    def __init__(self, fixed: int, beginning: str) -> None:
+        super().__init__()
+        self._fixed, self._beginning = fixed, beginning
+
+    def __missing__(self, size: int) -> str:
+        if self._fixed + size > _LONGEST:
+            return ""
+        head = self[size] = chr(self._fixed + size) + self._beginning
+        return head
 
 
 class TickPattern:
     """What the ticks of one pair and day look like."""
 
-    __slots__ = ("_beginning", "_date", "_day", "_find", "_fixed", "_id_digits", "_lengths", "_pair")
+    __slots__ = ("_date", "_day", "_find", "_fixed", "_heads", "_id_digits", "_pair")
 
     def __init__(self, form: TickForm, pair: str) -> None:
         self._pair, self._date, self._day = pair, form.date, form.date + "T"
-        self._beginning = form.beginning
         after, fixed = form.after_beginning(digits(form.id_digits))
-        self._find = _finder(len(form.beginning), after)
+        self._find = _finder(1 + len(form.beginning), after)
         #: The size of a message without its values.
         self._fixed = len(form.beginning) + fixed + form.id_digits
-        self._lengths = lengths(self._fixed)
+        self._heads = _Heads(self._fixed, form.beginning)
         self._id_digits = form.id_digits
 
     def match_ticks(
@@ -46,10 +61,13 @@ class TickPattern:
         `text` is the read buffer as latin-1. Stops at the first frame that is incomplete or looks different, and at a
         price that `parse_price` rejects with a ValueError.
         """
-        found, end = self._find_frames(text, at, limit)
+        end = min(len(text), at + limit * (SHORT_HEADER + self._fixed + SHORTEST_VALUES))
+        found = self._find(text, at, end)
+        if found and not found[-1][0]:
+            end -= len(found.pop()[-1])
         ticks: list[dict[str, Any]] = []
         append, parse_time = ticks.append, datetime.fromisoformat
-        length_of, day = self._lengths, self._day
+        heads, day = self._heads, self._day
         blank: dict[str, Any] = {
             "pair": self._pair,
             "date": self._date,
@@ -63,8 +81,8 @@ class TickPattern:
         # Copying takes a third of the time of a new dict.
         copy = blank.copy
         try:
-            for length, time, exchange, price, _ in found:
-                if length != length_of[len(time) + len(exchange) + len(price)]:
+            for head, time, exchange, price, _ in found:
+                if head != heads[len(time) + len(exchange) + len(price)]:
                     break
                 tick = copy()
                 tick["time"] = time
@@ -72,32 +90,13 @@ class TickPattern:
                 tick["price"] = parse_price(price)
                 tick["timestamp"] = parse_time(day + time)
                 append(tick)
-        except (ValueError, IndexError):
+        except ValueError:
             pass
         if len(ticks) < len(found):
-            end = at + sum(frame_size(length) for length, *_ in found[: len(ticks)])
+            end = at + sum(frame_size(ord(head[0])) for head, *_ in found[: len(ticks)])
         return ticks, text[end - 1 - self._id_digits : end - 1] if ticks else "", end
 
     def read_keys(self, text: str) -> Keys:
         """Return the keys of the ticks in `text`, frames that `match_ticks` has read with `float` for prices."""
         parse_time, day = datetime.fromisoformat, self._day
         return [(exchange, parse_time(day + time), float(price)) for _, time, exchange, price, _ in self._find(text)]
-
-    def _find_frames(self, text: str, at: int, limit: int) -> tuple[_Found, int]:
-        """Return what differs in the frames from `at` on, up to the first one that looks different, and its offset.
-
-        The sizes of the frames remain to be checked.
-        """
-        end = min(len(text), at + limit * (SHORT_HEADER + self._fixed + SHORTEST_VALUES))
-        found, beginning = self._find(text, at, end), self._beginning
-        if found and not found[-1][0]:
-            end -= len(found.pop()[-1])
-        # The beginning can only be where it is skipped: elsewhere the expression allows no `{"` before a key, and none
-        # of its last key. So if there is one for each frame, each frame begins with it.
-        if text.count(beginning, at, end) < len(found):
-            for index, (length, *_) in enumerate(found):
-                size = frame_size(length)
-                if not text.startswith(beginning, at + size - ord(length)):
-                    return found[:index], at
-                at += size
-        return found, end
