@@ -1,7 +1,7 @@
 """Decode messages into ticks, notices and errors.
 
 There are two ways to read a tick: the tick pattern, and the thorough decoder, from whose ticks the pattern is learned.
-Both forms of a tick give the same dict, and both JSON parsers give the same results.
+Both forms of a tick give the same dict.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MAX_FIELD = 4_096
 MAX_TICK_MESSAGE, MAX_NOTICE = 1_048_576, 65_536
 #: The largest ID of a tick.
 MAX_ID = 10**18 - 1
-#: How deep a message may be nested. Without this limit, each JSON parser would have its own.
+#: How deep a message may be nested. Without this limit, it would depend on the stack.
 MAX_DEPTH = 100
 
 

@@ -13,9 +13,8 @@ import attrs
 
 #: The ID in the log of a server that can resume a stream.
 ID = "[1-9][0-9]{0,17}"
-#: With these colons, this point and this Z, the time parser accepts only digits in between. A price of 30 characters is
-#: finite.
-_TIME, _EXCHANGE, _PRICE = r"..:..:..\.[0-9]*+Z", r"[ !#-[\]-~]*+", "[0-9.]{1,30}+"
+#: With this point and this Z, the time parser accepts only digits in between. A price of 30 characters is finite.
+_TIME, _EXCHANGE, _PRICE = r"[0-9:]{8}\.[0-9]*+Z", r"[ !#-[\]-~]*+", "[0-9.]{1,30}+"
 #: The header of a text frame of up to 255 bytes, without the last byte, which is the length.
 HEADER = r"\x81(?:~\0(?=[~-\xff])|(?=[\0-}]))"
 #: The sizes of a header, and the shortest time and price.
