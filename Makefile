@@ -54,7 +54,7 @@ audit: $(VENV)/.installed-ci ## look for known vulnerabilities in the dependenci
 
 .PHONY: lowest
 lowest: $(VENV)/.installed-ci ## run quick tests with the lowest dependency versions that setup.cfg allows
-	$(BIN)/python .ci/lowest.py cli pandas polars progress speed > $(VENV)/lowest.txt
+	$(BIN)/python .ci/lowest.py cli pandas polars progress > $(VENV)/lowest.txt
 	.ci/quick $(BIN)/python $(VENV)-lowest $(VENV)/lowest.txt
 
 .PHONY: versions

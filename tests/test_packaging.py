@@ -79,7 +79,7 @@ def test_the_base_installation_has_two_requirements() -> None:
 def test_the_documented_extras_exist() -> None:
     """No extra that the documentation names disappears."""
     requirements()
-    expected = {"all", "cli", "dev", "notebook", "pandas", "polars", "progress", "server", "speed"}
+    expected = {"all", "cli", "dev", "notebook", "pandas", "polars", "progress", "server"}
     assert expected <= set(metadata.metadata("finx-streamer").get_all("Provides-Extra") or ())
 
 
@@ -129,9 +129,9 @@ def modules_after(*modules: str, hide: Iterable[str] = ()) -> set[str]:
     return set(json.loads(result.stdout))
 
 
-def test_the_import_loads_no_extra_but_speed() -> None:
-    """Only `msgspec` is imported if it's installed. Other extras are imported on first use."""
-    assert modules_after("finx_streamer") & (OPTIONAL - {"msgspec"}) == set()
+def test_the_import_loads_no_extra() -> None:
+    """Extras are imported on first use."""
+    assert modules_after("finx_streamer") & OPTIONAL == set()
 
 
 def test_the_import_loads_no_event_loop() -> None:

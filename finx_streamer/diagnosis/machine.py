@@ -17,7 +17,6 @@ from .report import Check, Verdict
 
 _REQUIRED = ("websocket-client", "attrs")
 _EXTRAS = {
-    "speed": ("msgspec",),
     "server": ("websockets",),
     "live": ("httpx",),
     "cli": ("typer", "rich"),

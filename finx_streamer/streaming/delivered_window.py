@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 
@@ -20,8 +20,10 @@ LATENESS = timedelta(seconds=1)
 #: How many delivered ticks of a stream are remembered, approximately. A larger window slows down bursts: each new tick
 #: then evicts one that has left the CPU cache.
 WINDOW_SIZE = 1_024
-#: Trim after this many runs of ticks. A run of at least `_LONG_RUN` ticks is kept as one list.
-_TRIM_EVERY, _LONG_RUN = 16, 16
+#: Trim after this many runs of ticks.
+_TRIM_EVERY = 16
+#: A run of at least this many ticks is one entry.
+LONG_RUN = 16
 
 #: The resolution of tick times.
 MOMENT = timedelta(microseconds=1)
@@ -30,7 +32,30 @@ EARLIEST, _LATEST = (time.replace(tzinfo=UTC) for time in (datetime.min, datetim
 #: What identifies a tick: exchange, time and price. Equal keys may be different trades.
 Key = tuple[str, datetime, Any]
 tick_key: Callable[[Any], Key] = itemgetter("exchange", "timestamp", "price")
+_time_of: Callable[[Any], datetime] = itemgetter("timestamp")
 _moment_of: Callable[[Any], tuple[datetime, Any]] = itemgetter("timestamp", "price")
+
+
+_T = TypeVar("_T")
+
+
+@attrs.define(eq=False)
+class _LongRun:
+    """A run of ticks as one entry. Nearly all are dropped before a gap needs their keys, so these may be made later."""
+
+    size: int
+    #: The latest time of the ticks, estimated.
+    latest: datetime
+    _keys: list[Key] | Callable[[], list[Key]]
+
+    def keys(self) -> list[Key]:
+        if callable(self._keys):
+            self._keys = self._keys()
+        return self._keys
+
+    def exact_latest(self) -> datetime:
+        self.latest = max(time for _, time, _ in self.keys())
+        return self.latest
 
 
 @attrs.define(eq=False, repr=False)
@@ -39,7 +64,7 @@ class DeliveredWindow:
 
     Every delivered tick passes through here, on each of a thousand streams. It keeps keys and not ticks, because users
     may change ticks. Short runs are stored flat, three entries per tick, which leaves the garbage collector nothing to
-    traverse; a long run is one list of keys.
+    traverse; a long run is one entry.
     """
 
     lateness: timedelta = LATENESS
@@ -68,24 +93,30 @@ class DeliveredWindow:
         if not self._until_trim:
             self._trim(previous or timestamp, timestamp)
 
-    def extend(self, ticks: list[Tick]) -> None:
-        """Add a run of ticks that are about to be delivered, at least one."""
-        if len(ticks) < _LONG_RUN:
+    def extend(self, ticks: list[Tick], keys: Callable[[], list[Key]] | None = None) -> None:
+        """Add a run of ticks that are about to be delivered, at least one. `keys` makes their keys later."""
+        if len(ticks) < LONG_RUN:
             self.extend_keys([(share(tick["exchange"], tick["exchange"]), *_moment_of(tick)) for tick in ticks])
         else:
-            self.extend_keys(list(map(tick_key, ticks)))
+            latest = max(map(_time_of, _sample(ticks)))
+            self._entries.append(_LongRun(len(ticks), latest, keys or list(map(tick_key, ticks))))
+            self._extended(len(ticks), ticks[0]["timestamp"], ticks[-1]["timestamp"])
 
     def extend_keys(self, keys: list[Key]) -> None:
         """Add a run of ticks by their keys, at least one, with shared names. Keeps a long list."""
-        previous, self.last = self.last, keys[-1][1]
-        if len(keys) < _LONG_RUN:
+        if len(keys) < LONG_RUN:
             self._entries.extend(chain.from_iterable(keys))
         else:
-            self._entries.append(keys)
-        self._count += len(keys)
+            self._entries.append(_LongRun(len(keys), max(time for _, time, _ in _sample(keys)), keys))
+        self._extended(len(keys), keys[0][1], keys[-1][1])
+
+    def _extended(self, count: int, first: datetime, last: datetime) -> None:
+        """Count a run of ticks. `first` and `last` are the times of its ends."""
+        previous, self.last = self.last, last
+        self._count += count
         self._until_trim -= 1
         if not self._until_trim or self._count > self._size:
-            self._trim(previous or keys[0][1], self.last)
+            self._trim(previous or first, last)
 
     def restart(self, first: datetime) -> None:
         """Forget all ticks: no later gap asks for one up to the time `first`, that of the next tick."""
@@ -121,8 +152,8 @@ class DeliveredWindow:
         keys: list[Key] = []
         entries = iter(self._entries)
         for entry in entries:
-            if type(entry) is list:
-                keys += entry
+            if type(entry) is _LongRun:
+                keys += entry.keys()
             else:
                 keys.append((entry, next(entries), next(entries)))
         return keys
@@ -147,8 +178,11 @@ class DeliveredWindow:
         entries = self._entries
         while True:
             head = entries[0]
-            if type(head) is list:
-                size, latest = len(head), self._latest_time(head, cutoff)
+            if type(head) is _LongRun:
+                size, latest = head.size, head.latest
+                if earlier(cutoff, self.lateness) <= latest < cutoff:
+                    # A tick that the estimate skipped may be later by `lateness`, and so still be needed.
+                    latest = head.exact_latest()
             else:
                 size, latest = 1, entries[1]
             if size == self._count:
@@ -162,16 +196,8 @@ class DeliveredWindow:
             else:
                 break
             self._count -= size
-            for _ in range(1 if type(head) is list else 3):
+            for _ in range(1 if type(head) is _LongRun else 3):
                 entries.popleft()
-
-    def _latest_time(self, run: list[Key], cutoff: datetime) -> datetime:
-        """Return the latest time of a long run, estimated where the difference doesn't matter."""
-        latest = max(time for _, time, _ in chain(run[-32:], run[:-32:32]))
-        if earlier(cutoff, self.lateness) <= latest < cutoff:
-            # A tick that the estimate skipped may be later by `lateness`, and so still be needed.
-            latest = max(time for _, time, _ in run)
-        return latest
 
 
 @attrs.define(eq=False, repr=False)
@@ -181,11 +207,16 @@ class LastTickTime(DeliveredWindow):
     def add(self, exchange: str, timestamp: datetime, price: Any) -> None:
         self.last = timestamp
 
-    def extend(self, ticks: list[Tick]) -> None:
+    def extend(self, ticks: list[Tick], keys: Callable[[], list[Key]] | None = None) -> None:
         self.last = ticks[-1]["timestamp"]
 
     def extend_keys(self, keys: list[Key]) -> None:
         self.last = keys[-1][1]
+
+
+def _sample(entries: list[_T]) -> list[_T]:
+    """Return some ticks or keys of a long run, among them the last."""
+    return entries[-32:] + entries[:-32:32]
 
 
 def countable(key: Key) -> Key:

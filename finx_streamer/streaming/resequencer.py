@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from itertools import groupby
 from typing import Any, Protocol
@@ -164,10 +164,13 @@ class Resequencer:
             return ticks
         return [tick for tick in ticks if tick["exchange"] in self._exchanges]
 
-    def take_ticks(self, ticks: list[Tick], now: float) -> list[Tick]:
-        """Queue or hold wanted live ticks, at least one. If they are to be delivered now, return them instead."""
+    def take_ticks(self, ticks: list[Tick], now: float, keys: Callable[[], list[Key]] | None = None) -> list[Tick]:
+        """Queue or hold wanted live ticks, at least one. If they are to be delivered now, return them instead.
+
+        `keys` makes their keys later, when a gap needs them.
+        """
         if self._phase is _Phase.LIVE:
-            self._window.extend(ticks)
+            self._window.extend(ticks, keys)
             self._counters.count_ticks(ticks, now)
             return ticks
         if self._recovery is not None:

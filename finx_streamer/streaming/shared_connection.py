@@ -241,21 +241,25 @@ class SharedConnection(StreamConnection):
         wire, taken, session = websocket.wire, 0, self.session
         text = str(wire.buffer, "latin-1")
         parse_price = self._decoder.price_parser
+        # How many messages go the other way before the pattern is tried again.
+        without_pattern = 1
         while taken < limit:
             if websocket.before_message:
                 ticks, pairs, keys, numbers, wire.at = self._pattern.match_ticks(
                     text, wire.at, limit - taken, self._pairs, parse_price, wire.received_ns
                 )
                 if ticks:
+                    without_pattern = 1
                     taken += len(ticks)
                     if session.delivers:
                         self._put_ticks(ticks, pairs, keys, numbers, wire.received_ns)
                 if wire.at == len(text):
                     break
             # Something other than a tick of the usual form, or an incomplete frame.
-            messages = websocket.messages(min(limit - taken, MESSAGES_WITHOUT_PATTERN))
+            messages = websocket.messages(min(limit - taken, without_pattern))
             if not messages:
                 break
+            without_pattern = min(2 * without_pattern, MESSAGES_WITHOUT_PATTERN)
             taken += len(messages)
             if session.delivers:
                 self.settle()
@@ -330,8 +334,8 @@ class SharedConnection(StreamConnection):
         self._join(stream)
         stream.counters.messages += 1
         stream.put_messages([message], received_ns)
-        if isinstance(message, bytes) and stream.decoder.date:
-            self._pattern.learn(message, stream.decoder.date)
+        if isinstance(message, bytes) and stream.decoder.pair is not None:
+            self._pattern.learn(message)
 
     def _take_confirmation(self, content: dict[str, Any]) -> bool:
         """Take the answer to a request. Return False for anything else, and if the answer names no requested stream."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol, cast
 
 from ..config.symbols import Pair, Symbol
@@ -246,9 +246,12 @@ class Stream:
         """Whether a tick is just delivered: nothing is held, and the clock of its silence runs."""
         return self.decoder.contract is None and self.resequencer.is_live and not self.silence.is_over
 
-    def put_ticks(self, ticks: list[Tick]) -> None:
-        """Deliver, queue or hold ticks, at least one, in order. If there are several, they `are_alike`."""
-        if live := self.take_ticks(ticks, (self.decoder.number,) * len(ticks)):
+    def put_ticks(self, ticks: list[Tick], keys: Callable[[], list[Key]] | None = None) -> None:
+        """Deliver, queue or hold ticks, at least one, in order. If there are several, they `are_alike`.
+
+        `keys` makes their keys later.
+        """
+        if live := self.take_ticks(ticks, (self.decoder.number,) * len(ticks), keys):
             self._owner.delivery.put_ticks(live)
 
     @property
@@ -257,17 +260,19 @@ class Stream:
         number = self.decoder.number
         return not self.resequencer.is_resuming or (number is not None and number <= self.resequencer.resume_until)
 
-    def take_ticks(self, ticks: list[Tick], numbers: Sequence[int | None]) -> list[Tick]:
+    def take_ticks(
+        self, ticks: list[Tick], numbers: Sequence[int | None], keys: Callable[[], list[Key]] | None = None
+    ) -> list[Tick]:
         """Queue or hold ticks, at least one. Return those to deliver now, in order.
 
-        `numbers`: their IDs, which matter only while the stream `is_resuming`.
+        `numbers`: their IDs, which matter only while the stream `is_resuming`. `keys` makes their keys later.
         """
-        now = self._loop.now
+        now, given = self._loop.now, ticks
         if self.resequencer.is_resuming:
             ticks = self._take_missed(ticks, numbers, now)
         if wanted := self.resequencer.wanted(ticks):
             self._heard(now)
-            return self.resequencer.take_ticks(wanted, now)
+            return self.resequencer.take_ticks(wanted, now, keys if wanted is given else None)
         return wanted
 
     def _take_missed(self, ticks: list[Tick], numbers: Sequence[int | None], now: float) -> list[Tick]:
@@ -295,22 +300,10 @@ class Stream:
 
     def put_messages(self, messages: list[bytes | Binary], received_ns: int) -> None:
         """Decode messages and pass them on, in order."""
-        decode_ticks = self.decoder.decode_ticks
-        # Only a tick moves the position. The last one may have come another way.
-        self.decoder.number = 0
-        at, size = 0, len(messages)
-        while at < size:
-            if self.resequencer.is_resuming:
-                ticks = decode_ticks(messages[at : at + 1], 0, received_ns)
-            else:
-                ticks = decode_ticks(messages, at, received_ns)
-            if ticks:
-                at += len(ticks)
-                self.put_ticks(ticks)
-            else:
-                # Not a plain tick: it needs the thorough decoder.
-                self._put_message(self.decoder.decode(messages[at], received_ns))
-                at += 1
+        for message in messages:
+            # Only a tick moves the position. The last one may have come another way.
+            self.decoder.number = 0
+            self._put_message(self.decoder.decode(message, received_ns))
             if self.log:
                 self.received(self.decoder.number)
 

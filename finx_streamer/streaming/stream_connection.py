@@ -18,13 +18,14 @@ from ..wire.frames import Binary
 from ..wire.mixed_pattern import spellings
 from ..wire.single_tick import LONGEST
 from .counters import ConnectionCounters
+from .delivered_window import LONG_RUN
 from .lane import Lane, LaneStream
 from .log_position import RESUME, LogPosition
 from .noted import Noted
 from .session import Action, Command, Session
 from .stream import Owner, Stream
 
-#: After a message that the tick pattern can't read, this many go the other way before it is tried again.
+#: After messages that the tick pattern can't read, twice as many go the other way before it is tried again, up to this.
 MESSAGES_WITHOUT_PATTERN = 64
 
 
@@ -382,19 +383,23 @@ class UrlConnection(StreamConnection):
         stream, wire, taken = self.stream, websocket.wire, 0
         counters, session = stream.counters, self.session
         text = str(wire.buffer, "latin-1")
+        # How many messages go the other way before the tick pattern is tried again.
+        without_pattern = 1
         while taken < limit:
             if websocket.before_message:
-                most = limit - taken
+                start, most = wire.at, limit - taken
                 ticks, at = stream.decoder.match_ticks(text, wire.at, most, wire.received_ns)
                 while len(ticks) > 1 and not stream.are_alike:
                     most = len(ticks) // 2
                     ticks, at = stream.decoder.match_ticks(text, wire.at, most, wire.received_ns)
                 wire.at = at
                 if ticks:
+                    without_pattern = 1
                     taken += len(ticks)
                     counters.messages += len(ticks)
                     if session.delivers:
-                        stream.put_ticks(ticks)
+                        is_long = len(ticks) >= LONG_RUN
+                        stream.put_ticks(ticks, stream.decoder.later_keys(text, start, at) if is_long else None)
                         if stream.log:
                             stream.received(stream.decoder.number)
                 if wire.at == len(text):
@@ -402,9 +407,10 @@ class UrlConnection(StreamConnection):
                 if len(ticks) == most:
                     continue
             # Something other than a tick of the usual form, or an incomplete frame.
-            messages = websocket.messages(min(limit - taken, 1 if self._marks else MESSAGES_WITHOUT_PATTERN))
+            messages = websocket.messages(min(limit - taken, 1 if self._marks else without_pattern))
             if not messages:
                 break
+            without_pattern = min(2 * without_pattern, MESSAGES_WITHOUT_PATTERN)
             taken += len(messages)
             counters.messages += len(messages)
             if session.delivers and not self.take_mark(messages[0]):

@@ -1,6 +1,7 @@
 """Decode messages into ticks, notices and errors.
 
-Both tick formats of the wire give the same dict, and both JSON parsers give the same results.
+There are two ways to read a tick: the tick pattern, and the thorough decoder, from whose ticks the pattern is learned.
+Both forms of a tick give the same dict.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import math
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from itertools import chain, islice
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import attrs
@@ -22,16 +24,15 @@ from ..errors import PAYLOAD_LIMIT, DecodeError, ServerError
 from ..values import Greeks, Notice, Tick
 from .contract_ticker import NAME, read_greeks
 from .frames import Binary
-from .json_codec import ENVELOPED, FLAT, READ_ERRORS, TickFormat, loads
-from .tick_pattern import TickPattern
+from .json_codec import loads
+from .tick_form import TickForm
+from .tick_pattern import Keys, TickPattern
 
 #: An error is a value here: like a tick or a notice, it goes to a callback.
 Message = Tick | Greeks | Notice | ServerError | DecodeError
 
 _TICK_FIELDS = frozenset({"pair", "date", "time", "exchange", "price", "UTCDate", "unixDate"})
 _NO_TICK = object()
-#: Nearly every price has only these characters. Others, such as exponents, take the slow path.
-_PLAIN_PRICE = "0123456789."
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _TIME = re.compile(r"[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]*)?Z?")
 #: Each text matches in one way only, so matching takes linear time. A longer exponent could make `Fraction` fill the
@@ -43,7 +44,7 @@ MAX_FIELD = 4_096
 MAX_TICK_MESSAGE, MAX_NOTICE = 1_048_576, 65_536
 #: The largest ID of a tick.
 MAX_ID = 10**18 - 1
-#: How deep a message may be nested. Without this limit, each JSON parser would have its own.
+#: How deep a message may be nested. Without this limit, it would depend on the stack.
 MAX_DEPTH = 100
 
 
@@ -68,17 +69,13 @@ class Decoder:
     contract: Contract | None = None
     #: The ID of the last tick, valid or not; None if its message has none.
     number: int | None = attrs.field(default=None, init=False)
-    #: The last date that was valid. Empty before the first tick.
-    date: str = attrs.field(default="", init=False)
-    #: The format of the last tick.
-    _format: TickFormat = attrs.field(default=ENVELOPED, init=False)
-    #: The pattern of the last tick, or None if it has none.
+    #: The pattern of the last tick that has one.
     _pattern: TickPattern | None = attrs.field(default=None, init=False)
 
     def match_ticks(self, text: str, at: int, limit: int, received_ns: int) -> tuple[list[Tick], int]:
         """Return up to `limit` ticks from the frame at `at` on, and the offset behind the last one.
 
-        The fastest path: reads frames whose ticks look like the last one. `text` is the read buffer as latin-1.
+        The fast path: reads frames whose ticks look like the last one. `text` is the read buffer as latin-1.
         """
         if self._pattern is None:
             return [], at
@@ -92,58 +89,14 @@ class Decoder:
         """What converts the text of a price. Raises ValueError for one that isn't valid."""
         return float if self.parse_price is float else self._price
 
-    def decode_ticks(self, payloads: list[Any], at: int, received_ns: int) -> list[Tick]:
-        """Return the ticks of the payloads from `at` on, up to the first one that needs `decode`.
+    def later_keys(self, text: str, start: int, end: int) -> Callable[[], Keys] | None:
+        """Return what makes the keys of the ticks that `match_ticks` has just read, without the ticks themselves.
 
-        The fast path: its checks are stricter than those of `decode`, and much cheaper.
+        None if only the ticks have their keys: `parse_price` may return another price each time.
         """
-        ticks: list[Tick] = []
-        read, enveloped = self._format.read, self._format.enveloped
-        pair, date, append, parse_time = self.pair, self.date, ticks.append, datetime.fromisoformat
-        last_id: int | None = None
-        if pair is None:
-            return ticks
-        prefix = date + "T"
-        parse_price = None if self.parse_price is float else self._price
-        try:
-            for payload in islice(payloads, at, None):
-                if len(payload) > MAX_FIELD:
-                    break
-                message = raw = read(payload)
-                if enveloped:
-                    raw = raw.resultData
-                time, price = raw.time, raw.price
-                if raw.date != date:
-                    date = raw.date
-                    _timestamp(date, time)
-                    self.date, prefix = date, date + "T"
-                timestamp = parse_time(prefix + time)
-                # With this point and this Z, the parser accepts only digits in between.
-                if time[8] != "." or time[-1] != "Z" or raw.pair != pair:
-                    break
-                if parse_price is not None:
-                    number = parse_price(price)
-                elif price.strip(_PLAIN_PRICE) or not (number := float(price)) < math.inf:
-                    break
-                append(
-                    {
-                        "pair": pair,
-                        "date": date,
-                        "time": time,
-                        "exchange": raw.exchange,
-                        "price": number,
-                        "timestamp": timestamp,
-                        "received_ns": received_ns,
-                        "backfilled": False,
-                    }
-                )
-                last_id = message.id
-        except READ_ERRORS:
-            pass
-        if ticks:
-            self.number = last_id if last_id is not None and 0 < last_id <= MAX_ID else None
-            self._pattern = TickPattern.from_tick(payloads[at], pair, ticks[0]["date"])
-        return ticks
+        if self._pattern is None or self.parse_price is not float:
+            return None
+        return partial(self._pattern.read_keys, text[start:end])
 
     def decode(self, payload: bytes | Binary, received_ns: int) -> Message:
         """Decode one message. An error is returned, not raised: a traceback would keep the payload.
@@ -157,12 +110,20 @@ class Decoder:
         message = self._decode(payload, received_ns)
         # The text of Greeks may be anything, because `raw` keeps it.
         is_tick = type(message) is dict and self.contract is None
-        if is_tick or (not self.redact_notices and isinstance(message, Notice)):
+        if is_tick:
+            self._learn(payload)
+            return message
+        if not self.redact_notices and isinstance(message, Notice):
             return message
         if self.bounded and len(payload) > MAX_NOTICE:
             return self._too_long(payload)
         safe = _redacted(payload)
         return message if safe == payload else self._decode(safe, received_ns)
+
+    def _learn(self, payload: bytes) -> None:
+        """Note how a valid tick is written that the pattern didn't match."""
+        if self.pair is not None and (form := TickForm.of(payload)) is not None:
+            self._pattern = TickPattern(form, self.pair)
 
     def decode_list(self, payload: bytes | Binary) -> list[Any] | ServerError | DecodeError:
         """Decode an answer that is a JSON array, and redact it. An error is returned, as by `decode`."""
@@ -221,7 +182,6 @@ class Decoder:
                 return self._greeks_or_error(ticker, payload, received_ns)
         if raw is _NO_TICK or self.pair is None:
             return self._notice_or_error(message, received_ns)
-        self._format = FLAT if raw is message else ENVELOPED
         self.number = read_id(message)
         return self._tick_or_error(raw, payload, received_ns)
 

@@ -1,8 +1,4 @@
-"""Read runs of ticks of many pairs straight out of the read buffer, in the flat form of FinX's second wire.
-
-As in `tick_pattern`, one regular expression does the framing, the JSON and the checks. It matches only what the slow
-path would read in the same way: no escapes and only ASCII, but for the pair.
-"""
+"""Read runs of ticks of many pairs straight out of the read buffer, by the expression of `tick_form`."""
 
 from __future__ import annotations
 
@@ -14,29 +10,28 @@ from functools import lru_cache
 from typing import Any
 
 from .names import share
-from .tick_pattern import ID, STYLES
+from .tick_form import HEADER, ID, SHORT_HEADER, SHORTEST_VALUES, TickForm, frame_size
+from .tick_pattern import Keys
 
-#: Ticks, the pair and the key of each (exchange, time, price), its ID or "", and the offset behind the last one.
-Matched = tuple[list[Any], list[str], list[tuple[str, datetime, Any]], list[str], int]
+#: Ticks, the pair and the key of each, its ID or "", and the offset behind the last one.
+Matched = tuple[list[Any], list[str], Keys, list[str], int]
+#: Length, pair, time, exchange, price and ID of each tick. A last entry has what remains of the buffer instead.
 _Found = list[tuple[str, str, str, str, str, str, str]]
-#: The shortest frame of a tick, in bytes.
-_SHORTEST = 2 + len('{"pair":"A:B","unixDate":0,"UTCDate":"2022-07-02T00:00:00.Z","exchange":"","price":"0"}')
 
 
 @lru_cache(16)
-def _finder(style: tuple[str, str], date: str) -> Callable[[str, int, int], _Found]:
-    """Return the function that finds the frames of one style and day. The keys and their order are documented (D)."""
-    colon, comma = style
-    # The header of a text frame of up to 255 bytes, without its first byte.
-    header = r"(~\0.|[\0-}])"
-    # With this point and this Z, the time parser accepts only digits in between. A price of 30 characters is finite.
-    tick = (
-        rf'\{{"pair"{colon}"([^"]*)"{comma}"unixDate"{colon}(?:0|[1-9][0-9]*){comma}"UTCDate"{colon}"{date}T([0-9:]{{8}}\.[0-9]*Z)"'
-        rf'{comma}"exchange"{colon}"([ !#-[\]-~]*)"{comma}"price"{colon}"([0-9.]{{1,30}})"'
-        rf'(?:{comma}"id"{colon}({ID}))?\}}'
-    )
+def _finder(colon: str, comma: str, after: str) -> tuple[Callable[[str, int, int], _Found], int]:
+    """Return the function that finds frames, and the size of the part before `after` without the pair."""
     # The last alternative takes the rest of the buffer, so the run ends at the first frame that looks different.
-    return re.compile(rf"\x81{header}({tick})|.+", re.DOTALL).findall
+    to_pair, from_pair = f'{{"pair"{colon}"', f'"{comma}"unixDate"{colon}'
+    find = re.compile(rf'{HEADER}(.)\{to_pair}([^"]*+){from_pair}{after}|(.+)', re.DOTALL).findall
+    return find, len(to_pair + from_pair)
+
+
+@lru_cache(16)
+def _lengths(fixed: int) -> tuple[str, ...]:
+    """Return the length in the header of a frame whose message has `fixed` bytes, and one more with each item."""
+    return tuple(map(chr, range(fixed, 256)))
 
 
 def spellings(pair: str) -> set[str]:
@@ -51,12 +46,19 @@ class MixedPattern:
     def __init__(self) -> None:
         self._date = ""
         self._find: Callable[[str, int, int], _Found] | None = None
+        self._lengths: tuple[str, ...] = ()
+        self._shortest = 0
 
-    def learn(self, payload: bytes, date: str) -> None:
+    def learn(self, payload: bytes) -> None:
         """Note how a valid tick is written that the pattern didn't match."""
-        for style in STYLES:
-            if payload.startswith(f'{{"pair"{style[0]}"'.encode()):
-                self._date, self._find = date, _finder(style, date)
+        form = TickForm.of(payload)
+        if form is None or not form.unix_digits:
+            return
+        self._date = form.date
+        after, after_size = form.after_beginning(f"({ID})" if form.id_digits else "()")
+        self._find, size = _finder(form.colon, form.comma, after)
+        self._lengths = _lengths(size + after_size)
+        self._shortest = SHORT_HEADER + size + after_size + SHORTEST_VALUES
 
     def match_ticks(
         self,
@@ -74,36 +76,42 @@ class MixedPattern:
         """
         ticks: list[Any] = []
         symbols: list[str] = []
-        keys: list[tuple[str, datetime, Any]] = []
-        numbers: list[str] = []
+        keys: Keys = []
         if self._find is None:
-            return ticks, symbols, keys, numbers, at
-        append, append_symbol, append_key, append_number = ticks.append, symbols.append, keys.append, numbers.append
-        parse_time, date, day = datetime.fromisoformat, self._date, self._date + "T"
-        found = self._find(text, at, at + limit * _SHORTEST)
+            return ticks, symbols, keys, [], at
+        append, append_symbol, append_key = ticks.append, symbols.append, keys.append
+        parse_time, length_of, day = datetime.fromisoformat, self._lengths, self._date + "T"
+        blank: dict[str, Any] = {
+            "pair": "",
+            "date": self._date,
+            "time": "",
+            "exchange": "",
+            "price": None,
+            "timestamp": None,
+            "received_ns": received_ns,
+            "backfilled": False,
+        }
+        copy = blank.copy
+        end = min(len(text), at + limit * self._shortest)
+        found = self._find(text, at, end)
+        if found and not found[-1][0]:
+            end -= len(found.pop()[-1])
         try:
-            for header, payload, spelling, time, exchange, price_text, number in found:
-                size = len(payload)
-                if ord(header[-1]) != size:
+            for length, spelling, time, exchange, price_text, number, _ in found:
+                if length != length_of[len(spelling) + len(time) + len(exchange) + len(price_text) + len(number)]:
                     break
-                pair, exchange = pairs[spelling], share(exchange, exchange)
-                price, timestamp = parse_price(price_text), parse_time(day + time)
-                append(
-                    {
-                        "pair": pair,
-                        "date": date,
-                        "time": time,
-                        "exchange": exchange,
-                        "price": price,
-                        "timestamp": timestamp,
-                        "received_ns": received_ns,
-                        "backfilled": False,
-                    }
-                )
+                tick = copy()
+                tick["pair"] = pair = pairs[spelling]
+                tick["time"] = time
+                tick["exchange"] = exchange = share(exchange, exchange)
+                tick["price"] = price = parse_price(price_text)
+                tick["timestamp"] = timestamp = parse_time(day + time)
+                append(tick)
                 append_symbol(pair)
                 append_key((exchange, timestamp, price))
-                append_number(number)
-                at += 1 + len(header) + size
         except (ValueError, KeyError, IndexError):
             pass
-        return ticks, symbols, keys, numbers, at
+        if len(ticks) < len(found):
+            del found[len(ticks) :]
+            end = at + sum(frame_size(ord(length)) for length, *_ in found)
+        return ticks, symbols, keys, [row[5] for row in found], end

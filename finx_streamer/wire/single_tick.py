@@ -1,7 +1,7 @@
 """Read a frame that is one plain tick, of any pair.
 
-As in `tick_pattern`, one regular expression does the JSON and the checks. It matches only what the slow path would read
-in the same way: no escapes and only ASCII, but for the pair. All connections share it.
+As in `tick_form`, one regular expression does the JSON and the checks. It matches only what the thorough decoder would
+read in the same way: no escapes and only ASCII, but for the pair. All connections share it.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ from collections.abc import Callable
 from functools import lru_cache
 from itertools import product
 
-from .tick_pattern import ID, STYLES
+from .tick_form import EXCHANGE, ID, TIME
 
 #: In bytes. A longer frame has a header of another form or isn't a plain tick, and so does a shorter one.
 LONGEST, _SHORTEST = 4 + 255, 60
 _WHOLE_TEXT, _TWO_BYTES = 0x81, 126
 _DATE = "[0-9]{4}-[0-9]{2}-[0-9]{2}"
+
+#: Key and item separators of JSON, as JavaScript and as Python write them.
+_STYLES = ((":", ","), (": ", ", "))
 
 _Match = Callable[[str, int], re.Match[str] | None]
 
@@ -28,16 +31,14 @@ def _matcher(style: tuple[str, str], enveloped: bool, date: str) -> _Match:
     `date`: an expression.
     """
     colon, comma = style
-    # With this point and this Z, the time parser accepts only digits in between.
-    time = r"([0-9:]{8}\.[0-9]*+Z)"
     if enveloped:
         begin = rf'\{{"results"{colon}"streaming"{comma}"resultData"{colon}\{{"pair"{colon}"([^"]*+)"'
-        moment, end = f'{comma}"date"{colon}"{date}"{comma}"time"{colon}"{time}"', r"\}"
+        moment, end = f'{comma}"date"{colon}"{date}"{comma}"time"{colon}"({TIME})"', r"\}"
     else:
         begin, end = rf'\{{"pair"{colon}"([^"]*+)"{comma}"unixDate"{colon}(?:0|[1-9][0-9]*+)', ""
-        moment = f'{comma}"UTCDate"{colon}"{date}T{time}"'
+        moment = f'{comma}"UTCDate"{colon}"{date}T({TIME})"'
     # A price that fits in a short frame is finite.
-    values = rf'"exchange"{colon}"([ !#-[\]-~]*+)"{comma}"price"{colon}"([0-9]++(?:\.[0-9]*+)?|\.[0-9]++)"'
+    values = rf'"exchange"{colon}"({EXCHANGE})"{comma}"price"{colon}"([0-9]++(?:\.[0-9]*+)?|\.[0-9]++)"'
     return re.compile(rf'{begin}{moment}{comma}{values}{end}(?:{comma}"id"{colon}({ID}))?\}}').fullmatch
 
 
@@ -58,7 +59,7 @@ class SingleTick:
     def learn(self, frame: bytes) -> str | None:
         """Note how a frame is written, and return how it spells its pair. None if it isn't one plain tick."""
         known = self._match
-        for style, enveloped in product(STYLES, (True, False)):
+        for style, enveloped in product(_STYLES, (True, False)):
             self._match = _matcher(style, enveloped, f"({_DATE})")
             found = self.read(frame)
             if found is not None:

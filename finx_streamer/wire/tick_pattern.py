@@ -1,82 +1,57 @@
-"""Read runs of similar ticks straight out of the read buffer.
-
-The ticks of a stream differ only in frame length, time, exchange and price. So one regular expression does the framing,
-the JSON and the checks. It matches only what the slow path would read in the same way: no escapes and only ASCII, but
-for the pair.
-"""
+"""Read runs of ticks of one pair straight out of the read buffer, by the expression of `tick_form`."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-#: Key and item separators of JSON, as JavaScript and as Python write them.
-STYLES = ((":", ","), (": ", ", "))
-#: The header of a text frame of 126 to 255 bytes, without the last byte of the length. Nearly all ticks fit in one.
-_HEADER = "\x81~\0"
-_SHORTEST_VALUES = len("00:00:00.Z") + len("0")
+from .tick_form import HEADER, SHORT_HEADER, SHORTEST_VALUES, TickForm, digits, frame_size
 
-#: The ID in the log of a server that can resume a stream.
-ID = "[1-9][0-9]{0,17}"
-
-_Found = list[tuple[str, str, str, str, str, str]]
+#: The longest message in a frame whose header ends with one byte for the length.
+_LONGEST = 255
+#: Head, time, exchange and price of each tick. A last entry has what remains of the buffer instead.
+_Found = list[tuple[str, str, str, str, str]]
+#: What identifies each tick: exchange, time and price.
+Keys = list[tuple[str, datetime, Any]]
 
 
 @lru_cache(64)
-def _finder(style: tuple[str, str], beginning: int, numbered: bool) -> tuple[Callable[[str, int, int], _Found], int]:
-    """Return the function that finds the frames of one style, and the size of a frame without its values.
-
-    `beginning` is the length of the part before the time. `numbered`: each message has an ID.
-    """
-    colon, comma = style
-    to_exchange, to_price = f'"{comma}"exchange"{colon}"', f'"{comma}"price"{colon}"'
-    end = f'"}}{comma}"id"{colon}' if numbered else '"}'
-    # The beginning is compared later, which is faster. With this point and this Z, the time parser accepts only digits
-    # in between. A price of 30 characters is finite.
-    values = rf"([0-9:]{{8}}\.[0-9]*Z){to_exchange}([ !#-[\]-~]*){to_price}([0-9.]{{1,30}})"
-    tick = f"{_HEADER}(.)(.{{{beginning}}}){values}{end}({ID if numbered else ''})}}"
+def _finder(head: int, after: str) -> Callable[..., _Found]:
+    """Return the function that finds frames. `head`: the size of the part that is compared later, which is faster."""
     # The last alternative takes the rest of the buffer, so the run ends at the first frame that looks different.
-    find = re.compile(f"{tick}|.+", re.DOTALL).findall
-    return find, len(_HEADER) + 1 + beginning + len(to_exchange + to_price + end + "}")
+    return re.compile(f"{HEADER}(.{{{head}}}){after}|(.+)", re.DOTALL).findall
 
 
-@lru_cache(1_024)
-def _beginnings(pair: str, date: str) -> tuple[tuple[bytes, tuple[str, str]], ...]:
-    """Return how a tick message may begin, up to the time, and in which style. A pair that isn't ASCII may be escaped.
+class _Heads(dict[int, str]):
+    """How a frame goes on after its header, by the size of its values: with the length and the beginning of a tick."""
 
-    The keys and their order are documented (source: S).
-    """
-    pairs = dict.fromkeys(json.dumps(pair, ensure_ascii=ascii_only) for ascii_only in (True, False))
-    return tuple(
-        (
-            f'{{"results"{colon}"streaming"{comma}"resultData"{colon}'
-            f'{{"pair"{colon}{written}{comma}"date"{colon}"{date}"{comma}"time"{colon}"'.encode(),
-            (colon, comma),
-        )
-        for colon, comma in STYLES
-        for written in pairs
-    )
+    def __init__(self, fixed: int, beginning: str) -> None:
+        super().__init__()
+        self._fixed, self._beginning = fixed, beginning
+
+    def __missing__(self, size: int) -> str:
+        if self._fixed + size > _LONGEST:
+            return ""
+        head = self[size] = chr(self._fixed + size) + self._beginning
+        return head
 
 
 class TickPattern:
     """What the ticks of one pair and day look like."""
 
-    def __init__(self, pair: str, date: str, style: tuple[str, str], beginning: bytes, numbered: bool) -> None:
-        self._pair, self._date, self._day = pair, date, date + "T"
-        self._beginning = beginning.decode("latin-1")
-        self._find, self._fixed = _finder(style, len(beginning), numbered)
+    __slots__ = ("_date", "_day", "_find", "_fixed", "_heads", "_id_digits", "_pair")
 
-    @classmethod
-    def from_tick(cls, payload: bytes, pair: str, date: str) -> TickPattern | None:
-        """Return the pattern of a valid tick's payload. None if it isn't in the documented format."""
-        for beginning, style in _beginnings(pair, date):
-            if payload.startswith(beginning):
-                return cls(pair, date, style, beginning, numbered=not payload.endswith(b'"}}'))
-        return None
+    def __init__(self, form: TickForm, pair: str) -> None:
+        self._pair, self._date, self._day = pair, form.date, form.date + "T"
+        after, fixed = form.after_beginning(digits(form.id_digits))
+        self._find = _finder(1 + len(form.beginning), after)
+        #: The size of a message without its values.
+        self._fixed = len(form.beginning) + fixed + form.id_digits
+        self._heads = _Heads(self._fixed, form.beginning)
+        self._id_digits = form.id_digits
 
     def match_ticks(
         self, text: str, at: int, limit: int, parse_price: Callable[[str], Any], received_ns: int
@@ -86,10 +61,13 @@ class TickPattern:
         `text` is the read buffer as latin-1. Stops at the first frame that is incomplete or looks different, and at a
         price that `parse_price` rejects with a ValueError.
         """
+        end = min(len(text), at + limit * (SHORT_HEADER + self._fixed + SHORTEST_VALUES))
+        found = self._find(text, at, end)
+        if found and not found[-1][0]:
+            end -= len(found.pop()[-1])
         ticks: list[dict[str, Any]] = []
-        last = ""
         append, parse_time = ticks.append, datetime.fromisoformat
-        beginning, fixed, day = self._beginning, self._fixed, self._day
+        heads, day = self._heads, self._day
         blank: dict[str, Any] = {
             "pair": self._pair,
             "date": self._date,
@@ -103,12 +81,8 @@ class TickPattern:
         # Copying takes a third of the time of a new dict.
         copy = blank.copy
         try:
-            for length, begins, time, exchange, price, number in self._find(
-                text, at, at + limit * (fixed + _SHORTEST_VALUES)
-            ):
-                size = fixed + len(time) + len(exchange) + len(price) + len(number)
-                # The length in the header doesn't count the header's own four bytes.
-                if begins != beginning or ord(length) != size - 4:
+            for head, time, exchange, price, _ in found:
+                if head != heads[len(time) + len(exchange) + len(price)]:
                     break
                 tick = copy()
                 tick["time"] = time
@@ -116,8 +90,13 @@ class TickPattern:
                 tick["price"] = parse_price(price)
                 tick["timestamp"] = parse_time(day + time)
                 append(tick)
-                at += size
-                last = number
         except ValueError:
             pass
-        return ticks, last, at
+        if len(ticks) < len(found):
+            end = at + sum(frame_size(ord(head[0])) for head, *_ in found[: len(ticks)])
+        return ticks, text[end - 1 - self._id_digits : end - 1] if ticks else "", end
+
+    def read_keys(self, text: str) -> Keys:
+        """Return the keys of the ticks in `text`, frames that `match_ticks` has read with `float` for prices."""
+        parse_time, day = datetime.fromisoformat, self._day
+        return [(exchange, parse_time(day + time), float(price)) for _, time, exchange, price, _ in self._find(text)]

@@ -186,7 +186,7 @@ def _shrink(name: str, corpus: Path, seeds: Path) -> str:
 
 
 def _versions() -> str:
-    names = ("atheris", "finx-streamer", "websocket-client", "msgspec")
+    names = ("atheris", "finx-streamer", "websocket-client")
     installed = {each.metadata["Name"].lower(): each.version for each in metadata.distributions()}
     python = ".".join(map(str, sys.version_info[:3]))
     return ", ".join([f"Python {python}", *(f"{name} {installed.get(name, 'missing')}" for name in names)])

@@ -21,10 +21,9 @@ from finx_streamer.config import redaction
 from finx_streamer.errors import PAYLOAD_LIMIT, DecodeError, ServerError
 from finx_streamer.values import Notice, Tick
 from finx_streamer.wire import decoder as decoder_module
-from finx_streamer.wire import json_codec
 from finx_streamer.wire.decoder import MAX_DEPTH, MAX_FIELD, MAX_NOTICE, MAX_TICK_MESSAGE, Decoder
 from finx_streamer.wire.frames import Binary
-from finx_streamer.wire.json_codec import loads_stdlib
+from finx_streamer.wire.json_codec import loads
 from tests.support.effort import examples
 
 PAIR = "BTC:USDC"
@@ -41,23 +40,6 @@ FORMATS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "enveloped": lambda tick: {"results": "streaming", "resultData": tick},
     "flat": lambda tick: tick,
 }
-
-
-def parsers() -> dict[str, Callable[[bytes], Any]]:
-    """Return the available JSON parsers: the standard library, and msgspec if it's installed."""
-    found: dict[str, Callable[[bytes], Any]] = {"json": loads_stdlib}
-    if json_codec.msgspec is not None:
-        found["msgspec"] = json_codec.msgspec.json.Decoder().decode
-    return found
-
-
-@pytest.fixture(params=["json", "msgspec"])
-def parser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Run the test with each JSON parser."""
-    if request.param not in parsers():
-        pytest.skip("msgspec is not installed")
-    monkeypatch.setattr(decoder_module, "loads", parsers()[request.param])
-    return str(request.param)
 
 
 def decode(message: object, **options: Any) -> decoder_module.Message:
@@ -98,7 +80,6 @@ def test_only_the_last_second_of_a_day_can_be_a_leap_second(date: str, time: str
     assert "is not a date and time" in error.reason
 
 
-@pytest.mark.usefixtures("parser")
 @pytest.mark.parametrize("tick_format", FORMATS)
 def test_the_documented_tick_is_decoded(tick_format: str) -> None:
     """It keeps the fields as sent and adds a price and a timestamp, with and without an envelope."""
@@ -111,7 +92,6 @@ def test_the_documented_tick_is_decoded(tick_format: str) -> None:
     }
 
 
-@pytest.mark.usefixtures("parser")
 @pytest.mark.parametrize("tick_format", FORMATS)
 def test_a_flat_tick_gives_the_same_dict(tick_format: str) -> None:
     """`UTCDate` becomes `date` and `time`, and `unixDate` is dropped."""
@@ -192,7 +172,6 @@ def test_a_flat_tick_needs_no_unix_date() -> None:
     assert decode_tick(FLAT_TICK | {"unixDate": 1659897295.5}) == decode_tick(FLAT_TICK)
 
 
-@pytest.mark.usefixtures("parser")
 def test_every_recorded_tick_is_decoded(shared_data: Path) -> None:
     """Each recorded trade gives its own fields, price and time."""
     lines = gzip.decompress((shared_data / "tape.jsonl.gz").read_bytes()).splitlines()
@@ -206,7 +185,6 @@ def test_every_recorded_tick_is_decoded(shared_data: Path) -> None:
         assert tick["timestamp"].isoformat().startswith(f"{wire['date']}T{wire['time'][:8]}")
 
 
-@pytest.mark.usefixtures("parser")
 def test_every_unusual_value_is_decoded(shared_data: Path) -> None:
     """Exponents, integers, tiny and huge prices, and long names have occurred."""
     seen = 0
@@ -225,7 +203,6 @@ def test_every_unusual_value_is_decoded(shared_data: Path) -> None:
 # Notices and server errors.
 
 
-@pytest.mark.usefixtures("parser")
 @pytest.mark.parametrize(
     "message",
     [
@@ -246,7 +223,6 @@ def test_an_unknown_object_is_a_notice(message: dict[str, Any]) -> None:
     assert decode(message) == Notice(PAIR, message, NOW_NS)
 
 
-@pytest.mark.usefixtures("parser")
 @pytest.mark.parametrize(
     ("message", "text"),
     [
@@ -277,7 +253,6 @@ def test_all_messages_of_a_stream_without_ticks_are_notices() -> None:
 # Decode errors.
 
 
-@pytest.mark.usefixtures("parser")
 @pytest.mark.parametrize(
     "payload",
     [
@@ -314,7 +289,6 @@ def test_invalid_json_is_an_error(payload: bytes) -> None:
     assert error.symbol == PAIR
 
 
-@pytest.mark.usefixtures("parser")
 @pytest.mark.parametrize(
     ("payload", "is_a"),
     [
@@ -456,18 +430,13 @@ def test_a_price_that_is_not_a_decimal_number_is_an_error(price: str, parse_pric
 @pytest.mark.parametrize("field", ["exchange", "price", "time"])
 @pytest.mark.parametrize("tick_format", FORMATS)
 def test_the_length_of_a_field_is_limited(tick_format: str, field: str) -> None:
-    """The fast readers have the same limit."""
+    """A queue holds many thousands of ticks."""
     value = TICK[field].removesuffix("Z")
     last = "Z" if field == "time" else ""
     longest = {**TICK, field: f"{value:0<{MAX_FIELD - len(last)}}{last}"}
     assert decode_tick(FORMATS[tick_format](longest), parse_price=str)[field] == longest[field]
     longer = {**TICK, field: f"{value:0<{MAX_FIELD + 1 - len(last)}}{last}"}
     assert f"field {field!r} has 4,097 characters" in decode_error(FORMATS[tick_format](longer)).reason
-    for payload in (
-        json.dumps(FORMATS[tick_format](longer)),
-        json.dumps(FORMATS[tick_format](longer), separators=(",", ":")),
-    ):
-        assert not any(decode_fast([payload.encode()], reader) for reader in TICK_FORMATS.values())
 
 
 @pytest.mark.parametrize("size", [MAX_NOTICE, MAX_NOTICE + 1, MAX_TICK_MESSAGE, MAX_TICK_MESSAGE + 1])
@@ -520,7 +489,6 @@ def test_an_exception_of_parse_price_is_the_cause(raised: Exception) -> None:
     assert error.__cause__ is raised
 
 
-@pytest.mark.usefixtures("parser")
 @pytest.mark.parametrize(("depth", "good"), [(MAX_DEPTH, True), (MAX_DEPTH + 1, False), (980, False), (990, False)])
 @pytest.mark.parametrize("field", ["note", "error"])
 def test_the_nesting_of_a_message_is_limited(depth: int, good: bool, field: str) -> None:
@@ -543,7 +511,6 @@ def test_the_payload_of_an_error_is_truncated(length: int) -> None:
     assert len(str(error)) < 300
 
 
-@pytest.mark.usefixtures("parser")
 def test_no_cause_of_an_error_keeps_the_whole_payload() -> None:
     """The standard library's exception would keep it."""
     error = decode_error(b"x" * 1_000_000, bounded=False)
@@ -704,28 +671,22 @@ def outcome(load: Callable[[bytes], Any], payload: bytes) -> str:
         return "refused"
 
 
-@pytest.mark.skipif(json_codec.msgspec is None, reason="msgspec is not installed")
 @given(payloads)
 @examples(1_500)
 @example(b'{"a":"\\ud800","a":1}')
 @example(b"-" + b"9" * 4_300)
 @example(b'"\xed\xa0\x80"')
 @example(b"\xef\xbb\xbf1")
-def test_both_json_parsers_agree(payload: bytes) -> None:
-    """Both give the same value for the same bytes, or both reject them."""
-    assert outcome(json_codec.msgspec.json.Decoder().decode, payload) == outcome(loads_stdlib, payload)
-
-
-def test_msgspec_is_used_if_installed() -> None:
-    """The decoder uses the fastest parser."""
-    assert (decoder_module.loads is loads_stdlib) == (json_codec.msgspec is None)
+def test_another_strict_parser_agrees(payload: bytes) -> None:
+    """It gives the same value for the same bytes, or rejects them, too."""
+    msgspec = pytest.importorskip("msgspec", reason="msgspec, from the extra dev, is not installed")
+    assert outcome(loads, payload) == outcome(msgspec.json.Decoder().decode, payload)
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(10**30), 10**30))
 def test_numbers_are_parsed_exactly(number: float) -> None:
-    """Neither parser loses a digit."""
-    for name, load in parsers().items():
-        assert repr(load(repr(number).encode())) == repr(number), name
+    """The parser loses no digit."""
+    assert repr(loads(repr(number).encode())) == repr(number)
 
 
 mostly_ticks = st.one_of(
@@ -747,21 +708,17 @@ mostly_ticks = st.one_of(
 ).map(lambda message: json.dumps(message).encode())
 
 
-@pytest.mark.parametrize("name", ["json", "msgspec"])
 @given(
-    payload=st.one_of(
+    st.one_of(
         payloads, mostly_ticks, mostly_ticks.map(lambda tick: b'{"results":"streaming","resultData":' + tick + b"}")
     )
 )
 @examples(700)
-@example(payload=b'{"error":' + b"[" * 985 + b"]" * 985 + b"}")
-@example(payload=b'{"error":' + b"[" * 990 + b"]" * 990 + b"}")
-def test_any_payload_is_a_message_or_a_decode_error(name: str, payload: bytes) -> None:
+@example(b'{"error":' + b"[" * 985 + b"]" * 985 + b"}")
+@example(b'{"error":' + b"[" * 990 + b"]" * 990 + b"}")
+def test_any_payload_is_a_message_or_a_decode_error(payload: bytes) -> None:
     """The result is a valid tick, a notice, a `ServerError` or a `DecodeError` with the payload."""
-    if name not in parsers():
-        pytest.skip("msgspec is not installed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoder_module, "loads", parsers()[name])
         # Keys of other tests would be masked in the payload.
         patch.setattr(redaction, "_keys", OrderedDict())
         message = Decoder(PAIR, PAIR).decode(payload, NOW_NS)
@@ -776,123 +733,3 @@ def test_any_payload_is_a_message_or_a_decode_error(name: str, payload: bytes) -
     else:
         assert isinstance(message, (Notice, ServerError))
         assert str(message)
-
-
-# The fast reader.
-
-TICK_FORMATS = {
-    "enveloped": json_codec.ENVELOPED,
-    "flat": json_codec.FLAT,
-    "enveloped, json": json_codec.ENVELOPED_STDLIB,
-    "flat, json": json_codec.FLAT_STDLIB,
-}
-
-
-def decode_fast(payloads: list[bytes], tick_format: json_codec.TickFormat, **options: Any) -> list[Tick]:
-    """Decode with the fast reader."""
-    decoder = Decoder(PAIR, PAIR, **options)
-    decoder._format = tick_format
-    return decoder.decode_ticks(payloads, 0, NOW_NS)
-
-
-@pytest.mark.parametrize("tick_format", TICK_FORMATS)
-@pytest.mark.parametrize("parse_price", [float, Decimal, str])
-def test_documented_ticks_take_the_fast_path(tick_format: str, parse_price: Callable[[str], Any]) -> None:
-    """The fast reader decodes all ordinary ticks, with the same result as the slow path."""
-    message = FLAT_TICK if tick_format.startswith("flat") else FORMATS["enveloped"](TICK)
-    payload = json.dumps(message).encode()
-    expected = decode(message, parse_price=parse_price)
-    assert decode_fast([payload] * 3, TICK_FORMATS[tick_format], parse_price=parse_price) == [expected] * 3
-
-
-def altered(value: str) -> st.SearchStrategy[Any]:
-    """Draw a field: mostly valid, else changed in some way."""
-    pieces = st.sampled_from(
-        [
-            "",
-            " ",
-            "Z",
-            "T",
-            ".",
-            ",",
-            ":",
-            "+00:00",
-            "_",
-            "e5",
-            "E400",
-            "nan",
-            "-",
-            "\u0661",
-            "\\",
-            "0" * 230,
-            "X" * 270,
-        ]
-    )
-    changed = st.builds(
-        lambda at, removed, inserted: value[:at] + inserted + value[at + removed :],
-        st.integers(0, 30),
-        st.integers(0, 3),
-        pieces,
-    )
-    return st.one_of(
-        st.just(value), st.just(value), st.just(value), changed, st.sampled_from([None, 1, 1.5, True, [], {}])
-    )
-
-
-@st.composite
-def nearly_ticks(draw: st.DrawFn) -> bytes:
-    """Draw a tick of either format that may have errors."""
-    flat = draw(st.booleans())
-    tick = {
-        key: draw(altered(value)) if isinstance(value, str) else value
-        for key, value in (FLAT_TICK if flat else TICK).items()
-    }
-    if draw(st.integers(0, 5)) == 0:
-        tick.pop(draw(st.sampled_from(sorted(tick))))
-    if draw(st.integers(0, 5)) == 0:
-        tick["error" if draw(st.booleans()) else "more"] = draw(st.sampled_from([None, "x", {"a": [1]}]))
-    message = tick if flat else {"results": draw(altered("streaming")), "resultData": tick}
-    return json.dumps(message, ensure_ascii=draw(st.booleans())).encode("utf-8", "surrogatepass")
-
-
-@given(nearly_ticks(), st.sampled_from([float, Decimal, str]))
-@examples(1_500)
-@example(json.dumps(FORMATS["enveloped"]({**TICK, "time": "15:30:55.817+00:00"})).encode(), float)
-@example(json.dumps(FORMATS["enveloped"]({**TICK, "price": "1e999"})).encode(), float)
-@example(json.dumps(FORMATS["enveloped"]({**TICK, "price": "9" * 400})).encode(), float)
-@example(json.dumps(FORMATS["enveloped"]({**TICK, "date": "2022-W26-6"})).encode(), float)
-def test_the_fast_reader_agrees_with_the_slow_path(payload: bytes, parse_price: Callable[[str], Any]) -> None:
-    """The fast reader either gives the same tick or leaves it to the slow path."""
-    expected = Decoder(PAIR, PAIR, parse_price=parse_price).decode(payload, NOW_NS)
-    for tick_format in TICK_FORMATS.values():
-        assert decode_fast([payload], tick_format, parse_price=parse_price) in ([], [expected])
-
-
-def test_the_fast_reader_stops_at_an_unusual_message() -> None:
-    """The ticks before it are decoded."""
-    good = json.dumps(FORMATS["enveloped"](TICK)).encode()
-    for odd in (b"{}", b"nonsense", good.replace(b"BTC:USDC", b"ETH:USDC"), good.replace(b"19200.84", b"9.2E-7")):
-        assert len(decode_fast([good, good, odd, good], json_codec.ENVELOPED)) == 2
-
-
-def test_the_fast_reader_follows_the_format() -> None:
-    """After a tick in the other format, the fast reader expects that format."""
-    decoder = Decoder(PAIR, PAIR)
-    flat, enveloped = json.dumps(FLAT_TICK).encode(), json.dumps(FORMATS["enveloped"](TICK)).encode()
-    for payload, other in ((flat, enveloped), (enveloped, flat)):
-        decoder.decode(payload, NOW_NS)
-        assert len(decoder.decode_ticks([payload, other], 0, NOW_NS)) == 1
-
-
-def test_a_new_date_is_checked() -> None:
-    """The fast reader checks the date only if it differs from the last one."""
-    run = [
-        json.dumps(FORMATS["enveloped"]({**TICK, "date": date})).encode()
-        for date in ("2022-07-02", "2022-07-03", "2022-7-4")
-    ]
-    assert [tick["timestamp"].day for tick in decode_fast(run, json_codec.ENVELOPED)] == [2, 3]
-
-
-def test_a_stream_without_ticks_has_no_fast_path() -> None:
-    """An option's stream has no ticks, even if a message looks like one."""
-    assert Decoder("BTCN2202207", None).decode_ticks([json.dumps(TICK).encode()], 0, NOW_NS) == []

@@ -46,10 +46,10 @@ def frame(payload: bytes, length: int | None = None, first: int = 0x81) -> bytes
     return (struct.pack("!BB", first, size) if size < 126 else struct.pack("!BBH", first, 126, size)) + payload
 
 
-def pattern_of(payload: bytes, date: str = DATE) -> MixedPattern:
+def pattern_of(payload: bytes) -> MixedPattern:
     """Return a pattern that has learned from this tick."""
     pattern = MixedPattern()
-    pattern.learn(payload, date)
+    pattern.learn(payload)
     return pattern
 
 
@@ -108,7 +108,7 @@ def test_a_message_that_begins_differently_teaches_nothing() -> None:
     """The pattern stays as it was."""
     pattern = pattern_of(text())
     for other in (b'{"exchange":"X"}', b'{ "pair":"A:B"}', b"[]", b""):
-        pattern.learn(other, NEXT_DATE)
+        pattern.learn(other)
     assert len(match(pattern, frame(text()))[0]) == 1
 
 
@@ -186,7 +186,7 @@ def test_midnight_ends_a_run_and_not_the_stream() -> None:
         got += ticks
         if at < len(buffer):
             slow += 1
-            pattern.learn(payloads[len(got)], days[len(got)])
+            pattern.learn(payloads[len(got)])
     assert [tick["date"] for tick in got] == days
     assert slow == 4
 
