@@ -20,9 +20,11 @@ from finx_streamer import (
     Tick,
     TicksDropped,
 )
+from finx_streamer.connection import relief
 from finx_streamer.delivery import dispatcher
 from finx_streamer.server import LocalServer, Tape
 from tests.support.peers import PAIR, PATIENCE, Caller, Peer, Seen, frame, stay, tick, ticks
+from tests.support.turns import TURNS
 
 
 class Gate:
@@ -309,7 +311,7 @@ def test_errors_are_never_dropped(seen: Seen) -> None:
     """All errors arrive, even those between dropped ticks."""
     gate = Gate(seen)
     mixed = b"".join(tick(number) + frame(f"bad {number}") for number in range(2, 52))
-    settings = {"on_tick": gate, "queue_size": 2, "overflow": "drop_oldest"}
+    settings = {"on_tick": gate, "queue_size": 4, "overflow": "drop_oldest"}
     with Peer(in_two_parts(gate, tick(1), mixed)) as peer, seen.listener(peer.url, **settings):
         gate.open.set()
         seen.wait_for(lambda: len(seen.of_type(DecodeError)) == 50)
@@ -359,6 +361,48 @@ def test_an_exit_in_a_callback_ends_the_listener(seen: Seen, dispatch: str, erro
         with pytest.raises(error, match="enough"):
             listener.join(PATIENCE)
     assert listener.state is State.FAILED
+
+
+def test_an_exit_in_a_callback_ends_the_callbacks_while_parse_price_hangs(
+    seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The relief hangs there, and can't wake the callback thread at its end."""
+    monkeypatch.setattr(relief, "TIMING", TURNS["always relieved"])
+    started, begun, hangs, free = (threading.Event() for _ in range(4))
+
+    def parse_price(text: str) -> float:
+        if text == "2":
+            hangs.set()
+            assert free.wait(PATIENCE)
+        return float(text)
+
+    def leave(tick: Tick) -> None:
+        begun.set()
+        assert hangs.wait(PATIENCE)
+        raise SystemExit
+
+    def script(caller: Caller) -> None:
+        caller.welcome()
+        assert started.wait(PATIENCE)
+        while not (loop.relieved and loop._idle):
+            time.sleep(0.005)  # there is no event for it
+        caller.send(tick(1))
+        assert begun.wait(PATIENCE)
+        caller.send(tick(2))
+        caller.wait_until_left()
+
+    with Peer(script) as peer:
+        settings: Any = {"on_state": lambda *_: time.sleep(0.01), "parse_price": parse_price}
+        listener = seen.listener(peer.url, on_tick=leave, **settings).start()
+        run: Any = listener._run
+        loop = run.streams.loop
+        started.set()
+        try:
+            assert run.ended.wait(PATIENCE)
+        finally:
+            free.set()
+        with pytest.raises(SystemExit):
+            listener.join(PATIENCE)
 
 
 def test_on_error_may_exit_during_the_last_report(seen: Seen, dispatch: str) -> None:
@@ -462,6 +506,39 @@ def test_reports_that_a_callback_keeps_waiting_add_up(
         assert listener.join(PATIENCE)
     reported = sum(error.count for error in seen.of_type(TicksDropped))
     assert len(seen.ticks) + reported == len(seen.ticks) + listener.stats.dropped == 10 * rounds
+
+
+def test_a_stop_in_a_report_keeps_the_others(seen: Seen) -> None:
+    """The end makes up for reports that `stop()` in `on_error` has prevented."""
+    gate, pairs, read = Gate(seen), ("A:USD", "B:USD", "C:USD"), threading.Semaphore(0)
+
+    def on_error(error: FinxStreamerError) -> None:
+        seen.on_error(error)
+        listener.stop()
+
+    def script(caller: Caller) -> None:
+        pair = next(pair for pair in pairs if pair.encode() in caller.read_request())
+        caller.welcome(*[tick(1, pair)] * (pair == "C:USD"))
+        assert gate.entered.wait(PATIENCE)
+        if pair == "C:USD":
+            assert read.acquire(timeout=PATIENCE)
+            caller.send(ticks(2, 5, pair))
+        else:
+            caller.send(ticks(1, 2, pair))
+        caller.wait_until_left()
+
+    with Peer(script) as peer:
+        settings: Any = {"on_error": on_error, "queue_size": 4, "overflow": "drop_oldest"}
+        listener = seen.listener(peer.url, *pairs, on_tick=gate, **settings).start()
+        for messages, command in ((5, read.release), (9, gate.open.set)):
+            while listener.stats.messages < messages:
+                time.sleep(0.005)  # no callback runs meanwhile
+            command()
+        assert listener.join(PATIENCE)
+    counts = dict.fromkeys(pairs, 0)
+    for error in seen.of_type(TicksDropped):
+        counts[str(error.symbol)] += error.count
+    assert counts == {"A:USD": 2, "B:USD": 2, "C:USD": 4}
 
 
 def test_join_raises_an_internal_error(seen: Seen, caplog: pytest.LogCaptureFixture) -> None:
