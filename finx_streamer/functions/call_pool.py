@@ -167,8 +167,10 @@ class CallPool:
         begun: SimpleQueue[None] = SimpleQueue()
 
         def submit() -> None:
-            scheduler.submit(call)
-            begun.put(None)
+            try:
+                scheduler.submit(call)
+            finally:
+                begun.put(None)
 
         def discard() -> None:
             call.finish(_closed(call))

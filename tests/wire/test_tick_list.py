@@ -87,7 +87,9 @@ def check_same(payload: bytes | Binary, parse_price: Callable[[str], Any] = floa
 
 def encode(raws: list[Any], keys: list[str] | None = None, **style: Any) -> bytes:
     """An answer with these values."""
-    return json.dumps(dict(zip(keys or map(str, range(len(raws))), raws, strict=True)), **style).encode()
+    return json.dumps(dict(zip(keys or map(str, range(len(raws))), raws, strict=True)), **style).encode(
+        "utf-8", "surrogatepass"
+    )
 
 
 ODD_TIMES = [
