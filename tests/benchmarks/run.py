@@ -25,6 +25,7 @@ BENCHMARKS = (
     "shared",
     "ingest",
     "functions",
+    "gap",
     "exchanges",
 )
 
