@@ -36,10 +36,10 @@ class Answer:
 
 
 class PendingCall:
-    """A call whose answer you wait for later. For one thread.
+    """A call that begins at once, and whose answer you wait for later. For one thread.
 
     Args:
-        pool: Made it, and makes a second one if necessary.
+        pool: Makes it.
         call: The call.
         insist: If the server is silent, try once more on another connection.
     """
@@ -48,12 +48,23 @@ class PendingCall:
         self._pool = pool
         self._call = call
         self._insist = insist
+        self._begun: SimpleQueue[None] = SimpleQueue()
+        self._submit()
+
+    def wait_begun(self) -> None:
+        """Wait until the request is sent, or waits for a connection.
+
+        Otherwise this thread goes on, keeps the GIL, and the request is sent much later.
+        """
+        self._begun.get()
 
     def wait(self) -> tuple[Call, Reply]:
         """Return the call that was answered, and its answer. Raises what `CallPool.call` does."""
         outcome = self._outcome()
         if self._insist and isinstance(outcome, CallTimeout) and self._call.met_silence:
-            self._call = self._pool.repeat(self._call)
+            silence, call = ConnectionFailed("the server was silent on another connection"), self._call
+            self._call = Call(call.function, call.arguments, call.timeout, self._pool.delays(), silence)
+            self._submit()
             outcome = self._outcome()
         if isinstance(outcome, FinxStreamerError):
             raise outcome
@@ -64,6 +75,13 @@ class PendingCall:
         call, scheduler = self._call, self._call.scheduler
         if scheduler is not None and not call.finished:
             scheduler.loop.post(lambda: scheduler.finish(call, _closed(call)))
+
+    def _submit(self) -> None:
+        try:
+            self._pool.submit(self._call, self._begun)
+        except BaseException:
+            self.cancel()
+            raise
 
     def _outcome(self) -> Reply | FinxStreamerError:
         try:
@@ -143,32 +161,21 @@ class CallPool:
         wants_list: bool = False,
     ) -> PendingCall:
         """Begin a call, as `call` does. All its errors are raised by `PendingCall.wait`."""
-        call = Call(function, arguments, timeout, self._delays(), wants_list=wants_list)
-        pending = PendingCall(self, call, insist)
-        try:
-            self._submit(call)
-        except BaseException:
-            pending.cancel()
-            raise
-        return pending
+        call = Call(function, arguments, timeout, self.delays(), wants_list=wants_list)
+        return PendingCall(self, call, insist)
 
-    def repeat(self, call: Call) -> Call:
-        """Begin a call again that met silence."""
-        silence = ConnectionFailed("the server was silent on another connection")
-        again = Call(call.function, call.arguments, call.timeout, self._delays(), silence)
-        self._submit(again)
-        return again
-
-    def _delays(self) -> Iterator[float]:
+    def delays(self) -> Iterator[float]:
+        """The waits between the attempts of a call, in seconds."""
         return iter(()) if self._settings.policy is None else self._settings.policy.delays()
 
-    def _submit(self, call: Call) -> None:
-        """Begin a call. If it can't begin, that is its outcome. Returns once it is sent, if a connection is idle."""
-        begun: SimpleQueue[None] = SimpleQueue()
+    def submit(self, call: Call, begun: SimpleQueue[None]) -> None:
+        """Begin a call, and put something into `begun` then. If it can't begin, that is its outcome."""
 
         def submit() -> None:
-            scheduler.submit(call)
-            begun.put(None)
+            try:
+                scheduler.submit(call)
+            finally:
+                begun.put(None)
 
         def discard() -> None:
             call.finish(_closed(call))
@@ -180,9 +187,7 @@ class CallPool:
                 raise _closed(call)
         except FinxStreamerError as error:
             call.finish(error)
-            return
-        # Without this, the caller would go on and keep the GIL, and the request would be sent much later.
-        begun.get()
+            begun.put(None)
 
     def close(self, wait: bool = True) -> None:
         """Close the connections; calls in progress raise `FunctionError`. Idempotent. `wait`: for the thread."""

@@ -85,6 +85,7 @@ class TickReader:
         """Request one page of history: the ticks of a date after a time, in any order."""
         arguments = {"pair": pair, "date": date, "time": time, **narrow}
         pending = self._pool.begin("tickHistory", arguments, self._timeout, insist=True)
+        pending.wait_begun()
         return HistoryCall(pending, Decoder(pair, pair, self._parse_price), date)
 
     def snap(self, pair: str, date: str, time: str) -> Tick:

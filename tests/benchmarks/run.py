@@ -30,6 +30,7 @@ BENCHMARKS = (
     "shared",
     "ingest",
     "functions",
+    "gap",
     "exchanges",
 )
 
