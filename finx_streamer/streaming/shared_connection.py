@@ -235,7 +235,8 @@ class SharedConnection(StreamConnection):
 
     def find_stream(self, spelling: str) -> Stream | None:
         symbol = self._pairs.get(spelling)
-        return None if symbol is None or symbol in self._unjoined else self._streams[symbol]
+        # It has joined with its first message.
+        return None if symbol is None else self._streams[symbol]
 
     def read_messages(self, websocket: Connection, limit: int) -> int:
         wire, taken, session = websocket.wire, 0, self.session

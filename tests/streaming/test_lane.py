@@ -13,13 +13,14 @@ import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finx_streamer import ConnectionFailed, Gap, Notice, StaleStream
+from finx_streamer import ConnectionFailed, DecodeError, Gap, Notice, StaleStream
 from finx_streamer.delivery.iteration import TickBuffer
 from finx_streamer.streaming.stream_connection import StreamConnection
+from finx_streamer.values import NEVER
 from finx_streamer.wire.single_tick import SingleTick
 from tests.support.driven import Driven
 from tests.support.effort import examples
-from tests.support.peers import BINARY, PAIR, PING, PONG, TEXT, close_frame, frame, tick
+from tests.support.peers import BINARY, PAIR, PING, PONG, TEXT, close_frame, frame, tick, tick_text
 from tests.support.tls import client_context, server_context
 
 OTHER, UMLAUT, UNKNOWN = "A:B", "BÜC:USDT", "ETH:USDT"
@@ -323,6 +324,26 @@ def test_a_small_limit_of_messages_keeps_off_the_lane(longer: Longer) -> None:
         assert longer.reads == 2
 
 
+def test_odd_prices_are_left_to_the_longer_way(longer: Longer) -> None:
+    """A parser that raises, or returns what isn't finite, causes an error."""
+    with Driven(PAIR, parse_price=odd_price) as driven:
+        for number in (1, 13, 666, 4):
+            driven.send(tick(number))
+        assert [each["price"] for each in driven.ticks] == [1, 4]
+        assert [error.payload for error in driven.of(DecodeError)] == [tick_text(13), tick_text(666)]
+        assert longer.reads == 3
+
+
+def test_a_tick_on_the_lane_answers_a_ping() -> None:
+    """Any received byte does."""
+    with Driven(PAIR) as driven:
+        driven.send(tick(1))
+        driven.connection.wake(driven.streams.loop.now + 1_000)
+        assert driven.connection.session.ping_sent < NEVER
+        driven.send(tick(2))
+        assert driven.connection.session.ping_sent == NEVER
+
+
 # The lane is left at once.
 
 
@@ -392,11 +413,13 @@ def test_ticks_that_streams_do_not_know_come_first() -> None:
     with Driven(PAIR, OTHER, wire="subscribe") as driven:
         for pair in (PAIR, OTHER):
             driven.send(flat(0, pair))
+        driven.send(flat(0) + flat(0))
         driven.send(flat(1) + flat(2, OTHER) + flat(3))
+        assert driven.stream[OTHER].counters.ticks == 1
         driven.send(flat(4))
         stream = driven.stream[PAIR]
-        assert [key[2] for key in stream.resequencer.window.snapshot()[1]] == [0, 1, 3, 4]
-        assert (stream.counters.ticks, stream.counters.last_tick["price"]) == (4, 4)  # type: ignore[index]
+        assert [key[2] for key in stream.resequencer.window.snapshot()[1]] == [0, 0, 0, 1, 3, 4]
+        assert (stream.counters.ticks, stream.counters.last_tick["price"]) == (6, 4)  # type: ignore[index]
         assert driven.stream[OTHER].counters.ticks == 2
 
 
