@@ -286,7 +286,11 @@ class EventLoop:
         if self.read_again or self._deferred:
             timeout, self.read_again = 0.0, False
         elif self._deadlines:
-            timeout = min(max(0.0, self._deadlines[0][0] - self.now), LONGEST_WAIT)
+            timeout = self._deadlines[0][0] - self.now
+            if timeout > LONGEST_WAIT:
+                timeout = LONGEST_WAIT
+            elif timeout < 0.0:
+                timeout = 0.0
         # Read before checking deadlines: after a pause of the process, the answer to a ping may be waiting there.
         poller, owners, woken = self.poller, self._owners.get, False
         ready = poller.poll(timeout)

@@ -71,7 +71,8 @@ class BlockQueue:
     def __init__(self, size: int) -> None:
         self.size = size
         self._entries: deque[Entry] = deque()
-        self.pop = self._entries.popleft
+        # On the hot path: methods in C.
+        self.pop, self.depth = self._entries.popleft, self._entries.__len__
 
     def put_ticks(self, ticks: list[Tick]) -> dict[str, int]:
         self._entries.extend(ticks)
@@ -88,9 +89,6 @@ class BlockQueue:
         return self.size - len(self._entries)
 
     space = room
-
-    def depth(self) -> int:
-        return len(self._entries)
 
     def depths(self) -> dict[str, int]:
         return count_by_symbol(self._entries.copy())
