@@ -344,6 +344,17 @@ def test_a_tick_on_the_lane_answers_a_ping() -> None:
         assert driven.connection.session.ping_sent == NEVER
 
 
+def test_a_tick_on_the_lane_moves_the_clocks() -> None:
+    """The silence begins again, and a new second is counted for the rate."""
+    with Driven(PAIR) as driven:
+        driven.send(tick(1))
+        stream = driven.stream[PAIR]
+        stream.silence.since = stream.counters.second_ends = 0.0
+        driven.send(tick(2))
+        assert 0.0 < stream.silence.since <= driven.streams.loop.now < stream.counters.second_ends + 1.0
+        assert stream.counters.rate(driven.streams.loop.now) == 2.0
+
+
 # The lane is left at once.
 
 

@@ -64,6 +64,9 @@ def test_a_header_that_looks_like_the_beginning_of_a_message() -> None:
     single = SingleTick()
     single.learn(frame(MESSAGES[4]))
     assert single.read(b"\x81\x7e" + padded(MESSAGES[4], 126)) is None
+    whole = frame(padded(MESSAGES[4], 200))
+    assert single.read(whole) is not None
+    assert single.read(whole[:2] + b"\1" + whole[3:]) is None
 
 
 byte = st.one_of(st.integers(0, 255), st.sampled_from(b'0.9:Z-"\\{}, \x81\x7e'))
