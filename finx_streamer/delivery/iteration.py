@@ -103,7 +103,8 @@ class Iterations:
 
     def room(self) -> int:
         """Return how many ticks fit into every buffer."""
-        return min((buffer.room() for buffer in self._buffers.value), default=NO_BOUND)
+        buffers = self._buffers.value
+        return min(buffer.room() for buffer in buffers) if buffers else NO_BOUND
 
     def want_room(self) -> None:
         """Have `on_room` called when there is room again."""
