@@ -172,10 +172,11 @@ class DeliveredWindow:
         steady = min(previous, last)
         self._steady_time = max(self._steady_time, steady)
         cutoff = earlier(steady, self.lateness)
-        entries = self._entries
+        entries, drop, aged = self._entries, self._entries.popleft, False
         while True:
             head = entries[0]
-            if type(head) is _LongRun:
+            is_run = type(head) is _LongRun
+            if is_run:
                 size, latest = head.size, head.latest
                 if earlier(cutoff, self.lateness) <= latest < cutoff:
                     # A tick that isn't in the sample may be later by `lateness`, and so still be needed.
@@ -189,12 +190,16 @@ class DeliveredWindow:
                 until = min(latest, self._steady_time)
                 self._evicted_until = max(self._evicted_until or until, until)
             elif latest < cutoff:
-                self._begin = max(self._begin, cutoff)
+                aged = True
             else:
                 break
             self._count -= size
-            for _ in range(1 if type(head) is _LongRun else 3):
-                entries.popleft()
+            drop()
+            if not is_run:
+                drop()
+                drop()
+        if aged:
+            self._begin = max(self._begin, cutoff)
 
 
 @attrs.define(eq=False, repr=False)
