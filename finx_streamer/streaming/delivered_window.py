@@ -34,8 +34,6 @@ Key = tuple[str, datetime, Any]
 tick_key: Callable[[Any], Key] = itemgetter("exchange", "timestamp", "price")
 _time_of: Callable[[Any], datetime] = itemgetter("timestamp")
 _moment_of: Callable[[Any], tuple[datetime, Any]] = itemgetter("timestamp", "price")
-
-
 _T = TypeVar("_T")
 
 
@@ -44,7 +42,7 @@ class _LongRun:
     """A run of ticks as one entry. Nearly all are dropped before a gap needs their keys, so these may be made later."""
 
     size: int
-    #: The latest time of the ticks, estimated.
+    #: The latest time of a sample of the ticks.
     latest: datetime
     _keys: list[Key] | Callable[[], list[Key]]
 
@@ -54,8 +52,7 @@ class _LongRun:
         return self._keys
 
     def exact_latest(self) -> datetime:
-        self.latest = max(time for _, time, _ in self.keys())
-        return self.latest
+        return max(time for _, time, _ in self.keys())
 
 
 @attrs.define(eq=False, repr=False)
@@ -175,14 +172,15 @@ class DeliveredWindow:
         steady = min(previous, last)
         self._steady_time = max(self._steady_time, steady)
         cutoff = earlier(steady, self.lateness)
-        entries = self._entries
+        entries, drop, aged = self._entries, self._entries.popleft, False
         while True:
             head = entries[0]
-            if type(head) is _LongRun:
+            is_run = type(head) is _LongRun
+            if is_run:
                 size, latest = head.size, head.latest
                 if earlier(cutoff, self.lateness) <= latest < cutoff:
-                    # A tick that the estimate skipped may be later by `lateness`, and so still be needed.
-                    latest = head.exact_latest()
+                    # A tick that isn't in the sample may be later by `lateness`, and so still be needed.
+                    latest = head.latest = head.exact_latest()
             else:
                 size, latest = 1, entries[1]
             if size == self._count:
@@ -192,12 +190,16 @@ class DeliveredWindow:
                 until = min(latest, self._steady_time)
                 self._evicted_until = max(self._evicted_until or until, until)
             elif latest < cutoff:
-                self._begin = max(self._begin, cutoff)
+                aged = True
             else:
                 break
             self._count -= size
-            for _ in range(1 if type(head) is _LongRun else 3):
-                entries.popleft()
+            drop()
+            if not is_run:
+                drop()
+                drop()
+        if aged:
+            self._begin = max(self._begin, cutoff)
 
 
 @attrs.define(eq=False, repr=False)

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from .names import share
-from .tick_form import HEADER, ID, SHORT_HEADER, SHORTEST_VALUES, TickForm, frame_size
+from .tick_form import HEADER, ID, LONGEST, SHORT_HEADER, SHORTEST_VALUES, TickForm, frame_size
 from .tick_pattern import Keys
 
 #: Ticks, the pair and the key of each, its ID or "", and the offset behind the last one.
@@ -31,7 +31,7 @@ def _finder(colon: str, comma: str, after: str) -> tuple[Callable[[str, int, int
 @lru_cache(16)
 def _lengths(fixed: int) -> tuple[str, ...]:
     """Return the length in the header of a frame whose message has `fixed` bytes, and one more with each item."""
-    return tuple(map(chr, range(fixed, 256)))
+    return tuple(map(chr, range(fixed, LONGEST + 1)))
 
 
 def spellings(pair: str) -> set[str]:

@@ -17,6 +17,8 @@ ID = "[1-9][0-9]{0,17}"
 TIME, EXCHANGE, _PRICE = r"[0-9:]{8}\.[0-9]*+Z", r"[ !#-[\]-~]*+", "[0-9.]{1,30}+"
 #: The header of a text frame of up to 255 bytes, without the last byte, which is the length.
 HEADER = r"\x81(?:~\0(?=[~-\xff])|(?=[\0-}]))"
+#: The longest message in such a frame.
+LONGEST = 255
 #: The sizes of a header, and the shortest time and price.
 SHORT_HEADER, _LONG_HEADER = 2, 4
 SHORTEST_VALUES = len("00:00:00.Z") + len("0")
@@ -55,8 +57,8 @@ class TickForm:
 
     @classmethod
     def of(cls, payload: bytes) -> TickForm | None:
-        """Return the form of a tick's message. None if it isn't in a documented form."""
-        for fullmatch in _FORMS:
+        """Return the form of a tick's message. None if the form isn't documented, or the message is too long."""
+        for fullmatch in _FORMS if len(payload) <= LONGEST else ():
             if found := fullmatch(payload):
                 groups = {name: value.decode("latin-1") for name, value in found.groupdict(b"").items()}
                 beginning, date, colon, comma = (groups[name] for name in ("beginning", "date", "colon", "comma"))

@@ -8,10 +8,8 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from .tick_form import HEADER, SHORT_HEADER, SHORTEST_VALUES, TickForm, digits, frame_size
+from .tick_form import HEADER, LONGEST, SHORT_HEADER, SHORTEST_VALUES, TickForm, digits, frame_size
 
-#: The longest message in a frame whose header ends with one byte for the length.
-_LONGEST = 255
 #: Head, time, exchange and price of each tick. A last entry has what remains of the buffer instead.
 _Found = list[tuple[str, str, str, str, str]]
 #: What identifies each tick: exchange, time and price.
@@ -33,7 +31,7 @@ class _Heads(dict[int, str]):
         self._fixed, self._beginning = fixed, beginning
 
     def __missing__(self, size: int) -> str:
-        if self._fixed + size > _LONGEST:
+        if self._fixed + size > LONGEST:
             return ""
         head = self[size] = chr(self._fixed + size) + self._beginning
         return head
