@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Iterator
@@ -56,7 +57,8 @@ class PendingCall:
 
         Otherwise this thread goes on, keeps the GIL, and the request is sent much later.
         """
-        self._begun.get()
+        with self._cancelling():
+            self._begun.get()
 
     def wait(self) -> tuple[Call, Reply]:
         """Return the call that was answered, and its answer. Raises what `CallPool.call` does."""
@@ -77,18 +79,21 @@ class PendingCall:
             scheduler.loop.post(lambda: scheduler.finish(call, _closed(call)))
 
     def _submit(self) -> None:
-        try:
+        with self._cancelling():
             self._pool.submit(self._call, self._begun)
+
+    def _outcome(self) -> Reply | FinxStreamerError:
+        with self._cancelling():
+            return self._call.outcome.get()
+
+    @contextlib.contextmanager
+    def _cancelling(self) -> Iterator[None]:
+        """Cancel the call at an exception: after Ctrl-C, no one waits for its answer."""
+        try:
+            yield
         except BaseException:
             self.cancel()
             raise
-
-    def _outcome(self) -> Reply | FinxStreamerError:
-        try:
-            return self._call.outcome.get()
-        finally:
-            # Ctrl-C: the answer must not reach another call.
-            self.cancel()
 
 
 class CallPool:

@@ -27,7 +27,7 @@ SHORTEST = 16_384
 #: The first tick: the separators of keys and items, as JavaScript and as Python write them, and its second field.
 _FIRST = re.compile(rb'\{"[0-9]++"(: ?)\{"pair"\1"[^"]*+"(, ?)"(date|unixDate)"')
 #: With these digits, the time parser can't take one field for another. A price of these lengths is finite.
-_TIME = r"([0-9][0-9]:[0-9][0-9]:[0-9][0-9](?:\.[0-9]*+)?Z)"
+_TIME = r"([0-9][0-9]:[0-9][0-9]:[0-9][0-9](?:\.[0-9]{0,99}+)?Z)"
 _PRICE = r"([0-9.]{1,30}+[eE]?[+-]?[0-9]{0,2}+)"
 _EXCHANGE = rf"([ !#-[\]-~]{{0,{MAX_FIELD}}}+)"
 #: Any other object that is flat and has no escapes. The JSON parser checks it.
@@ -191,9 +191,9 @@ def _match(
             try:
                 price = parse_price(text)
             except ValueError:
+                # It was decoded, or `parse_price` refuses it.
                 result: Any = others.get(place := len(ticks) + len(bad))
                 if result is None:
-                    # `parse_price` refuses it.
                     raws = raws or _parse(payload)
                     result = decode_tick(raws[place], decoder, received_ns)
                 (bad if isinstance(result, BadTick) else ticks).append(result)
