@@ -96,7 +96,10 @@ class Decoder:
         """
         if self._pattern is None or self.parse_price is not float:
             return None
-        return partial(self._pattern.read_keys, text[start:end])
+        if 2 * (end - start) < len(text):
+            # Don't keep much else in memory.
+            text, start, end = text[start:end], 0, end - start
+        return partial(self._pattern.read_keys, text, start, end)
 
     def decode(self, payload: bytes | Binary, received_ns: int) -> Message:
         """Decode one message. An error is returned, not raised: a traceback would keep the payload.

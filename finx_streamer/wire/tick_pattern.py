@@ -17,7 +17,7 @@ Keys = list[tuple[str, datetime, Any]]
 
 
 @lru_cache(64)
-def _finder(head: int, after: str) -> Callable[..., _Found]:
+def _finder(head: int, after: str) -> Callable[[str, int, int], _Found]:
     """Return the function that finds frames. `head`: the size of the part that is compared later, which is faster."""
     # The last alternative takes the rest of the buffer, so the run ends at the first frame that looks different.
     return re.compile(f"{HEADER}(.{{{head}}}){after}|(.+)", re.DOTALL).findall
@@ -94,7 +94,7 @@ class TickPattern:
             end = at + sum(frame_size(ord(head[0])) for head, *_ in found[: len(ticks)])
         return ticks, text[end - 1 - self._id_digits : end - 1] if ticks else "", end
 
-    def read_keys(self, text: str) -> Keys:
-        """Return the keys of the ticks in `text`, frames that `match_ticks` has read with `float` for prices."""
-        parse_time, day = datetime.fromisoformat, self._day
-        return [(exchange, parse_time(day + time), float(price)) for _, time, exchange, price, _ in self._find(text)]
+    def read_keys(self, text: str, start: int, end: int) -> Keys:
+        """Return the keys of ticks that `match_ticks` has read in this part of `text`, with `float` for prices."""
+        parse_time, day, found = datetime.fromisoformat, self._day, self._find(text, start, end)
+        return [(exchange, parse_time(day + time), float(price)) for _, time, exchange, price, _ in found]
