@@ -299,6 +299,7 @@ class EventLoop:
                 timeout = 0.0
         # Read before checking deadlines: after a pause of the process, the answer to a ping may be waiting there.
         poller, owners, woken = self.poller, self._owners.get, False
+        read, write = poller.READ, poller.WRITE
         ready = poller.poll(timeout)
         self.now = self.polled_at = monotonic()
         for fd, events in ready:
@@ -307,9 +308,9 @@ class EventLoop:
                 # The inbox, or a socket that an earlier event of this turn has closed.
                 woken = woken or fd == self._woken_fd
                 continue
-            if events & ~poller.READ:
+            if events != read:
                 owner.on_writable()
-            if events & ~poller.WRITE:
+            if events != write:
                 owner.on_readable()
             if self.calls_wait and not self._run_calls():
                 return False

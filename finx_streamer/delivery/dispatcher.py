@@ -73,7 +73,13 @@ class InlineDelivery:
     def put_tick(self, tick: Tick) -> None:
         if self._recent is not None:
             self._recent.append(tick)
-        self._run(iter((tick,)), tick["pair"])
+        ticks = iter((tick,))
+        try:
+            self._runner.run_pair(ticks, tick["pair"])
+        except BaseException as error:
+            self._end_by(error)
+        if self._runner.abandoned:
+            self._discarded += ticks
 
     def put_ticks(self, ticks: list[Tick], pairs: list[str] | None = None) -> None:
         if self._recent is not None:
@@ -144,6 +150,8 @@ class ThreadDelivery:
         #: For the loop: see `Timed`.
         self.scheduled = NEVER
         self.queue = queue
+        # On the hot path.
+        self._depth, self._space = queue.depth, queue.space
         self._runner = runner
         self._counters = counters
         self._on_room, self._on_crash, self._on_end = on_room, on_crash, on_end
@@ -172,7 +180,7 @@ class ThreadDelivery:
 
     def room(self) -> int:
         # A callback that is fast enough must not cause drops, so what doesn't fit waits for it unread.
-        room = self.queue.room() if self._loop.relieved else self.queue.space()
+        room = self.queue.room() if self._loop.relieved else self._space()
         return room if self._run is None else room - length_hint(self._run)
 
     def want_room(self) -> None:
@@ -186,7 +194,7 @@ class ThreadDelivery:
     def depth(self) -> int:
         """Return the number of ticks and events that wait. From any thread."""
         run = self._run
-        return self.queue.depth() + (0 if run is None else length_hint(run))
+        return self._depth() + (0 if run is None else length_hint(run))
 
     def depths(self) -> Mapping[str, int]:
         """Return the number of ticks and Greeks of each symbol that wait. From any thread."""
@@ -196,7 +204,7 @@ class ThreadDelivery:
         return depths
 
     def put_tick(self, tick: Tick) -> None:
-        if self._loop.relieved or self._run is not None or self.queue.depth():
+        if self._loop.relieved or self._run is not None or self._depth():
             self.put_ticks([tick])
             return
         if self._recent is not None:
@@ -207,14 +215,14 @@ class ThreadDelivery:
     def put_ticks(self, ticks: list[Tick], pairs: list[str] | None = None) -> None:
         if self._recent is not None:
             self._recent.extend(ticks)
-        if pairs is None and self.queue.keeps_all and not (self._loop.relieved or self._run or self.queue.depth()):
+        if pairs is None and self.queue.keeps_all and not (self._loop.relieved or self._run or self._depth()):
             self._put_run(ticks)
             return
-        depth_before, pair, count = self.queue.depth(), ticks[0]["pair"], len(ticks)
+        depth_before, pair, count = self._depth(), ticks[0]["pair"], len(ticks)
         # From here on the ticks belong to the user, who may change them.
         dropped = self.queue.put_ticks(ticks)
         replaced = self._count_dropped(dropped)
-        depth = self.queue.depth()
+        depth = self._depth()
         if pairs is None or count == 1:
             self._peaks.put_one(pair, count - replaced.get(pair, 0), depth)
         else:
@@ -233,16 +241,16 @@ class ThreadDelivery:
     def put_greeks(self, event: Event) -> None:
         if self._runner.abandoned:
             return
-        depth_before, symbol = self.queue.depth(), str(event.symbol)
+        depth_before, symbol = self._depth(), str(event.symbol)
         replaced = self._count_dropped(self.queue.put_greeks(event))
-        depth = self.queue.depth()
+        depth = self._depth()
         self._peaks.put_one(symbol, 1 - replaced.get(symbol, 0), depth)
         self._count_put(1, depth_before, depth)
 
     def put_event(self, event: Event) -> None:
         if not self._runner.abandoned:
             self.queue.put_event(event)
-            self._peaks.put_one("", 1, self.queue.depth())
+            self._peaks.put_one("", 1, self._depth())
             self._have_run(1)
 
     def _count_dropped(self, dropped: dict[str, int]) -> Mapping[str, int]:
@@ -340,11 +348,19 @@ class ThreadDelivery:
         return self._runner.abandoned
 
     def run(self) -> None:
+        runner, depth = self._runner, self._depth
         try:
-            if self._run is not None:
-                self._take_run(self._run)
-            if self._run is not None or self.queue.depth() or self._runner.interrupted or self._room_wanted:
-                self._run_queue()
+            while not runner.abandoned:
+                limit = self._handle_interrupt() if runner.interrupted or self._room_wanted else NO_BOUND
+                if (run := self._run) is not None:
+                    runner.run_pair(run, self._run_pair)
+                    if length_hint(run):
+                        continue  # interrupted, or the callbacks have changed
+                    self._run = None
+                if depth():
+                    self._run_queue(limit)
+                if not (depth() or runner.interrupted or self._room_wanted):
+                    return
         except BaseException as error:
             # A callback raised SystemExit or KeyboardInterrupt to end everything. join() raises it again.
             if self._crash is None:
@@ -352,35 +368,22 @@ class ThreadDelivery:
             self.abandon()
             self._on_crash()
 
+    def _run_queue(self, limit: int) -> None:
+        """Run callbacks for entries of the queue, up to `limit` ticks or an event."""
+        event: Event | None = None
+        # One call runs a whole batch of ticks. It ends at an event, at the end of the queue (IndexError), at the limit,
+        # or when it is interrupted.
+        with contextlib.suppress(IndexError):
+            event = self._runner.run_ticks(starmap(self.queue.pop, repeat((), limit)))
+        if event is not None:
+            self._runner.run_event(event)
+
     def run_last(self) -> None:
         self.run()
         if not self._runner.abandoned:
             self.wake(math.inf)
             self.run()
         self._on_end(self._crash)
-
-    def _take_run(self, run: Iterator[Tick]) -> None:
-        """Run callbacks for the ticks that are ahead of the queue, until interrupted."""
-        self._runner.run_pair(run, self._run_pair)
-        if not length_hint(run):
-            self._run = None
-
-    def _run_queue(self) -> None:
-        runner, depth, pop = self._runner, self.queue.depth, self.queue.pop
-        while not runner.abandoned:
-            limit = self._handle_interrupt() if runner.interrupted or self._room_wanted else NO_BOUND
-            if self._run is not None:
-                self._take_run(self._run)
-                continue
-            event: Event | None = None
-            # One call runs a whole batch of ticks. It ends at an event, at the end of the queue (IndexError), at the
-            # limit, or when it is interrupted.
-            with contextlib.suppress(IndexError):
-                event = runner.run_ticks(starmap(pop, repeat((), limit)))
-            if event is not None:
-                runner.run_event(event)
-            elif not (depth() or runner.interrupted or self._room_wanted):
-                return
 
     def _handle_interrupt(self) -> int:
         """Handle events and reports besides the queue. Return how many ticks may run before the next call."""
@@ -390,7 +393,7 @@ class ThreadDelivery:
             self._runner.run_event(self._urgent.popleft())
         if not self._room_wanted:
             return NO_BOUND
-        surplus = self.queue.depth() - int(self.queue.size * RESUME)
+        surplus = self._depth() - int(self.queue.size * RESUME)
         if surplus > 0:
             return surplus
         self._room_wanted = False

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from datetime import datetime
+from time import time_ns
 from typing import Any, Protocol
 
 from ..connection.loop import EventLoop
@@ -165,7 +165,7 @@ class Lane:
         tick["exchange"] = exchange
         tick["price"] = price
         tick["timestamp"] = timestamp
-        tick["received_ns"] = received_ns = time.time_ns()
+        tick["received_ns"] = received_ns = time_ns()
         now = self._loop.now
         stream.silence.since = now
         stream.add(exchange, timestamp, price)
