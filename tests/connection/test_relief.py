@@ -218,6 +218,29 @@ def test_abandoned_calls_do_not_keep_the_callback_thread(calls: Calls) -> None:
         assert calls.ended == []
 
 
+def test_the_relief_drives_to_the_end_once_calls_are_abandoned(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if it was about to hand back when the callback thread ended."""
+    monkeypatch.setattr(relief, "TIMING", TURNS["changing hands"])
+    gate, inside, drivers = threading.Event(), threading.Event(), []
+
+    def abandon() -> None:
+        drivers.append(threading.current_thread().name)
+        calls.abandoned = True
+        loop.wake_calls()
+        assert calls.last.wait(PATIENCE)
+
+    with running(calls) as loop:
+        do(loop, lambda: calls.add(lambda: (inside.set(), gate.wait(PATIENCE))[0]))
+        assert inside.wait(PATIENCE)
+        wait_until(lambda: loop.relieved)
+        gate.set()
+        wait_until(lambda: loop._idle)
+        do(loop, lambda: None)  # the next turn begins while the callback thread waits
+        do(loop, abandon)
+    assert drivers == ["loop-relief"]
+    assert calls.ended == [None]
+
+
 def test_the_loop_ends_once(calls: Calls) -> None:
     """Even if the relief was about to take over when the callback thread ended it."""
     gate, inside, tries = threading.Event(), threading.Event(), threading.Event()
