@@ -157,6 +157,8 @@ class ThreadDelivery:
         self._pending = 0
         self._room_wanted = False
         self._drops = _DropReports()
+        #: When to look next whether earlier reports were taken.
+        self._look_at = -NEVER
         #: When `SlowConsumer` is due: None while the queue isn't nearly full, infinity once it's reported.
         self._slow_at: float | None = None
         #: Events that overtake the queue.
@@ -278,10 +280,14 @@ class ThreadDelivery:
     @property
     def deadline(self) -> float:
         """When the next report of dropped ticks is due."""
-        return self._drops.due_at
+        return max(self._drops.due_at, self._look_at)
 
     def wake(self, now: float) -> None:
         """Have the reports of dropped ticks delivered that are due."""
+        if self._urgent:
+            # A callback keeps earlier ones waiting. Meanwhile, the counts add up.
+            self._look_at = now + DROP_REPORT_INTERVAL
+            return
         reports = self._drops.take_due(now)
         if reports:
             self._urgent.extend(Event(TicksDropped(count, symbol=pair), pair) for pair, count in reports)

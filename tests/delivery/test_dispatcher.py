@@ -20,6 +20,7 @@ from finx_streamer import (
     Tick,
     TicksDropped,
 )
+from finx_streamer.delivery import dispatcher
 from finx_streamer.server import LocalServer, Tape
 from tests.support.peers import PAIR, PATIENCE, Caller, Peer, Seen, frame, stay, tick, ticks
 
@@ -430,6 +431,37 @@ def test_the_end_reports_ticks_dropped_just_before(seen: Seen, overflow: str) ->
         assert listener.join(PATIENCE)
     reported = sum(error.count for error in seen.errors if isinstance(error, TicksDropped))
     assert (listener.stats.ticks, listener.stats.dropped, reported) == (1, 99, 99)
+
+
+@pytest.mark.parametrize("overflow", ["drop_oldest", "latest"])
+def test_reports_that_a_callback_keeps_waiting_add_up(
+    seen: Seen, overflow: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long a callback takes, one report per pair waits for it, and the end reports what remains."""
+    monkeypatch.setattr(dispatcher, "DROP_REPORT_INTERVAL", 0.001)
+    gate, rounds = threading.Event(), 50
+
+    def callback(tick: Tick) -> None:
+        seen.on_tick(tick)
+        assert gate.wait(PATIENCE)
+        listener.stop()
+
+    def script(caller: Caller) -> None:
+        caller.welcome()
+        for number in range(rounds):
+            caller.send(ticks(10 * number, 10 * number + 9))
+            time.sleep(0.005)  # some of the reports become due
+        caller.wait_until_left()
+
+    with Peer(script) as peer:
+        listener = seen.listener(peer.url, on_tick=callback, queue_size=1, overflow=overflow).start()
+        while listener.stats.messages < 10 * rounds:
+            time.sleep(0.005)  # no callback runs meanwhile
+        assert len(listener._run.delivery._urgent) == 1  # type: ignore[union-attr]
+        gate.set()
+        assert listener.join(PATIENCE)
+    reported = sum(error.count for error in seen.of_type(TicksDropped))
+    assert len(seen.ticks) + reported == len(seen.ticks) + listener.stats.dropped == 10 * rounds
 
 
 def test_join_raises_an_internal_error(seen: Seen, caplog: pytest.LogCaptureFixture) -> None:
