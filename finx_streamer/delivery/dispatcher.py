@@ -386,7 +386,7 @@ class ThreadDelivery:
         """Handle events and reports besides the queue. Return how many ticks may run before the next call."""
         # Clear the flag first, so that an interrupt from now on is handled next time.
         self._runner.interrupted = self._runner.abandoned
-        while self._urgent:
+        while self._urgent and not self._runner.abandoned:
             self._runner.run_event(self._urgent.popleft())
         if not self._room_wanted:
             return NO_BOUND

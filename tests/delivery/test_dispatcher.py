@@ -309,7 +309,7 @@ def test_errors_are_never_dropped(seen: Seen) -> None:
     """All errors arrive, even those between dropped ticks."""
     gate = Gate(seen)
     mixed = b"".join(tick(number) + frame(f"bad {number}") for number in range(2, 52))
-    settings = {"on_tick": gate, "queue_size": 2, "overflow": "drop_oldest"}
+    settings = {"on_tick": gate, "queue_size": 4, "overflow": "drop_oldest"}
     with Peer(in_two_parts(gate, tick(1), mixed)) as peer, seen.listener(peer.url, **settings):
         gate.open.set()
         seen.wait_for(lambda: len(seen.of_type(DecodeError)) == 50)
@@ -462,6 +462,39 @@ def test_reports_that_a_callback_keeps_waiting_add_up(
         assert listener.join(PATIENCE)
     reported = sum(error.count for error in seen.of_type(TicksDropped))
     assert len(seen.ticks) + reported == len(seen.ticks) + listener.stats.dropped == 10 * rounds
+
+
+def test_a_stop_in_a_report_keeps_the_others(seen: Seen) -> None:
+    """The end makes up for reports that `stop()` in `on_error` has prevented."""
+    gate, pairs, read = Gate(seen), ("A:USD", "B:USD", "C:USD"), threading.Semaphore(0)
+
+    def on_error(error: FinxStreamerError) -> None:
+        seen.on_error(error)
+        listener.stop()
+
+    def script(caller: Caller) -> None:
+        pair = next(pair for pair in pairs if pair.encode() in caller.read_request())
+        caller.welcome(*[tick(1, pair)] * (pair == "C:USD"))
+        assert gate.entered.wait(PATIENCE)
+        if pair == "C:USD":
+            assert read.acquire(timeout=PATIENCE)
+            caller.send(ticks(2, 5, pair))
+        else:
+            caller.send(ticks(1, 2, pair))
+        caller.wait_until_left()
+
+    with Peer(script) as peer:
+        settings: Any = {"on_error": on_error, "queue_size": 4, "overflow": "drop_oldest"}
+        listener = seen.listener(peer.url, *pairs, on_tick=gate, **settings).start()
+        for messages, command in ((5, read.release), (9, gate.open.set)):
+            while listener.stats.messages < messages:
+                time.sleep(0.005)  # no callback runs meanwhile
+            command()
+        assert listener.join(PATIENCE)
+    counts = dict.fromkeys(pairs, 0)
+    for error in seen.of_type(TicksDropped):
+        counts[str(error.symbol)] += error.count
+    assert counts == {"A:USD": 2, "B:USD": 2, "C:USD": 4}
 
 
 def test_join_raises_an_internal_error(seen: Seen, caplog: pytest.LogCaptureFixture) -> None:
