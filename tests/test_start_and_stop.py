@@ -252,6 +252,26 @@ def test_stop_in_any_callback(seen: Seen, dispatch: str, event: str) -> None:
     assert seen.ticks == []
 
 
+def test_stop_in_parse_price_is_the_end(seen: Seen, dispatch: str) -> None:
+    """It returns at once, whichever thread reads. join() there would wait for itself."""
+    results: list[object] = []
+
+    def parse_price(text: str) -> float:
+        with pytest.raises(ConfigurationError, match="would wait for itself"):
+            listener.join()
+        results.append(listener.stop(PATIENCE))
+        return float(text)
+
+    def on_state(symbol: str, state: State) -> None:
+        time.sleep(0.01)  # the relief takes over, if it does at all
+
+    with Peer(stay(tick(1))) as peer:
+        listener = seen.listener(peer.url, parse_price=parse_price, on_state=on_state, dispatch=dispatch).start()
+        assert listener.join(PATIENCE)
+    assert results == [True]
+    assert seen.ticks == []
+
+
 def test_join_in_a_callback_is_an_error(seen: Seen, dispatch: str) -> None:
     """join() in a callback would wait for itself."""
     with Peer(stay(tick(1))) as peer:

@@ -120,6 +120,10 @@ class RelievedLoop(EventLoop):
         """Whether one of the threads runs and isn't the calling one."""
         return any(self._others())
 
+    @property
+    def runs_here(self) -> bool:
+        return threading.current_thread() in (self._thread, self._relief)
+
     def join(self, timeout: float | None = None) -> None:
         """Wait up to `timeout` seconds for each of the threads to end, unless it is the calling one."""
         for thread in self._others():
