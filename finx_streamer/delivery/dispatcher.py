@@ -349,7 +349,7 @@ class ThreadDelivery:
             # A callback raised SystemExit or KeyboardInterrupt to end everything. join() raises it again.
             if self._crash is None:
                 self._crash = error
-            self._runner.abandon()
+            self.abandon()
             self._on_crash()
 
     def run_last(self) -> None:

@@ -20,9 +20,11 @@ from finx_streamer import (
     Tick,
     TicksDropped,
 )
+from finx_streamer.connection import relief
 from finx_streamer.delivery import dispatcher
 from finx_streamer.server import LocalServer, Tape
 from tests.support.peers import PAIR, PATIENCE, Caller, Peer, Seen, frame, stay, tick, ticks
+from tests.support.turns import TURNS
 
 
 class Gate:
@@ -359,6 +361,48 @@ def test_an_exit_in_a_callback_ends_the_listener(seen: Seen, dispatch: str, erro
         with pytest.raises(error, match="enough"):
             listener.join(PATIENCE)
     assert listener.state is State.FAILED
+
+
+def test_an_exit_in_a_callback_ends_the_callbacks_while_parse_price_hangs(
+    seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The relief hangs there, and can't wake the callback thread at its end."""
+    monkeypatch.setattr(relief, "TIMING", TURNS["always relieved"])
+    started, begun, hangs, free = (threading.Event() for _ in range(4))
+
+    def parse_price(text: str) -> float:
+        if text == "2":
+            hangs.set()
+            assert free.wait(PATIENCE)
+        return float(text)
+
+    def leave(tick: Tick) -> None:
+        begun.set()
+        assert hangs.wait(PATIENCE)
+        raise SystemExit
+
+    def script(caller: Caller) -> None:
+        caller.welcome()
+        assert started.wait(PATIENCE)
+        while not (loop.relieved and loop._idle):
+            time.sleep(0.005)  # there is no event for it
+        caller.send(tick(1))
+        assert begun.wait(PATIENCE)
+        caller.send(tick(2))
+        caller.wait_until_left()
+
+    with Peer(script) as peer:
+        settings: Any = {"on_state": lambda *_: time.sleep(0.01), "parse_price": parse_price}
+        listener = seen.listener(peer.url, on_tick=leave, **settings).start()
+        run: Any = listener._run
+        loop = run.streams.loop
+        started.set()
+        try:
+            assert run.ended.wait(PATIENCE)
+        finally:
+            free.set()
+        with pytest.raises(SystemExit):
+            listener.join(PATIENCE)
 
 
 def test_on_error_may_exit_during_the_last_report(seen: Seen, dispatch: str) -> None:
