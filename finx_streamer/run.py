@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from datetime import timedelta
@@ -255,6 +256,12 @@ class Run:
         self._discard()
         self.streams.stop()
 
+    def leave(self) -> None:
+        """In a forked process: touch nothing that is the parent's, even if a callback has forked and returns."""
+        self.runner.reports_discarded = False
+        self.runner.abandon()
+        self.streams.loop.leave()
+
     def _discard(self) -> None:
         self.delivery.abandon()
         self.iterations.close_all()
@@ -338,6 +345,14 @@ def stop_runs(timeout: float, report: bool = True) -> bool:
     ended = [run.stop(max(0.0, deadline - monotonic()), drain=False) for run in runs]
     return all(ended)
 
+
+def _leave_runs() -> None:
+    for run in tuple(live_runs):
+        run.leave()
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_leave_runs)
 
 # A daemon thread that the interpreter freezes during a call would not end cleanly.
 # The end of a program is no surprise, so it reports no dropped ticks.

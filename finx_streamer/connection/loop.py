@@ -193,6 +193,12 @@ class EventLoop:
         """End after the current turn."""
         self.post(self.end)
 
+    def leave(self) -> None:
+        """In a forked process: its copy of the thread, if a callback has forked, ends. The sockets are the parent's."""
+        self._stopping = True
+        self._owners.clear()
+        self._on_stop = lambda: None
+
     @property
     def alive(self) -> bool:
         """Whether the thread runs and isn't the calling one."""

@@ -115,6 +115,11 @@ class RelievedLoop(EventLoop):
             self._relief_wakeup.wake()
         return posted
 
+    def leave(self) -> None:
+        super().leave()
+        self._lock.acquire(blocking=False)  # so that no thread drives
+        self._over = True
+
     @property
     def alive(self) -> bool:
         """Whether one of the threads runs and isn't the calling one."""

@@ -149,6 +149,26 @@ def test_a_fork_in_a_callback_is_reported_in_the_child(market: LocalServer) -> N
     assert "create a new StreamListener" in lines[0]
 
 
+@pytest.mark.parametrize("dispatch", ["thread", "inline"])
+@pytest.mark.parametrize("how", ["return", "exit"])
+def test_a_child_that_returns_to_the_listener_takes_nothing_from_the_parent(how: str, dispatch: str) -> None:
+    """A callback forks, and both processes return from it. Only the parent reads on, and keeps its connection."""
+
+    def script(caller: Caller) -> None:
+        caller.welcome()
+        for number in range(1, 101):
+            caller.send(tick(number))
+            time.sleep(0.005)  # one read each
+        caller.wait_until_left()
+
+    options = ["-W", "ignore::DeprecationWarning"]
+    with (
+        Peer(script) as peer,
+        Program("forks", "return_in_callback", peer.url, how, dispatch, options=options) as program,
+    ):
+        assert program.wait() == (0, "0 100 0\n", "")
+
+
 # A pause of the whole process.
 
 

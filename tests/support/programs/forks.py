@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import NoReturn
@@ -84,6 +87,31 @@ def fork_in_callback() -> None:
     listener = make(on_tick=fork, dispatch="inline").start()
     while not children:
         time.sleep(0.01)
+    listener.stop()
+
+
+def return_in_callback() -> None:
+    """Print the child's exit code, and how many ticks and reconnects the parent saw."""
+    how, dispatch = sys.argv[3:]
+    children: list[int] = []
+    prices: list[float] = []
+
+    def fork(tick: Tick) -> None:
+        prices.append(tick["price"])
+        if tick["price"] == 10.0:
+            children.append(os.fork())
+            if children[0] == 0:
+                signal.alarm(5)  # it must not outlive a failed test
+                if how == "exit":
+                    sys.exit()
+                return
+        if tick["price"] == 100.0:
+            done.set()
+
+    done = threading.Event()
+    listener = make(on_tick=fork, dispatch=dispatch, backfill=False).start()
+    done.wait(5.0)
+    print(exit_code_of(children[0]), len(prices), listener.stats.reconnects, flush=True)
     listener.stop()
 
 
