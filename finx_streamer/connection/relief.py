@@ -168,7 +168,10 @@ class RelievedLoop(EventLoop):
                 if self._lock.acquire(blocking=False):
                     self._drive()
                 elif self._calls.abandoned:
-                    break  # the relief drives to the end
+                    # The relief drives to the end, even if it has just handed back.
+                    self._in_calls = True
+                    self._relief_wakeup.wake()
+                    break
                 else:
                     self._serve()
         finally:
