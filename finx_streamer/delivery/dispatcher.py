@@ -393,7 +393,7 @@ class ThreadDelivery:
             self._runner.run_event(self._urgent.popleft())
         if not self._room_wanted:
             return NO_BOUND
-        surplus = self._depth() - int(self.queue.size * RESUME)
+        surplus = self.depth() - int(self.queue.size * RESUME)
         if surplus > 0:
             return surplus
         self._room_wanted = False
