@@ -13,6 +13,7 @@ from typing import Protocol
 import attrs
 
 from ..clock import monotonic
+from ..values import NEVER
 from .loop import Command, EventLoop
 from .wakeup import Wakeup
 
@@ -25,7 +26,7 @@ class ReliefTiming:
     grace: float = 0.005
     #: Between two looks, while calls are frequent or were slow lately; and otherwise.
     short_look: float = 0.02
-    long_look: float = 0.5
+    long_look: float = 0.6
     #: For how long looks are short after a slow call.
     careful_for: float = 10.0
     #: For how long the relief drives at least, by the number of takeovers within a second of the last one, in fours.
@@ -34,6 +35,8 @@ class ReliefTiming:
 
 #: Tests replace it, to force takeovers.
 TIMING = ReliefTiming()
+#: So many calls since a look are frequent, however long ago that was.
+_FREQUENT_CALLS = 25
 #: The relief sleeps after this many looks without a call: short ones, and long ones.
 _QUIET_SHORT_LOOKS, _QUIET_LONG_LOOKS = 1, 2
 #: Takeovers count as repeated within this many seconds, and this many make the relief drive longer.
@@ -95,8 +98,8 @@ class RelievedLoop(EventLoop):
         self._calls_begun = 0
         #: Whether the callback thread waits for work while the relief drives.
         self._idle = False
-        #: Whether the relief sleeps without a timeout.
-        self._relief_asleep = False
+        #: The callback thread wakes the relief when it has begun this many calls.
+        self._wake_at = NEVER
         #: Whether the loop has ended, and everything was released.
         self._over = False
         #: Looks are short until then, because a call was slow.
@@ -202,8 +205,8 @@ class RelievedLoop(EventLoop):
         self._in_calls = True
         self._lock.release()
         # A command that was posted since the poll must not wait for the next look.
-        if self._relief_asleep or self._inbox:
-            self._relief_asleep = False
+        if self._calls_begun >= self._wake_at or self._inbox:
+            self._wake_at = NEVER
             self._relief_wakeup.wake()
         self._calls.run()
         self._in_calls = False
@@ -226,10 +229,9 @@ class RelievedLoop(EventLoop):
         look: float | None = None
         seen, quiet = 0, 0.0
         while not self._over:
-            if look is None:
-                self._relief_asleep = True
-                if self._in_calls or self._calls_begun != seen or self._over:
-                    self._relief_asleep, look = False, timing.short_look
+            self._wake_at = NEVER if look == timing.short_look else seen + (_FREQUENT_CALLS if look else 1)
+            if look is None and (self._in_calls or self._calls_begun != seen or self._over):
+                look = timing.short_look
             self._relief_wakeup.wait(look)
             if self._takes_over():
                 self._relieve()
@@ -240,7 +242,8 @@ class RelievedLoop(EventLoop):
             calls, seen = self._calls_begun - seen, self._calls_begun
             quiet = 0.0 if calls or self._in_calls else quiet + waited
             careful = monotonic() < self._careful_until
-            if careful or self._in_calls or calls * timing.short_look > waited:
+            frequent = calls >= _FREQUENT_CALLS or calls * timing.short_look > waited
+            if careful or frequent or self._in_calls:
                 look, enough = timing.short_look, _QUIET_SHORT_LOOKS
             else:
                 look, enough = timing.long_look, _QUIET_LONG_LOOKS

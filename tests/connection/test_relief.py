@@ -272,9 +272,9 @@ def test_the_relief_sleeps_when_nothing_is_called(calls: Calls, monkeypatch: pyt
     monkeypatch.setattr(relief, "TIMING", ReliefTiming(short_look=0.005, long_look=0.02, careful_for=0.0))
     with running(calls) as loop:
         for _ in range(2):
-            wait_until(lambda: loop._relief_asleep)
+            wait_until(lambda: loop._wake_at == loop._calls_begun + 1)
             do(loop, lambda: calls.add(lambda: None))
-            wait_until(lambda: loop._relief_asleep)
+            wait_until(lambda: loop._wake_at == loop._calls_begun + 1)
 
 
 def test_a_relief_that_can_not_be_started_leaves_nothing(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
