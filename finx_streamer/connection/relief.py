@@ -24,11 +24,12 @@ class ReliefTiming:
 
     #: How long callbacks may take before the relief drives.
     grace: float = 0.005
-    #: Between two looks, while calls are frequent or were slow lately; and otherwise.
+    #: Between two looks: after a slow call, while calls are frequent, and otherwise.
+    careful_look: float = 0.005
     short_look: float = 0.02
     long_look: float = 0.6
-    #: For how long looks are short after a slow call.
-    careful_for: float = 10.0
+    #: For how long after a slow call.
+    careful_for: float = 2.0
     #: For how long the relief drives at least, by the number of takeovers within a second of the last one, in fours.
     holds: tuple[float, ...] = (0.0, 0.0, 0.0, 0.05, 0.1, 0.25, 0.5, 1.0)
 
@@ -37,8 +38,8 @@ class ReliefTiming:
 TIMING = ReliefTiming()
 #: So many calls since a look are frequent, however long ago that was.
 _FREQUENT_CALLS = 25
-#: The relief sleeps after this many looks without a call: short ones, and long ones.
-_QUIET_SHORT_LOOKS, _QUIET_LONG_LOOKS = 1, 2
+#: The relief sleeps after this many looks without a call. After a slow call, it sleeps at the first one.
+_QUIET_LOOKS = 2
 #: Takeovers count as repeated within this many seconds, and this many make the relief drive longer.
 _REPEATED_WITHIN, _TAKEOVERS_PER_HOLD = 1.0, 4
 
@@ -227,28 +228,36 @@ class RelievedLoop(EventLoop):
     def _stand_by(self) -> None:
         timing = self._timing
         look: float | None = None
-        seen, quiet = 0, 0.0
+        seen = quiet = 0
         while not self._over:
-            self._wake_at = NEVER if look == timing.short_look else seen + (_FREQUENT_CALLS if look else 1)
-            if look is None and (self._in_calls or self._calls_begun != seen or self._over):
-                look = timing.short_look
+            if look is None:
+                self._wake_at = seen + 1
+                if self._in_calls or self._calls_begun != seen or self._over:
+                    look = timing.short_look
+            elif look == timing.long_look:
+                self._wake_at = seen + _FREQUENT_CALLS
             self._relief_wakeup.wait(look)
+            self._wake_at = NEVER
             if self._takes_over():
                 self._relieve()
                 # The callback thread may be in a slow call already.
-                look, seen, quiet = timing.grace, self._calls_begun, 0.0
+                look, seen, quiet = timing.grace, self._calls_begun, 0
                 continue
-            waited = look or timing.short_look
             calls, seen = self._calls_begun - seen, self._calls_begun
-            quiet = 0.0 if calls or self._in_calls else quiet + waited
-            careful = monotonic() < self._careful_until
-            frequent = calls >= _FREQUENT_CALLS or calls * timing.short_look > waited
-            if careful or frequent or self._in_calls:
-                look, enough = timing.short_look, _QUIET_SHORT_LOOKS
-            else:
-                look, enough = timing.long_look, _QUIET_LONG_LOOKS
-            if quiet >= enough * look:
-                look = None
+            quiet = 0 if calls or self._in_calls else quiet + 1
+            look = self._next_look(look or timing.short_look, calls, quiet)
+
+    def _next_look(self, waited: float, calls: int, quiet: int) -> float | None:
+        """Return how long to wait for the next look; None: until there is a call.
+
+        `calls` were begun while it waited `waited` seconds. `quiet`: how many looks in a row have found none.
+        """
+        timing = self._timing
+        if monotonic() < self._careful_until:
+            return None if quiet else timing.careful_look
+        if self._in_calls or calls >= _FREQUENT_CALLS or calls * timing.short_look > waited:
+            return timing.short_look
+        return timing.long_look if quiet < _QUIET_LOOKS else None
 
     def _takes_over(self) -> bool:
         """Take the lock if callbacks have taken long. Return whether that succeeded."""

@@ -13,7 +13,9 @@ TURNS = {
     #: However long a callback takes.
     "never relieved": ReliefTiming(grace=1_000_000.0),
     #: From the first callback on, as if a thread of its own ran callbacks.
-    "always relieved": ReliefTiming(grace=0.0, short_look=_OFTEN, long_look=_OFTEN, holds=(math.inf,)),
+    "always relieved": ReliefTiming(
+        grace=0.0, careful_look=_OFTEN, short_look=_OFTEN, long_look=_OFTEN, holds=(math.inf,)
+    ),
     #: The relief takes over in most callbacks, at any moment, and hands back as soon as the callback thread waits.
-    "changing hands": ReliefTiming(grace=0.0, short_look=_OFTEN, long_look=_OFTEN, holds=(0.0,)),
+    "changing hands": ReliefTiming(grace=0.0, careful_look=_OFTEN, short_look=_OFTEN, long_look=_OFTEN, holds=(0.0,)),
 }
