@@ -17,6 +17,7 @@ from .config.reconnect import ReconnectPolicy, checked_policy
 from .config.redaction import hides_arguments, redact
 from .config.symbols import Pair, Symbol
 from .connection.attempt import MAX_MESSAGE, ConnectionConfig
+from .delivery.bar_feed import BarRequest
 from .delivery.callbacks import ARGUMENTS, Callback
 from .delivery.frontend import LiveView, Origin
 from .delivery.iteration import TickBuffer
@@ -345,6 +346,68 @@ class StreamListener:
             ConfigurationError: The callback can't work.
         """
         return self._register("gap", callback)
+
+    @overload
+    def on_bar(
+        self,
+        interval: str,
+        callback: _C,
+        *,
+        pair: str | Pair | None = None,
+        by_exchange: bool = False,
+        grace: float = 1.0,
+        empty: bool = False,
+    ) -> _C: ...
+    @overload
+    def on_bar(
+        self,
+        interval: str,
+        callback: None = None,
+        *,
+        pair: str | Pair | None = None,
+        by_exchange: bool = False,
+        grace: float = 1.0,
+        empty: bool = False,
+    ) -> Callable[[_C], _C]: ...
+    def on_bar(
+        self,
+        interval: str,
+        callback: Any = None,
+        *,
+        pair: str | Pair | None = None,
+        by_exchange: bool = False,
+        grace: float = 1.0,
+        empty: bool = False,
+    ) -> Any:
+        """Register a callback for bars, usually as a decorator: `@listener.on_bar("1min")`.
+
+        You get a bar when a tick of a later interval arrives, or `grace` seconds after the bar's end. If a later tick
+        changes it, you get it again, with the next `revision`. When the listener stops, you get the open bars; those
+        whose interval isn't over have `final=False`.
+
+        Args:
+            interval: The length of a bar: "5s", "1min", "15min", "1h", "1d", or any other divisor of a day.
+            callback (Callable[[Bar], object] | None): Called for each bar.
+            pair: Only bars of this pair; None for all pairs.
+            by_exchange: Make separate bars for each exchange.
+            grace: How many seconds after its end a bar may wait for its last ticks, by this machine's clock.
+            empty: Also get bars without ticks, from the first tick of the pair (and exchange) on.
+
+        Returns:
+            The callback, or without one a decorator.
+
+        Raises:
+            ConfigurationError: An argument is wrong, or the callback can't work.
+        """
+        request = BarRequest(interval, pair, by_exchange, grace, empty)
+
+        def register(callback: _C) -> _C:
+            self._callbacks.add("bar", callback, request.pair, self._frontend.place(), request.feed)
+            if (run := self._run) is not None:
+                run.time_bars()
+            return callback
+
+        return register if callback is None else register(callback)
 
     def remove_callback(self, callback: Callback) -> None:
         """Undo the registration of a callback.
