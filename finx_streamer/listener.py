@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from . import demo, jupyter, tables
+from .bars import parse_interval
 from .config import checks as check
 from .config.endpoint import Endpoint
 from .config.reconnect import ReconnectPolicy, checked_policy
@@ -702,7 +703,7 @@ class StreamListener:
         """
         return tables.to_polars(self.recent(n, pair))
 
-    def live(self, *pairs: str | Pair, rate: float = 15.0) -> LiveView:
+    def live(self, *pairs: str | Pair, rate: float = 15.0, bars: str | None = None) -> LiveView:
         """Show a live view in a Jupyter notebook: a table of all streams, and charts. Starts the listener.
 
         Needs the extra `[notebook]`. Without it, you get a plain table that says so.
@@ -710,6 +711,7 @@ class StreamListener:
         Args:
             *pairs: The pairs with a chart; by default the first one.
             rate: Frames per second at most, from 1 to 30.
+            bars: Draw candles of this length, such as "5s", instead of a line for each exchange.
 
         Raises:
             ConfigurationError: This isn't Jupyter, an argument is wrong, or the listener keeps no ticks.
@@ -717,7 +719,8 @@ class StreamListener:
         recent = self._kept("live()")
         wanted = [str(check.symbol(pair)) for pair in pairs]
         rate = check.number("rate", rate, 1, 30, "frames per second, from 1 to 30")
-        return self._frontend.live(self, recent, wanted, rate, self._watch)
+        interval = None if bars is None else parse_interval(bars)
+        return self._frontend.live(self, recent, wanted, rate, self._watch, interval)
 
     def _watch(self, watcher: Callable[[], None]) -> Callable[[], None]:
         """Call `watcher`, on any thread, when the listener starts or ends. Return what undoes this."""
