@@ -209,7 +209,7 @@ class _Series:
 
     def add(self, tick: Tick) -> Iterable[Bar]:
         at, price = tick["timestamp"], tick["price"]
-        if not _compares(price):
+        if not (price == price if type(price) is float else _compares(price)):
             raise BarError(
                 f"its price {price!r} can't be compared; use parse_price=float or decimal.Decimal",
                 tick,
@@ -366,6 +366,6 @@ class _Candle:
 def _compares(price: Any) -> bool:
     """Whether a price has an order. NaN has none, and that of text isn't the order of its numbers."""
     try:
-        return not isinstance(price, str | bytes) and bool(price <= price)
+        return not isinstance(price, (str, bytes)) and bool(price <= price)
     except Exception:
         return False
