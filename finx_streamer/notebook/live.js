@@ -383,6 +383,8 @@ class CandleChart extends PairChart {
     pen.rect(left, top, width, height);
     pen.clip();
     pen.lineWidth = Math.max(1, Math.round(scale));
+    // Otherwise a line of one pixel would be spread over two.
+    pen.translate((pen.lineWidth % 2) / 2, (pen.lineWidth % 2) / 2);
     const { min, max } = plot.scales.x;
     x.forEach((middle, i) => {
       if (middle < min - this.seconds || middle > max + this.seconds) return;
@@ -397,8 +399,9 @@ class CandleChart extends PairChart {
       pen.moveTo(centre, lower);
       pen.lineTo(centre, at(low[i], "y"));
       pen.stroke();
-      if (rises) pen.strokeRect(centre - body, upper, 2 * body, Math.max(1, lower - upper));
-      else pen.fillRect(centre - body, upper, 2 * body, Math.max(1, lower - upper));
+      const box = [centre - body, upper, 2 * body, lower - upper];
+      if (!rises) pen.fillRect(...box);
+      pen.strokeRect(...box);
     });
     pen.restore();
   }
