@@ -18,6 +18,8 @@ MOST_EMPTY = 100_000
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _END = datetime(9998, 1, 1, tzinfo=UTC)
+#: A number that no interval has.
+_NEVER = 1 << 60
 _DAY = 86_400
 _UNITS = {"s": 1, "min": 60, "h": 3_600, "d": _DAY}
 _INTERVALS = "a divisor of a day, such as '5s', '1min', '15min', '1h' or '1d'"
@@ -268,6 +270,8 @@ class _Series:
 
     def finish(self) -> list[Bar]:
         """Return the bars that aren't due, unless they were returned before and haven't changed."""
+        # Until the next tick, we don't know whether intervals are empty.
+        self._first = _NEVER
         waiting = [self._candles[number] for number in sorted(self._candles) if number >= self._next]
         return [self._emit(candle, final=False) for candle in waiting if candle.changed]
 
@@ -277,15 +281,14 @@ class _Series:
         if end <= start:
             return ()
         self._set_next(end)
-        due = {number: self._candles[number] for number in sorted(self._candles) if start <= number < end}
-        emitted = {number: self._emit(candle) for number, candle in due.items()}
-        start = max(start, self._first)
-        if not self._empty or end - start == len(emitted):
+        due = sorted(number for number in self._candles if start <= number < end)
+        emitted = {number: self._emit(self._candles[number]) for number in due}
+        if not self._empty:
             return emitted.values()
-        if end - start > MOST_EMPTY:
+        if end - max(start, self._first) > MOST_EMPTY:
             self._first = end
-            return emitted.values()
-        return (emitted.get(number) or self._empty_bar(number) for number in range(start, end))
+        numbers = sorted({*due, *range(max(start, self._first), end)})
+        return (emitted.get(number) or self._empty_bar(number) for number in numbers)
 
     def _set_next(self, number: int) -> None:
         self._next = number

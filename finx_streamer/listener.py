@@ -213,17 +213,21 @@ class StreamListener:
         inherited = [base for base in cls.__mro__ if base not in StreamListener.__mro__]
         for name in _CALLBACK_NAMES:
             if any(name in vars(base) for base in inherited):
+                handler = f"self.handle_{name[3:]}"
+                register = f"super().__init__(*symbols, {name}={handler})"
+                if name == "on_bar":
+                    register = f'self.on_bar("1min", {handler})'
                 raise ConfigurationError(
                     f"{cls.__name__}.{name}: a method of this name isn't called, and hides the one that registers "
-                    f"callbacks; rename it to handle_{name[3:]}, and write super().__init__(*symbols, "
-                    f"{name}=self.handle_{name[3:]})"
+                    f"callbacks; rename it to handle_{name[3:]}, and write {register}"
                 )
 
     def __setattr__(self, name: str, value: object) -> None:
         """Refuse callbacks that are assigned, because nothing would call them."""
         if name in _CALLBACK_NAMES:
             function = getattr(value, "__name__", "f")
-            raise ConfigurationError(f"{name}: an assigned callback isn't called; write listener.{name}({function})")
+            arguments = f'"1min", {function}' if name == "on_bar" else function
+            raise ConfigurationError(f"{name}: an assigned callback isn't called; write listener.{name}({arguments})")
         if name.startswith("on_"):
             raise ConfigurationError(f"{name}: a listener has no such event; it has {', '.join(_CALLBACK_NAMES)}")
         super().__setattr__(name, value)

@@ -214,6 +214,18 @@ def test_empty_bars() -> None:
     assert [bar["ticks"] for bar in builder.pass_time(at(26))] == [1, 0]
 
 
+def test_a_time_without_a_listener_has_no_empty_bars() -> None:
+    """Ticks may have been missed in it. The open bar of the stop still becomes final."""
+    builder = BarBuilder(FIVE, empty=True)
+    builder.add(tick(1, 1))
+    assert shown(builder.finish(at(2))) == [(0, 1, 1, 1, 1, 1, False, 0)]
+    assert shown(builder.add(tick(21, 2))) == [(0, 1, 1, 1, 1, 1, True, 1)]
+    assert shown(builder.pass_time(at(30))) == [
+        (20, 2, 2, 2, 2, 1, True, 0),
+        (25, None, None, None, None, 0, True, 0),
+    ]
+
+
 def test_a_wrong_date_makes_no_flood_of_empty_bars() -> None:
     """A pause of years has no empty bars."""
     builder = BarBuilder(FIVE, empty=True)

@@ -320,11 +320,18 @@ def test_wrong_arguments(arguments: dict[str, Any], text: str) -> None:
         StreamListener(PAIR, endpoint="ws://127.0.0.1:9/").on_bar(**arguments)
 
 
-def test_an_assigned_callback_is_refused() -> None:
+def test_assigned_callbacks_and_methods_are_refused() -> None:
     """Nothing would call it."""
     listener: Any = StreamListener(PAIR, endpoint="ws://127.0.0.1:9/")
-    with pytest.raises(ConfigurationError, match="on_bar: an assigned callback"):
+    with pytest.raises(
+        ConfigurationError, match=r'an assigned callback isn\'t called; write listener.on_bar\("1min", print'
+    ):
         listener.on_bar = print
+    with pytest.raises(ConfigurationError, match=r'write self.on_bar\("1min", self.handle_bar\)'):
+
+        class Mine(StreamListener):
+            def on_bar(self, bar: Bar) -> None:  # type: ignore[override]
+                pass
 
 
 # The timer.
