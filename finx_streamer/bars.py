@@ -123,14 +123,14 @@ def _bars(ticks: Iterable[Tick], builder: BarBuilder) -> Iterator[Bar]:
     yield from builder.finish()
 
 
-def parse_interval(interval: object) -> timedelta:
-    """Return the length of a bar. Raises `ConfigurationError`, which says what is allowed."""
+def parse_interval(interval: object, name: str = "interval") -> timedelta:
+    """Return the length of a bar. Raises `ConfigurationError`, which has the argument's name and what is allowed."""
     found = re.fullmatch(r"([1-9][0-9]{0,5})(s|min|h|d)", interval) if isinstance(interval, str) else None
-    check.require(found is not None, "interval", interval, _INTERVALS)
+    check.require(found is not None, name, interval, _INTERVALS)
     assert found is not None
     seconds = int(found[1]) * _UNITS[found[2]]
     # Otherwise the bars of different days would begin at different times.
-    check.require(_DAY % seconds == 0, "interval", interval, _INTERVALS)
+    check.require(_DAY % seconds == 0, name, interval, _INTERVALS)
     return timedelta(seconds=seconds)
 
 

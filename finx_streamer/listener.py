@@ -723,7 +723,7 @@ class StreamListener:
         recent = self._kept("live()")
         wanted = [str(check.symbol(pair)) for pair in pairs]
         rate = check.number("rate", rate, 1, 30, "frames per second, from 1 to 30")
-        interval = None if bars is None else parse_interval(bars)
+        interval = None if bars is None else parse_interval(bars, "bars")
         return self._frontend.live(self, recent, wanted, rate, self._watch, interval)
 
     def _watch(self, watcher: Callable[[], None]) -> Callable[[], None]:
