@@ -31,8 +31,6 @@ ARGUMENTS = {
     "gap": ("gap",),
     "bar": ("bar",),
 }
-#: The types of results that aren't ignored.
-_RESULTS = frozenset((CoroutineType, Emitted))
 _RUNS_NOTHING: dict[str, Callable[[Any], bool]] = {
     "a coroutine function": inspect.iscoroutinefunction,
     "a generator function": inspect.isgeneratorfunction,
@@ -210,7 +208,7 @@ class CallbackRunner:
             else:
                 try:
                     result = only(tick)
-                    if result is not None and type(result) in _RESULTS:
+                    if result is not None and (type(result) is CoroutineType or type(result) is Emitted):
                         self._handle_result(only, result)
                 except Exception as cause:
                     self._failed(only, tick, cause, pair)
@@ -241,7 +239,7 @@ class CallbackRunner:
             else:
                 try:
                     result = only(tick)
-                    if result is not None and type(result) in _RESULTS:
+                    if result is not None and (type(result) is CoroutineType or type(result) is Emitted):
                         self._handle_result(only, result)
                 except Exception as cause:
                     self._failed(only, tick, cause, pair)
@@ -314,7 +312,7 @@ class CallbackRunner:
                 return
             try:
                 result = callback(*arguments)
-                if result is not None and type(result) in _RESULTS:
+                if result is not None and (type(result) is CoroutineType or type(result) is Emitted):
                     self._handle_result(callback, result)
             except Exception as cause:
                 self._failed(callback, arguments[-1], cause, symbol)

@@ -24,7 +24,7 @@ const ROWS_KEPT = 9000;
 const HEIGHT = 200;
 const SMILE_HEIGHT = 320;
 // Seconds between two labels of the time axis.
-const TIME_STEPS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 86400];
+const TIME_STEPS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 86400, 172800, 604800, 2592000];
 // The times that a chart of lines can show.
 const SPANS = [["15 s", 15], ["1 min", 60], ["5 min", 300], ["10 min", 600]];
 // The numbers of candles that a chart can show, the highest number in a chart, and their colours.
@@ -77,7 +77,8 @@ const plainNumber = (n) => n.toLocaleString("en-US", { maximumFractionDigits: 12
 const whole = (n) => fixed(n, 0);
 const seconds = (s) => (s < 0.9995 ? `${Math.round(s * 1000)} ms` : s < 99.95 ? `${s.toFixed(1)} s` : `${whole(s / 60)} min`);
 // Rounded to milliseconds, because dates cut off the rest: 0.3 s would become 0.299.
-const clock = (t) => new Date(Math.round(t * 1000)).toISOString().slice(11, 23);
+const iso = (t) => new Date(Math.round(t * 1000)).toISOString();
+const clock = (t) => iso(t).slice(11, 23);
 
 // What all axes have in common. `host` has the text's colour.
 function axisStyle(host) {
@@ -211,7 +212,7 @@ class PairChart {
     const range = this.plot ? [this.plot.scales.x.min, this.plot.scales.x.max] : null;
     if (this.plot) this.plot.destroy();
     const axis = axisStyle(this.plotHost);
-    const timeText = (t, step) => clock(t).slice(0, step < 1 ? 10 : step < 60 ? 8 : 5);
+    const timeText = (t, step) => (step < 86400 ? clock(t).slice(0, step < 1 ? 10 : step < 60 ? 8 : 5) : iso(t).slice(5, 10));
     const options = {
       width: this.width(), height: HEIGHT,
       cursor: { drag: { x: true, y: false, setScale: false } },
@@ -276,7 +277,8 @@ class PairChart {
     // The window starts with the data, and grows until it has the chosen length.
     const first = Math.max(x.length ? x[0] : now, last - this.span);
     const shortest = Math.min(this.shortest, this.span);
-    const view = this.follow ? { min: first - this.margin, max: Math.max(last, first + shortest) + this.margin } : { ...this.plot.scales.x };
+    const newest = { min: first - this.margin, max: Math.max(last, first + shortest) + this.margin };
+    const view = this.follow ? newest : { ...this.plot.scales.x };
     this.plot.batch(() => {
       this.plot.setData(this.data, false);
       this.plot.setScale("x", { min: view.min, max: view.max });
@@ -367,7 +369,9 @@ class CandleChart extends PairChart {
 
   timeText(at) {
     const times = this.data[0];
-    return times.length ? clock(times[at ?? times.length - 1] - this.seconds / 2).slice(0, 8) : "-";
+    if (!times.length) return "-";
+    const start = times[at ?? times.length - 1] - this.seconds / 2;
+    return this.seconds < 3600 ? clock(start).slice(0, 8) : iso(start).slice(0, 16).replace("T", " ");
   }
 
   // Rising candles are hollow, falling ones are filled: you can tell them apart without colours.
