@@ -13,6 +13,7 @@ Set the environment variable `FINX_API_KEY` to your API key, then::
 from __future__ import annotations
 
 from ._version import __version__
+from .bars import Bar, bars
 from .config.endpoint import Endpoint
 from .config.reconnect import ReconnectPolicy
 from .config.symbols import Instrument, Option, Pair
@@ -20,6 +21,7 @@ from .delivery.stats import ListenerStats, StreamStats
 from .diagnosis import doctor
 from .errors import (
     AuthenticationError,
+    BarError,
     CallbackError,
     CallTimeout,
     ConfigurationError,
@@ -40,11 +42,13 @@ from .errors import (
 )
 from .functions.client import FunctionClient
 from .listener import StreamListener, listeners, stop_all
-from .tables import greeks_to_pandas, greeks_to_polars, to_pandas, to_polars
+from .tables import bars_to_pandas, greeks_to_pandas, greeks_to_polars, to_pandas, to_polars
 from .values import Gap, Greeks, Notice, State, Tick
 
 __all__ = [
     "AuthenticationError",
+    "Bar",
+    "BarError",
     "CallTimeout",
     "CallbackError",
     "ConfigurationError",
@@ -77,6 +81,8 @@ __all__ = [
     "Tick",
     "TicksDropped",
     "__version__",
+    "bars",
+    "bars_to_pandas",
     "doctor",
     "greeks_to_pandas",
     "greeks_to_polars",

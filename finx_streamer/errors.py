@@ -14,6 +14,7 @@
     ├── SlowConsumer                             the queue stays nearly full
     ├── StaleStream                              nothing was received for `stale_after` seconds
     ├── GapNotFilled                             ticks were missed and history could not supply them
+    ├── BarError                                 a tick is too late for its bar, or its price can't be compared
     ├── FunctionError                            a function call was answered with an error
     │   ├── CallTimeout                          a function call was not answered in time
     │   └── IncompleteHistory                    a part of tick history can't be requested
@@ -241,6 +242,22 @@ class GapNotFilled(FinxStreamerError):
 
     def _text(self) -> str:
         return f"gap not filled: {self.reason}"
+
+
+@attrs.define(slots=False, eq=False, repr=False, str=False)
+class BarError(FinxStreamerError):
+    """A tick isn't part of its bar: it came too late, or its price can't be compared.
+
+    Attributes:
+        reason (str): Why not.
+        tick (dict): The tick.
+    """
+
+    reason: str
+    tick: Any
+
+    def _text(self) -> str:
+        return f"the tick of {self.tick['timestamp']} isn't part of a bar: {self.reason}"
 
 
 @attrs.define(slots=False, eq=False, repr=False, str=False)

@@ -11,12 +11,14 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from . import demo, jupyter, tables
+from .bars import parse_interval
 from .config import checks as check
 from .config.endpoint import Endpoint
 from .config.reconnect import ReconnectPolicy, checked_policy
 from .config.redaction import hides_arguments, redact
 from .config.symbols import Pair, Symbol
 from .connection.attempt import MAX_MESSAGE, ConnectionConfig
+from .delivery.bar_feed import BarRequest
 from .delivery.callbacks import ARGUMENTS, Callback
 from .delivery.frontend import LiveView, Origin
 from .delivery.iteration import TickBuffer
@@ -211,17 +213,21 @@ class StreamListener:
         inherited = [base for base in cls.__mro__ if base not in StreamListener.__mro__]
         for name in _CALLBACK_NAMES:
             if any(name in vars(base) for base in inherited):
+                handler = f"self.handle_{name[3:]}"
+                register = f"super().__init__(*symbols, {name}={handler})"
+                if name == "on_bar":
+                    register = f'self.on_bar("1min", {handler})'
                 raise ConfigurationError(
                     f"{cls.__name__}.{name}: a method of this name isn't called, and hides the one that registers "
-                    f"callbacks; rename it to handle_{name[3:]}, and write super().__init__(*symbols, "
-                    f"{name}=self.handle_{name[3:]})"
+                    f"callbacks; rename it to handle_{name[3:]}, and write {register}"
                 )
 
     def __setattr__(self, name: str, value: object) -> None:
         """Refuse callbacks that are assigned, because nothing would call them."""
         if name in _CALLBACK_NAMES:
             function = getattr(value, "__name__", "f")
-            raise ConfigurationError(f"{name}: an assigned callback isn't called; write listener.{name}({function})")
+            arguments = f'"1min", {function}' if name == "on_bar" else function
+            raise ConfigurationError(f"{name}: an assigned callback isn't called; write listener.{name}({arguments})")
         if name.startswith("on_"):
             raise ConfigurationError(f"{name}: a listener has no such event; it has {', '.join(_CALLBACK_NAMES)}")
         super().__setattr__(name, value)
@@ -345,6 +351,68 @@ class StreamListener:
             ConfigurationError: The callback can't work.
         """
         return self._register("gap", callback)
+
+    @overload
+    def on_bar(
+        self,
+        interval: str,
+        callback: _C,
+        *,
+        pair: str | Pair | None = None,
+        by_exchange: bool = False,
+        grace: float = 1.0,
+        empty: bool = False,
+    ) -> _C: ...
+    @overload
+    def on_bar(
+        self,
+        interval: str,
+        callback: None = None,
+        *,
+        pair: str | Pair | None = None,
+        by_exchange: bool = False,
+        grace: float = 1.0,
+        empty: bool = False,
+    ) -> Callable[[_C], _C]: ...
+    def on_bar(
+        self,
+        interval: str,
+        callback: Any = None,
+        *,
+        pair: str | Pair | None = None,
+        by_exchange: bool = False,
+        grace: float = 1.0,
+        empty: bool = False,
+    ) -> Any:
+        """Register a callback for bars, usually as a decorator: `@listener.on_bar("1min")`.
+
+        You get a bar when a tick of a later interval arrives, or `grace` seconds after the bar's end. If a later tick
+        changes it, you get it again, with the next `revision`. When the listener stops, you get the open bars; those
+        whose interval isn't over have `final=False`.
+
+        Args:
+            interval: The length of a bar: "5s", "1min", "15min", "1h", "1d", or any other divisor of a day.
+            callback (Callable[[Bar], object] | None): Called for each bar.
+            pair: Only bars of this pair; None for all pairs.
+            by_exchange: Make separate bars for each exchange.
+            grace: How many seconds after its end a bar may wait for its last ticks, by this machine's clock.
+            empty: Also get bars without ticks, from the first tick of the pair (and exchange) on.
+
+        Returns:
+            The callback, or without one a decorator.
+
+        Raises:
+            ConfigurationError: An argument is wrong, or the callback can't work.
+        """
+        request = BarRequest(interval, pair, by_exchange, grace, empty)
+
+        def register(callback: _C) -> _C:
+            self._callbacks.add("bar", callback, request.pair, self._frontend.place(), request.feed)
+            if (run := self._run) is not None:
+                run.time_bars()
+            return callback
+
+        return register if callback is None else register(callback)
 
     def remove_callback(self, callback: Callback) -> None:
         """Undo the registration of a callback.
@@ -639,7 +707,7 @@ class StreamListener:
         """
         return tables.to_polars(self.recent(n, pair))
 
-    def live(self, *pairs: str | Pair, rate: float = 15.0) -> LiveView:
+    def live(self, *pairs: str | Pair, rate: float = 15.0, bars: str | None = None) -> LiveView:
         """Show a live view in a Jupyter notebook: a table of all streams, and charts. Starts the listener.
 
         Needs the extra `[notebook]`. Without it, you get a plain table that says so.
@@ -647,6 +715,7 @@ class StreamListener:
         Args:
             *pairs: The pairs with a chart; by default the first one.
             rate: Frames per second at most, from 1 to 30.
+            bars: Draw candles of this length, such as "5s", instead of a line for each exchange.
 
         Raises:
             ConfigurationError: This isn't Jupyter, an argument is wrong, or the listener keeps no ticks.
@@ -654,7 +723,8 @@ class StreamListener:
         recent = self._kept("live()")
         wanted = [str(check.symbol(pair)) for pair in pairs]
         rate = check.number("rate", rate, 1, 30, "frames per second, from 1 to 30")
-        return self._frontend.live(self, recent, wanted, rate, self._watch)
+        interval = None if bars is None else parse_interval(bars, "bars")
+        return self._frontend.live(self, recent, wanted, rate, self._watch, interval)
 
     def _watch(self, watcher: Callable[[], None]) -> Callable[[], None]:
         """Call `watcher`, on any thread, when the listener starts or ends. Return what undoes this."""

@@ -17,6 +17,7 @@ from .clock import monotonic
 from .config.reconnect import ReconnectPolicy
 from .config.symbols import Symbol
 from .connection.attempt import ConnectionConfig
+from .delivery.bar_feed import BarTimer
 from .delivery.callbacks import CallbackRunner, Callbacks
 from .delivery.dispatcher import InlineDelivery, ThreadDelivery
 from .delivery.frontend import Origin
@@ -127,6 +128,8 @@ class Run:
         )
         history = self._open_history if settings.backfill else None
         self.streams = Streams(self.delivery, common, self._streams_ended, history)
+        self._bar_timer = BarTimer(settings.callbacks.bar_feeds, self.delivery)
+        self.time_bars()
         for symbol in symbols:
             self.add(symbol)
 
@@ -168,6 +171,11 @@ class Run:
         self._streams = {other: each for other, each in self._streams.items() if other != name}
         self._counters.pop(name, None)
         self.streams.remove(name)
+
+    def time_bars(self) -> None:
+        """Have bars emitted in time. Call it after each registration of an `on_bar` callback."""
+        if self._settings.callbacks.bar_feeds():
+            self.streams.loop.post(lambda: self._bar_timer.start(self.streams.loop))
 
     @property
     def state(self) -> State:

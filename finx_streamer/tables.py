@@ -10,6 +10,7 @@ from fractions import Fraction
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
+from .bars import Bar
 from .errors import ConfigurationError
 from .values import Greeks, Tick
 from .wire.contract_ticker import NUMBERS
@@ -26,6 +27,8 @@ _GREEKS_NUMBERS = ("strike", *NUMBERS)
 _GREEKS_NAMES = ("symbol", "instrument", "exchange", "underlying", "kind")
 _GREEKS_COLUMNS = ("timestamp", *_GREEKS_NAMES, "expiry", *_GREEKS_NUMBERS, "received")
 _read_greeks = itemgetter(*_GREEKS_COLUMNS[:-1], "received_ns")
+_BAR_PRICES = ("open", "high", "low", "close")
+_BAR_COLUMNS = ("start", "end", "pair", "exchange", *_BAR_PRICES, "ticks", "final", "revision")
 #: The digits of Polars' widest Decimal.
 _DECIMAL_DIGITS = 38
 
@@ -179,6 +182,45 @@ def greeks_to_polars(greeks: Iterable[Greeks] | Mapping[str, Greeks]) -> polars.
     types |= {"timestamp": pl.Datetime("us", "UTC"), "expiry": pl.Datetime("us", "UTC")}
     types |= {"received": pl.Datetime("ns", "UTC")}
     frame: polars.DataFrame = pl.DataFrame([pl.Series(name, columns[name], dtype=kind) for name, kind in types.items()])
+    return frame
+
+
+def bars_to_pandas(bars: Iterable[Bar]) -> pandas.DataFrame:
+    """Convert bars to a `pandas.DataFrame` with one row each, in the given order::
+
+        from datetime import UTC, datetime, timedelta
+
+        from finx_streamer import FunctionClient, bars, bars_to_pandas
+
+        with FunctionClient(endpoint="demo") as client:
+            ticks = client.iter_tick_history("BTC:USDC", datetime.now(UTC) - timedelta(minutes=1))
+            print(bars_to_pandas(bars(ticks, "15s")))
+
+    The columns are:
+
+    - `start`, `end`: datetime64[us, UTC]
+    - `pair`, `exchange`: category. The exchange is missing (NaN) in bars of all exchanges.
+    - `open`, `high`, `low`, `close`: float64 if all prices are floats or ints; else object, with the prices as
+      `parse_price` returned them. An empty bar has NaN or None.
+    - `ticks`, `revision`: int64
+    - `final`: bool
+
+    Args:
+        bars (Iterable[Bar]): Any bars, e.g. from `bars`, or those that an `on_bar` callback got.
+
+    Returns:
+        pandas.DataFrame: The table. Without bars it's empty, with the same columns and types.
+
+    Raises:
+        ConfigurationError: `bars` aren't bars, or pandas isn't installed.
+    """
+    pd = _import("pandas", "bars_to_pandas")
+    columns = _read("bars", bars, itemgetter(*_BAR_COLUMNS), _BAR_COLUMNS, "a bar", "bar dicts, as bars() yields them")
+    prices = [price for name in _BAR_PRICES for price in columns[name] if price is not None]
+    types = dict.fromkeys(_BAR_COLUMNS, "int64") | {"pair": "category", "exchange": "category", "final": "bool"}
+    types |= dict.fromkeys(_BAR_PRICES, "float64" if _are_numbers(prices) else "object")
+    types |= dict.fromkeys(("start", "end"), "datetime64[us, UTC]")
+    frame: pandas.DataFrame = pd.DataFrame({name: pd.Series(columns[name], dtype=kind) for name, kind in types.items()})
     return frame
 
 

@@ -194,11 +194,22 @@ class State(enum.StrEnum):
         return self in (State.STOPPED, State.FAILED)
 
 
+@attrs.define(eq=False)
+class TimePassed:
+    """Bars may be due. For the callbacks of `on_bar`, behind the ticks that were received before."""
+
+    now: datetime
+    #: Whether the listener ends.
+    at_end: bool = False
+    #: Set when the callbacks have run.
+    handled: bool = False
+
+
 @attrs.frozen
 class Event:
     """Anything but a tick that goes to a callback. `symbol` names the stream; None means the listener."""
 
-    payload: FinxStreamerError | Notice | Gap | State | Greeks
+    payload: FinxStreamerError | Notice | Gap | State | Greeks | TimePassed
     symbol: str | None = None
 
     @property

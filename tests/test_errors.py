@@ -6,6 +6,7 @@ import copy
 import inspect
 import pickle
 import re
+from datetime import UTC, datetime
 
 import pytest
 
@@ -50,6 +51,7 @@ EXAMPLES = [
     SlowConsumer(90, 100),
     StaleStream(12.5),
     errors.GapNotFilled("history has no such day"),
+    errors.BarError("it came too late", {"pair": "BTC:USDC", "timestamp": datetime(2022, 7, 2, tzinfo=UTC)}),
     errors.FunctionError("tickSnap", {"pair": "BTC:USD"}, "no such pair"),
     errors.CallTimeout("tickSnap", {"pair": "BTC:USD"}, "no answer within 10 s"),
     errors.IncompleteHistory("tickHistory", {"pair": "BTC:USD"}, "1000 ticks within one millisecond"),

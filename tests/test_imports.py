@@ -21,6 +21,7 @@ ROWS = (
     ("connection",),
     ("streaming",),
     ("functions",),
+    ("bars",),
     ("delivery", "tables"),
     ("listener", "loops", "run", "diagnosis"),
     ("__init__",),

@@ -9,9 +9,11 @@ from typing import Any
 
 import attrs
 
+from ..bars import Bar
 from ..errors import CallbackError, ConfigurationError, FinxStreamerError, TicksDropped
 from ..streaming.counters import Counters
-from ..values import Event, Gap, Notice, State, Tick
+from ..values import Event, Gap, Notice, State, Tick, TimePassed
+from .bar_feed import BarFeed, Emitted
 from .error_log import ErrorLog
 from .frontend import Place
 from .queues import count_by_symbol
@@ -27,6 +29,7 @@ ARGUMENTS = {
     "notice": ("notice",),
     "state": ("symbol", "state"),
     "gap": ("gap",),
+    "bar": ("bar",),
 }
 _RUNS_NOTHING: dict[str, Callable[[Any], bool]] = {
     "a coroutine function": inspect.iscoroutinefunction,
@@ -59,14 +62,14 @@ def check_callback(event: str, callback: object) -> None:
 
 @attrs.frozen
 class _Registration:
-    #: "tick", "greeks", "error", "notice", "state" or "gap".
+    #: "tick", "greeks", "error", "notice", "state", "gap" or "bar".
     event: str
     callback: Callback
-    #: Get only this symbol's ticks or Greeks; None for those of all symbols.
+    #: Get only this symbol's ticks, Greeks or bars; None for those of all symbols.
     symbol: str | None
     #: The notebook cell that registered it.
     place: Place | None
-    #: The callback itself or, in a notebook, a wrapper that routes its output to `place`.
+    #: The callback itself or, in a notebook, a wrapper that routes its output to `place`. For bars, a `BarFeed`.
     call: Callback
 
     def replaces(self, earlier: _Registration) -> bool:
@@ -85,7 +88,8 @@ class _TickCallbacks(dict[str, tuple[Callback, ...]]):
         self.registered = registered
 
     def __missing__(self, pair: str) -> tuple[Callback, ...]:
-        found = self[pair] = tuple(r.call for r in self.registered if r.event == "tick" and r.symbol in (None, pair))
+        matching = (r for r in self.registered if r.event in ("tick", "bar") and r.symbol in (None, pair))
+        found = self[pair] = tuple(r.call for r in matching)
         return found
 
 
@@ -96,13 +100,21 @@ class Callbacks:
         #: Replaced on every change, so that an identity check detects one.
         self.for_ticks = Shared(_TickCallbacks(()))
 
-    def add(self, event: str, callback: Callback, symbol: str | None = None, place: Place | None = None) -> None:
-        """Register a callback. `place` is the notebook cell that shows its output.
+    def add(
+        self,
+        event: str,
+        callback: Callback,
+        symbol: str | None = None,
+        place: Place | None = None,
+        bar_feed: Callable[[Callback], BarFeed] | None = None,
+    ) -> None:
+        """Register a callback. `place` is the notebook cell that shows its output. `bar_feed` makes its bars.
 
         Raises `ConfigurationError` if the callback can't work.
         """
         check_callback(event, callback)
-        new = _Registration(event, callback, symbol, place, callback if place is None else place.route(callback))
+        call = callback if place is None else place.route(callback)
+        new = _Registration(event, callback, symbol, place, call if bar_feed is None else bar_feed(call))
 
         def added(table: _TickCallbacks) -> _TickCallbacks:
             return _TickCallbacks((*(earlier for earlier in table.registered if not new.replaces(earlier)), new))
@@ -124,6 +136,10 @@ class Callbacks:
     def of(self, event: str) -> tuple[Callback, ...]:
         """Return the callbacks of an event, in order of registration."""
         return tuple(r.call for r in self._registered if r.event == event)
+
+    def bar_feeds(self) -> tuple[BarFeed, ...]:
+        """Return what makes the bars, in order of registration."""
+        return tuple(r.call for r in self._registered if isinstance(r.call, BarFeed))
 
     def for_greeks(self, symbol: str | None) -> tuple[Callback, ...]:
         """Return the callbacks for the Greeks of a symbol, in order of registration."""
@@ -192,8 +208,8 @@ class CallbackRunner:
             else:
                 try:
                     result = only(tick)
-                    if result is not None and type(result) is CoroutineType:
-                        self._refuse_coroutine(only, result)
+                    if result is not None and (type(result) is CoroutineType or type(result) is Emitted):
+                        self._handle_result(only, result)
                 except Exception as cause:
                     self._failed(only, tick, cause, pair)
             if self.interrupted or for_ticks.value is not table:
@@ -223,8 +239,8 @@ class CallbackRunner:
             else:
                 try:
                     result = only(tick)
-                    if result is not None and type(result) is CoroutineType:
-                        self._refuse_coroutine(only, result)
+                    if result is not None and (type(result) is CoroutineType or type(result) is Emitted):
+                        self._handle_result(only, result)
                 except Exception as cause:
                     self._failed(only, tick, cause, pair)
             if self.interrupted:
@@ -246,6 +262,10 @@ class CallbackRunner:
             self._call_each(self._callbacks.of("notice"), payload.symbol, payload)
         elif isinstance(payload, Gap):
             self._call_each(self._callbacks.of("gap"), payload.symbol, payload)
+        elif isinstance(payload, TimePassed):
+            for feed in self._callbacks.bar_feeds():
+                self._run_bars(feed, feed.pass_time(payload))
+            payload.handled = True
         else:
             assert isinstance(payload, State), f"no callback takes {payload!r}"
             self._call_each(self._callbacks.of("state"), event.symbol, event.symbol, payload)
@@ -292,10 +312,29 @@ class CallbackRunner:
                 return
             try:
                 result = callback(*arguments)
-                if type(result) is CoroutineType:
-                    self._refuse_coroutine(callback, result)
+                if result is not None and (type(result) is CoroutineType or type(result) is Emitted):
+                    self._handle_result(callback, result)
             except Exception as cause:
                 self._failed(callback, arguments[-1], cause, symbol)
+
+    def _handle_result(self, call: Callback, result: Any) -> None:
+        if type(result) is CoroutineType:
+            self._refuse_coroutine(call, result)
+        elif isinstance(call, BarFeed):
+            if result.error is not None:
+                self.report(result.error)
+            self._run_bars(call, result.bars)
+
+    def _run_bars(self, feed: BarFeed, bars: Iterable[Bar]) -> None:
+        for bar in bars:
+            if self.abandoned:
+                return
+            try:
+                result = feed.callback(bar)
+                if type(result) is CoroutineType:
+                    self._refuse_coroutine(feed, result)
+            except Exception as cause:
+                self._failed(feed, bar, cause, bar["pair"])
 
     def _failed(self, callback: Callback, argument: object, cause: Exception, symbol: str | None) -> None:
         self.report(self._count_failure(callback, argument, cause, symbol))

@@ -9,6 +9,7 @@ import contextlib
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from itertools import chain, repeat, starmap
 from operator import length_hint
 
@@ -17,7 +18,7 @@ from ..connection.loop import EventLoop
 from ..connection.relief import RelievedLoop
 from ..errors import SlowConsumer, TicksDropped
 from ..streaming.counters import Counters
-from ..values import NEVER, NO_BOUND, Event, Tick
+from ..values import NEVER, NO_BOUND, Event, Tick, TimePassed
 from .callbacks import CallbackRunner
 from .iteration import Iterations
 from .queue_peaks import QueuePeaks
@@ -110,6 +111,7 @@ class InlineDelivery:
             self._end_by(error)
 
     def finish(self) -> None:
+        self.put_event(_the_end())
         self._on_end(self._crash)
 
     def abandon(self) -> None:
@@ -382,6 +384,7 @@ class ThreadDelivery:
         self.run()
         if not self._runner.abandoned:
             self.wake(math.inf)
+            self.queue.put_event(_the_end())
             self.run()
         self._on_end(self._crash)
 
@@ -399,6 +402,11 @@ class ThreadDelivery:
         self._room_wanted = False
         self._on_room()
         return NO_BOUND
+
+
+def _the_end() -> Event:
+    """Return the event with which the bars that are still open reach their callbacks."""
+    return Event(TimePassed(datetime.now(UTC), at_end=True))
 
 
 def _new_entries(pairs: list[str], replaced: Mapping[str, int]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, Protocol, Self
 
 from ..errors import ConfigurationError, FinxStreamerError
@@ -81,6 +82,14 @@ class Frontend:
         """
         return None
 
-    def live(self, listener: ListenerView, recent: Recent, pairs: list[str], rate: float, watch: Watch) -> LiveView:
+    def live(
+        self,
+        listener: ListenerView,
+        recent: Recent,
+        pairs: list[str],
+        rate: float,
+        watch: Watch,
+        bars: timedelta | None = None,
+    ) -> LiveView:
         """Start a live view. Raises `ConfigurationError` outside of notebooks."""
         raise ConfigurationError("live() works only in Jupyter notebooks. Here, use callbacks or recent()")

@@ -24,7 +24,14 @@ const ROWS_KEPT = 9000;
 const HEIGHT = 200;
 const SMILE_HEIGHT = 320;
 // Seconds between two labels of the time axis.
-const TIME_STEPS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 86400];
+const TIME_STEPS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 86400, 172800, 604800, 2592000];
+// The times that a chart of lines can show.
+const SPANS = [["15 s", 15], ["1 min", 60], ["5 min", 300], ["10 min", 600]];
+// The numbers of candles that a chart can show, the highest number in a chart, and their colours.
+const CANDLES_SHOWN = [30, 60, 120, 300];
+const CANDLES_KEPT = 1000;
+const RISING = "#2e9e4f";
+const FALLING = "#d9423a";
 // The least time shown, in seconds.
 const SHORTEST = 5;
 const ENDED = ["stopped", "failed"];
@@ -70,7 +77,8 @@ const plainNumber = (n) => n.toLocaleString("en-US", { maximumFractionDigits: 12
 const whole = (n) => fixed(n, 0);
 const seconds = (s) => (s < 0.9995 ? `${Math.round(s * 1000)} ms` : s < 99.95 ? `${s.toFixed(1)} s` : `${whole(s / 60)} min`);
 // Rounded to milliseconds, because dates cut off the rest: 0.3 s would become 0.299.
-const clock = (t) => new Date(Math.round(t * 1000)).toISOString().slice(11, 23);
+const iso = (t) => new Date(Math.round(t * 1000)).toISOString();
+const clock = (t) => iso(t).slice(11, 23);
 
 // What all axes have in common. `host` has the text's colour.
 function axisStyle(host) {
@@ -90,7 +98,8 @@ function lineStyle(exchange) {
 
 // The chart of one pair, with a line for each exchange.
 class PairChart {
-  constructor(pair, host) {
+  // `spans` are the times that can be shown: texts and seconds. `span` is the one shown first.
+  constructor(pair, host, spans = SPANS, span = 60) {
     this.pair = pair;
     this.exchanges = [];
     this.data = [[]];
@@ -99,7 +108,11 @@ class PairChart {
     // The widths of the price axis, in pixels, and of the legend's prices, in characters. They only grow.
     this.axisWidth = 50;
     this.legendWidth = 0;
-    this.span = 60;
+    this.span = span;
+    this.longest = Math.max(...spans.map(([, value]) => value));
+    this.shortest = SHORTEST;
+    // What a point needs to its left and right, in seconds.
+    this.margin = 0;
     this.follow = true;
     this.box = element("section", { class: "chart", tabindex: "0", role: "group" });
     this.box.setAttribute("aria-label", `chart of ${pair}; plus and minus zoom, arrows move, f follows`);
@@ -110,10 +123,8 @@ class PairChart {
     };
     this.followButton = button("follow", "follow the newest ticks", () => this.setFollow(!this.follow));
     this.select = selection("how much time is shown");
-    for (const [text, value] of [["15 s", 15], ["1 min", 60], ["5 min", 300], ["10 min", 600]]) {
-      this.select.append(element("option", { value, text }));
-    }
-    this.select.value = "60";
+    for (const [text, value] of spans) this.select.append(element("option", { value, text }));
+    this.select.value = String(span);
     this.select.addEventListener("change", () => { this.span = Number(this.select.value); this.setFollow(true); });
     this.box.append(
       element("div", { class: "bar" }, element("b", { text: pair }), this.followButton, this.select,
@@ -175,6 +186,10 @@ class PairChart {
     };
   }
 
+  lines() { return this.exchanges.map((exchange) => this.line(exchange)); }
+
+  drawOver() {}
+
   // The last price until the cursor, or the last one of all.
   legendText(prices = [], at) {
     let i = at ?? prices.length - 1;
@@ -197,7 +212,7 @@ class PairChart {
     const range = this.plot ? [this.plot.scales.x.min, this.plot.scales.x.max] : null;
     if (this.plot) this.plot.destroy();
     const axis = axisStyle(this.plotHost);
-    const timeText = (t, step) => clock(t).slice(0, step < 1 ? 10 : step < 60 ? 8 : 5);
+    const timeText = (t, step) => (step < 86400 ? clock(t).slice(0, step < 1 ? 10 : step < 60 ? 8 : 5) : iso(t).slice(5, 10));
     const options = {
       width: this.width(), height: HEIGHT,
       cursor: { drag: { x: true, y: false, setScale: false } },
@@ -215,10 +230,11 @@ class PairChart {
       ],
       series: [
         { label: "time (UTC)", class: "time", value: (_, __, ___, at) => this.timeText(at) },
-        ...this.exchanges.map((exchange) => this.line(exchange)),
+        ...this.lines(),
       ],
       legend: { markers: { dash: (plot, i) => ({ 6: "dashed", 2: "dotted" })[plot.series[i].dash?.[0]] ?? "solid" } },
       hooks: {
+        draw: [(plot) => this.drawOver(plot)],
         setSelect: [(plot) => {
           if (plot.select.width < 4) return;
           const from = plot.posToVal(plot.select.left, "x");
@@ -260,8 +276,9 @@ class PairChart {
     const last = x.length ? x[x.length - 1] : now;
     // The window starts with the data, and grows until it has the chosen length.
     const first = Math.max(x.length ? x[0] : now, last - this.span);
-    const shortest = Math.min(SHORTEST, this.span);
-    const view = this.follow ? { min: first, max: Math.max(last, first + shortest) } : { ...this.plot.scales.x };
+    const shortest = Math.min(this.shortest, this.span);
+    const newest = { min: first - this.margin, max: Math.max(last, first + shortest) + this.margin };
+    const view = this.follow ? newest : { ...this.plot.scales.x };
     this.plot.batch(() => {
       this.plot.setData(this.data, false);
       this.plot.setScale("x", { min: view.min, max: view.max });
@@ -275,7 +292,7 @@ class PairChart {
     const middle = this.follow ? max : (min + max) / 2;
     const half = Math.max(0.25, ((max - min) * factor) / 2);
     if (this.follow) {
-      this.span = Math.min(600, half * 2);
+      this.span = Math.min(this.longest, half * 2);
       this.dirty = true;
       this.draw(max);
     } else {
@@ -306,6 +323,91 @@ class PairChart {
     this.resizer.disconnect();
     if (this.plot) this.plot.destroy();
     this.box.remove();
+  }
+}
+
+// The chart of one pair, with a candle for each bar of `seconds`. A candle is at the middle of its bar.
+class CandleChart extends PairChart {
+  constructor(pair, host, seconds) {
+    super(pair, host, CANDLES_SHOWN.map((count) => [`${count} bars`, count * seconds]), CANDLES_SHOWN[1] * seconds);
+    this.seconds = seconds;
+    this.margin = seconds / 2;
+    this.shortest = CANDLES_SHOWN[0] * seconds;
+    this.data = [[], [], [], [], []];
+    this.box.classList.add("candles");
+  }
+
+  load(full) {
+    this.digits = full.digits;
+    this.data = [0, 1, 2, 3, 4].map((i) => full.candles.map((candle) => candle[i]));
+    this.data[0] = this.data[0].map((start) => start + this.seconds / 2);
+    if (!this.plot) this.build();
+    this.dirty = true;
+  }
+
+  // Replace some candles, or add them in their places.
+  add(_, points) {
+    this.digits = points.digits;
+    const x = this.data[0];
+    for (const candle of points.candles) {
+      const values = [candle[0] + this.seconds / 2, ...candle.slice(1)];
+      let i = x.length;
+      while (i > 0 && x[i - 1] >= values[0]) i--;
+      const replaced = x[i] === values[0] ? 1 : 0;
+      this.data.forEach((column, n) => column.splice(i, replaced, values[n]));
+      if (x.length > CANDLES_KEPT) for (const column of this.data) column.shift();
+    }
+    this.dirty = true;
+  }
+
+  lines() {
+    const value = (_, __, i, at) => this.legendText(this.data[i], at);
+    return ["open", "high", "low", "close"].map((label) => ({ label, value, paths: () => null, points: { show: false } }));
+  }
+
+  sortLegend() {}
+
+  timeText(at) {
+    const times = this.data[0];
+    if (!times.length) return "-";
+    const start = times[at ?? times.length - 1] - this.seconds / 2;
+    return this.seconds < 3600 ? clock(start).slice(0, 8) : iso(start).slice(0, 16).replace("T", " ");
+  }
+
+  // Rising candles are hollow, falling ones are filled: you can tell them apart without colours.
+  drawOver(plot) {
+    const [x, open, high, low, close] = this.data;
+    const { left, top, width, height } = plot.bbox;
+    const scale = window.devicePixelRatio || 1;
+    const at = (value, axis) => Math.round(plot.valToPos(value, axis, true));
+    const body = Math.max(1, Math.floor(0.35 * (at(this.seconds, "x") - at(0, "x"))));
+    const pen = plot.ctx;
+    pen.save();
+    pen.beginPath();
+    pen.rect(left, top, width, height);
+    pen.clip();
+    pen.lineWidth = Math.max(1, Math.round(scale));
+    // Otherwise a line of one pixel would be spread over two.
+    pen.translate((pen.lineWidth % 2) / 2, (pen.lineWidth % 2) / 2);
+    const { min, max } = plot.scales.x;
+    x.forEach((middle, i) => {
+      if (middle < min - this.seconds || middle > max + this.seconds) return;
+      const rises = close[i] >= open[i];
+      pen.strokeStyle = pen.fillStyle = rises ? RISING : FALLING;
+      const centre = at(middle, "x");
+      const upper = at(Math.max(open[i], close[i]), "y");
+      const lower = at(Math.min(open[i], close[i]), "y");
+      pen.beginPath();
+      pen.moveTo(centre, at(high[i], "y"));
+      pen.lineTo(centre, upper);
+      pen.moveTo(centre, lower);
+      pen.lineTo(centre, at(low[i], "y"));
+      pen.stroke();
+      const box = [centre - body, upper, 2 * body, lower - upper];
+      if (!rises) pen.fillRect(...box);
+      pen.strokeRect(...box);
+    });
+    pen.restore();
   }
 }
 
@@ -713,7 +815,9 @@ function render({ model, el }) {
   function showCharts(pairs, loaded) {
     for (const [pair, plot] of plots) if (!pairs.includes(pair)) { plot.remove(); plots.delete(pair); }
     for (const [pair, full] of Object.entries(loaded)) {
-      if (!plots.has(pair)) plots.set(pair, new PairChart(pair, charts));
+      if (!plots.has(pair)) {
+        plots.set(pair, full.candles ? new CandleChart(pair, charts, full.seconds) : new PairChart(pair, charts));
+      }
       plots.get(pair).load(full);
     }
     rows.forEach((row, i) => row.pick.setAttribute("aria-pressed", String(plots.has(symbols[i]))));

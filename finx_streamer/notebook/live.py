@@ -10,6 +10,7 @@ import atexit
 import threading
 import uuid
 from abc import ABC, abstractmethod
+from datetime import timedelta
 from functools import cache
 from typing import Any, Self
 
@@ -36,10 +37,18 @@ class Live(ABC):
     You can show it more than once. `close()` ends it, and so does a rerun of its cell. The listener keeps running.
     """
 
-    def __init__(self, listener: ListenerView, recent: Recent, pairs: list[str], rate: float, watch: Watch) -> None:
+    def __init__(
+        self,
+        listener: ListenerView,
+        recent: Recent,
+        pairs: list[str],
+        rate: float,
+        watch: Watch,
+        bars: timedelta | None = None,
+    ) -> None:
         self.listener = listener
         self.cell: Cell | None = this_cell()
-        self.view_model = ViewModel(listener, recent, pairs or first_charted(listener.symbols))
+        self.view_model = ViewModel(listener, recent, pairs or first_charted(listener.symbols), bars)
         #: Guards the view model. Never held while sending.
         self.lock = threading.Lock()
         self.interval = 1.0 / rate

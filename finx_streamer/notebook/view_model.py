@@ -9,12 +9,14 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterable
+from datetime import datetime, timedelta
 from typing import Any
 
 from ..clock import monotonic
 from ..delivery.frontend import ListenerView
 from ..delivery.recent import Recent
 from ..delivery.stats import ListenerStats, StreamStats, reason
+from .candles import Candles
 from .chains import Chains, is_option
 from .text import finite, plain, plain_name, price_digits, price_text
 
@@ -41,15 +43,15 @@ class Chart:
         self.exchanges: list[str] = []
         self._rows: deque[tuple[float, dict[int, float]]] = deque(maxlen=_ROWS_KEPT)
 
-    def add(self, at: float, exchange: str, price: float) -> int | None:
+    def add(self, received_at: float, moment: datetime, exchange: str, price: float) -> int | None:
         """Add a price. Return the index of its line, or None if the chart has no room for another line."""
         if exchange not in self.exchanges:
             if len(self.exchanges) >= _LINES:
                 return None
             self.exchanges.append(exchange)
         line = self.exchanges.index(exchange)
-        if not self._rows or at - self._rows[-1][0] >= _ROW_SECONDS:
-            self._rows.append((at, {}))
+        if not self._rows or received_at - self._rows[-1][0] >= _ROW_SECONDS:
+            self._rows.append((received_at, {}))
         self._rows[-1][1][line] = price
         return line
 
@@ -58,6 +60,10 @@ class Chart:
         rows = list(self._rows)
         lines = [[prices.get(line) for _, prices in rows] for line in range(len(self.exchanges))]
         return {"exchanges": list(self.exchanges), "x": [at for at, _ in rows], "y": lines}
+
+    def points(self, prices: dict[float, float]) -> dict[str, Any]:
+        """Return the last price of some lines, by index."""
+        return {"exchanges": self.exchanges, "y": prices}
 
 
 class _Row:
@@ -95,20 +101,33 @@ class _Row:
 
 
 class ViewModel:
-    """The state of one view. Not thread-safe."""
+    """The state of one view. Not thread-safe.
 
-    def __init__(self, listener: ListenerView, recent: Recent, charts: Iterable[str]) -> None:
+    Args:
+        listener: What the view shows.
+        recent: Its last ticks.
+        charts: The symbols to chart first.
+        bars: The length of a candle. None draws lines.
+    """
+
+    def __init__(
+        self, listener: ListenerView, recent: Recent, charts: Iterable[str], bars: timedelta | None = None
+    ) -> None:
         self._listener = listener
         self._recent = recent
+        self._bars = bars
+        #: A candle needs all ticks that there are.
+        self._per_frame = _PER_FRAME if bars is None else recent.size
         self._position = 0
         self._rows: dict[str, _Row] = {}
         self._symbols: tuple[str, ...] = ()
         self._chains = Chains()
         self._has_options = False
-        self._charts: dict[str, Chart] = {}
+        self._charts: dict[str, Chart | Candles] = {}
         #: What changed since the last frame.
         self._changed: set[str] = set()
-        self._points: dict[str, dict[int, float]] = {}
+        #: The prices of the lines, by index, or of the candles, by start.
+        self._points: dict[str, dict[float, float]] = {}
         self._chosen = False
         #: Charts that no page has yet.
         self._new_charts: set[str] = set()
@@ -133,35 +152,37 @@ class ViewModel:
         for pair in wanted:
             self._charts[pair] = known.get(pair) or self._load(pair)
 
-    def _load(self, pair: str) -> Chart:
-        chart, row = Chart(), self._rows.setdefault(pair, _Row())
+    def _load(self, pair: str) -> Chart | Candles:
+        # What is no pair has no trades.
+        chart = Chart() if self._bars is None or ":" not in pair else Candles(self._bars)
+        row = self._rows.setdefault(pair, _Row())
         self._new_charts.add(pair)
         for tick in self._recent.last(self._recent.size, pair):
             if (price := finite(tick["price"])) is not None:
-                chart.add(tick["received_ns"] / 1e9, plain_name(str(tick["exchange"])), price)
+                chart.add(tick["received_ns"] / 1e9, tick["timestamp"], plain_name(str(tick["exchange"])), price)
                 row.digits = max(row.digits, price_digits(tick["price"]))
         return chart
 
     def update(self) -> None:
         """Take in the ticks received since the last call."""
-        ticks, self._position = self._recent.since(self._position, _PER_FRAME)
+        ticks, self._position = self._recent.since(self._position, self._per_frame)
         for tick in ticks:
-            self._update_row(tick["pair"], tick["received_ns"], tick["price"], tick["exchange"])
+            self._update_row(tick["pair"], tick["received_ns"], tick["timestamp"], tick["price"], tick["exchange"])
         if any(":" not in symbol for symbol in self._listener.symbols):
             self._update_contracts()
         if monotonic() - self._stats_at >= _STATS_EVERY:
             self.update_stats()
 
-    def _update_row(self, symbol: str, received_ns: int, price: Any, exchange: object) -> None:
+    def _update_row(self, symbol: str, received_ns: int, moment: datetime, price: Any, exchange: object) -> None:
         row = self._rows.get(symbol)
         if row is None:
             row = self._rows[symbol] = _Row()
         row.update(received_ns, price, exchange)
         self._changed.add(symbol)
         if row.price is not None and (chart := self._charts.get(symbol)) is not None:
-            line = chart.add(row.at, row.exchange, row.price)
-            if line is not None:
-                self._points.setdefault(symbol, {})[line] = row.price
+            point = chart.add(row.at, moment, row.exchange, row.price)
+            if point is not None:
+                self._points.setdefault(symbol, {})[point] = row.price
 
     def _update_contracts(self) -> None:
         symbols = frozenset(self._listener.symbols)
@@ -169,7 +190,8 @@ class ViewModel:
             # The same contract may come as itself and with its month.
             for symbol in symbols & {name, greeks["symbol"]}:
                 price = greeks["mark_price"] if symbol == name else None
-                self._update_row(symbol, greeks["received_ns"], "-" if price is None else price, greeks["exchange"])
+                quote = "-" if price is None else price
+                self._update_row(symbol, greeks["received_ns"], greeks["timestamp"], quote, greeks["exchange"])
 
     def choose_expiry(self, name: str) -> None:
         """Choose the expiry whose chain is shown. Ignores one without options."""
@@ -214,7 +236,7 @@ class ViewModel:
             return self.full()
         rows = {i: self._rows[s].values() for i, s in enumerate(self._symbols[:ROWS]) if s in self._changed}
         points = {
-            pair: {"exchanges": self._charts[pair].exchanges, "digits": self._rows[pair].digits, "y": prices}
+            pair: {**self._charts[pair].points(prices), "digits": self._rows[pair].digits}
             for pair, prices in self._points.items()
             if pair in self._charts and pair not in self._new_charts
         }

@@ -6,6 +6,7 @@ import contextvars
 import threading
 import time
 import warnings
+from datetime import timedelta
 from functools import cache
 from importlib import metadata, resources
 from pathlib import Path
@@ -58,8 +59,16 @@ class _Widget(anywidget.AnyWidget):
 class LiveWidget(Live):
     """A live view that draws tables and charts in the page."""
 
-    def __init__(self, listener: ListenerView, recent: Recent, pairs: list[str], rate: float, watch: Watch) -> None:
-        super().__init__(listener, recent, pairs, rate, watch)
+    def __init__(
+        self,
+        listener: ListenerView,
+        recent: Recent,
+        pairs: list[str],
+        rate: float,
+        watch: Watch,
+        bars: timedelta | None = None,
+    ) -> None:
+        super().__init__(listener, recent, pairs, rate, watch, bars)
         with self.lock:
             self.view_model.update()
             saved = self._full()

@@ -192,3 +192,10 @@ def test_rejects_an_invalid_rate(value: Any) -> None:
     """`live` raises, and the message names the argument."""
     with pytest.raises(ConfigurationError, match=r"^rate: "):
         StreamListener(PAIR).live(rate=value)
+
+
+@pytest.mark.parametrize("value", ["", "5", "7min", 5])
+def test_rejects_an_invalid_interval(value: Any) -> None:
+    """`live` raises, and the message names the argument."""
+    with pytest.raises(ConfigurationError, match=r"^bars: "):
+        StreamListener(PAIR).live(bars=value)

@@ -391,6 +391,58 @@ def test_the_legend_shows_the_last_values(quiet: Book) -> None:
     quiet.wait(legend, "BINANCE1.75KRAKEN1.25")
 
 
+CANDLES = """
+from finx_streamer import StreamListener
+from finx_streamer.server import LocalServer
+from tests.support.market import Market, tick
+server = LocalServer(Market("BTC:USDC"), keys={"demo"}).start()
+def emit(*ticks):
+    server.emit(*({**tick(number), "price": price} for number, price in ticks))
+listener = StreamListener("BTC:USDC", endpoint=server.url, api_key="demo")
+view = listener.live(bars="1s")
+server.wait_connected(1)
+view
+"""
+#: Whether the chart has these candles: their open, high, low and close.
+HAS = """wanted => {
+    const [, ...prices] = [...document.querySelector('.finx')?.finxCharts.values() ?? []][0]?.data ?? [];
+    return prices.length && JSON.stringify(prices[0].map((_, i) => prices.map((column) => column[i]))) === wanted;
+}"""
+#: The opaque colours of the chart, except those of its text and its grid.
+PAINTED = """() => {
+    const canvas = document.querySelector('.finx .chart canvas');
+    const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+    const found = new Set();
+    for (let i = 0; i < data.length; i += 4) {
+        const colour = data.slice(i, i + 3);
+        if (data[i + 3] === 255 && Math.max(...colour) - Math.min(...colour) > 50) found.add(colour.join());
+    }
+    return [...found].sort();
+}"""
+
+
+def test_candles(page: Book, lab: Lab) -> None:
+    """Ticks change the open candle, late ones an earlier one. Rising and falling candles have colours."""
+    write(lab, "candles.ipynb", [CANDLES, "emit((1, '10'), (50, '12'), (150, '11'))", "emit((160, '9'), (60, '13'))"])
+    page.open("candles.ipynb")
+    page.run(0)
+    page.wait(STATE, "streaming")
+    page.run(1)
+    page.wait(HAS, "[[10,12,10,12],[11,11,11,11]]")
+    page.run(2)
+    page.wait(HAS, "[[10,13,10,13],[11,11,9,9]]")
+    page.wait(
+        "() => document.querySelector('.finx .u-legend').textContent === 'time (UTC)15:30:01open11high11low9close9'"
+    )
+    assert page.page.evaluate(PAINTED) == ["217,66,58", "46,158,79"]
+    # A chart that is chosen again has them, too.
+    page.page.click(".finx tbody button")
+    page.wait("() => !document.querySelector('.finx .chart')")
+    page.page.click(".finx tbody button")
+    page.wait(HAS, "[[10,13,10,13],[11,11,9,9]]")
+    assert page.errors == []
+
+
 def test_a_click_on_a_pair_keeps_the_other_charts(book: Book) -> None:
     """They aren't drawn again from the start, and keep their zoom."""
     book.wait("() => document.querySelectorAll('.finx .chart').length === 2")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from queue import Queue
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 
 from finx_streamer import StreamListener, Tick
 from finx_streamer.delivery.recent import Recent
+from finx_streamer.notebook.candles import CANDLES_KEPT
 from finx_streamer.notebook.view_model import CHARTS, ROWS, Chart, ViewModel, first_charted
 from finx_streamer.server import LocalServer
 from tests.support.contracts import CALL, MONTH, PERPETUAL, PUT, played_by_hand, ticker
@@ -21,14 +22,20 @@ PAIR, OTHER = "BTC:USDC", "ETH:USDC"
 SECOND = 1_000_000_000
 
 
-def a_tick(price: Any, received_ns: int, pair: str = PAIR, exchange: str = "BINANCE") -> Tick:
+def a_tick(
+    price: Any,
+    received_ns: int,
+    pair: str = PAIR,
+    exchange: str = "BINANCE",
+    timestamp: datetime = datetime(2022, 7, 2, 15, 30, tzinfo=UTC),
+) -> Tick:
     return {
         "pair": pair,
         "date": "2022-07-02",
         "time": "15:30:00.0Z",
         "exchange": exchange,
         "price": price,
-        "timestamp": datetime(2022, 7, 2, 15, 30, tzinfo=UTC),
+        "timestamp": timestamp,
         "received_ns": received_ns,
         "backfilled": False,
     }
@@ -125,6 +132,42 @@ def test_all_prices_of_a_pair_have_the_same_decimals(stage: Stage) -> None:
     assert stage.view_model.digits() == {PAIR: 2}
 
 
+def test_candles() -> None:
+    """The full state has the bars of the recent ticks. Frames have those that changed, whenever their ticks come."""
+    recent = Recent(20_000)
+    start = datetime(2022, 7, 2, 15, 30, tzinfo=UTC)
+
+    def put(*ticks: tuple[float, float]) -> None:
+        recent.extend([a_tick(price, SECOND, timestamp=start + timedelta(seconds=at)) for at, price in ticks])
+
+    put((1, 10.0), (2, 12.25), (6, 11.0))
+    view_model = ViewModel(StreamListener(PAIR, PERPETUAL), recent, [PAIR, PERPETUAL], timedelta(seconds=5))
+    view_model.update()
+    begin = start.timestamp()
+    charts = view_model.full()["charts"]
+    assert charts[PAIR] == {
+        "seconds": 5.0,
+        "candles": [[begin, 10.0, 12.25, 10.0, 12.25], [begin + 5, 11.0, 11.0, 11.0, 11.0]],
+        "digits": 2,
+    }
+    assert charts[PERPETUAL]["y"] == []
+    put((7, 9.0), (3, 13.0))
+    view_model.update()
+    frame = view_model.frame()
+    assert frame is not None
+    assert frame["points"][PAIR]["candles"] == [[begin, 10.0, 13.0, 10.0, 13.0], [begin + 5, 11.0, 11.0, 9.0, 9.0]]
+    # All ticks count, and only the last candles are kept.
+    put(*((n, float(n)) for n in range(5 * (CANDLES_KEPT + 1))))
+    view_model.update()
+    candles = view_model.full()["charts"][PAIR]["candles"]
+    assert len(candles) == CANDLES_KEPT
+    last = 5.0 * CANDLES_KEPT
+    assert candles[-1] == [begin + last, last, last + 4, last, last + 4]
+    put((0, 1.0), (10, float("nan")))
+    view_model.update()
+    assert (view_model.frame() or {"points": {}})["points"] == {}
+
+
 def test_ignores_pairs_that_can_not_be_charted(stage: Stage) -> None:
     """Unknown pairs, duplicates and too many pairs are left out."""
     stage.view_model.choose(["XXX:YYY", PAIR, PAIR])
@@ -165,7 +208,7 @@ def test_memory_is_bounded(stage: Stage) -> None:
     """Neither time nor the number of exchanges makes it grow beyond its limits."""
     chart = Chart()
     for number in range(5_000):
-        chart.add(float(number), f"E{number % 50}", 1.0)
+        chart.add(float(number), datetime.now(UTC), f"E{number % 50}", 1.0)
     full = chart.full()
     assert len(full["x"]) <= 1_200
     assert len(full["exchanges"]) <= 12

@@ -194,6 +194,12 @@ def photograph_notebook() -> None:
     _photograph(codes, NOTEBOOK_SECONDS, {"live": ".finx", "snapshot": ".jp-OutputArea-output > div:has(table)"})
 
 
+def photograph_candles() -> None:
+    """Save the live view with candles."""
+    codes = (NOTEBOOK, 'listener.live("BTC:USDC", "ETH:BTC", bars="1s")', "pass")
+    _photograph(codes, NOTEBOOK_SECONDS, {"candles": ".finx"})
+
+
 def photograph_options() -> None:
     """Save the live view of a listener to options."""
     _photograph((OPTIONS, "listener.live()", "pass"), OPTIONS_SECONDS, {"options": ".finx"})
@@ -240,19 +246,21 @@ def draw_plot() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    choices = ["terminal", "plot", "notebook", "options"]
+    choices = ["terminal", "plot", "notebook", "candles", "options"]
     parser.add_argument("pictures", nargs="*", choices=choices, default=choices)
     wanted = parser.parse_args().pictures
     if "terminal" in wanted:
         (IMAGES / "terminal.svg").write_text(draw_terminal(record_terminal()), encoding="utf-8")
     if "plot" in wanted:
         draw_plot()
-    if not {"notebook", "options"} & {*wanted}:
+    if not {"notebook", "candles", "options"} & {*wanted}:
         return
     if not shutil.which("chromium"):
         sys.exit("the notebook's pictures need chromium; on Debian, run apt install chromium")
     if "notebook" in wanted:
         photograph_notebook()
+    if "candles" in wanted:
+        photograph_candles()
     if "options" in wanted:
         photograph_options()
 
