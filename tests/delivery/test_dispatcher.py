@@ -189,6 +189,7 @@ def test_errors_without_on_error_are_logged(seen: Seen, caplog: pytest.LogCaptur
     assert "in broken" in caplog.text
 
 
+@pytest.mark.usefixtures("turns")
 def test_block_is_the_default_and_loses_nothing(seen: Seen) -> None:
     """After a callback has blocked a queue of ten, every tick is delivered in order."""
     gate = Gate(seen)
@@ -210,6 +211,17 @@ def test_the_smallest_queues_work(seen: Seen, size: int) -> None:
     assert seen.prices == list(range(1, 2_001))
 
 
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_a_fast_callback_causes_no_drops(seen: Seen, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A burst that was read at once is decoded only as far as it fits into the queue."""
+    monkeypatch.setattr(relief, "TIMING", TURNS["never relieved"])
+    with Peer(stay(ticks(1, 2_000))) as peer, seen.listener(peer.url, queue_size=size, overflow="drop_oldest"):
+        seen.wait_ticks(2_000)
+    assert seen.prices == list(range(1, 2_001))
+    assert seen.errors == []
+
+
+@pytest.mark.usefixtures("turns")
 def test_drop_oldest_keeps_the_newest_ticks_and_reports_the_others(seen: Seen) -> None:
     """Delivered and dropped ticks add up to all ticks, in the reports and in the counters."""
     gate, total = Gate(seen), 3_000
@@ -227,6 +239,7 @@ def test_drop_oldest_keeps_the_newest_ticks_and_reports_the_others(seen: Seen) -
     assert {error.symbol for error in seen.of_type(TicksDropped)} == {PAIR}
 
 
+@pytest.mark.usefixtures("turns")
 def test_latest_keeps_one_tick_per_pair(seen: Seen) -> None:
     """After a callback has blocked, it gets the newest tick of each pair, and the others are reported."""
     gate, pairs = Gate(seen), ["BTC:USDC", "ETH:USDC"]
@@ -307,6 +320,7 @@ def test_a_slow_consumer_is_reported_once(seen: Seen) -> None:
     assert error.size == 20
 
 
+@pytest.mark.usefixtures("turns")
 def test_errors_are_never_dropped(seen: Seen) -> None:
     """All errors arrive, even those between dropped ticks."""
     gate = Gate(seen)

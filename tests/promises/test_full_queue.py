@@ -12,10 +12,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from finx_streamer import Endpoint, GapNotFilled, StreamListener
+from finx_streamer.connection import relief
 from tests.support.effort import examples
 from tests.support.market import OTHER, PAIR, tick
 from tests.support.peers import PATIENCE, Seen
 from tests.support.second_wire import SecondWire
+from tests.support.turns import TURNS
 
 QUIET = "QUIET:USDC"
 #: Publish this many ticks of a pair, or "block" and "unblock" the user's code, or "drop" the connection.
@@ -76,8 +78,8 @@ Consume = Callable[[StreamListener, Consumer], threading.Thread | None]
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("dispatch", "consume"),
-    [("thread", by_callback), ("thread", by_loop), ("inline", by_loop)],
-    ids=["callback", "loop", "inline loop"],
+    [("thread", by_callback), ("thread, changing hands", by_callback), ("thread", by_loop), ("inline", by_loop)],
+    ids=["callback", "changing hands", "loop", "inline loop"],
 )
 @given(given_steps=steps, queue_size=st.sampled_from([1, 2, 10, 100]), confirms=st.booleans())
 @example(["block", (PAIR, 300), "drop", (PAIR, 300), (OTHER, 300), "drop", (QUIET, 1), (OTHER, 300)], 10, True)
@@ -89,7 +91,10 @@ def test_nothing_is_lost_or_stuck(
     """Whenever callbacks block, connections drop, and a pair is quiet: each tick arrives once and in order."""
     consumer, published = Consumer(), Counter[str]()
     pairs = (PAIR, OTHER, QUIET)
-    with SecondWire(confirms=confirms) as service:
+    dispatch, _, turns = dispatch.partition(", ")
+    with SecondWire(confirms=confirms) as service, pytest.MonkeyPatch.context() as patch:
+        if turns:
+            patch.setattr(relief, "TIMING", TURNS[turns])
         listener = consumer.seen.listener(
             Endpoint(service.url, wire="subscribe"),
             *pairs,
