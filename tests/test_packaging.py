@@ -18,6 +18,10 @@ OPTIONAL = {"msgspec", "websockets", "typer", "rich", "click", "pandas", "polars
 OPTIONAL |= {"IPython", "anywidget", "ipykernel"}
 #: The names that users can rely on.
 PROMISED = {
+    "Bar",
+    "BarError",
+    "bars",
+    "bars_to_pandas",
     "AuthenticationError",
     "CallTimeout",
     "CallbackError",

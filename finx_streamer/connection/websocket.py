@@ -48,6 +48,8 @@ _LOOK_EVERY = 32
 WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 #: In bytes, for the header of the answer to the handshake.
 MAX_HEADER = 65_536
+#: Besides those of the service, `doctor` reads these headers of the answer. A connection is too small to keep all.
+_KEPT_HEADERS = ("date", "server")
 #: In bytes. A peer that makes us answer, but doesn't read the answers, is given up.
 MAX_UNSENT = 1024 * 1024
 #: How the payload of a ping by `send_probe` starts. The number of the probe follows.
@@ -305,7 +307,7 @@ class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
         )
         self.wire = wire
         self.key = key
-        #: The service's own headers in the answer to the handshake, with names in lower case.
+        #: The headers of the answer to the handshake that matter, with names in lower case.
         self.response_headers: Mapping[str, str] = {}
         self.failure: BaseException | None = None
         #: How many probes were sent, and the last one that was answered. Its answer covers those before it.
@@ -331,7 +333,8 @@ class Connection(WebSocketApp):  # type: ignore[misc, unused-ignore]
         if self._dispatcher.read_frame is None or self.sock is None:
             raise self.failure or EOFError()
         headers = self.sock.getheaders() or {}
-        self.response_headers = {name: value for name, value in headers.items() if name.startswith("finx-")}
+        kept = (name for name in headers if name.startswith("finx-") or name in _KEPT_HEADERS)
+        self.response_headers = {name: headers[name] for name in kept}
         self.sock.handshake_response = None
         self.sock.cont_frame = self._fragments  # type: ignore[assignment]
         # The library validates UTF-8 byte by byte in Python. That is fine for the reason of a close frame only.

@@ -59,8 +59,7 @@ class Probe:
 
     def _header(self, name: str) -> str:
         """A header of the answer to the handshake, "" if there is none. `name` is in lower case."""
-        headers: dict[str, str] = getattr(self._connection.sock, "headers", None) or {}
-        return headers.get(name, "")
+        return self._connection.response_headers.get(name, "")
 
     def send(self, function: str, **arguments: str) -> None:
         """Send a request, which gets the key."""

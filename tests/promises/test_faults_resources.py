@@ -19,6 +19,7 @@ import pytest
 
 from finx_streamer import ConnectionFailed, FinxStreamerError, FunctionClient, ReconnectPolicy
 from finx_streamer.connection.loop import EventLoop
+from finx_streamer.delivery.dispatcher import ThreadDelivery
 from finx_streamer.delivery.iteration import Iterations
 from finx_streamer.delivery.queues import BlockQueue, DropOldestQueue, LatestQueue
 from finx_streamer.functions.call_pool import CallPool
@@ -284,7 +285,7 @@ def test_a_signal_handler_can_stop_during_stats(seen: Seen, overflow: str, line:
     with Peer(stay(ticks(1, 100))) as peer:
         listener = seen.listener(peer.url, overflow=overflow, queue_size=8).start()
         seen.wait_ticks(1)
-        codes = {kinds[overflow].depths.__code__, kinds[overflow].depth.__code__}
+        codes = {kinds[overflow].depths.__code__, ThreadDelivery.depths.__code__, ThreadDelivery.depth.__code__}
         trace, took = interrupt_within(codes, line, lambda: results.append(listener.stop(PATIENCE)))
         before = sys.gettrace()
         sys.settrace(trace)
