@@ -75,7 +75,7 @@ SENT = st.lists(
 def test_live_bars_equal_those_of_the_ticks(
     sent: list[tuple[float, int, str]], by_exchange: bool, empty: bool, dispatch: str
 ) -> None:
-    """Whatever the order of the ticks, and although time passes, the last revisions are those of `bars`."""
+    """The last revisions are those of `bars`, in any order of the ticks and although time passes."""
     seen = SeenBars()
     with Peer(stay(*(after(*each) for each in sent))) as peer:
         listener = seen.listener(peer.url, dispatch=dispatch)

@@ -79,7 +79,7 @@ changes = st.lists(st.tuples(st.integers(0, 260), byte), max_size=3)
 def test_agrees_with_the_decoder(
     message: str, changed: list[tuple[int, int]], cut: int, exchange: str, price: str
 ) -> None:
-    """Whatever it reads is one whole frame with a tick that the decoder reads in the same way."""
+    """All that it reads are whole frames with one tick that the decoder reads in the same way."""
     single = SingleTick()
     single.learn(frame(message))
     message = message.replace("BINANCE", json.dumps("B" + exchange)[1:-1]).replace('"1.5"', f'"{price or 1.5}"')
