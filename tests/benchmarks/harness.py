@@ -244,7 +244,7 @@ def rounds(jobs: Mapping[str, Callable[[], Figures]], count: int) -> Results:
     results: Results = {name: [] for name in jobs}
     names = list(jobs)
     repeats = int(_MAX_REPEATED * count * len(names))
-    for number in range(count):
+    for number in range(count if names else 0):
         first = number % len(names)
         for name in names[first:] + names[:first]:
             note(f"round {number + 1} of {count}: {name}")
