@@ -105,7 +105,10 @@ def bars(
         BarError: A price can't be compared, or a tick is older than the bars that can be changed: sort the ticks.
     """
     hold = timedelta(seconds=check.number("lateness", lateness, 0, _DAY, "seconds, from 0 to 86400"))
-    builder = BarBuilder(parse_interval(interval), by_exchange=by_exchange, empty=empty, hold=hold)
+    length = parse_interval(interval)
+    check.boolean("by_exchange", by_exchange)
+    check.boolean("empty", empty)
+    builder = BarBuilder(length, by_exchange=by_exchange, empty=empty, hold=hold)
     if not isinstance(ticks, Iterable):
         raise ConfigurationError(f"ticks: {type(ticks).__name__} is not iterable; expected {_TICKS}")
     return _bars(ticks, builder)
@@ -153,9 +156,7 @@ class BarBuilder:
         hold: timedelta = timedelta(0),
     ) -> None:
         self.interval = interval
-        self._by_exchange = check.boolean("by_exchange", by_exchange)
-        self._empty = check.boolean("empty", empty)
-        self._hold = hold
+        self._by_exchange, self._empty, self._hold = by_exchange, empty, hold
         self._series: dict[tuple[str, str | None], _Series] = {}
         #: The time of the newest tick.
         self._newest = _EPOCH

@@ -20,7 +20,7 @@ from .config.symbols import Pair, Symbol
 from .connection.attempt import MAX_MESSAGE, ConnectionConfig
 from .delivery.bar_feed import BarRequest
 from .delivery.callbacks import ARGUMENTS, Callback
-from .delivery.frontend import LiveView, Origin
+from .delivery.frontend import LiveSettings, LiveView, Origin
 from .delivery.iteration import TickBuffer
 from .delivery.queues import QUEUES
 from .delivery.recent import Recent
@@ -724,7 +724,7 @@ class StreamListener:
         wanted = [str(check.symbol(pair)) for pair in pairs]
         rate = check.number("rate", rate, 1, 30, "frames per second, from 1 to 30")
         interval = None if bars is None else parse_interval(bars, "bars")
-        return self._frontend.live(self, recent, wanted, rate, self._watch, interval)
+        return self._frontend.live(self, LiveSettings(recent, wanted, rate, self._watch, interval))
 
     def _watch(self, watcher: Callable[[], None]) -> Callable[[], None]:
         """Call `watcher`, on any thread, when the listener starts or ends. Return what undoes this."""

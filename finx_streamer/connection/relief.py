@@ -36,7 +36,7 @@ class ReliefTiming:
 
 #: Tests replace it, to force takeovers.
 TIMING = ReliefTiming()
-#: So many calls since a look are frequent, however long ago that was.
+#: Calls are frequent if there were this many since the last look.
 _FREQUENT_CALLS = 25
 #: The relief sleeps after this many looks without a call. After a slow call, it sleeps at the first one.
 _QUIET_LOOKS = 2
@@ -179,9 +179,6 @@ class RelievedLoop(EventLoop):
                 else:
                     self._serve()
         finally:
-            # From now on, only the relief drives, even if it has just handed back.
-            self._in_calls = True
-            self._relief_wakeup.wake()
             self._calls.run_last()
 
     def _drive(self) -> None:
@@ -262,7 +259,7 @@ class RelievedLoop(EventLoop):
     def _takes_over(self) -> bool:
         """Take the lock if callbacks have taken long. Return whether that succeeded."""
         left = self.polled_at + self._timing.grace - monotonic()
-        if self._in_calls and left > 0.0 and not self._over:
+        if self._in_calls and left > 0.0:
             self._relief_wakeup.wait(left)
             left = self.polled_at + self._timing.grace - monotonic()
         # Without waiting: between two callbacks, the callback thread drives.

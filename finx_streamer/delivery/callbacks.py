@@ -208,7 +208,7 @@ class CallbackRunner:
             else:
                 try:
                     result = only(tick)
-                    if result is not None and (type(result) is CoroutineType or type(result) is Emitted):
+                    if result is not None:
                         self._handle_result(only, result)
                 except Exception as cause:
                     self._failed(only, tick, cause, pair)
@@ -239,7 +239,7 @@ class CallbackRunner:
             else:
                 try:
                     result = only(tick)
-                    if result is not None and (type(result) is CoroutineType or type(result) is Emitted):
+                    if result is not None:
                         self._handle_result(only, result)
                 except Exception as cause:
                     self._failed(only, tick, cause, pair)
@@ -312,15 +312,16 @@ class CallbackRunner:
                 return
             try:
                 result = callback(*arguments)
-                if result is not None and (type(result) is CoroutineType or type(result) is Emitted):
+                if result is not None:
                     self._handle_result(callback, result)
             except Exception as cause:
                 self._failed(callback, arguments[-1], cause, symbol)
 
     def _handle_result(self, call: Callback, result: Any) -> None:
+        """Refuse a coroutine, and emit bars. Nothing else that a callback returns matters."""
         if type(result) is CoroutineType:
             self._refuse_coroutine(call, result)
-        elif isinstance(call, BarFeed):
+        elif type(result) is Emitted and isinstance(call, BarFeed):
             if result.error is not None:
                 self.report(result.error)
             self._run_bars(call, result.bars)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Protocol, Self
 
+import attrs
+
 from ..errors import ConfigurationError, FinxStreamerError
 from ..values import Greeks, State
 from .recent import Recent
@@ -56,6 +58,25 @@ class ListenerView(Protocol):
 Watch = Callable[[Callable[[], None]], Callable[[], None]]
 
 
+@attrs.frozen
+class LiveSettings:
+    """What a live view shows, and how.
+
+    Attributes:
+        recent: The last ticks of the listener.
+        pairs: Those with a chart. Empty chooses the first one.
+        rate: Frames per second at most.
+        watch: Has a function called when the listener starts or ends.
+        bars: The length of a candle. None draws lines.
+    """
+
+    recent: Recent
+    pairs: list[str]
+    rate: float
+    watch: Watch
+    bars: timedelta | None
+
+
 class Frontend:
     """What a listener needs from its surroundings. This is the one for scripts.
 
@@ -82,14 +103,6 @@ class Frontend:
         """
         return None
 
-    def live(
-        self,
-        listener: ListenerView,
-        recent: Recent,
-        pairs: list[str],
-        rate: float,
-        watch: Watch,
-        bars: timedelta | None = None,
-    ) -> LiveView:
+    def live(self, listener: ListenerView, settings: LiveSettings) -> LiveView:
         """Start a live view. Raises `ConfigurationError` outside of notebooks."""
         raise ConfigurationError("live() works only in Jupyter notebooks. Here, use callbacks or recent()")

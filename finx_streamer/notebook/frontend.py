@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from ..delivery.frontend import Frontend, ListenerView, Watch
-from ..delivery.recent import Recent
+from ..delivery.frontend import Frontend, ListenerView, LiveSettings
 from .cells import Cell, this_cell
 from .error_display import ErrorDisplay
 from .reruns import Origin
@@ -32,15 +30,7 @@ class Notebook(Frontend):
         cell = this_cell()
         return None if cell is None else ErrorDisplay(cell, place_of)
 
-    def live(
-        self,
-        listener: ListenerView,
-        recent: Recent,
-        pairs: list[str],
-        rate: float,
-        watch: Watch,
-        bars: timedelta | None = None,
-    ) -> Live:
+    def live(self, listener: ListenerView, settings: LiveSettings) -> Live:
         listener.start()
         # Imported only here, because only live views need them and the widget's libraries are an extra.
         kind: type[Live]
@@ -48,4 +38,4 @@ class Notebook(Frontend):
             from .widget import LiveWidget as kind
         except ImportError:
             from .live import LiveTable as kind
-        return kind(listener, recent, pairs, rate, watch, bars).start()
+        return kind(listener, settings).start()

@@ -10,15 +10,13 @@ import atexit
 import threading
 import uuid
 from abc import ABC, abstractmethod
-from datetime import timedelta
 from functools import cache
 from typing import Any, Self
 
 from IPython.core.getipython import get_ipython
 from IPython.display import display, update_display
 
-from ..delivery.frontend import ListenerView, Watch
-from ..delivery.recent import Recent
+from ..delivery.frontend import ListenerView, LiveSettings
 from .cells import Cell, this_cell
 from .snapshot import snapshot
 from .view_model import ViewModel, first_charted
@@ -37,22 +35,15 @@ class Live(ABC):
     You can show it more than once. `close()` ends it, and so does a rerun of its cell. The listener keeps running.
     """
 
-    def __init__(
-        self,
-        listener: ListenerView,
-        recent: Recent,
-        pairs: list[str],
-        rate: float,
-        watch: Watch,
-        bars: timedelta | None = None,
-    ) -> None:
+    def __init__(self, listener: ListenerView, settings: LiveSettings) -> None:
         self.listener = listener
         self.cell: Cell | None = this_cell()
-        self.view_model = ViewModel(listener, recent, pairs or first_charted(listener.symbols), bars)
+        charts = settings.pairs or first_charted(listener.symbols)
+        self.view_model = ViewModel(listener, settings.recent, charts, settings.bars)
         #: Guards the view model. Never held while sending.
         self.lock = threading.Lock()
-        self.interval = 1.0 / rate
-        self._watch = watch
+        self.interval = 1.0 / settings.rate
+        self._watch = settings.watch
         self._display_id = uuid.uuid4().hex
         self._wake = threading.Event()
         self.closed = False

@@ -6,7 +6,6 @@ import contextvars
 import threading
 import time
 import warnings
-from datetime import timedelta
 from functools import cache
 from importlib import metadata, resources
 from pathlib import Path
@@ -18,8 +17,7 @@ from ipykernel.connect import get_connection_file
 from IPython.core.getipython import get_ipython
 
 from ..clock import monotonic
-from ..delivery.frontend import ListenerView, Watch
-from ..delivery.recent import Recent
+from ..delivery.frontend import ListenerView, LiveSettings
 from .live import Live
 
 #: A page counts as visible for this many seconds after its last message. It sends one every two seconds.
@@ -59,16 +57,8 @@ class _Widget(anywidget.AnyWidget):
 class LiveWidget(Live):
     """A live view that draws tables and charts in the page."""
 
-    def __init__(
-        self,
-        listener: ListenerView,
-        recent: Recent,
-        pairs: list[str],
-        rate: float,
-        watch: Watch,
-        bars: timedelta | None = None,
-    ) -> None:
-        super().__init__(listener, recent, pairs, rate, watch, bars)
+    def __init__(self, listener: ListenerView, settings: LiveSettings) -> None:
+        super().__init__(listener, settings)
         with self.lock:
             self.view_model.update()
             saved = self._full()

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 
 from ..connection.loop import EventLoop
 from ..connection.websocket import READ_SIZE, Connection
-from ..values import NEVER, Tick
+from ..values import NEVER, Tick, tick_copier
 from ..wire.single_tick import SingleTick
+from ..wire.tick_form import read_number
 from .counters import ConnectionCounters, Counters
 from .interfaces import Delivery
 from .noted import Noted
@@ -18,21 +19,12 @@ from .session import Session
 from .silence import Silence
 from .stream import Stream
 
-_new_tick: Callable[[], Any] = {
-    "pair": "",
-    "date": "",
-    "time": "",
-    "exchange": "",
-    "price": None,
-    "timestamp": None,
-    "received_ns": 0,
-    "backfilled": False,
-}.copy
+_new_tick = tick_copier("", "", 0, False)
 _parse_time = datetime.fromisoformat
 
 
 class LaneUser(Protocol):
-    """A connection. It reads whatever the lane can't."""
+    """A connection. It reads what the lane can't read."""
 
     loop: EventLoop
     session: Session
@@ -155,7 +147,7 @@ class Lane:
         counters = stream.counters
         counters.messages += 1
         if stream.stream.log:
-            stream.stream.received(int(number) if number else None)
+            stream.stream.received(read_number(number))
         if self._exchanges is not None and exchange not in self._exchanges:
             return
         tick: Tick = _new_tick()

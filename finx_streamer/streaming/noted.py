@@ -53,8 +53,3 @@ def group(pairs: Iterable[str], values: Iterable[_T]) -> dict[str, list[_T]]:
         else:
             runs[pair] = [value]
     return runs
-
-
-def read_number(text: str) -> int | None:
-    """Return the ID in a message; None for the empty text of a message without one."""
-    return int(text) if text else None

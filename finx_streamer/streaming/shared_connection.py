@@ -19,10 +19,11 @@ from ..wire.decoder import MAX_TICK_MESSAGE, Decoder, Message
 from ..wire.frames import Binary
 from ..wire.json_codec import loads
 from ..wire.mixed_pattern import MixedPattern, spellings
+from ..wire.tick_form import read_number
 from .delivered_window import Key
 from .lane import Lane
 from .log_position import ASK, LogPosition
-from .noted import Noted, group, read_number
+from .noted import Noted, group
 from .stream import Owner, Stream
 from .stream_connection import MESSAGES_WITHOUT_PATTERN, StreamConnection
 

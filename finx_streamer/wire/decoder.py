@@ -25,7 +25,7 @@ from ..values import Greeks, Notice, Tick
 from .contract_ticker import NAME, read_greeks
 from .frames import Binary
 from .json_codec import loads
-from .tick_form import TickForm
+from .tick_form import TickForm, read_number
 from .tick_pattern import Keys, TickPattern
 
 #: An error is a value here: like a tick or a notice, it goes to a callback.
@@ -81,7 +81,7 @@ class Decoder:
             return [], at
         ticks, number, at = self._pattern.match_ticks(text, at, limit, self.price_parser, received_ns)
         if ticks:
-            self.number = int(number) if number else None
+            self.number = read_number(number)
         return ticks, at
 
     @property

@@ -9,6 +9,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
+from ..values import tick_copier
 from .names import share
 from .tick_form import HEADER, ID, LONGEST, SHORT_HEADER, SHORTEST_VALUES, TickForm, frame_size
 from .tick_pattern import Keys
@@ -81,17 +82,7 @@ class MixedPattern:
             return ticks, symbols, keys, [], at
         append, append_symbol, append_key = ticks.append, symbols.append, keys.append
         parse_time, length_of, day = datetime.fromisoformat, self._lengths, self._date + "T"
-        blank: dict[str, Any] = {
-            "pair": "",
-            "date": self._date,
-            "time": "",
-            "exchange": "",
-            "price": None,
-            "timestamp": None,
-            "received_ns": received_ns,
-            "backfilled": False,
-        }
-        copy = blank.copy
+        copy = tick_copier("", self._date, received_ns, False)
         end = min(len(text), at + limit * self._shortest)
         found = self._find(text, at, end)
         if found and not found[-1][0]:

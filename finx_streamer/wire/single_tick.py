@@ -9,28 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import lru_cache
-from itertools import product
 
-from .tick_form import EXCHANGE, ID, TIME
+from .tick_form import EXCHANGE, ID, TIME, TickForm
 
 #: In bytes. A longer frame has a header of another form or isn't a plain tick, and so does a shorter one.
 LONGEST, _SHORTEST = 4 + 255, 60
 _WHOLE_TEXT, _TWO_BYTES = 0x81, 126
-_DATE = "[0-9]{4}-[0-9]{2}-[0-9]{2}"
-
-#: Key and item separators of JSON, as JavaScript and as Python write them.
-_STYLES = ((":", ","), (": ", ", "))
-
 _Match = Callable[[str, int], re.Match[str] | None]
 
 
 @lru_cache(64)
-def _matcher(style: tuple[str, str], enveloped: bool, date: str) -> _Match:
-    """Return the function that matches a message of one form and day. The keys and their order are documented (S, D).
-
-    `date`: an expression.
-    """
-    colon, comma = style
+def _matcher(colon: str, comma: str, enveloped: bool, date: str) -> _Match:
+    """Return the function that matches a message of one form and day. Keys and their order are documented (S, D)."""
     if enveloped:
         begin = rf'\{{"results"{colon}"streaming"{comma}"resultData"{colon}\{{"pair"{colon}"([^"]*+)"'
         moment, end = f'{comma}"date"{colon}"{date}"{comma}"time"{colon}"({TIME})"', r"\}"
@@ -58,16 +48,18 @@ class SingleTick:
 
     def learn(self, frame: bytes) -> str | None:
         """Note how a frame is written, and return how it spells its pair. None if it isn't one plain tick."""
-        known = self._match
-        for style, enveloped in product(_STYLES, (True, False)):
-            self._match = _matcher(style, enveloped, f"({_DATE})")
-            found = self.read(frame)
-            if found is not None:
-                spelling, self.date, *_ = found
-                self._match = _matcher(style, enveloped, self.date)
-                return spelling
-        self._match = known
-        return None
+        if len(frame) > LONGEST or len(frame) < _SHORTEST:
+            return None
+        form = TickForm.of(frame[4 if frame[1] == _TWO_BYTES else 2 :])
+        if form is None:
+            return None
+        known, self._match = self._match, _matcher(form.colon, form.comma, not form.unix_digits, form.date)
+        found = self.read(frame)
+        if found is None:
+            self._match = known
+            return None
+        self.date = form.date
+        return found[0]
 
     def read(self, frame: bytes) -> tuple[str, str, str, str, str | None] | None:
         """Return the spelling of the pair, the time, the exchange, the price and the ID. None if it doesn't match.

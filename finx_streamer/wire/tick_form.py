@@ -82,6 +82,11 @@ class TickForm:
         )
 
 
+def read_number(text: str | None) -> int | None:
+    """Return the ID that `ID` has matched. None if a message has none."""
+    return int(text) if text else None
+
+
 def digits(count: int) -> str:
     """Return the expression for an integer with this number of digits. JSON has no leading zeros."""
     return f"[1-9][0-9]{{{count - 1}}}" if count > 1 else "[0-9]" * count

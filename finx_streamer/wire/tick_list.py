@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 
 from ..errors import DecodeError, ServerError
-from ..values import Notice, Tick
+from ..values import Notice, Tick, tick_copier
 from .decoder import MAX_FIELD, Decoder
 from .frames import Binary
 
@@ -174,18 +174,7 @@ def _match(
     def read() -> tuple[list[Tick], list[BadTick]]:
         ticks: list[Any] = []
         bad: list[BadTick] = []
-        blank: dict[str, Any] = {
-            "pair": decoder.pair,
-            "date": date,
-            "time": "",
-            "exchange": "",
-            "price": None,
-            "timestamp": None,
-            "received_ns": received_ns,
-            "backfilled": True,
-        }
-        # Copying takes less time than a new dict.
-        copy, append = blank.copy, ticks.append
+        copy, append = tick_copier(str(decoder.pair), date, received_ns, True), ticks.append
         raws: Any = None
         for (_, time, exchange, text), timestamp in zip(found, times, strict=True):
             try:
