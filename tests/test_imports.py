@@ -22,6 +22,7 @@ ROWS = (
     ("streaming",),
     ("functions",),
     ("delivery", "tables"),
+    ("archive",),
     ("listener", "loops", "run", "diagnosis"),
     ("__init__",),
     ("server",),

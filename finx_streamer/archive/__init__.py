@@ -11,13 +11,14 @@ sealed into Parquet (`sealing`). `Archive` reads both.
 
 from importlib import import_module
 
-for _package in ("pyarrow", "zstandard", "duckdb"):
-    try:
-        import_module(_package)
-    except ImportError as error:
-        raise ImportError(
-            f'finx_streamer.archive needs the {_package} package: pip install "finx-streamer[archive]"'
-        ) from error
+try:
+    import_module("pyarrow")
+    import_module("zstandard")
+    import_module("duckdb")
+except ImportError as error:
+    raise ImportError(
+        f'finx_streamer.archive needs the {error.name} package: pip install "finx-streamer[archive]"'
+    ) from error
 
 from .archive import Archive
 from .coverage import Coverage

@@ -335,10 +335,12 @@ class _Database:
         for each in sealed:
             for pair, (count, first, last) in metadata_of(each.ticks)["counts"].items():
                 if self._selection.pair in (None, pair):
-                    self._count(count, datetime.fromisoformat(first), datetime.fromisoformat(last))
-        query = "SELECT count(*), min(us), max(us) FROM (SELECT epoch_us(timestamp) AS us FROM new_ticks) GROUP BY us // ?"
+                    self._count(count, first, last)
+        query = (
+            "SELECT count(*), min(us), max(us) FROM (SELECT epoch_us(timestamp) AS us FROM new_ticks) GROUP BY us // ?"
+        )
         for count, first, last in self.connection.execute(query, [_HOUR // _MICROSECOND]).fetchall():
-            self._count(count, _EPOCH + first * _MICROSECOND, _EPOCH + last * _MICROSECOND)
+            self._count(count, first, last)
 
     def _insert(self, name: str, table: pa.Table, condition: str) -> None:
         if len(table):
@@ -346,7 +348,8 @@ class _Database:
             self.connection.execute(f"INSERT INTO {name} SELECT * FROM batch WHERE {condition}")
             self.connection.unregister("batch")
 
-    def _count(self, count: int, first: datetime, last: datetime) -> None:
+    def _count(self, count: int, first_us: int, last_us: int) -> None:
+        first, last = _EPOCH + first_us * _MICROSECOND, _EPOCH + last_us * _MICROSECOND
         low = first if self._selection.start is None else max(first, self._selection.start)
         high = last if self._selection.end is None else min(last, self._selection.end)
         hour = low.replace(minute=0, second=0, microsecond=0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -171,23 +171,22 @@ def _irregular(run: Ticks, ordinal: int) -> tuple[pa.Table, list[tuple[int, Entr
         time_text = None
         if digits > 6 or _text(tick["timestamp"], digits) != text:
             digits, time_text = 0, text
-        rows.append(
-            (tick["pair"], tick["timestamp"], place, tick["exchange"], tick["price"], digits, time_text)
-            + (run.at, run.backfilled, read_id(raw))
-        )
+        name, timestamp, exchange, price = tick["pair"], tick["timestamp"], tick["exchange"], tick["price"]
+        row = (name, timestamp, place, exchange, price, digits, time_text, run.at, run.backfilled, read_id(raw))
+        rows.append(row)
     columns = list(zip(*rows, strict=True)) or [()] * len(TICKS)
     return pa.table([pa.array(each, kind) for each, kind in zip(columns, TICKS.types, strict=True)], TICKS), refused
 
 
 def _decoded(line: bytes, at: int) -> tuple[Tick | None, dict[str, Any]]:
+    """Return a tick, and its message."""
     try:
         message = json.loads(line)
-        pair = (message["resultData"] if "resultData" in message else message)["pair"]
-        line.decode()
-    except (ValueError, LookupError, TypeError, RecursionError):
+        pair = message.get("resultData", message)["pair"]
+        found = Decoder(None, pair, str).decode(line, at)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None, {}
-    found = Decoder(None, pair, str).decode(line, at) if isinstance(pair, str) else None
-    return (found, message) if isinstance(found, dict) and "price" in found else (None, message)
+    return (cast("Tick", found), message) if isinstance(found, dict) else (None, message)
 
 
 def _text(timestamp: datetime, digits: int) -> str:
@@ -243,11 +242,10 @@ def _looked_up(column: pa.Array, convert: Callable[[str], Any]) -> Iterator[Any]
     """Return the converted texts of a column with many equal ones."""
     coded = column.dictionary_encode()
     values = list(map(convert, coded.dictionary.to_pylist()))
-    return map(values.__getitem__, _integers(coded.indices, "i"))
+    return map(values.__getitem__, _integers(coded.indices.cast(pa.int64())))
 
 
-def _integers(column: pa.Array, code: str = "q") -> list[int]:
-    """Return the integers of a column without nulls, faster than `to_pylist`."""
-    width = 4 if code == "i" else 8
-    start = column.offset * width
-    return memoryview(column.buffers()[1])[start : start + len(column) * width].cast(code).tolist()
+def _integers(column: pa.Array) -> list[int]:
+    """Return the 64-bit integers of a column without nulls, faster than `to_pylist`."""
+    start = 8 * column.offset
+    return memoryview(column.buffers()[1])[start : start + 8 * len(column)].cast("q").tolist()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
+from base64 import b85decode, b85encode
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -85,8 +87,14 @@ class Journal:
 def connect(spill: Path) -> duckdb.DuckDBPyConnection:
     """Return a database in memory that sorts on disk what doesn't fit."""
     # Nothing is downloaded. Without the extension `icu`, the time zone is UTC anyway.
-    settings = {"memory_limit": _MEMORY, "threads": 1, "temp_directory": str(spill)}
-    database = duckdb.connect(config=settings | {"autoinstall_known_extensions": False})
+    database = duckdb.connect(
+        config={
+            "memory_limit": _MEMORY,
+            "threads": 1,
+            "temp_directory": str(spill),
+            "autoinstall_known_extensions": False,
+        }
+    )
     with suppress(duckdb.Error):
         database.execute("SET TimeZone = 'UTC'")
     return database
@@ -94,7 +102,7 @@ def connect(spill: Path) -> duckdb.DuckDBPyConnection:
 
 def metadata_of(path: Path) -> dict[str, Any]:
     """Return what `seal` noted in a file: counts, times, and the ledger."""
-    found: dict[str, Any] = json.loads((pq.read_metadata(path).metadata or {})[_METADATA])
+    found: dict[str, Any] = json.loads(zlib.decompress(b85decode((pq.read_metadata(path).metadata or {})[_METADATA])))
     return found
 
 
@@ -112,7 +120,7 @@ def seal(layout: Layout, hour: int) -> None:
 
 def _write_hour(journal: Journal, target: Sealed, root: Path) -> None:
     ledger: list[str] = []
-    counts: dict[str, list[Any]] = {}
+    counts: dict[str, list[int]] = {}
     with _Writer(target.events, columns.EVENTS, _EVENT_OPTIONS) as events:
 
         def batches() -> Iterator[pa.RecordBatch]:
@@ -120,14 +128,13 @@ def _write_hour(journal: Journal, target: Sealed, root: Path) -> None:
                 events.write(others)
                 kinds, lines = others["kind"].to_pylist(), others["line"].to_pylist()
                 ledger.extend(line for kind, line in zip(kinds, lines, strict=True) if kind in LEDGER)
-                grouped = ticks.group_by("pair").aggregate(
-                    [("timestamp", "min"), ("timestamp", "max"), ("ordinal", "count")]
-                )
-                for row in grouped.select([0, 1, 2, 3]).to_pylist():
-                    _count(counts, row)
+                _count(counts, ticks)
                 yield from ticks.to_batches()
 
-        with connect(root / f".spill-{os.getpid()}") as database, _Writer(target.ticks, columns.TICKS, _TICK_OPTIONS) as ticks:
+        with (
+            connect(root / f".spill-{os.getpid()}") as database,
+            _Writer(target.ticks, columns.TICKS, _TICK_OPTIONS) as ticks,
+        ):
             entries = pa.RecordBatchReader.from_batches(columns.TICKS, batches())
             database.register("entries", entries)
             query = "SELECT * FROM entries ORDER BY pair, timestamp, ordinal"
@@ -140,17 +147,23 @@ def _write_hour(journal: Journal, target: Sealed, root: Path) -> None:
                     "entries": journal.entries,
                     "first_ns": journal.first_ns,
                     "last_ns": journal.last_ns,
-                    "counts": {pair: [found[0], str(found[1]), str(found[2])] for pair, found in counts.items()},
+                    "counts": counts,
                     "ledger": ledger,
                 }
             )
 
 
-def _count(counts: dict[str, list[Any]], row: dict[str, Any]) -> None:
-    found = counts.setdefault(row["pair"], [0, row["timestamp_min"], row["timestamp_max"]])
-    found[0] += row["ordinal_count"]
-    found[1] = min(found[1], row["timestamp_min"])
-    found[2] = max(found[2], row["timestamp_max"])
+def _count(counts: dict[str, list[int]], ticks: pa.Table) -> None:
+    """Add to each pair's number of ticks, and to the first and the last of their times in microseconds."""
+    times = pa.table([ticks["pair"], ticks["timestamp"].cast(pa.int64())], ["pair", "us"])
+    rows = times.group_by("pair").aggregate([("us", "count"), ("us", "min"), ("us", "max")]).to_pylist()
+    for row in rows:
+        _add(counts, row["pair"], [row["us_count"], row["us_min"], row["us_max"]])
+
+
+def _add(counts: dict[str, list[int]], pair: str, more: list[int]) -> None:
+    count, first, last = counts.get(pair, [0, more[1], more[2]])
+    counts[pair] = [count + more[0], min(first, more[1]), max(last, more[2])]
 
 
 class _Writer:
@@ -171,7 +184,8 @@ class _Writer:
 
     def finish(self, metadata: dict[str, Any]) -> None:
         """Give the file its name."""
-        self._file.add_key_value_metadata({_METADATA.decode(): json.dumps(metadata)})
+        note = b85encode(zlib.compress(json.dumps(metadata, separators=(",", ":")).encode(), 9))
+        self._file.add_key_value_metadata({_METADATA: note})
         self._file.close()
         with open(self._part, "rb+") as file:
             os.fsync(file.fileno())
@@ -199,11 +213,10 @@ def merge_days(layout: Layout, before: Path) -> None:
 def _merge(hours: list[Sealed], day: Sealed) -> None:
     """Copy hour after hour: each keeps its order."""
     notes = [metadata_of(each.ticks) for each in hours]
-    counts: dict[str, list[Any]] = {}
+    counts: dict[str, list[int]] = {}
     for note in notes:
-        for pair, (count, first, last) in note["counts"].items():
-            found = counts.setdefault(pair, [0, first, last])
-            counts[pair] = [found[0] + count, min(found[1], first), max(found[2], last)]
+        for pair, found in note["counts"].items():
+            _add(counts, pair, found)
     merged = {
         "hours": [hour for note in notes for hour in note["hours"]],
         "entries": sum(note["entries"] for note in notes),

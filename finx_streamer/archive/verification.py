@@ -10,9 +10,7 @@ import attrs
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import ConfigurationError
 from .coverage import Coverage, coverage, time_of
-from .journal import Block, read_blocks
 from .layout import Sealed
 from .sealing import Journal, metadata_of
 
@@ -100,7 +98,8 @@ def _check_journal(journal: Journal, path: Path, pairs: set[str]) -> Checked:
         count += len(ticks)
         others += len(events)
         pairs.update(ticks["pair"].unique().to_pylist())
-    problems, notes = [], []
+    problems: list[str] = []
+    notes: list[str] = []
     for damage in journal.damage:
         text = f"{damage.end - damage.start:,} bytes at {damage.start:,} are damaged"
         (notes if damage.torn else problems).append(text + (", or just being written" if damage.torn else ""))

@@ -322,7 +322,7 @@ class ArchiveWriter:
         if kind == "frames":
             lines, count = _HEADER.subn(b"\n", data)
             if lines[:1] == b"\n" and lines.count(b"\n") == count:
-                data = ticks_lines(received_ns, count, lines + b"\n")
+                data = ticks_lines(received_ns, count, lines)
             else:
                 messages = [_message(received_ns, payload, None) for payload in _payloads(data)]
                 data, count = b"".join(messages), len(messages)
