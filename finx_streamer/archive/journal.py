@@ -102,13 +102,10 @@ def parse(text: bytes) -> Iterator[Ticks | Entry]:
         end = text.index(b"\n", at) + 1
         line = text[at : end - 1]
         at = end
-        if not line.startswith(b'{"at":') or b',"ticks":' not in line:
+        if b'"kind":' in line:
             yield Entry.parse(line)
             continue
         head = json.loads(line)
-        if "ticks" not in head:  # an event may have this text in a field
-            yield Entry.parse(line)
-            continue
         at += head["bytes"]
         yield Ticks(head["at"], head["ticks"], text[end:at], "backfilled" in head)
 
