@@ -97,7 +97,7 @@ def texts(root: Path, in_order: bool = True) -> list[tuple[Any, ...]]:
     return [tuple(tick[name] for name in FIELDS) for tick in found if isinstance(tick, dict)]  # type: ignore[literal-required]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=10)
 @given(st.lists(st.tuples(TICKS, st.none() | st.integers(1, 10**18 - 1), st.booleans(), st.booleans())))
 def test_the_five_strings_come_back(rows: list[tuple[dict[str, str], int | None, bool, bool]]) -> None:
     """Byte for byte and in recorded order, also those that the fast path can't read; sealed or not; and by time."""
