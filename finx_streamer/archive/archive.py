@@ -24,12 +24,11 @@ from .coverage import Coverage, coverage, time_of
 from .journal import Entry
 from .layout import ORDINAL_BITS, Layout, Sealed
 from .sealing import LEDGER, Journal, connect, metadata_of
+from .verification import Verification, verify
 
 if TYPE_CHECKING:
     import pandas
     import polars
-
-    from .verification import Verification
 
 _ROWS = 1 << 15
 #: About how many ticks are sorted at once.
@@ -226,9 +225,7 @@ class Archive:
         Returns:
             Verification: What was checked, and what is damaged or missing.
         """
-        from .verification import verify
-
-        return verify(self)
+        return verify(self._layout, self.ledger)
 
     def _batches(self, selection: _Selection) -> Iterator[pa.RecordBatch]:
         done = selection.start

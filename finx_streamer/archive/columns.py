@@ -50,10 +50,14 @@ _WIRE = pa.schema(
 #: What is parsed at once, in bytes. It bounds the memory.
 _BATCH = 8 << 20
 #: A date and time that `_texts` makes again, and a price that every parser reads in the same way.
-_REGULAR_TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?Z$"
-_REGULAR_PRICE = r"^[0-9]{1,40}(\.[0-9]{1,40})?$"
+_REGULAR_TIME = (
+    r"^(19[7-9]|[2-9][0-9]{2})[0-9]-[0-9]{2}-[0-9]{2}T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?Z$"
+)
+_REGULAR_PRICE = r"^[0-9]{1,40}(?:\.[0-9]{1,40})?$"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+#: In microseconds.
+_SECOND = 1_000_000
 
 
 def tables(entries: Iterable[Ticks | Entry], ordinal: int) -> Iterator[tuple[pa.Table, pa.Table]]:
@@ -169,7 +173,7 @@ def _irregular(run: Ticks, ordinal: int) -> tuple[pa.Table, list[tuple[int, Entr
         text = f"{tick['date']}T{tick['time']}"
         digits = max(len(tick["time"]) - 10, 0) if tick["time"][-1] == "Z" else 0
         time_text = None
-        if digits > 6 or _text(tick["timestamp"], digits) != text:
+        if digits > 6 or tick["timestamp"] < _EPOCH or _text(tick["timestamp"], digits) != text:
             digits, time_text = 0, text
         name, timestamp, exchange, price = tick["pair"], tick["timestamp"], tick["exchange"], tick["price"]
         row = (name, timestamp, place, exchange, price, digits, time_text, run.at, run.backfilled, read_id(raw))
@@ -196,11 +200,17 @@ def _text(timestamp: datetime, digits: int) -> str:
 
 def _texts(batch: pa.RecordBatch) -> pa.Array:
     """Return each tick's date and time as it was sent, with a T in between."""
-    whole = pc.strftime(batch["timestamp"].cast(TICKS.field("timestamp").type), "%Y-%m-%dT%H:%M:%S")
+    us = batch["timestamp"].cast(TICKS.field("timestamp").type).cast(pa.int64())
+    seconds = pc.divide(us, _SECOND)
+    fraction = pc.utf8_lpad(pc.subtract(us, pc.multiply(seconds, _SECOND)).cast(pa.string()), 6, "0")
+    # Many ticks share a second, and formatting is slow.
+    coded = seconds.dictionary_encode()
+    moments = pc.strftime(coded.dictionary.cast(pa.timestamp("s", "UTC")), "%Y-%m-%dT%H:%M:%S").take(coded.indices)
     texts = batch["time_text"]
     digits = batch["digits"]
     for number in pc.unique(digits).to_pylist():
-        made = pc.binary_join_element_wise(pc.utf8_slice_codeunits(whole, 0, 20 + number if number else 19), "Z", "")
+        parts = (moments, ".", pc.utf8_slice_codeunits(fraction, 0, number)) if number else (moments,)
+        made = pc.binary_join_element_wise(*parts, "Z", "")
         texts = pc.coalesce(texts, pc.if_else(pc.equal(digits, number), made, None))
     return texts
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .coverage import Coverage, coverage, time_of
-from .layout import Sealed
+from .journal import Entry
+from .layout import Layout, Sealed
 from .sealing import Journal, metadata_of
-
-if TYPE_CHECKING:
-    from .archive import Archive
 
 
 @attrs.frozen
@@ -65,9 +63,8 @@ class Verification:
         return not self.missing and not any(self.gaps.values()) and not any(each.problems for each in self.files)
 
 
-def verify(archive: Archive) -> Verification:
+def verify(layout: Layout, read_ledger: Callable[[], tuple[list[Entry], int | None]]) -> Verification:
     """Check an archive."""
-    layout = archive._layout
     sealed, journals = layout.find()
     files: list[Checked] = []
     hours: set[int] = set(journals)
@@ -82,7 +79,7 @@ def verify(archive: Archive) -> Verification:
     missing: list[str] = []
     gaps: dict[str, list[Coverage]] = {}
     if not any("metadata" in problem for each in files for problem in each.problems):
-        ledger, last_ns = archive.ledger()
+        ledger, last_ns = read_ledger()
         noted = sorted({entry.fields["hour"] for entry in ledger if entry.kind == "seal"} - hours)
         missing = [str(layout.sealed(hour)) for hour in noted]
         pairs.update(entry.symbol for entry in ledger if entry.symbol is not None)

@@ -43,7 +43,7 @@ TIMES = st.builds(
 TICKS = st.fixed_dictionaries(
     {
         "pair": st.sampled_from(["BTC:USDC", "ETH:BTC", "币安人生:USDT", "币:USDC"]),
-        "date": st.sampled_from(["2026-08-01", "2024-02-29", "1970-01-01", "9998-12-31"]),
+        "date": st.sampled_from(["2026-08-01", "2024-02-29", "1970-01-01", "1969-12-31", "9998-12-31"]),
         "time": TIMES | st.just("23:59:60.5Z"),
         "exchange": st.sampled_from(["BINANCE", "OKX", "", "币", 'a"b\\c\n']),
         "price": st.sampled_from(["1.0", "58001.03000000", "21865.010000000002", "9.2E-7", "-5", "1.", "0" * 50]),
@@ -411,3 +411,17 @@ def test_commands(two_hours: tuple[Layout, int]) -> None:
     result = run(app, ["verify", root])
     assert (result.exit_code, "damaged" in result.stdout) == (1, True)
     assert run(app, ["verify", str(layout.root / "journal")]).exit_code == 2
+
+
+def test_a_tape_plays_an_archive(two_hours: tuple[Layout, int]) -> None:
+    """In recorded order, with contract tickers, and without notices."""
+    from finx_streamer.server import Tape
+
+    layout, _ = two_hours
+    ticker = {"instrument_name": "BTC-26AUG22-20000-C", "timestamp": "1659760300724", "delta": "0.83341"}
+    with ArchiveWriter(layout.root) as writer:
+        writer.put_message(1, b'{"keepAlive":true}', None)
+        writer.put_message(1, json.dumps(ticker).encode(), "BTCN2202207")
+    tape = Tape(layout.root, speed=None)
+    assert (tape.pairs, tape.contracts) == ({"BTC:USDC"}, {"BTC-26AUG22-20000-C"})
+    assert len(list(tape.play(time.time))) == 7
