@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import pandas
     import polars
 
-_ROWS = 1 << 15
+_ROWS = 1 << 13
 #: About how many ticks are sorted at once.
 _SLAB = 1 << 20
 #: How many hours of a file's ticks are counted.
