@@ -110,9 +110,14 @@ def parse(text: bytes) -> Iterator[Ticks | Entry]:
         yield Ticks(head["at"], head["ticks"], text[end:at], "backfilled" in head)
 
 
-def pack(text: bytes, entries: int, first_ns: int, last_ns: int) -> bytes:
+def compressor() -> zstandard.ZstdCompressor:
+    """Return what `pack` uses. One thread may use it at a time."""
+    return zstandard.ZstdCompressor(1, write_checksum=True)
+
+
+def pack(text: bytes, entries: int, first_ns: int, last_ns: int, zstd: zstandard.ZstdCompressor | None = None) -> bytes:
     """Return the bytes of a block. Compressing releases the GIL."""
-    packed = zstandard.ZstdCompressor(1, write_checksum=True).compress(text)
+    packed = (zstd or compressor()).compress(text)
     head = _HEAD.pack(_MAGIC, _HEAD.size - 8, len(packed), entries, first_ns, last_ns, 0)[:-4]
     return head + struct.pack("<I", zlib.crc32(head)) + packed
 

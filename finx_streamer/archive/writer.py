@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ..connection.wakeup import Wakeup
-from .journal import MAX_BYTES, MAX_ENTRIES, JournalFile, entry_line, pack, repair, ticks_lines
+from .journal import MAX_BYTES, MAX_ENTRIES, JournalFile, compressor, entry_line, pack, repair, ticks_lines
 from .layout import HOUR_NS, Layout, iso_time, lock, sync_directory
 from .sealing import metadata_of, remove_leftovers
 
@@ -89,6 +89,7 @@ class ArchiveWriter:
         self._closed = False
         self._flushed = threading.Condition()
         self._wanted = self._done = 0
+        self._zstd = compressor()
         self._block: list[bytes] = []
         self._block_entries = self._block_bytes = 0
         self._block_first = self._block_last = 0
@@ -321,7 +322,8 @@ class ArchiveWriter:
         size = len(data) + 100
         if kind == "frames":
             lines, count = _HEADER.subn(b"\n", data)
-            if lines[:1] == b"\n" and lines.count(b"\n") == count:
+            # A line feed is rare: it's part of a header, or white space in a message. Counting is slow.
+            if lines[:1] == b"\n" and (b"\n" not in data or lines.count(b"\n") == count):
                 data = ticks_lines(received_ns, count, lines)
             else:
                 messages = [_message(received_ns, payload, None) for payload in _payloads(data)]
@@ -338,7 +340,7 @@ class ArchiveWriter:
 
     def _end_block(self) -> None:
         if self._block:
-            block = pack(b"".join(self._block), self._block_entries, self._block_first, self._block_last)
+            block = pack(b"".join(self._block), self._block_entries, self._block_first, self._block_last, self._zstd)
             self._append(block)
             self._block, self._block_entries, self._block_bytes = [], 0, 0
         with self._lock:
