@@ -321,9 +321,10 @@ class ArchiveWriter:
         self._rotate(received_ns // HOUR_NS)
         size = len(data) + 100
         if kind == "frames":
-            lines, count = _HEADER.subn(b"\n", data)
+            payloads = _HEADER.split(data)  # faster than `subn`
+            lines, count = b"\n".join(payloads), len(payloads) - 1
             # A line feed is rare: it's part of a header, or white space in a message. Counting is slow.
-            if lines[:1] == b"\n" and (b"\n" not in data or lines.count(b"\n") == count):
+            if not payloads[0] and (b"\n" not in data or lines.count(b"\n") == count):
                 data = ticks_lines(received_ns, count, lines)
             else:
                 messages = [_message(received_ns, payload, None) for payload in _payloads(data)]
