@@ -339,8 +339,8 @@ while True:
 """
 
 
-def test_a_killed_writer_loses_at_most_the_last_second(tmp_path: Path) -> None:
-    """SIGKILL at any moment, again and again: what is there is what was put, in order, up to shortly before the end."""
+def test_a_killed_writer_leaves_a_prefix(tmp_path: Path) -> None:
+    """SIGKILL at any moment, again and again: what is there is what was put, in order, without holes."""
     last = 0
     for pause in (0.05, 0.3, 0.6, 0.01, 0.9):
         command = [sys.executable, "-c", KILLED, str(tmp_path), str(last)]
