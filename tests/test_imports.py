@@ -23,6 +23,7 @@ ROWS = (
     ("functions",),
     ("bars",),
     ("delivery", "tables"),
+    ("archive",),
     ("listener", "loops", "run", "diagnosis"),
     ("__init__",),
     ("server",),
@@ -37,7 +38,8 @@ ALLOWED = {
     ("diagnosis.exchanges", "server.exchanges.probe"): "imported lazily; only doctor(live=…) needs the server",
 }
 #: What the server may import from the client. With a shared codec, a bug in it could go unnoticed.
-SHARED_WITH_SERVER = {"clock", "errors", "greeks", "values", "config.symbols"}
+#: A tape plays an archive, whose strings are those of the wire.
+SHARED_WITH_SERVER = {"archive", "clock", "errors", "greeks", "values", "config.symbols"}
 #: `listener` is the public class, and most of its lines are documentation.
 LONG_MODULES = {"listener"}
 

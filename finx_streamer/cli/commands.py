@@ -188,6 +188,9 @@ def history(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an interrupted run with the same options from its FILE.part.")
     ] = False,
+    archive: Annotated[
+        Path | None, typer.Option("--from", help="Read this archive instead of FinX's history.", metavar="DIR")
+    ] = None,
     endpoint: EndpointOption = "production",
     api_key_file: KeyFileOption = None,
     proxy: ProxyOption = None,
@@ -207,8 +210,25 @@ def history(
     with _errors_as_exit_codes():
         from .history import write_history
 
+        if archive is not None:
+            from .archives import ArchivedHistory
+
+            stored = ArchivedHistory(archive)
+            raise typer.Exit(write_history(stored, pair, start, end, exchange, _LINE_FORMATS[format], output, resume))
         with _function_client(endpoint, api_key_file, proxy, allow_insecure, timeout, retry) as client:
             raise typer.Exit(write_history(client, pair, start, end, exchange, _LINE_FORMATS[format], output, resume))
+
+
+@app.command()
+def verify(directory: Annotated[Path, typer.Argument(metavar="DIR", help="An archive.", show_default=False)]) -> None:
+    """Check every file of an archive, and show what is damaged or missing.
+
+    Exit codes: 0 everything is complete; 1 something is damaged or missing; 2 not an archive.
+    """
+    with _errors_as_exit_codes():
+        from .archives import verify as verify_archive
+
+        raise typer.Exit(verify_archive(directory))
 
 
 @app.command()

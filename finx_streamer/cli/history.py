@@ -7,8 +7,9 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Protocol
 
-from .. import ConfigurationError, FinxStreamerError, FunctionClient
+from .. import ConfigurationError, FinxStreamerError, FunctionClient, Tick
 from ..config.checks import moment, refusal
 from .formats import LineFormat
 from .output import Output
@@ -26,8 +27,22 @@ _WORDS: dict[str, Callable[[datetime], datetime]] = {
 }
 
 
+class PastTicks(Protocol):
+    """A `FunctionClient`, or an archive."""
+
+    @property
+    def bad_ticks(self) -> int:
+        """How many ticks couldn't be read."""
+
+    def iter_tick_history(self, pair: str, start: datetime, end: datetime, exchange: str | None) -> Iterator[Tick]:
+        """Return the ticks of an interval."""
+
+    def close(self) -> None:
+        """Interrupt what is going on."""
+
+
 def write_history(
-    client: FunctionClient,
+    client: PastTicks,
     pair: str,
     start: str,
     end: str | None,

@@ -1,6 +1,7 @@
 """`Recording`: recorded ticks and contract tickers that can be read repeatedly, from a file or from memory.
 
-A file has one of them per line, as JSON or CSV. Its content decides about the format and about gzip, not its name.
+A file has one of them per line, as JSON or CSV. Its content decides about the format and about gzip, not its name. A
+directory is an archive.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import attrs
 
 from ..errors import ConfigurationError
 from .contracts import ContractTicker, Played, parse_played
-from .ticks import FIELDS, Tick
+from .ticks import FIELDS, Tick, parse_tick
 
 #: The longest line of a file in bytes. A tick has fewer than 200.
 _MAX_LINE = 1_048_576
@@ -123,7 +124,8 @@ class Recording:
 
     def _read_file(self, path: Path) -> Iterator[Played]:
         count = 0
-        for played in _FileReader(path, self._warn).read():
+        is_archive = (path / "journal").is_dir()
+        for played in _read_archive(path) if is_archive else _FileReader(path, self._warn).read():
             # Whoever records the file may have added ticks since.
             if count == self._count:
                 return
@@ -175,6 +177,20 @@ def _parse_all(ticks: Iterable[Mapping[str, Any]]) -> Iterator[Played]:
             yield parse_played(raw)
         except ValueError as error:
             raise ConfigurationError(f"tick {number} of the tape: {error}") from None
+
+
+def _read_archive(path: Path) -> Iterator[Played]:
+    """Return the ticks and contract tickers of an archive, in recorded order."""
+    from ..archive import Archive  # an extra
+
+    for entry in Archive(path).entries(parse_price=str):
+        if isinstance(entry, dict):
+            yield parse_tick(entry)
+        elif entry.kind == "message":
+            # Anything else is a notice, which a tape doesn't play.
+            with contextlib.suppress(ValueError, RecursionError):
+                message = json.loads(entry.fields["text"])
+                yield parse_played(message.get("resultData", message) if isinstance(message, dict) else message)
 
 
 @attrs.define

@@ -34,7 +34,8 @@ class Tape:
             are JSON, or CSV as `finx-streamer` writes it. gzip may compress them. Blank lines are skipped. A file that
             a crash cut off is played up to that point, with a `RuntimeWarning`. Ticks are dicts as they travel on the
             wire, a client's own ticks, such as those of `listener.recent()`, or the rows of `to_pandas`. Contract
-            tickers may be among them, as JSON or dicts: FinX's, or Deribit's messages with `params.data`.
+            tickers may be among them, as JSON or dicts: FinX's, or Deribit's messages with `params.data`. A directory
+            is an archive, played in recorded order.
         speed (float | None): 1.0 is real time, 10.0 is ten times as fast. With `None`, the tape is played as fast as
             the connected clients accept it, and stands still while no tick stream is connected.
         loop (bool): Whether to start again at the end, after `max_pause` seconds (1 second if that is `None`).

@@ -1,0 +1,432 @@
+"""Read an archive, also while it is written."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..config.checks import Moment, moment
+from ..config.checks import pair as checked_pair
+from ..errors import ConfigurationError
+from ..values import Tick
+from . import columns
+from .coverage import Coverage, coverage, time_of
+from .journal import Entry
+from .layout import ORDINAL_BITS, Layout, Sealed
+from .sealing import LEDGER, Journal, connect, metadata_of
+from .verification import Verification, verify
+
+if TYPE_CHECKING:
+    import pandas
+    import polars
+
+_ROWS = 1 << 13
+#: About how many ticks are sorted at once.
+_SLAB = 1 << 20
+#: How many hours of a file's ticks are counted.
+_SAMPLES = 100
+_HOUR, _MICROSECOND = timedelta(hours=1), timedelta(microseconds=1)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_GREEKS = (
+    *("delta", "gamma", "vega", "theta", "rho", "mark_iv", "bid_iv", "ask_iv", "mark_price", "underlying_price"),
+    *("index_price", "best_bid_price", "best_ask_price"),
+)
+_VIEWS = f"""
+CREATE VIEW ticks AS SELECT pair, timestamp, exchange, TRY_CAST(price_text AS DOUBLE) AS price, price_text,
+    make_timestamp_ns(received_ns) AS received, backfilled, id, ordinal FROM rows;
+CREATE VIEW gaps AS SELECT symbol, TRY_CAST(line->>'since' AS TIMESTAMPTZ) AS since,
+    TRY_CAST(line->>'until' AS TIMESTAMPTZ) AS until, COALESCE(line->>'filled' = 'true', false) AS filled,
+    TRY_CAST(line->>'ticks' AS BIGINT) AS ticks, line->>'why' AS why, make_timestamp_ns(received_ns) AS received
+    FROM others WHERE kind = 'gap';
+CREATE VIEW greeks AS SELECT make_timestamp_ms(TRY_CAST(raw->>'timestamp' AS BIGINT)) AS timestamp, symbol,
+    raw->>'instrument_name' AS instrument,
+    {", ".join(f"TRY_CAST(raw->>'{name}' AS DOUBLE) AS {name}" for name in _GREEKS)},
+    make_timestamp_ns(received_ns) AS received, raw
+    FROM (SELECT symbol, received_ns, COALESCE(message->'resultData', message) AS raw
+        FROM (SELECT symbol, received_ns, TRY_CAST(line->>'text' AS JSON) AS message
+            FROM others WHERE kind = 'message'))
+    WHERE raw->>'instrument_name' IS NOT NULL;
+"""
+
+
+class Archive:
+    """Reads what an `ArchiveWriter` records, while it records or afterwards::
+
+        from finx_streamer.archive import Archive, ArchiveWriter
+
+        with ArchiveWriter("ticks/") as writer:
+            writer.put_backfilled([("BTC:USDC", "2022-07-02", "15:30:55.817Z", "BINANCE", "19200.84")])
+        archive = Archive("ticks/")
+        print(list(archive.ticks("BTC:USDC")))
+        print(archive.sql("select exchange, count(*) from ticks group by all"))
+
+    Args:
+        path (str | os.PathLike[str]): The directory.
+
+    Raises:
+        ConfigurationError: It isn't an archive.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._layout = Layout(self.path)
+        if not (self.path / "journal").is_dir():
+            raise ConfigurationError(f"{self.path}: not an archive; expected a directory that was recorded into")
+
+    def __repr__(self) -> str:
+        return f"Archive({str(self.path)!r})"
+
+    def ticks(
+        self,
+        pair: str | None = None,
+        start: Moment | None = None,
+        end: Moment | None = None,
+        *,
+        parse_price: Callable[[str], Any] = float,
+    ) -> Iterator[Tick]:
+        """Return ticks in the order of their own times. Memory doesn't grow with their number.
+
+        Args:
+            pair (str | None): Only this pair.
+            start (datetime | date | str | None): Only ticks from this time on.
+            end (datetime | date | str | None): Only ticks before this time.
+            parse_price (Callable[[str], Any]): Converts the text of a price.
+
+        Returns:
+            Iterator[Tick]: The ticks.
+
+        Raises:
+            ConfigurationError: An argument isn't valid.
+        """
+        selection = _Selection.of(pair, start, end)
+        return (tick for batch in self._batches(selection) for tick in columns.ticks_of(batch, parse_price))
+
+    def entries(
+        self, start: Moment | None = None, end: Moment | None = None, *, parse_price: Callable[[str], Any] = float
+    ) -> Iterator[Tick | Entry]:
+        """Return everything in the order in which it was recorded.
+
+        Args:
+            start (datetime | date | str | None): Only what was received from this time on.
+            end (datetime | date | str | None): Only what was received before this time.
+            parse_price (Callable[[str], Any]): Converts the text of a price.
+
+        Returns:
+            Iterator[Tick | Entry]: Ticks, and entries with `at` (received, in nanoseconds since 1970), `kind`, `symbol`
+            and `fields`. The kind "message" has the text of a message that isn't a tick in `fields["text"]`. The others
+            are those of `ArchiveWriter.put_event`, and its own "open", "close" and "seal".
+
+        Raises:
+            ConfigurationError: An argument isn't valid.
+        """
+        selection = _Selection.of(None, start, end)
+        return self._entries(selection, parse_price)
+
+    def to_arrow(self, pair: str | None = None, start: Moment | None = None, end: Moment | None = None) -> pa.Table:
+        """Return ticks as a table, sorted by time. Arguments are those of `ticks`.
+
+        The columns are `timestamp`, `pair`, `exchange`, `price` (a double), `received` and `backfilled`.
+        """
+        selection = _Selection.of(pair, start, end)
+        with _Database(self._layout, selection) as database:
+            return database.connection.sql(
+                "SELECT timestamp, pair, exchange, price, received, backfilled FROM ticks "
+                f"WHERE {selection.condition} ORDER BY timestamp, ordinal"
+            ).to_arrow_table()
+
+    def to_pandas(
+        self, pair: str | None = None, start: Moment | None = None, end: Moment | None = None
+    ) -> pandas.DataFrame:
+        """Return ticks as a `pandas.DataFrame`, as `to_arrow` does. Needs the extra `[pandas]`."""
+        return self.to_arrow(pair, start, end).to_pandas()
+
+    def to_polars(
+        self, pair: str | None = None, start: Moment | None = None, end: Moment | None = None
+    ) -> polars.DataFrame:
+        """Return ticks as a `polars.DataFrame`, as `to_arrow` does. Needs the extra `[polars]`."""
+        try:
+            import polars
+        except ImportError:
+            raise ConfigurationError(
+                'to_polars needs polars, which is not installed: pip install "finx-streamer[polars]"'
+            ) from None
+        frame: polars.DataFrame = polars.from_arrow(self.to_arrow(pair, start, end))  # type: ignore[assignment, unused-ignore]
+        return frame
+
+    def sql(self, query: str) -> pa.Table:
+        """Run a query of DuckDB's SQL.
+
+        Args:
+            query (str): It can use the views `ticks` (pair, timestamp, exchange, price, price_text, received,
+                backfilled, id, ordinal), `greeks` (timestamp, symbol, instrument, the numbers of `Greeks`, received,
+                raw) and `gaps` (symbol, since, until, filled, ticks, why, received).
+
+        Returns:
+            pyarrow.Table: The result.
+
+        Raises:
+            duckdb.Error: The query isn't valid.
+        """
+        with _Database(self._layout, _Selection()) as database:
+            result = database.connection.sql(query)
+            if result is None:
+                raise ConfigurationError(f"sql: {query[:60]!r} has no result; expected a SELECT")
+            return result.to_arrow_table()
+
+    def coverage(self, pair: str) -> list[Coverage]:
+        """Return what the archive has of a pair: the intervals that are complete, and those that aren't, and why.
+
+        Time before, between and after the intervals wasn't recorded.
+
+        Args:
+            pair (str): The pair.
+
+        Returns:
+            list[Coverage]: The intervals, in order, without overlaps.
+
+        Raises:
+            ConfigurationError: It isn't a pair.
+        """
+        name = str(checked_pair(pair))
+        ledger, last_ns = self.ledger()
+        return coverage(ledger, name, None if last_ns is None else time_of(last_ns))
+
+    def ledger(self) -> tuple[list[Entry], int | None]:
+        """Return the events that `coverage` reads, and when the last entry was received (ns since 1970)."""
+        while True:
+            sealed, journals = self._layout.find()
+            lines: list[Entry] = []
+            last_ns: int | None = None
+            try:
+                for note in (metadata_of(each.ticks) for each in sealed):
+                    lines += map(Entry.parse, note["ledger"])
+                    last_ns = last_ns if note["last_ns"] is None else note["last_ns"]
+                for hour in journals:
+                    journal = Journal(self._layout.journal(hour), hour)
+                    lines += (each for each in journal.read() if isinstance(each, Entry) and each.kind in LEDGER)
+                    last_ns = journal.last_ns or last_ns
+            except FileNotFoundError:
+                continue  # it was sealed or merged meanwhile
+            return lines, last_ns
+
+    def verify(self) -> Verification:
+        """Check every block and file: whether it can be read, its order, its counts; and what isn't covered.
+
+        Returns:
+            Verification: What was checked, and what is damaged or missing.
+        """
+        return verify(self._layout, self.ledger)
+
+    def _batches(self, selection: _Selection) -> Iterator[pa.RecordBatch]:
+        done = selection.start
+        while True:
+            started = False
+            database = None
+            try:
+                with _Database(self._layout, attrs.evolve(selection, start=done)) as database:
+                    for slab in database.slabs():
+                        started = False
+                        for batch in database.read(slab):
+                            started = True
+                            yield batch
+                        done = slab.end
+                return
+            except (FileNotFoundError, duckdb.IOException):
+                # A file that was sealed or merged meanwhile has another name.
+                if started or (database is not None and all(path.exists() for path in database.files)):
+                    raise
+
+    def _entries(self, selection: _Selection, parse_price: Callable[[str], Any]) -> Iterator[Tick | Entry]:
+        low = -1 if selection.start is None else _ns(selection.start)
+        high = 1 << 62 if selection.end is None else _ns(selection.end)
+        for ticks, others in _recorded(self._layout, low, high):
+            places = others["ordinal"].to_pylist()
+            events = [Entry.parse(line) for line in others["line"].to_pylist()]
+            done = 0
+            for batch in ticks:
+                found = columns.ticks_of(batch, parse_price)
+                ordinals = batch["ordinal"].to_pylist() if done < len(places) else []
+                at = 0
+                while done < len(places) and places[done] < ordinals[-1]:
+                    until = bisect_left(ordinals, places[done])
+                    yield from (tick for tick in found[at:until] if low <= tick["received_ns"] < high)
+                    yield events[done]
+                    at, done = until, done + 1
+                yield from (tick for tick in found[at:] if low <= tick["received_ns"] < high)
+            yield from events[done:]
+
+
+@attrs.frozen
+class _Selection:
+    """Which ticks are read. The end isn't included."""
+
+    pair: str | None = None
+    start: datetime | None = None
+    end: datetime | None = None
+
+    @classmethod
+    def of(cls, pair: str | None, start: Moment | None, end: Moment | None) -> _Selection:
+        """Check arguments."""
+        return cls(
+            None if pair is None else str(checked_pair(pair)),
+            None if start is None else moment("start", start),
+            None if end is None else moment("end", end),
+        )
+
+    @property
+    def condition(self) -> str:
+        """The condition in SQL."""
+        parts = ["true"]
+        if self.pair is not None:
+            parts.append(f"pair = {_quoted(self.pair)}")
+        if self.start is not None:
+            parts.append(f"timestamp >= TIMESTAMPTZ {_quoted(self.start.isoformat())}")
+        if self.end is not None:
+            parts.append(f"timestamp < TIMESTAMPTZ {_quoted(self.end.isoformat())}")
+        return " AND ".join(parts)
+
+
+class _Database:
+    """The archive at one moment, as tables of DuckDB: `rows` of ticks, and `others`."""
+
+    def __init__(self, layout: Layout, selection: _Selection) -> None:
+        self._selection = selection
+        self.files: list[Path] = []
+        sealed, journals = layout.find()
+        self.files = [each.ticks for each in sealed] + [layout.journal(hour) for hour in journals]
+        self._spill = tempfile.TemporaryDirectory(prefix="finx-archive-", ignore_cleanup_errors=True)
+        self.connection = connect(Path(self._spill.name))
+        #: The hours of ticks' times, with about how many ticks each has.
+        self._hours: dict[datetime, int] = {}
+        try:
+            self._define(layout, sealed, journals)
+        except BaseException:
+            self.close()
+            raise
+
+    def _define(self, layout: Layout, sealed: list[Sealed], journals: list[int]) -> None:
+        self.connection.register("no_ticks", columns.TICKS.empty_table())
+        self.connection.register("no_events", columns.EVENTS.empty_table())
+        self.connection.execute("CREATE TABLE new_ticks AS SELECT * FROM no_ticks")
+        self.connection.execute("CREATE TABLE new_events AS SELECT * FROM no_events")
+        for hour in journals:
+            for ticks, events in Journal(layout.journal(hour), hour).tables():
+                self._insert("new_ticks", ticks, self._selection.condition)
+                self._insert("new_events", events, "true")
+        for view, table, names in (
+            ("rows", "new_ticks", [each.ticks for each in sealed]),
+            ("others", "new_events", [each.events for each in sealed]),
+        ):
+            paths = ", ".join(_quoted(str(name)) for name in names)
+            files = f"UNION ALL SELECT * FROM read_parquet([{paths}], hive_partitioning=false)" if names else ""
+            self.connection.execute(f"CREATE VIEW {view} AS SELECT * FROM {table} {files}")
+        self.connection.execute(_VIEWS)
+        for each in sealed:
+            for pair, (count, first, last) in metadata_of(each.ticks)["counts"].items():
+                if self._selection.pair in (None, pair):
+                    self._count(count, first, last)
+        query = (
+            "SELECT count(*), min(us), max(us) FROM (SELECT epoch_us(timestamp) AS us FROM new_ticks) GROUP BY us // ?"
+        )
+        for count, first, last in self.connection.execute(query, [_HOUR // _MICROSECOND]).fetchall():
+            self._count(count, first, last)
+
+    def _insert(self, name: str, table: pa.Table, condition: str) -> None:
+        if len(table):
+            self.connection.register("batch", table)
+            self.connection.execute(f"INSERT INTO {name} SELECT * FROM batch WHERE {condition}")
+            self.connection.unregister("batch")
+
+    def _count(self, count: int, first_us: int, last_us: int) -> None:
+        first, last = _EPOCH + first_us * _MICROSECOND, _EPOCH + last_us * _MICROSECOND
+        low = first if self._selection.start is None else max(first, self._selection.start)
+        high = last if self._selection.end is None else min(last, self._selection.end)
+        hour = low.replace(minute=0, second=0, microsecond=0)
+        hours = max((high - hour) // _HOUR + 1, 0)
+        # Only an estimate: the slabs have all ticks anyway.
+        samples = range(0, hours, hours // _SAMPLES + 1)
+        for number in samples:
+            when = hour + number * _HOUR
+            self._hours[when] = self._hours.get(when, 0) + count // len(samples) + 1
+
+    def slabs(self) -> Iterator[_Selection]:
+        """Return parts of the selection that together are all of it, in order of time."""
+        start, size = self._selection.start, 0
+        for hour in sorted(self._hours):
+            if size and size + self._hours[hour] > _SLAB:
+                yield attrs.evolve(self._selection, start=start, end=hour)
+                start, size = hour, 0
+            size += self._hours[hour]
+        if self._hours:
+            yield attrs.evolve(self._selection, start=start)
+
+    def read(self, selection: _Selection) -> Iterator[pa.RecordBatch]:
+        """Return a part's ticks. What doesn't fit into memory is sorted on disk."""
+        query = f"SELECT * FROM rows WHERE {selection.condition} ORDER BY timestamp, ordinal"
+        yield from self.connection.sql(query).to_arrow_reader(_ROWS)
+
+    def close(self) -> None:
+        """Release its memory and files."""
+        self.connection.close()
+        self._spill.cleanup()
+
+    def __enter__(self) -> _Database:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _recorded(layout: Layout, low: int, high: int) -> Iterator[tuple[Iterable[pa.RecordBatch], pa.Table]]:
+    """Return ticks and events in recorded order, a part of bounded size at a time."""
+    done = -1
+    while True:
+        sealed, journals = layout.find()
+        try:
+            for file in sealed:
+                for hour in range(max(file.hour, done + 1), file.last + 1):
+                    with tempfile.TemporaryDirectory(prefix="finx-archive-") as spill, connect(Path(spill)) as database:
+                        events = _read(database, file.events, hour, low, high).to_arrow_table()
+                        ticks = _read(database, file.ticks, hour, low, high).to_arrow_reader(_ROWS)
+                        done = hour
+                        yield ticks, events
+            for hour in (hour for hour in journals if hour > done):
+                for table, events in Journal(layout.journal(hour), hour).tables():
+                    done = hour
+                    yield table.combine_chunks().to_batches(_ROWS), _between(events, low, high)
+            return
+        except (FileNotFoundError, duckdb.IOException):
+            # A file that was sealed or merged meanwhile has another name.
+            if all(path.exists() for path in [*(each.ticks for each in sealed), *map(layout.journal, journals)]):
+                raise
+
+
+def _read(database: duckdb.DuckDBPyConnection, path: Path, hour: int, low: int, high: int) -> Any:
+    return database.sql(
+        f"SELECT * FROM read_parquet({_quoted(str(path))}, hive_partitioning=false) "
+        "WHERE ordinal >= ? AND ordinal < ? AND received_ns >= ? AND received_ns < ? ORDER BY ordinal",
+        params=[hour << ORDINAL_BITS, (hour + 1) << ORDINAL_BITS, low, high],
+    )
+
+
+def _between(events: pa.Table, low: int, high: int) -> pa.Table:
+    received = events["received_ns"]
+    return events.filter(pc.and_(pc.greater_equal(received, low), pc.less(received, high)))
+
+
+def _ns(when: datetime) -> int:
+    return (when - _EPOCH) // _MICROSECOND * 1_000
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

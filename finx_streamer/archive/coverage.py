@@ -1,0 +1,132 @@
+"""What an archive has of a pair, and what it lacks: intervals computed from the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+
+import attrs
+
+from ..values import State
+from .journal import Entry
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+#: States in which a stream that was open still is.
+_NEUTRAL = (State.IDLE, State.CONNECTING)
+
+
+@attrs.frozen
+class Coverage:
+    """A part of the time of a pair.
+
+    Attributes:
+        start (datetime): Its start, in UTC.
+        end (datetime): Its end.
+        complete (bool): Whether the archive has every tick that was sent.
+        why (str): "live", "filled", or why ticks are missing.
+    """
+
+    start: datetime
+    end: datetime
+    complete: bool
+    why: str
+
+
+def paint(parts: list[Coverage], new: Coverage) -> list[Coverage]:
+    """Replace a part of the time. The parts are in order and don't overlap."""
+    if new.start >= new.end:
+        return parts
+    kept = []
+    for part in parts:
+        if part.start < new.start:
+            kept.append(attrs.evolve(part, end=min(part.end, new.start)))
+        if part.end > new.end:
+            kept.append(attrs.evolve(part, start=max(part.start, new.end)))
+    merged: list[Coverage] = []
+    for part in sorted([*kept, new], key=lambda part: part.start):
+        last = merged[-1] if merged else None
+        if last and last.end == part.start and (last.complete, last.why) == (part.complete, part.why):
+            merged[-1] = attrs.evolve(last, end=part.end)
+        else:
+            merged.append(part)
+    return merged
+
+
+class _Pair:
+    """Follows the ledger of one pair."""
+
+    def __init__(self) -> None:
+        self.parts: list[Coverage] = []
+        #: Since when the stream is connected, as far as that isn't painted. None: it isn't connected.
+        self._live: datetime | None = None
+        #: The last time without a connection, until a gap explains it.
+        self._hole: tuple[datetime, datetime] | None = None
+        self._closed: datetime | None = None
+        self._why = ""
+
+    def begin(self, at: datetime) -> None:
+        """The stream is connected: ticks are complete from here on."""
+        if self._live is not None:
+            return
+        self._live = at
+        if self._closed is not None:
+            self._hole = min(self._closed, self._hole[0]) if self._hole else self._closed, at
+            self._paint(self._closed, at, False, self._why)
+
+    def end(self, at: datetime, why: str) -> None:
+        """The stream isn't connected any more."""
+        if self._live is not None:
+            self._paint(self._live, at, True, "live")
+            self._closed, self._why, self._live = max(at, self._live), why, None
+
+    def gap(self, at: datetime, since: datetime, until: datetime, filled: bool, why: str, whole: bool) -> None:
+        """A gap was filled or not. `whole`: it explains the time without a connection."""
+        if whole and self._hole is not None:
+            since, until = min(since, self._hole[0]), max(until, self._hole[1])
+            self._hole = None
+        if self._live is not None:
+            self._paint(self._live, at, True, "live")
+            self._live = max(self._live, at, until)
+        self._paint(since, until, filled, why)
+
+    def _paint(self, start: datetime, end: datetime, complete: bool, why: str) -> None:
+        self.parts = paint(self.parts, Coverage(start, end, complete, why))
+
+
+def coverage(ledger: Iterable[Entry], pair: str, last: datetime | None) -> list[Coverage]:
+    """Return the intervals of a pair.
+
+    Args:
+        ledger (Iterable[Entry]): The events, in recorded order.
+        pair (str): The pair.
+        last (datetime | None): When the last entry was received.
+    """
+    found = _Pair()
+    for entry in ledger:
+        if entry.symbol is not None and entry.symbol != pair:
+            continue
+        at, fields = time_of(entry.at), entry.fields
+        if entry.kind == "open":
+            previous = fields.get("last_ns")
+            found.end(at if previous is None else time_of(previous), "not recorded: the recorder was killed")
+        elif entry.kind in ("close", "stop"):
+            found.end(at, "not recorded")
+        elif entry.kind == "state" and entry.symbol is not None:
+            state = fields.get("state")
+            if state == State.STREAMING:
+                found.begin(at)
+            elif state not in _NEUTRAL:
+                found.end(at, f"not connected: {state}")
+        elif entry.kind == "gap":
+            since, until = datetime.fromisoformat(fields["since"]), datetime.fromisoformat(fields["until"])
+            filled = bool(fields.get("filled"))
+            why = str(fields.get("why") or ("filled" if filled else "the gap couldn't be filled"))
+            found.gap(at, since, until, filled, why, whole=entry.symbol is not None)
+    if last is not None:
+        found.end(last, "")
+    return found.parts
+
+
+def time_of(ns: int) -> datetime:
+    """Return a time in nanoseconds since 1970 as a datetime."""
+    return _EPOCH + timedelta(microseconds=ns // 1_000)

@@ -1,0 +1,232 @@
+"""The journal: one hour's entries in recorded order, in blocks that are checked one by one.
+
+A block is a skippable zstd frame with its description, followed by a zstd frame with a checksum, so `zstdcat` reads
+the file. The text consists of lines of JSON:
+
+    {"at":1,"ticks":2,"bytes":260}                         2 ticks follow, as received at this time; 260 bytes
+    {"results":"streaming","resultData":{"pair":…}}
+    {"results":"streaming","resultData":{"pair":…}}
+    {"at":1,"kind":"message","symbol":null,"text":"…"}     any other message
+    {"at":1,"kind":"gap","symbol":"BTC:USDC",…}            an event, with its fields
+
+Times are in nanoseconds since 1970. Ticks that were fetched from history have `"backfilled":true` in their first line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import attrs
+import zstandard
+
+#: A block ends at this number of entries or bytes of text.
+MAX_ENTRIES, MAX_BYTES = 1_000, 1 << 20
+_MAGIC = 0x184D2A5B
+#: Magic, size of what follows; size of the zstd frame, entries, first and last time; CRC-32 of all that.
+_HEAD = struct.Struct("<IIIIqqI")
+_BEFORE = struct.pack("<II", _MAGIC, _HEAD.size - 8)
+_WINDOW = 1 << 20
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
+
+
+@attrs.frozen
+class Block:
+    """A whole block: where it is, what it contains."""
+
+    start: int
+    end: int
+    entries: int
+    first_ns: int
+    last_ns: int
+    text: bytes = attrs.field(repr=False)
+
+
+@attrs.frozen
+class Damage:
+    """Bytes that aren't whole blocks. `torn`: nothing whole follows, as after a crash."""
+
+    start: int
+    end: int
+    torn: bool
+
+
+@attrs.frozen
+class Ticks:
+    """A run of ticks that were received together, one line each."""
+
+    at: int
+    count: int
+    text: bytes
+    backfilled: bool
+
+
+@attrs.frozen
+class Entry:
+    """A message that isn't a tick, or an event."""
+
+    at: int
+    kind: str
+    symbol: str | None
+    fields: dict[str, Any]
+    line: str
+
+    @classmethod
+    def parse(cls, line: str | bytes) -> Entry:
+        """Read a line."""
+        fields = json.loads(line)
+        text = line if isinstance(line, str) else line.decode()
+        return cls(fields.pop("at"), fields.pop("kind"), fields.pop("symbol", None), fields, text)
+
+
+def entry_line(at: int, kind: str, symbol: str | None, fields: dict[str, Any]) -> bytes:
+    """Return the line of an entry, with its line feed."""
+    return _to_json({"at": at, "kind": kind, "symbol": symbol, **fields}).encode() + b"\n"
+
+
+def ticks_lines(at: int, count: int, lines: bytes, backfilled: bool = False) -> bytes:
+    """Return the lines of a run of ticks. Each of `lines` begins, not ends, with its line feed."""
+    mark = b',"backfilled":true' if backfilled else b""
+    return b'{"at":%d,"ticks":%d,"bytes":%d%b}%b\n' % (at, count, len(lines), mark, lines)
+
+
+def parse(text: bytes) -> Iterator[Ticks | Entry]:
+    """Return the entries of a block."""
+    at = 0
+    while at < len(text):
+        end = text.index(b"\n", at) + 1
+        line = text[at : end - 1]
+        at = end
+        if b'"kind":' in line:
+            yield Entry.parse(line)
+            continue
+        head = json.loads(line)
+        at += head["bytes"]
+        yield Ticks(head["at"], head["ticks"], text[end:at], "backfilled" in head)
+
+
+def compressor() -> zstandard.ZstdCompressor:
+    """Return what `pack` uses. One thread may use it at a time."""
+    return zstandard.ZstdCompressor(1, write_checksum=True)
+
+
+def pack(text: bytes, entries: int, first_ns: int, last_ns: int, zstd: zstandard.ZstdCompressor | None = None) -> bytes:
+    """Return the bytes of a block. Compressing releases the GIL."""
+    packed = (zstd or compressor()).compress(text)
+    head = _HEAD.pack(_MAGIC, _HEAD.size - 8, len(packed), entries, first_ns, last_ns, 0)[:-4]
+    return head + struct.pack("<I", zlib.crc32(head)) + packed
+
+
+def read_blocks(file: IO[bytes]) -> Iterator[Block | Damage]:
+    """Return the blocks of a journal up to its present end, and what is damaged between them."""
+    size = os.fstat(file.fileno()).st_size
+    at = 0
+    while at < size:
+        block = _block_at(file, at, size)
+        if block is None:
+            following = _next_block(file, at + 1, size)
+            end = size if following is None else following.start
+            yield Damage(at, end, torn=following is None)
+            if following is None:
+                return
+            block = following
+        yield block
+        at = block.end
+
+
+def _block_at(file: IO[bytes], at: int, size: int) -> Block | None:
+    file.seek(at)
+    head = file.read(_HEAD.size)
+    if len(head) < _HEAD.size or not head.startswith(_BEFORE):
+        return None
+    *_, packed_size, entries, first, last, check = _HEAD.unpack(head)
+    end = at + _HEAD.size + packed_size
+    if check != zlib.crc32(head[:-4]) or end > size:
+        return None
+    try:
+        text = zstandard.ZstdDecompressor().decompress(file.read(packed_size))
+    except zstandard.ZstdError:
+        return None
+    return Block(at, end, entries, first, last, text)
+
+
+def _next_block(file: IO[bytes], at: int, size: int) -> Block | None:
+    """Search for the next whole block."""
+    while at < size:
+        file.seek(at)
+        window = file.read(_WINDOW)
+        found = window.find(_BEFORE)
+        while found >= 0:
+            block = _block_at(file, at + found, size)
+            if block is not None:
+                return block
+            found = window.find(_BEFORE, found + 1)
+        at += max(len(window) - len(_BEFORE) + 1, 1)
+    return None
+
+
+@attrs.frozen
+class Repaired:
+    """What `repair` found: the time of the last whole entry (None without one), and how many bytes it cut off."""
+
+    last_ns: int | None
+    cut: int
+    first_free: int
+
+
+def repair(path: Path) -> Repaired:
+    """Cut off the torn tail of a journal. Damage between whole blocks stays, for `Archive.verify` to report it."""
+    last_ns, cut, end = None, 0, 0
+    with open(path, "rb+") as file:
+        for part in read_blocks(file):
+            if isinstance(part, Block):
+                last_ns, end = part.last_ns, part.end
+            elif part.torn:
+                cut = part.end - part.start
+                file.truncate(end := part.start)
+                os.fsync(file.fileno())
+            else:
+                end = part.end
+    return Repaired(last_ns, cut, end)
+
+
+class JournalFile:
+    """A journal that is appended to. After a failed write, the next one first removes what it left."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._end: int | None = None
+        self._file = -1
+
+    def append(self, blocks: Iterable[bytes]) -> None:
+        """Append blocks. Raises OSError; then none of them is in the file."""
+        data = memoryview(b"".join(blocks))
+        try:
+            if self._file < 0:
+                self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+                present = os.fstat(self._file).st_size
+                self._end = present if self._end is None else min(self._end, present)
+            os.ftruncate(self._file, self._end or 0)
+            os.lseek(self._file, self._end or 0, os.SEEK_SET)
+            written = 0
+            while written < len(data):
+                written += os.write(self._file, data[written:])
+            self._end = (self._end or 0) + written
+        except OSError:
+            self.close()
+            raise
+
+    def duplicate(self) -> int | None:
+        """Return a descriptor for `os.fsync`, which may outlive this file. None if it isn't open."""
+        return os.dup(self._file) if self._file >= 0 else None
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1

@@ -1,0 +1,256 @@
+"""Seal a finished hour into Parquet, and merge the hours of a day. Runs in a process of its own.
+
+Every step can be repeated after a crash: files get their name when they are complete, and what they replace is removed
+afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from base64 import b85decode, b85encode
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from . import columns
+from .journal import Block, Damage, Entry, Ticks, entry_line, parse, read_blocks
+from .layout import ORDINAL_BITS, Layout, Sealed, iso_time, sealed_in, sync_directory
+
+#: The kinds of events that `coverage` reads. They are copied into the metadata.
+LEDGER = frozenset({"open", "close", "start", "stop", "state", "gap", "seal"})
+#: Days up to this size are merged into one file.
+_SMALL_DAY = 128 << 20
+_ROWS = 1 << 18
+_MEMORY = "1GB"
+_TICK_OPTIONS: dict[str, Any] = {
+    "use_dictionary": ["pair", "exchange", "price_text", "time_text", "digits", "backfilled"],
+    "column_encoding": dict.fromkeys(("timestamp", "ordinal", "received_ns", "id"), "DELTA_BINARY_PACKED"),
+}
+_EVENT_OPTIONS: dict[str, Any] = {
+    "use_dictionary": ["kind", "symbol"],
+    "column_encoding": dict.fromkeys(("ordinal", "received_ns"), "DELTA_BINARY_PACKED"),
+}
+_METADATA = b"finx_streamer"
+
+
+class Journal:
+    """Reads a journal once, and counts what it contains."""
+
+    def __init__(self, path: Path, hour: int) -> None:
+        self._path = path
+        self.hour = hour
+        self.entries = 0
+        self.first_ns: int | None = None
+        self.last_ns: int | None = None
+        self.damage: list[Damage] = []
+        self._pending: list[Entry] = []
+
+    def read(self) -> Iterator[Ticks | Entry]:
+        """Return the entries. Damage becomes an event at its place; a torn tail doesn't."""
+        damaged: Damage | None = None
+        with open(self._path, "rb") as file:
+            for part in read_blocks(file):
+                if isinstance(part, Damage):
+                    damaged = part
+                    self.damage.append(part)
+                    continue
+                if damaged is not None:
+                    self.entries += 1
+                    yield self._gap(damaged, part.first_ns)
+                    damaged = None
+                yield from self._block(part)
+
+    def _gap(self, damaged: Damage, until: int) -> Entry:
+        since = until if self.last_ns is None else min(self.last_ns, until)
+        why = f"{damaged.end - damaged.start:,} bytes of the journal are damaged"
+        times = {"since": iso_time(since), "until": iso_time(until + 999)}
+        return Entry.parse(entry_line(until, "gap", None, {**times, "filled": False, "damaged": True, "why": why})[:-1])
+
+    def _block(self, block: Block) -> Iterator[Ticks | Entry]:
+        self.first_ns = block.first_ns if self.first_ns is None else self.first_ns
+        self.last_ns = block.last_ns
+        self.entries += block.entries
+        yield from parse(block.text)
+
+    def tables(self) -> Iterator[tuple[pa.Table, pa.Table]]:
+        """Return the entries as tables."""
+        return columns.tables(self.read(), self.hour << ORDINAL_BITS)
+
+
+def connect(spill: Path) -> duckdb.DuckDBPyConnection:
+    """Return a database in memory that sorts on disk what doesn't fit."""
+    # Nothing is downloaded. Without the extension `icu`, the time zone is UTC anyway.
+    database = duckdb.connect(
+        config={
+            "memory_limit": _MEMORY,
+            "threads": 1,
+            "temp_directory": str(spill),
+            "autoinstall_known_extensions": False,
+        }
+    )
+    with suppress(duckdb.Error):
+        database.execute("SET TimeZone = 'UTC'")
+    return database
+
+
+def metadata_of(path: Path) -> dict[str, Any]:
+    """Return what `seal` noted in a file: counts, times, and the ledger."""
+    found: dict[str, Any] = json.loads(zlib.decompress(b85decode((pq.read_metadata(path).metadata or {})[_METADATA])))
+    return found
+
+
+def seal(layout: Layout, hour: int) -> None:
+    """Turn the journal of an hour into a sealed hour, and remove it."""
+    source, target = layout.journal(hour), Sealed(hour, layout.sealed(hour))
+    if not target.ticks.exists():
+        target.ticks.parent.mkdir(exist_ok=True)
+        _write_hour(Journal(source, hour), target, layout.root)
+        sync_directory(target.ticks.parent)
+        sync_directory(layout.root)
+    source.unlink(missing_ok=True)
+    sync_directory(source.parent)
+
+
+def _write_hour(journal: Journal, target: Sealed, root: Path) -> None:
+    ledger: list[str] = []
+    counts: dict[str, list[int]] = {}
+    with _Writer(target.events, columns.EVENTS, _EVENT_OPTIONS) as events:
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            for ticks, others in journal.tables():
+                events.write(others)
+                kinds, lines = others["kind"].to_pylist(), others["line"].to_pylist()
+                ledger.extend(line for kind, line in zip(kinds, lines, strict=True) if kind in LEDGER)
+                _count(counts, ticks)
+                yield from ticks.to_batches()
+
+        with (
+            connect(root / f".spill-{os.getpid()}") as database,
+            _Writer(target.ticks, columns.TICKS, _TICK_OPTIONS) as ticks,
+        ):
+            entries = pa.RecordBatchReader.from_batches(columns.TICKS, batches())
+            database.register("entries", entries)
+            query = "SELECT * FROM entries ORDER BY pair, timestamp, ordinal"
+            for batch in database.sql(query).to_arrow_reader(_ROWS):
+                ticks.write(pa.Table.from_batches([batch]))
+            events.finish({})
+            ticks.finish(
+                {
+                    "hours": [journal.hour],
+                    "entries": journal.entries,
+                    "first_ns": journal.first_ns,
+                    "last_ns": journal.last_ns,
+                    "counts": counts,
+                    "ledger": ledger,
+                }
+            )
+
+
+def _count(counts: dict[str, list[int]], ticks: pa.Table) -> None:
+    """Add to each pair's number of ticks, and to the first and the last of their times in microseconds."""
+    times = pa.table([ticks["pair"], ticks["timestamp"].cast(pa.int64())], ["pair", "us"])
+    rows = times.group_by("pair").aggregate([("us", "count"), ("us", "min"), ("us", "max")]).to_pylist()
+    for row in rows:
+        _add(counts, row["pair"], [row["us_count"], row["us_min"], row["us_max"]])
+
+
+def _add(counts: dict[str, list[int]], pair: str, more: list[int]) -> None:
+    count, first, last = counts.get(pair, [0, more[1], more[2]])
+    counts[pair] = [count + more[0], min(first, more[1]), max(last, more[2])]
+
+
+class _Writer:
+    """A Parquet file that gets its name when it is complete and on disk."""
+
+    def __init__(self, path: Path, schema: pa.Schema, options: dict[str, Any]) -> None:
+        self._path = path
+        self._schema = schema
+        self._part = path.with_name(f".{path.name}.{os.getpid()}")
+        self._file = pq.ParquetWriter(
+            self._part, schema, compression="zstd", compression_level=9, write_page_checksum=True, **options
+        )
+
+    def write(self, table: pa.Table) -> None:
+        """Append rows."""
+        if len(table):
+            self._file.write_table(table.cast(self._schema), _ROWS)
+
+    def finish(self, metadata: dict[str, Any]) -> None:
+        """Give the file its name."""
+        note = b85encode(zlib.compress(json.dumps(metadata, separators=(",", ":")).encode(), 9))
+        self._file.add_key_value_metadata({_METADATA: note})
+        self._file.close()
+        with open(self._part, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(self._part, self._path)
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        self._part.unlink(missing_ok=True)
+
+
+def merge_days(layout: Layout, before: Path) -> None:
+    """Merge the small hours of each day before the one with this name."""
+    waiting = {layout.sealed(hour).parent for hour in layout.find()[1]}
+    for day in sorted(layout.root.glob("date=*")):
+        if day.name < before.name and day not in waiting and not (day / "day.parquet").exists():
+            hours = sealed_in(day)
+            if len(hours) > 1 and sum(each.ticks.stat().st_size for each in hours) <= _SMALL_DAY:
+                _merge(hours, Sealed(hours[0].hour, day / "day.parquet"))
+                remove_leftovers(day)
+
+
+def _merge(hours: list[Sealed], day: Sealed) -> None:
+    """Copy hour after hour: each keeps its order."""
+    notes = [metadata_of(each.ticks) for each in hours]
+    counts: dict[str, list[int]] = {}
+    for note in notes:
+        for pair, found in note["counts"].items():
+            _add(counts, pair, found)
+    merged = {
+        "hours": [hour for note in notes for hour in note["hours"]],
+        "entries": sum(note["entries"] for note in notes),
+        "first_ns": next((note["first_ns"] for note in notes if note["first_ns"] is not None), None),
+        "last_ns": next((note["last_ns"] for note in reversed(notes) if note["last_ns"] is not None), None),
+        "counts": counts,
+        "ledger": [line for note in notes for line in note["ledger"]],
+    }
+    for name, schema, options, metadata in (
+        ("events", columns.EVENTS, _EVENT_OPTIONS, {}),
+        ("ticks", columns.TICKS, _TICK_OPTIONS, merged),
+    ):
+        with _Writer(getattr(day, name), schema, options) as writer:
+            for each in hours:
+                with pq.ParquetFile(getattr(each, name), page_checksum_verification=True) as file:
+                    for group in range(file.num_row_groups):
+                        writer.write(file.read_row_group(group))
+            writer.finish(metadata)
+    sync_directory(day.ticks.parent)
+
+
+def remove_leftovers(day: Path) -> None:
+    """Remove what a crash left in a day: temporary files, and hours that are merged."""
+    merged = (day / "day.parquet").exists()
+    for path in day.iterdir():
+        if path.name.startswith(".") or (merged and path.name.startswith("hour=")):
+            path.unlink(missing_ok=True)
+
+
+def main(root: str, number: str) -> None:
+    """Seal an hour, then merge what is complete."""
+    with suppress(OSError, AttributeError):
+        os.nice(10)
+    pa.set_cpu_count(1)
+    layout = Layout(Path(root))
+    seal(layout, int(number))
+    merge_days(layout, layout.sealed(int(number)).parent)
