@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import attrs
 
@@ -17,6 +17,7 @@ from .clock import monotonic
 from .config.reconnect import ReconnectPolicy
 from .config.symbols import Symbol
 from .connection.attempt import ConnectionConfig
+from .connection.loop import EventLoop
 from .delivery.bar_feed import BarTimer
 from .delivery.callbacks import CallbackRunner, Callbacks
 from .delivery.dispatcher import InlineDelivery, ThreadDelivery
@@ -29,10 +30,9 @@ from .errors import FinxStreamerError
 from .functions.call_pool import CallPool
 from .functions.call_scheduler import PoolSettings
 from .functions.tick_reader import TickReader
-from .streaming.counters import Counters
+from .streaming.counters import ConnectionCounters, Counters
 from .streaming.session import Timing
 from .streaming.settings import StreamSettings
-from .streaming.stream import Stream
 from .streaming.streams import Streams
 from .values import Greeks, State
 
@@ -48,28 +48,111 @@ _DRAIN_SHARE = 0.9
 _LAST_STEPS = 1.0
 
 
-@attrs.frozen(kw_only=True)
-class Settings:
-    """The listener's checked arguments, and the objects that all of its runs share."""
+class RunStream(Protocol):
+    """What a run needs of a stream."""
 
-    connection: ConnectionConfig
-    exchanges: frozenset[str] | None
-    parse_price: Callable[[str], Any]
-    backfill: bool
-    lateness: timedelta
+    symbol: str
+    counters: Counters
+    state: State
+    newest: dict[str, Greeks]
+
+    @property
+    def connection(self) -> RunConnection:
+        """What it shares with other streams."""
+
+
+class RunConnection(Protocol):
+    """What a run needs of a connection."""
+
+    counters: ConnectionCounters
+
+    @property
+    def reconnects(self) -> int:
+        """How often it was re-established."""
+
+
+class Source(Protocol):
+    """Where the ticks of a run come from: `Streams`, or an archive."""
+
+    loop: EventLoop
+
+    @property
+    def alive(self) -> bool:
+        """Whether a thread runs and isn't the calling one."""
+
+    def start(self) -> None:
+        """Start the threads."""
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait for the threads."""
+
+    def stop(self) -> None:
+        """End, after what has been read was delivered."""
+
+    def add(self, symbol: Symbol) -> RunStream:
+        """Deliver what a symbol gets."""
+
+    def remove(self, symbol: str) -> None:
+        """Deliver no more of it."""
+
+    def resume_reading(self) -> None:
+        """There is room again."""
+
+
+@attrs.frozen(kw_only=True)
+class RunSettings:
+    """The checked arguments of any listener, and the objects that all of its runs share."""
+
+    #: Whether bars are due by this machine's clock. Otherwise, the source says how time passes.
+    follows_clock: ClassVar[bool] = True
+
     dispatch: str
     queue_size: int
     overflow: str
-    reconnect: ReconnectPolicy | None
-    timing: Timing
-    stale_after: float | None
-    stale_reconnect: bool
     name: str
     #: The last ticks. None keeps none.
     recent: Recent | None
     callbacks: Callbacks = attrs.field(factory=Callbacks)
     #: Called, on any thread, when a run starts and when it ends. May change during a run.
     watchers: list[Callable[[], None]] = attrs.field(factory=list)
+
+    def open_source(self, run: Run, on_end: Callable[[BaseException | None], None]) -> Source:
+        """Return the source of a run. `on_end` is called last on the loop's thread, with the error if there is one."""
+        raise NotImplementedError
+
+
+@attrs.frozen(kw_only=True)
+class Settings(RunSettings):
+    """The checked arguments of a `StreamListener`."""
+
+    connection: ConnectionConfig
+    exchanges: frozenset[str] | None
+    parse_price: Callable[[str], Any]
+    backfill: bool
+    lateness: timedelta
+    reconnect: ReconnectPolicy | None
+    timing: Timing
+    stale_after: float | None
+    stale_reconnect: bool
+
+    def open_source(self, run: Run, on_end: Callable[[BaseException | None], None]) -> Source:
+        common = StreamSettings(
+            connection=self.connection,
+            exchanges=self.exchanges,
+            parse_price=self.parse_price,
+            reconnect=self.reconnect,
+            timing=self.timing,
+            stale_after=self.stale_after,
+            stale_reconnect=self.stale_reconnect,
+            lateness=self.lateness,
+            name=self.name,
+            max_held=self.queue_size,
+        )
+        return Streams(run.delivery, common, on_end, self._open_history if self.backfill else None)
+
+    def _open_history(self) -> TickReader:
+        pool = CallPool(PoolSettings(self.connection, self.reconnect, 1, f"{self.name}-history"))
+        return TickReader(pool, HISTORY_TIMEOUT, self.parse_price)
 
 
 class Run:
@@ -84,7 +167,7 @@ class Run:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: RunSettings,
         symbols: Iterable[Symbol],
         origin: Origin | None,
         show_error: Callable[[FinxStreamerError], None] | None,
@@ -105,7 +188,7 @@ class Run:
         self.left = False
         self._pid = os.getpid()
         self._stopping = False
-        self._streams: dict[str, Stream] = {}
+        self._streams: dict[str, RunStream] = {}
         self._counters: dict[str, Counters] = {}
         self._settings = settings
         # A `for` loop reads from a buffer behind the queue. A policy that drops ticks needs a short one, or the loop
@@ -114,20 +197,7 @@ class Run:
         self.iterations = Iterations(buffered[settings.overflow], settings.dispatch == "thread", self._resume_reading)
         self.runner = CallbackRunner(settings.callbacks, self._counters, show_error)
         self.delivery = self._new_delivery(self.runner)
-        common = StreamSettings(
-            connection=settings.connection,
-            exchanges=settings.exchanges,
-            parse_price=settings.parse_price,
-            reconnect=settings.reconnect,
-            timing=settings.timing,
-            stale_after=settings.stale_after,
-            stale_reconnect=settings.stale_reconnect,
-            lateness=settings.lateness,
-            name=settings.name,
-            max_held=settings.queue_size,
-        )
-        history = self._open_history if settings.backfill else None
-        self.streams = Streams(self.delivery, common, self._streams_ended, history)
+        self.streams = settings.open_source(self, self._streams_ended)
         self._bar_timer = BarTimer(settings.callbacks.bar_feeds, self.delivery)
         self.time_bars()
         for symbol in symbols:
@@ -147,11 +217,6 @@ class Run:
             settings.recent,
         )
 
-    def _open_history(self) -> TickReader:
-        settings = self._settings
-        pool = CallPool(PoolSettings(settings.connection, settings.reconnect, 1, f"{settings.name}-history"))
-        return TickReader(pool, HISTORY_TIMEOUT, settings.parse_price)
-
     def _resume_reading(self) -> None:
         self.streams.resume_reading()
 
@@ -162,7 +227,10 @@ class Run:
 
     def add(self, symbol: Symbol) -> None:
         """Open a stream."""
-        stream = self.streams.add(symbol)
+        self.adopt(self.streams.add(symbol))
+
+    def adopt(self, stream: RunStream) -> None:
+        """Show a stream that was opened."""
         self._streams = {**self._streams, stream.symbol: stream}
         self._counters[stream.symbol] = stream.counters
 
@@ -174,7 +242,7 @@ class Run:
 
     def time_bars(self) -> None:
         """Have bars emitted in time. Call it after each registration of an `on_bar` callback."""
-        if self._settings.callbacks.bar_feeds():
+        if self._settings.follows_clock and self._settings.callbacks.bar_feeds():
             self.streams.loop.post(lambda: self._bar_timer.start(self.streams.loop))
 
     @property
@@ -198,7 +266,7 @@ class Run:
         for name, stream in self._streams.items():
             connection = stream.connection
             if connection not in connections:
-                connections[connection] = ConnectionStats.of(connection.counters, connection.session.reconnects)
+                connections[connection] = ConnectionStats.of(connection.counters, connection.reconnects)
             streams[name] = snapshot(stream.counters, connections[connection], stream.state, depths.get(name, 0))
         errors = [stream.counters.last_error for stream in self._streams.values()]
         last_error = latest([*errors, *(connection.last_error for connection in connections.values())])
