@@ -139,14 +139,44 @@ def read_blocks(file: IO[bytes]) -> Iterator[Block | Damage]:
         at = block.end
 
 
-def _block_at(file: IO[bytes], at: int, size: int) -> Block | None:
-    file.seek(at)
-    head = file.read(_HEAD.size)
+def scan(file: IO[bytes]) -> Iterator[int]:
+    """Return where blocks start, by their heads only."""
+    size = os.fstat(file.fileno()).st_size
+    at = 0
+    while at < size:
+        file.seek(at)
+        head = _head(file.read(_HEAD.size))
+        if head is None or at + _HEAD.size + head[0] > size:
+            following = _next_block(file, at + 1, size)
+            if following is None:
+                return
+            at = following.start
+            continue
+        yield at
+        at += _HEAD.size + head[0]
+
+
+def read_block(file: IO[bytes], start: int) -> Block | None:
+    """Return the block that starts there. None if it is damaged."""
+    return _block_at(file, start, os.fstat(file.fileno()).st_size)
+
+
+def _head(head: bytes) -> tuple[int, int, int, int] | None:
+    """Return the size of what follows, the entries, and the first and last time. None if the head is damaged."""
     if len(head) < _HEAD.size or not head.startswith(_BEFORE):
         return None
     *_, packed_size, entries, first, last, check = _HEAD.unpack(head)
+    return (packed_size, entries, first, last) if check == zlib.crc32(head[:-4]) else None
+
+
+def _block_at(file: IO[bytes], at: int, size: int) -> Block | None:
+    file.seek(at)
+    head = _head(file.read(_HEAD.size))
+    if head is None:
+        return None
+    packed_size, entries, first, last = head
     end = at + _HEAD.size + packed_size
-    if check != zlib.crc32(head[:-4]) or end > size:
+    if end > size:
         return None
     try:
         text = zstandard.ZstdDecompressor().decompress(file.read(packed_size))
