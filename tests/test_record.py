@@ -18,7 +18,7 @@ from finx_streamer.archive.events import payload_of
 from finx_streamer.server import LocalServer
 from finx_streamer.values import SENT
 from tests.support.market import OTHER, PAIR, Market, begin, outage, send, tick
-from tests.support.peers import Peer, Seen, frame, hang, leave_after, stay
+from tests.support.peers import PATIENCE, Peer, Seen, frame, hang, leave_after, stay
 from tests.support.storm import bursts, storm, with_outages
 
 FIELDS = ("pair", "date", "time", "exchange", "price", "received_ns", "backfilled")
