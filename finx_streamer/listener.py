@@ -8,7 +8,7 @@ import os
 import ssl
 import threading
 from collections.abc import Callable, Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, overload
 
 from . import demo, jupyter, tables
@@ -86,6 +86,9 @@ class StreamListener:
             because other threads call it, too.
         backfill (bool): Get missed ticks: from a server that can resume a stream, else from history. False only reports
             gaps.
+        since (datetime | str | timedelta | None): Deliver history from this time on, then live ticks, as one sequence
+            per pair: an aware datetime, ISO text, or a `timedelta` before the start of each run. Ticks from history
+            have `backfilled=True`. None begins with the first live tick.
         lateness (float): How many seconds later than others a tick may arrive and still be found when history fills a
             gap. A server that can resume a stream finds any tick.
 
@@ -137,6 +140,7 @@ class StreamListener:
         exchanges: Iterable[str] | None = None,
         parse_price: Callable[[str], Any] = float,
         backfill: bool = True,
+        since: datetime | str | timedelta | None = None,
         lateness: float = 1.0,
         dispatch: Literal["thread", "inline"] = "thread",
         queue_size: int = 65_536,
@@ -177,6 +181,8 @@ class StreamListener:
             raise check.refusal("stale_reconnect", stale_reconnect, "False without stale_after, which says when")
         if dispatch == "inline" and overflow != "block":
             raise check.refusal("overflow", overflow, "'block' with dispatch='inline', which has no queue to overflow")
+        if since is not None and not backfill:
+            raise check.refusal("since", since, "None with backfill=False, which fetches no history")
         self._frontend = jupyter.frontend()
         wanted_exchanges = check.exchanges(exchanges)
         kept = check.integer("keep", self._frontend.default_keep if keep is None else keep, 0)
@@ -185,6 +191,7 @@ class StreamListener:
             exchanges=wanted_exchanges,
             parse_price=check.price_parser(parse_price),
             backfill=check.boolean("backfill", backfill),
+            since=check.moment_or_age("since", since),
             lateness=timedelta(seconds=check.seconds("lateness", lateness)),
             dispatch=check.one_of("dispatch", dispatch, ("thread", "inline")),
             queue_size=check.integer("queue_size", queue_size, 1),

@@ -8,14 +8,14 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 import attrs
 
 from .clock import monotonic
 from .config.reconnect import ReconnectPolicy
-from .config.symbols import Symbol
+from .config.symbols import Pair, Symbol
 from .connection.attempt import ConnectionConfig
 from .delivery.bar_feed import BarTimer
 from .delivery.callbacks import CallbackRunner, Callbacks
@@ -29,6 +29,7 @@ from .errors import FinxStreamerError, RecordingError
 from .functions.call_pool import CallPool
 from .functions.call_scheduler import PoolSettings
 from .functions.tick_reader import TickReader
+from .streaming.catch_up import Past
 from .streaming.counters import Counters
 from .streaming.session import Timing
 from .streaming.settings import StreamSettings
@@ -59,6 +60,8 @@ class Settings:
     exchanges: frozenset[str] | None
     parse_price: Callable[[str], Any]
     backfill: bool
+    #: When streams begin, or how long before they are added. None: with the first live tick.
+    since: datetime | timedelta | None
     lateness: timedelta
     dispatch: str
     queue_size: int
@@ -188,9 +191,16 @@ class Run:
 
     def add(self, symbol: Symbol) -> None:
         """Open a stream."""
-        stream = self.streams.add(symbol)
+        stream = self.streams.add(symbol, self._past(symbol))
         self._streams = {**self._streams, stream.symbol: stream}
         self._counters[stream.symbol] = stream.counters
+
+    def _past(self, symbol: Symbol) -> Past | None:
+        """Return where a stream begins. FinX keeps no history of contracts."""
+        since = self._settings.since
+        if since is None or not isinstance(symbol, Pair):
+            return None
+        return Past(until=since if isinstance(since, datetime) else datetime.now(UTC) - since)
 
     def remove(self, name: str) -> None:
         """Close a stream."""
@@ -225,7 +235,13 @@ class Run:
             connection = stream.connection
             if connection not in connections:
                 connections[connection] = ConnectionStats.of(connection.counters, connection.session.reconnects)
-            streams[name] = snapshot(stream.counters, connections[connection], stream.state, depths.get(name, 0))
+            streams[name] = snapshot(
+                stream.counters,
+                connections[connection],
+                stream.state,
+                depths.get(name, 0),
+                stream.history_until,
+            )
         errors = [stream.counters.last_error for stream in self._streams.values()]
         last_error = latest([*errors, *(connection.last_error for connection in connections.values())])
         return add_up(self.state, streams, self.delivery.depth(), self.delivery.peak, last_error, connections.values())
