@@ -83,6 +83,9 @@ class Settings:
 class RunRecorder(Recorder, Protocol):
     """What a run needs of `archive.recorder.Recorder`."""
 
+    def pasts(self, pairs: Iterable[str], parse_price: Callable[[str], Any]) -> dict[str, Past]:
+        """Return where the recording of each pair ends, if it was recorded before."""
+
     def start(self, symbols: Iterable[str]) -> None:
         """Take note that the listener starts."""
 
@@ -154,8 +157,7 @@ class Run:
         self.streams = Streams(self.delivery, common, self._streams_ended, history)
         self._bar_timer = BarTimer(settings.callbacks.bar_feeds, self.delivery)
         self.time_bars()
-        for symbol in symbols:
-            self.add(symbol)
+        self.add(*symbols)
 
     def _new_delivery(self, runner: CallbackRunner) -> InlineDelivery | ThreadDelivery:
         settings = self._settings
@@ -189,18 +191,21 @@ class Run:
 
     # Streams.
 
-    def add(self, symbol: Symbol) -> None:
-        """Open a stream."""
-        stream = self.streams.add(symbol, self._past(symbol))
-        self._streams = {**self._streams, stream.symbol: stream}
-        self._counters[stream.symbol] = stream.counters
+    def add(self, *symbols: Symbol) -> None:
+        """Open streams."""
+        pasts = self._pasts([str(symbol) for symbol in symbols if isinstance(symbol, Pair)])
+        for symbol in symbols:
+            stream = self.streams.add(symbol, pasts.get(str(symbol)))
+            self._streams = {**self._streams, stream.symbol: stream}
+            self._counters[stream.symbol] = stream.counters
 
-    def _past(self, symbol: Symbol) -> Past | None:
-        """Return where a stream begins. FinX keeps no history of contracts."""
-        since = self._settings.since
-        if since is None or not isinstance(symbol, Pair):
-            return None
-        return Past(until=since if isinstance(since, datetime) else datetime.now(UTC) - since)
+    def _pasts(self, pairs: list[str]) -> dict[str, Past]:
+        """Return where streams begin. FinX keeps no history of contracts."""
+        settings, since, pasts = self._settings, self._settings.since, dict[str, Past]()
+        if since is not None:
+            begin = since if isinstance(since, datetime) else datetime.now(UTC) - since
+            pasts = dict.fromkeys(pairs, Past(until=begin))
+        return pasts if self._recorder is None else pasts | self._recorder.pasts(pairs, settings.parse_price)
 
     def remove(self, name: str) -> None:
         """Close a stream."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import threading
 from pathlib import Path
 from typing import Any, Literal
@@ -12,12 +13,13 @@ import pytest
 
 pytest.importorskip("pyarrow", reason="the extra `archive` is not installed")
 
-from finx_streamer import ConfigurationError, Gap, RecordingError, State, TicksDropped
+from finx_streamer import ConfigurationError, Gap, RecordingError, State, StreamListener, TicksDropped
 from finx_streamer.archive import Archive
 from finx_streamer.archive.events import payload_of
+from finx_streamer.archive.recorder import Recorder
 from finx_streamer.server import LocalServer
 from finx_streamer.values import SENT
-from tests.support.market import OTHER, PAIR, Market, begin, outage, send, tick
+from tests.support.market import OTHER, PAIR, Market, begin, outage, send, tick, wait_held
 from tests.support.peers import PATIENCE, Peer, Seen, frame, hang, leave_after, stay
 from tests.support.storm import bursts, storm, with_outages
 
@@ -44,6 +46,13 @@ def recorded(path: Path, pair: str, parse_price: Any = str) -> list[Any]:
 def entries(path: Path, kind: str) -> list[dict[str, Any]]:
     """The fields of all entries of a kind."""
     return [entry.fields for entry in Archive(path).entries() if not isinstance(entry, dict) and entry.kind == kind]
+
+
+def flush(listener: StreamListener) -> None:
+    """Have everything on disk that was received so far."""
+    assert listener._run is not None
+    assert isinstance(listener._run._recorder, Recorder)
+    listener._run._recorder._writer.flush()
 
 
 @pytest.mark.timeout(120)
@@ -241,3 +250,55 @@ def test_a_recording_of_raw_messages(tmp_path: Path, shared_data: Path, seen: Se
                 [line[name] for name in FIELDS[:5]] for line in lines if line["pair"] == pair
             ]
         )
+
+
+# A restart is an outage like any other.
+
+
+def test_a_recorder_that_starts_again_goes_on(tmp_path: Path, server: LocalServer, dispatch: str) -> None:
+    """From the last recorded tick of each pair, with equal trades on both sides of the seam."""
+    order: list[Any] = []
+    for start in (1, 11, 21):
+        seen = Seen()
+        with seen.listener(server.url, PAIR, OTHER, record=tmp_path, backfill=True, dispatch=dispatch) as listener:
+            listener.on_tick(lambda tick: order.append(values_of(tick)) if tick["pair"] == PAIR else None)
+            listener.on_gap(lambda gap: order.append(gap) if gap.symbol == PAIR else None)
+            server.wait_connected(2)
+            for pair in (PAIR, OTHER):
+                send(server, start, start, start + 1, pair=pair)
+            seen.wait_ticks(6 if start == 1 else 6 + 2 * 4)
+        for pair in (PAIR, OTHER):
+            send(server, start + 1, start + 2, start + 3, start + 3, pair=pair)
+    assert recorded(tmp_path, PAIR, float) == order
+    numbers = [
+        number for start in (1, 11, 21) for number in [start, start, start + 1, start + 1, start + 2, *[start + 3] * 2]
+    ]
+    for pair in (PAIR, OTHER):
+        ticks = list(Archive(tmp_path).ticks(pair))
+        assert [int(tick["price"]) - 19_200 for tick in ticks] == numbers[:-4]
+        assert [tick["backfilled"] for tick in ticks] == [False] * 3 + ([True] * 4 + [False] * 3) * 2
+        assert all(part.complete for part in Archive(tmp_path).coverage(pair))
+    assert Archive(tmp_path).verify().ok
+
+
+def test_nothing_is_missing_after_a_crash_within_a_gap(tmp_path: Path, seen: Seen) -> None:
+    """Held ticks aren't recorded before the gap is filled, so the next start fills all of it."""
+    with LocalServer(Market(PAIR), keys={"demo"}, close_timeout=0.2, resumable=False) as server:
+        with seen.listener(server.url, record=tmp_path / "a", backfill=True) as listener:
+            begin(server, seen)
+            with outage(server, seen):
+                send(server, 2)
+                server.stall_functions(None)
+            send(server, 3)
+            wait_held(listener, 1)
+            flush(listener)
+            shutil.copytree(tmp_path / "a", tmp_path / "b")  # as a crash would leave it
+            server.stall_functions(0)
+        again = Seen()
+        with again.listener(server.url, record=tmp_path / "b", backfill=True):
+            again.wait_ticks(2)
+    assert [(tick["price"], tick["backfilled"]) for tick in Archive(tmp_path / "b").ticks()] == [
+        (19_201.5, False),
+        (19_202.5, True),
+        (19_203.5, True),
+    ]

@@ -11,10 +11,11 @@ from typing import Any
 
 from ..config.redaction import redact
 from ..errors import RecordingError
+from ..streaming.catch_up import Past
 from ..values import Event, Gap
 from .events import fields_of
 from .layout import Layout
-from .tail import Tail, read_tails
+from .tail import read_tails
 from .writer import ArchiveWriter
 
 
@@ -50,14 +51,17 @@ class Recorder:
         self.put_payloads = self._writer.put_payloads
         self.put_backfilled = self._writer.put_backfilled
 
-    def tails(self, pairs: Iterable[str], parse_price: Callable[[str], Any]) -> dict[str, Tail]:
-        """Return the last ticks of each pair that was recorded earlier. A price that can't be parsed stays a text."""
+    def pasts(self, pairs: Iterable[str], parse_price: Callable[[str], Any]) -> dict[str, Past]:
+        """Return where the recording of each pair ends, if it was recorded before. It may have been removed since."""
+        with suppress(TimeoutError):
+            self._writer.flush()
         tails = read_tails(Layout(self._path), pairs)
         for tail in tails.values():
             for tick in tail.ticks:
+                # What can't be parsed stays a text, which equals no price.
                 with suppress(Exception):
                     tick["price"] = parse_price(tick["price"])
-        return tails
+        return {pair: Past(ticks=tail.ticks, log=tail.log, number=tail.number) for pair, tail in tails.items()}
 
     def start(self, symbols: Iterable[str]) -> None:
         """Take note that the listener starts."""
