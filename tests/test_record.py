@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ import pytest
 
 pytest.importorskip("pyarrow", reason="the extra `archive` is not installed")
 
-from finx_streamer import ConfigurationError, Gap, RecordingError, State, StreamListener, TicksDropped
+from finx_streamer import ConfigurationError, Endpoint, Gap, RecordingError, State, StreamListener, TicksDropped
 from finx_streamer.archive import Archive
 from finx_streamer.archive.events import payload_of
 from finx_streamer.archive.recorder import Recorder
@@ -21,7 +22,7 @@ from finx_streamer.server import LocalServer
 from finx_streamer.values import SENT
 from tests.support.market import OTHER, PAIR, Market, begin, outage, send, tick, wait_held
 from tests.support.peers import PATIENCE, Peer, Seen, frame, hang, leave_after, stay
-from tests.support.storm import bursts, storm, with_outages
+from tests.support.storm import Feed, bursts, storm, with_outages
 
 FIELDS = ("pair", "date", "time", "exchange", "price", "received_ns", "backfilled")
 
@@ -46,6 +47,11 @@ def recorded(path: Path, pair: str, parse_price: Any = str) -> list[Any]:
 def entries(path: Path, kind: str) -> list[dict[str, Any]]:
     """The fields of all entries of a kind."""
     return [entry.fields for entry in Archive(path).entries() if not isinstance(entry, dict) and entry.kind == kind]
+
+
+def line_of(tick: Any) -> tuple[str, ...]:
+    """What was sent."""
+    return tick["date"], tick["time"], tick["exchange"], tick["price"]
 
 
 def flush(listener: StreamListener) -> None:
@@ -302,3 +308,32 @@ def test_nothing_is_missing_after_a_crash_within_a_gap(tmp_path: Path, seen: See
         (19_202.5, True),
         (19_203.5, True),
     ]
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("wire", ["url", "subscribe"])
+@pytest.mark.parametrize("resumable", [False, True], ids=["by history", "by ID"])
+def test_restarts_lose_nothing(tmp_path: Path, wire: Literal["url", "subscribe"], resumable: bool) -> None:
+    """A recorder that is stopped and started at random moments has each tick once, in order."""
+    rng = random.Random(5)
+    feed = Feed(bursts([PAIR, OTHER], 1_500, rng), 800.0)
+    with LocalServer(feed, keys={"demo"}, close_timeout=0.2, resumable=resumable) as server:
+        endpoint = Endpoint(server.url, wire=wire)
+        seen = Seen()
+        starts = 0
+        while not server.stats.finished:
+            with seen.listener(endpoint, PAIR, OTHER, record=tmp_path, backfill=True, parse_price=str) as listener:
+                if not starts:
+                    seen.wait_for(lambda: {tick["pair"] for tick in seen.ticks} == feed.pairs)
+                listener.join(rng.choice([0.0, 0.05, 0.2]))
+                listener.stop(drain=rng.random() < 0.5)
+            starts += 1
+        with seen.listener(endpoint, PAIR, OTHER, record=tmp_path, backfill=True):
+            seen.wait_for(lambda: len(list(Archive(tmp_path).ticks())) >= 1_500)
+    assert starts > 5
+    for pair in (PAIR, OTHER):
+        found = [line_of(tick) for tick in Archive(tmp_path).ticks(pair, parse_price=str)]
+        sent = [line_of(tick) for tick in feed.ticks if tick["pair"] == pair]
+        assert Counter(found) == Counter(sent)
+        assert [line[:2] for line in found] == [line[:2] for line in sent]
+        assert all(part.complete for part in Archive(tmp_path).coverage(pair))
