@@ -317,7 +317,7 @@ def test_recording_goes_on_when_the_disk_has_room_again(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", FULL_DISK, tmp_path], capture_output=True, text=True, timeout=50)
     assert done.returncode == 0, done.stderr
     assert "can't write: File too large" in done.stdout
-    assert "recording goes on" in done.stdout
+    assert "recording continues" in done.stdout
     numbers = [each.fields["number"] for each in Archive(tmp_path).entries() if getattr(each, "kind", "") == "x"]
     assert numbers == list(range(100))
 
