@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import ssl
 import threading
 from collections.abc import Callable, Iterable
@@ -27,13 +28,15 @@ from .delivery.recent import Recent
 from .delivery.stats import ListenerStats, StreamStats, add_up, reason
 from .errors import ConfigurationError, FinxStreamerError
 from .loops import END_TIMEOUT, AsyncTickIterator, TickIterator, Ticks
-from .run import HURRIED_STOP, Run, Settings, live_runs, stop_runs
+from .run import HURRIED_STOP, Run, RunRecorder, Settings, live_runs, stop_runs
 from .streaming.session import Timing
 from .values import Gap, Greeks, Notice, State, Tick
 
 if TYPE_CHECKING:
     import pandas
     import polars
+
+    from .archive import Archive
 
 logger = logging.getLogger("finx_streamer")
 
@@ -106,6 +109,9 @@ class StreamListener:
 
         keep (int | None): How many of the last ticks to keep for `recent`, `to_pandas`, `to_polars` and `live`, at
             about 600 bytes each. 0 keeps none. None keeps 10,000 in a notebook and 1,000 elsewhere.
+        record (str | os.PathLike[str] | Archive | None): Record everything that the streams get into this directory.
+            Needs the extra `archive`. A pair that was recorded before goes on from its last recorded tick. None records
+            nothing.
         name (str | None): Prefix of the thread names, shown in `repr`. In a notebook, a listener replaces an earlier
             one of the same name. None generates a name.
 
@@ -147,6 +153,7 @@ class StreamListener:
         allow_insecure: bool = False,
         max_message_size: int = MAX_MESSAGE,
         keep: int | None = None,
+        record: str | os.PathLike[str] | Archive | None = None,
         name: str | None = None,
     ) -> None:
         endpoint, api_key, proxy = demo.connection_arguments(self, endpoint, api_key, proxy)
@@ -171,10 +178,11 @@ class StreamListener:
         if dispatch == "inline" and overflow != "block":
             raise check.refusal("overflow", overflow, "'block' with dispatch='inline', which has no queue to overflow")
         self._frontend = jupyter.frontend()
+        wanted_exchanges = check.exchanges(exchanges)
         kept = check.integer("keep", self._frontend.default_keep if keep is None else keep, 0)
         self._settings = Settings(
             connection=connection,
-            exchanges=check.exchanges(exchanges),
+            exchanges=wanted_exchanges,
             parse_price=check.price_parser(parse_price),
             backfill=check.boolean("backfill", backfill),
             lateness=timedelta(seconds=check.seconds("lateness", lateness)),
@@ -187,6 +195,7 @@ class StreamListener:
             stale_reconnect=check.boolean("stale_reconnect", stale_reconnect),
             name=check.text_or_none("name", name) or f"finx-streamer-{next(_names)}",
             recent=Recent(kept) if kept else None,
+            open_recorder=_recorder_opener(record, wanted_exchanges),
         )
         self._recent, self._callbacks = self._settings.recent, self._settings.callbacks
         #: None for a generated name.
@@ -837,6 +846,21 @@ def stop_all(timeout: float = 5.0) -> bool:
         False if a callback is still running after `timeout`.
     """
     return stop_runs(check.seconds("timeout", timeout, zero=True))
+
+
+def _recorder_opener(
+    record: str | os.PathLike[str] | Archive | None, exchanges: frozenset[str] | None
+) -> Callable[[Callable[[str], None]], RunRecorder] | None:
+    if record is None:
+        return None
+    try:
+        from .archive.recorder import Recorder
+    except ImportError as error:
+        raise ConfigurationError(f"record: {error}") from None
+    path = getattr(record, "path", record)
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        raise check.refusal("record", record, "a directory")
+    return lambda on_problem: Recorder(path, exchanges, on_problem)
 
 
 _CALLBACK_NAMES = tuple(f"on_{event}" for event in ARGUMENTS)

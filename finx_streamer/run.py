@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 
@@ -25,7 +25,7 @@ from .delivery.iteration import Iterations
 from .delivery.queues import QUEUES
 from .delivery.recent import Recent
 from .delivery.stats import ConnectionStats, ListenerStats, add_up, latest, snapshot
-from .errors import FinxStreamerError
+from .errors import FinxStreamerError, RecordingError
 from .functions.call_pool import CallPool
 from .functions.call_scheduler import PoolSettings
 from .functions.tick_reader import TickReader
@@ -34,7 +34,8 @@ from .streaming.session import Timing
 from .streaming.settings import StreamSettings
 from .streaming.stream import Stream
 from .streaming.streams import Streams
-from .values import Greeks, State
+from .streaming.tap import Recorder
+from .values import Event, Greeks, State
 
 logger = logging.getLogger("finx_streamer")
 
@@ -44,6 +45,8 @@ HISTORY_TIMEOUT = 10.0
 HURRIED_STOP = 0.5
 #: How much of its timeout `stop` spends on draining. After that, the remaining ticks are discarded.
 _DRAIN_SHARE = 0.9
+#: Seconds that a recorder may take to write what waits, at the end.
+_LAST_WRITE = 5.0
 #: Seconds that a thread with nothing left to do may take to return.
 _LAST_STEPS = 1.0
 
@@ -70,6 +73,21 @@ class Settings:
     callbacks: Callbacks = attrs.field(factory=Callbacks)
     #: Called, on any thread, when a run starts and when it ends. May change during a run.
     watchers: list[Callable[[], None]] = attrs.field(factory=list)
+    #: Opens the recorder of a run, and has it report problems. None records nothing.
+    open_recorder: Callable[[Callable[[str], None]], RunRecorder] | None = None
+
+
+class RunRecorder(Recorder, Protocol):
+    """What a run needs of `archive.recorder.Recorder`."""
+
+    def start(self, symbols: Iterable[str]) -> None:
+        """Take note that the listener starts."""
+
+    def stop(self) -> None:
+        """Take note that the streams have ended."""
+
+    def close(self, timeout: float) -> None:
+        """Write what waits, and release the directory."""
 
 
 class Run:
@@ -114,6 +132,8 @@ class Run:
         self.iterations = Iterations(buffered[settings.overflow], settings.dispatch == "thread", self._resume_reading)
         self.runner = CallbackRunner(settings.callbacks, self._counters, show_error)
         self.delivery = self._new_delivery(self.runner)
+        open_recorder = settings.open_recorder
+        self._recorder = None if open_recorder is None else open_recorder(self._report_recording)
         common = StreamSettings(
             connection=settings.connection,
             exchanges=settings.exchanges,
@@ -125,6 +145,7 @@ class Run:
             lateness=settings.lateness,
             name=settings.name,
             max_held=settings.queue_size,
+            recorder=self._recorder,
         )
         history = self._open_history if settings.backfill else None
         self.streams = Streams(self.delivery, common, self._streams_ended, history)
@@ -150,7 +171,12 @@ class Run:
     def _open_history(self) -> TickReader:
         settings = self._settings
         pool = CallPool(PoolSettings(settings.connection, settings.reconnect, 1, f"{settings.name}-history"))
-        return TickReader(pool, HISTORY_TIMEOUT, settings.parse_price)
+        return TickReader(pool, HISTORY_TIMEOUT, settings.parse_price, keeps_text=self._recorder is not None)
+
+    def _report_recording(self, problem: str) -> None:
+        event = Event(RecordingError(problem))
+        if not self.streams.loop.post(lambda: self.delivery.put_event(event)):
+            logger.error("%s", event.payload)
 
     def _resume_reading(self) -> None:
         self.streams.resume_reading()
@@ -222,6 +248,8 @@ class Run:
             self._starter = threading.get_ident()
             self.launched = True
             live_runs[self] = listener
+            if self._recorder is not None:
+                self._recorder.start(self._streams)
             self.streams.start()
         except BaseException:
             # There are no more threads, or Ctrl-C came.
@@ -316,6 +344,8 @@ class Run:
             self.error = error
             if not isinstance(error, FinxStreamerError):
                 logger.error("the network thread crashed: %s", type(error).__name__, exc_info=error)
+        if self._recorder is not None:
+            self._recorder.stop()
         self.delivery.finish()
 
     def _delivery_ended(self, crash: BaseException | None) -> None:
@@ -331,6 +361,8 @@ class Run:
             if self.error is None:
                 self.error = error
         self.iterations.end()
+        if self._recorder is not None:
+            self._recorder.close(_LAST_WRITE)
         live_runs.pop(self, None)
         self.ended.set()
         self._notify_watchers()

@@ -15,6 +15,8 @@ from .errors import FinxStreamerError
 NO_BOUND = 1 << 30
 #: A deadline that never comes.
 NEVER = float("inf")
+#: What a tick has while it waits to be recorded: the text of its price if history sent it, otherwise its message.
+SENT = "sent"
 
 
 class Tick(TypedDict):

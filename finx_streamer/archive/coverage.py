@@ -137,7 +137,9 @@ def coverage(ledger: Iterable[Entry], pair: str, last: datetime | None) -> list[
                 found.end(at, f"not connected: {state}")
         elif entry.kind == "gap" and (times := _interval(fields)) is not None:
             filled = bool(fields.get("filled"))
-            why = str(fields.get("why") or ("filled" if filled else "the gap couldn't be filled"))
+            why = str(fields.get("why") or ("filled" if filled else "the gap wasn't filled"))
+            if only := fields.get("only"):
+                filled, why = False, f"filled with ticks of {', '.join(only)} only"
             found.gap(at, *times, filled, why, whole=entry.symbol is not None)
     if last is not None:
         found.end(last, "")

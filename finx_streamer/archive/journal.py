@@ -146,26 +146,50 @@ def read_blocks(file: IO[bytes], start: int = 0) -> Iterator[Block | Damage]:
         at = block.end
 
 
+def scan(file: IO[bytes]) -> Iterator[int]:
+    """Return where blocks start, by their heads only."""
+    size = os.fstat(file.fileno()).st_size
+    at = 0
+    while at < size:
+        file.seek(at)
+        head = _head(file.read(_HEAD.size))
+        if head is None or at + _HEAD.size + head[0] > size:
+            following = _next_block(file, at + 1, size)
+            if following is None:
+                return
+            at = following.start
+            continue
+        yield at
+        at += _HEAD.size + head[0]
+
+
+def read_block(file: IO[bytes], start: int) -> Block | None:
+    """Return the block that starts there. None if it is damaged."""
+    return _block_at(file, start, os.fstat(file.fileno()).st_size)
+
+
+def _head(head: bytes) -> tuple[int, int, int, int] | None:
+    """Return the size of what follows, the entries, and the first and last time. None if the head is damaged."""
+    if len(head) < _HEAD.size or not head.startswith(_BEFORE):
+        return None
+    *_, packed_size, entries, first, last, check = _HEAD.unpack(head)
+    return (packed_size, entries, first, last) if check == zlib.crc32(head[:-4]) else None
+
+
 def _block_at(file: IO[bytes], at: int, size: int) -> Block | None:
-    head = _head_at(file, at, size)
+    file.seek(at)
+    head = _head(file.read(_HEAD.size))
     if head is None:
         return None
     packed_size, entries, first, last = head
+    end = at + _HEAD.size + packed_size
+    if end > size:
+        return None
     try:
         text = zstandard.ZstdDecompressor().decompress(file.read(packed_size))
     except zstandard.ZstdError:
         return None
-    return Block(at, at + _HEAD.size + packed_size, entries, first, last, text)
-
-
-def _head_at(file: IO[bytes], at: int, size: int) -> tuple[int, int, int, int] | None:
-    """Return the size of the zstd frame that follows, the entries, and the first and the last time."""
-    file.seek(at)
-    head = file.read(_HEAD.size)
-    if len(head) < _HEAD.size or not head.startswith(_BEFORE) or _HEAD.unpack(head)[-1] != zlib.crc32(head[:-4]):
-        return None
-    found: tuple[int, int, int, int] = _HEAD.unpack(head)[2:-1]
-    return found if at + _HEAD.size + found[0] <= size else None
+    return Block(at, end, entries, first, last, text)
 
 
 def _next_block(file: IO[bytes], at: int, size: int) -> Block | None:
@@ -209,12 +233,9 @@ def repair(path: Path) -> Repaired:
 
 
 def _last_blocks(file: IO[bytes]) -> int:
-    """Return where the last blocks begin. Their heads are followed up to the first one that isn't whole."""
-    size = os.fstat(file.fileno()).st_size
-    starts = deque([0], maxlen=_CHECKED)
-    while starts[-1] < size and (head := _head_at(file, starts[-1], size)) is not None:
-        starts.append(starts[-1] + _HEAD.size + head[0])
-    return starts[0]
+    """Return where the last blocks begin."""
+    starts = deque(scan(file), maxlen=_CHECKED)
+    return starts[0] if starts else 0
 
 
 class JournalFile:

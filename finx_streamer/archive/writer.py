@@ -129,14 +129,27 @@ class ArchiveWriter:
         self._thread = threading.Thread(target=self._run, name="finx-archive-writer", daemon=True)
         self._thread.start()
 
-    def put_frames(self, received_ns: int, chunk: bytes) -> None:
+    def put_frames(self, received_ns: int, frames: bytes, backfilled: bool = False) -> None:
         """Record ticks as they were read from a socket.
 
         Args:
             received_ns (int): When they were received, in nanoseconds since 1970.
-            chunk (bytes): Whole unmasked text frames, each a tick of any pair, without line feeds.
+            frames (bytes): Whole unmasked text frames, each a tick of any pair, without line feeds.
+            backfilled (bool): Whether they were missed before.
         """
-        self._put((received_ns, "frames", chunk, 0))
+        self._put((received_ns, "backfilled" if backfilled else "frames", frames, 0))
+
+    def put_payloads(self, received_ns: int, payloads: list[bytes], backfilled: bool = False) -> None:
+        """Record ticks by their messages.
+
+        Args:
+            received_ns (int): When they were received, in nanoseconds since 1970.
+            payloads (list[bytes]): The texts of messages, each a tick of any pair.
+            backfilled (bool): Whether they were missed before.
+        """
+        # Outside of strings, JSON takes a space for a line feed. Within them, it has none.
+        lines = b"".join(b"\n" + payload.replace(b"\n", b" ") for payload in payloads)
+        self._put((received_ns, "line", ticks_lines(received_ns, len(payloads), lines, backfilled), len(payloads)))
 
     def put_message(self, received_ns: int, payload: bytes, symbol: str | None) -> None:
         """Record a message that isn't a tick: Greeks, a notice, or one that can't be read.
@@ -326,12 +339,12 @@ class ArchiveWriter:
             line = entry_line(received_ns, "hour", None, {"previous": self._previous})
             self._previous = None
             self._add_lines(received_ns, line, 1)
-        if kind == "frames":
+        if kind != "line":
             payloads = _HEADER.split(data)  # faster than `subn`
             lines, count = b"\n".join(payloads), len(payloads) - 1
             # A line feed is rare: it's part of a header, or white space in a message. Counting is slow.
             if not payloads[0] and (b"\n" not in data or lines.count(b"\n") == count):
-                data = ticks_lines(received_ns, count, lines)
+                data = ticks_lines(received_ns, count, lines, kind == "backfilled")
             else:
                 messages = [_message(received_ns, payload, None) for payload in _payloads(data)]
                 data, count = b"".join(messages), len(messages)

@@ -51,12 +51,16 @@ class TickReader:
         pool: Makes the calls. The reader closes it.
         timeout: Seconds for each call.
         parse_price: Turns the wire's decimal string into the price.
+        keeps_text: Whether ticks of history also have that string, as `SENT`.
     """
 
-    def __init__(self, pool: CallPool, timeout: float, parse_price: Callable[[str], Any]) -> None:
+    def __init__(
+        self, pool: CallPool, timeout: float, parse_price: Callable[[str], Any], keeps_text: bool = False
+    ) -> None:
         self._pool = pool
         self._timeout = timeout
         self._parse_price = parse_price
+        self._keeps_text = keeps_text
 
     def history_pages(
         self,
@@ -86,7 +90,7 @@ class TickReader:
         arguments = {"pair": pair, "date": date, "time": time, **narrow}
         pending = self._pool.begin("tickHistory", arguments, self._timeout, insist=True)
         pending.wait_begun()
-        return HistoryCall(pending, Decoder(pair, pair, self._parse_price), date)
+        return HistoryCall(pending, self._decoder(pair), date)
 
     def snap(self, pair: str, date: str, time: str) -> Tick:
         """The last tick at or before a time."""
@@ -115,11 +119,14 @@ class TickReader:
     def _snap(self, pair: str, date: str, time: str, narrow: dict[str, str], *, insist: bool) -> Tick | BadTick:
         arguments = {"pair": pair, "date": date, "time": time, **narrow}
         answer = self._pool.call("tickSnap", arguments, self._timeout, data=True, insist=insist)
-        tick = decode_tick(answer.message, Decoder(pair, pair, self._parse_price), answer.received_ns)
+        tick = decode_tick(answer.message, self._decoder(pair), answer.received_ns)
         if isinstance(tick, DecodeError):
             del answer  # a traceback could show it
             raise tick
         return tick
+
+    def _decoder(self, pair: str) -> Decoder:
+        return Decoder(pair, pair, self._parse_price, keeps_text=self._keeps_text)
 
     def _snap_for_walk(self, pair: str, date: str, time: str, narrow: dict[str, str]) -> Tick | BadTick | None:
         try:

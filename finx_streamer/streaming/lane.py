@@ -71,6 +71,7 @@ class Lane:
         parse_price: Converts the text of a price.
         exchanges: Keep only the ticks of these; None keeps all.
         noted: What the owner's streams don't know yet. None if they always know.
+        record: Records a frame with a tick, and when it was received. None records nothing.
     """
 
     __slots__ = (
@@ -80,6 +81,7 @@ class Lane:
         "_parse_price",
         "_put_tick",
         "_read",
+        "_record",
         "_recv",
         "_room",
         "_session",
@@ -97,11 +99,13 @@ class Lane:
         parse_price: Callable[[str], Any],
         exchanges: frozenset[str] | None,
         noted: Noted | None,
+        record: Callable[[int, bytes], None] | None,
     ) -> None:
         self._user, self._session, self._loop = user, user.session, user.loop
         self._recv = websocket.wire.reader
         self._room, self._put_tick = delivery.room, delivery.put_tick
         self._parse_price, self._exchanges, self._noted = parse_price, exchanges, noted
+        self._record = record
         #: Whether the connection is read, and nothing is buffered.
         self.is_straight = False
         #: The streams whose ticks go straight to the delivery, by the spelling of their pair.
@@ -148,6 +152,9 @@ class Lane:
         counters.messages += 1
         if stream.stream.log:
             stream.stream.received(read_number(number))
+        received_ns = time_ns()
+        if self._record is not None:
+            self._record(received_ns, data)
         if self._exchanges is not None and exchange not in self._exchanges:
             return
         tick: Tick = _new_tick()
@@ -157,7 +164,7 @@ class Lane:
         tick["exchange"] = exchange
         tick["price"] = price
         tick["timestamp"] = timestamp
-        tick["received_ns"] = received_ns = time_ns()
+        tick["received_ns"] = received_ns
         now = self._loop.now
         stream.silence.since = now
         stream.add(exchange, timestamp, price)

@@ -24,6 +24,7 @@ from .counters import Counters
 from .delivered_window import LATENESS, DeliveredWindow, Key, LastTickTime
 from .interfaces import Delivery
 from .recovery import HOLD_TIMEOUT, Deliver, Fetch, Finish, Probe, Recovery, Step
+from .tap import Tap
 
 logger = logging.getLogger("finx_streamer")
 
@@ -104,6 +105,7 @@ class Resequencer:
     _backfiller: Backfiller | None
     _host: Host
     _lateness: timedelta = LATENESS
+    _tap: Tap | None = None
     _phase: _Phase = attrs.field(default=_Phase.LIVE, init=False)
     _window: DeliveredWindow = attrs.field(init=False)
     #: Runs of ticks and events that leave as soon as there is room. None while LIVE: an empty deque takes 760 bytes.
@@ -193,10 +195,16 @@ class Resequencer:
         if self._recovery is not None:
             self._recovery.hold_event(event)
             self._hold(1, None)
-        elif self._queue:
+            return
+        self._record(event)
+        if self._queue:
             self._enqueue(event)
         else:
             self._delivery.put_event(event)
+
+    def _record(self, event: Event) -> None:
+        if self._tap is not None:
+            self._tap.put_event(event)
 
     def put_greeks(self, event: Event, greeks: Greeks, now: float) -> None:
         """Deliver or queue an event with Greeks. They have no history: a gap before them is reported, not filled."""
@@ -290,9 +298,9 @@ class Resequencer:
         if self._phase is _Phase.RESUMING:
             assert self._resume_since is not None
             until = first or self._window.last or self._resume_since
-            self._enqueue_gap(Gap(self._symbol, self._resume_since, until, reason is None, self._resumed_ticks))
-            if reason is not None:
-                self._enqueue(Event(GapNotFilled(reason, symbol=self._symbol), self._symbol))
+            gap = Gap(self._symbol, self._resume_since, until, reason is None, self._resumed_ticks)
+            error = None if reason is None else GapNotFilled(reason, symbol=self._symbol)
+            self._enqueue_gap(gap, error)
             self._enter(_Phase.DRAINING)
             self.drain()
 
@@ -373,6 +381,8 @@ class Resequencer:
         else:
             self._allowance.used += len(entry)
             self._window.extend(entry)
+            if self._tap is not None:
+                self._tap.put_leaving(entry)
 
     def _enqueue_live(self, ticks: list[Tick]) -> None:
         """Enqueue ticks of which the first is live."""
@@ -388,10 +398,17 @@ class Resequencer:
             self._window.restart(first)
         self._enter(_Phase.DRAINING)
 
-    def _enqueue_gap(self, gap: Gap) -> None:
+    def _enqueue_gap(self, gap: Gap, error: GapNotFilled | None = None) -> None:
+        """`error`: why it isn't filled."""
         self._counters.gaps += 1
         self._counters.filled_ticks += gap.ticks
+        if self._tap is not None:
+            self._tap.put_gap(gap, None if error is None else error.reason)
         self._enqueue(Event(gap, self._symbol))
+        if error is not None:
+            event = Event(error, self._symbol)
+            self._record(event)
+            self._enqueue(event)
 
     # A gap is recovered.
 
@@ -464,11 +481,10 @@ class Resequencer:
         self._counters.held = 0
         if step.before:
             self._enqueue(step.before)
-        self._enqueue_gap(step.gap)
-        if step.error is not None:
-            self._enqueue(Event(step.error, self._symbol))
+        self._enqueue_gap(step.gap, step.error)
         for entry in _group_ticks(step.after):
             if isinstance(entry, Event):
+                self._record(entry)
                 self._enqueue(entry)
             else:
                 self._enqueue_live(entry)

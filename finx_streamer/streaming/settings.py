@@ -12,6 +12,7 @@ from ..config.reconnect import ReconnectPolicy
 from ..connection.attempt import ConnectionConfig
 from .delivered_window import LATENESS
 from .session import Timing
+from .tap import Recorder
 
 
 @attrs.frozen(kw_only=True)
@@ -29,6 +30,7 @@ class StreamSettings:
         name: Of the listener; the thread's name starts with it.
         lateness: How much later than others a tick may arrive and still be found when history fills a gap.
         max_held: How many ticks may be held back while gaps are filled, all streams together.
+        recorder: Records everything that the streams get; None records nothing.
     """
 
     connection: ConnectionConfig
@@ -41,3 +43,4 @@ class StreamSettings:
     lateness: timedelta = LATENESS
     name: str
     max_held: int
+    recorder: Recorder | None = None

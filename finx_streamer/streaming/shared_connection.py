@@ -16,7 +16,7 @@ from ..errors import ConfigurationError, DecodeError, ServerError, StreamNotFoun
 from ..values import NEVER, Event, State, Tick
 from ..wire.contract_ticker import NAME
 from ..wire.decoder import MAX_TICK_MESSAGE, Decoder, Message
-from ..wire.frames import Binary
+from ..wire.frames import Binary, read_text_frames
 from ..wire.json_codec import loads
 from ..wire.mixed_pattern import MixedPattern, spellings
 from ..wire.tick_form import read_number
@@ -247,14 +247,16 @@ class SharedConnection(StreamConnection):
         without_pattern = 1
         while taken < limit:
             if websocket.before_message:
+                start = wire.at
                 ticks, pairs, keys, numbers, wire.at = self._pattern.match_ticks(
-                    text, wire.at, limit - taken, self._pairs, parse_price, wire.received_ns
+                    text, start, limit - taken, self._pairs, parse_price, wire.received_ns
                 )
                 if ticks:
                     without_pattern = 1
                     taken += len(ticks)
                     if session.delivers:
-                        self._put_ticks(ticks, pairs, keys, numbers, wire.received_ns)
+                        frames = wire.buffer[start : wire.at] if self._owner.tap is not None else b""
+                        self._put_ticks(ticks, pairs, keys, numbers, wire.received_ns, frames)
                 if wire.at == len(text):
                     break
             # Something other than a tick of the usual form, or an incomplete frame.
@@ -272,26 +274,32 @@ class SharedConnection(StreamConnection):
         return taken
 
     def _put_ticks(
-        self, ticks: list[Tick], pairs: list[str], keys: list[Key], numbers: list[str], received_ns: int
+        self, ticks: list[Tick], pairs: list[str], keys: list[Key], numbers: list[str], received_ns: int, frames: bytes
     ) -> None:
-        """Pass on ticks of any streams, in order of arrival."""
-        unjoined, busy = self._unjoined, self._owner.busy
+        """Pass on ticks of any streams, in order of arrival. `frames` is what was read, if it is recorded."""
+        unjoined, busy, tap = self._unjoined, self._owner.busy, self._owner.tap
         all_live = not (unjoined or busy) or unjoined.union(stream.symbol for stream in busy).isdisjoint(pairs)
         if all_live and self._owner.settings.exchanges is None:
             if not self._noted.size:
                 self._settle_at = self.loop.now + _LONGEST_NOTED
                 self.loop.schedule(self)
             self._noted.add(ticks, pairs, keys, numbers, received_ns)
+            if tap is not None:
+                tap.put_frames(received_ns, frames)
             self._owner.delivery.put_ticks(ticks, pairs)
             return
         self.settle()
         live: list[list[Tick]] = []
         ids = group(pairs, map(read_number, numbers))
+        payloads = {} if tap is None else group(pairs, read_text_frames(frames, 0, len(ticks))[0])
         for pair, run in group(pairs, ticks).items():
             stream = self._streams[pair]
             stream.counters.messages += len(run)
             self._join(stream)
-            live.append(stream.take_ticks(run, ids[pair]))
+            if tap is None:
+                live.append(stream.take_ticks(run, ids[pair]))
+            else:
+                live.append(tap.take_run(stream, run, ids[pair], payloads[pair], received_ns))
             if stream.log:
                 stream.received(ids[pair][-1])
         if sum(map(len, live)) < len(ticks):
@@ -357,12 +365,14 @@ class SharedConnection(StreamConnection):
     def _put_other(self, message: bytes | Binary, received_ns: int) -> None:
         """Report a message that belongs to no stream."""
         self.counters.messages += 1
+        if self._owner.tap is not None:
+            self._owner.tap.put_other(None, self._decoder, message, received_ns)
         decoded = self._decoder.decode(message, received_ns)
         if isinstance(decoded, DecodeError):
             self.counters.decode_errors += 1
         assert not isinstance(decoded, dict)
         if not _refuses_unsubscribe(decoded):
-            self._owner.delivery.put_event(Event(decoded))
+            self._owner.put_event(Event(decoded))
 
     def _take_list(self, listed: frozenset[str]) -> None:
         """Take the list of contracts: request those of months, and end the streams of those that aren't listed."""

@@ -22,6 +22,7 @@ from .resequencer import Allowance, Resequencer
 from .session import Session
 from .settings import StreamSettings
 from .silence import Silence
+from .tap import Tap
 
 logger = logging.getLogger("finx_streamer")
 
@@ -86,6 +87,10 @@ class Owner(Protocol):
     handshakes: HandshakePool
     allowance: Allowance
     busy: set[Stream]
+    tap: Tap | None
+
+    def put_event(self, event: Event) -> None:
+        """Deliver an event that needn't come in order with the ticks."""
 
     def new_session(self) -> Session:
         """Make the session of a connection."""
@@ -168,7 +173,7 @@ class Stream:
         if state is not self.state:
             logger.debug("%s: %s", self.symbol, state.value)
             self.state = state
-            self._owner.delivery.put_event(Event(state, self.symbol))
+            self._owner.put_event(Event(state, self.symbol))
 
     def requested(self, now: float) -> None:
         """Take note that the server learns that the stream is wanted."""
@@ -189,6 +194,8 @@ class Stream:
         """Take note that from now on, the server sends everything. If it keeps a log, that begins at `start`."""
         self.enter(State.STREAMING)
         self.log = "" if start is None else start.log
+        if self._owner.tap is not None:
+            self._owner.tap.put_log(self.symbol, self.log)
         if start is None or start.refused or not self._resumes:
             self._log, self._number = (self.log, 0) if start is None else (start.log, start.number)
             self.resequencer.opened(now)
@@ -236,7 +243,7 @@ class Stream:
         """End it because the server refuses it, and no other."""
         self.resequencer.end("the stream has ended")
         self.counters.last_error = self._loop.now, error
-        self._owner.delivery.put_event(Event(error, self.symbol))
+        self._owner.put_event(Event(error, self.symbol))
         self.end(State.FAILED, "the stream has ended", error)
 
     # The path of a tick.
@@ -259,6 +266,11 @@ class Stream:
         """Whether the ticks that were just read are all live or all missed. IDs increase, so the last one's tells."""
         number = self.decoder.number
         return not self.resequencer.is_resuming or (number is not None and number <= self.resequencer.resume_until)
+
+    @property
+    def are_missed(self) -> bool:
+        """Whether the ticks that were just read were missed. They `are_alike`."""
+        return self.resequencer.is_resuming and self.are_alike
 
     def take_ticks(
         self, ticks: list[Tick], numbers: Sequence[int | None], keys: Callable[[], list[Key]] | None = None
@@ -303,16 +315,25 @@ class Stream:
         for message in messages:
             # Only a tick moves the position. The last one may have come another way.
             self.decoder.number = 0
-            self._put_message(self.decoder.decode(message, received_ns))
+            self._put_message(self.decoder.decode(message, received_ns), message, received_ns)
             if self.log:
                 self.received(self.decoder.number)
 
-    def _put_message(self, message: Message) -> None:
-        if isinstance(message, dict):
-            if self.decoder.contract is None:
-                self.put_ticks([cast("Tick", message)])
+    def _put_message(self, message: Message, sent: bytes | Binary, received_ns: int) -> None:
+        tap = self._owner.tap
+        if isinstance(message, dict) and self.decoder.contract is None:
+            ticks, numbers = [cast("Tick", message)], [self.decoder.number]
+            if tap is None:
+                ticks = self.take_ticks(ticks, numbers)
             else:
-                self._put_greeks(cast("Greeks", message))
+                ticks = tap.take_run(self, ticks, numbers, [cast("bytes", sent)], received_ns)
+            if ticks:
+                self._owner.delivery.put_ticks(ticks)
+            return
+        if tap is not None:
+            tap.put_other(self.symbol, self.decoder, sent, received_ns)
+        if isinstance(message, dict):
+            self._put_greeks(cast("Greeks", message))
             return
         if isinstance(message, DecodeError):
             self.counters.decode_errors += 1
@@ -353,7 +374,7 @@ class Stream:
         if (report := self.silence.check(now, self.connection.paused)) is not None:
             report.symbol = self.symbol
             self.counters.last_error = now, report
-            self._owner.delivery.put_event(Event(report, self.symbol))
+            self._owner.put_event(Event(report, self.symbol))
             self.connection.leave_lane(self)
             self.connection.stream_fell_silent(now)
 

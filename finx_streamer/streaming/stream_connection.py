@@ -144,7 +144,7 @@ class StreamConnection(WebSocketChannel):
                 case ConnectionFailed():
                     action.symbol = self.symbol
                     self.counters.count_error(action)
-                    self._owner.delivery.put_event(Event(action, self.symbol))
+                    self._owner.put_event(Event(action, self.symbol))
         if State.FAILED in actions and self.session.failure is not None:
             self._owner.failed(self.session.failure)
         self.loop.schedule(self)
@@ -229,7 +229,9 @@ class StreamConnection(WebSocketChannel):
     def new_lane(self, websocket: Connection, noted: Noted | None = None) -> Lane:
         """Make the lane of an open connection. `noted`: the ticks that its streams don't know yet."""
         owner = self._owner
-        return Lane(self, websocket, owner.delivery, owner.settings.parse_price, owner.settings.exchanges, noted)
+        record = None if owner.tap is None else owner.tap.put_frames
+        parse_price, exchanges = owner.settings.parse_price, owner.settings.exchanges
+        return Lane(self, websocket, owner.delivery, parse_price, exchanges, noted, record)
 
     def leave_lane(self, stream: Stream) -> None:
         """From now on, a tick of the stream isn't just delivered."""
@@ -381,7 +383,7 @@ class UrlConnection(StreamConnection):
 
     def read_messages(self, websocket: Connection, limit: int) -> int:
         stream, wire, taken = self.stream, websocket.wire, 0
-        counters, session = stream.counters, self.session
+        counters, session, tap = stream.counters, self.session, self._owner.tap
         text = str(wire.buffer, "latin-1")
         # How many messages go the other way before the tick pattern is tried again.
         without_pattern = 1
@@ -399,7 +401,11 @@ class UrlConnection(StreamConnection):
                     counters.messages += len(ticks)
                     if session.delivers:
                         is_long = len(ticks) >= LONG_RUN
-                        stream.put_ticks(ticks, stream.decoder.later_keys(text, start, at) if is_long else None)
+                        keys = stream.decoder.later_keys(text, start, at) if is_long else None
+                        if tap is None:
+                            stream.put_ticks(ticks, keys)
+                        else:
+                            tap.put_run(stream, ticks, keys, wire.buffer[start:at], wire.received_ns)
                         if stream.log:
                             stream.received(stream.decoder.number)
                 if wire.at == len(text):

@@ -14,6 +14,7 @@ import attrs
 from ..config.symbols import Symbol
 from ..connection.handshake_pool import HandshakePool
 from ..errors import ConnectionFailed, StreamNotFound
+from ..values import Event
 from .backfill import Backfiller
 from .interfaces import Delivery, History
 from .resequencer import Allowance, Resequencer
@@ -22,6 +23,7 @@ from .settings import StreamSettings
 from .shared_connection import SharedConnection
 from .stream import Carrier, Stream
 from .stream_connection import UrlConnection
+from .tap import Tap
 
 #: When one connection has reached the server, the others retry at this rate per second.
 _RETRIES_PER_SECOND = 100
@@ -51,6 +53,8 @@ class Streams:
         self.loop = delivery.new_loop(settings.name, self._close, self._end)
         self.handshakes = HandshakePool(self.loop, settings.name)
         self.allowance = Allowance(settings.max_held)
+        #: Where everything that the streams get is recorded, if that is wanted.
+        self.tap = None if settings.recorder is None else Tap(settings.recorder, settings.exchanges)
         #: Connections that aren't read, because there is no room.
         self._paused: list[Carrier] = []
         #: Streams whose ticks are held or queued, and don't go straight to the delivery.
@@ -117,7 +121,14 @@ class Streams:
             self._backfiller if stream.decoder.contract is None else None,
             stream,
             self.settings.lateness,
+            self.tap,
         )
+
+    def put_event(self, event: Event) -> None:
+        """Deliver an event that needn't come in order with the ticks."""
+        if self.tap is not None:
+            self.tap.put_event(event)
+        self.delivery.put_event(event)
 
     def retry_others(self, now: float) -> None:
         """A connection has reached the server, so the others retry soon, but not all at once."""

@@ -58,7 +58,7 @@ class Decoder:
 
     `pair` is None for a stream without ticks, and `symbol` for messages that belong to no stream. `bounded=False`
     accepts messages of any length. `redact_notices=False` keeps notices as they are, for answers that are data.
-    `contract` is what a stream of Greeks has.
+    `contract` is what a stream of Greeks has. `keeps_text` adds `SENT` to the ticks of history.
     """
 
     symbol: str | None
@@ -67,6 +67,7 @@ class Decoder:
     bounded: bool = True
     redact_notices: bool = True
     contract: Contract | None = None
+    keeps_text: bool = False
     #: The ID of the last tick, valid or not; None if its message has none.
     number: int | None = attrs.field(default=None, init=False)
     #: The pattern of the last tick that has one.

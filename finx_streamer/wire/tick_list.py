@@ -17,7 +17,7 @@ from typing import Any
 import attrs
 
 from ..errors import DecodeError, ServerError
-from ..values import Notice, Tick, tick_copier
+from ..values import SENT, Notice, Tick, tick_copier
 from .decoder import MAX_FIELD, Decoder
 from .frames import Binary
 
@@ -64,13 +64,15 @@ class TickList:
 
 def decode_tick(raw: Any, decoder: Decoder, received_ns: int) -> Tick | BadTick | DecodeError:
     """Decode one tick of history. An error means that it isn't a tick, or one of another pair."""
-    tick = decoder.decode_tick(raw, received_ns)
+    tick: Any = decoder.decode_tick(raw, received_ns)
     if isinstance(tick, DecodeError):
         if type(raw) is not dict or raw.get("pair", decoder.pair) != decoder.pair:
             return tick
         return BadTick(tick, decoder.time_of(raw))
     tick["backfilled"] = True
-    return tick
+    if decoder.keeps_text:
+        tick[SENT] = raw["price"]
+    return tick  # type: ignore[no-any-return]
 
 
 def read_tick_list(
@@ -176,6 +178,7 @@ def _match(
         bad: list[BadTick] = []
         copy, append = tick_copier(str(decoder.pair), date, received_ns, True), ticks.append
         raws: Any = None
+        keeps_text = decoder.keeps_text
         for (_, time, exchange, text), timestamp in zip(found, times, strict=True):
             try:
                 price = parse_price(text)
@@ -192,6 +195,8 @@ def _match(
             tick["exchange"] = exchange
             tick["price"] = price
             tick["timestamp"] = timestamp
+            if keeps_text:
+                tick[SENT] = text
             append(tick)
         return ticks, bad
 

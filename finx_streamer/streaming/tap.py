@@ -1,0 +1,149 @@
+"""The tap: hands what the streams get to a recorder, in the order in which it is delivered.
+
+Ticks are recorded as they were sent. While a gap is being filled, live ticks are held, and recorded when they leave. So
+a recording never has ticks from behind a gap that isn't filled yet, and a recorder that is killed meanwhile can resume
+before it.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..errors import DecodeError, FinxStreamerError, ServerError
+from ..values import SENT, Event, Gap, State, Tick
+from ..wire.decoder import Decoder
+from ..wire.frames import Binary, read_text_frames
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from .delivered_window import Key
+    from .stream import Stream
+
+
+class Recorder(Protocol):
+    """Takes what is to be recorded. No method waits, and none raises."""
+
+    def put_frames(self, received_ns: int, frames: bytes, backfilled: bool = False) -> None:
+        """Record whole text frames, each of them a tick."""
+
+    def put_payloads(self, received_ns: int, payloads: list[bytes], backfilled: bool = False) -> None:
+        """Record ticks by their messages."""
+
+    def put_backfilled(self, ticks: list[tuple[str, str, str, str, str]], received_ns: int) -> None:
+        """Record ticks of history: pair, date, time, exchange and price, as they were sent."""
+
+    def put_message(self, received_ns: int, payload: bytes, symbol: str | None) -> None:
+        """Record a message that isn't a tick. It may quote the key."""
+
+    def put_event(self, event: Event) -> None:
+        """Record a state or an error."""
+
+    def put_gap(self, gap: Gap, reason: str | None) -> None:
+        """Record a gap. `reason`: why it isn't filled."""
+
+    def put_log(self, symbol: str, log: str) -> None:
+        """Record to which log the IDs of the following ticks of a stream belong."""
+
+
+class Tap:
+    """Sits between the streams and a recorder. For the thread that drives the loop.
+
+    Args:
+        recorder: Takes what is to be recorded.
+        exchanges: The exchanges whose ticks are delivered; None: all. The others are recorded, too.
+    """
+
+    def __init__(self, recorder: Recorder, exchanges: frozenset[str] | None) -> None:
+        self.put_frames = recorder.put_frames
+        self.put_message = recorder.put_message
+        self.put_gap = recorder.put_gap
+        self._recorder = recorder
+        self._exchanges = exchanges
+        #: The log of each stream that was recorded last.
+        self._logs: dict[str, str] = {}
+
+    # What was read.
+
+    def put_run(
+        self, stream: Stream, ticks: list[Tick], keys: Callable[[], list[Key]] | None, frames: bytes, received_ns: int
+    ) -> None:
+        """Do what `Stream.put_ticks` does, and record the ticks, of which these are the frames."""
+        if stream.resequencer.is_recovering:
+            self._attach(ticks, read_text_frames(frames, 0, len(ticks))[0], received_ns)
+            stream.put_ticks(ticks, keys)
+        else:
+            backfilled = stream.are_missed
+            stream.put_ticks(ticks, keys)  # reports a gap before the first live tick
+            self.put_frames(received_ns, frames, backfilled)
+
+    def take_run(
+        self, stream: Stream, ticks: list[Tick], numbers: list[int | None], payloads: list[bytes], received_ns: int
+    ) -> list[Tick]:
+        """Do what `Stream.take_ticks` does, and record the ticks, of which these are the messages."""
+        resequencer, live = stream.resequencer, []
+        if resequencer.is_recovering:
+            self._attach(ticks, payloads, received_ns)
+            return stream.take_ticks(ticks, numbers)
+        if not resequencer.is_resuming:
+            live = stream.take_ticks(ticks, numbers)
+            self._recorder.put_payloads(received_ns, payloads)
+            return live
+        for tick, number, payload in zip(ticks, numbers, payloads, strict=True):
+            backfilled = resequencer.is_resuming and number is not None and number <= resequencer.resume_until
+            live += stream.take_ticks([tick], [number])
+            self._recorder.put_payloads(received_ns, [payload], backfilled)
+        return live
+
+    def _attach(self, ticks: list[Any], payloads: list[bytes], received_ns: int) -> None:
+        """Keep the messages of ticks that will be held, until they leave."""
+        unwanted = []
+        for tick, payload in zip(ticks, payloads, strict=True):
+            if self._exchanges is None or tick["exchange"] in self._exchanges:
+                tick[SENT] = payload
+            else:
+                unwanted.append(payload)
+        if unwanted:
+            self._recorder.put_payloads(received_ns, unwanted)
+
+    def put_other(self, symbol: str | None, decoder: Decoder, message: bytes | Binary, received_ns: int) -> None:
+        """Record a message that isn't a tick. If only `parse_price` refuses it, it is one for the recorder."""
+        if isinstance(message, Binary):
+            self.put_message(received_ns, message.payload, symbol)
+        elif decoder.pair is not None and isinstance(
+            Decoder(symbol, decoder.pair, str).decode(message, received_ns), dict
+        ):
+            self._recorder.put_payloads(received_ns, [message])
+        else:
+            self.put_message(received_ns, message, symbol)
+
+    # What leaves.
+
+    def put_leaving(self, ticks: Iterable[Any]) -> None:
+        """Record ticks that were held, or that history had. Live ones were recorded when they were read."""
+        for (kind, received_ns), run in groupby(ticks, _kind_of):
+            if kind is bytes:
+                self._recorder.put_payloads(received_ns, [tick.pop(SENT) for tick in run])
+            elif kind is str:
+                self._recorder.put_backfilled(
+                    [(tick["pair"], tick["date"], tick["time"], tick["exchange"], tick.pop(SENT)) for tick in run],
+                    received_ns,
+                )
+
+    def put_event(self, event: Event) -> None:
+        """Record a state or an error. The messages of other events were recorded when they were read."""
+        if isinstance(event.payload, State | FinxStreamerError) and not isinstance(
+            event.payload, DecodeError | ServerError
+        ):
+            self._recorder.put_event(event)
+
+    def put_log(self, symbol: str, log: str) -> None:
+        """Record to which log the IDs of the following ticks belong, if that changes."""
+        if self._logs.get(symbol, "") != log:
+            self._logs[symbol] = log
+            self._recorder.put_log(symbol, log)
+
+
+def _kind_of(tick: dict[str, Any]) -> tuple[type, int]:
+    return type(tick.get(SENT)), tick["received_ns"]
