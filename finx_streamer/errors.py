@@ -14,6 +14,7 @@
     ├── SlowConsumer                             the queue stays nearly full
     ├── StaleStream                              nothing was received for `stale_after` seconds
     ├── GapNotFilled                             ticks were missed and history could not supply them
+    ├── RecordingError                           the disk has a problem with `record`
     ├── BarError                                 a tick is too late for its bar, or its price can't be compared
     ├── FunctionError                            a function call was answered with an error
     │   ├── CallTimeout                          a function call was not answered in time
@@ -242,6 +243,20 @@ class GapNotFilled(FinxStreamerError):
 
     def _text(self) -> str:
         return f"gap not filled: {self.reason}"
+
+
+@attrs.define(slots=False, eq=False, repr=False, str=False)
+class RecordingError(FinxStreamerError):
+    """Recording has a problem: the disk is full or gone, or a crash had cut off the recording. The stream goes on.
+
+    Attributes:
+        reason (str): What is wrong.
+    """
+
+    reason: str
+
+    def _text(self) -> str:
+        return f"recording: {self.reason}"
 
 
 @attrs.define(slots=False, eq=False, repr=False, str=False)

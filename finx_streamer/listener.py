@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import Callable, Iterable
-from datetime import timedelta
-from typing import Any, Literal
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal
 
 from . import demo
 from .base_listener import BaseListener, delivery_settings
@@ -16,9 +17,12 @@ from .config.redaction import hides_arguments, redact
 from .config.symbols import Symbol
 from .connection.attempt import MAX_MESSAGE, ConnectionConfig
 from .errors import ConfigurationError, FinxStreamerError
-from .run import Settings, live_runs, stop_runs
+from .run import RunRecorder, Settings, live_runs, stop_runs
 from .streaming.session import Timing
 from .values import Gap, Greeks, Notice, State, Tick
+
+if TYPE_CHECKING:
+    from .archive import Archive
 
 #: Seconds between keepAlive messages, by wire: FinX closes a connection of the second wire without them. Source: D.
 _KEEP_ALIVE = {"url": None, "subscribe": 270.0}
@@ -63,6 +67,9 @@ class StreamListener(BaseListener):
             because other threads call it, too.
         backfill (bool): Get missed ticks: from a server that can resume a stream, else from history. False only reports
             gaps.
+        since (datetime | str | timedelta | None): Deliver history from this time on, then live ticks, as one sequence
+            per pair: an aware datetime, ISO text, or a `timedelta` before the start of each run. Ticks from history
+            have `backfilled=True`. None begins with the first live tick.
         lateness (float): How many seconds later than others a tick may arrive and still be found when history fills a
             gap. A server that can resume a stream finds any tick.
 
@@ -86,6 +93,9 @@ class StreamListener(BaseListener):
 
         keep (int | None): How many of the last ticks to keep for `recent`, `to_pandas`, `to_polars` and `live`, at
             about 600 bytes each. 0 keeps none. None keeps 10,000 in a notebook and 1,000 elsewhere.
+        record (str | os.PathLike[str] | Archive | None): Record everything that the streams get into this directory.
+            Needs the extra `archive`. A pair that was recorded before goes on from its last recorded tick. None records
+            nothing.
         name (str | None): Prefix of the thread names, shown in `repr`. In a notebook, a listener replaces an earlier
             one of the same name. None generates a name.
 
@@ -113,6 +123,7 @@ class StreamListener(BaseListener):
         exchanges: Iterable[str] | None = None,
         parse_price: Callable[[str], Any] = float,
         backfill: bool = True,
+        since: datetime | str | timedelta | None = None,
         lateness: float = 1.0,
         dispatch: Literal["thread", "inline"] = "thread",
         queue_size: int = 65_536,
@@ -129,6 +140,7 @@ class StreamListener(BaseListener):
         allow_insecure: bool = False,
         max_message_size: int = MAX_MESSAGE,
         keep: int | None = None,
+        record: str | os.PathLike[str] | Archive | None = None,
         name: str | None = None,
     ) -> None:
         endpoint, api_key, proxy = demo.connection_arguments(self, endpoint, api_key, proxy)
@@ -149,16 +161,21 @@ class StreamListener(BaseListener):
         )
         if stale_reconnect and stale_after is None:
             raise check.refusal("stale_reconnect", stale_reconnect, "False without stale_after, which says when")
+        if since is not None and not backfill:
+            raise check.refusal("since", since, "None with backfill=False, which fetches no history")
+        wanted_exchanges = check.exchanges(exchanges)
         settings = Settings(
             connection=connection,
-            exchanges=check.exchanges(exchanges),
+            exchanges=wanted_exchanges,
             parse_price=check.price_parser(parse_price),
             backfill=check.boolean("backfill", backfill),
+            since=check.moment_or_age("since", since),
             lateness=timedelta(seconds=check.seconds("lateness", lateness)),
             reconnect=checked_policy(reconnect),
             timing=timing,
             stale_after=check.seconds_or_none("stale_after", stale_after),
             stale_reconnect=check.boolean("stale_reconnect", stale_reconnect),
+            open_recorder=_recorder_opener(record, wanted_exchanges),
             **delivery_settings(dispatch, queue_size, overflow, keep, name),
         )
         callbacks = {
@@ -251,3 +268,18 @@ def stop_all(timeout: float = 5.0) -> bool:
         False if a callback is still running after `timeout`.
     """
     return stop_runs(check.seconds("timeout", timeout, zero=True))
+
+
+def _recorder_opener(
+    record: str | os.PathLike[str] | Archive | None, exchanges: frozenset[str] | None
+) -> Callable[[Callable[[str], None]], RunRecorder] | None:
+    if record is None:
+        return None
+    try:
+        from .archive.recorder import Recorder
+    except ImportError as error:
+        raise ConfigurationError(f"record: {error}") from None
+    path = getattr(record, "path", record)
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        raise check.refusal("record", record, "a directory")
+    return lambda on_problem: Recorder(path, exchanges, on_problem)

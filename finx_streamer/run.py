@@ -8,14 +8,15 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, ClassVar, Protocol
 
 import attrs
 
 from .clock import monotonic
 from .config.reconnect import ReconnectPolicy
-from .config.symbols import Symbol
+from .config.symbols import Pair, Symbol
 from .connection.attempt import ConnectionConfig
 from .connection.loop import EventLoop
 from .delivery.bar_feed import BarTimer
@@ -26,15 +27,17 @@ from .delivery.iteration import Iterations
 from .delivery.queues import QUEUES
 from .delivery.recent import Recent
 from .delivery.stats import ConnectionStats, ListenerStats, add_up, latest, snapshot
-from .errors import FinxStreamerError
+from .errors import FinxStreamerError, RecordingError
 from .functions.call_pool import CallPool
 from .functions.call_scheduler import PoolSettings
 from .functions.tick_reader import TickReader
+from .streaming.catch_up import Past
 from .streaming.counters import ConnectionCounters, Counters
 from .streaming.session import Timing
 from .streaming.settings import StreamSettings
 from .streaming.streams import Streams
-from .values import Greeks, State
+from .streaming.tap import Recorder
+from .values import Event, Greeks, State
 
 logger = logging.getLogger("finx_streamer")
 
@@ -44,6 +47,8 @@ HISTORY_TIMEOUT = 10.0
 HURRIED_STOP = 0.5
 #: How much of its timeout `stop` spends on draining. After that, the remaining ticks are discarded.
 _DRAIN_SHARE = 0.9
+#: Seconds that a recorder may take to write what waits, at the end.
+_LAST_WRITE = 5.0
 #: Seconds that a thread with nothing left to do may take to return.
 _LAST_STEPS = 1.0
 
@@ -59,6 +64,10 @@ class RunStream(Protocol):
     @property
     def connection(self) -> RunConnection:
         """What it shares with other streams."""
+
+    @property
+    def history_until(self) -> datetime | None:
+        """Up to when history was delivered, until live ticks follow."""
 
 
 class RunConnection(Protocol):
@@ -89,7 +98,7 @@ class Source(Protocol):
     def stop(self) -> None:
         """End, after what has been read was delivered."""
 
-    def add(self, symbol: Symbol) -> RunStream:
+    def add(self, symbol: Symbol, past: Past | None = None) -> RunStream:
         """Deliver what a symbol gets."""
 
     def remove(self, symbol: str) -> None:
@@ -97,6 +106,22 @@ class Source(Protocol):
 
     def resume_reading(self) -> None:
         """There is room again."""
+
+
+class RunRecorder(Recorder, Protocol):
+    """What a run needs of `archive.recorder.Recorder`."""
+
+    def pasts(self, pairs: Iterable[str], parse_price: Callable[[str], Any]) -> dict[str, Past]:
+        """Return where the recording of each pair ends, if it was recorded before."""
+
+    def start(self, symbols: Iterable[str]) -> None:
+        """Take note that the listener starts."""
+
+    def stop(self) -> None:
+        """Take note that the streams have ended."""
+
+    def close(self, timeout: float) -> None:
+        """Write what waits, and release the directory."""
 
 
 @attrs.frozen(kw_only=True)
@@ -115,10 +140,16 @@ class RunSettings:
     callbacks: Callbacks = attrs.field(factory=Callbacks)
     #: Called, on any thread, when a run starts and when it ends. May change during a run.
     watchers: list[Callable[[], None]] = attrs.field(factory=list)
+    #: Opens the recorder of a run, and has it report problems. None records nothing.
+    open_recorder: Callable[[Callable[[str], None]], RunRecorder] | None = None
 
     def open_source(self, run: Run, on_end: Callable[[BaseException | None], None]) -> Source:
         """Return the source of a run. `on_end` is called last on the loop's thread, with the error if there is one."""
         raise NotImplementedError
+
+    def pasts(self, pairs: list[str], recorder: RunRecorder | None) -> dict[str, Past]:
+        """Return where streams begin."""
+        return {}
 
 
 @attrs.frozen(kw_only=True)
@@ -129,6 +160,8 @@ class Settings(RunSettings):
     exchanges: frozenset[str] | None
     parse_price: Callable[[str], Any]
     backfill: bool
+    #: When streams begin, or how long before they are added. None: with the first live tick.
+    since: datetime | timedelta | None
     lateness: timedelta
     reconnect: ReconnectPolicy | None
     timing: Timing
@@ -147,12 +180,22 @@ class Settings(RunSettings):
             lateness=self.lateness,
             name=self.name,
             max_held=self.queue_size,
+            recorder=run.recorder,
         )
-        return Streams(run.delivery, common, on_end, self._open_history if self.backfill else None)
+        open_history = partial(self._open_history, run.recorder is not None)
+        return Streams(run.delivery, common, on_end, open_history if self.backfill else None)
 
-    def _open_history(self) -> TickReader:
+    def _open_history(self, keeps_text: bool) -> TickReader:
         pool = CallPool(PoolSettings(self.connection, self.reconnect, 1, f"{self.name}-history"))
-        return TickReader(pool, HISTORY_TIMEOUT, self.parse_price)
+        return TickReader(pool, HISTORY_TIMEOUT, self.parse_price, keeps_text=keeps_text)
+
+    def pasts(self, pairs: list[str], recorder: RunRecorder | None) -> dict[str, Past]:
+        """Return where streams begin. FinX keeps no history of contracts."""
+        since, pasts = self.since, dict[str, Past]()
+        if since is not None:
+            begin = since if isinstance(since, datetime) else datetime.now(UTC) - since
+            pasts = dict.fromkeys(pairs, Past(until=begin))
+        return pasts if recorder is None else pasts | recorder.pasts(pairs, self.parse_price)
 
 
 class Run:
@@ -197,11 +240,12 @@ class Run:
         self.iterations = Iterations(buffered[settings.overflow], settings.dispatch == "thread", self._resume_reading)
         self.runner = CallbackRunner(settings.callbacks, self._counters, show_error)
         self.delivery = self._new_delivery(self.runner)
+        open_recorder = settings.open_recorder
+        self.recorder = None if open_recorder is None else open_recorder(self._report_recording)
         self.streams = settings.open_source(self, self._streams_ended)
         self._bar_timer = BarTimer(settings.callbacks.bar_feeds, self.delivery)
         self.time_bars()
-        for symbol in symbols:
-            self.add(symbol)
+        self.add(*symbols)
 
     def _new_delivery(self, runner: CallbackRunner) -> InlineDelivery | ThreadDelivery:
         settings = self._settings
@@ -217,6 +261,11 @@ class Run:
             settings.recent,
         )
 
+    def _report_recording(self, problem: str) -> None:
+        event = Event(RecordingError(problem))
+        if not self.streams.loop.post(lambda: self.delivery.put_event(event)):
+            logger.error("%s", event.payload)
+
     def _resume_reading(self) -> None:
         self.streams.resume_reading()
 
@@ -225,9 +274,12 @@ class Run:
 
     # Streams.
 
-    def add(self, symbol: Symbol) -> None:
-        """Open a stream."""
-        self.adopt(self.streams.add(symbol))
+    def add(self, *symbols: Symbol) -> None:
+        """Open streams."""
+        pairs = [str(symbol) for symbol in symbols if isinstance(symbol, Pair)]
+        pasts = self._settings.pasts(pairs, self.recorder)
+        for symbol in symbols:
+            self.adopt(self.streams.add(symbol, pasts.get(str(symbol))))
 
     def adopt(self, stream: RunStream) -> None:
         """Show a stream that was opened."""
@@ -267,7 +319,13 @@ class Run:
             connection = stream.connection
             if connection not in connections:
                 connections[connection] = ConnectionStats.of(connection.counters, connection.reconnects)
-            streams[name] = snapshot(stream.counters, connections[connection], stream.state, depths.get(name, 0))
+            streams[name] = snapshot(
+                stream.counters,
+                connections[connection],
+                stream.state,
+                depths.get(name, 0),
+                stream.history_until,
+            )
         errors = [stream.counters.last_error for stream in self._streams.values()]
         last_error = latest([*errors, *(connection.last_error for connection in connections.values())])
         return add_up(self.state, streams, self.delivery.depth(), self.delivery.peak, last_error, connections.values())
@@ -290,6 +348,8 @@ class Run:
             self._starter = threading.get_ident()
             self.launched = True
             live_runs[self] = listener
+            if self.recorder is not None:
+                self.recorder.start(self._streams)
             self.streams.start()
         except BaseException:
             # There are no more threads, or Ctrl-C came.
@@ -384,6 +444,8 @@ class Run:
             self.error = error
             if not isinstance(error, FinxStreamerError):
                 logger.error("the network thread crashed: %s", type(error).__name__, exc_info=error)
+        if self.recorder is not None:
+            self.recorder.stop()
         self.delivery.finish()
 
     def _delivery_ended(self, crash: BaseException | None) -> None:
@@ -399,6 +461,8 @@ class Run:
             if self.error is None:
                 self.error = error
         self.iterations.end()
+        if self.recorder is not None:
+            self.recorder.close(_LAST_WRITE)
         live_runs.pop(self, None)
         self.ended.set()
         self._notify_watchers()

@@ -51,6 +51,7 @@ EXAMPLES = [
     SlowConsumer(90, 100),
     StaleStream(12.5),
     errors.GapNotFilled("history has no such day"),
+    errors.RecordingError("ticks/: no space left on device"),
     errors.BarError("it came too late", {"pair": "BTC:USDC", "timestamp": datetime(2022, 7, 2, tzinfo=UTC)}),
     errors.FunctionError("tickSnap", {"pair": "BTC:USD"}, "no such pair"),
     errors.CallTimeout("tickSnap", {"pair": "BTC:USD"}, "no answer within 10 s"),

@@ -44,6 +44,7 @@ PROMISED = {
     "Pair",
     "ProtocolError",
     "RateLimited",
+    "RecordingError",
     "ReconnectPolicy",
     "ServerError",
     "SlowConsumer",

@@ -22,7 +22,7 @@ from ..config.checks import pair as checked_pair
 from ..errors import ConfigurationError
 from ..values import Tick
 from . import columns
-from .coverage import Coverage, coverage, time_of
+from .coverage import Coverage, Ledger
 from .journal import Entry
 from .layout import Layout, Sealed
 from .recorded import recorded
@@ -220,26 +220,24 @@ class Archive:
             ConfigurationError: It isn't a pair.
         """
         name = str(checked_pair(pair))
-        ledger, last_ns = self.ledger()
-        return coverage(ledger, name, None if last_ns is None else time_of(last_ns))
+        return self.ledger().coverage(name)
 
-    def ledger(self) -> tuple[list[Entry], int | None]:
-        """Return the events that `coverage` reads, and when the last entry was received (ns since 1970)."""
+    def ledger(self) -> Ledger:
+        """Return the events that `coverage` reads."""
         while True:
             sealed, journals = self._layout.find()
-            lines: list[Entry] = []
-            last_ns: int | None = None
+            ledger = Ledger()
             try:
-                for note in (metadata_of(each.ticks) for each in sealed):
-                    lines += map(Entry.parse, note["ledger"])
-                    last_ns = last_ns if note["last_ns"] is None else note["last_ns"]
+                for each in sealed:
+                    note = metadata_of(each.ticks)
+                    ledger.add(note["hours"], map(Entry.parse, note["ledger"]), note["last_ns"])
                 for hour in journals:
                     journal = Journal(self._layout.journal(hour), hour)
-                    lines += (each for each in journal.read() if isinstance(each, Entry) and each.kind in LEDGER)
-                    last_ns = journal.last_ns or last_ns
+                    events = [each for each in journal.read() if isinstance(each, Entry) and each.kind in LEDGER]
+                    ledger.add([hour], events, journal.last_ns)
             except FileNotFoundError:
                 continue  # it was sealed or merged meanwhile
-            return lines, last_ns
+            return ledger
 
     def verify(self) -> Verification:
         """Check every block and file: whether it can be read, its order, its counts; and what isn't covered.

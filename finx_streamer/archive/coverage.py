@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import attrs
 
@@ -33,11 +35,13 @@ class Coverage:
 
 
 def paint(parts: list[Coverage], new: Coverage) -> list[Coverage]:
-    """Replace a part of the time. The parts are in order and don't overlap."""
+    """Replace a part of the time, in place. The parts are in order and don't overlap."""
     if new.start >= new.end:
         return parts
+    # Most strokes are at the end.
+    first = bisect_left(parts, new.start, key=lambda part: part.end)
     kept = []
-    for part in parts:
+    for part in parts[first:]:
         if part.start < new.start:
             kept.append(attrs.evolve(part, end=min(part.end, new.start)))
         if part.end > new.end:
@@ -49,7 +53,8 @@ def paint(parts: list[Coverage], new: Coverage) -> list[Coverage]:
             merged[-1] = attrs.evolve(last, end=part.end)
         else:
             merged.append(part)
-    return merged
+    parts[first:] = merged
+    return parts
 
 
 class _Pair:
@@ -78,6 +83,14 @@ class _Pair:
         if self._live is not None:
             self._paint(self._live, at, True, "live")
             self._closed, self._why, self._live = max(at, self._live), why, None
+
+    def set_clock(self, since: datetime, until: datetime) -> None:
+        """The recorder's clock was set. Only what both clocks agree on is known to be complete."""
+        live = self._live is not None
+        self.end(since, "the clock was set forward")
+        self._paint(until, since, False, "the clock was set back")
+        if live:
+            self.begin(until)
 
     def gap(self, at: datetime, since: datetime, until: datetime, filled: bool, why: str, whole: bool) -> None:
         """A gap was filled or not. `whole`: it explains the time without a connection."""
@@ -108,7 +121,12 @@ def coverage(ledger: Iterable[Entry], pair: str, last: datetime | None) -> list[
         at, fields = time_of(entry.at), entry.fields
         if entry.kind == "open":
             previous = fields.get("last_ns")
-            found.end(at if previous is None else time_of(previous), "not recorded: the recorder was killed")
+            last_at = at if previous is None else time_of(previous)
+            found.end(last_at, "not recorded: the recorder was killed")
+            if last_at > at:
+                found.set_clock(last_at, at)
+        elif entry.kind == "clock" and (times := _interval(fields)) is not None:
+            found.set_clock(*times)
         elif entry.kind in ("close", "stop"):
             found.end(at, "not recorded")
         elif entry.kind == "state" and entry.symbol is not None:
@@ -117,16 +135,59 @@ def coverage(ledger: Iterable[Entry], pair: str, last: datetime | None) -> list[
                 found.begin(at)
             elif state not in _NEUTRAL:
                 found.end(at, f"not connected: {state}")
-        elif entry.kind == "gap":
-            since, until = datetime.fromisoformat(fields["since"]), datetime.fromisoformat(fields["until"])
+        elif entry.kind == "gap" and (times := _interval(fields)) is not None:
             filled = bool(fields.get("filled"))
-            why = str(fields.get("why") or ("filled" if filled else "the gap couldn't be filled"))
-            found.gap(at, since, until, filled, why, whole=entry.symbol is not None)
+            why = str(fields.get("why") or ("filled" if filled else "the gap wasn't filled"))
+            if only := fields.get("only"):
+                filled, why = False, f"filled with ticks of {', '.join(only)} only"
+            found.gap(at, *times, filled, why, whole=entry.symbol is not None)
     if last is not None:
         found.end(last, "")
     return found.parts
 
 
+def _interval(fields: dict[str, Any]) -> tuple[datetime, datetime] | None:
+    try:
+        since, until = datetime.fromisoformat(fields["since"]), datetime.fromisoformat(fields["until"])
+        return since.astimezone(UTC), until.astimezone(UTC)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+
+
 def time_of(ns: int) -> datetime:
     """Return a time in nanoseconds since 1970 as a datetime."""
     return _EPOCH + timedelta(microseconds=ns // 1_000)
+
+
+@attrs.define
+class Ledger:
+    """The events that `coverage` reads, in recorded order.
+
+    Attributes:
+        entries (list[Entry]): The events. A file that is missing becomes a gap.
+        missing (list[int]): The hours whose files are missing.
+    """
+
+    entries: list[Entry] = attrs.field(factory=list)
+    missing: list[int] = attrs.field(factory=list)
+    _hours: set[int] = attrs.field(factory=set)
+    _last_ns: int | None = None
+
+    def add(self, hours: Iterable[int], entries: Iterable[Entry], last_ns: int | None) -> None:
+        """Add the events of the next file."""
+        self._hours.update(hours)
+        for entry in entries:
+            hour = {"hour": entry.fields.get("previous"), "seal": entry.fields.get("hour")}.get(entry.kind)
+            if isinstance(hour, int) and hour not in self._hours:
+                self.missing.append(hour)
+                self._hours.add(hour)
+                since = entry.at if self._last_ns is None else min(self._last_ns, entry.at)
+                times = {"since": time_of(since).isoformat(), "until": time_of(entry.at).isoformat()}
+                fields = {**times, "filled": False, "why": "the file of an hour is missing"}
+                self.entries.append(Entry(entry.at, "gap", None, fields, ""))
+            self.entries.append(entry)
+        self._last_ns = self._last_ns if last_ns is None else last_ns
+
+    def coverage(self, pair: str) -> list[Coverage]:
+        """Return the intervals of a pair."""
+        return coverage(self.entries, pair, None if self._last_ns is None else time_of(self._last_ns))

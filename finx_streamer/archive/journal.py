@@ -14,16 +14,21 @@ Times are in nanoseconds since 1970. Ticks that were fetched from history have `
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 import attrs
 import zstandard
+
+from .layout import sync_directory
 
 #: A block ends at this number of entries or bytes of text.
 MAX_ENTRIES, MAX_BYTES = 1_000, 1 << 20
@@ -32,6 +37,8 @@ _MAGIC = 0x184D2A5B
 _HEAD = struct.Struct("<IIIIqqI")
 _BEFORE = struct.pack("<II", _MAGIC, _HEAD.size - 8)
 _WINDOW = 1 << 20
+#: How many blocks at the end of a journal are checked after a crash.
+_CHECKED = 256
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
@@ -122,10 +129,10 @@ def pack(text: bytes, entries: int, first_ns: int, last_ns: int, zstd: zstandard
     return head + struct.pack("<I", zlib.crc32(head)) + packed
 
 
-def read_blocks(file: IO[bytes]) -> Iterator[Block | Damage]:
+def read_blocks(file: IO[bytes], start: int = 0) -> Iterator[Block | Damage]:
     """Return the blocks of a journal up to its present end, and what is damaged between them."""
     size = os.fstat(file.fileno()).st_size
-    at = 0
+    at = start
     while at < size:
         block = _block_at(file, at, size)
         if block is None:
@@ -139,14 +146,44 @@ def read_blocks(file: IO[bytes]) -> Iterator[Block | Damage]:
         at = block.end
 
 
-def _block_at(file: IO[bytes], at: int, size: int) -> Block | None:
-    file.seek(at)
-    head = file.read(_HEAD.size)
+def scan(file: IO[bytes]) -> Iterator[int]:
+    """Return where blocks start, by their heads only."""
+    size = os.fstat(file.fileno()).st_size
+    at = 0
+    while at < size:
+        file.seek(at)
+        head = _head(file.read(_HEAD.size))
+        if head is None or at + _HEAD.size + head[0] > size:
+            following = _next_block(file, at + 1, size)
+            if following is None:
+                return
+            at = following.start
+            continue
+        yield at
+        at += _HEAD.size + head[0]
+
+
+def read_block(file: IO[bytes], start: int) -> Block | None:
+    """Return the block that starts there. None if it is damaged."""
+    return _block_at(file, start, os.fstat(file.fileno()).st_size)
+
+
+def _head(head: bytes) -> tuple[int, int, int, int] | None:
+    """Return the size of what follows, the entries, and the first and last time. None if the head is damaged."""
     if len(head) < _HEAD.size or not head.startswith(_BEFORE):
         return None
     *_, packed_size, entries, first, last, check = _HEAD.unpack(head)
+    return (packed_size, entries, first, last) if check == zlib.crc32(head[:-4]) else None
+
+
+def _block_at(file: IO[bytes], at: int, size: int) -> Block | None:
+    file.seek(at)
+    head = _head(file.read(_HEAD.size))
+    if head is None:
+        return None
+    packed_size, entries, first, last = head
     end = at + _HEAD.size + packed_size
-    if check != zlib.crc32(head[:-4]) or end > size:
+    if end > size:
         return None
     try:
         text = zstandard.ZstdDecompressor().decompress(file.read(packed_size))
@@ -176,23 +213,29 @@ class Repaired:
 
     last_ns: int | None
     cut: int
-    first_free: int
 
 
 def repair(path: Path) -> Repaired:
-    """Cut off the torn tail of a journal. Damage between whole blocks stays, for `Archive.verify` to report it."""
-    last_ns, cut, end = None, 0, 0
+    """Cut off the torn tail of a journal. Damage between whole blocks stays, for `Archive.verify` to report it.
+
+    Only the last blocks are read: those before them were on disk before the crash.
+    """
+    last_ns, cut = None, 0
     with open(path, "rb+") as file:
-        for part in read_blocks(file):
+        for part in read_blocks(file, _last_blocks(file)):
             if isinstance(part, Block):
-                last_ns, end = part.last_ns, part.end
+                last_ns = part.last_ns
             elif part.torn:
                 cut = part.end - part.start
-                file.truncate(end := part.start)
+                file.truncate(part.start)
                 os.fsync(file.fileno())
-            else:
-                end = part.end
-    return Repaired(last_ns, cut, end)
+    return Repaired(last_ns, cut)
+
+
+def _last_blocks(file: IO[bytes]) -> int:
+    """Return where the last blocks begin."""
+    starts = deque(scan(file), maxlen=_CHECKED)
+    return starts[0] if starts else 0
 
 
 class JournalFile:
@@ -200,33 +243,63 @@ class JournalFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        #: Where the last block ends. None: at the end of the file.
         self._end: int | None = None
         self._file = -1
+        #: Whether blocks are gone, which the next successful `append` reports.
+        self._shrunk = False
 
-    def append(self, blocks: Iterable[bytes]) -> None:
-        """Append blocks. Raises OSError; then none of them is in the file."""
-        data = memoryview(b"".join(blocks))
+    def append(self, data: bytes) -> bool:
+        """Append a block. Return whether earlier blocks are gone, for example because the file was removed.
+
+        Raises:
+            OSError: The block can't be written. Then nothing of it stays in the file.
+        """
         try:
-            if self._file < 0:
-                self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
-                present = os.fstat(self._file).st_size
-                self._end = present if self._end is None else min(self._end, present)
-            os.ftruncate(self._file, self._end or 0)
-            os.lseek(self._file, self._end or 0, os.SEEK_SET)
-            written = 0
-            while written < len(data):
-                written += os.write(self._file, data[written:])
-            self._end = (self._end or 0) + written
+            self._open()
+            end = self._end or 0
+            os.ftruncate(self._file, end)
+            os.lseek(self._file, end, os.SEEK_SET)
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
         except OSError:
             self.close()
             raise
+        self._end = end + len(data)
+        shrunk, self._shrunk = self._shrunk, False
+        return shrunk
 
-    def duplicate(self) -> int | None:
-        """Return a descriptor for `os.fsync`, which may outlive this file. None if it isn't open."""
-        return os.dup(self._file) if self._file >= 0 else None
+    def _open(self) -> None:
+        """Open the file, or check that it is still the one in the directory."""
+        if self._file >= 0:
+            if not os.path.samestat(os.stat(self.path), os.fstat(self._file)):
+                raise FileNotFoundError(errno.ENOENT, "the journal was replaced", str(self.path))
+            return
+        file = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        self._file = file
+        present = os.fstat(file).st_size
+        if not present:
+            sync_directory(self.path.parent)
+        if self._end is None:
+            self._end = present
+        elif present < self._end:
+            self._shrunk = True
+            repair(self.path)
+            self._end = os.fstat(file).st_size
+
+    def sync(self) -> None:
+        """Wait until everything is on disk. Raises OSError; then it isn't known what is."""
+        if self._file >= 0:
+            try:
+                os.fsync(self._file)
+            except OSError:
+                self.close()
+                raise
 
     def close(self) -> None:
         """Close the file."""
         if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+            file, self._file = self._file, -1
+            with suppress(OSError):
+                os.close(file)

@@ -1,18 +1,20 @@
 """The files of an archive, and the lock of its writer.
 
-    lock                                    held by the writer
+    lock, sealing.lock                      held by the writer, and by the process that seals
     journal/2026-08-01T14.jsonl.zst         an hour that isn't sealed yet
     date=2026-08-01/hour=13.parquet         a sealed hour: its ticks
     date=2026-08-01/hour=13.events.parquet  its other messages and its events
     date=2026-07-31/day.parquet             the hours of a day, merged (and day.events.parquet)
 
-A name that begins with a dot is temporary. Hours are numbered from 1970, and an hour is used once: if the clock goes
-back, the writer stays in its hour.
+A name that begins with a dot is temporary. Hours are numbered from 1970, and only increase: if the clock goes back, the
+writer stays ahead of it, and each of its hours lasts two until the clock has caught up.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO
@@ -63,9 +65,19 @@ class Layout:
     def find(self) -> tuple[list[Sealed], list[int]]:
         """Return the sealed files, and the hours that have only a journal."""
         # The journals first: one that is sealed meanwhile is then found twice, not missed.
-        journals = [_hour_of(path.name.removesuffix(_JOURNAL)) for path in (self.root / "journal").glob(f"*{_JOURNAL}")]
-        sealed = [each for day in sorted(self.root.glob("date=*")) for each in sealed_in(day)]
-        return sealed, sorted(hour for hour in journals if not any(each.hour <= hour <= each.last for each in sealed))
+        journals = self.journals()
+        sealed = [each for day in self.days() for each in sealed_in(day)]
+        done = {hour for each in sealed for hour in range(each.hour, each.last + 1)}
+        return sealed, [hour for hour in journals if hour not in done]
+
+    def journals(self) -> list[int]:
+        """Return the hours that have a journal."""
+        paths = (self.root / "journal").glob(f"*{_JOURNAL}")
+        return sorted(hour for path in paths if (hour := _hour_of(path.name.removesuffix(_JOURNAL))) is not None)
+
+    def days(self) -> list[Path]:
+        """Return the directories of sealed files."""
+        return sorted(day for day in self.root.glob("date=*") if _start_of(day) is not None)
 
     def next_hour(self, now_ns: int) -> int:
         """Return the hour to record in: that of the clock, or a later one that isn't sealed."""
@@ -75,11 +87,12 @@ class Layout:
 
 def sealed_in(day: Path) -> list[Sealed]:
     """Return the sealed files of a day, without those that were merged into its file."""
-    start = _hour_of(day.name.removeprefix("date=") + "T00")
+    start = _start_of(day)
+    assert start is not None
     merged = day / "day.parquet"
     if merged.exists():
         return [Sealed(start, merged)]
-    hours = sorted(path for path in day.glob("hour=??.parquet"))
+    hours = sorted(path for path in day.glob("hour=[0-2][0-9].parquet"))
     return [Sealed(start + int(path.name[5:7]), path) for path in hours]
 
 
@@ -87,8 +100,16 @@ def _time_of(hour: int) -> datetime:
     return _EPOCH + timedelta(hours=hour)
 
 
-def _hour_of(name: str) -> int:
-    return int((datetime.fromisoformat(name + ":00+00:00") - _EPOCH) // timedelta(hours=1))
+def _hour_of(name: str) -> int | None:
+    """Return the number of an hour. None for the name of a stranger's file."""
+    try:
+        return (datetime.strptime(name + "+0000", "%Y-%m-%dT%H%z") - _EPOCH) // timedelta(hours=1)
+    except ValueError:
+        return None
+
+
+def _start_of(day: Path) -> int | None:
+    return _hour_of(day.name.removeprefix("date=") + "T00")
 
 
 def iso_time(ns: int) -> str:
@@ -107,35 +128,47 @@ def sync_directory(path: Path) -> None:
         os.close(directory)
 
 
-def lock(root: Path) -> IO[str]:
-    """Lock an archive for writing, until the returned file is closed or the process ends.
+def lock(root: Path) -> IO[bytes]:
+    """Lock an archive for writing, until `unlock` or the end of the process.
 
     Raises:
         ConfigurationError: Another writer has it.
+        OSError: The directory can't be written.
     """
-    file = open(root / "lock", "a+", encoding="ascii")  # noqa: SIM115
+    file = open(root / "lock", "ab+", buffering=0)  # noqa: SIM115
     try:
         _lock_file(file)
-    except OSError:
+    except (BlockingIOError, PermissionError):
         file.seek(1)
-        owner = file.read().strip() or "unknown"
+        owner = file.read().decode("ascii", "replace").strip() or "unknown"
         file.close()
         raise ConfigurationError(
             f"{root}: another process records here (pid {owner}); stop it, or record into another directory"
         ) from None
-    file.truncate(0)
-    file.write(f" {os.getpid()}")
-    file.flush()
+    except OSError:
+        file.close()
+        raise
+    with suppress(OSError):  # a full disk
+        file.truncate(0)
+        file.write(f" {os.getpid()}".encode())
     return file
 
 
-def _lock_file(file: IO[str]) -> None:
+def _lock_file(file: IO[bytes], wait: bool = False) -> None:
     if os.name == "nt":  # locks one byte; the pid follows it
         import msvcrt
 
         file.seek(0)
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined, unused-ignore]
+        msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined, unused-ignore]
     else:
         import fcntl
 
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@contextmanager
+def sealing_lock(root: Path) -> Iterator[None]:
+    """Wait for the sealing process that a killed writer left."""
+    with open(root / "sealing.lock", "ab") as file:
+        _lock_file(file, wait=True)
+        yield

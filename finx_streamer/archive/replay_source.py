@@ -68,6 +68,9 @@ class ReplayConnection:
 class ReplayStream:
     """One symbol: its decoder and its counters."""
 
+    #: A replay tells history and live ticks apart only by `backfilled`.
+    history_until = None
+
     def __init__(self, name: str, symbol: Symbol | None, parse_price: Callable[[str], Any]) -> None:
         self.symbol = name
         self.state = State.STREAMING
@@ -138,7 +141,7 @@ class ReplaySource:
 
     # Before it starts.
 
-    def add(self, symbol: Symbol) -> ReplayStream:
+    def add(self, symbol: Symbol, past: object = None) -> ReplayStream:
         """Replay only the symbols that are added."""
         self._wanted.add(str(symbol))
         stream = ReplayStream(str(symbol), symbol, self._playing.parse_price)

@@ -21,10 +21,10 @@ import pyarrow.parquet as pq
 
 from . import columns
 from .journal import Block, Damage, Entry, Ticks, entry_line, parse, read_blocks
-from .layout import ORDINAL_BITS, Layout, Sealed, iso_time, sealed_in, sync_directory
+from .layout import ORDINAL_BITS, Layout, Sealed, iso_time, sealed_in, sealing_lock, sync_directory
 
 #: The kinds of events that `coverage` reads. They are copied into the metadata.
-LEDGER = frozenset({"open", "close", "start", "stop", "state", "gap", "seal"})
+LEDGER = frozenset({"open", "close", "start", "stop", "state", "gap", "log", "seal", "hour", "clock"})
 #: Days up to this size are merged into one file.
 _SMALL_DAY = 128 << 20
 _ROWS = 1 << 18
@@ -195,14 +195,16 @@ class _Writer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._part.unlink(missing_ok=True)
+        try:
+            self._file.close()
+        finally:
+            self._part.unlink(missing_ok=True)
 
 
 def merge_days(layout: Layout, before: Path) -> None:
     """Merge the small hours of each day before the one with this name."""
     waiting = {layout.sealed(hour).parent for hour in layout.find()[1]}
-    for day in sorted(layout.root.glob("date=*")):
+    for day in layout.days():
         if day.name < before.name and day not in waiting and not (day / "day.parquet").exists():
             hours = sealed_in(day)
             if len(hours) > 1 and sum(each.ticks.stat().st_size for each in hours) <= _SMALL_DAY:
@@ -252,5 +254,6 @@ def main(root: str, number: str) -> None:
         os.nice(10)
     pa.set_cpu_count(1)
     layout = Layout(Path(root))
-    seal(layout, int(number))
-    merge_days(layout, layout.sealed(int(number)).parent)
+    with sealing_lock(layout.root):
+        seal(layout, int(number))
+        merge_days(layout, layout.sealed(int(number)).parent)

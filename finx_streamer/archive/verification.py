@@ -10,8 +10,7 @@ import attrs
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .coverage import Coverage, coverage, time_of
-from .journal import Entry
+from .coverage import Coverage, Ledger
 from .layout import Layout, Sealed
 from .sealing import Journal, metadata_of
 
@@ -63,28 +62,24 @@ class Verification:
         return not self.missing and not any(self.gaps.values()) and not any(each.problems for each in self.files)
 
 
-def verify(layout: Layout, read_ledger: Callable[[], tuple[list[Entry], int | None]]) -> Verification:
+def verify(layout: Layout, read_ledger: Callable[[], Ledger]) -> Verification:
     """Check an archive."""
     sealed, journals = layout.find()
     files: list[Checked] = []
-    hours: set[int] = set(journals)
     pairs: set[str] = set()
     for each in sealed:
         note, checked = _check_sealed(each)
         files.append(checked)
-        hours.update(note.get("hours", range(each.hour, each.last + 1)))
         pairs.update(note.get("counts", ()))
     for hour in journals:
         files.append(_check_journal(Journal(layout.journal(hour), hour), layout.journal(hour), pairs))
     missing: list[str] = []
     gaps: dict[str, list[Coverage]] = {}
     if not any("metadata" in problem for each in files for problem in each.problems):
-        ledger, last_ns = read_ledger()
-        noted = sorted({entry.fields["hour"] for entry in ledger if entry.kind == "seal"} - hours)
-        missing = [str(layout.sealed(hour)) for hour in noted]
-        pairs.update(entry.symbol for entry in ledger if entry.symbol is not None)
-        last = None if last_ns is None else time_of(last_ns)
-        found = {pair: coverage(ledger, pair, last) for pair in sorted(pairs)}
+        ledger = read_ledger()
+        missing = [str(layout.sealed(hour)) for hour in ledger.missing]
+        pairs.update(entry.symbol for entry in ledger.entries if entry.symbol is not None)
+        found = {pair: ledger.coverage(pair) for pair in sorted(pairs)}
         gaps = {pair: [part for part in parts if not part.complete] for pair, parts in found.items()}
     return Verification(files, missing, {pair: parts for pair, parts in gaps.items() if parts})
 

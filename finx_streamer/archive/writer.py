@@ -1,18 +1,14 @@
-"""Write an archive: a bounded queue, a thread that writes, one that syncs, and one that seals.
+"""Write an archive: a bounded queue, and a thread that writes and syncs.
 
 `put_…` never waits. If the disk doesn't keep up, entries are dropped, counted, and noted in the ledger as soon as there
-is room.
+is room. What hangs with the disk is only that thread: other threads seal and report.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
-import shutil
-import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -20,25 +16,31 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
+from ..clock import monotonic
 from ..connection.wakeup import Wakeup
-from .journal import MAX_BYTES, MAX_ENTRIES, JournalFile, compressor, entry_line, pack, repair, ticks_lines
-from .layout import HOUR_NS, Layout, iso_time, lock, sync_directory
-from .sealing import metadata_of, remove_leftovers
+from ..errors import ConfigurationError
+from .journal import MAX_BYTES, MAX_ENTRIES, JournalFile, compressor, entry_line, pack, ticks_lines
+from .layout import HOUR_NS, Layout, iso_time, lock
+from .opening import Found, prepare
+from .reporting import Reports
+from .sealer import Sealer
 
 #: The header of a text frame from a server. Within JSON, 0x81 is the later byte of a character, after one above 0x7f.
 _HEADER = re.compile(rb"\x81(?:~[\x00-\x1f].|(?<![\x80-\xff]\x81)[\x00-\x7d])", re.DOTALL)
 #: How long entries are gathered for a block, in seconds, and the bytes that end it earlier.
 _GATHER, _ENOUGH = 0.25, 4 << 20
-_SYNC_EVERY = 1.0
+#: Written entries are synced after this time: with `_GATHER`, within a second.
+_SYNC_AFTER = 0.7
 #: The pause before another attempt to write, in seconds.
 _RETRY = 1.0
 #: The longest sleep at rest, in seconds: a finished hour is sealed within that time.
 _REST = 60.0
-#: Drops are reported at most this often, in seconds.
-_REPORT_EVERY = 1.0
-_SEAL = f"import sys; from {__package__}.sealing import main; main(*sys.argv[1:])"
-_log = logging.getLogger("finx_streamer")
+#: A clock that is set by more than this (in ns) gets an event.
+_JUMP_NS = 2_000_000_000
+#: How long an hour lasts while the clock is behind it, in seconds.
+_LONG_HOUR = 7_200.0
 
 #: What waits to be written: the received time, the kind, and raw frames, a line, or lines of ticks with their number.
 _Item = tuple[int, str, bytes, int]
@@ -54,12 +56,12 @@ class ArchiveWriter:
         print(list(Archive("ticks/").ticks()))
 
     Opening repairs what a crash left: it cuts off the journal's torn tail, and seals hours that have ended. All methods
-    are thread-safe. `put_…` never wait.
+    are thread-safe. `put_…` never wait. In a forked child, they do nothing.
 
     Args:
         path (str | os.PathLike[str]): The directory. It's created if it doesn't exist.
-        on_problem (Callable[[str], object] | None): Called with each problem, on one of the writer's threads: a disk
-            that is full or gone, dropped entries, a torn tail, an hour that can't be sealed. None: they are logged.
+        on_problem (Callable[[str], object] | None): Called with each problem, on a thread of its own: a disk that is
+            full or gone, dropped entries, a torn tail, an hour that can't be sealed. None: they are logged.
         queue_bytes (int): How much may wait to be written. Beyond that, entries are dropped.
 
     Raises:
@@ -75,10 +77,15 @@ class ArchiveWriter:
         queue_bytes: int = 64 << 20,
     ) -> None:
         self._layout = layout = Layout(Path(path))
-        self._on_problem = on_problem or (lambda message: _log.error("%s", message))
         self._queue_bytes = queue_bytes
         (layout.root / "journal").mkdir(parents=True, exist_ok=True)
         self._lock_file = lock(layout.root)
+        try:
+            found = prepare(layout, time.time_ns())
+        except BaseException:
+            self._lock_file.close()
+            raise
+        self._reports = Reports(str(layout.root), on_problem)
         self._lock = threading.Lock()
         self._items: deque[_Item] = deque()
         self._queued = 0
@@ -86,41 +93,63 @@ class ArchiveWriter:
         self._dropped: _Dropped | None = None
         self._wakeup = Wakeup()
         self._closing = False
-        self._closed = False
+        self._deadline = 0.0
         self._flushed = threading.Condition()
         self._wanted = self._done = 0
+        self._start(found)
+        _writers.add(self)
+
+    def _start(self, found: Found) -> None:
+        if found.cut:
+            self._reports.put(f"cut off {found.cut:,} bytes that a crash left at the end of the journal")
         self._zstd = compressor()
         self._block: list[bytes] = []
         self._block_entries = self._block_bytes = 0
         self._block_first = self._block_last = 0
-        self._unreported, self._report_at = 0, 0.0
-        self._deadline = 0.0
-        self._unsynced = False
         self._failing = False
-        self._to_seal: deque[int] = deque()
-        self._seal_wakeup = Wakeup()
-        self._sealing: subprocess.Popen[bytes] | None = None
-        try:
-            self._open()
-        except BaseException:
-            self._lock_file.close()
-            raise
-        names = {"writer": self._write, "sync": self._sync, "seal": self._seal}
-        self._stop_sync = threading.Event()
-        self._threads = [
-            threading.Thread(target=run, name=f"finx-archive-{name}", daemon=True) for name, run in names.items()
-        ]
-        for thread in self._threads:
-            thread.start()
+        #: How many entries `close` left behind.
+        self._given_up = 0
+        self._unsynced = False
+        self._synced = monotonic()
+        #: When the last entry was received that is on disk, and the first one of this journal (None: there is none).
+        self._synced_ns = time.time_ns()
+        self._journal_ns: int | None = None
+        self._clock = _Clock()
+        self._hour = found.hour
+        self._hour_began = monotonic()
+        #: The last hour before this one. None: it is noted already, or there is none.
+        self._previous = found.previous
+        self._journal = JournalFile(self._layout.journal(found.hour))
+        self._sealer = Sealer(
+            self._layout, self._reports, on_sealed=lambda hour: self.put_event("seal", {"hour": hour})
+        )
+        for hour in found.to_seal:
+            self._sealer.put(hour)
+        self.put_event("open", {"last_ns": found.last_ns, "cut": found.cut})
+        self._thread = threading.Thread(target=self._run, name="finx-archive-writer", daemon=True)
+        self._thread.start()
 
-    def put_frames(self, received_ns: int, chunk: bytes) -> None:
+    def put_frames(self, received_ns: int, frames: bytes, backfilled: bool = False) -> None:
         """Record ticks as they were read from a socket.
 
         Args:
             received_ns (int): When they were received, in nanoseconds since 1970.
-            chunk (bytes): Whole unmasked text frames, each a tick of any pair, without line feeds.
+            frames (bytes): Whole unmasked text frames, each a tick of any pair, without line feeds.
+            backfilled (bool): Whether they were missed before.
         """
-        self._put((received_ns, "frames", chunk, 0))
+        self._put((received_ns, "backfilled" if backfilled else "frames", frames, 0))
+
+    def put_payloads(self, received_ns: int, payloads: list[bytes], backfilled: bool = False) -> None:
+        """Record ticks by their messages.
+
+        Args:
+            received_ns (int): When they were received, in nanoseconds since 1970.
+            payloads (list[bytes]): The texts of messages, each a tick of any pair.
+            backfilled (bool): Whether they were missed before.
+        """
+        # Outside of strings, JSON takes a space for a line feed. Within them, it has none.
+        lines = b"".join(b"\n" + payload.replace(b"\n", b" ") for payload in payloads)
+        self._put((received_ns, "line", ticks_lines(received_ns, len(payloads), lines, backfilled), len(payloads)))
 
     def put_message(self, received_ns: int, payload: bytes, symbol: str | None) -> None:
         """Record a message that isn't a tick: Greeks, a notice, or one that can't be read.
@@ -179,9 +208,8 @@ class ArchiveWriter:
             self._wanted += 1
             wanted = self._wanted
             self._wakeup.wake()
-            if not self._flushed.wait_for(lambda: self._done >= wanted or self._closed, timeout):
+            if not self._flushed.wait_for(lambda: self._done >= wanted or not self._thread.is_alive(), timeout):
                 raise TimeoutError(f"flush: the disk took longer than {timeout} s")
-        self._sync_now()
 
     def close(self, timeout: float = 10.0) -> None:
         """Write what waits, and release the directory. What the disk doesn't take in time is reported as dropped.
@@ -189,24 +217,18 @@ class ArchiveWriter:
         Args:
             timeout (float): Seconds.
         """
-        if self._closed:
+        if self._closing:
             return
         self.put_event("close", {})
-        self._deadline = time.monotonic() + timeout
+        self._deadline = monotonic() + timeout
         self._closing = True
         self._wakeup.wake()
-        self._threads[0].join(timeout + _RETRY)
-        self._closed = True
-        self._stop_sync.set()
-        self._seal_wakeup.wake()
-        if (sealing := self._sealing) is not None:
-            sealing.terminate()  # the next writer seals this hour
-        for thread in self._threads[1:]:
-            thread.join(timeout)
-        with self._flushed:
-            self._flushed.notify_all()
-        self._journal.close()
-        self._lock_file.close()
+        self._sealer.close()
+        self._thread.join(timeout + _RETRY)
+        if self._thread.is_alive():
+            # The thread releases the directory when the disk lets it go.
+            self._reports.put("the disk hangs; what waited to be written is not recorded")
+        self._reports.close()
 
     def __enter__(self) -> ArchiveWriter:
         return self
@@ -217,7 +239,8 @@ class ArchiveWriter:
     @property
     def dropped(self) -> int:
         """How many chunks, messages and events were dropped since the last one that was recorded."""
-        return self._dropped.count if self._dropped is not None else 0
+        dropped = self._dropped
+        return dropped.count if dropped is not None else 0
 
     def _put(self, item: _Item) -> None:
         size = len(item[2]) + 100
@@ -238,59 +261,58 @@ class ArchiveWriter:
         if self._dropped is None:
             self._dropped = _Dropped(item[0])
             self._wakeup.wake()
+        entries = item[3] or item[2].count(b'"price"')
         self._dropped.count += 1
-        self._dropped.entries += item[3] or item[2].count(b'"price"')
+        self._dropped.entries += entries
         self._dropped.until = item[0]
+        self._reports.count_dropped(entries)
 
     def _note_dropped(self) -> None:
         """Put what was dropped into the queue, which has room for that again."""
         if (dropped := self._dropped) is not None:
             self._dropped = None
-            line = entry_line(dropped.until, "gap", None, dropped.fields)
-            self._items.append((dropped.until, "line", line, 1))
-            self._queued += len(line) + 100
-            self._unreported += dropped.entries
+            self._put_gap(dropped.since, dropped.until, "the disk was too slow, full or gone", dropped.entries)
 
-    def _open(self) -> None:
-        layout = self._layout
-        self._problems: deque[str] = deque()
-        for day in layout.root.glob("date=*"):
-            remove_leftovers(day)
-        for spilled in layout.root.glob(".spill*"):
-            shutil.rmtree(spilled, ignore_errors=True)
-        sealed, journals = layout.find()
-        for path in (layout.root / "journal").iterdir():
-            if path not in map(layout.journal, journals):
-                path.unlink()  # it is sealed
-        self._hour = layout.next_hour(time.time_ns())
-        last_ns, cut = None, 0
-        for hour in journals:
-            found = repair(layout.journal(hour))
-            last_ns, cut = found.last_ns or last_ns, cut + found.cut
-            if hour < self._hour:
-                self._to_seal.append(hour)
-        if cut:
-            self._problems.append(f"{layout.root}: cut off {cut:,} bytes that a crash left at the end of the journal")
-        self._journal = JournalFile(layout.journal(self._hour))
-        self._journal_is_new = True
-        if last_ns is None and sealed:
-            last_ns = metadata_of(sealed[-1].ticks)["last_ns"]
-        self.put_event("open", {"last_ns": last_ns, "cut": cut})
+    def _put_gap(self, since: int, until: int, why: str, entries: int | None = None) -> None:
+        """Put a gap of all streams into the ledger, however full the queue is."""
+        fields = {"since": iso_time(since), "until": iso_time(until + 999), "filled": False, "why": why}
+        if entries is not None:
+            fields["entries"] = entries
+        line = entry_line(until, "gap", None, fields)
+        self._items.append((until, "line", line, 1))
+        self._queued += len(line) + 100
 
-    # The writer's thread
+    # Everything below runs on the writer's thread.
+
+    def _run(self) -> None:
+        try:
+            self._write()
+        finally:
+            self._journal.close()
+            self._lock_file.close()
+            if self._given_up:
+                self._reports.put(f"{self._given_up:,} entries are not recorded, because the disk is full or gone")
+            with self._flushed:
+                self._done = self._wanted
+                self._flushed.notify_all()
 
     def _write(self) -> None:
         while True:
             self._rest()
-            wanted = self._wanted
-            closing = self._closing
+            wanted, closing = self._wanted, self._closing
+            now = time.time_ns()
+            if (jump := self._clock.jump(now)) is not None:
+                self.put_event("clock", {"since": iso_time(jump), "until": iso_time(now)}, received_ns=now)
             with self._lock:
                 items, self._items = self._items, deque()
                 self._note_dropped()
             for item in items:
-                self._add(item)
+                try:
+                    self._add(item)
+                except (ValueError, LookupError) as error:
+                    self._reports.put(f"can't record {item[2][:100]!r}…: {error!r}")
             self._end_block()
-            self._report()
+            self._sync(at_once=wanted > self._done or closing)
             if wanted > self._done:
                 with self._flushed:
                     self._done = wanted
@@ -299,43 +321,42 @@ class ArchiveWriter:
                 return
             self._rotate(time.time_ns() // HOUR_NS)
 
-    def _report(self) -> None:
-        while self._problems:
-            self._on_problem(self._problems.popleft())
-        if self._unreported and (self._closing or time.monotonic() >= self._report_at):
-            count, self._unreported = self._unreported, 0
-            self._report_at = time.monotonic() + _REPORT_EVERY
-            self._on_problem(f"{self._layout.root}: {count:,} entries were not recorded, because the queue was full")
-
     def _rest(self) -> None:
         """Wait for entries, then for enough of them."""
-        if self._closing or self._wanted > self._done:
-            return
-        if not self._items:
-            self._wakeup.wait(_REST)
-        if self._queued < _ENOUGH and not self._closing and self._wanted == self._done:
+        if not self._items and not self._is_urgent():
+            self._wakeup.wait(max(self._synced + _SYNC_AFTER - monotonic(), 0.0) if self._unsynced else _REST)
+        if self._items and self._queued < _ENOUGH and not self._is_urgent():
             self._wakeup.wait(_GATHER)
+
+    def _is_urgent(self) -> bool:
+        return self._closing or self._wanted > self._done
 
     def _add(self, item: _Item) -> None:
         received_ns, kind, data, count = item
+        self._taken += len(data) + 100
         self._rotate(received_ns // HOUR_NS)
-        size = len(data) + 100
-        if kind == "frames":
+        if self._previous is not None:
+            line = entry_line(received_ns, "hour", None, {"previous": self._previous})
+            self._previous = None
+            self._add_lines(received_ns, line, 1)
+        if kind != "line":
             payloads = _HEADER.split(data)  # faster than `subn`
             lines, count = b"\n".join(payloads), len(payloads) - 1
             # A line feed is rare: it's part of a header, or white space in a message. Counting is slow.
             if not payloads[0] and (b"\n" not in data or lines.count(b"\n") == count):
-                data = ticks_lines(received_ns, count, lines)
+                data = ticks_lines(received_ns, count, lines, kind == "backfilled")
             else:
                 messages = [_message(received_ns, payload, None) for payload in _payloads(data)]
                 data, count = b"".join(messages), len(messages)
+        self._add_lines(received_ns, data, count)
+
+    def _add_lines(self, received_ns: int, lines: bytes, count: int) -> None:
         if not self._block:
             self._block_first = received_ns
         self._block_last = received_ns
-        self._block.append(data)
+        self._block.append(lines)
         self._block_entries += count
-        self._block_bytes += len(data)
-        self._taken += size
+        self._block_bytes += len(lines)
         if self._block_entries >= MAX_ENTRIES or self._block_bytes >= MAX_BYTES:
             self._end_block()
 
@@ -349,78 +370,87 @@ class ArchiveWriter:
             self._taken = 0
 
     def _append(self, block: bytes) -> None:
-        while True:
+        """Write a block. If that fails, try again until it succeeds, or until `close` has waited long enough."""
+        while not (self._closing and monotonic() > self._deadline):
             try:
-                self._journal.append([block])
-                self._unsynced = True
-                if self._journal_is_new:
-                    sync_directory(self._journal.path.parent)
-                    self._journal_is_new = False
-            except OSError as error:
-                if not self._failing:
-                    self._failing = True
-                    self._on_problem(f"{self._journal.path}: can't write: {error.strerror or error}; trying again")
-                if self._closing and time.monotonic() > self._deadline - _RETRY:
-                    self._on_problem(f"{self._journal.path}: {self._block_entries:,} entries were not recorded")
-                    return
-                self._wakeup.wait(min(_RETRY, 0.1) if self._closing else _RETRY)
-            else:
                 if self._failing:
-                    self._failing = False
-                    self._on_problem(f"{self._journal.path}: recording goes on")
-                return
+                    self._lock_again()
+                shrunk = self._journal.append(block)
+            except (OSError, ConfigurationError) as error:
+                self._fail("write", error)
+                self._wakeup.wait(0.1 if self._closing else _RETRY)
+                continue
+            if self._failing:
+                self._failing = False
+                self._reports.put("recording continues")
+            if shrunk:
+                with self._lock:
+                    since = self._synced_ns if self._journal_ns is None else self._journal_ns
+                    self._put_gap(since, self._block_last, "the journal was removed while recording")
+            if self._journal_ns is None or shrunk:
+                self._journal_ns = self._block_first
+            self._unsynced = True
+            return
+        self._given_up += self._block_entries
+
+    def _fail(self, what: str, error: Exception) -> None:
+        if not self._failing:
+            self._failing = True
+            reason = error.strerror if isinstance(error, OSError) else None
+            self._reports.put(f"can't {what} {self._journal.path.name}: {reason or error}; trying again")
+
+    def _lock_again(self) -> None:
+        """Lock the directory that came back, unless it is the same."""
+        with open(self._layout.root / "lock", "rb") as present:
+            same = os.path.samestat(os.fstat(present.fileno()), os.fstat(self._lock_file.fileno()))
+        if not same:
+            new = lock(self._layout.root)
+            self._lock_file.close()
+            self._lock_file = new
+
+    def _sync(self, at_once: bool) -> None:
+        if not self._unsynced:
+            self._synced = monotonic()
+        elif at_once or monotonic() >= self._synced + _SYNC_AFTER:
+            try:
+                self._journal.sync()
+            except OSError as error:
+                self._fail("sync", error)
+                with self._lock:
+                    self._put_gap(self._synced_ns, self._block_last, "the disk failed")
+            self._unsynced = False
+            self._synced, self._synced_ns = monotonic(), self._block_last
 
     def _rotate(self, hour: int) -> None:
-        """Begin the journal of a later hour. An earlier hour stays in this one."""
+        """Begin the journal of a later hour. An earlier hour stays in this one, which may then last two."""
         if hour <= self._hour:
-            return
+            if hour == self._hour or monotonic() < self._hour_began + _LONG_HOUR:
+                return
+            hour = self._hour + 1
         self._end_block()
-        finished, self._hour = self._hour, hour
-        self._sync_now()
-        old, self._journal = self._journal, JournalFile(self._layout.journal(hour))
-        self._journal_is_new = True
-        old.close()
-        if old.path.exists():
-            self._to_seal.append(finished)
-            self._seal_wakeup.wake()
+        self._sync(at_once=True)
+        self._journal.close()
+        if self._journal_ns is not None or self._journal.path.exists():
+            self._previous = self._hour
+            self._sealer.put(self._hour)
+        self._hour, self._hour_began = hour, monotonic()
+        self._journal, self._journal_ns = JournalFile(self._layout.journal(hour)), None
 
-    # The other threads
 
-    def _sync(self) -> None:
-        while not self._stop_sync.wait(_SYNC_EVERY):
-            self._sync_now()
-        self._sync_now()
+class _Clock:
+    """Notices when the computer's clock is set."""
 
-    def _sync_now(self) -> None:
-        if self._unsynced:
-            self._unsynced = False
-            try:
-                if (file := self._journal.duplicate()) is not None:
-                    try:
-                        os.fsync(file)
-                    finally:
-                        os.close(file)
-            except OSError as error:
-                self._problems.append(f"{self._journal.path}: can't sync: {error.strerror or error}")
+    def __init__(self) -> None:
+        self._offset = self._measure(time.time_ns())
 
-    def _seal(self) -> None:
-        while not self._closed:
-            if not self._to_seal:
-                self._seal_wakeup.wait()
-                continue
-            hour = self._to_seal.popleft()
-            command = [sys.executable, "-c", _SEAL, str(self._layout.root.absolute()), str(hour)]
-            environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-            self._sealing = subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-            )
-            _, errors = self._sealing.communicate()
-            if self._sealing.returncode == 0:
-                self.put_event("seal", {"hour": hour})
-            elif not self._closed:
-                reason = errors.decode(errors="replace").strip().rpartition("\n")[2]
-                self._on_problem(f"{self._layout.journal(hour)}: can't be sealed, stays as it is: {reason}")
-            self._sealing = None
+    def jump(self, now: int) -> int | None:
+        """Return what the time would be if the clock hadn't been set since the last call. None if it hasn't."""
+        before, self._offset = self._offset, self._measure(now)
+        return now - self._offset + before if abs(self._offset - before) > _JUMP_NS else None
+
+    @staticmethod
+    def _measure(now: int) -> int:
+        return now - int(monotonic() * 1e9)
 
 
 class _Dropped:
@@ -429,12 +459,6 @@ class _Dropped:
     def __init__(self, since: int) -> None:
         self.since = self.until = since
         self.count = self.entries = 0
-
-    @property
-    def fields(self) -> dict[str, Any]:
-        """The fields of the event."""
-        times = {"since": iso_time(self.since), "until": iso_time(self.until + 999)}
-        return {**times, "filled": False, "entries": self.entries, "why": "the disk was too slow, full or gone"}
 
 
 def _payloads(chunk: bytes) -> Iterator[bytes]:
@@ -454,3 +478,20 @@ def _message(at: int, payload: bytes, symbol: str | None) -> bytes:
 
 def _wire_line(tick: dict[str, str]) -> bytes:
     return json.dumps({"results": "streaming", "resultData": tick}, separators=(",", ":")).encode()
+
+
+_writers: WeakSet[ArchiveWriter] = WeakSet()
+
+
+def _leave_to_the_parent() -> None:
+    """In a forked child: release the files of the parent's writers, which have no threads here."""
+    for writer in list(_writers):
+        writer._closing = True
+        writer._lock = threading.Lock()
+        writer._journal.close()
+        writer._lock_file.close()
+    _writers.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_the_parent)

@@ -9,21 +9,22 @@ from __future__ import annotations
 import enum
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timedelta
-from itertools import groupby
-from typing import Any, Protocol
+from typing import Protocol
 
 import attrs
 
 from ..clock import monotonic
-from ..errors import GapNotFilled
+from ..errors import ConnectionFailed, GapNotFilled
 from ..values import NEVER, NO_BOUND, Event, Gap, Greeks, Tick
 from .backfill import Backfiller, Job
+from .catch_up import CatchUp, Past
 from .counters import Counters
 from .delivered_window import LATENESS, DeliveredWindow, Key, LastTickTime
 from .interfaces import Delivery
-from .recovery import HOLD_TIMEOUT, Deliver, Fetch, Finish, Probe, Recovery, Step
+from .recovery import HOLD_TIMEOUT, Connect, Deliver, Fetch, Finish, Probe, Recovery, Report, Step
+from .settings import Allowance
 from .tap import Tap
 
 logger = logging.getLogger("finx_streamer")
@@ -33,23 +34,17 @@ logger = logging.getLogger("finx_streamer")
 MAX_HELD = 524_288
 
 
-@attrs.define(eq=False)
-class Allowance:
-    """How many ticks and events all streams of a listener may hold back together, and how many they do."""
-
-    size: int
-    used: int = 0
-
-    @property
-    def room(self) -> int:
-        return self.size - self.used
-
-
 class Host(Protocol):
     """The owner of one stream. It carries out each request after the current step, not during it."""
 
     def send_probe(self) -> None:
         """Send a ping on the stream's connection. Report its answer through `Resequencer.probe_answered`."""
+
+    def connect(self) -> None:
+        """Open the stream, unless it was opened."""
+
+    def report(self, error: ConnectionFailed) -> None:
+        """Report an error that isn't the connection's."""
 
     def resume_reading(self) -> None:
         """Read again from all streams that were paused for lack of room."""
@@ -93,6 +88,7 @@ class Resequencer:
     GIVEN_UP: the last gap was not filled. At the next live tick, the delivered window restarts: no later gap asks for
     the missed ticks again.
 
+    With a past, a stream begins as RECOVERING, before it has a connection.
     A new connection starts a gap from DRAINING and GIVEN_UP, too. In the others it extends the gap.
     Ticks of exchanges that are not in `exchanges` are discarded; None keeps all.
     """
@@ -150,6 +146,12 @@ class Resequencer:
     def is_recovering(self) -> bool:
         """Whether live ticks are held while history is fetched."""
         return self._recovery is not None
+
+    @property
+    def history_until(self) -> datetime | None:
+        """Return what history has reached, if it comes before the stream. From any thread."""
+        recovery = self._recovery
+        return None if recovery is None else recovery.history_until
 
     def _enter(self, phase: _Phase) -> None:
         """Set the phase. Nothing else does."""
@@ -233,6 +235,16 @@ class Resequencer:
         return self._recovery is not None and not self._recovery.can_pause
 
     # The connection changes.
+
+    def begin(self, past: Past) -> bool:
+        """Continue after a past. Return whether history comes first: `Host.connect` is called after it."""
+        past.seed(self._window)
+        if self._backfiller is None or self._window.last is None or past.log:
+            return False
+        self._enter(_Phase.RECOVERING)
+        self._recovery = catch_up = CatchUp(self._symbol, self._window)
+        self._carry_out(catch_up.begin())
+        return True
 
     def reading_paused(self, now: float) -> None:
         """Take note that reading stopped for lack of room."""
@@ -435,6 +447,10 @@ class Resequencer:
                     self._give_up_at = monotonic() + HOLD_TIMEOUT
                 if self._hold_left < NEVER:
                     self._hold_left = HOLD_TIMEOUT
+            case Connect():
+                self._host.connect()
+            case Report():
+                self._host.report(step.error)
             case Finish():
                 self._finish(step)
         self.drain()
@@ -443,8 +459,10 @@ class Resequencer:
     def _fetch(self, step: Fetch) -> None:
         assert self._backfiller is not None
         self._drop_job()
-        self._job = Job(self._symbol, step.start, step.end, self._begin_job, self._take_page, self._end_job)
-        self._backfiller.fetch(self._job)
+        self._job = job = Job(self._symbol, step.start, step.end, self._begin_job, self._take_page, self._end_job)
+        if self._recovery is not None:
+            job.overlap, job.on_restart = step.overlap, self._recovery.restarted
+        self._backfiller.fetch(job)
 
     def _begin_job(self) -> None:
         """The fetch begins. With many gaps at once, it had to wait for its turn, which doesn't count."""
@@ -455,16 +473,19 @@ class Resequencer:
     def _take_page(self, ticks: list[Tick]) -> None:
         assert self._recovery is not None
         if self._job is not None:
-            self._recovery.note_bad_ticks(self._job.bad)
-        self._carry_out(self._recovery.page(self.wanted(ticks)))
+            self._recovery.note_bad_ticks(self._job.take_bad())
+        self._carry_out(self._recovery.page(self.wanted(ticks), ticks[-1]["timestamp"]))
 
     def _end_job(self, reason: str | None) -> None:
         assert self._recovery is not None
-        recovery = self._recovery
-        if self._job is not None:
-            recovery.note_bad_ticks(self._job.bad)
+        recovery, job, now = self._recovery, self._job, monotonic()
+        if job is not None:
+            recovery.note_bad_ticks(job.take_bad())
         self._job = None
-        self._carry_out(recovery.finish(reason) if reason is not None else recovery.fetched(monotonic()))
+        if reason is None:
+            self._carry_out(recovery.fetched(now))
+        else:
+            self._carry_out(recovery.fetch_failed(reason, job is not None and job.temporary, now))
 
     def _drop_job(self) -> None:
         if self._job is not None:
@@ -474,6 +495,7 @@ class Resequencer:
     def _finish(self, step: Finish) -> None:
         self._drop_job()
         self._recovery = None
+        self._host.connect()
         self._give_up_at = self._hold_left = NEVER
         self._enter(_Phase.DRAINING if step.error is None else _Phase.GIVEN_UP)
         # Held entries are counted again when they join the queue.
@@ -482,18 +504,9 @@ class Resequencer:
         if step.before:
             self._enqueue(step.before)
         self._enqueue_gap(step.gap, step.error)
-        for entry in _group_ticks(step.after):
+        for entry in step.runs_after():
             if isinstance(entry, Event):
                 self._record(entry)
                 self._enqueue(entry)
             else:
                 self._enqueue_live(entry)
-
-
-def _group_ticks(entries: list[Any]) -> Iterator[list[Tick] | Event]:
-    """Yield consecutive ticks as lists, and events as they are."""
-    for is_event, group in groupby(entries, key=lambda entry: isinstance(entry, Event)):
-        if is_event:
-            yield from group
-        else:
-            yield list(group)

@@ -80,7 +80,7 @@ def test_an_outage_that_was_not_filled_is_incomplete() -> None:
     ]
     assert seconds(outage, 10)[1] == (5, 8, False, "not connected: reconnecting")
     found = seconds([*outage, gap(8, 4, 9, False)], 10)
-    assert found[1] == (4, 9, False, "the gap couldn't be filled")
+    assert found[1] == (4, 9, False, "the gap wasn't filled")
 
 
 def test_a_crash_ends_what_was_live() -> None:

@@ -56,7 +56,7 @@ def test_a_cut_journal_keeps_the_whole_blocks_before_the_cut(tmp_path: Path) -> 
         assert repaired.cut == cut - ENDS[whole]
         assert repaired.last_ns == (whole - 1 if whole else None)
         file = JournalFile(path)
-        file.append([BLOCKS[0]])
+        file.append(BLOCKS[0])
         file.close()
         assert texts_of(path.read_bytes()) == [*TEXTS[:whole], TEXTS[0]]
 
@@ -87,10 +87,10 @@ def test_a_failed_write_leaves_no_trace(tmp_path: Path) -> None:
     """The next append first removes what the failed one left."""
     path = tmp_path / "journal"
     file = JournalFile(path)
-    file.append(BLOCKS[:1])
+    file.append(BLOCKS[0])
     with open(path, "ab") as other:
         other.write(b"half of a block")
-    file.append(BLOCKS[1:])
+    file.append(b"".join(BLOCKS[1:]))
     file.close()
     assert path.read_bytes() == JOURNAL
 

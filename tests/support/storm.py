@@ -97,6 +97,8 @@ class Outcome:
     sent: list[dict[str, str]]
     got: list[Tick] = attrs.field(factory=list)
     gaps: list[Gap] = attrs.field(factory=list)
+    #: Ticks and gaps as they came.
+    order: list[Tick | Gap] = attrs.field(factory=list)
     errors: list[FinxStreamerError] = attrs.field(factory=list)
     #: The same for a pair that wasn't always listened to.
     others: list[Tick] = attrs.field(factory=list)
@@ -249,7 +251,7 @@ class _Recorder:
             api_key="demo",
             endpoint=endpoint,
             on_tick=self._keep,
-            on_gap=self._outcome.gaps.append,
+            on_gap=self._keep_gap,
             on_error=self._outcome.errors.append,
             parse_price=str,
             reconnect=QUICK,
@@ -258,11 +260,16 @@ class _Recorder:
             **settings,
         )
 
+    def _keep_gap(self, gap: Gap) -> None:
+        self._outcome.gaps.append(gap)
+        self._outcome.order.append(gap)
+
     def _keep(self, tick: Tick) -> None:
         if tick["pair"] not in self._pairs:
             self._outcome.others.append(tick)
             return
         self._outcome.got.append(tick)
+        self._outcome.order.append(tick)
         if self._silent:
             self._silent.discard(tick["pair"])
             if not self._silent:
