@@ -181,7 +181,11 @@ class ReplaySource:
         """Deliver the next item, then let the loop and the callbacks have a turn."""
         if self._stopping:
             return
-        item = self._next = next(self._items, None) if self._next is None else self._next
+        if self._next is None:
+            self._next = next(self._items, None)
+            # The time that callbacks may take begins now.
+            self.loop.polled_at = monotonic()
+        item = self._next
         if item is None:
             self._stop()
             return
