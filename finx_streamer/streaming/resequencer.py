@@ -69,6 +69,10 @@ class _Phase(enum.Enum):
     GIVEN_UP = "given up"
 
 
+#: What became of missed ticks isn't known yet.
+_OPEN_GAPS = (_Phase.REPORTING, _Phase.RESUMING, _Phase.RECOVERING)
+
+
 @attrs.define(eq=False, repr=False)
 class Resequencer:
     """Decides for each tick of one stream: deliver it, queue it, or hold it.
@@ -111,6 +115,8 @@ class Resequencer:
     #: When the gap began, and how many missed ticks have arrived.
     _resume_since: datetime | None = attrs.field(default=None, init=False)
     _resumed_ticks: int = attrs.field(default=0, init=False)
+    #: Whether the stream ends.
+    _ends: bool = attrs.field(default=False, init=False)
     # The rest is set while RECOVERING only.
     _recovery: Recovery | None = attrs.field(default=None, init=False)
     _job: Job | None = attrs.field(default=None, init=False)
@@ -159,6 +165,8 @@ class Resequencer:
             logger.debug("%s: resequencer: %s", self._symbol, phase.value)
             self._phase = phase
             self._host.set_busy(phase is not _Phase.LIVE)
+            if self._tap is not None and phase in _OPEN_GAPS and self._window.last is not None:
+                self._tap.put_missing(self._symbol, self._window.last)
 
     # Ticks and events come in.
 
@@ -289,10 +297,11 @@ class Resequencer:
         if self._phase is _Phase.RESUMING or self._window.last is None:
             return
         self._resume_since, self._resumed_ticks = self._window.last, 0
-        if self._phase is _Phase.GIVEN_UP:
-            # No later gap asks for the ticks of that one.
-            self._window.restart(self._window.last)
+        was_given_up = self._phase is _Phase.GIVEN_UP
         self._enter(_Phase.RESUMING)
+        if was_given_up:
+            # No later gap asks for the ticks of that one.
+            self._window.restart(self._resume_since)
 
     def take_missed(self, ticks: list[Tick]) -> None:
         """Queue wanted ticks that were missed, at least one."""
@@ -341,6 +350,8 @@ class Resequencer:
 
     def end(self, reason: str) -> None:
         """End the stream: deliver everything that was received, even without room."""
+        # What is held isn't recorded: a recorder that starts again resumes before the gap.
+        self._ends = True
         if self._recovery is not None:
             self._carry_out(self._recovery.finish(reason))
         self.end_resume(reason=reason)
@@ -394,7 +405,7 @@ class Resequencer:
             self._allowance.used += len(entry)
             self._window.extend(entry)
             if self._tap is not None:
-                self._tap.put_leaving(entry)
+                self._tap.put_leaving(entry, record=not self._ends)
 
     def _enqueue_live(self, ticks: list[Tick]) -> None:
         """Enqueue ticks of which the first is live."""
@@ -414,7 +425,7 @@ class Resequencer:
         """`error`: why it isn't filled."""
         self._counters.gaps += 1
         self._counters.filled_ticks += gap.ticks
-        if self._tap is not None:
+        if self._tap is not None and not self._ends:
             self._tap.put_gap(gap, None if error is None else error.reason)
         self._enqueue(Event(gap, self._symbol))
         if error is not None:

@@ -17,6 +17,7 @@ from ..wire.frames import Binary, read_text_frames
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from datetime import datetime
 
     from .delivered_window import Key
     from .stream import Stream
@@ -46,6 +47,9 @@ class Recorder(Protocol):
     def put_log(self, symbol: str, log: str) -> None:
         """Record to which log the IDs of the following ticks of a stream belong."""
 
+    def put_missing(self, symbol: str, since: datetime) -> None:
+        """Record that ticks from this time on are missing, until a gap says what became of them."""
+
 
 class Tap:
     """Sits between the streams and a recorder. For the thread that drives the loop.
@@ -59,6 +63,7 @@ class Tap:
         self.put_frames = recorder.put_frames
         self.put_message = recorder.put_message
         self.put_gap = recorder.put_gap
+        self.put_missing = recorder.put_missing
         self._recorder = recorder
         self._exchanges = exchanges
         #: The log of each stream that was recorded last.
@@ -120,16 +125,16 @@ class Tap:
 
     # What leaves.
 
-    def put_leaving(self, ticks: Iterable[Any]) -> None:
+    def put_leaving(self, ticks: Iterable[Any], record: bool) -> None:
         """Record ticks that were held, or that history had. Live ones were recorded when they were read."""
         for (kind, received_ns), run in groupby(ticks, _kind_of):
-            if kind is bytes:
-                self._recorder.put_payloads(received_ns, [tick.pop(SENT) for tick in run])
-            elif kind is str:
-                self._recorder.put_backfilled(
-                    [(tick["pair"], tick["date"], tick["time"], tick["exchange"], tick.pop(SENT)) for tick in run],
-                    received_ns,
-                )
+            if kind is type(None):
+                continue
+            sent = [(tick["pair"], tick["date"], tick["time"], tick["exchange"], tick.pop(SENT)) for tick in run]
+            if kind is bytes and record:
+                self._recorder.put_payloads(received_ns, [payload for *_, payload in sent])
+            elif record:
+                self._recorder.put_backfilled(sent, received_ns)
 
     def put_event(self, event: Event) -> None:
         """Record a state or an error. The messages of other events were recorded when they were read."""
