@@ -455,8 +455,8 @@ def test_a_run_continues_where_another_ended(
             run = listener._run
             assert run is not None
             stream = run._streams[PAIR]
-            log, number = stream._log, stream._number
-            assert bool(log) is resumable
+        log, number = stream._log, stream._number
+        assert bool(log) is resumable
         send(server, 2, 3)
         name = log if known_log or not log else "another"
         continue_after(Past(ticks=list(first.ticks), log=name, number=number), monkeypatch)
