@@ -9,7 +9,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, ClassVar, Protocol
 
 import attrs
 
@@ -17,6 +18,7 @@ from .clock import monotonic
 from .config.reconnect import ReconnectPolicy
 from .config.symbols import Pair, Symbol
 from .connection.attempt import ConnectionConfig
+from .connection.loop import EventLoop
 from .delivery.bar_feed import BarTimer
 from .delivery.callbacks import CallbackRunner, Callbacks
 from .delivery.dispatcher import InlineDelivery, ThreadDelivery
@@ -30,10 +32,9 @@ from .functions.call_pool import CallPool
 from .functions.call_scheduler import PoolSettings
 from .functions.tick_reader import TickReader
 from .streaming.catch_up import Past
-from .streaming.counters import Counters
+from .streaming.counters import ConnectionCounters, Counters
 from .streaming.session import Timing
 from .streaming.settings import StreamSettings
-from .streaming.stream import Stream
 from .streaming.streams import Streams
 from .streaming.tap import Recorder
 from .values import Event, Greeks, State
@@ -52,32 +53,59 @@ _LAST_WRITE = 5.0
 _LAST_STEPS = 1.0
 
 
-@attrs.frozen(kw_only=True)
-class Settings:
-    """The listener's checked arguments, and the objects that all of its runs share."""
+class RunStream(Protocol):
+    """What a run needs of a stream."""
 
-    connection: ConnectionConfig
-    exchanges: frozenset[str] | None
-    parse_price: Callable[[str], Any]
-    backfill: bool
-    #: When streams begin, or how long before they are added. None: with the first live tick.
-    since: datetime | timedelta | None
-    lateness: timedelta
-    dispatch: str
-    queue_size: int
-    overflow: str
-    reconnect: ReconnectPolicy | None
-    timing: Timing
-    stale_after: float | None
-    stale_reconnect: bool
-    name: str
-    #: The last ticks. None keeps none.
-    recent: Recent | None
-    callbacks: Callbacks = attrs.field(factory=Callbacks)
-    #: Called, on any thread, when a run starts and when it ends. May change during a run.
-    watchers: list[Callable[[], None]] = attrs.field(factory=list)
-    #: Opens the recorder of a run, and has it report problems. None records nothing.
-    open_recorder: Callable[[Callable[[str], None]], RunRecorder] | None = None
+    symbol: str
+    counters: Counters
+    state: State
+    newest: dict[str, Greeks]
+
+    @property
+    def connection(self) -> RunConnection:
+        """What it shares with other streams."""
+
+    @property
+    def history_until(self) -> datetime | None:
+        """Up to when history was delivered, until live ticks follow."""
+
+
+class RunConnection(Protocol):
+    """What a run needs of a connection."""
+
+    counters: ConnectionCounters
+
+    @property
+    def reconnects(self) -> int:
+        """How often it was re-established."""
+
+
+class Source(Protocol):
+    """Where the ticks of a run come from: `Streams`, or an archive."""
+
+    loop: EventLoop
+
+    @property
+    def alive(self) -> bool:
+        """Whether a thread runs and isn't the calling one."""
+
+    def start(self) -> None:
+        """Start the threads."""
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait for the threads."""
+
+    def stop(self) -> None:
+        """End, after what has been read was delivered."""
+
+    def add(self, symbol: Symbol, past: Past | None = None) -> RunStream:
+        """Deliver what a symbol gets."""
+
+    def remove(self, symbol: str) -> None:
+        """Deliver no more of it."""
+
+    def resume_reading(self) -> None:
+        """There is room again."""
 
 
 class RunRecorder(Recorder, Protocol):
@@ -96,6 +124,80 @@ class RunRecorder(Recorder, Protocol):
         """Write what waits, and release the directory."""
 
 
+@attrs.frozen(kw_only=True)
+class RunSettings:
+    """The checked arguments of any listener, and the objects that all of its runs share."""
+
+    #: Whether bars are due by this machine's clock. Otherwise, the source says how time passes.
+    follows_clock: ClassVar[bool] = True
+
+    dispatch: str
+    queue_size: int
+    overflow: str
+    name: str
+    #: The last ticks. None keeps none.
+    recent: Recent | None
+    callbacks: Callbacks = attrs.field(factory=Callbacks)
+    #: Called, on any thread, when a run starts and when it ends. May change during a run.
+    watchers: list[Callable[[], None]] = attrs.field(factory=list)
+    #: Opens the recorder of a run, and has it report problems. None records nothing.
+    open_recorder: Callable[[Callable[[str], None]], RunRecorder] | None = None
+
+    def open_source(self, run: Run, on_end: Callable[[BaseException | None], None]) -> Source:
+        """Return the source of a run. `on_end` is called last on the loop's thread, with the error if there is one."""
+        raise NotImplementedError
+
+    def pasts(self, pairs: list[str], recorder: RunRecorder | None) -> dict[str, Past]:
+        """Return where streams begin."""
+        return {}
+
+
+@attrs.frozen(kw_only=True)
+class Settings(RunSettings):
+    """The checked arguments of a `StreamListener`."""
+
+    connection: ConnectionConfig
+    exchanges: frozenset[str] | None
+    parse_price: Callable[[str], Any]
+    backfill: bool
+    #: When streams begin, or how long before they are added. None: with the first live tick.
+    since: datetime | timedelta | None
+    lateness: timedelta
+    reconnect: ReconnectPolicy | None
+    timing: Timing
+    stale_after: float | None
+    stale_reconnect: bool
+
+    def open_source(self, run: Run, on_end: Callable[[BaseException | None], None]) -> Source:
+        common = StreamSettings(
+            connection=self.connection,
+            exchanges=self.exchanges,
+            parse_price=self.parse_price,
+            reconnect=self.reconnect,
+            timing=self.timing,
+            stale_after=self.stale_after,
+            stale_reconnect=self.stale_reconnect,
+            lateness=self.lateness,
+            name=self.name,
+            max_held=self.queue_size,
+            recorder=run.recorder,
+        )
+        open_history = partial(self._open_history, run.recorder is not None)
+        return Streams(run.delivery, common, on_end, open_history if self.backfill else None)
+
+    def _open_history(self, keeps_text: bool) -> TickReader:
+        pool = CallPool(PoolSettings(self.connection, self.reconnect, 1, f"{self.name}-history"))
+        return TickReader(pool, HISTORY_TIMEOUT, self.parse_price, keeps_text=keeps_text)
+
+    def pasts(self, pairs: list[str], recorder: RunRecorder | None) -> dict[str, Past]:
+        """Return where streams begin. FinX keeps no history of contracts."""
+        since, pasts = self.since, dict[str, Past]()
+        if since is not None:
+            begin = since if isinstance(since, datetime) else datetime.now(UTC) - since
+            pasts = dict.fromkeys(pairs, Past(until=begin))
+        return pasts if recorder is None else pasts | recorder.pasts(pairs, self.parse_price)
+
+
 class Run:
     """Connects the streams to the callbacks, and ends both. Any thread may call its methods.
 
@@ -108,7 +210,7 @@ class Run:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: RunSettings,
         symbols: Iterable[Symbol],
         origin: Origin | None,
         show_error: Callable[[FinxStreamerError], None] | None,
@@ -129,7 +231,7 @@ class Run:
         self.left = False
         self._pid = os.getpid()
         self._stopping = False
-        self._streams: dict[str, Stream] = {}
+        self._streams: dict[str, RunStream] = {}
         self._counters: dict[str, Counters] = {}
         self._settings = settings
         # A `for` loop reads from a buffer behind the queue. A policy that drops ticks needs a short one, or the loop
@@ -139,22 +241,8 @@ class Run:
         self.runner = CallbackRunner(settings.callbacks, self._counters, show_error)
         self.delivery = self._new_delivery(self.runner)
         open_recorder = settings.open_recorder
-        self._recorder = None if open_recorder is None else open_recorder(self._report_recording)
-        common = StreamSettings(
-            connection=settings.connection,
-            exchanges=settings.exchanges,
-            parse_price=settings.parse_price,
-            reconnect=settings.reconnect,
-            timing=settings.timing,
-            stale_after=settings.stale_after,
-            stale_reconnect=settings.stale_reconnect,
-            lateness=settings.lateness,
-            name=settings.name,
-            max_held=settings.queue_size,
-            recorder=self._recorder,
-        )
-        history = self._open_history if settings.backfill else None
-        self.streams = Streams(self.delivery, common, self._streams_ended, history)
+        self.recorder = None if open_recorder is None else open_recorder(self._report_recording)
+        self.streams = settings.open_source(self, self._streams_ended)
         self._bar_timer = BarTimer(settings.callbacks.bar_feeds, self.delivery)
         self.time_bars()
         self.add(*symbols)
@@ -173,11 +261,6 @@ class Run:
             settings.recent,
         )
 
-    def _open_history(self) -> TickReader:
-        settings = self._settings
-        pool = CallPool(PoolSettings(settings.connection, settings.reconnect, 1, f"{settings.name}-history"))
-        return TickReader(pool, HISTORY_TIMEOUT, settings.parse_price, keeps_text=self._recorder is not None)
-
     def _report_recording(self, problem: str) -> None:
         event = Event(RecordingError(problem))
         if not self.streams.loop.post(lambda: self.delivery.put_event(event)):
@@ -193,19 +276,15 @@ class Run:
 
     def add(self, *symbols: Symbol) -> None:
         """Open streams."""
-        pasts = self._pasts([str(symbol) for symbol in symbols if isinstance(symbol, Pair)])
+        pairs = [str(symbol) for symbol in symbols if isinstance(symbol, Pair)]
+        pasts = self._settings.pasts(pairs, self.recorder)
         for symbol in symbols:
-            stream = self.streams.add(symbol, pasts.get(str(symbol)))
-            self._streams = {**self._streams, stream.symbol: stream}
-            self._counters[stream.symbol] = stream.counters
+            self.adopt(self.streams.add(symbol, pasts.get(str(symbol))))
 
-    def _pasts(self, pairs: list[str]) -> dict[str, Past]:
-        """Return where streams begin. FinX keeps no history of contracts."""
-        settings, since, pasts = self._settings, self._settings.since, dict[str, Past]()
-        if since is not None:
-            begin = since if isinstance(since, datetime) else datetime.now(UTC) - since
-            pasts = dict.fromkeys(pairs, Past(until=begin))
-        return pasts if self._recorder is None else pasts | self._recorder.pasts(pairs, settings.parse_price)
+    def adopt(self, stream: RunStream) -> None:
+        """Show a stream that was opened."""
+        self._streams = {**self._streams, stream.symbol: stream}
+        self._counters[stream.symbol] = stream.counters
 
     def remove(self, name: str) -> None:
         """Close a stream."""
@@ -215,7 +294,7 @@ class Run:
 
     def time_bars(self) -> None:
         """Have bars emitted in time. Call it after each registration of an `on_bar` callback."""
-        if self._settings.callbacks.bar_feeds():
+        if self._settings.follows_clock and self._settings.callbacks.bar_feeds():
             self.streams.loop.post(lambda: self._bar_timer.start(self.streams.loop))
 
     @property
@@ -239,7 +318,7 @@ class Run:
         for name, stream in self._streams.items():
             connection = stream.connection
             if connection not in connections:
-                connections[connection] = ConnectionStats.of(connection.counters, connection.session.reconnects)
+                connections[connection] = ConnectionStats.of(connection.counters, connection.reconnects)
             streams[name] = snapshot(
                 stream.counters,
                 connections[connection],
@@ -269,8 +348,8 @@ class Run:
             self._starter = threading.get_ident()
             self.launched = True
             live_runs[self] = listener
-            if self._recorder is not None:
-                self._recorder.start(self._streams)
+            if self.recorder is not None:
+                self.recorder.start(self._streams)
             self.streams.start()
         except BaseException:
             # There are no more threads, or Ctrl-C came.
@@ -365,8 +444,8 @@ class Run:
             self.error = error
             if not isinstance(error, FinxStreamerError):
                 logger.error("the network thread crashed: %s", type(error).__name__, exc_info=error)
-        if self._recorder is not None:
-            self._recorder.stop()
+        if self.recorder is not None:
+            self.recorder.stop()
         self.delivery.finish()
 
     def _delivery_ended(self, crash: BaseException | None) -> None:
@@ -382,8 +461,8 @@ class Run:
             if self.error is None:
                 self.error = error
         self.iterations.end()
-        if self._recorder is not None:
-            self._recorder.close(_LAST_WRITE)
+        if self.recorder is not None:
+            self.recorder.close(_LAST_WRITE)
         live_runs.pop(self, None)
         self.ended.set()
         self._notify_watchers()

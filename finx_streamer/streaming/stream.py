@@ -37,6 +37,10 @@ class Carrier(Protocol):
     counters: ConnectionCounters
 
     @property
+    def reconnects(self) -> int:
+        """How often it was re-established."""
+
+    @property
     def starved_at(self) -> float:
         """When reading last waited for slow callbacks: now, if it does."""
 
