@@ -437,7 +437,7 @@ def test_pairs_that_are_live_do_not_wait_for_others(seen: Seen, wire: str) -> No
 
 def continue_after(past: Past, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let runs continue after a past, as an archive does."""
-    monkeypatch.setattr(Run, "_past", lambda self, symbol: past)
+    monkeypatch.setattr(Run, "_pasts", lambda self, pairs: dict.fromkeys(pairs, past))
 
 
 @pytest.mark.parametrize("resumable", [False, True], ids=["no log", "log"])

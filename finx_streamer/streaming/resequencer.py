@@ -11,18 +11,17 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Protocol
 
 import attrs
 
 from ..clock import monotonic
-from ..errors import ConnectionFailed, GapNotFilled
+from ..errors import GapNotFilled
 from ..values import NEVER, NO_BOUND, Event, Gap, Greeks, Tick
 from .backfill import Backfiller, Job
 from .catch_up import CatchUp, Past
 from .counters import Counters
 from .delivered_window import LATENESS, DeliveredWindow, Key, LastTickTime
-from .interfaces import Delivery
+from .interfaces import Delivery, Host
 from .recovery import HOLD_TIMEOUT, Connect, Deliver, Fetch, Finish, Probe, Recovery, Report, Step
 from .settings import Allowance
 from .tap import Tap
@@ -32,32 +31,6 @@ logger = logging.getLogger("finx_streamer")
 #: How many ticks and events one stream may hold where it can't stop reading, unless `queue_size` is larger: two seconds
 #: at 250,000 ticks per second, more than any market brings.
 MAX_HELD = 524_288
-
-
-class Host(Protocol):
-    """The owner of one stream. It carries out each request after the current step, not during it."""
-
-    def send_probe(self) -> None:
-        """Send a ping on the stream's connection. Report its answer through `Resequencer.probe_answered`."""
-
-    def connect(self) -> None:
-        """Open the stream, unless it was opened."""
-
-    def report(self, error: ConnectionFailed) -> None:
-        """Report an error that isn't the connection's."""
-
-    def resume_reading(self) -> None:
-        """Read again from all streams that were paused for lack of room."""
-
-    def reschedule(self) -> None:
-        """Look at `Resequencer.deadline` again: it may have changed."""
-
-    def set_busy(self, busy: bool) -> None:
-        """Take note that ticks go straight to the delivery (False), or not (True). Called at once."""
-
-    @property
-    def starved_at(self) -> float:
-        """When reading last waited for slow callbacks: now, if it does."""
 
 
 class _Phase(enum.Enum):

@@ -16,11 +16,10 @@ from ..wire.decoder import Decoder
 from ..wire.frames import Binary, read_text_frames
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from datetime import datetime
 
     from .delivered_window import Key
-    from .stream import Stream
 
 
 class Recorder(Protocol):
@@ -51,6 +50,39 @@ class Recorder(Protocol):
         """Record that ticks from this time on are missing, until a gap says what became of them."""
 
 
+class Gaps(Protocol):
+    """What the tap needs of a resequencer."""
+
+    #: The ID of the newest tick that was missed.
+    resume_until: int
+
+    @property
+    def is_resuming(self) -> bool:
+        """Whether the server is sending what was missed."""
+
+    @property
+    def is_recovering(self) -> bool:
+        """Whether live ticks are held while history is fetched."""
+
+
+class Tapped(Protocol):
+    """What the tap needs of a stream."""
+
+    @property
+    def resequencer(self) -> Gaps:
+        """Holds ticks while a gap is being filled."""
+
+    @property
+    def are_missed(self) -> bool:
+        """Whether the ticks that were just read were missed."""
+
+    def put_ticks(self, ticks: list[Tick], keys: Callable[[], list[Key]] | None = None) -> None:
+        """Deliver, queue or hold ticks."""
+
+    def take_ticks(self, ticks: list[Tick], numbers: Sequence[int | None]) -> list[Tick]:
+        """Queue or hold ticks. Return those to deliver now."""
+
+
 class Tap:
     """Sits between the streams and a recorder. For the thread that drives the loop.
 
@@ -72,7 +104,7 @@ class Tap:
     # What was read.
 
     def put_run(
-        self, stream: Stream, ticks: list[Tick], keys: Callable[[], list[Key]] | None, frames: bytes, received_ns: int
+        self, stream: Tapped, ticks: list[Tick], keys: Callable[[], list[Key]] | None, frames: bytes, received_ns: int
     ) -> None:
         """Do what `Stream.put_ticks` does, and record the ticks, of which these are the frames."""
         if stream.resequencer.is_recovering:
@@ -84,7 +116,7 @@ class Tap:
             self.put_frames(received_ns, frames, backfilled)
 
     def take_run(
-        self, stream: Stream, ticks: list[Tick], numbers: list[int | None], payloads: list[bytes], received_ns: int
+        self, stream: Tapped, ticks: list[Tick], numbers: list[int | None], payloads: list[bytes], received_ns: int
     ) -> list[Tick]:
         """Do what `Stream.take_ticks` does, and record the ticks, of which these are the messages."""
         resequencer, live = stream.resequencer, []
