@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,10 @@ class Recorder:
         if self._exchanges is not None and gap.filled:
             fields["only"] = sorted(self._exchanges)
         self._writer.put_event(kind, fields, gap.symbol)
+
+    def put_missing(self, symbol: str, since: datetime) -> None:
+        """Record that ticks from this time on are missing, until a gap says what became of them."""
+        self._writer.put_event("missing", {"since": since}, symbol)
 
     def put_log(self, symbol: str, log: str) -> None:
         """Record to which log the IDs of the following ticks of a stream belong."""

@@ -208,7 +208,13 @@ def add_up(
 
 def reason(stats: StreamStats | ListenerStats) -> str:
     """Say why there is no connection, for views. Empty while there is one, or after `stop`."""
-    error = stats.last_error
-    if error is None or stats.state not in (State.CONNECTING, State.RECONNECTING, State.FAILED):
+    error, reasons = stats.last_error, []
+    if stats.state not in (State.CONNECTING, State.RECONNECTING, State.FAILED):
         return ""
-    return make_printable(error.reason) if isinstance(error, ConnectionFailed) else str(error)
+    if isinstance(stats, ListenerStats) and stats.catching_up:
+        first = min(each.history_until for each in stats.streams.values() if each.history_until is not None)
+        pairs = "1 pair" if stats.catching_up == 1 else f"{stats.catching_up:,} pairs"
+        reasons.append(f"delivering history of {pairs}, now at {first:%Y-%m-%d %H:%M:%S}")
+    if error is not None:
+        reasons.append(make_printable(error.reason) if isinstance(error, ConnectionFailed) else str(error))
+    return "; ".join(reasons)

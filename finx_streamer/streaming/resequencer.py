@@ -11,18 +11,17 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Protocol
 
 import attrs
 
 from ..clock import monotonic
-from ..errors import ConnectionFailed, GapNotFilled
+from ..errors import GapNotFilled
 from ..values import NEVER, NO_BOUND, Event, Gap, Greeks, Tick
 from .backfill import Backfiller, Job
 from .catch_up import CatchUp, Past
 from .counters import Counters
 from .delivered_window import LATENESS, DeliveredWindow, Key, LastTickTime
-from .interfaces import Delivery
+from .interfaces import Delivery, Host
 from .recovery import HOLD_TIMEOUT, Connect, Deliver, Fetch, Finish, Probe, Recovery, Report, Step
 from .settings import Allowance
 from .tap import Tap
@@ -34,32 +33,6 @@ logger = logging.getLogger("finx_streamer")
 MAX_HELD = 524_288
 
 
-class Host(Protocol):
-    """The owner of one stream. It carries out each request after the current step, not during it."""
-
-    def send_probe(self) -> None:
-        """Send a ping on the stream's connection. Report its answer through `Resequencer.probe_answered`."""
-
-    def connect(self) -> None:
-        """Open the stream, unless it was opened."""
-
-    def report(self, error: ConnectionFailed) -> None:
-        """Report an error that isn't the connection's."""
-
-    def resume_reading(self) -> None:
-        """Read again from all streams that were paused for lack of room."""
-
-    def reschedule(self) -> None:
-        """Look at `Resequencer.deadline` again: it may have changed."""
-
-    def set_busy(self, busy: bool) -> None:
-        """Take note that ticks go straight to the delivery (False), or not (True). Called at once."""
-
-    @property
-    def starved_at(self) -> float:
-        """When reading last waited for slow callbacks: now, if it does."""
-
-
 class _Phase(enum.Enum):
     LIVE = "live"
     DRAINING = "draining"
@@ -67,6 +40,10 @@ class _Phase(enum.Enum):
     RESUMING = "resuming"
     RECOVERING = "recovering"
     GIVEN_UP = "given up"
+
+
+#: What became of missed ticks isn't known yet.
+_OPEN_GAPS = (_Phase.REPORTING, _Phase.RESUMING, _Phase.RECOVERING)
 
 
 @attrs.define(eq=False, repr=False)
@@ -111,6 +88,8 @@ class Resequencer:
     #: When the gap began, and how many missed ticks have arrived.
     _resume_since: datetime | None = attrs.field(default=None, init=False)
     _resumed_ticks: int = attrs.field(default=0, init=False)
+    #: Whether the stream ends.
+    _ends: bool = attrs.field(default=False, init=False)
     # The rest is set while RECOVERING only.
     _recovery: Recovery | None = attrs.field(default=None, init=False)
     _job: Job | None = attrs.field(default=None, init=False)
@@ -159,6 +138,8 @@ class Resequencer:
             logger.debug("%s: resequencer: %s", self._symbol, phase.value)
             self._phase = phase
             self._host.set_busy(phase is not _Phase.LIVE)
+            if self._tap is not None and phase in _OPEN_GAPS and self._window.last is not None:
+                self._tap.put_missing(self._symbol, self._window.last)
 
     # Ticks and events come in.
 
@@ -289,10 +270,11 @@ class Resequencer:
         if self._phase is _Phase.RESUMING or self._window.last is None:
             return
         self._resume_since, self._resumed_ticks = self._window.last, 0
-        if self._phase is _Phase.GIVEN_UP:
-            # No later gap asks for the ticks of that one.
-            self._window.restart(self._window.last)
+        was_given_up = self._phase is _Phase.GIVEN_UP
         self._enter(_Phase.RESUMING)
+        if was_given_up:
+            # No later gap asks for the ticks of that one.
+            self._window.restart(self._resume_since)
 
     def take_missed(self, ticks: list[Tick]) -> None:
         """Queue wanted ticks that were missed, at least one."""
@@ -341,6 +323,8 @@ class Resequencer:
 
     def end(self, reason: str) -> None:
         """End the stream: deliver everything that was received, even without room."""
+        # What is held isn't recorded: a recorder that starts again resumes before the gap.
+        self._ends = True
         if self._recovery is not None:
             self._carry_out(self._recovery.finish(reason))
         self.end_resume(reason=reason)
@@ -394,7 +378,7 @@ class Resequencer:
             self._allowance.used += len(entry)
             self._window.extend(entry)
             if self._tap is not None:
-                self._tap.put_leaving(entry)
+                self._tap.put_leaving(entry, record=not self._ends)
 
     def _enqueue_live(self, ticks: list[Tick]) -> None:
         """Enqueue ticks of which the first is live."""
@@ -414,7 +398,7 @@ class Resequencer:
         """`error`: why it isn't filled."""
         self._counters.gaps += 1
         self._counters.filled_ticks += gap.ticks
-        if self._tap is not None:
+        if self._tap is not None and not self._ends:
             self._tap.put_gap(gap, None if error is None else error.reason)
         self._enqueue(Event(gap, self._symbol))
         if error is not None:
