@@ -57,8 +57,8 @@ def line_of(tick: Any) -> tuple[str, ...]:
 def flush(listener: StreamListener) -> None:
     """Have everything on disk that was received so far."""
     assert listener._run is not None
-    assert isinstance(listener._run._recorder, Recorder)
-    listener._run._recorder._writer.flush()
+    assert isinstance(listener._run.recorder, Recorder)
+    listener._run.recorder._writer.flush()
 
 
 @pytest.mark.timeout(120)
