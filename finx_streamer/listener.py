@@ -17,7 +17,8 @@ from .config.redaction import hides_arguments, redact
 from .config.symbols import Symbol
 from .connection.attempt import MAX_MESSAGE, ConnectionConfig
 from .errors import ConfigurationError, FinxStreamerError
-from .run import RunRecorder, Settings, live_runs, stop_runs
+from .run import Settings, live_runs, stop_runs
+from .source import RunRecorder
 from .streaming.session import Timing
 from .values import Gap, Greeks, Notice, State, Tick
 
@@ -204,11 +205,10 @@ class StreamListener(BaseListener):
         new = {str(symbol): symbol for symbol in map(check.symbol, symbols)}
         with self._lock:
             self._check_process()
-            for name, symbol in new.items():
-                if name not in self._symbols:
-                    self._symbols = {**self._symbols, name: symbol}
-                    if self._run is not None:
-                        self._run.add(symbol)
+            added = {name: symbol for name, symbol in new.items() if name not in self._symbols}
+            self._symbols = {**self._symbols, **added}
+            if self._run is not None:
+                self._run.add(*added.values())
 
     def remove(self, *symbols: str | Symbol) -> None:
         """Stop listening to symbols. Ticks that were received may still be delivered.

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import attrs
 
@@ -18,7 +18,6 @@ from .clock import monotonic
 from .config.reconnect import ReconnectPolicy
 from .config.symbols import Pair, Symbol
 from .connection.attempt import ConnectionConfig
-from .connection.loop import EventLoop
 from .delivery.bar_feed import BarTimer
 from .delivery.callbacks import CallbackRunner, Callbacks
 from .delivery.dispatcher import InlineDelivery, ThreadDelivery
@@ -31,12 +30,12 @@ from .errors import FinxStreamerError, RecordingError
 from .functions.call_pool import CallPool
 from .functions.call_scheduler import PoolSettings
 from .functions.tick_reader import TickReader
+from .source import RunRecorder, RunStream, Source
 from .streaming.catch_up import Past
-from .streaming.counters import ConnectionCounters, Counters
+from .streaming.counters import Counters
 from .streaming.session import Timing
 from .streaming.settings import StreamSettings
 from .streaming.streams import Streams
-from .streaming.tap import Recorder
 from .values import Event, Greeks, State
 
 logger = logging.getLogger("finx_streamer")
@@ -51,77 +50,6 @@ _DRAIN_SHARE = 0.9
 _LAST_WRITE = 5.0
 #: Seconds that a thread with nothing left to do may take to return.
 _LAST_STEPS = 1.0
-
-
-class RunStream(Protocol):
-    """What a run needs of a stream."""
-
-    symbol: str
-    counters: Counters
-    state: State
-    newest: dict[str, Greeks]
-
-    @property
-    def connection(self) -> RunConnection:
-        """What it shares with other streams."""
-
-    @property
-    def history_until(self) -> datetime | None:
-        """Up to when history was delivered, until live ticks follow."""
-
-
-class RunConnection(Protocol):
-    """What a run needs of a connection."""
-
-    counters: ConnectionCounters
-
-    @property
-    def reconnects(self) -> int:
-        """How often it was re-established."""
-
-
-class Source(Protocol):
-    """Where the ticks of a run come from: `Streams`, or an archive."""
-
-    loop: EventLoop
-
-    @property
-    def alive(self) -> bool:
-        """Whether a thread runs and isn't the calling one."""
-
-    def start(self) -> None:
-        """Start the threads."""
-
-    def join(self, timeout: float | None = None) -> None:
-        """Wait for the threads."""
-
-    def stop(self) -> None:
-        """End, after what has been read was delivered."""
-
-    def add(self, symbol: Symbol, past: Past | None = None) -> RunStream:
-        """Deliver what a symbol gets."""
-
-    def remove(self, symbol: str) -> None:
-        """Deliver no more of it."""
-
-    def resume_reading(self) -> None:
-        """There is room again."""
-
-
-class RunRecorder(Recorder, Protocol):
-    """What a run needs of `archive.recorder.Recorder`."""
-
-    def pasts(self, pairs: Iterable[str], parse_price: Callable[[str], Any]) -> dict[str, Past]:
-        """Return where the recording of each pair ends, if it was recorded before."""
-
-    def start(self, symbols: Iterable[str]) -> None:
-        """Take note that the listener starts."""
-
-    def stop(self) -> None:
-        """Take note that the streams have ended."""
-
-    def close(self, timeout: float) -> None:
-        """Write what waits, and release the directory."""
 
 
 @attrs.frozen(kw_only=True)
@@ -242,10 +170,14 @@ class Run:
         self.delivery = self._new_delivery(self.runner)
         open_recorder = settings.open_recorder
         self.recorder = None if open_recorder is None else open_recorder(self._report_recording)
-        self.streams = settings.open_source(self, self._streams_ended)
-        self._bar_timer = BarTimer(settings.callbacks.bar_feeds, self.delivery)
-        self.time_bars()
-        self.add(*symbols)
+        try:
+            self.streams = settings.open_source(self, self._streams_ended)
+            self._bar_timer = BarTimer(settings.callbacks.bar_feeds, self.delivery)
+            self.time_bars()
+            self.add(*symbols)
+        except BaseException:
+            self._close_recorder()
+            raise
 
     def _new_delivery(self, runner: CallbackRunner) -> InlineDelivery | ThreadDelivery:
         settings = self._settings
@@ -265,6 +197,10 @@ class Run:
         event = Event(RecordingError(problem))
         if not self.streams.loop.post(lambda: self.delivery.put_event(event)):
             logger.error("%s", event.payload)
+
+    def _close_recorder(self) -> None:
+        if self.recorder is not None:
+            self.recorder.close(_LAST_WRITE)
 
     def _resume_reading(self) -> None:
         self.streams.resume_reading()
@@ -461,8 +397,7 @@ class Run:
             if self.error is None:
                 self.error = error
         self.iterations.end()
-        if self.recorder is not None:
-            self.recorder.close(_LAST_WRITE)
+        self._close_recorder()
         live_runs.pop(self, None)
         self.ended.set()
         self._notify_watchers()

@@ -23,7 +23,7 @@ ROWS = (
     ("functions",),
     ("bars",),
     ("delivery", "tables"),
-    ("base_listener", "loops", "run"),
+    ("base_listener", "loops", "run", "source"),
     ("archive",),
     ("listener", "diagnosis"),
     ("__init__",),

@@ -24,7 +24,7 @@ from finx_streamer import (
     StreamListener,
     StreamNotFound,
 )
-from finx_streamer.run import Run
+from finx_streamer.run import Settings
 from finx_streamer.server import LocalServer, SimulatedMarket
 from finx_streamer.streaming import catch_up
 from finx_streamer.streaming.catch_up import Past
@@ -437,7 +437,7 @@ def test_pairs_that_are_live_do_not_wait_for_others(seen: Seen, wire: str) -> No
 
 def continue_after(past: Past, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let runs continue after a past, as an archive does."""
-    monkeypatch.setattr(Run, "_pasts", lambda self, pairs: dict.fromkeys(pairs, past))
+    monkeypatch.setattr(Settings, "pasts", lambda self, pairs, recorder: dict.fromkeys(pairs, past))
 
 
 @pytest.mark.parametrize("resumable", [False, True], ids=["no log", "log"])

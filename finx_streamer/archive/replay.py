@@ -13,7 +13,8 @@ from ..config import checks as check
 from ..config.checks import Moment
 from ..config.symbols import Symbol
 from ..errors import FinxStreamerError
-from ..run import Run, RunSettings, Source
+from ..run import Run, RunSettings
+from ..source import Source
 from ..values import Gap, Greeks, Notice, State, Tick
 from .archive import Archive
 from .replay_source import Playing, ReplaySource
