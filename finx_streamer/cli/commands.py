@@ -256,16 +256,15 @@ def replay(
     """Show what was recorded, as listen showed it: ticks, gaps and errors, in the same order.
 
     Exit codes: 0 success, Ctrl-C or a closed pipe; 1 the archive can't be read; 2 wrong usage.
-
     Example: finx-streamer replay ticks BTC:USDC --start 2h --speed 10
     """
     with _errors_as_exit_codes():
         from .replaying import ReplayRun, open_replay
 
-        names, greeks = _symbols(symbols) if symbols else ([], False)
+        names, greeks = _symbols(symbols or [])
         listener = open_replay(directory, names, start, end, speed, max_pause)
         view = _view(_view_name(format), Output(None), f"{directory} · Ctrl-C stops", greeks, None, names)
-        raise typer.Exit(ReplayRun(view, limit, None, "update" if greeks else "tick").run(listener))
+        raise typer.Exit(ReplayRun(view, limit, greeks).run(listener))
 
 
 @app.command()
@@ -455,7 +454,7 @@ def _symbols(given: Iterable[str]) -> tuple[list[str], bool]:
     pairs = [isinstance(symbol, Pair) for symbol in symbols]
     if any(pairs) and not all(pairs):
         raise ConfigurationError("pairs and options can't be shown together; run the command once for each")
-    return list(map(str, symbols)), not any(pairs)
+    return list(map(str, symbols)), bool(symbols) and not any(pairs)
 
 
 def _nearest_month(underlying: str) -> Option:

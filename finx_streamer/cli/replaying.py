@@ -9,7 +9,7 @@ from ..archive import ReplayListener
 from ..base_listener import BaseListener
 from ..errors import FinxStreamerError
 from .history import parse_time
-from .listening import ListenRun
+from .listening import ListenRun, View
 
 
 def open_replay(
@@ -33,9 +33,13 @@ class ReplayRun(ListenRun):
 
     _needs_a_server = False
 
+    def __init__(self, view: View, limit: int | None, greeks: bool) -> None:
+        super().__init__(view, limit, None, "update" if greeks else "tick")
+        self._greeks = greeks
+
     def _watch_values(self, listener: BaseListener) -> None:
         # Without symbols, all pairs are shown: a table or a CSV file has either ticks or Greeks.
-        if self._noun == "update":
+        if self._greeks:
             listener.on_greeks(lambda greeks: self._on_value(self._view.on_greeks, greeks))
         else:
             listener.on_tick(lambda tick: self._on_value(self._view.on_tick, tick))
