@@ -14,7 +14,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from finx_streamer.archive import Archive, ArchiveWriter
+from finx_streamer.archive import Archive, ArchiveWriter, ReplayListener
 from finx_streamer.archive.layout import Layout
 from finx_streamer.archive.sealing import seal
 
@@ -84,12 +84,18 @@ def _read(name: str, root: Path, count: int) -> None:
     for what, read in (
         ("ticks()", lambda: sum(1 for _ in archive.ticks())),
         ("entries()", lambda: sum(1 for _ in archive.entries())),
+        ("ReplayListener", lambda: _replay(root)),
         ("to_arrow()", archive.to_arrow),
         ("minute bars in SQL", lambda: archive.sql(query)),
     ):
         begin = time.perf_counter()
         read()
         print(f"{name}, {what}: {count / (time.perf_counter() - begin):,.0f} ticks/s")
+
+
+def _replay(root: Path) -> None:
+    with ReplayListener(root, on_tick=lambda tick: None) as listener:
+        listener.join()
 
 
 if __name__ == "__main__":
