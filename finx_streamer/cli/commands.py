@@ -24,6 +24,7 @@ from .key_files import api_key
 from .listening import ListenRun, View
 from .options import (
     AddressConnectionsOption,
+    ArchiveArgument,
     ConnectionsOption,
     DurationOption,
     EndpointOption,
@@ -38,7 +39,12 @@ from .options import (
     LineFormatOption,
     LogLevelOption,
     PairArgument,
+    PauseOption,
     ProxyOption,
+    ReceivedFromOption,
+    ReceivedUntilOption,
+    ReplayedArgument,
+    ReplaySpeedOption,
     RequestLogOption,
     RetryOption,
     SinceOption,
@@ -225,7 +231,7 @@ def history(
 
 
 @app.command()
-def verify(directory: Annotated[Path, typer.Argument(metavar="DIR", help="An archive.", show_default=False)]) -> None:
+def verify(directory: ArchiveArgument) -> None:
     """Check every file of an archive, and show what is damaged or missing.
 
     Exit codes: 0 everything is complete; 1 something is damaged or missing; 2 not an archive.
@@ -234,6 +240,31 @@ def verify(directory: Annotated[Path, typer.Argument(metavar="DIR", help="An arc
         from .archives import verify as verify_archive
 
         raise typer.Exit(verify_archive(directory))
+
+
+@app.command()
+def replay(
+    directory: ArchiveArgument,
+    symbols: ReplayedArgument = None,
+    start: ReceivedFromOption = None,
+    end: ReceivedUntilOption = None,
+    speed: ReplaySpeedOption = None,
+    max_pause: PauseOption = None,
+    limit: LimitOption = None,
+    format: ViewOption = None,
+) -> None:
+    """Show what was recorded, as listen showed it: ticks, gaps and errors, in the same order.
+
+    Exit codes: 0 success, Ctrl-C or a closed pipe; 1 the archive can't be read; 2 wrong usage.
+    Example: finx-streamer replay ticks BTC:USDC --start 2h --speed 10
+    """
+    with _errors_as_exit_codes():
+        from .replaying import ReplayRun, open_replay
+
+        names, greeks = _symbols(symbols or [])
+        listener = open_replay(directory, names, start, end, speed, max_pause)
+        view = _view(_view_name(format), Output(None), f"{directory} · Ctrl-C stops", greeks, None, names)
+        raise typer.Exit(ReplayRun(view, limit, greeks).run(listener))
 
 
 @app.command()
@@ -423,7 +454,7 @@ def _symbols(given: Iterable[str]) -> tuple[list[str], bool]:
     pairs = [isinstance(symbol, Pair) for symbol in symbols]
     if any(pairs) and not all(pairs):
         raise ConfigurationError("pairs and options can't be shown together; run the command once for each")
-    return list(map(str, symbols)), not any(pairs)
+    return list(map(str, symbols)), bool(symbols) and not any(pairs)
 
 
 def _nearest_month(underlying: str) -> Option:
