@@ -7,20 +7,19 @@ before the result is complete.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .. import ConfigurationError, Endpoint, FinxStreamerError, FunctionClient, Instrument, Option, Pair, StreamListener
+from .. import ConfigurationError, FunctionClient, Instrument, Option, Pair, StreamListener
 from .. import demo as demo_market
 from .._version import __version__
 from ..config import checks as check
 from . import live_market
+from .connecting import errors_as_exit_codes, function_client, key_for, with_wire, without_password
 from .formats import CSV, JSON, TEXT
-from .key_files import api_key
 from .listening import ListenRun, View
 from .options import (
     AddressConnectionsOption,
@@ -30,6 +29,7 @@ from .options import (
     ExpiryOption,
     ExposeOption,
     InsecureOption,
+    KeepAliveOption,
     KeyConnectionsOption,
     KeyFileOption,
     KeysFileOption,
@@ -38,6 +38,7 @@ from .options import (
     LineFormatOption,
     LogLevelOption,
     PairArgument,
+    PrefixOption,
     ProxyOption,
     RequestLogOption,
     RetryOption,
@@ -53,8 +54,8 @@ from .options import (
     WireOption,
 )
 from .output import Output
-from .quantities import parse_store_age, parse_store_size
-from .terminal import LogLevel, can_draw_table, say, say_error, show_log, with_options
+from .quantities import parse_run_time, parse_store_age, parse_store_size
+from .terminal import LogLevel, can_draw_table, show_log
 from .tls_files import load_tls
 
 #: What `demo` listens to: some of the simulated market's pairs.
@@ -73,10 +74,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     help="Stream live crypto ticks from FinX, read tick history, or run a local server.",
 )
-
-
-class _HastyClient(FunctionClient):
-    _fail_fast = True
 
 
 def _print_version(wanted: bool) -> None:
@@ -116,19 +113,9 @@ def listen(
     api_key_file: KeyFileOption = None,
     proxy: ProxyOption = None,
     allow_insecure: InsecureOption = False,
-    prefix: Annotated[
-        str | None,
-        typer.Option(help="The first part of a stream's path: streaming, the default, or streamer.", metavar="NAME"),
-    ] = None,
+    prefix: PrefixOption = None,
     wire: WireOption = WireName.URL,
-    keep_alive: Annotated[
-        float | None,
-        typer.Option(
-            help="Send keepAlive messages at this interval. FinX may close a stream after 300 s without one; use 270. "
-            "Default: 270 with --wire subscribe, otherwise none.",
-            metavar="SECONDS",
-        ),
-    ] = None,
+    keep_alive: KeepAliveOption = None,
     expiry: ExpiryOption = None,
 ) -> None:
     """Show live ticks, or the values of options, futures and perpetuals.
@@ -139,11 +126,11 @@ def listen(
 
     Example: finx-streamer listen BTC:USDC ETH:USDC --format csv > ticks.csv
     """
-    with _errors_as_exit_codes():
+    with errors_as_exit_codes():
         target = Output(output)
         view_name = _view_name(format, output)
         # First: from then on, errors about symbols hide a misplaced key.
-        key = _key(endpoint, api_key_file)
+        key = key_for(endpoint, api_key_file)
         names, greeks = _symbols(symbols)
         if greeks and exchange:
             raise ConfigurationError("--exchange is only for pairs, because all contracts are Deribit's; remove it")
@@ -151,14 +138,55 @@ def listen(
             *names,
             parse_price=str,
             api_key=key,
-            endpoint=_with_wire(endpoint, prefix, wire),
+            endpoint=with_wire(endpoint, prefix, wire),
             exchanges=exchange or None,
-            proxy=_without_password(proxy),
+            proxy=without_password(proxy),
             allow_insecure=allow_insecure,
             keep_alive="auto" if keep_alive is None else keep_alive,
         )
         view = _view(view_name, target, f"{endpoint} · Ctrl-C stops", greeks, expiry, names)
         raise typer.Exit(ListenRun(view, limit, duration, "update" if greeks else "tick").run(listener))
+
+
+@app.command()
+def record(
+    symbols: SymbolsArgument,
+    to: Annotated[Path, typer.Option(help="The archive's directory. It's created if it doesn't exist.", metavar="DIR")],
+    run_time: Annotated[
+        str | None, typer.Option("--for", help="Stop after this time, such as 8h, 30m or 90s.", metavar="DURATION")
+    ] = None,
+    endpoint: EndpointOption = "production",
+    api_key_file: KeyFileOption = None,
+    proxy: ProxyOption = None,
+    allow_insecure: InsecureOption = False,
+    prefix: PrefixOption = None,
+    wire: WireOption = WireName.URL,
+    keep_alive: KeepAliveOption = None,
+) -> None:
+    """Record every tick into an archive.
+
+    A recording that was interrupted continues: what it missed is fetched. Ctrl-C, SIGTERM and the end of --for finish
+    what waits to be written.
+
+    Exit codes: 0 success or Ctrl-C; 1 fatal error; 2 wrong usage, or another process records into DIR.
+
+    Example: finx-streamer record BTC:USDC ETH:USDC --to ticks --for 8h
+    """
+    with errors_as_exit_codes():
+        from .recording import RecordRun
+
+        # First: from then on, errors about symbols hide a misplaced key.
+        key = key_for(endpoint, api_key_file)
+        listener = StreamListener(
+            *symbols,
+            api_key=key,
+            endpoint=with_wire(endpoint, prefix, wire),
+            proxy=without_password(proxy),
+            allow_insecure=allow_insecure,
+            keep_alive="auto" if keep_alive is None else keep_alive,
+            record=to,
+        )
+        raise typer.Exit(RecordRun(to, parse_run_time(run_time)).run(listener))
 
 
 @app.command()
@@ -207,7 +235,7 @@ def history(
 
     Example: finx-streamer history BTC:USDC --start 2022-07-02 > ticks.jsonl
     """
-    with _errors_as_exit_codes():
+    with errors_as_exit_codes():
         from .history import write_history
 
         if archive is not None:
@@ -215,7 +243,7 @@ def history(
 
             stored = ArchivedHistory(archive)
             raise typer.Exit(write_history(stored, pair, start, end, exchange, _LINE_FORMATS[format], output, resume))
-        with _function_client(endpoint, api_key_file, proxy, allow_insecure, timeout, retry) as client:
+        with function_client(endpoint, api_key_file, proxy, allow_insecure, timeout, retry) as client:
             raise typer.Exit(write_history(client, pair, start, end, exchange, _LINE_FORMATS[format], output, resume))
 
 
@@ -225,7 +253,7 @@ def verify(directory: Annotated[Path, typer.Argument(metavar="DIR", help="An arc
 
     Exit codes: 0 everything is complete; 1 something is damaged or missing; 2 not an archive.
     """
-    with _errors_as_exit_codes():
+    with errors_as_exit_codes():
         from .archives import verify as verify_archive
 
         raise typer.Exit(verify_archive(directory))
@@ -251,10 +279,10 @@ def snap(
 
     Example: finx-streamer snap BTC:USDC 2022-07-02T15:30
     """
-    with _errors_as_exit_codes():
+    with errors_as_exit_codes():
         from .history import write_snap
 
-        with _function_client(endpoint, api_key_file, proxy, allow_insecure, timeout, retry) as client:
+        with function_client(endpoint, api_key_file, proxy, allow_insecure, timeout, retry) as client:
             raise typer.Exit(write_snap(client, pair, time, _LINE_FORMATS[format]))
 
 
@@ -279,7 +307,7 @@ def demo(
 
     Example: finx-streamer demo --live BTC:USDT
     """
-    with _errors_as_exit_codes():
+    with errors_as_exit_codes():
         show_log(log_level)
         market = live_market.choose(live, pairs, exchanges, exchange_url, options=options, expiry=expiry)
         if market is not None:
@@ -311,10 +339,10 @@ def doctor(
 
     Example: finx-streamer doctor --endpoint demo
     """
-    with _errors_as_exit_codes():
+    with errors_as_exit_codes():
         from .doctor import examine
 
-        target, proxy = _with_wire(endpoint, None, wire), _without_password(proxy)
+        target, proxy = with_wire(endpoint, None, wire), without_password(proxy)
         raise typer.Exit(
             examine(pairs, live, exchanges, exchange_url, target, api_key_file, proxy, allow_insecure, as_json)
         )
@@ -368,7 +396,7 @@ def serve(
 
     Example: finx-streamer serve --tape ticks.jsonl --speed 10
     """
-    with _errors_as_exit_codes():
+    with errors_as_exit_codes():
         from ..server import LocalServer
         from .serving import Reloading, check_exposure, choose_source, serve_until_ctrl_c
 
@@ -395,23 +423,6 @@ def serve(
         serve_until_ctrl_c(server, imported or [], sorted(source.pairs), files)
 
 
-@contextmanager
-def _errors_as_exit_codes() -> Iterator[None]:
-    """Print an error as one line, and exit with its code."""
-    try:
-        yield
-    except (ConfigurationError, ImportError) as error:
-        say(f"error: {with_options(str(error))}")
-        raise typer.Exit(2) from None
-    except FinxStreamerError as error:
-        say_error(error)
-        raise typer.Exit(1) from None
-    except OSError as error:
-        file = f"{error.filename}: " if error.filename else ""
-        say(f"error: {file}{error.strerror or error}")
-        raise typer.Exit(1) from None
-
-
 def _symbols(given: Iterable[str]) -> tuple[list[str], bool]:
     """Return the symbols, and whether they are contracts. One table or file has either these or pairs."""
     symbols = [check.symbol(text) for text in given]
@@ -427,42 +438,6 @@ def _nearest_month(underlying: str) -> Option:
         contracts = map(Instrument.parse, client.list_contracts())
         months = {Option.of(each) for each in contracts if each.underlying == underlying and each.strike is not None}
     return min(months, key=lambda month: (month.year, month.month))
-
-
-def _function_client(
-    endpoint: str, key_file: Path | None, proxy: str | None, allow_insecure: bool, timeout: float, retry: bool
-) -> FunctionClient:
-    return (FunctionClient if retry else _HastyClient)(
-        _key(endpoint, key_file),
-        endpoint,
-        timeout,
-        parse_price=str,
-        proxy=_without_password(proxy),
-        allow_insecure=allow_insecure,
-    )
-
-
-def _key(endpoint: str, file: Path | None) -> str | Callable[[], str] | None:
-    return None if endpoint == demo_market.NAME and file is None else api_key(file)
-
-
-def _with_wire(endpoint: str, prefix: str | None, wire: WireName) -> str | Endpoint:
-    if endpoint == demo_market.NAME and (prefix is not None or wire is not WireName.URL):
-        raise ConfigurationError(
-            "--prefix and --wire can't be used with --endpoint demo; remove them, or run finx-streamer serve and pass "
-            "its URL"
-        )
-    url = Endpoint.of(endpoint).url if endpoint != demo_market.NAME else endpoint
-    return endpoint if prefix is None and wire is WireName.URL else Endpoint(url, prefix, wire.value)
-
-
-def _without_password(proxy: str | None) -> str | None:
-    if proxy and "@" in proxy:
-        raise ConfigurationError(
-            "--proxy: other users of this machine can see arguments, so don't pass a user name and password here; "
-            "set the environment variable https_proxy instead"
-        )
-    return proxy
 
 
 def _view_name(name: ViewName | None, output: Path | None = None) -> ViewName:

@@ -25,7 +25,6 @@ from .terminal import count, say, say_error, signals_as_ctrl_c, with_options
 
 #: Seconds between two looks at the things that raise no event, such as a pipe that has lost its reader.
 _POLL_INTERVAL = 0.25
-_STOP_TIMEOUT = 2.0
 _V = TypeVar("_V", Tick, Greeks)
 #: What FinX answers to a keepAlive message (source: D).
 _KEEP_ALIVE_ANSWER = {"keepAlive": True}
@@ -67,6 +66,9 @@ class View(Protocol):
 class ListenRun:
     """One run of a listener in a view."""
 
+    #: How long the end may take, in seconds.
+    _stop_timeout = 2.0
+
     def __init__(self, view: View, limit: int | None, duration: float | None, noun: str = "tick") -> None:
         self._view = view
         self._limit = limit
@@ -83,8 +85,7 @@ class ListenRun:
 
     def run(self, listener: StreamListener) -> int:
         """Show ticks until the end. Return the exit code: 1 after a fatal error, or if no server was reached."""
-        listener.on_tick(lambda tick: self._on_value(self._view.on_tick, tick))
-        listener.on_greeks(lambda greeks: self._on_value(self._view.on_greeks, greeks))
+        self._watch_values(listener)
         listener.on_error(self._on_error)
         listener.on_notice(self._on_notice)
         listener.on_state(self._on_state)
@@ -96,6 +97,10 @@ class ListenRun:
             say(missing)
         never_connected = self._over and self._errors > 0 and not (self._has_streamed or self._values)
         return 1 if never_connected else self._exit_code(listener)
+
+    def _watch_values(self, listener: StreamListener) -> None:
+        listener.on_tick(lambda tick: self._on_value(self._view.on_tick, tick))
+        listener.on_greeks(lambda greeks: self._on_value(self._view.on_greeks, greeks))
 
     def _show_until_end(self, listener: StreamListener, started: float) -> bool:
         """Return whether Ctrl-C or the duration was the end."""
@@ -110,7 +115,7 @@ class ListenRun:
                 try:
                     self._view.finish(listener, interrupted)
                 finally:
-                    listener.stop(timeout=_STOP_TIMEOUT, drain=False)
+                    listener.stop(timeout=self._stop_timeout, drain=False)
         return interrupted or self._over
 
     def _show(self, listener: StreamListener, started: float) -> bool:
