@@ -8,14 +8,15 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from datetime import timedelta
-from typing import Any, Protocol
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any, ClassVar
 
 import attrs
 
 from .clock import monotonic
 from .config.reconnect import ReconnectPolicy
-from .config.symbols import Symbol
+from .config.symbols import Pair, Symbol
 from .connection.attempt import ConnectionConfig
 from .delivery.bar_feed import BarTimer
 from .delivery.callbacks import CallbackRunner, Callbacks
@@ -29,12 +30,12 @@ from .errors import FinxStreamerError, RecordingError
 from .functions.call_pool import CallPool
 from .functions.call_scheduler import PoolSettings
 from .functions.tick_reader import TickReader
+from .source import RunRecorder, RunStream, Source
+from .streaming.catch_up import Past
 from .streaming.counters import Counters
 from .streaming.session import Timing
 from .streaming.settings import StreamSettings
-from .streaming.stream import Stream
 from .streaming.streams import Streams
-from .streaming.tap import Recorder
 from .values import Event, Greeks, State
 
 logger = logging.getLogger("finx_streamer")
@@ -52,21 +53,15 @@ _LAST_STEPS = 1.0
 
 
 @attrs.frozen(kw_only=True)
-class Settings:
-    """The listener's checked arguments, and the objects that all of its runs share."""
+class RunSettings:
+    """The checked arguments of any listener, and the objects that all of its runs share."""
 
-    connection: ConnectionConfig
-    exchanges: frozenset[str] | None
-    parse_price: Callable[[str], Any]
-    backfill: bool
-    lateness: timedelta
+    #: Whether bars are due by this machine's clock. Otherwise, the source says how time passes.
+    follows_clock: ClassVar[bool] = True
+
     dispatch: str
     queue_size: int
     overflow: str
-    reconnect: ReconnectPolicy | None
-    timing: Timing
-    stale_after: float | None
-    stale_reconnect: bool
     name: str
     #: The last ticks. None keeps none.
     recent: Recent | None
@@ -76,18 +71,59 @@ class Settings:
     #: Opens the recorder of a run, and has it report problems. None records nothing.
     open_recorder: Callable[[Callable[[str], None]], RunRecorder] | None = None
 
+    def open_source(self, run: Run, on_end: Callable[[BaseException | None], None]) -> Source:
+        """Return the source of a run. `on_end` is called last on the loop's thread, with the error if there is one."""
+        raise NotImplementedError
 
-class RunRecorder(Recorder, Protocol):
-    """What a run needs of `archive.recorder.Recorder`."""
+    def pasts(self, pairs: list[str], recorder: RunRecorder | None) -> dict[str, Past]:
+        """Return where streams begin."""
+        return {}
 
-    def start(self, symbols: Iterable[str]) -> None:
-        """Take note that the listener starts."""
 
-    def stop(self) -> None:
-        """Take note that the streams have ended."""
+@attrs.frozen(kw_only=True)
+class Settings(RunSettings):
+    """The checked arguments of a `StreamListener`."""
 
-    def close(self, timeout: float) -> None:
-        """Write what waits, and release the directory."""
+    connection: ConnectionConfig
+    exchanges: frozenset[str] | None
+    parse_price: Callable[[str], Any]
+    backfill: bool
+    #: When streams begin, or how long before they are added. None: with the first live tick.
+    since: datetime | timedelta | None
+    lateness: timedelta
+    reconnect: ReconnectPolicy | None
+    timing: Timing
+    stale_after: float | None
+    stale_reconnect: bool
+
+    def open_source(self, run: Run, on_end: Callable[[BaseException | None], None]) -> Source:
+        common = StreamSettings(
+            connection=self.connection,
+            exchanges=self.exchanges,
+            parse_price=self.parse_price,
+            reconnect=self.reconnect,
+            timing=self.timing,
+            stale_after=self.stale_after,
+            stale_reconnect=self.stale_reconnect,
+            lateness=self.lateness,
+            name=self.name,
+            max_held=self.queue_size,
+            recorder=run.recorder,
+        )
+        open_history = partial(self._open_history, run.recorder is not None)
+        return Streams(run.delivery, common, on_end, open_history if self.backfill else None)
+
+    def _open_history(self, keeps_text: bool) -> TickReader:
+        pool = CallPool(PoolSettings(self.connection, self.reconnect, 1, f"{self.name}-history"))
+        return TickReader(pool, HISTORY_TIMEOUT, self.parse_price, keeps_text=keeps_text)
+
+    def pasts(self, pairs: list[str], recorder: RunRecorder | None) -> dict[str, Past]:
+        """Return where streams begin. FinX keeps no history of contracts."""
+        since, pasts = self.since, dict[str, Past]()
+        if since is not None:
+            begin = since if isinstance(since, datetime) else datetime.now(UTC) - since
+            pasts = dict.fromkeys(pairs, Past(until=begin))
+        return pasts if recorder is None else pasts | recorder.pasts(pairs, self.parse_price)
 
 
 class Run:
@@ -102,7 +138,7 @@ class Run:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: RunSettings,
         symbols: Iterable[Symbol],
         origin: Origin | None,
         show_error: Callable[[FinxStreamerError], None] | None,
@@ -123,7 +159,7 @@ class Run:
         self.left = False
         self._pid = os.getpid()
         self._stopping = False
-        self._streams: dict[str, Stream] = {}
+        self._streams: dict[str, RunStream] = {}
         self._counters: dict[str, Counters] = {}
         self._settings = settings
         # A `for` loop reads from a buffer behind the queue. A policy that drops ticks needs a short one, or the loop
@@ -133,26 +169,15 @@ class Run:
         self.runner = CallbackRunner(settings.callbacks, self._counters, show_error)
         self.delivery = self._new_delivery(self.runner)
         open_recorder = settings.open_recorder
-        self._recorder = None if open_recorder is None else open_recorder(self._report_recording)
-        common = StreamSettings(
-            connection=settings.connection,
-            exchanges=settings.exchanges,
-            parse_price=settings.parse_price,
-            reconnect=settings.reconnect,
-            timing=settings.timing,
-            stale_after=settings.stale_after,
-            stale_reconnect=settings.stale_reconnect,
-            lateness=settings.lateness,
-            name=settings.name,
-            max_held=settings.queue_size,
-            recorder=self._recorder,
-        )
-        history = self._open_history if settings.backfill else None
-        self.streams = Streams(self.delivery, common, self._streams_ended, history)
-        self._bar_timer = BarTimer(settings.callbacks.bar_feeds, self.delivery)
-        self.time_bars()
-        for symbol in symbols:
-            self.add(symbol)
+        self.recorder = None if open_recorder is None else open_recorder(self._report_recording)
+        try:
+            self.streams = settings.open_source(self, self._streams_ended)
+            self._bar_timer = BarTimer(settings.callbacks.bar_feeds, self.delivery)
+            self.time_bars()
+            self.add(*symbols)
+        except BaseException:
+            self._close_recorder()
+            raise
 
     def _new_delivery(self, runner: CallbackRunner) -> InlineDelivery | ThreadDelivery:
         settings = self._settings
@@ -168,15 +193,14 @@ class Run:
             settings.recent,
         )
 
-    def _open_history(self) -> TickReader:
-        settings = self._settings
-        pool = CallPool(PoolSettings(settings.connection, settings.reconnect, 1, f"{settings.name}-history"))
-        return TickReader(pool, HISTORY_TIMEOUT, settings.parse_price, keeps_text=self._recorder is not None)
-
     def _report_recording(self, problem: str) -> None:
         event = Event(RecordingError(problem))
         if not self.streams.loop.post(lambda: self.delivery.put_event(event)):
             logger.error("%s", event.payload)
+
+    def _close_recorder(self) -> None:
+        if self.recorder is not None:
+            self.recorder.close(_LAST_WRITE)
 
     def _resume_reading(self) -> None:
         self.streams.resume_reading()
@@ -186,9 +210,15 @@ class Run:
 
     # Streams.
 
-    def add(self, symbol: Symbol) -> None:
-        """Open a stream."""
-        stream = self.streams.add(symbol)
+    def add(self, *symbols: Symbol) -> None:
+        """Open streams."""
+        pairs = [str(symbol) for symbol in symbols if isinstance(symbol, Pair)]
+        pasts = self._settings.pasts(pairs, self.recorder)
+        for symbol in symbols:
+            self.adopt(self.streams.add(symbol, pasts.get(str(symbol))))
+
+    def adopt(self, stream: RunStream) -> None:
+        """Show a stream that was opened."""
         self._streams = {**self._streams, stream.symbol: stream}
         self._counters[stream.symbol] = stream.counters
 
@@ -200,7 +230,7 @@ class Run:
 
     def time_bars(self) -> None:
         """Have bars emitted in time. Call it after each registration of an `on_bar` callback."""
-        if self._settings.callbacks.bar_feeds():
+        if self._settings.follows_clock and self._settings.callbacks.bar_feeds():
             self.streams.loop.post(lambda: self._bar_timer.start(self.streams.loop))
 
     @property
@@ -224,8 +254,14 @@ class Run:
         for name, stream in self._streams.items():
             connection = stream.connection
             if connection not in connections:
-                connections[connection] = ConnectionStats.of(connection.counters, connection.session.reconnects)
-            streams[name] = snapshot(stream.counters, connections[connection], stream.state, depths.get(name, 0))
+                connections[connection] = ConnectionStats.of(connection.counters, connection.reconnects)
+            streams[name] = snapshot(
+                stream.counters,
+                connections[connection],
+                stream.state,
+                depths.get(name, 0),
+                stream.history_until,
+            )
         errors = [stream.counters.last_error for stream in self._streams.values()]
         last_error = latest([*errors, *(connection.last_error for connection in connections.values())])
         return add_up(self.state, streams, self.delivery.depth(), self.delivery.peak, last_error, connections.values())
@@ -248,8 +284,8 @@ class Run:
             self._starter = threading.get_ident()
             self.launched = True
             live_runs[self] = listener
-            if self._recorder is not None:
-                self._recorder.start(self._streams)
+            if self.recorder is not None:
+                self.recorder.start(self._streams)
             self.streams.start()
         except BaseException:
             # There are no more threads, or Ctrl-C came.
@@ -344,8 +380,8 @@ class Run:
             self.error = error
             if not isinstance(error, FinxStreamerError):
                 logger.error("the network thread crashed: %s", type(error).__name__, exc_info=error)
-        if self._recorder is not None:
-            self._recorder.stop()
+        if self.recorder is not None:
+            self.recorder.stop()
         self.delivery.finish()
 
     def _delivery_ended(self, crash: BaseException | None) -> None:
@@ -361,8 +397,7 @@ class Run:
             if self.error is None:
                 self.error = error
         self.iterations.end()
-        if self._recorder is not None:
-            self._recorder.close(_LAST_WRITE)
+        self._close_recorder()
         live_runs.pop(self, None)
         self.ended.set()
         self._notify_watchers()

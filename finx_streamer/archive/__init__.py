@@ -22,7 +22,8 @@ except ImportError as error:
 
 from .archive import Archive
 from .coverage import Coverage
+from .replay import ReplayListener
 from .verification import Checked, Verification
 from .writer import ArchiveWriter
 
-__all__ = ["Archive", "ArchiveWriter", "Checked", "Coverage", "Verification"]
+__all__ = ["Archive", "ArchiveWriter", "Checked", "Coverage", "ReplayListener", "Verification"]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import tempfile
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 import duckdb
@@ -22,7 +24,8 @@ from ..values import Tick
 from . import columns
 from .coverage import Coverage, Ledger
 from .journal import Entry
-from .layout import ORDINAL_BITS, Layout, Sealed
+from .layout import Layout, Sealed
+from .recorded import recorded
 from .sealing import LEDGER, Journal, connect, metadata_of
 from .verification import Verification, verify
 
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     import pandas
     import polars
 
+_T = TypeVar("_T")
 _ROWS = 1 << 13
 #: About how many ticks are sorted at once.
 _SLAB = 1 << 20
@@ -129,8 +133,26 @@ class Archive:
         Raises:
             ConfigurationError: An argument isn't valid.
         """
+        runs = self.runs(start, end, partial(columns.ticks_of, parse_price=parse_price))
+        return chain.from_iterable((run,) if isinstance(run, Entry) else run for run in runs)
+
+    def runs(
+        self,
+        start: Moment | None,
+        end: Moment | None,
+        convert: Callable[[pa.RecordBatch], list[_T]],
+        pairs: Collection[str] = (),
+    ) -> Iterator[list[_T] | Entry]:
+        """Return what `entries` does, with ticks in lists. For this package.
+
+        Args:
+            start: As for `entries`.
+            end: As for `entries`.
+            convert: Returns an element for each row of ticks.
+            pairs: Only ticks of these; none for all.
+        """
         selection = _Selection.of(None, start, end)
-        return self._entries(selection, parse_price)
+        return self._runs(selection, convert, pa.array(pairs, pa.string()))
 
     def to_arrow(self, pair: str | None = None, start: Moment | None = None, end: Moment | None = None) -> pa.Table:
         """Return ticks as a table, sorted by time. Arguments are those of `ticks`.
@@ -244,23 +266,29 @@ class Archive:
                 if started or (database is not None and all(path.exists() for path in database.files)):
                     raise
 
-    def _entries(self, selection: _Selection, parse_price: Callable[[str], Any]) -> Iterator[Tick | Entry]:
+    def _runs(
+        self, selection: _Selection, convert: Callable[[pa.RecordBatch], list[_T]], pairs: pa.Array
+    ) -> Iterator[list[_T] | Entry]:
         low = -1 if selection.start is None else _ns(selection.start)
         high = 1 << 62 if selection.end is None else _ns(selection.end)
-        for ticks, others in _recorded(self._layout, low, high):
+        for ticks, others in recorded(self._layout, low, high):
             places = others["ordinal"].to_pylist()
             events = [Entry.parse(line) for line in others["line"].to_pylist()]
             done = 0
-            for batch in ticks:
-                found = columns.ticks_of(batch, parse_price)
-                ordinals = batch["ordinal"].to_pylist() if done < len(places) else []
+            for batch in ticks.combine_chunks().to_batches(_ROWS):
+                kept = batch.filter(pc.is_in(batch["pair"], pairs)) if len(pairs) else batch
+                if not len(kept):
+                    continue
+                found = convert(kept)
+                ordinals = kept["ordinal"].to_pylist() if done < len(places) else []
                 at = 0
                 while done < len(places) and places[done] < ordinals[-1]:
                     until = bisect_left(ordinals, places[done])
-                    yield from (tick for tick in found[at:until] if low <= tick["received_ns"] < high)
+                    if until > at:
+                        yield found[at:until]
                     yield events[done]
                     at, done = until, done + 1
-                yield from (tick for tick in found[at:] if low <= tick["received_ns"] < high)
+                yield found[at:] if at else found
             yield from events[done:]
 
 
@@ -383,43 +411,6 @@ class _Database:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _recorded(layout: Layout, low: int, high: int) -> Iterator[tuple[Iterable[pa.RecordBatch], pa.Table]]:
-    """Return ticks and events in recorded order, a part of bounded size at a time."""
-    done = -1
-    while True:
-        sealed, journals = layout.find()
-        try:
-            for file in sealed:
-                for hour in range(max(file.hour, done + 1), file.last + 1):
-                    with tempfile.TemporaryDirectory(prefix="finx-archive-") as spill, connect(Path(spill)) as database:
-                        events = _read(database, file.events, hour, low, high).to_arrow_table()
-                        ticks = _read(database, file.ticks, hour, low, high).to_arrow_reader(_ROWS)
-                        done = hour
-                        yield ticks, events
-            for hour in (hour for hour in journals if hour > done):
-                for table, events in Journal(layout.journal(hour), hour).tables():
-                    done = hour
-                    yield table.combine_chunks().to_batches(_ROWS), _between(events, low, high)
-            return
-        except (FileNotFoundError, duckdb.IOException):
-            # A file that was sealed or merged meanwhile has another name.
-            if all(path.exists() for path in [*(each.ticks for each in sealed), *map(layout.journal, journals)]):
-                raise
-
-
-def _read(database: duckdb.DuckDBPyConnection, path: Path, hour: int, low: int, high: int) -> Any:
-    return database.sql(
-        f"SELECT * FROM read_parquet({_quoted(str(path))}, hive_partitioning=false) "
-        "WHERE ordinal >= ? AND ordinal < ? AND received_ns >= ? AND received_ns < ? ORDER BY ordinal",
-        params=[hour << ORDINAL_BITS, (hour + 1) << ORDINAL_BITS, low, high],
-    )
-
-
-def _between(events: pa.Table, low: int, high: int) -> pa.Table:
-    received = events["received_ns"]
-    return events.filter(pc.and_(pc.greater_equal(received, low), pc.less(received, high)))
 
 
 def _ns(when: datetime) -> int:

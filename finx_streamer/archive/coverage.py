@@ -62,31 +62,51 @@ class _Pair:
 
     def __init__(self) -> None:
         self.parts: list[Coverage] = []
-        #: Since when the stream is connected, as far as that isn't painted. None: it isn't connected.
+        self._connected = False
+        #: Since when ticks are complete, as far as that isn't painted. None: they aren't.
         self._live: datetime | None = None
         #: The last time without a connection, until a gap explains it.
         self._hole: tuple[datetime, datetime] | None = None
+        #: Since when ticks aren't complete, and why.
         self._closed: datetime | None = None
         self._why = ""
+        #: Whether a gap is being filled.
+        self._is_filling = False
 
     def begin(self, at: datetime) -> None:
-        """The stream is connected: ticks are complete from here on."""
-        if self._live is not None:
+        """The stream is connected: ticks are complete from here on, unless a gap is being filled."""
+        if self._connected:
             return
-        self._live = at
+        self._connected = True
         if self._closed is not None:
             self._hole = min(self._closed, self._hole[0]) if self._hole else self._closed, at
             self._paint(self._closed, at, False, self._why)
+        if not self._is_filling:
+            self._live = at
+
+    def missing(self, at: datetime, since: datetime) -> None:
+        """Ticks from a time on are missing. Later ones are held until a gap says what became of them."""
+        if self._live is not None:
+            self._paint(self._live, at, True, "live")
+        self._closed = min(filter(None, (since, self._live, self._hole and self._hole[0])))
+        self._live, self._is_filling, self._why = None, True, "the gap isn't filled yet"
 
     def end(self, at: datetime, why: str) -> None:
         """The stream isn't connected any more."""
         if self._live is not None:
             self._paint(self._live, at, True, "live")
             self._closed, self._why, self._live = max(at, self._live), why, None
+        self._connected = False
+
+    def finish(self, at: datetime) -> None:
+        """The ledger ends here."""
+        self.end(at, "")
+        if self._is_filling and self._closed is not None:
+            self._paint(self._closed, at, False, self._why)
 
     def set_clock(self, since: datetime, until: datetime) -> None:
         """The recorder's clock was set. Only what both clocks agree on is known to be complete."""
-        live = self._live is not None
+        live = self._connected
         self.end(since, "the clock was set forward")
         self._paint(until, since, False, "the clock was set back")
         if live:
@@ -97,6 +117,11 @@ class _Pair:
         if whole and self._hole is not None:
             since, until = min(since, self._hole[0]), max(until, self._hole[1])
             self._hole = None
+            self._closed = self._closed and max(self._closed, until)
+        if whole and self._is_filling:
+            self._is_filling = False
+            if self._connected:
+                self._live = until
         if self._live is not None:
             self._paint(self._live, at, True, "live")
             self._live = max(self._live, at, until)
@@ -135,6 +160,8 @@ def coverage(ledger: Iterable[Entry], pair: str, last: datetime | None) -> list[
                 found.begin(at)
             elif state not in _NEUTRAL:
                 found.end(at, f"not connected: {state}")
+        elif entry.kind == "missing" and (since := _time(fields.get("since"))) is not None:
+            found.missing(at, since)
         elif entry.kind == "gap" and (times := _interval(fields)) is not None:
             filled = bool(fields.get("filled"))
             why = str(fields.get("why") or ("filled" if filled else "the gap wasn't filled"))
@@ -142,15 +169,19 @@ def coverage(ledger: Iterable[Entry], pair: str, last: datetime | None) -> list[
                 filled, why = False, f"filled with ticks of {', '.join(only)} only"
             found.gap(at, *times, filled, why, whole=entry.symbol is not None)
     if last is not None:
-        found.end(last, "")
+        found.finish(last)
     return found.parts
 
 
 def _interval(fields: dict[str, Any]) -> tuple[datetime, datetime] | None:
+    since, until = _time(fields.get("since")), _time(fields.get("until"))
+    return None if since is None or until is None else (since, until)
+
+
+def _time(text: Any) -> datetime | None:
     try:
-        since, until = datetime.fromisoformat(fields["since"]), datetime.fromisoformat(fields["until"])
-        return since.astimezone(UTC), until.astimezone(UTC)
-    except (KeyError, TypeError, ValueError, OverflowError):
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (TypeError, ValueError, OverflowError):
         return None
 
 

@@ -6,15 +6,17 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from ..config.redaction import redact
 from ..errors import RecordingError
+from ..streaming.catch_up import Past
 from ..values import Event, Gap
 from .events import fields_of
 from .layout import Layout
-from .tail import Tail, read_tails
+from .tail import read_tails
 from .writer import ArchiveWriter
 
 
@@ -50,14 +52,17 @@ class Recorder:
         self.put_payloads = self._writer.put_payloads
         self.put_backfilled = self._writer.put_backfilled
 
-    def tails(self, pairs: Iterable[str], parse_price: Callable[[str], Any]) -> dict[str, Tail]:
-        """Return the last ticks of each pair that was recorded earlier. A price that can't be parsed stays a text."""
+    def pasts(self, pairs: Iterable[str], parse_price: Callable[[str], Any]) -> dict[str, Past]:
+        """Return where the recording of each pair ends, if it was recorded before. It may have been removed since."""
+        with suppress(TimeoutError):
+            self._writer.flush()
         tails = read_tails(Layout(self._path), pairs)
         for tail in tails.values():
             for tick in tail.ticks:
+                # What can't be parsed stays a text, which equals no price.
                 with suppress(Exception):
                     tick["price"] = parse_price(tick["price"])
-        return tails
+        return {pair: Past(ticks=tail.ticks, log=tail.log, number=tail.number) for pair, tail in tails.items()}
 
     def start(self, symbols: Iterable[str]) -> None:
         """Take note that the listener starts."""
@@ -93,6 +98,10 @@ class Recorder:
         if self._exchanges is not None and gap.filled:
             fields["only"] = sorted(self._exchanges)
         self._writer.put_event(kind, fields, gap.symbol)
+
+    def put_missing(self, symbol: str, since: datetime) -> None:
+        """Record that ticks from this time on are missing, until a gap says what became of them."""
+        self._writer.put_event("missing", {"since": since}, symbol)
 
     def put_log(self, symbol: str, log: str) -> None:
         """Record to which log the IDs of the following ticks of a stream belong."""

@@ -24,7 +24,7 @@ from .journal import Block, Damage, Entry, Ticks, entry_line, parse, read_blocks
 from .layout import ORDINAL_BITS, Layout, Sealed, iso_time, sealed_in, sealing_lock, sync_directory
 
 #: The kinds of events that `coverage` reads. They are copied into the metadata.
-LEDGER = frozenset({"open", "close", "start", "stop", "state", "gap", "log", "seal", "hour", "clock"})
+LEDGER = frozenset({"open", "close", "start", "stop", "state", "gap", "missing", "log", "seal", "hour", "clock"})
 #: Days up to this size are merged into one file.
 _SMALL_DAY = 128 << 20
 _ROWS = 1 << 18

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import attrs
+import duckdb
+import pyarrow as pa
 
 from ..values import Tick
 from ..wire.mixed_pattern import spellings
@@ -63,7 +66,9 @@ def read_tails(layout: Layout, pairs: Iterable[str]) -> dict[str, Tail]:
     for hour in reversed(journals):
         _read_journal(layout.journal(hour), tails)
     for file in reversed(sealed):
-        _read_sealed(file, tails)
+        # `Archive.verify` reports what is damaged.
+        with suppress(OSError, ValueError, LookupError, pa.ArrowException, duckdb.Error):
+            _read_sealed(file, tails)
     return {
         pair: tail if tail.log else attrs.evolve(tail, number=0, has_log=True)
         for pair, tail in tails.items()

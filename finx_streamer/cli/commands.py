@@ -42,6 +42,7 @@ from .options import (
     ProxyOption,
     RequestLogOption,
     RetryOption,
+    SinceOption,
     StoreAgeOption,
     StoreSizeOption,
     SymbolsArgument,
@@ -98,6 +99,7 @@ def listen(
         list[str] | None,
         typer.Option(help="Show only ticks of this exchange. Can be repeated.", metavar="NAME"),
     ] = None,
+    since: SinceOption = None,
     limit: LimitOption = None,
     duration: DurationOption = None,
     format: ViewOption = None,
@@ -127,19 +129,22 @@ def listen(
     Example: finx-streamer listen BTC:USDC ETH:USDC --format csv > ticks.csv
     """
     with errors_as_exit_codes():
+        from .history import parse_since
+
         target = Output(output)
         view_name = _view_name(format, output)
         # First: from then on, errors about symbols hide a misplaced key.
         key = key_for(endpoint, api_key_file)
         names, greeks = _symbols(symbols)
-        if greeks and exchange:
-            raise ConfigurationError("--exchange is only for pairs, because all contracts are Deribit's; remove it")
+        if greeks and (exchange or since):
+            raise ConfigurationError("--exchange and --since are only for pairs; remove them")
         listener = StreamListener(
             *names,
             parse_price=str,
             api_key=key,
             endpoint=with_wire(endpoint, prefix, wire),
             exchanges=exchange or None,
+            since=parse_since(since),
             proxy=without_password(proxy),
             allow_insecure=allow_insecure,
             keep_alive="auto" if keep_alive is None else keep_alive,

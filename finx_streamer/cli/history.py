@@ -135,6 +135,11 @@ def parse_time(name: str, text: str, now: datetime) -> datetime:
         raise refusal(name, text, expected) from None
 
 
+def parse_since(text: str | None) -> datetime | None:
+    """Return the value of `--since`. Raises `ConfigurationError`."""
+    return None if text is None else parse_time("--since", text, datetime.now(UTC))
+
+
 def _describe_end(written: int, part: PartFile | None) -> str:
     if part is None:
         return f" after {count(written, 'tick')}"

@@ -76,6 +76,8 @@ class ListenRun:
         self._noun = noun
         self._duration = duration
         self._limit_reached = False
+        #: The symbols that were disconnected. Others have a gap only because their history comes first.
+        self._interrupted: set[str] = set()
         #: Whether any stream has reached the server.
         self._has_streamed = False
         #: Whether the duration was the end.
@@ -153,11 +155,13 @@ class ListenRun:
 
     def _on_gap(self, gap: Gap) -> None:
         # A gap that wasn't filled is reported as an error.
-        if gap.filled:
+        if gap.filled and gap.symbol in self._interrupted:
             self._view.on_filled_gap(gap)
 
     def _on_state(self, symbol: str, state: State) -> None:
         self._has_streamed = self._has_streamed or state is State.STREAMING
+        if state is State.RECONNECTING:
+            self._interrupted.add(symbol)
         self._view.wake()
 
     def _summary(self, stats: ListenerStats, seconds: float) -> str:

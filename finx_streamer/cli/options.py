@@ -67,6 +67,14 @@ KeepAliveOption = Annotated[
         metavar="SECONDS",
     ),
 ]
+SinceOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Deliver history from this time on first: such as 2026-11-01, yesterday, or 1h for an hour ago. UTC, "
+        "unless it has an offset.",
+        metavar="TIME",
+    ),
+]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Stop after this many ticks or updates.", metavar="N")]
 DurationOption = Annotated[float | None, typer.Option(min=0, help="Stop after this many seconds.", metavar="SECONDS")]
 EndpointOption = Annotated[str, typer.Option("--endpoint", help="production, beta, demo or a URL.", metavar="ENDPOINT")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numbers
 import sys
 from collections.abc import Callable
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, TypeVar
 
 from ..errors import ConfigurationError
@@ -169,6 +169,15 @@ def moment(name: str, value: object) -> datetime:
         found = _LAST
     require(_FIRST <= found < _LAST, name, value, "a time from 1970 to 9998")
     return found
+
+
+def moment_or_age(name: str, value: object) -> datetime | timedelta | None:
+    """A time as `moment` accepts it, a `timedelta` before a time that is known later, or None."""
+    if isinstance(value, timedelta):
+        expected = f"a timedelta of 0 to {_MAX_SECONDS:g} seconds"
+        require(timedelta(0) <= value <= timedelta(seconds=_MAX_SECONDS), name, value, expected)
+        return value
+    return None if value is None else moment(name, value)
 
 
 def _parse_moment(name: str, value: object) -> datetime:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import attrs
@@ -37,14 +38,16 @@ class BarFeed:
 
     Args:
         callback: Called with each bar, by the runner.
-        builder: Makes the bars. Lives as long as the registration, so that a restart continues the open bars.
+        new_builder: Returns what makes the bars. It lives as long as the registration, so that a restart continues the
+            open bars.
         grace: How long to wait for ticks after the end of a bar.
     """
 
-    def __init__(self, callback: Callable[..., Any], builder: BarBuilder, grace: float) -> None:
+    def __init__(self, callback: Callable[..., Any], new_builder: Callable[[], BarBuilder], grace: float) -> None:
         self.callback = callback
-        self._builder = builder
-        self._interval, self._grace = builder.interval.total_seconds(), grace
+        self._new_builder = new_builder
+        self._builder = new_builder()
+        self._interval, self._grace = self._builder.interval.total_seconds(), grace
         self._waits = timedelta(seconds=grace)
 
     def __call__(self, tick: Tick) -> Emitted | None:
@@ -59,6 +62,10 @@ class BarFeed:
         if passed.at_end:
             return self._builder.finish(passed.now)
         return self._builder.pass_time(passed.now - self._waits)
+
+    def start_over(self) -> None:
+        """Forget all bars: ticks come again from the beginning."""
+        self._builder = self._new_builder()
 
     def due_after(self, now: float) -> float:
         """Return when the next bar is due after a time, in seconds since 1970."""
@@ -80,8 +87,8 @@ class BarRequest:
 
     def feed(self, callback: Callable[..., Any]) -> BarFeed:
         """Return what makes the bars for a callback."""
-        builder = BarBuilder(self._interval, by_exchange=self._by_exchange, empty=self._empty)
-        return BarFeed(callback, builder, self._grace)
+        new_builder = partial(BarBuilder, self._interval, by_exchange=self._by_exchange, empty=self._empty)
+        return BarFeed(callback, new_builder, self._grace)
 
 
 class BarTimer:

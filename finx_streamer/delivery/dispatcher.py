@@ -52,6 +52,8 @@ class InlineDelivery:
         recent: Recent | None = None,
     ) -> None:
         self._runner = runner
+        #: Returns the time at the end, for bars.
+        self.now: Callable[[], datetime] = _wall_clock
         #: Called when a callback has raised to end everything.
         self._on_crash = on_crash
         self._crash: BaseException | None = None
@@ -111,7 +113,7 @@ class InlineDelivery:
             self._end_by(error)
 
     def finish(self) -> None:
-        self.put_event(_the_end())
+        self.put_event(_the_end(self.now()))
         self._on_end(self._crash)
 
     def abandon(self) -> None:
@@ -149,6 +151,8 @@ class ThreadDelivery:
     ) -> None:
         #: The highest depth of the queue so far.
         self.peak = 0
+        #: Returns the time at the end, for bars.
+        self.now: Callable[[], datetime] = _wall_clock
         #: For the loop: see `Timed`.
         self.scheduled = NEVER
         self.queue = queue
@@ -384,7 +388,7 @@ class ThreadDelivery:
         self.run()
         if not self._runner.abandoned:
             self.wake(math.inf)
-            self.queue.put_event(_the_end())
+            self.queue.put_event(_the_end(self.now()))
             self.run()
         self._on_end(self._crash)
 
@@ -404,9 +408,13 @@ class ThreadDelivery:
         return NO_BOUND
 
 
-def _the_end() -> Event:
+def _wall_clock() -> datetime:
+    return datetime.now(UTC)
+
+
+def _the_end(now: datetime) -> Event:
     """Return the event with which the bars that are still open reach their callbacks."""
-    return Event(TimePassed(datetime.now(UTC), at_end=True))
+    return Event(TimePassed(now, at_end=True))
 
 
 def _new_entries(pairs: list[str], replaced: Mapping[str, int]) -> list[str]:

@@ -65,6 +65,7 @@ class StreamStats(Totals):
         last_tick: The last tick. None before the first.
         connected_since: Time of the last handshake, aware and in UTC. None while disconnected.
         last_error: Why the connection last failed, was lost, or counted as stale. None if it never was.
+        history_until: With `since`: the time up to which history was delivered, until live ticks follow. Then None.
     """
 
     lag: float | None = None
@@ -73,6 +74,7 @@ class StreamStats(Totals):
     last_tick: Tick | None = None
     connected_since: datetime | None = None
     last_error: FinxStreamerError | None = None
+    history_until: datetime | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -85,8 +87,8 @@ class ListenerStats(Totals):
             listener.join(timeout=1)
             print(listener.stats.ticks, "ticks,", listener.stats.reconnects, "reconnects")
 
-    Removed streams don't count. Only `state`, `queue_depth`, `queue_peak` and `last_error` aren't sums. All streams
-    share one queue.
+    Removed streams don't count. Only `state`, `queue_depth`, `queue_peak`, `last_error` and `catching_up` aren't
+    sums. All streams share one queue.
 
     Attributes:
         state: The state of the listener, as in `StreamListener.state`.
@@ -105,12 +107,14 @@ class ListenerStats(Totals):
         queue_depth: Entries that wait for callbacks now.
         queue_peak: The highest `queue_depth` so far.
         last_error: The latest `last_error` of its streams.
+        catching_up: How many streams still deliver history, because of `since`.
         streams: A `StreamStats` for each symbol.
     """
 
     queue_depth: int = 0
     queue_peak: int = 0
     last_error: FinxStreamerError | None = None
+    catching_up: int = 0
     streams: Mapping[str, StreamStats] = attrs.field(factory=dict)
 
 
@@ -148,7 +152,13 @@ class ConnectionStats:
         )
 
 
-def snapshot(counters: Counters, connection: ConnectionStats, state: State, queue_depth: int) -> StreamStats:
+def snapshot(
+    counters: Counters,
+    connection: ConnectionStats,
+    state: State,
+    queue_depth: int,
+    history_until: datetime | None = None,
+) -> StreamStats:
     """Return a snapshot of one stream. `queue_depth`: how many of its ticks wait for callbacks."""
     counts = {name: getattr(counters, name) for name in _COUNTED}
     counts["ticks"] = max(0, counters.ticks - counters.dropped - queue_depth)
@@ -163,6 +173,7 @@ def snapshot(counters: Counters, connection: ConnectionStats, state: State, queu
         last_tick=counters.last_tick,
         last_error=latest([counters.last_error, connection.last_error]),
         connected_since=connection.connected_since,
+        history_until=history_until,
     )
 
 
@@ -189,6 +200,7 @@ def add_up(
         queue_depth=queue_depth,
         queue_peak=queue_peak,
         last_error=last_error,
+        catching_up=sum(stream.history_until is not None for stream in streams.values()),
         streams=streams,
         **sums,
     )
@@ -196,7 +208,13 @@ def add_up(
 
 def reason(stats: StreamStats | ListenerStats) -> str:
     """Say why there is no connection, for views. Empty while there is one, or after `stop`."""
-    error = stats.last_error
-    if error is None or stats.state not in (State.CONNECTING, State.RECONNECTING, State.FAILED):
+    error, reasons = stats.last_error, []
+    if stats.state not in (State.CONNECTING, State.RECONNECTING, State.FAILED):
         return ""
-    return make_printable(error.reason) if isinstance(error, ConnectionFailed) else str(error)
+    if isinstance(stats, ListenerStats) and stats.catching_up:
+        first = min(each.history_until for each in stats.streams.values() if each.history_until is not None)
+        pairs = "1 pair" if stats.catching_up == 1 else f"{stats.catching_up:,} pairs"
+        reasons.append(f"delivering history of {pairs}, now at {first:%Y-%m-%d %H:%M:%S}")
+    if error is not None:
+        reasons.append(make_printable(error.reason) if isinstance(error, ConnectionFailed) else str(error))
+    return "; ".join(reasons)

@@ -123,6 +123,15 @@ class DeliveredWindow:
         self._count = 0
         self.last = self._evicted_until = None
 
+    def begin(self, at: datetime) -> None:
+        """Begin the stream at a time: all later ticks belong to it, and none was delivered so far."""
+        self._begin = self.last = at
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it remembers no tick."""
+        return not self._count
+
     @property
     def floor(self) -> datetime:
         """The earliest plausible time. Older ticks mean that time went backwards, not late delivery."""
@@ -134,10 +143,15 @@ class DeliveredWindow:
         return self._evicted_until is not None and self.last is not None and self._evicted_until >= self.last
 
     def snapshot(self) -> tuple[datetime, list[Key]]:
-        """Return the time from which all delivered ticks are remembered, and their countable keys. Needs a tick."""
+        """Return the time from which all delivered ticks are remembered, and their countable keys.
+
+        Needs a tick, or the time at which the stream began.
+        """
         keys = self._keys()
-        last = keys[-1][1]
         assert self._begin is not None
+        if not keys:
+            return self._begin, []
+        last = keys[-1][1]
         start = max(earlier(last, self.lateness), self._begin)
         evicted = self._evicted_until
         if evicted is not None and evicted >= start:

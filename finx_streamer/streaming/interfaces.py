@@ -1,4 +1,4 @@
-"""What streaming needs from the packages above it: `delivery` and `functions` implement these protocols."""
+"""What streaming needs from `delivery` and `functions`, the packages above it, and a resequencer from its owner."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Protocol
 
 from ..connection.loop import EventLoop
-from ..errors import DecodeError
+from ..errors import ConnectionFailed, DecodeError
 from ..values import Event, Tick
 
 
@@ -64,3 +64,29 @@ class History(Protocol):
 
     def close(self) -> None:
         """Release the connection."""
+
+
+class Host(Protocol):
+    """The owner of one stream. It carries out each request after the current step, not during it."""
+
+    def send_probe(self) -> None:
+        """Send a ping on the stream's connection. Report its answer through `Resequencer.probe_answered`."""
+
+    def connect(self) -> None:
+        """Open the stream, unless it was opened."""
+
+    def report(self, error: ConnectionFailed) -> None:
+        """Report an error that isn't the connection's."""
+
+    def resume_reading(self) -> None:
+        """Read again from all streams that were paused for lack of room."""
+
+    def reschedule(self) -> None:
+        """Look at `Resequencer.deadline` again: it may have changed."""
+
+    def set_busy(self, busy: bool) -> None:
+        """Take note that ticks go straight to the delivery (False), or not (True). Called at once."""
+
+    @property
+    def starved_at(self) -> float:
+        """When reading last waited for slow callbacks: now, if it does."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 import enum
 from bisect import bisect_left, bisect_right
 from collections import Counter, deque
-from collections.abc import Callable
-from datetime import datetime
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
 import attrs
 
-from ..errors import DecodeError, GapNotFilled
+from ..errors import ConnectionFailed, DecodeError, GapNotFilled
 from ..values import NEVER, Event, Gap, Tick
 from .delivered_window import EARLIEST, MOMENT, DeliveredWindow, Key, countable, earlier, later, tick_key
 
@@ -25,14 +26,25 @@ HOLD_TIMEOUT = 30.0
 RETRY_DELAYS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0)
 #: How many ticks of history may wait until live ticks show which of them were missed.
 MAX_UNSETTLED = 524_288
+#: How many ticks that can't be read are remembered, to count each of them once.
+MAX_BAD = 10_000
 
 
 @attrs.frozen
 class Fetch:
-    """Fetch history for start <= time < end; up to its last tick if `end` is None."""
+    """Fetch history for start <= time < end; up to its last tick if `end` is None.
+
+    With an `overlap`, history is followed until it has come close to now. See `Job`.
+    """
 
     start: datetime
     end: datetime | None
+    overlap: timedelta | None = None
+
+
+@attrs.frozen
+class Connect:
+    """Open the stream: history has come close to now."""
 
 
 @attrs.frozen
@@ -48,6 +60,13 @@ class Deliver:
 
 
 @attrs.frozen
+class Report:
+    """Report a failure. History is requested again."""
+
+    error: ConnectionFailed
+
+
+@attrs.frozen
 class Finish:
     """The gap is over. Deliver `before`, then the gap, then the error, then `after`, which starts with a live tick."""
 
@@ -56,8 +75,17 @@ class Finish:
     before: list[Tick]
     after: list[Tick | Event]
 
+    def runs_after(self) -> Iterator[list[Tick] | Event]:
+        """Yield consecutive ticks of `after` as lists, and events as they are."""
+        entries: list[Any] = self.after
+        for is_event, group in groupby(entries, key=lambda entry: isinstance(entry, Event)):
+            if is_event:
+                yield from group
+            else:
+                yield list(group)
 
-Step = Fetch | Probe | Deliver | Finish
+
+Step = Fetch | Probe | Deliver | Connect | Report | Finish
 
 
 class _Phase(enum.Enum):
@@ -94,7 +122,7 @@ class Recovery:
         self._since = window.last
         self._lateness, self._overrun = window.lateness, window.overrun
         #: The earliest plausible time. The last tick before the gap may have had a wrong time far ahead.
-        self._floor = max(window.floor, earlier(window.last, window.lateness))
+        self._floor = EARLIEST if window.is_empty else max(window.floor, earlier(window.last, window.lateness))
         #: Everything before this time is settled.
         self._start, delivered = window.snapshot()
         self._delivered = Counter(delivered)
@@ -117,6 +145,7 @@ class Recovery:
         self._found = 0
         #: What is wrong with the ticks that can't be read, by their text: a further fetch finds them again.
         self._bad: dict[str | bytes, str] = {}
+        self._bad_count = 0
         self.opened(now)
 
     def _enter(self, phase: _Phase, deadline: float = NEVER) -> None:
@@ -140,6 +169,11 @@ class Recovery:
     def hold_event(self, event: Event) -> None:
         """Hold an event, in order with the ticks."""
         self._held.append(event)
+
+    @property
+    def history_until(self) -> datetime | None:
+        """Return what history has reached, if it comes before the stream."""
+        return None
 
     @property
     def can_pause(self) -> bool:
@@ -176,19 +210,20 @@ class Recovery:
 
     # History.
 
-    def page(self, ticks: list[Tick]) -> Step | None:
-        """Take a page of history: sorted by time, and no earlier than the page before."""
-        if not ticks:
+    def page(self, ticks: list[Tick], reached: datetime | None = None) -> Step | None:
+        """Take a page of history: sorted by time, and no earlier than the page before.
+
+        `reached`: the time of the page's last tick, if the page has others than those that are wanted.
+        """
+        if ticks:
+            self._unsettled += ticks
+            self._latest = max(self._latest, ticks[-1]["timestamp"])
+            reached = reached or ticks[-1]["timestamp"]
+        if reached is None:
             return None
-        self._unsettled += ticks
-        reached = ticks[-1]["timestamp"]
-        self._latest = max(self._latest, reached)
         if len(self._unsettled) > MAX_UNSETTLED:
             return self.finish("history has more ticks than can be kept until live ticks show which were missed")
-        if self._held_from is None:
-            return None  # any of them may be in transit
-        # No tick that is held or in transit is earlier than this.
-        certain_until = earlier(min(reached, self._held_from), self._lateness)
+        certain_until = self._certain_until(reached)
         if certain_until <= self._start or (self._common_until is not None and reached <= self._common_until):
             return None
         if self._is_foreign():
@@ -205,10 +240,28 @@ class Recovery:
         self._found += len(missed)
         return Deliver(missed) if missed else None
 
+    def _certain_until(self, reached: datetime) -> datetime:
+        """Return the time up to which history, as far as it has reached, shows what was missed."""
+        if self._held_from is None:
+            return EARLIEST  # any tick may be in transit
+        # No tick that is held or in transit is earlier than this.
+        return earlier(min(reached, self._held_from), self._lateness)
+
     def note_bad_ticks(self, errors: list[DecodeError]) -> None:
         """Take note of ticks that can't be read. The gap is filled with the others, and says so."""
         for error in errors:
-            self._bad.setdefault(error.payload, error.reason)
+            if error.payload not in self._bad:
+                self._bad_count += 1
+                if len(self._bad) < MAX_BAD:
+                    self._bad[error.payload] = error.reason
+
+    def restarted(self, start: datetime) -> None:
+        """Take note that history continues at this time: what it had from there on comes again."""
+        del self._unsettled[bisect_left(self._unsettled, start, key=_time_of) :]
+
+    def fetch_failed(self, reason: str, temporary: bool, now: float) -> Step | None:
+        """Take note that history failed. `temporary`: a further fetch may work."""
+        return self.finish(reason)
 
     def fetched(self, now: float) -> Step | None:
         """Take note that there are no more pages."""
@@ -242,13 +295,20 @@ class Recovery:
         earliest = self._since if self._first is None else min(self._since, self._first["timestamp"])
         if earliest < self._floor:
             return self.finish("the ticks' times went backwards, so history can't show which ticks are new")
-        self._enter(_Phase.FETCHING)
-        self._unsettled = []
-        self._held_at_fetch = self._count_held()
-        if self._first is None:
+        self._begin_fetch()
+        if self._first is None or self._first["timestamp"] < self._start:
             return Fetch(self._start, None)
         end = later(self._first["timestamp"], self._lateness)
         return Fetch(self._start, later(max(end, self._start), MOMENT))
+
+    def _begin_fetch(self) -> None:
+        self._enter(_Phase.FETCHING)
+        self._unsettled = []
+        self._held_at_fetch = self._count_held()
+
+    def _retry(self, at: float) -> None:
+        """Fetch again at this time."""
+        self._enter(_Phase.RETRYING, at)
 
     def _settle(self, now: float, flaw: str | None = None) -> Step | None:
         """Find the missed ticks in the rest of history and finish. Retry if in doubt, unless there is a `flaw`."""
@@ -261,7 +321,7 @@ class Recovery:
             return self.finish(_FOREIGN)
         doubt = self._find_doubt(held)
         if doubt and not flaw and self._retries < len(RETRY_DELAYS):
-            self._enter(_Phase.RETRYING, now + RETRY_DELAYS[self._retries])
+            self._retry(now + RETRY_DELAYS[self._retries])
             self._retries += 1
             return None
         if doubt is _BEHIND and self._first is not None:
@@ -274,7 +334,7 @@ class Recovery:
     def _describe_bad_ticks(self) -> str | None:
         if not self._bad:
             return None
-        count, first = len(self._bad), next(iter(self._bad.values()))
+        count, first = self._bad_count, next(iter(self._bad.values()))
         ticks = "1 tick of history" if count == 1 else f"{count:,} ticks of history"
         return f"{ticks} can't be read ({first}); the others were delivered"
 

@@ -9,10 +9,8 @@ from __future__ import annotations
 import enum
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timedelta
-from itertools import groupby
-from typing import Any, Protocol
 
 import attrs
 
@@ -20,10 +18,12 @@ from ..clock import monotonic
 from ..errors import GapNotFilled
 from ..values import NEVER, NO_BOUND, Event, Gap, Greeks, Tick
 from .backfill import Backfiller, Job
+from .catch_up import CatchUp, Past
 from .counters import Counters
 from .delivered_window import LATENESS, DeliveredWindow, Key, LastTickTime
-from .interfaces import Delivery
-from .recovery import HOLD_TIMEOUT, Deliver, Fetch, Finish, Probe, Recovery, Step
+from .interfaces import Delivery, Host
+from .recovery import HOLD_TIMEOUT, Connect, Deliver, Fetch, Finish, Probe, Recovery, Report, Step
+from .settings import Allowance
 from .tap import Tap
 
 logger = logging.getLogger("finx_streamer")
@@ -33,38 +33,6 @@ logger = logging.getLogger("finx_streamer")
 MAX_HELD = 524_288
 
 
-@attrs.define(eq=False)
-class Allowance:
-    """How many ticks and events all streams of a listener may hold back together, and how many they do."""
-
-    size: int
-    used: int = 0
-
-    @property
-    def room(self) -> int:
-        return self.size - self.used
-
-
-class Host(Protocol):
-    """The owner of one stream. It carries out each request after the current step, not during it."""
-
-    def send_probe(self) -> None:
-        """Send a ping on the stream's connection. Report its answer through `Resequencer.probe_answered`."""
-
-    def resume_reading(self) -> None:
-        """Read again from all streams that were paused for lack of room."""
-
-    def reschedule(self) -> None:
-        """Look at `Resequencer.deadline` again: it may have changed."""
-
-    def set_busy(self, busy: bool) -> None:
-        """Take note that ticks go straight to the delivery (False), or not (True). Called at once."""
-
-    @property
-    def starved_at(self) -> float:
-        """When reading last waited for slow callbacks: now, if it does."""
-
-
 class _Phase(enum.Enum):
     LIVE = "live"
     DRAINING = "draining"
@@ -72,6 +40,10 @@ class _Phase(enum.Enum):
     RESUMING = "resuming"
     RECOVERING = "recovering"
     GIVEN_UP = "given up"
+
+
+#: What became of missed ticks isn't known yet.
+_OPEN_GAPS = (_Phase.REPORTING, _Phase.RESUMING, _Phase.RECOVERING)
 
 
 @attrs.define(eq=False, repr=False)
@@ -93,6 +65,7 @@ class Resequencer:
     GIVEN_UP: the last gap was not filled. At the next live tick, the delivered window restarts: no later gap asks for
     the missed ticks again.
 
+    With a past, a stream begins as RECOVERING, before it has a connection.
     A new connection starts a gap from DRAINING and GIVEN_UP, too. In the others it extends the gap.
     Ticks of exchanges that are not in `exchanges` are discarded; None keeps all.
     """
@@ -115,6 +88,8 @@ class Resequencer:
     #: When the gap began, and how many missed ticks have arrived.
     _resume_since: datetime | None = attrs.field(default=None, init=False)
     _resumed_ticks: int = attrs.field(default=0, init=False)
+    #: Whether the stream ends.
+    _ends: bool = attrs.field(default=False, init=False)
     # The rest is set while RECOVERING only.
     _recovery: Recovery | None = attrs.field(default=None, init=False)
     _job: Job | None = attrs.field(default=None, init=False)
@@ -151,12 +126,20 @@ class Resequencer:
         """Whether live ticks are held while history is fetched."""
         return self._recovery is not None
 
+    @property
+    def history_until(self) -> datetime | None:
+        """Return what history has reached, if it comes before the stream. From any thread."""
+        recovery = self._recovery
+        return None if recovery is None else recovery.history_until
+
     def _enter(self, phase: _Phase) -> None:
         """Set the phase. Nothing else does."""
         if phase is not self._phase:
             logger.debug("%s: resequencer: %s", self._symbol, phase.value)
             self._phase = phase
             self._host.set_busy(phase is not _Phase.LIVE)
+            if self._tap is not None and phase in _OPEN_GAPS and self._window.last is not None:
+                self._tap.put_missing(self._symbol, self._window.last)
 
     # Ticks and events come in.
 
@@ -234,6 +217,16 @@ class Resequencer:
 
     # The connection changes.
 
+    def begin(self, past: Past) -> bool:
+        """Continue after a past. Return whether history comes first: `Host.connect` is called after it."""
+        past.seed(self._window)
+        if self._backfiller is None or self._window.last is None or past.log:
+            return False
+        self._enter(_Phase.RECOVERING)
+        self._recovery = catch_up = CatchUp(self._symbol, self._window)
+        self._carry_out(catch_up.begin())
+        return True
+
     def reading_paused(self, now: float) -> None:
         """Take note that reading stopped for lack of room."""
         if self._recovery is not None and self._recovery.can_pause:
@@ -277,10 +270,11 @@ class Resequencer:
         if self._phase is _Phase.RESUMING or self._window.last is None:
             return
         self._resume_since, self._resumed_ticks = self._window.last, 0
-        if self._phase is _Phase.GIVEN_UP:
-            # No later gap asks for the ticks of that one.
-            self._window.restart(self._window.last)
+        was_given_up = self._phase is _Phase.GIVEN_UP
         self._enter(_Phase.RESUMING)
+        if was_given_up:
+            # No later gap asks for the ticks of that one.
+            self._window.restart(self._resume_since)
 
     def take_missed(self, ticks: list[Tick]) -> None:
         """Queue wanted ticks that were missed, at least one."""
@@ -329,6 +323,8 @@ class Resequencer:
 
     def end(self, reason: str) -> None:
         """End the stream: deliver everything that was received, even without room."""
+        # What is held isn't recorded: a recorder that starts again resumes before the gap.
+        self._ends = True
         if self._recovery is not None:
             self._carry_out(self._recovery.finish(reason))
         self.end_resume(reason=reason)
@@ -382,7 +378,7 @@ class Resequencer:
             self._allowance.used += len(entry)
             self._window.extend(entry)
             if self._tap is not None:
-                self._tap.put_leaving(entry)
+                self._tap.put_leaving(entry, record=not self._ends)
 
     def _enqueue_live(self, ticks: list[Tick]) -> None:
         """Enqueue ticks of which the first is live."""
@@ -402,7 +398,7 @@ class Resequencer:
         """`error`: why it isn't filled."""
         self._counters.gaps += 1
         self._counters.filled_ticks += gap.ticks
-        if self._tap is not None:
+        if self._tap is not None and not self._ends:
             self._tap.put_gap(gap, None if error is None else error.reason)
         self._enqueue(Event(gap, self._symbol))
         if error is not None:
@@ -435,6 +431,10 @@ class Resequencer:
                     self._give_up_at = monotonic() + HOLD_TIMEOUT
                 if self._hold_left < NEVER:
                     self._hold_left = HOLD_TIMEOUT
+            case Connect():
+                self._host.connect()
+            case Report():
+                self._host.report(step.error)
             case Finish():
                 self._finish(step)
         self.drain()
@@ -443,8 +443,10 @@ class Resequencer:
     def _fetch(self, step: Fetch) -> None:
         assert self._backfiller is not None
         self._drop_job()
-        self._job = Job(self._symbol, step.start, step.end, self._begin_job, self._take_page, self._end_job)
-        self._backfiller.fetch(self._job)
+        self._job = job = Job(self._symbol, step.start, step.end, self._begin_job, self._take_page, self._end_job)
+        if self._recovery is not None:
+            job.overlap, job.on_restart = step.overlap, self._recovery.restarted
+        self._backfiller.fetch(job)
 
     def _begin_job(self) -> None:
         """The fetch begins. With many gaps at once, it had to wait for its turn, which doesn't count."""
@@ -455,16 +457,19 @@ class Resequencer:
     def _take_page(self, ticks: list[Tick]) -> None:
         assert self._recovery is not None
         if self._job is not None:
-            self._recovery.note_bad_ticks(self._job.bad)
-        self._carry_out(self._recovery.page(self.wanted(ticks)))
+            self._recovery.note_bad_ticks(self._job.take_bad())
+        self._carry_out(self._recovery.page(self.wanted(ticks), ticks[-1]["timestamp"]))
 
     def _end_job(self, reason: str | None) -> None:
         assert self._recovery is not None
-        recovery = self._recovery
-        if self._job is not None:
-            recovery.note_bad_ticks(self._job.bad)
+        recovery, job, now = self._recovery, self._job, monotonic()
+        if job is not None:
+            recovery.note_bad_ticks(job.take_bad())
         self._job = None
-        self._carry_out(recovery.finish(reason) if reason is not None else recovery.fetched(monotonic()))
+        if reason is None:
+            self._carry_out(recovery.fetched(now))
+        else:
+            self._carry_out(recovery.fetch_failed(reason, job is not None and job.temporary, now))
 
     def _drop_job(self) -> None:
         if self._job is not None:
@@ -474,6 +479,7 @@ class Resequencer:
     def _finish(self, step: Finish) -> None:
         self._drop_job()
         self._recovery = None
+        self._host.connect()
         self._give_up_at = self._hold_left = NEVER
         self._enter(_Phase.DRAINING if step.error is None else _Phase.GIVEN_UP)
         # Held entries are counted again when they join the queue.
@@ -482,18 +488,9 @@ class Resequencer:
         if step.before:
             self._enqueue(step.before)
         self._enqueue_gap(step.gap, step.error)
-        for entry in _group_ticks(step.after):
+        for entry in step.runs_after():
             if isinstance(entry, Event):
                 self._record(entry)
                 self._enqueue(entry)
             else:
                 self._enqueue_live(entry)
-
-
-def _group_ticks(entries: list[Any]) -> Iterator[list[Tick] | Event]:
-    """Yield consecutive ticks as lists, and events as they are."""
-    for is_event, group in groupby(entries, key=lambda entry: isinstance(entry, Event)):
-        if is_event:
-            yield from group
-        else:
-            yield list(group)

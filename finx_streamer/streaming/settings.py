@@ -1,4 +1,4 @@
-"""`StreamSettings`: what all streams of a listener have in common."""
+"""What all streams of a listener have in common."""
 
 from __future__ import annotations
 
@@ -13,6 +13,18 @@ from ..connection.attempt import ConnectionConfig
 from .delivered_window import LATENESS
 from .session import Timing
 from .tap import Recorder
+
+
+@attrs.define(eq=False)
+class Allowance:
+    """How many ticks and events all streams of a listener may hold back together, and how many they do."""
+
+    size: int
+    used: int = 0
+
+    @property
+    def room(self) -> int:
+        return self.size - self.used
 
 
 @attrs.frozen(kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Sequence
+from datetime import datetime
 from typing import Protocol, cast
 
 from ..config.symbols import Pair, Symbol
@@ -13,14 +14,15 @@ from ..errors import ConnectionFailed, DecodeError, FinxStreamerError
 from ..values import NEVER, Event, Greeks, Notice, State, Tick
 from ..wire.decoder import Decoder, Message
 from ..wire.frames import Binary
+from .catch_up import Past
 from .counters import ConnectionCounters, Counters
 from .delivered_window import Key
 from .interfaces import Delivery
 from .log_position import ASK, LogPosition
 from .recovery import FIRST_TICK_TIMEOUT
-from .resequencer import Allowance, Resequencer
+from .resequencer import Resequencer
 from .session import Session
-from .settings import StreamSettings
+from .settings import Allowance, StreamSettings
 from .silence import Silence
 from .tap import Tap
 
@@ -33,6 +35,10 @@ class Carrier(Protocol):
     paused: bool
     session: Session
     counters: ConnectionCounters
+
+    @property
+    def reconnects(self) -> int:
+        """How often it was re-established."""
 
     @property
     def starved_at(self) -> float:
@@ -104,6 +110,9 @@ class Owner(Protocol):
     def resume(self) -> None:
         """Deliver what waits for room, then read again."""
 
+    def connect(self, stream: Stream) -> None:
+        """Open a stream, unless it was opened: its history comes first."""
+
     def retry_others(self, now: float) -> None:
         """A connection has reached the server, so the others retry soon."""
 
@@ -117,6 +126,7 @@ class Stream:
     Args:
         symbol: The pair or option.
         owner: All streams of the listener.
+        past: What it delivered before this run. None: it begins with the first live tick.
     """
 
     __slots__ = (
@@ -125,6 +135,7 @@ class Stream:
         "_mark_at",
         "_number",
         "_owner",
+        "_past",
         "_resumes",
         "connection",
         "counters",
@@ -142,7 +153,7 @@ class Stream:
     #: Set by the owner.
     connection: Carrier
 
-    def __init__(self, symbol: Symbol, owner: Owner) -> None:
+    def __init__(self, symbol: Symbol, owner: Owner, past: Past | None = None) -> None:
         self.symbol = str(symbol)
         pair, contract = (self.symbol, None) if isinstance(symbol, Pair) else (None, symbol)
         self.decoder = Decoder(self.symbol, pair, owner.settings.parse_price, contract=contract)
@@ -155,6 +166,8 @@ class Stream:
         self._mark_at = NEVER
         #: The log of the newest tick that was received, and its ID.
         self._log, self._number = "", 0
+        #: None from `begin` on.
+        self._past = past
         #: Whether the last request named that.
         self._resumes = False
         self.state = State.IDLE
@@ -167,6 +180,23 @@ class Stream:
         self.resequencer = owner.new_resequencer(self)
 
     # Its life.
+
+    def begin(self) -> bool:
+        """Continue after its past. Return whether history comes first: then `Owner.connect` is called after it."""
+        if self._past is None:
+            return False
+        self._log, self._number = self._past.log, self._past.number
+        comes_first = self.resequencer.begin(self._past)
+        self._past = None
+        if comes_first:
+            self.enter(State.CONNECTING)
+        return comes_first
+
+    @property
+    def history_until(self) -> datetime | None:
+        """Return what history has reached, if it comes before the stream. From any thread."""
+        past = self._past
+        return self.resequencer.history_until if past is None else past.history_until
 
     def enter(self, state: State) -> None:
         """Set the state, and report it if it is another one."""
@@ -242,8 +272,7 @@ class Stream:
     def refused(self, error: ConnectionFailed) -> None:
         """End it because the server refuses it, and no other."""
         self.resequencer.end("the stream has ended")
-        self.counters.last_error = self._loop.now, error
-        self._owner.put_event(Event(error, self.symbol))
+        self.report(error)
         self.end(State.FAILED, "the stream has ended", error)
 
     # The path of a tick.
@@ -388,6 +417,15 @@ class Stream:
     def send_probe(self) -> None:
         """Send a ping on the connection. Its answer calls `Resequencer.probe_answered`."""
         self._loop.defer(lambda: self.connection.send_probe(self))
+
+    def connect(self) -> None:
+        """Open the stream, unless it was opened."""
+        self._loop.defer(lambda: self._owner.connect(self))
+
+    def report(self, error: ConnectionFailed) -> None:
+        """Report an error that isn't the connection's."""
+        self.counters.last_error = self._loop.now, error
+        self._owner.put_event(Event(error, self.symbol))
 
     def resume_reading(self) -> None:
         """Read again where there was no room."""

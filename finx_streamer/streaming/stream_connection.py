@@ -54,6 +54,11 @@ class StreamConnection(WebSocketChannel):
         #: Whether reading is paused because the callbacks are slow, and when it last was.
         self._starved, self._starved_at = False, -NEVER
 
+    @property
+    def reconnects(self) -> int:
+        """How often it was re-established."""
+        return self.session.reconnects
+
     # For subclasses to define.
 
     @property

@@ -14,12 +14,13 @@ import attrs
 from ..config.symbols import Symbol
 from ..connection.handshake_pool import HandshakePool
 from ..errors import ConnectionFailed, StreamNotFound
-from ..values import Event
+from ..values import Event, State
 from .backfill import Backfiller
+from .catch_up import Past
 from .interfaces import Delivery, History
-from .resequencer import Allowance, Resequencer
+from .resequencer import Resequencer
 from .session import Session
-from .settings import StreamSettings
+from .settings import Allowance, StreamSettings
 from .shared_connection import SharedConnection
 from .stream import Carrier, Stream
 from .stream_connection import UrlConnection
@@ -62,6 +63,8 @@ class Streams:
         self._on_end = on_end
         self._backfiller = Backfiller(history, self.loop.post, settings.name) if history is not None else None
         self._streams: dict[str, Stream] = {}
+        #: Those whose history comes first, and that aren't opened yet.
+        self._ahead: set[Stream] = set()
         #: A dict, to keep the order.
         self._connections: dict[Carrier, None] = {}
         #: The connection of all streams, with FinX's second wire.
@@ -79,9 +82,14 @@ class Streams:
         """Whether the loop's thread runs and isn't the calling one."""
         return self.loop.alive
 
-    def add(self, symbol: Symbol) -> Stream:
-        """Connect, and deliver what the stream gets."""
-        stream = Stream(symbol, self)
+    def add(self, symbol: Symbol, past: Past | None = None) -> Stream:
+        """Connect, and deliver what the stream gets.
+
+        Args:
+            symbol: The pair or contract.
+            past: What it delivered before this run: it continues there. None: it begins with the first live tick.
+        """
+        stream = Stream(symbol, self, past)
         if self._shared is not None:
             stream.connection = self._shared
         else:
@@ -153,14 +161,24 @@ class Streams:
         if not isinstance(error, StreamNotFound) or self._none_is_left():
             self._end_by(error)
 
+    def connect(self, stream: Stream) -> None:
+        """Open a stream, unless it was opened: its history comes first."""
+        if stream in self._ahead:
+            self._ahead.discard(stream)
+            stream.connection.add(stream)
+
     def _add(self, stream: Stream) -> None:
         self._streams[stream.symbol] = stream
         self._connections[stream.connection] = None
-        stream.connection.add(stream)
+        if stream.begin():
+            self._ahead.add(stream)
+        else:
+            stream.connection.add(stream)
 
     def _remove(self, symbol: str) -> None:
         stream = self._streams.pop(symbol, None)
         if stream is not None:
+            self._ahead.discard(stream)
             stream.resequencer.end("the stream was removed")
             stream.connection.remove(stream)
             if stream.connection is not self._shared:
@@ -183,6 +201,8 @@ class Streams:
             return
         self._stopping = True
         self.loop.end()
+        for stream in self._ahead:
+            stream.end(State.STOPPED, "the listener was stopped")
         for connection in list(self._connections):
             # Even if no callback may run any more: then the delivery counts these ticks as dropped.
             connection.deliver_rest()

@@ -16,10 +16,10 @@ from ..wire.decoder import Decoder
 from ..wire.frames import Binary, read_text_frames
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
+    from datetime import datetime
 
     from .delivered_window import Key
-    from .stream import Stream
 
 
 class Recorder(Protocol):
@@ -46,6 +46,42 @@ class Recorder(Protocol):
     def put_log(self, symbol: str, log: str) -> None:
         """Record to which log the IDs of the following ticks of a stream belong."""
 
+    def put_missing(self, symbol: str, since: datetime) -> None:
+        """Record that ticks from this time on are missing, until a gap says what became of them."""
+
+
+class Gaps(Protocol):
+    """What the tap needs of a resequencer."""
+
+    #: The ID of the newest tick that was missed.
+    resume_until: int
+
+    @property
+    def is_resuming(self) -> bool:
+        """Whether the server is sending what was missed."""
+
+    @property
+    def is_recovering(self) -> bool:
+        """Whether live ticks are held while history is fetched."""
+
+
+class Tapped(Protocol):
+    """What the tap needs of a stream."""
+
+    @property
+    def resequencer(self) -> Gaps:
+        """Holds ticks while a gap is being filled."""
+
+    @property
+    def are_missed(self) -> bool:
+        """Whether the ticks that were just read were missed."""
+
+    def put_ticks(self, ticks: list[Tick], keys: Callable[[], list[Key]] | None = None) -> None:
+        """Deliver, queue or hold ticks."""
+
+    def take_ticks(self, ticks: list[Tick], numbers: Sequence[int | None]) -> list[Tick]:
+        """Queue or hold ticks. Return those to deliver now."""
+
 
 class Tap:
     """Sits between the streams and a recorder. For the thread that drives the loop.
@@ -59,6 +95,7 @@ class Tap:
         self.put_frames = recorder.put_frames
         self.put_message = recorder.put_message
         self.put_gap = recorder.put_gap
+        self.put_missing = recorder.put_missing
         self._recorder = recorder
         self._exchanges = exchanges
         #: The log of each stream that was recorded last.
@@ -67,7 +104,7 @@ class Tap:
     # What was read.
 
     def put_run(
-        self, stream: Stream, ticks: list[Tick], keys: Callable[[], list[Key]] | None, frames: bytes, received_ns: int
+        self, stream: Tapped, ticks: list[Tick], keys: Callable[[], list[Key]] | None, frames: bytes, received_ns: int
     ) -> None:
         """Do what `Stream.put_ticks` does, and record the ticks, of which these are the frames."""
         if stream.resequencer.is_recovering:
@@ -79,7 +116,7 @@ class Tap:
             self.put_frames(received_ns, frames, backfilled)
 
     def take_run(
-        self, stream: Stream, ticks: list[Tick], numbers: list[int | None], payloads: list[bytes], received_ns: int
+        self, stream: Tapped, ticks: list[Tick], numbers: list[int | None], payloads: list[bytes], received_ns: int
     ) -> list[Tick]:
         """Do what `Stream.take_ticks` does, and record the ticks, of which these are the messages."""
         resequencer, live = stream.resequencer, []
@@ -120,16 +157,16 @@ class Tap:
 
     # What leaves.
 
-    def put_leaving(self, ticks: Iterable[Any]) -> None:
+    def put_leaving(self, ticks: Iterable[Any], record: bool) -> None:
         """Record ticks that were held, or that history had. Live ones were recorded when they were read."""
         for (kind, received_ns), run in groupby(ticks, _kind_of):
-            if kind is bytes:
-                self._recorder.put_payloads(received_ns, [tick.pop(SENT) for tick in run])
-            elif kind is str:
-                self._recorder.put_backfilled(
-                    [(tick["pair"], tick["date"], tick["time"], tick["exchange"], tick.pop(SENT)) for tick in run],
-                    received_ns,
-                )
+            if kind is type(None):
+                continue
+            sent = [(tick["pair"], tick["date"], tick["time"], tick["exchange"], tick.pop(SENT)) for tick in run]
+            if kind is bytes and record:
+                self._recorder.put_payloads(received_ns, [payload for *_, payload in sent])
+            elif record:
+                self._recorder.put_backfilled(sent, received_ns)
 
     def put_event(self, event: Event) -> None:
         """Record a state or an error. The messages of other events were recorded when they were read."""

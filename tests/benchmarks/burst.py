@@ -39,12 +39,11 @@ def benchmark(options: Options) -> str:
 
 def goals(options: Options) -> list[Goal]:
     """Return the targets."""
-    both, base = "burst, inline / default", "burst, base install, inline / default"
+    both = "burst, inline / default"
     return [
         at_least(both, 1.2, "x picows", ratio(who.INLINE, who.PICOWS, rate)),
         at_least(both, 0.95, "x inline", ratio(who.THREAD, who.INLINE, rate)),
-        at_least(base, 0.95, "x with msgspec", ratio(who.INLINE_STDLIB, who.INLINE, rate)),
-        at_least(base, 0.95, "x with msgspec", ratio(who.THREAD_STDLIB, who.THREAD, rate)),
+        at_least("burst, recording", 0.85, "x default", ratio(who.RECORDING, who.THREAD, rate)),
         *no_worse("for tick in listener: burst", options, who.LOOP, partial(ratio, key=rate)),
     ]
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import json
 import selectors
+import shutil
 import socket
 import ssl
-import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Coroutine
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal
 
 import child
@@ -35,8 +37,7 @@ PICOWS_UVLOOP = "picows, msgspec, uvloop"
 THREAD = "StreamListener thread"
 INLINE = "StreamListener inline"
 LOOP = "StreamListener, for tick in listener"
-THREAD_STDLIB = "StreamListener thread, no msgspec"
-INLINE_STDLIB = "StreamListener inline, no msgspec"
+RECORDING = "StreamListener thread, recording"
 THREAD_SHARED = "StreamListener thread, one connection"
 INLINE_SHARED = "StreamListener inline, one connection"
 #: How many handshakes asyncio clients run at once: as many as StreamListener.
@@ -329,18 +330,13 @@ def loop(feed: Feed, on_tick: OnTick) -> None:
         on_tick(tick)
 
 
-@contender(THREAD_STDLIB)
-def thread_stdlib(feed: Feed, on_tick: OnTick) -> None:
-    """Run callbacks on their own thread, without the extra [speed]."""
-    sys.modules["msgspec"] = None  # type: ignore[assignment]
-    _listen(feed, on_tick, dispatch="thread")
-
-
-@contender(INLINE_STDLIB)
-def inline_stdlib(feed: Feed, on_tick: OnTick) -> None:
-    """Run callbacks on the network thread, without the extra [speed]."""
-    sys.modules["msgspec"] = None  # type: ignore[assignment]
-    _listen(feed, on_tick, dispatch="inline")
+@contender(RECORDING)
+def recording(feed: Feed, on_tick: OnTick) -> None:
+    """Record on disk, too."""
+    # The process ends without cleaning up.
+    folder = Path(tempfile.gettempdir(), "finx-benchmark-recording")
+    shutil.rmtree(folder, ignore_errors=True)
+    _listen(feed, on_tick, dispatch="thread", record=folder)
 
 
 @contender(THREAD_SHARED)

@@ -106,6 +106,6 @@ def test_a_listener_without_streams_has_counted_nothing() -> None:
 
 def test_listeners_and_streams_count_the_same() -> None:
     """Both kinds of snapshots have every summed field."""
-    others = {"state", "queue_depth", "queue_peak", "last_error", "streams"}
+    others = {"state", "queue_depth", "queue_peak", "last_error", "catching_up", "streams"}
     assert set(get_type_hints(ListenerStats)) == {*SUMMED, *others}
     assert set(get_type_hints(StreamStats)) >= set(SUMMED)

@@ -39,7 +39,7 @@ class FakeHistory:
             assert self.gate.wait(TIMEOUT)
         for number in range(self.pages):
             self.fetched += 1
-            yield [{"pair": pair, "price": number}]
+            yield [{"pair": pair, "price": number, "timestamp": START}]
         if self.fault is not None:
             raise self.fault
 

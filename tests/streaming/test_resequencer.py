@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from finx_streamer.clock import monotonic
-from finx_streamer.errors import GapNotFilled
+from finx_streamer.errors import ConnectionFailed, GapNotFilled
 from finx_streamer.streaming import resequencer as resequencer_module
 from finx_streamer.streaming.backfill import Job
 from finx_streamer.streaming.counters import Counters
 from finx_streamer.streaming.recovery import FIRST_TICK_TIMEOUT, HOLD_TIMEOUT
-from finx_streamer.streaming.resequencer import Allowance, Resequencer
+from finx_streamer.streaming.resequencer import Resequencer
+from finx_streamer.streaming.settings import Allowance
 from finx_streamer.values import NEVER, NO_BOUND, Event, Gap, Notice
 from tests.support.recovery import PAIR, at, history, tick
 
@@ -47,12 +48,19 @@ class FakeHost:
     """Counts requests."""
 
     def __init__(self) -> None:
-        self.probes = self.resumed = self.rescheduled = 0
+        self.probes = self.resumed = self.rescheduled = self.connected = 0
+        self.reported: list[ConnectionFailed] = []
         self.busy = False
         self.starved_at = -math.inf
 
     def send_probe(self) -> None:
         self.probes += 1
+
+    def connect(self) -> None:
+        self.connected += 1
+
+    def report(self, error: ConnectionFailed) -> None:
+        self.reported.append(error)
 
     def resume_reading(self) -> None:
         self.resumed += 1

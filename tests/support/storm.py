@@ -45,6 +45,10 @@ class Feed:
         self._at = 0
         self._rate = rate
 
+    def skip(self, count: int) -> None:
+        """Begin with a later tick, without waiting for streams."""
+        self._at, self.wait_for = count, 0
+
     def play(self, clock: Callable[[], float]) -> Iterator[tuple[float, Any]]:
         begin = self._at
         while self._at < len(self.ticks):
@@ -97,6 +101,8 @@ class Outcome:
     sent: list[dict[str, str]]
     got: list[Tick] = attrs.field(factory=list)
     gaps: list[Gap] = attrs.field(factory=list)
+    #: Ticks and gaps as they came.
+    order: list[Tick | Gap] = attrs.field(factory=list)
     errors: list[FinxStreamerError] = attrs.field(factory=list)
     #: The same for a pair that wasn't always listened to.
     others: list[Tick] = attrs.field(factory=list)
@@ -249,7 +255,7 @@ class _Recorder:
             api_key="demo",
             endpoint=endpoint,
             on_tick=self._keep,
-            on_gap=self._outcome.gaps.append,
+            on_gap=self._keep_gap,
             on_error=self._outcome.errors.append,
             parse_price=str,
             reconnect=QUICK,
@@ -258,11 +264,16 @@ class _Recorder:
             **settings,
         )
 
+    def _keep_gap(self, gap: Gap) -> None:
+        self._outcome.gaps.append(gap)
+        self._outcome.order.append(gap)
+
     def _keep(self, tick: Tick) -> None:
         if tick["pair"] not in self._pairs:
             self._outcome.others.append(tick)
             return
         self._outcome.got.append(tick)
+        self._outcome.order.append(tick)
         if self._silent:
             self._silent.discard(tick["pair"])
             if not self._silent:
@@ -278,19 +289,26 @@ def storm(
     seed: int,
     wire: Literal["url", "subscribe"] = "url",
     resumable: bool = True,
+    past: int = 0,
     **settings: Any,
 ) -> Outcome:
     """Play the ticks, cause `faults` faults at random moments, and wait until everything has arrived.
 
-    `resumable`: gaps are filled by the IDs of ticks. If not, by comparing history.
+    `resumable`: gaps are filled by the IDs of ticks. If not, by comparing history. `past`: how many ticks are history
+    before the listener starts. It begins with them, and the others are played meanwhile.
     """
     rng = random.Random(seed)
     feed = Feed(ticks, rate)
-    outcome = Outcome(seed, Counter(), feed.ticks, resumed=resumable)
+    outcome = Outcome(seed, Counter(), feed.ticks, resumed=resumable and not past)
     recorder = _Recorder(outcome)
     pause = threading.Event()
+    server = LocalServer(feed, keys={"demo"}, close_timeout=0.2, resumable=resumable)
+    if past:
+        server.import_ticks(feed.ticks[:past])
+        feed.skip(past)
+        settings["since"] = datetime.fromisoformat(f"{feed.ticks[0]['date']}T{feed.ticks[0]['time']}")
     with (
-        LocalServer(feed, keys={"demo"}, close_timeout=0.2, resumable=resumable) as server,
+        server,
         recorder.listener(Endpoint(server.url, wire=wire), **settings),
     ):
         # Ticks before a stream's first one are not promised.
