@@ -25,7 +25,6 @@ from .terminal import count, say, say_error, signals_as_ctrl_c, with_options
 
 #: Seconds between two looks at the things that raise no event, such as a pipe that has lost its reader.
 _POLL_INTERVAL = 0.25
-_STOP_TIMEOUT = 2.0
 _V = TypeVar("_V", Tick, Greeks)
 #: What FinX answers to a keepAlive message (source: D).
 _KEEP_ALIVE_ANSWER = {"keepAlive": True}
@@ -69,6 +68,8 @@ class ListenRun:
 
     #: Whether it fails if no server is reached.
     _needs_a_server = True
+    #: How long the end may take, in seconds.
+    _stop_timeout = 2.0
 
     def __init__(self, view: View, limit: int | None, duration: float | None, noun: str = "tick") -> None:
         self._view = view
@@ -118,7 +119,7 @@ class ListenRun:
                 try:
                     self._view.finish(listener, interrupted)
                 finally:
-                    listener.stop(timeout=_STOP_TIMEOUT, drain=False)
+                    listener.stop(timeout=self._stop_timeout, drain=False)
         return interrupted or self._over
 
     def _show(self, listener: BaseListener, started: float) -> bool:

@@ -78,6 +78,21 @@ WireOption = Annotated[
     WireName,
     typer.Option(help="url: a connection for each symbol. subscribe: all symbols on one, as FinX documented later."),
 ]
+PrefixOption = Annotated[
+    str | None,
+    typer.Option(
+        "--prefix", help="The first part of a stream's path: streaming, the default, or streamer.", metavar="NAME"
+    ),
+]
+KeepAliveOption = Annotated[
+    float | None,
+    typer.Option(
+        "--keep-alive",
+        help="Send keepAlive messages at this interval. FinX may close a stream after 300 s without one; use 270. "
+        "Default: 270 with --wire subscribe, otherwise none.",
+        metavar="SECONDS",
+    ),
+]
 SinceOption = Annotated[
     str | None,
     typer.Option(
