@@ -128,8 +128,8 @@ class Archive:
         Returns:
             Iterator[Tick | Entry]: Ticks, and entries with `at` (received, in nanoseconds since 1970), `kind`, `symbol`
             and `fields`. The kind "message" has the text of a message that isn't a tick in `fields["text"]`. The others
-            are those of `ArchiveWriter.put_event`, and its own "open", "close" and "seal". Damage is left out, and noted
-            as a "gap" with `damaged`.
+            are those of `ArchiveWriter.put_event`, and its own "open", "close" and "seal". Damage is left out, and
+            noted as a "gap" with `damaged`.
 
         Raises:
             ConfigurationError: An argument isn't valid.
