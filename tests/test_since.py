@@ -174,13 +174,14 @@ def test_later_outages_are_filled(server: LocalServer, seen: Seen) -> None:
 def test_history_may_be_ahead_of_the_newest_id(server: LocalServer, seen: Seen, wire: str) -> None:
     """The connection is lost in the seam, and history brings what came then. The log doesn't repeat it."""
     send(server, 1, 2 * SECOND)
-    with since(server, seen, wire=wire, dispatch="inline") as listener:
+    listener = since(server, seen, wire=wire, dispatch="inline")
+    calls: list[int] = []
+    listener.on_state(lambda symbol, state: calls.append(server.stats.calls))
+    with listener:
         # Inline, the stream isn't opened before the callback returns, and history isn't requested again.
         listener.on_tick(
             lambda each: server.stall_functions(1, function="tickHistory") if len(seen.ticks) == 1 else None
         )
-        calls: list[int] = []
-        listener.on_state(lambda symbol, state: calls.append(server.stats.calls))
         seen.wait_for(lambda: (PAIR, State.STREAMING) in seen.states)
         server.wait_until(lambda stats: stats.calls > calls[-1])
         with outage(server, seen):
