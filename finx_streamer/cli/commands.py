@@ -6,30 +6,29 @@ before the result is complete.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .. import ConfigurationError, Endpoint, FinxStreamerError, FunctionClient, Instrument, Option, Pair, StreamListener
+from .. import ConfigurationError, FunctionClient, Instrument, Option, Pair, StreamListener
 from .. import demo as demo_market
 from .._version import __version__
 from ..config import checks as check
 from . import live_market
-from .formats import CSV, JSON, TEXT
-from .key_files import api_key
-from .listening import ListenRun, View
+from .connecting import errors_as_exit_codes, function_client, key_for, with_wire, without_password
+from .listening import ListenRun
 from .options import (
     AddressConnectionsOption,
+    ArchiveArgument,
     ConnectionsOption,
     DurationOption,
     EndpointOption,
     ExpiryOption,
     ExposeOption,
     InsecureOption,
+    KeepAliveOption,
     KeyConnectionsOption,
     KeyFileOption,
     KeysFileOption,
@@ -38,7 +37,13 @@ from .options import (
     LineFormatOption,
     LogLevelOption,
     PairArgument,
+    PauseOption,
+    PrefixOption,
     ProxyOption,
+    ReceivedFromOption,
+    ReceivedUntilOption,
+    ReplayedArgument,
+    ReplaySpeedOption,
     RequestLogOption,
     RetryOption,
     SinceOption,
@@ -48,21 +53,19 @@ from .options import (
     TimeoutOption,
     TlsCertOption,
     TlsKeyOption,
-    ViewName,
     ViewOption,
     WireName,
     WireOption,
 )
 from .output import Output
-from .quantities import parse_store_age, parse_store_size
-from .terminal import LogLevel, can_draw_table, say, say_error, show_log, with_options
+from .quantities import parse_run_time, parse_store_age, parse_store_size
+from .terminal import LogLevel, show_log
 from .tls_files import load_tls
+from .views import LINE_FORMATS, new_view, view_format
 
 #: What `demo` listens to: some of the simulated market's pairs.
 DEMO_PAIRS = ("BTC:USDC", "ETH:USDC", "BTC:USDT", "SOL:USDC", "ETH:BTC")
 
-
-_LINE_FORMATS = {"json": JSON, "csv": CSV, "line": TEXT}
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -74,10 +77,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     help="Stream live crypto ticks from FinX, read tick history, or run a local server.",
 )
-
-
-class _HastyClient(FunctionClient):
-    _fail_fast = True
 
 
 def _print_version(wanted: bool) -> None:
@@ -118,19 +117,9 @@ def listen(
     api_key_file: KeyFileOption = None,
     proxy: ProxyOption = None,
     allow_insecure: InsecureOption = False,
-    prefix: Annotated[
-        str | None,
-        typer.Option(help="The first part of a stream's path: streaming, the default, or streamer.", metavar="NAME"),
-    ] = None,
+    prefix: PrefixOption = None,
     wire: WireOption = WireName.URL,
-    keep_alive: Annotated[
-        float | None,
-        typer.Option(
-            help="Send keepAlive messages at this interval. FinX may close a stream after 300 s without one; use 270. "
-            "Default: 270 with --wire subscribe, otherwise none.",
-            metavar="SECONDS",
-        ),
-    ] = None,
+    keep_alive: KeepAliveOption = None,
     expiry: ExpiryOption = None,
 ) -> None:
     """Show live ticks, or the values of options, futures and perpetuals.
@@ -141,13 +130,13 @@ def listen(
 
     Example: finx-streamer listen BTC:USDC ETH:USDC --format csv > ticks.csv
     """
-    with _errors_as_exit_codes():
+    with errors_as_exit_codes():
         from .history import parse_since
 
         target = Output(output)
-        view_name = _view_name(format, output)
+        view_name = view_format(format, output)
         # First: from then on, errors about symbols hide a misplaced key.
-        key = _key(endpoint, api_key_file)
+        key = key_for(endpoint, api_key_file)
         names, greeks = _symbols(symbols)
         if greeks and (exchange or since):
             raise ConfigurationError("--exchange and --since are only for pairs; remove them")
@@ -155,15 +144,56 @@ def listen(
             *names,
             parse_price=str,
             api_key=key,
-            endpoint=_with_wire(endpoint, prefix, wire),
+            endpoint=with_wire(endpoint, prefix, wire),
             exchanges=exchange or None,
             since=parse_since(since),
-            proxy=_without_password(proxy),
+            proxy=without_password(proxy),
             allow_insecure=allow_insecure,
             keep_alive="auto" if keep_alive is None else keep_alive,
         )
-        view = _view(view_name, target, f"{endpoint} · Ctrl-C stops", greeks, expiry, names)
+        view = new_view(view_name, target, f"{endpoint} · Ctrl-C stops", greeks, expiry, names)
         raise typer.Exit(ListenRun(view, limit, duration, "update" if greeks else "tick").run(listener))
+
+
+@app.command()
+def record(
+    symbols: SymbolsArgument,
+    to: Annotated[Path, typer.Option(help="The archive's directory. It's created if it doesn't exist.", metavar="DIR")],
+    run_time: Annotated[
+        str | None, typer.Option("--for", help="Stop after this time, such as 8h, 30m or 90s.", metavar="DURATION")
+    ] = None,
+    endpoint: EndpointOption = "production",
+    api_key_file: KeyFileOption = None,
+    proxy: ProxyOption = None,
+    allow_insecure: InsecureOption = False,
+    prefix: PrefixOption = None,
+    wire: WireOption = WireName.URL,
+    keep_alive: KeepAliveOption = None,
+) -> None:
+    """Record every tick into an archive.
+
+    A recording that was interrupted continues: what it missed is fetched. Ctrl-C, SIGTERM and the end of --for finish
+    what waits to be written.
+
+    Exit codes: 0 success or Ctrl-C; 1 fatal error; 2 wrong usage, or another process records into DIR.
+
+    Example: finx-streamer record BTC:USDC ETH:USDC --to ticks --for 8h
+    """
+    with errors_as_exit_codes():
+        from .recording import RecordRun
+
+        # First: from then on, errors about symbols hide a misplaced key.
+        key = key_for(endpoint, api_key_file)
+        listener = StreamListener(
+            *symbols,
+            api_key=key,
+            endpoint=with_wire(endpoint, prefix, wire),
+            proxy=without_password(proxy),
+            allow_insecure=allow_insecure,
+            keep_alive="auto" if keep_alive is None else keep_alive,
+            record=to,
+        )
+        raise typer.Exit(RecordRun(to, parse_run_time(run_time)).run(listener))
 
 
 @app.command()
@@ -212,28 +242,53 @@ def history(
 
     Example: finx-streamer history BTC:USDC --start 2022-07-02 > ticks.jsonl
     """
-    with _errors_as_exit_codes():
+    with errors_as_exit_codes():
         from .history import write_history
 
         if archive is not None:
             from .archives import ArchivedHistory
 
             stored = ArchivedHistory(archive)
-            raise typer.Exit(write_history(stored, pair, start, end, exchange, _LINE_FORMATS[format], output, resume))
-        with _function_client(endpoint, api_key_file, proxy, allow_insecure, timeout, retry) as client:
-            raise typer.Exit(write_history(client, pair, start, end, exchange, _LINE_FORMATS[format], output, resume))
+            raise typer.Exit(write_history(stored, pair, start, end, exchange, LINE_FORMATS[format], output, resume))
+        with function_client(endpoint, api_key_file, proxy, allow_insecure, timeout, retry) as client:
+            raise typer.Exit(write_history(client, pair, start, end, exchange, LINE_FORMATS[format], output, resume))
 
 
 @app.command()
-def verify(directory: Annotated[Path, typer.Argument(metavar="DIR", help="An archive.", show_default=False)]) -> None:
+def verify(directory: ArchiveArgument) -> None:
     """Check every file of an archive, and show what is damaged or missing.
 
     Exit codes: 0 everything is complete; 1 something is damaged or missing; 2 not an archive.
     """
-    with _errors_as_exit_codes():
+    with errors_as_exit_codes():
         from .archives import verify as verify_archive
 
         raise typer.Exit(verify_archive(directory))
+
+
+@app.command()
+def replay(
+    directory: ArchiveArgument,
+    symbols: ReplayedArgument = None,
+    start: ReceivedFromOption = None,
+    end: ReceivedUntilOption = None,
+    speed: ReplaySpeedOption = None,
+    max_pause: PauseOption = None,
+    limit: LimitOption = None,
+    format: ViewOption = None,
+) -> None:
+    """Show what was recorded, as listen showed it: ticks, gaps and errors, in the same order.
+
+    Exit codes: 0 success, Ctrl-C or a closed pipe; 1 the archive can't be read; 2 wrong usage.
+    Example: finx-streamer replay ticks BTC:USDC --start 2h --speed 10
+    """
+    with errors_as_exit_codes():
+        from .replaying import ReplayRun, open_replay
+
+        names, greeks = _symbols(symbols or [])
+        listener = open_replay(directory, names, start, end, speed, max_pause)
+        view = new_view(view_format(format), Output(None), f"{directory} · Ctrl-C stops", greeks, None, names)
+        raise typer.Exit(ReplayRun(view, limit, greeks).run(listener))
 
 
 @app.command()
@@ -256,11 +311,11 @@ def snap(
 
     Example: finx-streamer snap BTC:USDC 2022-07-02T15:30
     """
-    with _errors_as_exit_codes():
+    with errors_as_exit_codes():
         from .history import write_snap
 
-        with _function_client(endpoint, api_key_file, proxy, allow_insecure, timeout, retry) as client:
-            raise typer.Exit(write_snap(client, pair, time, _LINE_FORMATS[format]))
+        with function_client(endpoint, api_key_file, proxy, allow_insecure, timeout, retry) as client:
+            raise typer.Exit(write_snap(client, pair, time, LINE_FORMATS[format]))
 
 
 @app.command()
@@ -284,14 +339,16 @@ def demo(
 
     Example: finx-streamer demo --live BTC:USDT
     """
-    with _errors_as_exit_codes():
+    with errors_as_exit_codes():
         show_log(log_level)
         market = live_market.choose(live, pairs, exchanges, exchange_url, options=options, expiry=expiry)
         if market is not None:
-            view = _view(_view_name(format), Output(None), "live exchanges · Ctrl-C stops", False, None, market.pairs)
+            view = new_view(
+                view_format(format), Output(None), "live exchanges · Ctrl-C stops", False, None, market.pairs
+            )
             raise typer.Exit(live_market.run_demo(market, view, limit, duration, log_level))
         symbols = [str(_nearest_month("BTC"))] if options else DEMO_PAIRS
-        view = _view(_view_name(format), Output(None), "simulated market · Ctrl-C stops", options, expiry, symbols)
+        view = new_view(view_format(format), Output(None), "simulated market · Ctrl-C stops", options, expiry, symbols)
         listener = StreamListener(*symbols, parse_price=str, endpoint="demo")
         raise typer.Exit(ListenRun(view, limit, duration, "update" if options else "tick").run(listener))
 
@@ -316,10 +373,10 @@ def doctor(
 
     Example: finx-streamer doctor --endpoint demo
     """
-    with _errors_as_exit_codes():
+    with errors_as_exit_codes():
         from .doctor import examine
 
-        target, proxy = _with_wire(endpoint, None, wire), _without_password(proxy)
+        target, proxy = with_wire(endpoint, None, wire), without_password(proxy)
         raise typer.Exit(
             examine(pairs, live, exchanges, exchange_url, target, api_key_file, proxy, allow_insecure, as_json)
         )
@@ -373,7 +430,7 @@ def serve(
 
     Example: finx-streamer serve --tape ticks.jsonl --speed 10
     """
-    with _errors_as_exit_codes():
+    with errors_as_exit_codes():
         from ..server import LocalServer
         from .serving import Reloading, check_exposure, choose_source, serve_until_ctrl_c
 
@@ -400,30 +457,13 @@ def serve(
         serve_until_ctrl_c(server, imported or [], sorted(source.pairs), files)
 
 
-@contextmanager
-def _errors_as_exit_codes() -> Iterator[None]:
-    """Print an error as one line, and exit with its code."""
-    try:
-        yield
-    except (ConfigurationError, ImportError) as error:
-        say(f"error: {with_options(str(error))}")
-        raise typer.Exit(2) from None
-    except FinxStreamerError as error:
-        say_error(error)
-        raise typer.Exit(1) from None
-    except OSError as error:
-        file = f"{error.filename}: " if error.filename else ""
-        say(f"error: {file}{error.strerror or error}")
-        raise typer.Exit(1) from None
-
-
 def _symbols(given: Iterable[str]) -> tuple[list[str], bool]:
     """Return the symbols, and whether they are contracts. One table or file has either these or pairs."""
     symbols = [check.symbol(text) for text in given]
     pairs = [isinstance(symbol, Pair) for symbol in symbols]
     if any(pairs) and not all(pairs):
         raise ConfigurationError("pairs and options can't be shown together; run the command once for each")
-    return list(map(str, symbols)), not any(pairs)
+    return list(map(str, symbols)), bool(symbols) and not any(pairs)
 
 
 def _nearest_month(underlying: str) -> Option:
@@ -432,68 +472,3 @@ def _nearest_month(underlying: str) -> Option:
         contracts = map(Instrument.parse, client.list_contracts())
         months = {Option.of(each) for each in contracts if each.underlying == underlying and each.strike is not None}
     return min(months, key=lambda month: (month.year, month.month))
-
-
-def _function_client(
-    endpoint: str, key_file: Path | None, proxy: str | None, allow_insecure: bool, timeout: float, retry: bool
-) -> FunctionClient:
-    return (FunctionClient if retry else _HastyClient)(
-        _key(endpoint, key_file),
-        endpoint,
-        timeout,
-        parse_price=str,
-        proxy=_without_password(proxy),
-        allow_insecure=allow_insecure,
-    )
-
-
-def _key(endpoint: str, file: Path | None) -> str | Callable[[], str] | None:
-    return None if endpoint == demo_market.NAME and file is None else api_key(file)
-
-
-def _with_wire(endpoint: str, prefix: str | None, wire: WireName) -> str | Endpoint:
-    if endpoint == demo_market.NAME and (prefix is not None or wire is not WireName.URL):
-        raise ConfigurationError(
-            "--prefix and --wire can't be used with --endpoint demo; remove them, or run finx-streamer serve and pass "
-            "its URL"
-        )
-    url = Endpoint.of(endpoint).url if endpoint != demo_market.NAME else endpoint
-    return endpoint if prefix is None and wire is WireName.URL else Endpoint(url, prefix, wire.value)
-
-
-def _without_password(proxy: str | None) -> str | None:
-    if proxy and "@" in proxy:
-        raise ConfigurationError(
-            "--proxy: other users of this machine can see arguments, so don't pass a user name and password here; "
-            "set the environment variable https_proxy instead"
-        )
-    return proxy
-
-
-def _view_name(name: ViewName | None, output: Path | None = None) -> ViewName:
-    """Return the format that was asked for, or the default."""
-    if output is not None:
-        if name is ViewName.TABLE:
-            raise ConfigurationError("--format table can't be used with --output; use json, csv or line")
-        return name or ViewName.JSON
-    if sys.stdout is None:
-        raise ConfigurationError("standard output is closed")
-    if name is ViewName.TABLE and not can_draw_table():
-        raise ConfigurationError("--format table needs a terminal; use json, csv or line")
-    return name or (ViewName.TABLE if can_draw_table() else ViewName.JSON)
-
-
-def _view(name: ViewName, output: Output, title: str, greeks: bool, expiry: str | None, symbols: Iterable[str]) -> View:
-    if expiry is not None and not (greeks and name is ViewName.TABLE):
-        raise ConfigurationError("--expiry is only for a table of options in a terminal; remove it")
-    if name is not ViewName.TABLE:
-        from .line_view import LineView
-
-        return LineView(_LINE_FORMATS[name], output.open_now(), output.encoding, output.packed, greeks)
-    if greeks:
-        from .chain_view import ChainView, parse_expiry
-
-        return ChainView(title, None if expiry is None else parse_expiry(expiry, map(check.symbol, symbols)))
-    from .table_view import TableView
-
-    return TableView(title)

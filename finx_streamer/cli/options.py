@@ -43,6 +43,32 @@ SymbolsArgument = Annotated[
     ),
 ]
 PairArgument = Annotated[str, typer.Argument(help="The pair, such as BTC:USDC.", metavar="PAIR")]
+ArchiveArgument = Annotated[Path, typer.Argument(help="An archive.", metavar="DIR", show_default=False)]
+ReplayedArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Only these pairs; or only these months or contracts. Default: all pairs.", metavar="SYMBOL..."
+    ),
+]
+ReceivedFromOption = Annotated[
+    str | None,
+    typer.Option(
+        "--start",
+        help="Begin with what was received then: such as 2026-11-01, 2026-11-01T15:30, yesterday, or 1h for an hour "
+        "ago. UTC, unless it has an offset.",
+        metavar="TIME",
+    ),
+]
+ReceivedUntilOption = Annotated[
+    str | None, typer.Option("--end", help="End before what was received then; as for --start.", metavar="TIME")
+]
+ReplaySpeedOption = Annotated[
+    float | None,
+    typer.Option("--speed", help="1 is real time, 10 ten times as fast. Default: no pauses.", metavar="FACTOR"),
+]
+PauseOption = Annotated[
+    float | None, typer.Option("--max-pause", help="The longest pause with --speed.", metavar="SECONDS")
+]
 ViewOption = Annotated[
     ViewName | None,
     typer.Option("--format", help="line is for people. Default: table in a terminal, json in a pipe or file."),
@@ -51,6 +77,21 @@ LineFormatOption = Annotated[LineFormatName, typer.Option("--format", help="The 
 WireOption = Annotated[
     WireName,
     typer.Option(help="url: a connection for each symbol. subscribe: all symbols on one, as FinX documented later."),
+]
+PrefixOption = Annotated[
+    str | None,
+    typer.Option(
+        "--prefix", help="The first part of a stream's path: streaming, the default, or streamer.", metavar="NAME"
+    ),
+]
+KeepAliveOption = Annotated[
+    float | None,
+    typer.Option(
+        "--keep-alive",
+        help="Send keepAlive messages at this interval. FinX may close a stream after 300 s without one; use 270. "
+        "Default: 270 with --wire subscribe, otherwise none.",
+        metavar="SECONDS",
+    ),
 ]
 SinceOption = Annotated[
     str | None,

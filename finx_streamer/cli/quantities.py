@@ -26,6 +26,23 @@ def parse_duration(text: str) -> timedelta | None:
     return float(found["number"]) * _UNITS[found["unit"]] if found else None
 
 
+def parse_run_time(text: str | None) -> float | None:
+    """Return the value of `record --for` in seconds.
+
+    Raises:
+        ConfigurationError: It isn't a duration.
+    """
+    if text is None:
+        return None
+    try:
+        time = parse_duration(text if text.strip()[-1:].isalpha() else f"{text.strip()}s")
+    except OverflowError:
+        time = None
+    if not time:
+        raise ConfigurationError(f"--for: {text!r} is not allowed; expected a duration such as 8h, 30m or 90s")
+    return time.total_seconds()
+
+
 def parse_store_age(text: str | None) -> timedelta | None:
     """Return the value of `--store-age`.
 

@@ -32,6 +32,7 @@ OPTIONS = {
     "keep_alive": "--keep-alive",
     "prefix": "--prefix",
     "proxy": "--proxy",
+    "record": "--to",
     "timeout": "--timeout",
 }
 #: `name:` at the start; `name=True`, `name='…'` and `name=`; the callable that reads a key file; and advice to pass an

@@ -1,0 +1,72 @@
+"""What the commands that connect to a server share: their clients, and errors as exit codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+
+from .. import ConfigurationError, Endpoint, FinxStreamerError, FunctionClient
+from .. import demo as demo_market
+from .key_files import api_key
+from .options import WireName
+from .terminal import say, say_error, with_options
+
+
+class _HastyClient(FunctionClient):
+    _fail_fast = True
+
+
+@contextmanager
+def errors_as_exit_codes() -> Iterator[None]:
+    """Print an error as one line, and exit with its code."""
+    try:
+        yield
+    except (ConfigurationError, ImportError) as error:
+        say(f"error: {with_options(str(error))}")
+        raise typer.Exit(2) from None
+    except FinxStreamerError as error:
+        say_error(error)
+        raise typer.Exit(1) from None
+    except OSError as error:
+        file = f"{error.filename}: " if error.filename else ""
+        say(f"error: {file}{error.strerror or error}")
+        raise typer.Exit(1) from None
+
+
+def function_client(
+    endpoint: str, key_file: Path | None, proxy: str | None, allow_insecure: bool, timeout: float, retry: bool
+) -> FunctionClient:
+    return (FunctionClient if retry else _HastyClient)(
+        key_for(endpoint, key_file),
+        endpoint,
+        timeout,
+        parse_price=str,
+        proxy=without_password(proxy),
+        allow_insecure=allow_insecure,
+    )
+
+
+def key_for(endpoint: str, file: Path | None) -> str | Callable[[], str] | None:
+    return None if endpoint == demo_market.NAME and file is None else api_key(file)
+
+
+def with_wire(endpoint: str, prefix: str | None, wire: WireName) -> str | Endpoint:
+    if endpoint == demo_market.NAME and (prefix is not None or wire is not WireName.URL):
+        raise ConfigurationError(
+            "--prefix and --wire can't be used with --endpoint demo; remove them, or run finx-streamer serve and pass "
+            "its URL"
+        )
+    url = Endpoint.of(endpoint).url if endpoint != demo_market.NAME else endpoint
+    return endpoint if prefix is None and wire is WireName.URL else Endpoint(url, prefix, wire.value)
+
+
+def without_password(proxy: str | None) -> str | None:
+    if proxy and "@" in proxy:
+        raise ConfigurationError(
+            "--proxy: other users of this machine can see arguments, so don't pass a user name and password here; "
+            "set the environment variable https_proxy instead"
+        )
+    return proxy
