@@ -22,6 +22,7 @@ import attrs
 import pytest
 import reference
 
+from finx_streamer.archive import ArchiveWriter
 from finx_streamer.server import LocalServer, SimulatedMarket
 from tests.support.installed import Installation, copy_of_source
 from tests.support.program import ROOT, program_command, program_environment
@@ -323,6 +324,9 @@ def test_shell_example(
     (tmp_path / "ticks.jsonl").write_text(
         '{"pair":"BTC:USDC","date":"2022-07-02","time":"15:30:55.817Z","exchange":"BINANCE","price":"19200.84"}\n'
     )
+    if " replay " in line:
+        with ArchiveWriter(tmp_path / "ticks") as writer:
+            writer.put_backfilled([("BTC:USDC", "2022-07-02", "15:30:55.817Z", "BINANCE", "19200.84")])
     command = ["bash", "-c", f"set -o pipefail; {line}"] if "|" in line or ">" in line else shlex.split(line)
     # Ctrl-C could meet the interpreter while it exits.
     enough = None if "--limit" in line else ENOUGH_LINES

@@ -31,7 +31,7 @@ from finx_streamer.streaming.catch_up import Past
 from tests.support.market import BEGIN, OTHER, PAIR, Market, outage, prices, send, tick
 from tests.support.peers import PATIENCE, Seen
 from tests.support.program import program_environment
-from tests.support.storm import bursts, storm
+from tests.support.storm import bursts, shared_storm, storm
 
 #: A second, in numbers of the market's ticks.
 SECOND = 100
@@ -485,6 +485,16 @@ def test_nothing_is_lost_in_a_storm(
     """Faults hit history, the seam and the stream. Each tick is delivered once and in order."""
     ticks = bursts([PAIR, OTHER], 22_000, random.Random(seed))
     outcome = storm(ticks, 800.0, 25, seed, wire, resumable, past=20_000, **settings)
+    print(outcome)
+    assert outcome.mistakes() == []
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("confirms", [False, True], ids=["as FinX", "as our server"])
+@pytest.mark.parametrize("seed", [4, 5])
+def test_nothing_is_lost_in_a_storm_on_one_connection(seed: int, confirms: bool) -> None:
+    """From a service that shares no code with ours, and confirms nothing, as FinX."""
+    outcome = shared_storm(bursts([PAIR, OTHER], 8_000, random.Random(seed)), 25, seed, confirms, past=6_000)
     print(outcome)
     assert outcome.mistakes() == []
 

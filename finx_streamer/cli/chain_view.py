@@ -9,7 +9,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .. import ConfigurationError, Greeks, Instrument, ListenerStats, Option, StreamListener
+from .. import ConfigurationError, Greeks, Instrument, ListenerStats, Option
+from ..base_listener import BaseListener
 from ..config.symbols import Symbol
 from .table_view import NO_VALUE, LiveTable
 
@@ -40,7 +41,7 @@ class ChainView(LiveTable):
         #: Whether an option of that expiry has appeared.
         self._found = False
 
-    def tables(self, listener: StreamListener, stats: ListenerStats) -> list[RenderableType]:
+    def tables(self, listener: BaseListener, stats: ListenerStats) -> list[RenderableType]:
         newest = listener.greeks().values()
         chains: Chains = {}
         for greeks in newest:

@@ -6,7 +6,6 @@ before the result is complete.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
@@ -19,10 +18,10 @@ from .._version import __version__
 from ..config import checks as check
 from . import live_market
 from .connecting import errors_as_exit_codes, function_client, key_for, with_wire, without_password
-from .formats import CSV, JSON, TEXT
-from .listening import ListenRun, View
+from .listening import ListenRun
 from .options import (
     AddressConnectionsOption,
+    ArchiveArgument,
     ConnectionsOption,
     DurationOption,
     EndpointOption,
@@ -38,8 +37,13 @@ from .options import (
     LineFormatOption,
     LogLevelOption,
     PairArgument,
+    PauseOption,
     PrefixOption,
     ProxyOption,
+    ReceivedFromOption,
+    ReceivedUntilOption,
+    ReplayedArgument,
+    ReplaySpeedOption,
     RequestLogOption,
     RetryOption,
     SinceOption,
@@ -49,21 +53,19 @@ from .options import (
     TimeoutOption,
     TlsCertOption,
     TlsKeyOption,
-    ViewName,
     ViewOption,
     WireName,
     WireOption,
 )
 from .output import Output
 from .quantities import parse_run_time, parse_store_age, parse_store_size
-from .terminal import LogLevel, can_draw_table, show_log
+from .terminal import LogLevel, show_log
 from .tls_files import load_tls
+from .views import new_view, view_name_for
 
 #: What `demo` listens to: some of the simulated market's pairs.
 DEMO_PAIRS = ("BTC:USDC", "ETH:USDC", "BTC:USDT", "SOL:USDC", "ETH:BTC")
 
-
-_LINE_FORMATS = {"json": JSON, "csv": CSV, "line": TEXT}
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -132,7 +134,7 @@ def listen(
         from .history import parse_since
 
         target = Output(output)
-        view_name = _view_name(format, output)
+        view_name = view_name_for(format, output)
         # First: from then on, errors about symbols hide a misplaced key.
         key = key_for(endpoint, api_key_file)
         names, greeks = _symbols(symbols)
@@ -149,7 +151,7 @@ def listen(
             allow_insecure=allow_insecure,
             keep_alive="auto" if keep_alive is None else keep_alive,
         )
-        view = _view(view_name, target, f"{endpoint} · Ctrl-C stops", greeks, expiry, names)
+        view = new_view(view_name, target, f"{endpoint} · Ctrl-C stops", greeks, expiry, names)
         raise typer.Exit(ListenRun(view, limit, duration, "update" if greeks else "tick").run(listener))
 
 
@@ -253,7 +255,7 @@ def history(
 
 
 @app.command()
-def verify(directory: Annotated[Path, typer.Argument(metavar="DIR", help="An archive.", show_default=False)]) -> None:
+def verify(directory: ArchiveArgument) -> None:
     """Check every file of an archive, and show what is damaged or missing.
 
     Exit codes: 0 everything is complete; 1 something is damaged or missing; 2 not an archive.
@@ -262,6 +264,31 @@ def verify(directory: Annotated[Path, typer.Argument(metavar="DIR", help="An arc
         from .archives import verify as verify_archive
 
         raise typer.Exit(verify_archive(directory))
+
+
+@app.command()
+def replay(
+    directory: ArchiveArgument,
+    symbols: ReplayedArgument = None,
+    start: ReceivedFromOption = None,
+    end: ReceivedUntilOption = None,
+    speed: ReplaySpeedOption = None,
+    max_pause: PauseOption = None,
+    limit: LimitOption = None,
+    format: ViewOption = None,
+) -> None:
+    """Show what was recorded, as listen showed it: ticks, gaps and errors, in the same order.
+
+    Exit codes: 0 success, Ctrl-C or a closed pipe; 1 the archive can't be read; 2 wrong usage.
+    Example: finx-streamer replay ticks BTC:USDC --start 2h --speed 10
+    """
+    with errors_as_exit_codes():
+        from .replaying import ReplayRun, open_replay
+
+        names, greeks = _symbols(symbols or [])
+        listener = open_replay(directory, names, start, end, speed, max_pause)
+        view = new_view(view_name_for(format), Output(None), f"{directory} · Ctrl-C stops", greeks, None, names)
+        raise typer.Exit(ReplayRun(view, limit, greeks).run(listener))
 
 
 @app.command()
@@ -316,10 +343,14 @@ def demo(
         show_log(log_level)
         market = live_market.choose(live, pairs, exchanges, exchange_url, options=options, expiry=expiry)
         if market is not None:
-            view = _view(_view_name(format), Output(None), "live exchanges · Ctrl-C stops", False, None, market.pairs)
+            view = new_view(
+                view_name_for(format), Output(None), "live exchanges · Ctrl-C stops", False, None, market.pairs
+            )
             raise typer.Exit(live_market.run_demo(market, view, limit, duration, log_level))
         symbols = [str(_nearest_month("BTC"))] if options else DEMO_PAIRS
-        view = _view(_view_name(format), Output(None), "simulated market · Ctrl-C stops", options, expiry, symbols)
+        view = new_view(
+            view_name_for(format), Output(None), "simulated market · Ctrl-C stops", options, expiry, symbols
+        )
         listener = StreamListener(*symbols, parse_price=str, endpoint="demo")
         raise typer.Exit(ListenRun(view, limit, duration, "update" if options else "tick").run(listener))
 
@@ -434,7 +465,7 @@ def _symbols(given: Iterable[str]) -> tuple[list[str], bool]:
     pairs = [isinstance(symbol, Pair) for symbol in symbols]
     if any(pairs) and not all(pairs):
         raise ConfigurationError("pairs and options can't be shown together; run the command once for each")
-    return list(map(str, symbols)), not any(pairs)
+    return list(map(str, symbols)), bool(symbols) and not any(pairs)
 
 
 def _nearest_month(underlying: str) -> Option:
@@ -443,32 +474,3 @@ def _nearest_month(underlying: str) -> Option:
         contracts = map(Instrument.parse, client.list_contracts())
         months = {Option.of(each) for each in contracts if each.underlying == underlying and each.strike is not None}
     return min(months, key=lambda month: (month.year, month.month))
-
-
-def _view_name(name: ViewName | None, output: Path | None = None) -> ViewName:
-    """Return the format that was asked for, or the default."""
-    if output is not None:
-        if name is ViewName.TABLE:
-            raise ConfigurationError("--format table can't be used with --output; use json, csv or line")
-        return name or ViewName.JSON
-    if sys.stdout is None:
-        raise ConfigurationError("standard output is closed")
-    if name is ViewName.TABLE and not can_draw_table():
-        raise ConfigurationError("--format table needs a terminal; use json, csv or line")
-    return name or (ViewName.TABLE if can_draw_table() else ViewName.JSON)
-
-
-def _view(name: ViewName, output: Output, title: str, greeks: bool, expiry: str | None, symbols: Iterable[str]) -> View:
-    if expiry is not None and not (greeks and name is ViewName.TABLE):
-        raise ConfigurationError("--expiry is only for a table of options in a terminal; remove it")
-    if name is not ViewName.TABLE:
-        from .line_view import LineView
-
-        return LineView(_LINE_FORMATS[name], output.open_now(), output.encoding, output.packed, greeks)
-    if greeks:
-        from .chain_view import ChainView, parse_expiry
-
-        return ChainView(title, None if expiry is None else parse_expiry(expiry, map(check.symbol, symbols)))
-    from .table_view import TableView
-
-    return TableView(title)

@@ -9,7 +9,8 @@ import stat
 import threading
 import zlib
 
-from .. import Gap, Greeks, Notice, StreamListener, Tick
+from .. import Gap, Greeks, Notice, Tick
+from ..base_listener import BaseListener
 from .formats import LineFormat, to_json
 from .terminal import REPLACE, describe_filled_gap, say, shorten
 
@@ -75,7 +76,7 @@ class LineView:
             self._woken = True
             self._changed.notify_all()
 
-    def refresh(self, listener: StreamListener, seconds: float) -> None:
+    def refresh(self, listener: BaseListener, seconds: float) -> None:
         """Wait. Raises `OSError` if the lines can't be written."""
         with self._changed:
             self._changed.wait_for(lambda: self._woken or self._failure, seconds)
@@ -87,7 +88,7 @@ class LineView:
     def missing(self) -> str | None:
         return None
 
-    def finish(self, listener: StreamListener, interrupted: bool) -> None:
+    def finish(self, listener: BaseListener, interrupted: bool) -> None:
         """Write the rest. After Ctrl-C, don't wait for a reader that has stopped."""
         with self._changed:
             self._closed = True

@@ -13,11 +13,11 @@ from .. import (
     Greeks,
     Notice,
     State,
-    StreamListener,
     StreamNotFound,
     Tick,
     TicksDropped,
 )
+from ..base_listener import BaseListener
 from ..clock import monotonic
 from ..delivery.stats import ListenerStats
 from .key_files import KeyFileError
@@ -48,7 +48,7 @@ class View(Protocol):
     def wake(self) -> None:
         """Make the current or the next `refresh` return at once."""
 
-    def refresh(self, listener: StreamListener, seconds: float) -> None:
+    def refresh(self, listener: BaseListener, seconds: float) -> None:
         """Show what has arrived. Wait for up to `seconds`.
 
         Raises:
@@ -56,7 +56,7 @@ class View(Protocol):
             OSError: The output can't be written.
         """
 
-    def finish(self, listener: StreamListener, interrupted: bool) -> None:
+    def finish(self, listener: BaseListener, interrupted: bool) -> None:
         """Show the rest. From now on, callbacks must not wait."""
 
     def missing(self) -> str | None:
@@ -66,6 +66,8 @@ class View(Protocol):
 class ListenRun:
     """One run of a listener in a view."""
 
+    #: Whether it fails if no server is reached.
+    _needs_a_server = True
     #: How long the end may take, in seconds.
     _stop_timeout = 2.0
 
@@ -80,12 +82,12 @@ class ListenRun:
         self._interrupted: set[str] = set()
         #: Whether any stream has reached the server.
         self._has_streamed = False
-        #: Whether the duration was the end.
+        #: Whether the duration, or the end of an archive, was the end.
         self._over = False
         self._values = self._errors = 0
         self._fatal: list[FinxStreamerError] = []
 
-    def run(self, listener: StreamListener) -> int:
+    def run(self, listener: BaseListener) -> int:
         """Show ticks until the end. Return the exit code: 1 after a fatal error, or if no server was reached."""
         self._watch_values(listener)
         listener.on_error(self._on_error)
@@ -98,14 +100,14 @@ class ListenRun:
         if missing := self._view.missing():
             say(missing)
         never_connected = self._over and self._errors > 0 and not (self._has_streamed or self._values)
-        return 1 if never_connected else self._exit_code(listener)
+        return 1 if never_connected and self._needs_a_server else self._exit_code(listener)
 
-    def _watch_values(self, listener: StreamListener) -> None:
+    def _watch_values(self, listener: BaseListener) -> None:
         listener.on_tick(lambda tick: self._on_value(self._view.on_tick, tick))
         listener.on_greeks(lambda greeks: self._on_value(self._view.on_greeks, greeks))
 
-    def _show_until_end(self, listener: StreamListener, started: float) -> bool:
-        """Return whether Ctrl-C or the duration was the end."""
+    def _show_until_end(self, listener: BaseListener, started: float) -> bool:
+        """Return whether Ctrl-C, the duration or the end of an archive was the end."""
         interrupted = False
         with signals_as_ctrl_c(), contextlib.suppress(BrokenPipeError):
             try:
@@ -120,15 +122,15 @@ class ListenRun:
                     listener.stop(timeout=self._stop_timeout, drain=False)
         return interrupted or self._over
 
-    def _show(self, listener: StreamListener, started: float) -> bool:
-        """Return whether the duration was the end."""
+    def _show(self, listener: BaseListener, started: float) -> bool:
+        """Return whether the duration, or the end of an archive, was the end."""
         end = started + self._duration if self._duration is not None else float("inf")
         while not (self._limit_reached or listener.state.ended):
             seconds_left = end - monotonic()
             if seconds_left <= 0:
                 return True
             self._view.refresh(listener, min(seconds_left, _POLL_INTERVAL))
-        return False
+        return listener.state is State.STOPPED
 
     def _on_value(self, show: Callable[[_V], bool], value: _V) -> None:
         if self._limit_reached or not show(value):
@@ -142,12 +144,15 @@ class ListenRun:
         if isinstance(error, TicksDropped) and error.at_end:
             return  # the user wants no more ticks; the summary counts these
         self._errors += 1
-        if isinstance(error, ConnectionFailed) and not (error.will_retry or isinstance(error, StreamNotFound)):
+        if self._is_fatal(error):
             # Printed at the end, once: `join` raises it, too.
             self._fatal.append(error)
         else:
             reason = f": {error.__cause__}" if isinstance(error.__cause__, KeyFileError) else ""
             self._view.on_error(with_options(f"{error}{reason}"))
+
+    def _is_fatal(self, error: FinxStreamerError) -> bool:
+        return isinstance(error, ConnectionFailed) and not (error.will_retry or isinstance(error, StreamNotFound))
 
     def _on_notice(self, notice: Notice) -> None:
         if notice.message != _KEEP_ALIVE_ANSWER:
@@ -170,7 +175,7 @@ class ListenRun:
             f"{stats.dropped:,} dropped, {count(self._errors, 'error')}"
         )
 
-    def _exit_code(self, listener: StreamListener) -> int:
+    def _exit_code(self, listener: BaseListener) -> int:
         ending: FinxStreamerError | None = None
         try:
             listener.join(timeout=0)

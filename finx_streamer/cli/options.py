@@ -43,6 +43,32 @@ SymbolsArgument = Annotated[
     ),
 ]
 PairArgument = Annotated[str, typer.Argument(help="The pair, such as BTC:USDC.", metavar="PAIR")]
+ArchiveArgument = Annotated[Path, typer.Argument(help="An archive.", metavar="DIR", show_default=False)]
+ReplayedArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Only these pairs; or only these months or contracts. Default: all pairs.", metavar="SYMBOL..."
+    ),
+]
+ReceivedFromOption = Annotated[
+    str | None,
+    typer.Option(
+        "--start",
+        help="Begin with what was received then: such as 2026-11-01, 2026-11-01T15:30, yesterday, or 1h for an hour "
+        "ago. UTC, unless it has an offset.",
+        metavar="TIME",
+    ),
+]
+ReceivedUntilOption = Annotated[
+    str | None, typer.Option("--end", help="End before what was received then; as for --start.", metavar="TIME")
+]
+ReplaySpeedOption = Annotated[
+    float | None,
+    typer.Option("--speed", help="1 is real time, 10 ten times as fast. Default: no pauses.", metavar="FACTOR"),
+]
+PauseOption = Annotated[
+    float | None, typer.Option("--max-pause", help="The longest pause with --speed.", metavar="SECONDS")
+]
 ViewOption = Annotated[
     ViewName | None,
     typer.Option("--format", help="line is for people. Default: table in a terminal, json in a pipe or file."),

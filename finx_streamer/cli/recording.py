@@ -8,7 +8,8 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from .. import FinxStreamerError, Gap, Greeks, ListenerStats, Notice, RecordingError, StreamListener, Tick
+from .. import FinxStreamerError, Gap, Greeks, ListenerStats, Notice, RecordingError, Tick
+from ..base_listener import BaseListener
 from ..clock import monotonic
 from .listening import ListenRun
 from .terminal import count, describe_filled_gap, say, shorten
@@ -61,7 +62,7 @@ class ProgressView:
     def missing(self) -> str | None:
         return None
 
-    def refresh(self, listener: StreamListener, seconds: float) -> None:
+    def refresh(self, listener: BaseListener, seconds: float) -> None:
         """Wait, and show the progress now and then."""
         self._woken.wait(seconds)
         self._woken.clear()
@@ -70,7 +71,7 @@ class ProgressView:
             stats = listener.stats
             self._draw(f"{self.describe(stats)}, {stats.rate:,.0f} ticks/s")
 
-    def finish(self, listener: StreamListener, interrupted: bool) -> None:
+    def finish(self, listener: BaseListener, interrupted: bool) -> None:
         """Remove the line."""
         self._draw("")
 
@@ -109,7 +110,7 @@ class RecordRun(ListenRun):
         self._progress = ProgressView(directory)
         super().__init__(self._progress, None, duration)
 
-    def _watch_values(self, listener: StreamListener) -> None:
+    def _watch_values(self, listener: BaseListener) -> None:
         """Do nothing: the listener counts, and callbacks would take time."""
 
     def _on_gap(self, gap: Gap) -> None:

@@ -11,7 +11,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from .. import Gap, Greeks, ListenerStats, Notice, StreamListener, StreamStats, Tick
+from .. import Gap, Greeks, ListenerStats, Notice, StreamStats, Tick
+from ..base_listener import BaseListener
 from ..delivery.stats import reason
 from ..errors import make_printable
 from .terminal import count, describe_filled_gap, encodable, shorten
@@ -42,7 +43,7 @@ class LiveTable(ABC):
         self._live = Live(console=console, auto_refresh=False, transient=False)
 
     @abstractmethod
-    def tables(self, listener: StreamListener, stats: ListenerStats) -> list[RenderableType]:
+    def tables(self, listener: BaseListener, stats: ListenerStats) -> list[RenderableType]:
         """Return what to draw above the totals."""
 
     def on_tick(self, tick: Tick) -> bool:
@@ -66,7 +67,7 @@ class LiveTable(ABC):
     def wake(self) -> None:
         self._woken.set()
 
-    def refresh(self, listener: StreamListener, seconds: float) -> None:
+    def refresh(self, listener: BaseListener, seconds: float) -> None:
         """Redraw the table, then wait until it is time for the next redraw."""
         if not self._live.is_started:
             self._live.start()
@@ -74,7 +75,7 @@ class LiveTable(ABC):
         self._woken.wait(min(seconds, _REDRAW_INTERVAL))
         self._woken.clear()
 
-    def finish(self, listener: StreamListener, interrupted: bool) -> None:
+    def finish(self, listener: BaseListener, interrupted: bool) -> None:
         """Leave the final table on the screen."""
         if not self._live.is_started:
             self._live.start()  # the limit may be reached before the first `refresh`
@@ -84,7 +85,7 @@ class LiveTable(ABC):
     def missing(self) -> str | None:
         return None
 
-    def render(self, listener: StreamListener) -> Group:
+    def render(self, listener: BaseListener) -> Group:
         """Return the tables, the totals below them and the latest message."""
         stats = listener.stats
         lines = [*self.tables(listener, stats), self._totals(stats)]
@@ -113,7 +114,7 @@ class TableView(LiveTable):
         super().__init__(title)
         self._first_prices: dict[str, str] = {}
 
-    def tables(self, listener: StreamListener, stats: ListenerStats) -> list[RenderableType]:
+    def tables(self, listener: BaseListener, stats: ListenerStats) -> list[RenderableType]:
         table = Table(title=self._text(make_printable(self._title)), title_justify="left", expand=False)
         for heading in ("pair", "price", "change", "exchange", "rate", "lag", "state"):
             numeric = heading in ("price", "change", "rate", "lag")

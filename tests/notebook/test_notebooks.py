@@ -132,6 +132,7 @@ def test_notebooks_are_stored_without_outputs(path: Path) -> None:
 
 
 def test_the_documented_notebooks_exist() -> None:
-    """The docs list five notebooks."""
+    """The docs list six notebooks."""
     names = ["errors_and_gaps", "first_ticks", "greeks_live", "history_research", "live_portfolio"]
+    names += ["recording_backtest"]
     assert [path.stem for path in NOTEBOOKS] == names

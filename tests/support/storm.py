@@ -145,6 +145,10 @@ def _line(tick: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(tick[field] for field in ("date", "time", "exchange", "price"))
 
 
+def _time_of(tick: Mapping[str, str]) -> datetime:
+    return datetime.fromisoformat(f"{tick['date']}T{tick['time']}")
+
+
 class KillableServer:
     """A server in its own process, which can be killed. It has a store in a file and keeps its port.
 
@@ -306,7 +310,7 @@ def storm(
     if past:
         server.import_ticks(feed.ticks[:past])
         feed.skip(past)
-        settings["since"] = datetime.fromisoformat(f"{feed.ticks[0]['date']}T{feed.ticks[0]['time']}")
+        settings["since"] = _time_of(feed.ticks[0])
     with (
         server,
         recorder.listener(Endpoint(server.url, wire=wire), **settings),
@@ -323,11 +327,11 @@ def storm(
 
 
 def shared_storm(
-    ticks: Iterable[Mapping[str, str]], faults: int, seed: int, confirms: bool, **settings: Any
+    ticks: Iterable[Mapping[str, str]], faults: int, seed: int, confirms: bool, past: int = 0, **settings: Any
 ) -> Outcome:
     """Publish the ticks on FinX's second wire, and cause faults in between. Wait until everything has arrived.
 
-    Another pair is added and removed meanwhile. Its ticks are in `Outcome.others`.
+    Another pair is added and removed meanwhile. Its ticks are in `Outcome.others`. `past`: as for `storm`.
     """
     rng = random.Random(seed)
     outcome = Outcome(seed, Counter(), [dict(tick) for tick in ticks])
@@ -336,6 +340,9 @@ def shared_storm(
     pairs = {tick["pair"] for tick in outcome.sent}
     with SecondWire(confirms=confirms, delay=0.002) as service:
         endpoint = Endpoint(service.url, wire="subscribe")
+        if past:
+            service.publish(*itertools.islice(left, past))
+            settings["since"] = _time_of(outcome.sent[0])
         with recorder.listener(endpoint, **settings) as listener:
             service.wait_subscribed(len(pairs))
             # Ticks before a stream's first one are not promised.
