@@ -61,7 +61,7 @@ from .output import Output
 from .quantities import parse_run_time, parse_store_age, parse_store_size
 from .terminal import LogLevel, show_log
 from .tls_files import load_tls
-from .views import new_view, view_name_for
+from .views import LINE_FORMATS, new_view, view_format
 
 #: What `demo` listens to: some of the simulated market's pairs.
 DEMO_PAIRS = ("BTC:USDC", "ETH:USDC", "BTC:USDT", "SOL:USDC", "ETH:BTC")
@@ -134,7 +134,7 @@ def listen(
         from .history import parse_since
 
         target = Output(output)
-        view_name = view_name_for(format, output)
+        view_name = view_format(format, output)
         # First: from then on, errors about symbols hide a misplaced key.
         key = key_for(endpoint, api_key_file)
         names, greeks = _symbols(symbols)
@@ -249,9 +249,9 @@ def history(
             from .archives import ArchivedHistory
 
             stored = ArchivedHistory(archive)
-            raise typer.Exit(write_history(stored, pair, start, end, exchange, _LINE_FORMATS[format], output, resume))
+            raise typer.Exit(write_history(stored, pair, start, end, exchange, LINE_FORMATS[format], output, resume))
         with function_client(endpoint, api_key_file, proxy, allow_insecure, timeout, retry) as client:
-            raise typer.Exit(write_history(client, pair, start, end, exchange, _LINE_FORMATS[format], output, resume))
+            raise typer.Exit(write_history(client, pair, start, end, exchange, LINE_FORMATS[format], output, resume))
 
 
 @app.command()
@@ -287,7 +287,7 @@ def replay(
 
         names, greeks = _symbols(symbols or [])
         listener = open_replay(directory, names, start, end, speed, max_pause)
-        view = new_view(view_name_for(format), Output(None), f"{directory} · Ctrl-C stops", greeks, None, names)
+        view = new_view(view_format(format), Output(None), f"{directory} · Ctrl-C stops", greeks, None, names)
         raise typer.Exit(ReplayRun(view, limit, greeks).run(listener))
 
 
@@ -315,7 +315,7 @@ def snap(
         from .history import write_snap
 
         with function_client(endpoint, api_key_file, proxy, allow_insecure, timeout, retry) as client:
-            raise typer.Exit(write_snap(client, pair, time, _LINE_FORMATS[format]))
+            raise typer.Exit(write_snap(client, pair, time, LINE_FORMATS[format]))
 
 
 @app.command()
@@ -344,13 +344,11 @@ def demo(
         market = live_market.choose(live, pairs, exchanges, exchange_url, options=options, expiry=expiry)
         if market is not None:
             view = new_view(
-                view_name_for(format), Output(None), "live exchanges · Ctrl-C stops", False, None, market.pairs
+                view_format(format), Output(None), "live exchanges · Ctrl-C stops", False, None, market.pairs
             )
             raise typer.Exit(live_market.run_demo(market, view, limit, duration, log_level))
         symbols = [str(_nearest_month("BTC"))] if options else DEMO_PAIRS
-        view = new_view(
-            view_name_for(format), Output(None), "simulated market · Ctrl-C stops", options, expiry, symbols
-        )
+        view = new_view(view_format(format), Output(None), "simulated market · Ctrl-C stops", options, expiry, symbols)
         listener = StreamListener(*symbols, parse_price=str, endpoint="demo")
         raise typer.Exit(ListenRun(view, limit, duration, "update" if options else "tick").run(listener))
 

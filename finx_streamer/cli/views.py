@@ -14,10 +14,10 @@ from .options import ViewName
 from .output import Output
 from .terminal import can_draw_table
 
-_LINE_FORMATS = {"json": JSON, "csv": CSV, "line": TEXT}
+LINE_FORMATS = {"json": JSON, "csv": CSV, "line": TEXT}
 
 
-def view_name_for(name: ViewName | None, output: Path | None = None) -> ViewName:
+def view_format(name: ViewName | None, output: Path | None = None) -> ViewName:
     """Return the format that was asked for, or the default."""
     if output is not None:
         if name is ViewName.TABLE:
@@ -39,7 +39,7 @@ def new_view(
     if name is not ViewName.TABLE:
         from .line_view import LineView
 
-        return LineView(_LINE_FORMATS[name], output.open_now(), output.encoding, output.packed, greeks)
+        return LineView(LINE_FORMATS[name], output.open_now(), output.encoding, output.packed, greeks)
     if greeks:
         from .chain_view import ChainView, parse_expiry
 
