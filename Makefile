@@ -105,6 +105,10 @@ soak-live: $(VENV)/.installed-dev ## run live loopback exchanges with faults on 
 storm: $(VENV)/.installed-dev ## run storms of fast faults on a few pairs, 30 minutes: make storm ARGS="--minutes 5 --seed 7"
 	$(BIN)/python -m tests.support.storm $(ARGS)
 
+.PHONY: torture
+torture: $(VENV)/.installed-dev ## kill a recorder of 20 pairs 200 times, fill its disk, set its clock, 8 minutes: make torture ARGS="--kills 20"
+	$(BIN)/python -m tests.support.torture $(ARGS)
+
 .PHONY: autobahn
 autobahn: $(VENV)/.installed-dev ## run the Autobahn test suite against the WebSocket client; needs Python 2.7, for example pyenv's
 	$(BIN)/python tests/autobahn/run.py $(ARGS)

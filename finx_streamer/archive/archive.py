@@ -156,9 +156,14 @@ class Archive:
         return self._runs(selection, convert, pa.array(pairs, pa.string()))
 
     def to_arrow(self, pair: str | None = None, start: Moment | None = None, end: Moment | None = None) -> pa.Table:
-        """Return ticks as a table, sorted by time. Arguments are those of `ticks`.
+        """Return ticks as a table, sorted by time.
 
         The columns are `timestamp`, `pair`, `exchange`, `price` (a double), `received` and `backfilled`.
+
+        Args:
+            pair (str | None): Only this pair.
+            start (datetime | date | str | None): Only ticks from this time on.
+            end (datetime | date | str | None): Only ticks before this time.
         """
         selection = _Selection.of(pair, start, end)
         with _Database(self._layout, selection) as database:
@@ -170,13 +175,25 @@ class Archive:
     def to_pandas(
         self, pair: str | None = None, start: Moment | None = None, end: Moment | None = None
     ) -> pandas.DataFrame:
-        """Return ticks as a `pandas.DataFrame`, as `to_arrow` does. Needs the extra `[pandas]`."""
+        """Return ticks as a `pandas.DataFrame`, as `to_arrow` does. Needs the extra `[pandas]`.
+
+        Args:
+            pair (str | None): Only this pair.
+            start (datetime | date | str | None): Only ticks from this time on.
+            end (datetime | date | str | None): Only ticks before this time.
+        """
         return self.to_arrow(pair, start, end).to_pandas()
 
     def to_polars(
         self, pair: str | None = None, start: Moment | None = None, end: Moment | None = None
     ) -> polars.DataFrame:
-        """Return ticks as a `polars.DataFrame`, as `to_arrow` does. Needs the extra `[polars]`."""
+        """Return ticks as a `polars.DataFrame`, as `to_arrow` does. Needs the extra `[polars]`.
+
+        Args:
+            pair (str | None): Only this pair.
+            start (datetime | date | str | None): Only ticks from this time on.
+            end (datetime | date | str | None): Only ticks before this time.
+        """
         try:
             import polars
         except ImportError:
@@ -198,7 +215,8 @@ class Archive:
             pyarrow.Table: The result.
 
         Raises:
-            duckdb.Error: The query isn't valid.
+            ConfigurationError: The query has no result.
+            Exception: The query isn't valid. It is a `duckdb.Error`.
         """
         with _Database(self._layout, _Selection()) as database:
             result = database.connection.sql(query)

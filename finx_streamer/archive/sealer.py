@@ -44,7 +44,7 @@ class Sealer:
         self._wakeup.wake()
         if (process := self._process) is not None:
             process.terminate()
-        self._thread.join(1.0)
+        self._thread.join(0.5)
 
     def _run(self) -> None:
         while not self._closed:

@@ -42,6 +42,9 @@ _JUMP_NS = 2_000_000_000
 #: How long an hour lasts while the clock is behind it, in seconds.
 _LONG_HOUR = 7_200.0
 
+#: The room that only events may use, in bytes: `coverage` needs them.
+_EVENT_ROOM = 1 << 20
+
 #: What waits to be written: the received time, the kind, and raw frames, a line, or lines of ticks with their number.
 _Item = tuple[int, str, bytes, int]
 
@@ -193,7 +196,7 @@ class ArchiveWriter:
             for name, value in fields.items()
             if name not in ("at", "kind", "symbol")
         }
-        self._put((at, "line", entry_line(at, kind, symbol, values), 1))
+        self._put((at, "line", entry_line(at, kind, symbol, values), 1), _EVENT_ROOM)
 
     def flush(self, timeout: float = 10.0) -> None:
         """Wait until everything put so far is on disk.
@@ -220,11 +223,12 @@ class ArchiveWriter:
         if self._closing:
             return
         self.put_event("close", {})
-        self._deadline = monotonic() + timeout
+        end = monotonic() + timeout
+        self._deadline = end - timeout / 5
         self._closing = True
         self._wakeup.wake()
         self._sealer.close()
-        self._thread.join(timeout + _RETRY)
+        self._thread.join(max(end - monotonic(), 0.1))
         if self._thread.is_alive():
             # The thread releases the directory when the disk lets it go.
             self._reports.put("the disk hangs; what waited to be written is not recorded")
@@ -239,15 +243,14 @@ class ArchiveWriter:
     @property
     def dropped(self) -> int:
         """How many chunks, messages and events were dropped since the last one that was recorded."""
-        dropped = self._dropped
-        return dropped.count if dropped is not None else 0
+        return dropped.count if (dropped := self._dropped) is not None else 0
 
-    def _put(self, item: _Item) -> None:
+    def _put(self, item: _Item, extra: int = 0) -> None:
         size = len(item[2]) + 100
         with self._lock:
             if self._closing:
                 return
-            if self._queued + size > self._queue_bytes:
+            if self._queued + size > self._queue_bytes + extra:
                 self._drop(item)
                 return
             self._note_dropped()

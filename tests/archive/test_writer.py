@@ -47,7 +47,7 @@ def events(root: Path, kind: str) -> list[Entry]:
 
 def wait_for(condition: Callable[[], object]) -> None:
     """Wait for what another thread makes true."""
-    limit = time.monotonic() + 40
+    limit = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < limit
         time.sleep(0.01)
@@ -370,7 +370,7 @@ def test_readers_while_hours_are_sealed(tmp_path: Path) -> None:
         readers = [threading.Thread(target=read) for _ in range(3)]
         for each in readers:
             each.start()
-        for number in range(30):
+        for number in range(20):
             writer.put_backfilled([tick(number)], (start + number // 5) * HOUR_NS)
             writer.flush()
         wait_for(lambda: not Layout(tmp_path).find()[1][:-1])
@@ -379,3 +379,19 @@ def test_readers_while_hours_are_sealed(tmp_path: Path) -> None:
             each.join()
     assert seen
     assert all(found == list(range(len(found))) for found in seen)
+
+
+def test_events_have_room_in_a_full_queue(tmp_path: Path, hanging: threading.Event) -> None:
+    """Without them, the ledger could call time complete in which the stream was away."""
+    with ArchiveWriter(tmp_path, on_problem=lambda _: None, queue_bytes=100_000) as writer:
+        writer.put_event("state", {"state": "streaming"}, PAIR)
+        with pytest.raises(TimeoutError):
+            writer.flush(0.1)
+        for number in range(3_000):
+            writer.put_backfilled([tick(number)])
+        writer.put_event("state", {"state": "reconnecting"}, PAIR)
+        writer.put_backfilled([tick(-1)])
+        hanging.set()
+        writer.flush()
+    assert [each.fields["state"] for each in events(tmp_path, "state")] == ["streaming", "reconnecting"]
+    assert len(events(tmp_path, "gap")) == 2

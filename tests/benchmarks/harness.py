@@ -65,6 +65,8 @@ class Options(NamedTuple):
     fast_ticks: int
     #: Other checkouts to compare with.
     against: tuple[Path, ...] = ()
+    #: Ticks of the archive benchmark.
+    archive_ticks: int = 5_000_000
 
     def chosen(self, names: Iterable[str], always: Sequence[str] = ()) -> list[str]:
         """Return the names that the user selected. Add those of other checkouts after each of ours."""

@@ -32,6 +32,7 @@ BENCHMARKS = (
     "functions",
     "gap",
     "exchanges",
+    "archive",
 )
 
 
@@ -74,6 +75,9 @@ def _arguments() -> tuple[list[str], Options, Path | None]:
     parser.add_argument(
         "--fast-ticks", type=int, default=100_000_000, help="ticks of the memory benchmark, fast callback [%(default)s]"
     )
+    parser.add_argument(
+        "--archive-ticks", type=int, default=5_000_000, help="ticks of the archive benchmark [%(default)s]"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures of all runs to this file")
     parser.add_argument(
         "--against",
@@ -94,6 +98,7 @@ def _arguments() -> tuple[list[str], Options, Path | None]:
         given.memory_ticks,
         given.fast_ticks,
         tuple(given.against),
+        given.archive_ticks,
     )
     return given.benchmarks or list(BENCHMARKS), options, given.json
 

@@ -35,7 +35,7 @@ def test_a_signal_ends_it_with_everything_written(server: LocalServer, tmp_path:
         code, out, err = command.finish()
     assert (code, out) == (0, "")
     assert re.fullmatch(
-        r"finx-streamer: 3 ticks, \d\.\d KB on disk \([\d.]+ bytes per tick\), 0 gaps, in [\d.]+ s; "
+        r"finx-streamer: 3 ticks, [\d.]+ (bytes|KB) on disk \([\d.]+ bytes per tick\), 0 gaps, in [\d.]+ s; "
         r"0 reconnects, 0 errors\n",
         err,
     )

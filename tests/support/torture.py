@@ -239,11 +239,12 @@ def _trouble(rng: random.Random, recorder: _Recorder, disk: Path | None, result:
 
 def compare(archive: Archive, sent: dict[str, list[Row]], result: Result) -> None:
     """Compare an archive with what was sent."""
+    recorded: dict[str, list[Row]] = {pair: [] for pair in sent}
+    for tick in archive.ticks(parse_price=str):
+        recorded[tick["pair"]].append((tick["date"], tick["time"], tick["exchange"], tick["price"]))
+        result.backfilled += tick["backfilled"]
     for pair, rows in sent.items():
-        found = []
-        for tick in archive.ticks(pair, parse_price=str):
-            found.append((tick["date"], tick["time"], tick["exchange"], tick["price"]))
-            result.backfilled += tick["backfilled"]
+        found = recorded[pair]
         result.sent += len(rows)
         result.recorded += len(found)
         missing, doubled = Counter(rows) - Counter(found), Counter(found) - Counter(rows)
