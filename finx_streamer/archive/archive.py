@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import tempfile
 from bisect import bisect_left
@@ -166,11 +167,13 @@ class Archive:
             end (datetime | date | str | None): Only ticks before this time.
         """
         selection = _Selection.of(pair, start, end)
-        with _Database(self._layout, selection) as database:
-            return database.connection.sql(
-                "SELECT timestamp, pair, exchange, price, received, backfilled FROM ticks "
-                f"WHERE {selection.condition} ORDER BY timestamp, ordinal"
-            ).to_arrow_table()
+        found = self._query(
+            selection,
+            "SELECT timestamp, pair, exchange, price, received, backfilled FROM ticks "
+            f"WHERE {selection.condition} ORDER BY timestamp, ordinal",
+        )
+        assert found is not None
+        return found
 
     def to_pandas(
         self, pair: str | None = None, start: Moment | None = None, end: Moment | None = None
@@ -218,11 +221,10 @@ class Archive:
             ConfigurationError: The query has no result.
             Exception: The query isn't valid. It is a `duckdb.Error`.
         """
-        with _Database(self._layout, _Selection()) as database:
-            result = database.connection.sql(query)
-            if result is None:
-                raise ConfigurationError(f"sql: {query[:60]!r} has no result; expected a SELECT")
-            return result.to_arrow_table()
+        found = self._query(_Selection(), query)
+        if found is None:
+            raise ConfigurationError(f"sql: {query[:60]!r} has no result; expected a SELECT")
+        return found
 
     def coverage(self, pair: str) -> list[Coverage]:
         """Return what the archive has of a pair: the intervals that are complete, and those that aren't, and why.
@@ -255,6 +257,8 @@ class Archive:
                     events = [each for each in journal.read() if isinstance(each, Entry) and each.kind in LEDGER]
                     ledger.add([hour], events, journal.last_ns)
             except FileNotFoundError:
+                if self._layout.find() == (sealed, journals):
+                    raise
                 continue  # it was sealed or merged meanwhile
             return ledger
 
@@ -266,11 +270,23 @@ class Archive:
         """
         return verify(self._layout, self.ledger)
 
+    def _query(self, selection: _Selection, query: str) -> pa.Table | None:
+        while True:
+            files = self._layout.find()
+            try:
+                with _Database(self._layout, selection) as database:
+                    result = database.connection.sql(query)
+                    return None if result is None else result.to_arrow_table()
+            except (FileNotFoundError, duckdb.IOException):
+                # A file that was sealed or merged meanwhile has another name.
+                if self._layout.find() == files:
+                    raise
+
     def _batches(self, selection: _Selection) -> Iterator[pa.RecordBatch]:
         done = selection.start
         while True:
             started = False
-            database = None
+            files = self._layout.find()
             try:
                 with _Database(self._layout, attrs.evolve(selection, start=done)) as database:
                     for slab in database.slabs():
@@ -282,7 +298,7 @@ class Archive:
                 return
             except (FileNotFoundError, duckdb.IOException):
                 # A file that was sealed or merged meanwhile has another name.
-                if started or (database is not None and all(path.exists() for path in database.files)):
+                if started or self._layout.find() == files:
                     raise
 
     def _runs(
@@ -346,9 +362,7 @@ class _Database:
 
     def __init__(self, layout: Layout, selection: _Selection) -> None:
         self._selection = selection
-        self.files: list[Path] = []
         sealed, journals = layout.find()
-        self.files = [each.ticks for each in sealed] + [layout.journal(hour) for hour in journals]
         self._spill = tempfile.TemporaryDirectory(prefix="finx-archive-", ignore_cleanup_errors=True)
         self.connection = connect(Path(self._spill.name))
         #: The hours of ticks' times, with about how many ticks each has.
@@ -368,16 +382,18 @@ class _Database:
             for ticks, events in Journal(layout.journal(hour), hour).tables():
                 self._insert("new_ticks", ticks, self._selection.condition)
                 self._insert("new_events", events, "true")
+        # This says clearly what is wrong with a file.
+        notes = [metadata_of(each.ticks) for each in sealed]
         for view, table, names in (
             ("rows", "new_ticks", [each.ticks for each in sealed]),
             ("others", "new_events", [each.events for each in sealed]),
         ):
-            paths = ", ".join(_quoted(str(name)) for name in names)
+            paths = ", ".join(_quoted(glob.escape(str(name))) for name in names)
             files = f"UNION ALL SELECT * FROM read_parquet([{paths}], hive_partitioning=false)" if names else ""
             self.connection.execute(f"CREATE VIEW {view} AS SELECT * FROM {table} {files}")
         self.connection.execute(_VIEWS)
-        for each in sealed:
-            for pair, (count, first, last) in metadata_of(each.ticks)["counts"].items():
+        for note in notes:
+            for pair, (count, first, last) in note["counts"].items():
                 if self._selection.pair in (None, pair):
                     self._count(count, first, last)
         query = (

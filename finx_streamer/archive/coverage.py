@@ -11,8 +11,11 @@ import attrs
 
 from ..values import State
 from .journal import Entry
+from .layout import HOUR_NS
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+#: Hours later than that don't fit into nanoseconds since 1970.
+_LAST_HOUR = (1 << 63) // HOUR_NS
 #: States in which a stream that was open still is.
 _NEUTRAL = (State.IDLE, State.CONNECTING)
 
@@ -146,7 +149,7 @@ def coverage(ledger: Iterable[Entry], pair: str, last: datetime | None) -> list[
         at, fields = time_of(entry.at), entry.fields
         if entry.kind == "open":
             previous = fields.get("last_ns")
-            last_at = at if previous is None else time_of(previous)
+            last_at = time_of(previous) if isinstance(previous, int) and 0 <= previous < 1 << 63 else at
             found.end(last_at, "not recorded: the recorder was killed")
             if last_at > at:
                 found.set_clock(last_at, at)
@@ -209,7 +212,7 @@ class Ledger:
         self._hours.update(hours)
         for entry in entries:
             hour = {"hour": entry.fields.get("previous"), "seal": entry.fields.get("hour")}.get(entry.kind)
-            if isinstance(hour, int) and hour not in self._hours:
+            if isinstance(hour, int) and 0 <= hour < _LAST_HOUR and hour not in self._hours:
                 self.missing.append(hour)
                 self._hours.add(hour)
                 since = entry.at if self._last_ns is None else min(self._last_ns, entry.at)

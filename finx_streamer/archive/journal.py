@@ -33,6 +33,8 @@ from .layout import sync_directory
 #: A block ends at this number of entries or bytes of text.
 MAX_ENTRIES, MAX_BYTES = 1_000, 1 << 20
 _MAGIC = 0x184D2A5B
+#: A block that claims to have more text is damaged: reading it would take all memory.
+_MOST_TEXT = 1 << 28
 #: Magic, size of what follows; size of the zstd frame, entries, first and last time; CRC-32 of all that.
 _HEAD = struct.Struct("<IIIIqqI")
 _BEFORE = struct.pack("<II", _MAGIC, _HEAD.size - 8)
@@ -52,6 +54,13 @@ class Block:
     first_ns: int
     last_ns: int
     text: bytes = attrs.field(repr=False)
+
+    def parse(self) -> list[Ticks | Entry] | None:
+        """Return its entries. None if another program wrote something else."""
+        try:
+            return list(parse(self.text))
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return None
 
 
 @attrs.frozen
@@ -88,7 +97,10 @@ class Entry:
         """Read a line."""
         fields = json.loads(line)
         text = line if isinstance(line, str) else line.decode()
-        return cls(fields.pop("at"), fields.pop("kind"), fields.pop("symbol", None), fields, text)
+        at, kind, symbol = fields.pop("at"), fields.pop("kind"), fields.pop("symbol", None)
+        if not (_is_time(at) and isinstance(kind, str) and isinstance(symbol, str | None)):
+            raise ValueError(f"not an entry: {text[:100]!r}")
+        return cls(at, kind, symbol, fields, text)
 
 
 def entry_line(at: int, kind: str, symbol: str | None, fields: dict[str, Any]) -> bytes:
@@ -102,8 +114,12 @@ def ticks_lines(at: int, count: int, lines: bytes, backfilled: bool = False) -> 
     return b'{"at":%d,"ticks":%d,"bytes":%d%b}%b\n' % (at, count, len(lines), mark, lines)
 
 
+def _is_time(at: object) -> bool:
+    return isinstance(at, int) and 0 <= at < 1 << 63
+
+
 def parse(text: bytes) -> Iterator[Ticks | Entry]:
-    """Return the entries of a block."""
+    """Return the entries of a block. Raises ValueError, LookupError, TypeError, AttributeError or RecursionError."""
     at = 0
     while at < len(text):
         end = text.index(b"\n", at) + 1
@@ -114,7 +130,12 @@ def parse(text: bytes) -> Iterator[Ticks | Entry]:
             continue
         head = json.loads(line)
         at += head["bytes"]
-        yield Ticks(head["at"], head["ticks"], text[end:at], "backfilled" in head)
+        ticks = Ticks(head["at"], head["ticks"], text[end:at], "backfilled" in head)
+        lines = ticks.text.count(b"\n")
+        if not _is_time(ticks.at) or lines != ticks.count or ticks.text[-1:] not in (b"\n", b""):
+            raise ValueError(f"not a run of ticks: {line[:100]!r}")
+        if lines:
+            yield ticks
 
 
 def compressor() -> zstandard.ZstdCompressor:
@@ -185,8 +206,11 @@ def _block_at(file: IO[bytes], at: int, size: int) -> Block | None:
     end = at + _HEAD.size + packed_size
     if end > size:
         return None
+    packed = file.read(packed_size)
     try:
-        text = zstandard.ZstdDecompressor().decompress(file.read(packed_size))
+        if zstandard.frame_content_size(packed) > _MOST_TEXT:
+            return None
+        text = zstandard.ZstdDecompressor().decompress(packed)
     except zstandard.ZstdError:
         return None
     return Block(at, end, entries, first, last, text)

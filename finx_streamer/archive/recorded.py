@@ -39,7 +39,7 @@ def recorded(layout: Layout, low: int, high: int) -> Iterator[tuple[pa.Table, pa
             return
         except FileNotFoundError:
             # A file that was sealed or merged meanwhile has another name.
-            if all(path.exists() for path in [*(each.ticks for each in sealed), *map(layout.journal, journals)]):
+            if layout.find() == (sealed, journals):
                 raise
 
 
@@ -79,7 +79,10 @@ class _Rows:
     def open(cls, path: Path, schema: pa.Schema, hour: int) -> _Rows:
         """Open a file. Raises FileNotFoundError."""
         try:
-            return cls(path, schema, pq.ParquetFile(path, page_checksum_verification=True))
+            file = pq.ParquetFile(path, page_checksum_verification=True)
+            if not file.schema_arrow.equals(schema):
+                raise pa.ArrowInvalid("it isn't a file of an archive")
+            return cls(path, schema, file)
         except FileNotFoundError:
             raise
         except (OSError, pa.ArrowException, AttributeError) as error:

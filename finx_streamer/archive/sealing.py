@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from . import columns
-from .journal import Block, Damage, Entry, Ticks, entry_line, parse, read_blocks
+from .journal import Block, Damage, Entry, Ticks, entry_line, read_blocks
 from .layout import ORDINAL_BITS, Layout, Sealed, iso_time, sealed_in, sealing_lock, sync_directory
 
 #: The kinds of events that `coverage` reads. They are copied into the metadata.
@@ -38,6 +38,8 @@ _EVENT_OPTIONS: dict[str, Any] = {
     "column_encoding": dict.fromkeys(("ordinal", "received_ns"), "DELTA_BINARY_PACKED"),
 }
 _METADATA = b"finx_streamer"
+#: In bytes: more would take all memory.
+_MOST_METADATA = 1 << 28
 
 
 class Journal:
@@ -76,8 +78,15 @@ class Journal:
     def _block(self, block: Block) -> Iterator[Ticks | Entry]:
         self.first_ns = block.first_ns if self.first_ns is None else self.first_ns
         self.last_ns = block.last_ns
-        self.entries += block.entries
-        yield from parse(block.text)
+        entries = block.parse()
+        if entries is None:
+            damage = Damage(block.start, block.end, torn=False)
+            self.damage.append(damage)
+            self.entries += 1
+            yield self._gap(damage, block.last_ns)
+        else:
+            self.entries += block.entries
+            yield from entries
 
     def tables(self) -> Iterator[tuple[pa.Table, pa.Table]]:
         """Return the entries as tables."""
@@ -101,8 +110,20 @@ def connect(spill: Path) -> duckdb.DuckDBPyConnection:
 
 
 def metadata_of(path: Path) -> dict[str, Any]:
-    """Return what `seal` noted in a file: counts, times, and the ledger."""
-    found: dict[str, Any] = json.loads(zlib.decompress(b85decode((pq.read_metadata(path).metadata or {})[_METADATA])))
+    """Return what `seal` noted in a file: counts, times, and the ledger.
+
+    Raises:
+        OSError: It can't be read.
+        ValueError: It isn't a file of an archive.
+    """
+    text = (pq.read_metadata(path).metadata or {}).get(_METADATA, b"")
+    try:
+        unpack = zlib.decompressobj()
+        found: dict[str, Any] = json.loads(unpack.decompress(b85decode(text), _MOST_METADATA))
+        if found.keys() < {"hours", "entries", "first_ns", "last_ns", "counts", "ledger"}:
+            raise ValueError("something is missing")
+    except (ValueError, AttributeError, RecursionError, zlib.error) as error:
+        raise ValueError(f"{path}: has no metadata of an archive ({error}); move it elsewhere") from None
     return found
 
 
@@ -244,7 +265,7 @@ def remove_leftovers(day: Path) -> None:
     """Remove what a crash left in a day: temporary files, and hours that are merged."""
     merged = (day / "day.parquet").exists()
     for path in day.iterdir():
-        if path.name.startswith(".") or (merged and path.name.startswith("hour=")):
+        if (path.name.startswith(".") or (merged and path.name.startswith("hour="))) and not path.is_dir():
             path.unlink(missing_ok=True)
 
 

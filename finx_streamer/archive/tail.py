@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -15,12 +16,16 @@ import pyarrow as pa
 from ..values import Tick
 from ..wire.mixed_pattern import spellings
 from . import columns
-from .journal import Entry, Ticks, parse, read_block, scan
+from .journal import Entry, Ticks, read_block, scan
 from .layout import Layout, Sealed
 from .sealing import connect, metadata_of
 
 #: How many ticks of each pair are read: as many as a stream remembers.
 SIZE = 1_024
+
+
+#: Later than anything in a sealed file.
+_LATER = (1 << 63) - 1
 
 
 @attrs.define
@@ -38,6 +43,8 @@ class Tail:
     number: int = 0
     #: Whether the last tick has no ID, or its log was found.
     has_log: bool = False
+    #: The place of the last tick in the archive, if it is in a sealed file.
+    ordinal: int = _LATER
 
     @property
     def is_whole(self) -> bool:
@@ -61,14 +68,23 @@ class Tail:
 
 def read_tails(layout: Layout, pairs: Iterable[str]) -> dict[str, Tail]:
     """Return the tail of each pair that was recorded."""
-    tails = {pair: Tail() for pair in pairs}
-    sealed, journals = layout.find()
-    for hour in reversed(journals):
-        _read_journal(layout.journal(hour), tails)
-    for file in reversed(sealed):
-        # `Archive.verify` reports what is damaged.
-        with suppress(OSError, ValueError, LookupError, pa.ArrowException, duckdb.Error):
-            _read_sealed(file, tails)
+    names = list(pairs)
+    while True:
+        tails = {pair: Tail() for pair in names}
+        sealed, journals = layout.find()
+        try:
+            for hour in reversed(journals):
+                _read_journal(layout.journal(hour), tails)
+        except FileNotFoundError:
+            if layout.find() == (sealed, journals):
+                raise
+        for file in reversed(sealed):
+            # `Archive.verify` reports what is damaged.
+            with suppress(OSError, ValueError, LookupError, pa.ArrowException, duckdb.Error):
+                _read_sealed(file, tails)
+        if layout.find() == (sealed, journals):
+            break
+        # A file that was sealed or merged meanwhile has another name.
     return {
         pair: tail if tail.log else attrs.evolve(tail, number=0, has_log=True)
         for pair, tail in tails.items()
@@ -92,7 +108,7 @@ def _read_journal(path: Path, tails: dict[str, Tail]) -> None:
                 continue
             present = {pair: tail for pair, tail in wanted.items() if any(name in block.text for name in names[pair])}
             if present:
-                for part in reversed(list(_parts(parse(block.text)))):
+                for part in reversed(list(_parts(block.parse() or ()))):
                     _take(part, present)
 
 
@@ -130,16 +146,28 @@ def _take(part: list[Ticks] | Entry, tails: dict[str, Tail]) -> None:
 
 def _read_sealed(file: Sealed, tails: dict[str, Tail]) -> None:
     note: dict[str, Any] = metadata_of(file.ticks)
-    wanted = [pair for pair in _wanted(tails) if pair in note["counts"] and len(tails[pair].ticks) < SIZE]
-    if wanted:
-        with tempfile.TemporaryDirectory(prefix="finx-archive-") as spill, connect(Path(spill)) as database:
-            query = (
-                "SELECT * FROM (SELECT * FROM read_parquet(?, hive_partitioning=false) WHERE pair = ? "
-                "ORDER BY ordinal DESC LIMIT ?) ORDER BY ordinal"
-            )
-            for pair in wanted:
-                found: Any = database.sql(query, params=[str(file.ticks), pair, SIZE])
+    wanted = _wanted(tails)
+    if not wanted:
+        return
+    with tempfile.TemporaryDirectory(prefix="finx-archive-") as spill, connect(Path(spill)) as database:
+        query = (
+            "SELECT * FROM (SELECT * FROM read_parquet(?, hive_partitioning=false) WHERE pair = ? "
+            "ORDER BY ordinal DESC LIMIT ?) ORDER BY ordinal"
+        )
+        for pair, tail in wanted.items():
+            if pair in note["counts"] and len(tail.ticks) < SIZE:
+                found: Any = database.sql(query, params=[glob.escape(str(file.ticks)), pair, SIZE])
                 for batch in found.to_arrow_reader(SIZE):
-                    tails[pair].prepend(columns.ticks_of(batch, str), batch["id"].to_pylist())
-    for line in reversed(note["ledger"]):
-        _take(Entry.parse(line), _wanted(tails))
+                    if not tail.ticks:
+                        tail.ordinal = batch["ordinal"][-1].as_py()
+                    tail.prepend(columns.ticks_of(batch, str), batch["id"].to_pylist())
+        # A log that began after the last tick isn't that of its ID.
+        query = (
+            "SELECT line FROM read_parquet(?, hive_partitioning=false) WHERE kind = 'log' AND symbol = ? "
+            "AND ordinal < ? ORDER BY ordinal DESC LIMIT 1"
+        )
+        for pair, tail in wanted.items():
+            if tail.ticks and not tail.has_log:
+                path = glob.escape(str(file.events))
+                for (line,) in database.execute(query, [path, pair, tail.ordinal]).fetchall():
+                    _take(Entry.parse(line), {pair: tail})
