@@ -114,6 +114,52 @@ def test_all_exchanges_are_recorded_but_only_the_wanted_ones_are_filled(
     ]
 
 
+@pytest.mark.parametrize("wire", ["url", "subscribe"])
+@pytest.mark.parametrize("ends", [False, True], ids=["stopped within the gap", "stopped after the gap"])
+@pytest.mark.parametrize("what", ["another exchange", "a refused price"])
+def test_ticks_that_are_not_delivered_do_not_end_a_gap(
+    tmp_path: Path, seen: Seen, wire: Literal["url", "subscribe"], ends: bool, what: str
+) -> None:
+    """They are recorded with those that are held: the next start would begin behind the gap otherwise."""
+
+    def parse_price(text: str) -> float:
+        if text == "666":
+            raise ValueError
+        return float(text)
+
+    wanted: dict[str, Any] = {"backfill": True, "record": tmp_path, "parse_price": parse_price}
+    other = {"price": "666"}
+    if what == "another exchange":
+        wanted["exchanges"] = ["BINANCE"]
+        other = {"exchange": "KRAKEN"}
+    with LocalServer(Market(PAIR), keys={"demo"}, close_timeout=0.2, resumable=False) as server:
+        endpoint = Endpoint(server.url, wire=wire)
+        with seen.listener(endpoint, **wanted) as listener:
+            begin(server, seen)
+            with outage(server, seen):
+                send(server, 2)
+                server.stall_functions(None)
+            send(server, 3)
+            server.emit(tick(300) | other, tick(400) | other)
+            send(server, 4)
+            wait_held(listener, 2)
+            if ends:
+                server.stall_functions(0)
+                seen.wait_ticks(4)
+        server.stall_functions(0)
+        again = Seen()
+        with again.listener(endpoint, **wanted):
+            server.wait_connected(1)
+            send(server, 500)
+            again.wait_for(lambda: 19_700 in again.prices)
+    found = list(Archive(tmp_path).ticks(parse_price=str))
+    assert not any(SENT in each for each in found)
+    numbers = [int(float(each["price"])) - 19_200 for each in found if not other.items() <= each.items()]
+    assert numbers == [1, 2, 3, 4, 500]
+    if ends:
+        assert len(found) == 7
+
+
 def test_texts_come_back_byte_for_byte(tmp_path: Path, seen: Seen, dispatch: str) -> None:
     """Also those that `parse_price` refuses, and messages in another form. Others are kept as they came."""
     times = ["15:30:55.817Z", "15:30:55Z", "15:30:55.1234567Z", "15:30:55.810Z", "23:59:60.5Z", "15:30:56.Z"]

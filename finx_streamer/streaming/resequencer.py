@@ -494,3 +494,5 @@ class Resequencer:
                 self._enqueue(entry)
             else:
                 self._enqueue_live(entry)
+        if self._tap is not None:
+            self._tap.put_rest(self._symbol, record=not self._ends)

@@ -363,7 +363,7 @@ class Stream:
                 self._owner.delivery.put_ticks(ticks)
             return
         if tap is not None:
-            tap.put_other(self.symbol, self.decoder, sent, received_ns)
+            tap.put_other(self.symbol, self.decoder, sent, received_ns, self.resequencer.is_recovering)
         if isinstance(message, dict):
             self._put_greeks(cast("Greeks", message))
             return

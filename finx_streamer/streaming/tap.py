@@ -8,6 +8,7 @@ before it.
 from __future__ import annotations
 
 from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import DecodeError, FinxStreamerError, ServerError
@@ -68,6 +69,8 @@ class Gaps(Protocol):
 class Tapped(Protocol):
     """What the tap needs of a stream."""
 
+    symbol: str
+
     @property
     def resequencer(self) -> Gaps:
         """Holds ticks while a gap is being filled."""
@@ -100,6 +103,9 @@ class Tap:
         self._exchanges = exchanges
         #: The log of each stream that was recorded last.
         self._logs: dict[str, str] = {}
+        #: The messages of ticks that aren't delivered and wait for the next one that is held, by symbol, with the times
+        #: at which they were received.
+        self._waiting: dict[str, list[tuple[int, bytes]]] = {}
 
     # What was read.
 
@@ -108,7 +114,7 @@ class Tap:
     ) -> None:
         """Do what `Stream.put_ticks` does, and record the ticks, of which these are the frames."""
         if stream.resequencer.is_recovering:
-            self._attach(ticks, read_text_frames(frames, 0, len(ticks))[0], received_ns)
+            self._attach(stream.symbol, ticks, read_text_frames(frames, 0, len(ticks))[0], received_ns)
             stream.put_ticks(ticks, keys)
         else:
             backfilled = stream.are_missed
@@ -121,7 +127,7 @@ class Tap:
         """Do what `Stream.take_ticks` does, and record the ticks, of which these are the messages."""
         resequencer, live = stream.resequencer, []
         if resequencer.is_recovering:
-            self._attach(ticks, payloads, received_ns)
+            self._attach(stream.symbol, ticks, payloads, received_ns)
             return stream.take_ticks(ticks, numbers)
         if not resequencer.is_resuming:
             live = stream.take_ticks(ticks, numbers)
@@ -133,25 +139,40 @@ class Tap:
             self._recorder.put_payloads(received_ns, [payload], backfilled)
         return live
 
-    def _attach(self, ticks: list[Any], payloads: list[bytes], received_ns: int) -> None:
-        """Keep the messages of ticks that will be held, until they leave."""
-        unwanted = []
-        for tick, payload in zip(ticks, payloads, strict=True):
-            if self._exchanges is None or tick["exchange"] in self._exchanges:
-                tick[SENT] = payload
-            else:
-                unwanted.append(payload)
-        if unwanted:
-            self._recorder.put_payloads(received_ns, unwanted)
+    def _attach(self, symbol: str, ticks: list[Any], payloads: list[bytes], received_ns: int) -> None:
+        """Keep the messages of ticks that will be held, until they leave.
 
-    def put_other(self, symbol: str | None, decoder: Decoder, message: bytes | Binary, received_ns: int) -> None:
-        """Record a message that isn't a tick. If only `parse_price` refuses it, it is one for the recorder."""
+        Those that aren't delivered are kept, too: a recorder that is stopped meanwhile resumes before all of them.
+        """
+        waiting = self._waiting.pop(symbol, [])
+        for tick, payload in zip(ticks, payloads, strict=True):
+            waiting.append((received_ns, payload))
+            if self._exchanges is None or tick["exchange"] in self._exchanges:
+                tick[SENT], waiting = waiting, []
+        if waiting:
+            self._waiting[symbol] = waiting
+
+    def put_other(
+        self,
+        symbol: str | None,
+        decoder: Decoder,
+        message: bytes | Binary,
+        received_ns: int,
+        is_recovering: bool = False,
+    ) -> None:
+        """Record a message that isn't a tick. If only `parse_price` refuses it, it is one for the recorder.
+
+        `is_recovering`: whether live ticks of its stream are held.
+        """
         if isinstance(message, Binary):
             self.put_message(received_ns, message.payload, symbol)
         elif decoder.pair is not None and isinstance(
             Decoder(symbol, decoder.pair, str).decode(message, received_ns), dict
         ):
-            self._recorder.put_payloads(received_ns, [message])
+            if symbol is not None and is_recovering:
+                self._waiting.setdefault(symbol, []).append((received_ns, message))
+            else:
+                self._recorder.put_payloads(received_ns, [message])
         else:
             self.put_message(received_ns, message, symbol)
 
@@ -163,10 +184,20 @@ class Tap:
             if kind is type(None):
                 continue
             sent = [(tick["pair"], tick["date"], tick["time"], tick["exchange"], tick.pop(SENT)) for tick in run]
-            if kind is bytes and record:
-                self._recorder.put_payloads(received_ns, [payload for *_, payload in sent])
+            if kind is list and record:
+                self._put_held(held for *_, messages in sent for held in messages)
             elif record:
                 self._recorder.put_backfilled(sent, received_ns)
+
+    def put_rest(self, symbol: str, record: bool) -> None:
+        """Record what waits for the next tick: no further one will be held."""
+        waiting = self._waiting.pop(symbol, ())
+        if record:
+            self._put_held(waiting)
+
+    def _put_held(self, messages: Iterable[tuple[int, bytes]]) -> None:
+        for received_ns, run in groupby(messages, itemgetter(0)):
+            self._recorder.put_payloads(received_ns, [payload for _, payload in run])
 
     def put_event(self, event: Event) -> None:
         """Record a state or an error. The messages of other events were recorded when they were read."""
