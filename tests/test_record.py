@@ -333,6 +333,37 @@ def test_a_recorder_that_starts_again_goes_on(tmp_path: Path, server: LocalServe
     assert Archive(tmp_path).verify().ok
 
 
+@pytest.mark.parametrize("wire", ["url", "subscribe"])
+def test_a_pair_that_is_removed_and_added_again_goes_on(
+    tmp_path: Path, server: LocalServer, seen: Seen, wire: Literal["url", "subscribe"], dispatch: str
+) -> None:
+    """Also in a callback, while more of its ticks are being read."""
+    again = {5, 45}
+
+    def remove_and_add(tick: Any) -> None:
+        number = int(tick["price"]) - 19_200
+        if number in again:
+            again.discard(number)
+            listener.remove(PAIR)
+            listener.add(PAIR)
+
+    endpoint = Endpoint(server.url, wire=wire)
+    with seen.listener(endpoint, record=tmp_path, backfill=True, dispatch=dispatch) as listener:
+        begin(server, seen)
+        listener.on_tick(remove_and_add)
+        for last in (40, 80):
+            send(server, *range(last - 38, last + 2))
+            seen.wait_for(lambda last=last: 19_201 + last in seen.prices)
+    # The second time, the end may have come within the gap.
+    last_run = Seen()
+    with last_run.listener(endpoint, record=tmp_path, backfill=True):
+        last_run.wait_for(lambda: last_run.gaps)
+    assert not again
+    assert [int(tick["price"]) - 19_200 for tick in Archive(tmp_path).ticks()] == list(range(1, 82))
+    assert seen.prices == list(range(19_201, 19_282))
+    assert all(part.complete for part in Archive(tmp_path).coverage(PAIR))
+
+
 def test_nothing_is_missing_after_a_crash_within_a_gap(tmp_path: Path, seen: Seen) -> None:
     """Held ticks aren't recorded before the gap is filled, so the next start fills all of it."""
     with LocalServer(Market(PAIR), keys={"demo"}, close_timeout=0.2, resumable=False) as server:

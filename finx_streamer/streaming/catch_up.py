@@ -25,26 +25,33 @@ class Past:
         log: The log that their IDs belong to. Empty without IDs.
         number: The newest of these IDs.
         until: Without ticks: when the stream begins. None if it begins with its first live tick.
+        window: Takes the place of `ticks`, if the stream was removed during this run.
     """
 
     ticks: Sequence[Tick] = ()
     log: str = ""
     number: int = 0
     until: datetime | None = None
+    window: DeliveredWindow | None = None
 
     @property
     def history_until(self) -> datetime | None:
         """Return from when on history is needed. None if a server can resume the stream, or there is no past."""
         if self.log:
             return None
+        if self.window is not None:
+            return self.window.last
         return self.ticks[-1]["timestamp"] if self.ticks else self.until
 
-    def seed(self, window: DeliveredWindow) -> None:
-        """Let a window remember it."""
+    def seed(self, window: DeliveredWindow) -> DeliveredWindow:
+        """Return a window that remembers it: this one, if there is none."""
+        if self.window is not None:
+            return self.window
         if self.until is not None:
             window.begin(self.until)
         for tick in self.ticks:
             window.add(*tick_key(tick))
+        return window
 
 
 class CatchUp(Recovery):

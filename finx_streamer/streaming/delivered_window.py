@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from copy import copy
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from operator import itemgetter
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import attrs
 
@@ -80,6 +81,12 @@ class DeliveredWindow:
     _steady_time: datetime = attrs.field(default=EARLIEST, init=False)
     #: The latest time of the ticks that were dropped for lack of room.
     _evicted_until: datetime | None = attrs.field(default=None, init=False)
+
+    def copy(self) -> Self:
+        """Return a window that remembers the same."""
+        other = copy(self)
+        other._entries = self._entries.copy()
+        return other
 
     def add(self, exchange: str, timestamp: datetime, price: Any) -> None:
         """Add one tick that is about to be delivered."""

@@ -219,7 +219,7 @@ class Resequencer:
 
     def begin(self, past: Past) -> bool:
         """Continue after a past. Return whether history comes first: `Host.connect` is called after it."""
-        past.seed(self._window)
+        self._window = past.seed(self._window)
         if self._backfiller is None or self._window.last is None or past.log:
             return False
         self._enter(_Phase.RECOVERING)

@@ -192,6 +192,20 @@ class Stream:
             self.enter(State.CONNECTING)
         return comes_first
 
+    def continue_after(self, past: Past) -> None:
+        """Begin after this past instead. Before `begin`."""
+        self._past = past
+
+    def past(self) -> Past | None:
+        """Return what it has recorded, so that it can continue there. None if it has had no tick."""
+        self.connection.settle()
+        window = self.resequencer.window
+        if window.last is None:
+            return None
+        # What is held isn't recorded, but a log would take it for received.
+        log, number = ("", 0) if self.resequencer.is_recovering else (self._log, self._number)
+        return Past(window=window.copy(), log=log, number=number)
+
     @property
     def history_until(self) -> datetime | None:
         """Return what history has reached, if it comes before the stream. From any thread."""

@@ -63,6 +63,8 @@ class Streams:
         self._on_end = on_end
         self._backfiller = Backfiller(history, self.loop.post, settings.name) if history is not None else None
         self._streams: dict[str, Stream] = {}
+        #: Where the recording of removed streams ends. What was read from disk when one is added again may be older.
+        self._removed: dict[str, Past] = {}
         #: Those whose history comes first, and that aren't opened yet.
         self._ahead: set[Stream] = set()
         #: A dict, to keep the order.
@@ -170,6 +172,8 @@ class Streams:
     def _add(self, stream: Stream) -> None:
         self._streams[stream.symbol] = stream
         self._connections[stream.connection] = None
+        if (past := self._removed.pop(stream.symbol, None)) is not None:
+            stream.continue_after(past)
         if stream.begin():
             self._ahead.add(stream)
         else:
@@ -179,6 +183,8 @@ class Streams:
         stream = self._streams.pop(symbol, None)
         if stream is not None:
             self._ahead.discard(stream)
+            if self.tap is not None and (past := stream.past()) is not None:
+                self._removed[symbol] = past
             stream.resequencer.end("the stream was removed")
             stream.connection.remove(stream)
             if stream.connection is not self._shared:
