@@ -47,7 +47,7 @@ from finx_streamer.archive.sealing import merge_days, seal
 from finx_streamer.base_listener import BaseListener
 from finx_streamer.server import LocalServer
 from finx_streamer.values import Event
-from tests.support.market import BEGIN, OTHER, PAIR, Market, begin, outage, send
+from tests.support.market import BEGIN, OTHER, PAIR, Market, begin, outage, send, tick
 from tests.support.peers import PATIENCE, Seen
 from tests.support.storm import bursts, storm, with_outages
 
@@ -494,6 +494,52 @@ def test_bars_of_a_replay_are_those_of_its_ticks(moments: list[tuple[int, str]],
     assert {key: bar for key, bar in found.items() if bar["ticks"]} == expected
 
 
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("resumable", [False, True], ids=["by history", "by ID"])
+@pytest.mark.parametrize("seed", range(3))
+def test_live_bars_are_those_of_the_replay_and_of_the_archive(tmp_path: Path, seed: int, resumable: bool) -> None:
+    """With late, equal and backfilled ticks, and equal times with different prices."""
+    rng = random.Random(seed)
+    number = 0
+
+    def some() -> list[dict[str, str]]:
+        nonlocal number
+        sent = []
+        for _ in range(rng.randrange(10, 40)):
+            number += rng.choice([0, 0, 1, 3])
+            at = max(number - rng.choice([0, 0, 0, 5, 40]), 1)
+            line = tick(at, exchange=rng.choice(["BINANCE", "OKX"])) | {"price": f"{rng.randrange(1, 5)}.50"}
+            sent += [line] * rng.choice([1, 1, 2])
+        return sent
+
+    def last_values(found: list[Bar]) -> dict[Any, Any]:
+        return {(bar["exchange"], bar["start"]): {**bar, "revision": 0, "final": True} for bar in found}
+
+    live, replayed_bars, seen = list[Bar](), list[Bar](), Seen()
+    with LocalServer(Market(PAIR), keys={"demo"}, close_timeout=0.2, resumable=resumable) as server:
+        listener = seen.listener(server.url, backfill=True, record=tmp_path)
+        listener.on_bar("1s", live.append, by_exchange=True)
+        with listener:
+            begin(server, seen)
+            for gaps in range(1, 4):
+                server.emit(*some())
+                with outage(server, seen):
+                    server.emit(*some())
+                number += 150  # not late: the gap begins before it in any case
+                server.emit(tick(number) | {"price": f"{100 + gaps}"})
+                seen.wait_for(lambda last=gaps: (100 + last) in seen.prices)  # type: ignore[misc]
+    replay = ReplayListener(tmp_path)
+    replay.on_bar("1s", replayed_bars.append, by_exchange=True)
+    with replay:
+        assert replay.join(PATIENCE)
+    ticks = list(Archive(tmp_path).ticks())
+    assert any(each["backfilled"] for each in ticks)
+    assert len(ticks) == len(seen.ticks)
+    expected = last_values(list(bars(ticks, "1s", by_exchange=True)))
+    assert last_values(live) == expected
+    assert last_values(replayed_bars) == expected
+
+
 def test_bars_are_due_by_the_time_of_the_recording(tmp_path: Path, dispatch: Literal["thread", "inline"]) -> None:
     """A bar comes `grace` after its end, in order with the ticks; open ones at the end, as the stream had them."""
     with ArchiveWriter(tmp_path) as writer:
@@ -525,8 +571,8 @@ def test_speed_paces_a_replay(tmp_path: Path) -> None:
         assert listener.join(PATIENCE)
         assert listener.stats.ticks == 3
     listener = ReplayListener(tmp_path, speed=1, start="2038-06-01")
-    for tick in listener:
-        assert tick["price"] == 1
+    for each in listener:
+        assert each["price"] == 1
         break
     assert listener.state is State.STOPPED
 
