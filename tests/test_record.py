@@ -231,6 +231,27 @@ def test_the_key_is_not_on_disk(tmp_path: Path, seen: Seen) -> None:
     assert key not in "".join(texts)
 
 
+def test_no_error_has_the_key_of_a_path(tmp_path: Path, seen: Seen) -> None:
+    """A user may name a directory after the key."""
+    key = "s3cret-k3y-of-mine"
+    path = tmp_path / key
+    with Peer(stay()) as peer:
+        with (
+            seen.listener(peer.url, record=path, api_key=key),
+            pytest.raises(ConfigurationError, match="another process records here") as refused,
+        ):
+            Seen().listener(peer.url, record=path, api_key=key).start()
+        (journal,) = (path / "journal").iterdir()
+        with open(journal, "ab") as file:
+            file.write(b"half a block")
+        with seen.listener(peer.url, record=path, api_key=key):
+            seen.wait_for(lambda: seen.of_type(RecordingError))
+        with pytest.raises(RecordingError, match="can't be written") as failed:
+            seen.listener(peer.url, record=path / "lock" / "ticks", api_key=key).start()
+    assert "***" in str(failed.value)
+    assert key not in f"{refused.value}{failed.value}{seen.errors}"
+
+
 def test_a_directory_has_one_recorder(tmp_path: Path, server: LocalServer, seen: Seen) -> None:
     """The second one is refused at its start. When the first one has stopped, the directory is free."""
     with seen.listener(server.url, record=str(tmp_path)) as listener:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config.redaction import redact
-from ..errors import RecordingError
+from ..errors import ConfigurationError, RecordingError
 from ..streaming.catch_up import Past
 from ..values import Event, Gap
 from .events import fields_of
@@ -47,7 +47,9 @@ class Recorder:
         try:
             self._writer = ArchiveWriter(path, on_problem=self._report)
         except OSError as error:
-            raise RecordingError(f"{self._path}: can't be written: {error.strerror or error}") from error
+            raise RecordingError(redact(f"{self._path}: can't be written: {error.strerror or error}")) from error
+        except ConfigurationError as error:
+            raise ConfigurationError(redact(str(error))) from None
         self.put_frames = self._writer.put_frames
         self.put_payloads = self._writer.put_payloads
         self.put_backfilled = self._writer.put_backfilled
@@ -71,7 +73,7 @@ class Recorder:
 
     def _report(self, problem: str) -> None:
         self._started.wait()
-        self._on_problem(problem)
+        self._on_problem(redact(problem))  # the path may have the key
 
     def stop(self) -> None:
         """Take note that the streams have ended."""
