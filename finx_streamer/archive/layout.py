@@ -93,7 +93,7 @@ def sealed_in(day: Path) -> list[Sealed]:
     if merged.exists():
         return [Sealed(start, merged)]
     hours = sorted(path for path in day.glob("hour=[0-2][0-9].parquet"))
-    return [Sealed(start + int(path.name[5:7]), path) for path in hours]
+    return [Sealed(start + int(path.name[5:7]), path) for path in hours if path.name < "hour=24"]
 
 
 def _time_of(hour: int) -> datetime:

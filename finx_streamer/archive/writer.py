@@ -433,7 +433,7 @@ class ArchiveWriter:
         self._end_block()
         self._sync(at_once=True)
         self._journal.close()
-        if self._journal_ns is not None or self._journal.path.exists():
+        if self._journal_ns is not None or os.path.exists(self._journal.path):  # never raises
             self._previous = self._hour
             self._sealer.put(self._hour)
         self._hour, self._hour_began = hour, monotonic()

@@ -153,6 +153,16 @@ def test_a_block_that_would_fill_the_memory_is_damage(tmp_path: Path) -> None:
     record(tmp_path)
 
 
+def test_no_hour_is_later_than_23(tmp_path: Path) -> None:
+    """It would be taken for one of the next day, whose journal would be removed."""
+    hour = record(tmp_path)
+    before = Layout(tmp_path).sealed(hour - 24)
+    before.parent.mkdir()
+    (before.parent / f"hour={hour % 24 + 24}.parquet").touch()
+    record(tmp_path)
+    assert len(list(Archive(tmp_path).ticks())) == 2
+
+
 def test_directories_of_other_programs(tmp_path: Path) -> None:
     """Jupyter makes such a directory in any other."""
     (tmp_path / "date=2026-08-01" / ".ipynb_checkpoints").mkdir(parents=True)
