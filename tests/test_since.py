@@ -171,6 +171,28 @@ def test_later_outages_are_filled(server: LocalServer, seen: Seen) -> None:
     assert prices(seen) == [5, 6, 7, 8, 9]
 
 
+def test_history_may_be_ahead_of_the_newest_id(server: LocalServer, seen: Seen, wire: str) -> None:
+    """The connection is lost in the seam, and history brings what came then. The log doesn't repeat it."""
+    send(server, 1, 2 * SECOND)
+    listener = since(server, seen, wire=wire, dispatch="inline")
+    calls: list[int] = []
+    listener.on_state(lambda symbol, state: calls.append(server.stats.calls))
+    with listener:
+        # Inline, the stream isn't opened before the callback returns, and history isn't requested again.
+        listener.on_tick(
+            lambda each: server.stall_functions(1, function="tickHistory") if len(seen.ticks) == 1 else None
+        )
+        seen.wait_for(lambda: (PAIR, State.STREAMING) in seen.states)
+        server.wait_until(lambda stats: stats.calls > calls[-1])
+        with outage(server, seen):
+            send(server, 3 * SECOND)
+            server.resume()
+            seen.wait_for(lambda: 3 * SECOND in prices(seen))
+        send(server, 4 * SECOND)
+        seen.wait_for(lambda: 4 * SECOND in prices(seen))
+    assert prices(seen) == [1, 200, 300, 400]
+
+
 def test_exchanges_and_prices_are_as_always(server: LocalServer, seen: Seen, wire: str) -> None:
     """Pages without a wanted tick are read once."""
     server.emit(tick(1, exchange="OKX"), *map(tick, range(2, 4_000)))

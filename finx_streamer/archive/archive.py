@@ -128,7 +128,8 @@ class Archive:
         Returns:
             Iterator[Tick | Entry]: Ticks, and entries with `at` (received, in nanoseconds since 1970), `kind`, `symbol`
             and `fields`. The kind "message" has the text of a message that isn't a tick in `fields["text"]`. The others
-            are those of `ArchiveWriter.put_event`, and its own "open", "close" and "seal".
+            are those of `ArchiveWriter.put_event`, and its own "open", "close" and "seal". Damage is left out, and
+            noted as a "gap" with `damaged`.
 
         Raises:
             ConfigurationError: An argument isn't valid.
@@ -291,7 +292,7 @@ class Archive:
         high = 1 << 62 if selection.end is None else _ns(selection.end)
         for ticks, others in recorded(self._layout, low, high):
             places = others["ordinal"].to_pylist()
-            events = [Entry.parse(line) for line in others["line"].to_pylist()]
+            events = (Entry.parse(line.as_py()) for line in others["line"])  # one by one: there may be many
             done = 0
             for batch in ticks.combine_chunks().to_batches(_ROWS):
                 kept = batch.filter(pc.is_in(batch["pair"], pairs)) if len(pairs) else batch
@@ -304,10 +305,10 @@ class Archive:
                     until = bisect_left(ordinals, places[done])
                     if until > at:
                         yield found[at:until]
-                    yield events[done]
+                    yield next(events)
                     at, done = until, done + 1
                 yield found[at:] if at else found
-            yield from events[done:]
+            yield from events
 
 
 @attrs.frozen

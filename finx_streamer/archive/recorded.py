@@ -16,7 +16,7 @@ from .layout import HOUR_NS, ORDINAL_BITS, Layout, Sealed, iso_time
 from .sealing import Journal
 
 #: How many entries are sorted at once.
-_SLAB = 1 << 20
+_SLAB = 1 << 19
 
 
 def recorded(layout: Layout, low: int, high: int) -> Iterator[tuple[pa.Table, pa.Table]]:

@@ -397,8 +397,9 @@ class _BarsDue:
     def update(self, at: int) -> None:
         """Take callbacks into account that were added. `at` is the current time."""
         if (feeds := self._feeds()) != self._known:
-            self._known = feeds
+            self._known, due_before = feeds, self.due_at
             self.passed(at)
+            self.due_at = min(due_before, self.due_at)
 
     def passed(self, at: int) -> None:
         """Take note that all bars that were due by then were emitted."""

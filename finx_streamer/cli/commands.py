@@ -280,6 +280,7 @@ def replay(
     """Show what was recorded, as listen showed it: ticks, gaps and errors, in the same order.
 
     Exit codes: 0 success, Ctrl-C or a closed pipe; 1 the archive can't be read; 2 wrong usage.
+
     Example: finx-streamer replay ticks BTC:USDC --start 2h --speed 10
     """
     with errors_as_exit_codes():

@@ -260,6 +260,9 @@ class Stream:
         self.silence.end()
         self._mark_at = NEVER
         if self.state is State.STREAMING:
+            if self.resequencer.is_recovering:
+                # History may bring ticks that the server sent after the last ID, and would send again.
+                self._log, self._number = "", 0
             self.resequencer.lost(now)
 
     def end(self, state: State, reason: str, failure: ConnectionFailed | None = None) -> None:

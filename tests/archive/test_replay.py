@@ -234,6 +234,35 @@ def recording(request: pytest.FixtureRequest, night: Path) -> Path:
     return night
 
 
+@pytest.mark.parametrize("slab", [1, 2, 7, 1 << 19])
+def test_slabs_have_no_seams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slab: int) -> None:
+    """Ticks and events of several hours come in recorded order, however many are sorted at once."""
+    monkeypatch.setattr("finx_streamer.archive.recorded._SLAB", slab)
+    rng = random.Random(slab)
+    with ArchiveWriter(tmp_path) as writer:
+        for number in range(300):
+            moment = number * 40.0
+            if rng.random() < 0.3:
+                writer.put_event("note", {"number": number}, rng.choice([PAIR, OTHER, None]), at(moment))
+            else:
+                put_ticks(writer, moment, *range(rng.randrange(1, 4)), pair=rng.choice([PAIR, OTHER]))
+
+    def read(start: float, end: float) -> list[Any]:
+        moments = [
+            datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=at(each) // 1_000) for each in (start, end)
+        ]
+        return list(Archive(tmp_path).entries(*moments))
+
+    spans = [(0.0, 20_000.0), (3_000.0, 9_000.0), (7_210.0, 7_300.0)]
+    before = [read(*span) for span in spans]
+    assert len(before[0]) > 400
+    for hour in Layout(tmp_path).find()[1]:
+        seal(Layout(tmp_path), hour)
+    assert [read(*span) for span in spans] == before
+    seal_all(tmp_path)
+    assert [read(*span) for span in spans] == before
+
+
 def kinds(found: list[Any]) -> list[Any]:
     """A short form of what callbacks got."""
     return [

@@ -59,8 +59,10 @@ def _benchmark(folder: Path, count: int) -> str:
     rows = [("archive: journal", *_recorded(root, count))]
     layout = Layout(root)
     (hour,) = layout.find()[1]
+    replays = [_replayed(root, count)]
     sealing, _ = _timed(lambda: seal(layout, hour))
     rows.append(("archive: sealed", _size(root, "*.parquet") / count, count / sealing, *_read(Archive(root), count)))
+    replays.append(_replayed(root, count))
     ticks = Archive(root).sql(_FIVE)
     for name, measure in (("CSV.gz", _csv), ("SQLite", _sqlite), ("plain Parquet", _parquet)):
         rows.append((name, *measure(folder, ticks)))
@@ -71,7 +73,8 @@ def _benchmark(folder: Path, count: int) -> str:
     return (
         f"{text}\n\n{count:,} ticks of {len(PAIRS)} pairs. The archive also has each tick's ID, time of receipt and "
         "place in the order of arrival; the other formats have the five strings only. A sealed hour is written from "
-        f"its journal.\n\n{large}"
+        f"its journal. A `ReplayListener` with one callback delivers {replays[0]:,.0f} ticks/s from the journal and "
+        f"{replays[1]:,.0f} from the sealed hour.\n\n{large}"
     )
 
 
@@ -109,6 +112,25 @@ def _read(archive: Archive, count: int) -> tuple[float, float]:
     order = "{}(price, ordinal)".format
     query = _MINUTES.format(minute=minute, first=order("arg_min"), last=order("arg_max"), ticks="ticks")
     return count / took, _timed(lambda: archive.sql(query))[0]
+
+
+def _replayed(root: Path, count: int) -> float:
+    """Return how many ticks per second a callback gets."""
+    from finx_streamer.archive import ReplayListener
+
+    found = 0
+
+    def on_tick(_: Any) -> None:
+        nonlocal found
+        found += 1
+
+    def replay() -> None:
+        with ReplayListener(root, on_tick=on_tick) as listener:
+            listener.join()
+
+    took, _ = _timed(replay)
+    assert found == count
+    return count / took
 
 
 def _csv(folder: Path, ticks: pyarrow.Table) -> tuple[float, float, float, float]:
