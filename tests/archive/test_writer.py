@@ -367,10 +367,10 @@ def test_readers_while_hours_are_sealed(tmp_path: Path) -> None:
             seen.append([int(each["price"]) for each in Archive(tmp_path).ticks(parse_price=int)])
 
     with ArchiveWriter(tmp_path, on_problem=pytest.fail) as writer:
-        readers = [threading.Thread(target=read) for _ in range(3)]
+        readers = [threading.Thread(target=read) for _ in range(2)]
         for each in readers:
             each.start()
-        for number in range(20):
+        for number in range(15):
             writer.put_backfilled([tick(number)], (start + number // 5) * HOUR_NS)
             writer.flush()
         wait_for(lambda: not Layout(tmp_path).find()[1][:-1])
