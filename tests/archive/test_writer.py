@@ -47,7 +47,7 @@ def events(root: Path, kind: str) -> list[Entry]:
 
 def wait_for(condition: Callable[[], object]) -> None:
     """Wait for what another thread makes true."""
-    limit = time.monotonic() + 120
+    limit = time.monotonic() + 150
     while not condition():
         assert time.monotonic() < limit
         time.sleep(0.01)
@@ -252,6 +252,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(root)], check=True)
 
 
+@pytest.mark.timeout(180)
 def test_a_full_disk(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While recording, sealing and merging: nothing is lost, and all goes on when there is room."""
     monkeypatch.setattr("finx_streamer.archive.writer._RETRY", 0.05)
