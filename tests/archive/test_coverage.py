@@ -115,9 +115,11 @@ def test_missing_ticks_end_what_a_wrong_clock_claimed() -> None:
     """The recorder's clock was ahead, and is behind now: nothing after the last tick is complete."""
     ledger = [
         entry(0, "state", state="streaming"),
-        entry(100, "open", None, last_ns=int(at(90).timestamp()) * 10**9, cut=0),
-        entry(-50, "open", None, last_ns=int(at(100).timestamp()) * 10**9, cut=0),
+        entry(100, "open", None, last_ns=int(at(2).timestamp()) * 10**9, cut=0),
+        entry(100, "state", state="streaming"),
+        gap(100, 2, 4, True),
+        entry(-50, "open", None, last_ns=None, cut=0),
+        entry(-50, "state", state="streaming"),
         entry(-50, "missing", since=at(5).isoformat()),
-        entry(-49, "state", state="streaming"),
     ]
     assert not any(part.complete and part.end > at(5) for part in coverage(ledger, "BTC:USDC", at(-48)))
