@@ -93,6 +93,9 @@ class _Pair:
             self._paint(self._live, at, True, "live")
         self._closed = min(filter(None, (since, self._live, self._hole and self._hole[0])))
         self._live, self._is_filling, self._why = None, True, "the gap isn't filled yet"
+        if self.parts:
+            # Ticks have the time of the service. A recorder whose clock was ahead has claimed later times.
+            self._paint(self._closed, self.parts[-1].end, False, self._why)
 
     def end(self, at: datetime, why: str) -> None:
         """The stream isn't connected any more."""

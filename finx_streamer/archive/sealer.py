@@ -16,6 +16,8 @@ from .reporting import Reports
 _COMMAND = f"import sys; from {__package__}.sealing import main; main(*sys.argv[1:])"
 #: The pause after an hour that can't be sealed, in seconds. The next finished hour ends it.
 _RETRY = 300.0
+#: How much the processes yield to others.
+NICENESS = 10
 
 
 class Sealer:
@@ -67,7 +69,7 @@ class Sealer:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _COMMAND, str(self._layout.root.absolute()), str(hour)],
+                [sys.executable, "-c", _COMMAND, str(self._layout.root.absolute()), str(hour), str(NICENESS)],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -269,10 +269,10 @@ def remove_leftovers(day: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def main(root: str, number: str) -> None:
+def main(root: str, number: str, niceness: str) -> None:
     """Seal an hour, then merge what is complete."""
     with suppress(OSError, AttributeError):
-        os.nice(10)
+        os.nice(int(niceness))
     pa.set_cpu_count(1)
     layout = Layout(Path(root))
     with sealing_lock(layout.root):

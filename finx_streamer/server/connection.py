@@ -230,6 +230,12 @@ class Connection(ServerConnection):
         # While frozen, the protocol object keeps its output until thaw().
         if self.frozen:
             return
+        if self._queue and self.protocol.state is State.OPEN:
+            # A pong shows clients that everything sent before it has arrived.
+            for data in self.protocol.data_to_send():
+                self.enqueue(data, can_wait=True)
+            self.flush()
+            return
         super().send_data()
         # Every close goes through here, whether the client, the library or begin_close() started it.
         if self.protocol.state in _CLOSING and self._abort_timer is None:

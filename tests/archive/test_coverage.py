@@ -109,3 +109,17 @@ def test_other_pairs_do_not_matter() -> None:
     assert seconds([entry(0, "state", state="streaming"), gap(6, 3, 5, False, symbol="ETH:USDC")], 9) == [
         (0, 9, True, "live")
     ]
+
+
+def test_missing_ticks_end_what_a_wrong_clock_claimed() -> None:
+    """The recorder's clock was ahead, and is behind now: nothing after the last tick is complete."""
+    ledger = [
+        entry(0, "state", state="streaming"),
+        entry(100, "open", None, last_ns=int(at(2).timestamp()) * 10**9, cut=0),
+        entry(100, "state", state="streaming"),
+        gap(100, 2, 4, True),
+        entry(-50, "open", None, last_ns=None, cut=0),
+        entry(-50, "state", state="streaming"),
+        entry(-50, "missing", since=at(5).isoformat()),
+    ]
+    assert not any(part.complete and part.end > at(5) for part in coverage(ledger, "BTC:USDC", at(-48)))

@@ -11,7 +11,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from finx_streamer.errors import ConfigurationError
 from finx_streamer.server import LocalServer, SimulatedMarket, Tape
-from tests.support.raw_client import handshake, open_socket, read_all
+from tests.support.market import OTHER, PAIR, Market, send
+from tests.support.raw_client import handshake, masked_frame, open_socket, open_websocket, read_all
 
 KEEP_ALIVE = '{"functionName":"keepAlive","APIKey":"demo"}'
 
@@ -366,3 +367,19 @@ def test_faults_from_many_threads(dial):
             thread.join(30)
         assert not any(thread.is_alive() for thread in threads)
         server.wait_until(lambda stats: stats.connections_total == 10)
+
+
+def test_a_pong_does_not_overtake_ticks() -> None:
+    """Clients rely on it: what was sent before the ping arrives before the pong, also if it had to wait."""
+    with LocalServer(Market(PAIR, OTHER), keys={"demo"}, send_buffer=4_096) as server:
+        with open_websocket(server, f"/streaming/demo/{PAIR}") as sock:
+            server.wait_connected(1)
+            send(server, *range(5_000))
+            sock.sendall(masked_frame(0x9, b"ping"))
+            # Each call takes a turn of the server's loop, which reads the ping.
+            for number in range(3):
+                send(server, number, pair=OTHER)
+            read = b""
+            while b"\x8a\x04ping" not in read:
+                read += sock.recv(65_536)
+        assert read.partition(b"\x8a\x04ping")[0].count(b'"price"') == 5_000

@@ -212,7 +212,7 @@ def torture(
             time.sleep(3.0)
             market.ended = True
             server.wait_finished(60.0)
-            time.sleep(3.0)
+            _wait_until_calm(archive)
             result.exit_code = recorder.end(signal.SIGTERM)
         finally:
             recorder.end(signal.SIGKILL)
@@ -220,6 +220,16 @@ def torture(
         result.seconds = time.monotonic() - begin
         compare(Archive(archive), market.sent, result)
     return result
+
+
+def _wait_until_calm(archive: Path) -> None:
+    """Wait until the recorder has caught up: nothing was written for 3 s."""
+    limit, size, since = time.monotonic() + 300.0, -1, 0.0
+    while time.monotonic() < min(limit, since + 3.0) or size < 0:
+        found = sum(path.stat().st_size for path in (archive / "journal").iterdir())
+        if found != size:
+            size, since = found, time.monotonic()
+        time.sleep(0.2)
 
 
 def _trouble(rng: random.Random, recorder: _Recorder, disk: Path | None, result: Result) -> None:
