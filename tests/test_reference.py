@@ -90,3 +90,11 @@ def test_names_of_documented_objects_become_links() -> None:
     assert "`Endpoint.PRODUCTION`" in text
     assert "### of()" not in text
     assert "| `wire` | `Literal['url', 'subscribe']` | `\"url\"` |" in text
+
+
+def test_members_of_an_undocumented_base_are_listed() -> None:
+    """A listener has the methods of its base."""
+    for name in ("finx_streamer.StreamListener", "finx_streamer.archive.ReplayListener"):
+        text = reference.expand(f"```{{reference}} {name}\n:exclude: open_loop, leave_loop, abandoned_run\n```")
+        for method in ("on_tick", "on_bar", "start", "stop", "join", "live"):
+            assert f"### {method}()" in text

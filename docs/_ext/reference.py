@@ -235,12 +235,12 @@ class Writer:
 
 
 def _is_detail(base: type) -> bool:
-    return base.__module__.startswith("finx_streamer.server.") and base.__name__ not in pages()
+    return base.__module__.startswith("finx_streamer.") and base.__name__ not in pages()
 
 
 def _has_heading(owner: str, member: str) -> bool:
     """Whether a member is a method, which has a heading. Attributes are rows of a table."""
-    for module in ("finx_streamer", "finx_streamer.server"):
+    for module in ("finx_streamer", "finx_streamer.server", "finx_streamer.archive"):
         if found := getattr(importlib.import_module(module), owner, None):
             return inspect.isroutine(getattr(found, member, None))
     return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import tempfile
 from bisect import bisect_left
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     import pandas
     import polars
 
+logger = logging.getLogger("finx_streamer")
 _T = TypeVar("_T")
 _ROWS = 1 << 13
 #: About how many ticks are sorted at once.
@@ -101,6 +103,8 @@ class Archive:
     ) -> Iterator[Tick]:
         """Return ticks in the order of their own times. Memory doesn't grow with their number.
 
+        Damaged blocks of the journal are left out, and a warning is logged. `to_arrow` and `sql` do the same.
+
         Args:
             pair (str | None): Only this pair.
             start (datetime | date | str | None): Only ticks from this time on.
@@ -112,6 +116,7 @@ class Archive:
 
         Raises:
             ConfigurationError: An argument isn't valid.
+            Exception: A sealed file is damaged. It is a `duckdb.Error`, raised while you iterate.
         """
         selection = _Selection.of(pair, start, end)
         return (tick for batch in self._batches(selection) for tick in columns.ticks_of(batch, parse_price))
@@ -379,9 +384,12 @@ class _Database:
         self.connection.execute("CREATE TABLE new_ticks AS SELECT * FROM no_ticks")
         self.connection.execute("CREATE TABLE new_events AS SELECT * FROM no_events")
         for hour in journals:
-            for ticks, events in Journal(layout.journal(hour), hour).tables():
+            journal = Journal(layout.journal(hour), hour)
+            for ticks, events in journal.tables():
                 self._insert("new_ticks", ticks, self._selection.condition)
                 self._insert("new_events", events, "true")
+            if any(not damage.torn for damage in journal.damage):
+                logger.warning("%s is damaged, and its damaged blocks are left out; see verify", layout.journal(hour))
         # This says clearly what is wrong with a file.
         notes = [metadata_of(each.ticks) for each in sealed]
         for view, table, names in (

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
+import duckdb
+
 from ..archive import Archive, Verification
 from ..values import Tick
 from .terminal import count
@@ -22,7 +24,15 @@ class ArchivedHistory:
     def iter_tick_history(self, pair: str, start: datetime, end: datetime, exchange: str | None) -> Iterator[Tick]:
         """Return the ticks of an interval."""
         ticks = self._archive.ticks(pair, start, end, parse_price=str)
-        return (tick for tick in ticks if exchange in (None, tick["exchange"]))
+        return (tick for tick in self._read(ticks) if exchange in (None, tick["exchange"]))
+
+    def _read(self, ticks: Iterator[Tick]) -> Iterator[Tick]:
+        try:
+            yield from ticks
+        except duckdb.Error as error:
+            path = self._archive.path
+            reason = str(error).partition("\n")[0]
+            raise OSError(f"{path}: can't be read: {reason}; run finx-streamer verify {path}") from error
 
     def close(self) -> None:
         """Do nothing: there is no connection."""
@@ -34,7 +44,11 @@ def verify(path: Path) -> int:
     from rich.table import Table
 
     found = Archive(path).verify()
-    table = Table("file", "ticks", "other", "bytes", "problem", box=None)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("file", overflow="fold")
+    for name in ("ticks", "other", "bytes"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("problem", overflow="fold")
     for each in found.files:
         row = (str(each.path.relative_to(path)), f"{each.ticks:,}", f"{each.entries:,}", f"{each.size:,}")
         table.add_row(*row, "\n".join([*each.problems, *(f"({note})" for note in each.notes)]))
@@ -44,8 +58,9 @@ def verify(path: Path) -> int:
     console.print(table)
     for pair, gaps in found.gaps.items():
         for gap in gaps:
-            console.print(f"{pair}: incomplete {_time(gap.start)} to {_time(gap.end)}: {gap.why}")
-    console.print(_summary(found))
+            line = f"{pair}: incomplete {_time(gap.start)} to {_time(gap.end)}: {gap.why}"
+            console.print(line, soft_wrap=True)
+    console.print(_summary(found), soft_wrap=True)
     return 0 if found.ok else 1
 
 

@@ -114,8 +114,10 @@ class RecordRun(ListenRun):
         """Do nothing: the listener counts, and callbacks would take time."""
 
     def _on_gap(self, gap: Gap) -> None:
-        super()._on_gap(gap)
-        if not gap.filled:
+        # A recording continues an earlier one: its first gap is an outage, too.
+        if gap.filled:
+            self._progress.on_filled_gap(gap)
+        else:
             self._progress.count_unfilled()
 
     def _on_error(self, error: FinxStreamerError) -> None:

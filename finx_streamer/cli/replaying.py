@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..archive import ReplayListener
 from ..base_listener import BaseListener
-from ..errors import FinxStreamerError
+from ..errors import ConfigurationError, FinxStreamerError
 from .history import parse_time
 from .listening import ListenRun, View
 
@@ -17,11 +17,15 @@ def open_replay(
 ) -> ReplayListener:
     """Return the listener. Raises `ConfigurationError`."""
     now = datetime.now(UTC)
+    since = None if start is None else parse_time("--start", start, now)
+    until = None if end is None else parse_time("--end", end, now)
+    if since is not None and until is not None and until < since:
+        raise ConfigurationError(f"--end {until.isoformat()} is before --start {since.isoformat()}")
     return ReplayListener(
         path,
         *symbols,
-        start=None if start is None else parse_time("--start", start, now),
-        end=None if end is None else parse_time("--end", end, now),
+        start=since,
+        end=until,
         speed=speed,
         max_pause=max_pause,
         parse_price=str,

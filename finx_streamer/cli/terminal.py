@@ -30,9 +30,11 @@ OPTIONS = {
     "exchange": "--exchange",
     "exchanges": "--exchange",
     "keep_alive": "--keep-alive",
+    "max_pause": "--max-pause",
     "prefix": "--prefix",
     "proxy": "--proxy",
     "record": "--to",
+    "speed": "--speed",
     "timeout": "--timeout",
 }
 #: `name:` at the start; `name=True`, `name='…'` and `name=`; the callable that reads a key file; and advice to pass an

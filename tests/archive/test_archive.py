@@ -392,6 +392,20 @@ def test_verify_finds_what_is_damaged_or_missing(two_hours: tuple[Layout, int]) 
     assert not archive.verify().ok
 
 
+def test_damage_that_is_left_out_is_logged(two_hours: tuple[Layout, int], caplog: pytest.LogCaptureFixture) -> None:
+    """Fewer ticks never come without a warning."""
+    layout, day = two_hours
+    journal = layout.journal(day)
+    archive = Archive(layout.root)
+    list(archive.ticks())
+    assert not caplog.records
+    data = bytearray(journal.read_bytes())
+    data[50] ^= 1
+    journal.write_bytes(data + journal.read_bytes())
+    archive.sql("select * from ticks")
+    assert [str(journal) in record.getMessage() for record in caplog.records] == [True]
+
+
 def test_commands(two_hours: tuple[Layout, int]) -> None:
     """`verify` and `history --from`."""
     typer = pytest.importorskip("typer.testing")
@@ -406,11 +420,20 @@ def test_commands(two_hours: tuple[Layout, int]) -> None:
     assert (result.exit_code, result.stdout) == (0, "")
     result = run(app, ["verify", root])
     assert (result.exit_code, "all complete" in result.stdout) == (0, True)
-    data = bytearray(layout.journal(day).read_bytes())
+    good = layout.journal(day).read_bytes()
+    data = bytearray(good)
     data[50] ^= 1
     layout.journal(day).write_bytes(data)
     result = run(app, ["verify", root])
     assert (result.exit_code, "damaged" in result.stdout) == (1, True)
+    layout.journal(day).write_bytes(good)
+    seal(layout, day)
+    sealed = layout.sealed(day)
+    sealed.write_bytes(sealed.read_bytes()[:-100])
+    result = run(app, ["history", "BTC:USDC", "--start", "2026-08-01", "--from", root])
+    assert result.exit_code == 1
+    assert "can't be read" in result.stderr
+    assert "Traceback" not in result.stderr
     assert run(app, ["verify", str(layout.root / "journal")]).exit_code == 2
 
 

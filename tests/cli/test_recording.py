@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("pyarrow", reason='needs the extra: pip install "finx-streamer[archive]"')
 
 from finx_streamer.archive import Archive
-from finx_streamer.server import LocalServer
+from finx_streamer.server import LocalServer, SimulatedMarket
 from tests.support.cli import TICKS, run, run_in_terminal, running, wait_until
 
 
@@ -43,6 +43,14 @@ def test_a_signal_ends_it_with_everything_written(server: LocalServer, tmp_path:
     kinds = [each.kind for each in Archive(tmp_path / "ticks").entries() if not isinstance(each, dict)]
     assert (kinds[0], kinds[-1]) == ("open", "close")
     assert run("verify", str(tmp_path / "ticks")).returncode == 0
+
+
+def test_what_passed_between_two_runs_is_shown(tmp_path: Path) -> None:
+    """The next recorder fills the pause, and says so."""
+    with LocalServer(SimulatedMarket(rate=200.0, seed=1)) as busy:
+        arguments = ("record", "BTC:USDC", "--to", str(tmp_path), "--endpoint", busy.url, "--for", "2")
+        assert "back after" not in run(*arguments).stderr
+        assert re.search(r"BTC:USDC: back after [\d.]+ s; [\d,]+ missed ticks? fetched\n", run(*arguments).stderr)
 
 
 def test_it_ends_after_a_time(server: LocalServer, tmp_path: Path) -> None:

@@ -68,7 +68,8 @@ def test_wrong_usage(recording: str, tmp_path: Path) -> None:
     for arguments, text in (
         ((str(tmp_path),), "not an archive"),
         ((recording, "BTC-USDC"), "pair"),
-        ((recording, "--speed", "0"), "speed"),
+        ((recording, "--speed", "0"), "--speed: "),
+        ((recording, "--start", "1h", "--end", "2h"), "is before --start"),
         ((recording, "--start", "x"), "--start"),
     ):
         done = run("replay", *arguments)
