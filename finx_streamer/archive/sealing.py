@@ -116,8 +116,8 @@ def metadata_of(path: Path) -> dict[str, Any]:
         OSError: It can't be read.
         ValueError: It isn't a file of an archive.
     """
-    text = (pq.read_metadata(path).metadata or {}).get(_METADATA, b"")
     try:
+        text = (pq.read_metadata(path).metadata or {}).get(_METADATA, b"")
         unpack = zlib.decompressobj()
         found: dict[str, Any] = json.loads(unpack.decompress(b85decode(text), _MOST_METADATA))
         if found.keys() < {"hours", "entries", "first_ns", "last_ns", "counts", "ledger"}:

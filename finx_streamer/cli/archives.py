@@ -29,7 +29,7 @@ class ArchivedHistory:
     def _read(self, ticks: Iterator[Tick]) -> Iterator[Tick]:
         try:
             yield from ticks
-        except duckdb.Error as error:
+        except (duckdb.Error, ValueError) as error:
             path = self._archive.path
             reason = str(error).partition("\n")[0]
             raise OSError(f"{path}: can't be read: {reason}; run finx-streamer verify {path}") from error
