@@ -223,7 +223,7 @@ def ticks_of(batch: pa.RecordBatch, parse_price: Callable[[str], Any] = float) -
     except ValueError:
         times = []
     if not times:
-        times = [_EPOCH + us * _MICROSECOND for us in _integers(batch["timestamp"])]
+        times = [_EPOCH + us * _MICROSECOND for us in integers(batch["timestamp"])]
     return [
         {
             "pair": pair,
@@ -241,7 +241,7 @@ def ticks_of(batch: pa.RecordBatch, parse_price: Callable[[str], Any] = float) -
             _looked_up(batch["exchange"], str),
             _looked_up(batch["price_text"], parse_price),
             times,
-            _integers(batch["received_ns"]),
+            integers(batch["received_ns"]),
             batch["backfilled"].to_pylist(),
             strict=True,
         )
@@ -252,10 +252,10 @@ def _looked_up(column: pa.Array, convert: Callable[[str], Any]) -> Iterator[Any]
     """Return the converted texts of a column with many equal ones."""
     coded = column.dictionary_encode()
     values = list(map(convert, coded.dictionary.to_pylist()))
-    return map(values.__getitem__, _integers(coded.indices.cast(pa.int64())))
+    return map(values.__getitem__, integers(coded.indices.cast(pa.int64())))
 
 
-def _integers(column: pa.Array) -> list[int]:
+def integers(column: pa.Array) -> list[int]:
     """Return the 64-bit integers of a column without nulls, faster than `to_pylist`."""
     start = 8 * column.offset
     return memoryview(column.buffers()[1])[start : start + 8 * len(column)].cast("q").tolist()

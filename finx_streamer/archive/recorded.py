@@ -1,15 +1,23 @@
-"""Read an archive in recorded order, a part of bounded size at a time. Sealed hours are sorted by pair."""
+"""Read an archive in recorded order, a part of bounded size at a time.
+
+A sealed hour is sorted by pair, so each of its parts has rows from everywhere in the file. If there are more than a
+few, all rows are first distributed over temporary files, one for each part.
+"""
 
 from __future__ import annotations
 
+import tempfile
+from bisect import bisect_left
 from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 
+from . import columns
 from .columns import EVENTS, TICKS
 from .journal import entry_line
 from .layout import HOUR_NS, ORDINAL_BITS, Layout, Sealed, iso_time
@@ -17,6 +25,10 @@ from .sealing import Journal
 
 #: How many entries are sorted at once.
 _SLAB = 1 << 19
+#: For temporary files.
+_PACKED = ipc.IpcWriteOptions(compression="lz4")
+#: How often a file may be read for its parts.
+_MOST_READS = 2
 
 
 def recorded(layout: Layout, low: int, high: int) -> Iterator[tuple[pa.Table, pa.Table]]:
@@ -48,11 +60,15 @@ def _sealed(file: Sealed, first: int, low: int, high: int) -> Iterator[tuple[pa.
         yield from ((TICKS.empty_table(), rows.take_damage()) for rows in (ticks, events) if rows.damage)
         for hour in range(max(file.hour, first), file.last + 1):
             start, end = hour << ORDINAL_BITS, (hour + 1) << ORDINAL_BITS
-            last = max(ticks.last_before(end), events.last_before(end))
-            for at in range(start, last + 1, _SLAB):
-                found = [rows.read(at, min(at + _SLAB, end), low, high) for rows in (ticks, events)]
-                damage = [rows.take_damage() for rows in (ticks, events)]
-                yield found[0], pa.concat_tables([*damage, found[1]])
+            slabs = range(start, max(ticks.last_before(end), events.last_before(end)) + 1, _SLAB)
+            with tempfile.TemporaryDirectory(prefix="finx-archive-", ignore_cleanup_errors=True) as folder:
+                for rows in (ticks, events):
+                    rows.folder = Path(folder, rows.path.name) if len(slabs) > _MOST_READS else None
+                    rows.distribute(start, end, low, high)
+                for at in slabs:
+                    found = [rows.read(at, min(at + _SLAB, end), low, high) for rows in (ticks, events)]
+                    damage = [rows.take_damage() for rows in (ticks, events)]
+                    yield found[0], pa.concat_tables([*damage, found[1]])
 
 
 @attrs.frozen
@@ -70,10 +86,12 @@ class _Rows:
     """The rows of a sealed file. Row groups that can't be read are left out, and reported once."""
 
     def __init__(self, path: Path, schema: pa.Schema, file: pq.ParquetFile | None) -> None:
-        self._path, self._schema, self._file = path, schema, file
+        self.path, self._schema, self._file = path, schema, file
         self._groups = [] if file is None else [_group(file, number) for number in range(file.num_row_groups)]
         #: Lines of damage that wasn't reported yet.
         self.damage: list[tuple[int, bytes]] = []
+        #: Where the rows of an hour are, by their slabs. None: in the file.
+        self.folder: Path | None = None
 
     @classmethod
     def open(cls, path: Path, schema: pa.Schema, hour: int) -> _Rows:
@@ -96,7 +114,32 @@ class _Rows:
 
     def read(self, start: int, end: int, low: int, high: int) -> pa.Table:
         """Return the rows with ordinals before `end`, received before `high`, in order."""
-        parts = []
+        if self.folder is not None:
+            parts = _take_parts(self.folder / str(start))
+        else:
+            parts = list(self._read_groups(start, end, low, high))
+        return _sorted(pa.concat_tables(parts)).cast(self._schema) if parts else self._schema.empty_table()
+
+    def distribute(self, start: int, end: int, low: int, high: int) -> None:
+        """Write the rows of an hour to files in `folder`, if that is set. `read` then takes them from there."""
+        if self.folder is None:
+            return
+        self.folder.mkdir()
+        for table in self._read_groups(start, end, low, high):
+            table = _sorted(table).combine_chunks()
+            ordinals = columns.integers(table["ordinal"].chunk(0)) if len(table) else []
+            done = 0
+            while done < len(ordinals):
+                slab = start + (ordinals[done] - start) // _SLAB * _SLAB
+                until = bisect_left(ordinals, slab + _SLAB, done)
+                with (
+                    open(self.folder / str(slab), "ab") as file,
+                    ipc.new_stream(file, table.schema, options=_PACKED) as out,
+                ):
+                    out.write_table(table.slice(done, until - done))
+                done = until
+
+    def _read_groups(self, start: int, end: int, low: int, high: int) -> Iterator[pa.Table]:
         for group in tuple(self._groups):
             if group.last < start or group.first >= end or group.last_ns < low or group.first_ns >= high:
                 continue
@@ -109,24 +152,22 @@ class _Rows:
                 continue
             ordinals = table["ordinal"]
             within = pc.and_(pc.greater_equal(ordinals, start), pc.less(ordinals, end))
-            parts.append(_received(table.filter(within), low, high))
-        found = pa.concat_tables(parts) if parts else self._schema.empty_table()
-        return found.take(pc.sort_indices(found["ordinal"])).cast(self._schema)
+            yield _received(table.filter(within), low, high)
 
     def take_damage(self) -> pa.Table:
         """Return what couldn't be read since the last call, as events."""
         rows, self.damage = self.damage, []
-        columns = [
+        values = [
             [0] * len(rows),
             [at for at, _ in rows],
             ["gap"] * len(rows),
             [None] * len(rows),
             [line for _, line in rows],
         ]
-        return pa.table(columns, schema=EVENTS)
+        return pa.table(values, schema=EVENTS)
 
     def _note_damage(self, since: int, until: int, error: Exception) -> None:
-        why = f"{self._path} is damaged: {str(error).strip()[:200]}"
+        why = f"{self.path} is damaged: {str(error).strip()[:200]}"
         times = {"since": iso_time(since), "until": iso_time(until + 999)}
         line = entry_line(since, "gap", None, {**times, "filled": False, "damaged": True, "why": why})
         self.damage.append((since, line[:-1]))
@@ -139,10 +180,25 @@ class _Rows:
             self._file.close()
 
 
+def _sorted(table: pa.Table) -> pa.Table:
+    return table.take(pc.sort_indices(table["ordinal"]))
+
+
+def _take_parts(path: Path) -> list[pa.Table]:
+    """Read the tables in a file, and remove it."""
+    parts: list[pa.Table] = []
+    if path.exists():
+        with pa.OSFile(str(path)) as file:
+            while file.tell() < file.size():
+                parts.append(ipc.open_stream(file).read_all())
+        path.unlink()
+    return parts
+
+
 def _group(file: pq.ParquetFile, number: int) -> _Group:
     metadata = file.metadata.row_group(number)
-    columns = {metadata.column(index).path_in_schema: index for index in range(metadata.num_columns)}
-    ordinal, received = (metadata.column(columns[name]).statistics for name in ("ordinal", "received_ns"))
+    places = {metadata.column(index).path_in_schema: index for index in range(metadata.num_columns)}
+    ordinal, received = (metadata.column(places[name]).statistics for name in ("ordinal", "received_ns"))
     return _Group(number, ordinal.min, ordinal.max, received.min, received.max)
 
 
