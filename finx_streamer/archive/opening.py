@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from .journal import repair
 from .layout import Layout
-from .sealing import metadata_of, remove_leftovers
+from .sealing import contains, metadata_of, remove_leftovers
 
 
 @attrs.frozen
@@ -40,7 +40,8 @@ def prepare(layout: Layout, now_ns: int) -> Found:
         shutil.rmtree(spilled, ignore_errors=True)
     sealed, journals = layout.find()
     for hour in set(layout.journals()) - set(journals):
-        layout.journal(hour).unlink(missing_ok=True)  # it is sealed
+        if any(contains(each.ticks, hour) for each in sealed if each.hour <= hour <= each.last):
+            layout.journal(hour).unlink(missing_ok=True)
     hour = layout.next_hour(now_ns)
     last_ns, cut = None, 0
     for number in journals:

@@ -55,9 +55,7 @@ class Recorder:
         self.put_backfilled = self._writer.put_backfilled
 
     def pasts(self, pairs: Iterable[str], parse_price: Callable[[str], Any]) -> dict[str, Past]:
-        """Return where the recording of each pair ends, if it was recorded before. It may have been removed since."""
-        with suppress(TimeoutError):
-            self._writer.flush()
+        """Return where the recording of each pair ends, if an earlier run recorded it."""
         tails = read_tails(Layout(self._path), pairs)
         for tail in tails.values():
             for tick in tail.ticks:

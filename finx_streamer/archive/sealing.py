@@ -127,9 +127,19 @@ def metadata_of(path: Path) -> dict[str, Any]:
     return found
 
 
+def contains(path: Path, hour: int) -> bool:
+    """Whether a sealed file has an hour. A foreign file has none."""
+    try:
+        return hour in metadata_of(path)["hours"]
+    except (OSError, ValueError, TypeError, pa.ArrowException):
+        return False
+
+
 def seal(layout: Layout, hour: int) -> None:
     """Turn the journal of an hour into a sealed hour, and remove it."""
     source, target = layout.journal(hour), Sealed(hour, layout.sealed(hour))
+    if target.ticks.exists() and not contains(target.ticks, hour):
+        raise ValueError(f"{target.ticks} exists, and isn't that hour; move it elsewhere")
     if not target.ticks.exists():
         target.ticks.parent.mkdir(exist_ok=True)
         _write_hour(Journal(source, hour), target, layout.root)

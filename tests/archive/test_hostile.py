@@ -197,3 +197,19 @@ def test_an_id_belongs_to_the_log_before_it(tmp_path: Path, is_sealed: bool, end
         seal(layout, layout.journals()[-1])
     tail = read_tails(layout, [PAIR])[PAIR]
     assert (tail.log, tail.number) == (("a", 70) if ends else ("b", 5))
+
+
+def test_a_foreign_file_in_the_place_of_an_hour(tmp_path: Path) -> None:
+    """It doesn't cost the journal of that hour."""
+    with ArchiveWriter(tmp_path) as writer:
+        writer.put_backfilled([(PAIR, "2026-08-01", "00:00:00Z", "OKX", "1")])
+    layout = Layout(tmp_path)
+    (hour,) = layout.journals()
+    layout.sealed(hour).parent.mkdir()
+    pq.write_table(pa.table({"a": [1]}), layout.sealed(hour))
+    with ArchiveWriter(tmp_path):
+        pass
+    with pytest.raises(ValueError, match="move it elsewhere"):
+        seal(layout, hour)
+    layout.sealed(hour).unlink()
+    assert [tick["price"] for tick in Archive(tmp_path).ticks()] == [1.0]
