@@ -8,7 +8,7 @@ import os
 import tempfile
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -26,7 +26,7 @@ from ..values import Tick
 from . import columns
 from .coverage import Coverage, Ledger
 from .journal import Entry
-from .layout import Layout, Sealed
+from .layout import EPOCH, Layout, Sealed
 from .recorded import recorded
 from .sealing import LEDGER, Journal, connect, metadata_of
 from .verification import Verification, verify
@@ -43,7 +43,6 @@ _SLAB = 1 << 20
 #: How many hours of a file's ticks are counted.
 _SAMPLES = 100
 _HOUR, _MICROSECOND = timedelta(hours=1), timedelta(microseconds=1)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _GREEKS = (
     *("delta", "gamma", "vega", "theta", "rho", "mark_iv", "bid_iv", "ask_iv", "mark_price", "underlying_price"),
     *("index_price", "best_bid_price", "best_ask_price"),
@@ -250,22 +249,19 @@ class Archive:
 
     def ledger(self) -> Ledger:
         """Return the events that `coverage` reads."""
-        while True:
-            sealed, journals = self._layout.find()
-            ledger = Ledger()
-            try:
-                for each in sealed:
-                    note = metadata_of(each.ticks)
-                    ledger.add(note["hours"], map(Entry.parse, note["ledger"]), note["last_ns"])
-                for hour in journals:
-                    journal = Journal(self._layout.journal(hour), hour)
-                    events = [each for each in journal.read() if isinstance(each, Entry) and each.kind in LEDGER]
-                    ledger.add([hour], events, journal.last_ns)
-            except FileNotFoundError:
-                if self._layout.find() == (sealed, journals):
-                    raise
-                continue  # it was sealed or merged meanwhile
-            return ledger
+        return self._read(self._ledger)
+
+    def _ledger(self) -> Ledger:
+        sealed, journals = self._layout.find()
+        ledger = Ledger()
+        for each in sealed:
+            note = metadata_of(each.ticks)
+            ledger.add(note["hours"], map(Entry.parse, note["ledger"]), note["last_ns"])
+        for hour in journals:
+            journal = Journal(self._layout.journal(hour), hour)
+            events = [each for each in journal.read() if isinstance(each, Entry) and each.kind in LEDGER]
+            ledger.add([hour], events, journal.last_ns)
+        return ledger
 
     def verify(self) -> Verification:
         """Check every block and file: whether it can be read, its order, its counts; and what isn't covered.
@@ -276,14 +272,20 @@ class Archive:
         return verify(self._layout, self.ledger)
 
     def _query(self, selection: _Selection, query: str) -> pa.Table | None:
+        def read() -> pa.Table | None:
+            with _Database(self._layout, selection) as database:
+                result = database.connection.sql(query)
+                return None if result is None else result.to_arrow_table()
+
+        return self._read(read)
+
+    def _read(self, read: Callable[[], _T]) -> _T:
+        """Read, and again if a file was sealed or merged meanwhile: then it has another name."""
         while True:
             files = self._layout.find()
             try:
-                with _Database(self._layout, selection) as database:
-                    result = database.connection.sql(query)
-                    return None if result is None else result.to_arrow_table()
+                return read()
             except (FileNotFoundError, duckdb.IOException):
-                # A file that was sealed or merged meanwhile has another name.
                 if self._layout.find() == files:
                     raise
 
@@ -417,7 +419,7 @@ class _Database:
             self.connection.unregister("batch")
 
     def _count(self, count: int, first_us: int, last_us: int) -> None:
-        first, last = _EPOCH + first_us * _MICROSECOND, _EPOCH + last_us * _MICROSECOND
+        first, last = EPOCH + first_us * _MICROSECOND, EPOCH + last_us * _MICROSECOND
         low = first if self._selection.start is None else max(first, self._selection.start)
         high = last if self._selection.end is None else min(last, self._selection.end)
         hour = low.replace(minute=0, second=0, microsecond=0)
@@ -457,7 +459,7 @@ class _Database:
 
 
 def _ns(when: datetime) -> int:
-    return (when - _EPOCH) // _MICROSECOND * 1_000
+    return (when - EPOCH) // _MICROSECOND * 1_000
 
 
 def _quoted(text: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, cast
 
 import pyarrow as pa
@@ -17,7 +17,8 @@ import pyarrow.json
 
 from ..values import Tick
 from ..wire.decoder import Decoder, read_id
-from .journal import Entry, Ticks, entry_line
+from .journal import FIELDS, Entry, Ticks, entry_line
+from .layout import EPOCH
 
 TICKS = pa.schema(
     [
@@ -42,7 +43,7 @@ EVENTS = pa.schema(
         ("line", pa.string()),
     ]
 )
-_RAW = pa.struct([(name, pa.string()) for name in ("pair", "date", "time", "exchange", "price")])
+_RAW = pa.struct([(name, pa.string()) for name in FIELDS])
 _WIRE = pa.schema(
     [("results", pa.string()), ("resultData", _RAW), ("id", pa.int64())]
     + [(name, pa.string()) for name in ("pair", "UTCDate", "exchange", "price")]
@@ -54,7 +55,6 @@ _REGULAR_TIME = (
     r"^(19[7-9]|[2-9][0-9]{2})[0-9]-[0-9]{2}-[0-9]{2}T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?Z$"
 )
 _REGULAR_PRICE = r"^[0-9]{1,40}(?:\.[0-9]{1,40})?$"
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 #: In microseconds.
 _SECOND = 1_000_000
@@ -173,7 +173,7 @@ def _irregular(run: Ticks, ordinal: int) -> tuple[pa.Table, list[tuple[int, Entr
         text = f"{tick['date']}T{tick['time']}"
         digits = max(len(tick["time"]) - 10, 0) if tick["time"][-1] == "Z" else 0
         time_text = None
-        if digits > 6 or tick["timestamp"] < _EPOCH or _text(tick["timestamp"], digits) != text:
+        if digits > 6 or tick["timestamp"] < EPOCH or _text(tick["timestamp"], digits) != text:
             digits, time_text = 0, text
         name, timestamp, exchange, price = tick["pair"], tick["timestamp"], tick["exchange"], tick["price"]
         row = (name, timestamp, place, exchange, price, digits, time_text, run.at, run.backfilled, read_id(raw))
@@ -223,7 +223,7 @@ def ticks_of(batch: pa.RecordBatch, parse_price: Callable[[str], Any] = float) -
     except ValueError:
         times = []
     if not times:
-        times = [_EPOCH + us * _MICROSECOND for us in integers(batch["timestamp"])]
+        times = [EPOCH + us * _MICROSECOND for us in integers(batch["timestamp"])]
     return [
         {
             "pair": pair,

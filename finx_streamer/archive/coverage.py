@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import attrs
 
 from ..values import State
 from .journal import Entry
-from .layout import HOUR_NS
+from .layout import HOUR_NS, time_of
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 #: Hours later than that don't fit into nanoseconds since 1970.
 _LAST_HOUR = (1 << 63) // HOUR_NS
 #: States in which a stream that was open still is.
@@ -189,11 +188,6 @@ def _time(text: Any) -> datetime | None:
         return datetime.fromisoformat(text).astimezone(UTC)
     except (TypeError, ValueError, OverflowError):
         return None
-
-
-def time_of(ns: int) -> datetime:
-    """Return a time in nanoseconds since 1970 as a datetime."""
-    return _EPOCH + timedelta(microseconds=ns // 1_000)
 
 
 @attrs.define

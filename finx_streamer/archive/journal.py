@@ -28,7 +28,7 @@ from typing import IO, Any
 import attrs
 import zstandard
 
-from .layout import sync_directory
+from .layout import iso_time, sync_directory
 
 #: A block ends at this number of entries or bytes of text.
 MAX_ENTRIES, MAX_BYTES = 1_000, 1 << 20
@@ -41,6 +41,8 @@ _BEFORE = struct.pack("<II", _MAGIC, _HEAD.size - 8)
 _WINDOW = 1 << 20
 #: How many blocks at the end of a journal are checked after a crash.
 _CHECKED = 256
+#: What a service sends of a tick.
+FIELDS = ("pair", "date", "time", "exchange", "price")
 _to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
@@ -106,6 +108,12 @@ class Entry:
 def entry_line(at: int, kind: str, symbol: str | None, fields: dict[str, Any]) -> bytes:
     """Return the line of an entry, with its line feed."""
     return _to_json({"at": at, "kind": kind, "symbol": symbol, **fields}).encode() + b"\n"
+
+
+def gap_line(at: int, since: int, until: int, why: str, **more: Any) -> bytes:
+    """Return the line of a gap of all streams: the archive lacks what was received in that time."""
+    times = {"since": iso_time(since), "until": iso_time(until + 999)}
+    return entry_line(at, "gap", None, {**times, "filled": False, "why": why, **more})
 
 
 def ticks_lines(at: int, count: int, lines: bytes, backfilled: bool = False) -> bytes:

@@ -24,7 +24,7 @@ import attrs
 from ..errors import ConfigurationError
 
 HOUR_NS = 3_600_000_000_000
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _JOURNAL = ".jsonl.zst"
 #: Entries are numbered through the whole archive: the hour, then the place in its journal.
 ORDINAL_BITS = 36
@@ -56,11 +56,11 @@ class Layout:
 
     def journal(self, hour: int) -> Path:
         """The journal of an hour."""
-        return self.root / "journal" / f"{_time_of(hour):%Y-%m-%dT%H}{_JOURNAL}"
+        return self.root / "journal" / f"{_begin_of(hour):%Y-%m-%dT%H}{_JOURNAL}"
 
     def sealed(self, hour: int) -> Path:
         """The file of an hour's ticks."""
-        return self.root / f"date={_time_of(hour):%Y-%m-%d}" / f"hour={_time_of(hour):%H}.parquet"
+        return self.root / f"date={_begin_of(hour):%Y-%m-%d}" / f"hour={_begin_of(hour):%H}.parquet"
 
     def find(self) -> tuple[list[Sealed], list[int]]:
         """Return the sealed files, and the hours that have only a journal."""
@@ -96,14 +96,14 @@ def sealed_in(day: Path) -> list[Sealed]:
     return [Sealed(start + int(path.name[5:7]), path) for path in hours if path.name < "hour=24"]
 
 
-def _time_of(hour: int) -> datetime:
-    return _EPOCH + timedelta(hours=hour)
+def _begin_of(hour: int) -> datetime:
+    return EPOCH + timedelta(hours=hour)
 
 
 def _hour_of(name: str) -> int | None:
     """Return the number of an hour. None for the name of a stranger's file."""
     try:
-        return (datetime.strptime(name + "+0000", "%Y-%m-%dT%H%z") - _EPOCH) // timedelta(hours=1)
+        return (datetime.strptime(name + "+0000", "%Y-%m-%dT%H%z") - EPOCH) // timedelta(hours=1)
     except ValueError:
         return None
 
@@ -112,9 +112,14 @@ def _start_of(day: Path) -> int | None:
     return _hour_of(day.name.removeprefix("date=") + "T00")
 
 
+def time_of(ns: int) -> datetime:
+    """Return a time in nanoseconds since 1970 as a datetime."""
+    return EPOCH + timedelta(microseconds=ns // 1_000)
+
+
 def iso_time(ns: int) -> str:
     """Return a time in nanoseconds since 1970 as text, in microseconds."""
-    return (_EPOCH + timedelta(microseconds=ns // 1_000)).isoformat(timespec="microseconds")
+    return time_of(ns).isoformat(timespec="microseconds")
 
 
 def sync_directory(path: Path) -> None:

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 
 from . import columns
 from .columns import EVENTS, TICKS
-from .journal import entry_line
-from .layout import HOUR_NS, ORDINAL_BITS, Layout, Sealed, iso_time
+from .journal import gap_line
+from .layout import HOUR_NS, ORDINAL_BITS, Layout, Sealed
 from .sealing import Journal
 
 #: How many entries are sorted at once.
@@ -168,9 +168,7 @@ class _Rows:
 
     def _note_damage(self, since: int, until: int, error: Exception) -> None:
         why = f"{self.path} is damaged: {str(error).strip()[:200]}"
-        times = {"since": iso_time(since), "until": iso_time(until + 999)}
-        line = entry_line(since, "gap", None, {**times, "filled": False, "damaged": True, "why": why})
-        self.damage.append((since, line[:-1]))
+        self.damage.append((since, gap_line(since, since, until, why, damaged=True)[:-1]))
 
     def __enter__(self) -> _Rows:
         return self

@@ -28,15 +28,14 @@ from ..values import NEVER, Event, Gap, Greeks, State, Tick, TimePassed
 from ..wire.decoder import Decoder, Message
 from . import columns
 from .archive import Archive
-from .coverage import time_of
 from .events import payload_of
-from .journal import Entry
+from .journal import FIELDS, Entry
+from .layout import time_of
 
 logger = logging.getLogger("finx_streamer")
 
 #: How many ticks are delivered at once: their callbacks should take less time than the relief waits.
 _CHUNK = 1_024
-_FIELDS = ("pair", "date", "time", "exchange", "price")
 
 #: What is delivered in one step.
 _Item = list[Tick] | Entry | DecodeError
@@ -281,7 +280,7 @@ class ReplaySource:
 
     def _decoded(self, tick: Tick) -> Tick | DecodeError:
         """Decode a tick as it was decoded when it was received."""
-        raw = {name: tick[name] for name in _FIELDS}  # type: ignore[literal-required]
+        raw = {name: tick[name] for name in FIELDS}  # type: ignore[literal-required]
         pair = tick["pair"]
         decoded = Decoder(pair, pair, self._playing.parse_price).decode_tick(raw, tick["received_ns"])
         if not isinstance(decoded, DecodeError):

@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from . import columns
-from .journal import Block, Damage, Entry, Ticks, entry_line, read_blocks
-from .layout import ORDINAL_BITS, Layout, Sealed, iso_time, sealed_in, sealing_lock, sync_directory
+from .journal import Block, Damage, Entry, Ticks, gap_line, read_blocks
+from .layout import ORDINAL_BITS, Layout, Sealed, sealed_in, sealing_lock, sync_directory
 
 #: The kinds of events that `coverage` reads. They are copied into the metadata.
 LEDGER = frozenset({"open", "close", "start", "stop", "state", "gap", "missing", "log", "seal", "hour", "clock"})
@@ -72,8 +72,7 @@ class Journal:
     def _gap(self, damaged: Damage, until: int) -> Entry:
         since = until if self.last_ns is None else min(self.last_ns, until)
         why = f"{damaged.end - damaged.start:,} bytes of the journal are damaged"
-        times = {"since": iso_time(since), "until": iso_time(until + 999)}
-        return Entry.parse(entry_line(until, "gap", None, {**times, "filled": False, "damaged": True, "why": why})[:-1])
+        return Entry.parse(gap_line(until, since, until, why, damaged=True)[:-1])
 
     def _block(self, block: Block) -> Iterator[Ticks | Entry]:
         self.first_ns = block.first_ns if self.first_ns is None else self.first_ns

@@ -13,16 +13,13 @@ import attrs
 import duckdb
 import pyarrow as pa
 
+from ..streaming.delivered_window import WINDOW_SIZE
 from ..values import Tick
 from ..wire.mixed_pattern import spellings
 from . import columns
 from .journal import Entry, Ticks, read_block, scan
 from .layout import Layout, Sealed
 from .sealing import connect, metadata_of
-
-#: How many ticks of each pair are read: as many as a stream remembers.
-SIZE = 1_024
-
 
 #: Later than anything in a sealed file.
 _LATER = (1 << 63) - 1
@@ -49,7 +46,7 @@ class Tail:
     @property
     def is_whole(self) -> bool:
         """Whether there is nothing to look for any more."""
-        return len(self.ticks) >= SIZE and self.has_log
+        return len(self.ticks) >= WINDOW_SIZE and self.has_log
 
     def prepend(self, ticks: list[Tick], numbers: list[int | None]) -> None:
         """Add earlier ticks."""
@@ -58,7 +55,7 @@ class Tail:
         if not self.ticks:
             self.number = numbers[-1] or 0
             self.has_log = not self.number
-        self.ticks = ticks[max(len(ticks) + len(self.ticks) - SIZE, 0) :] + self.ticks
+        self.ticks = ticks[max(len(ticks) + len(self.ticks) - WINDOW_SIZE, 0) :] + self.ticks
 
     def found_log(self, log: str) -> None:
         """Take note of a log that began before the ticks so far."""
@@ -155,9 +152,9 @@ def _read_sealed(file: Sealed, tails: dict[str, Tail]) -> None:
             "ORDER BY ordinal DESC LIMIT ?) ORDER BY ordinal"
         )
         for pair, tail in wanted.items():
-            if pair in note["counts"] and len(tail.ticks) < SIZE:
-                found: Any = database.sql(query, params=[glob.escape(str(file.ticks)), pair, SIZE])
-                for batch in found.to_arrow_reader(SIZE):
+            if pair in note["counts"] and len(tail.ticks) < WINDOW_SIZE:
+                found: Any = database.sql(query, params=[glob.escape(str(file.ticks)), pair, WINDOW_SIZE])
+                for batch in found.to_arrow_reader(WINDOW_SIZE):
                     if not tail.ticks:
                         tail.ordinal = batch["ordinal"][-1].as_py()
                     tail.prepend(columns.ticks_of(batch, str), batch["id"].to_pylist())

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .coverage import Coverage, Ledger
-from .layout import Layout, Sealed
+from .layout import ORDINAL_BITS, Layout, Sealed
 from .sealing import Journal, metadata_of
 
 
@@ -137,7 +137,8 @@ def _runs(path: Path, problems: list[str]) -> Iterator[tuple[str, int]]:
             if len(table):
                 first, end, ordered = _order(table)
                 # A merged day is sorted hour by hour.
-                if not ordered or (last[1:] and first[0] >> 36 == last[0] >> 36 and first[1:] < last[1:]):
+                in_same_hour = bool(last) and first[0] >> ORDINAL_BITS == last[0] >> ORDINAL_BITS
+                if not ordered or (in_same_hour and first[1:] < last[1:]):
                     problems.append(f"row group {number} isn't in order")
                 last = end
             for entry in table["pair"].value_counts().to_pylist():

@@ -21,7 +21,7 @@ from weakref import WeakSet
 from ..clock import monotonic
 from ..connection.wakeup import Wakeup
 from ..errors import ConfigurationError
-from .journal import MAX_BYTES, MAX_ENTRIES, JournalFile, compressor, entry_line, pack, ticks_lines
+from .journal import FIELDS, MAX_BYTES, MAX_ENTRIES, JournalFile, compressor, entry_line, gap_line, pack, ticks_lines
 from .layout import HOUR_NS, Layout, iso_time, lock
 from .opening import Found, prepare
 from .reporting import Reports
@@ -171,8 +171,7 @@ class ArchiveWriter:
             ticks (Iterable[tuple[str, str, str, str, str]]): Pair, date, time, exchange and price, as they were sent.
             received_ns (int | None): When they were received, in nanoseconds since 1970. None: now.
         """
-        names = ("pair", "date", "time", "exchange", "price")
-        lines = [_wire_line(dict(zip(names, tick, strict=True))) for tick in ticks]
+        lines = [_wire_line(dict(zip(FIELDS, tick, strict=True))) for tick in ticks]
         at = time.time_ns() if received_ns is None else received_ns
         for start in range(0, len(lines), MAX_ENTRIES):
             part = lines[start : start + MAX_ENTRIES]
@@ -278,10 +277,7 @@ class ArchiveWriter:
 
     def _put_gap(self, since: int, until: int, why: str, entries: int | None = None) -> None:
         """Put a gap of all streams into the ledger, however full the queue is."""
-        fields = {"since": iso_time(since), "until": iso_time(until + 999), "filled": False, "why": why}
-        if entries is not None:
-            fields["entries"] = entries
-        line = entry_line(until, "gap", None, fields)
+        line = gap_line(until, since, until, why, **({} if entries is None else {"entries": entries}))
         self._items.append((until, "line", line, 1))
         self._queued += len(line) + 100
 

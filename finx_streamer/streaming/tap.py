@@ -7,24 +7,21 @@ before it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 from itertools import groupby
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from ..errors import DecodeError, FinxStreamerError, ServerError
 from ..values import SENT, Event, Gap, State, Tick
 from ..wire.decoder import Decoder
 from ..wire.frames import Binary, read_text_frames
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-    from datetime import datetime
-
-    from .delivered_window import Key
+from .delivered_window import Key
 
 
 class Recorder(Protocol):
-    """Takes what is to be recorded. No method waits, and none raises."""
+    """Writes a recording. Its methods don't wait and don't raise."""
 
     def put_frames(self, received_ns: int, frames: bytes, backfilled: bool = False) -> None:
         """Record whole text frames, each of them a tick."""
@@ -90,7 +87,7 @@ class Tap:
     """Sits between the streams and a recorder. For the thread that drives the loop.
 
     Args:
-        recorder: Takes what is to be recorded.
+        recorder: Writes the recording.
         exchanges: The exchanges whose ticks are delivered; None: all. The others are recorded, too.
     """
 

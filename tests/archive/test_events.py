@@ -131,7 +131,7 @@ def test_a_gap_of_the_archive_is_an_error() -> None:
 
 @given(st.sampled_from(["state", "gap", "error", "other"]), st.dictionaries(st.text(), JSON), st.booleans())
 def test_foreign_entries_never_raise(kind: str, fields: dict[str, Any], with_symbol: bool) -> None:
-    """Whatever the fields are."""
+    """Fields of any type and value give an object or None."""
     fields = {name: value for name, value in fields.items() if name not in ("at", "kind", "symbol")}
     str(back(kind, fields, "BTC:USDC" if with_symbol else None))
 

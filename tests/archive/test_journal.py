@@ -77,7 +77,7 @@ def test_a_flipped_byte_costs_one_block() -> None:
 
 @given(st.binary(max_size=200), st.sampled_from(ENDS))
 def test_garbage_between_blocks_is_skipped(garbage: bytes, at: int) -> None:
-    """Whatever lies between blocks doesn't hide those that follow."""
+    """The blocks behind it are still found."""
     parts = parts_of(JOURNAL[:at] + garbage + JOURNAL[at:])
     assert [part.text for part in parts if isinstance(part, Block)] == TEXTS
     assert sum(part.end - part.start for part in parts if isinstance(part, Damage)) == len(garbage)

@@ -346,7 +346,7 @@ def test_wait_async_waits_for_the_end(recording: Path) -> None:
 
 
 def test_a_full_queue_waits_for_callbacks(tmp_path: Path, dispatch: Literal["thread", "inline"]) -> None:
-    """No tick is dropped, whatever the queue holds."""
+    """No tick is dropped, even from a queue of seven."""
     with ArchiveWriter(tmp_path) as writer:
         put_ticks(writer, 0, *range(3_000))
     prices: list[Decimal] = []
@@ -633,7 +633,8 @@ def test_greeks_are_replayed(tmp_path: Path) -> None:
 
     with FunctionClient(endpoint="demo") as client:
         contracts = [Instrument.parse(each) for each in client.list_contracts()]
-    month = str(next(Option.of(each) for each in contracts if each.strike is not None))
+    option = next(each for each in contracts if each.strike is not None)
+    month = str(Option.of(option))
     with StreamListener(month, endpoint="demo", record=tmp_path, on_greeks=keep):
         assert done.wait(PATIENCE)
     again: list[Any] = []

@@ -108,10 +108,7 @@ def _recorded(root: Path, count: int) -> tuple[float, float, float, float]:
 def _read(archive: Archive, count: int) -> tuple[float, float]:
     took, found = _timed(lambda: sum(1 for _ in archive.ticks()))
     assert found == count
-    minute = "time_bucket(INTERVAL 1 MINUTE, timestamp)"
-    order = "{}(price, ordinal)".format
-    query = _MINUTES.format(minute=minute, first=order("arg_min"), last=order("arg_max"), ticks="ticks")
-    return count / took, _timed(lambda: archive.sql(query))[0]
+    return count / took, _minute_bars(archive)
 
 
 def _replayed(root: Path, count: int) -> float:
@@ -235,7 +232,7 @@ def _large(folder: Path, root: Path, hour: int, count: int) -> str:
     pair, found = _timed(lambda: sum(1 for _ in archive.ticks(PAIRS[0], "2026-08-01T00:01", "2026-08-01T00:02")))
     counting, rows = _timed(lambda: archive.sql("SELECT count(*) AS n FROM ticks")["n"].to_pylist())
     assert rows == [total]
-    _, bars = _read_bars(archive)
+    bars = _minute_bars(archive)
     facts = [
         ("the first tick of `ticks()`", f"{first:.2f} s"),
         (f"one minute of one pair, {found:,} ticks", f"{pair:.2f} s"),
@@ -249,12 +246,12 @@ def _large(folder: Path, root: Path, hour: int, count: int) -> str:
     )
 
 
-def _read_bars(archive: Archive) -> tuple[int, float]:
+def _minute_bars(archive: Archive) -> float:
+    """Return how many seconds they take in SQL."""
     minute = "time_bucket(INTERVAL 1 MINUTE, timestamp)"
     order = "{}(price, ordinal)".format
     query = _MINUTES.format(minute=minute, first=order("arg_min"), last=order("arg_max"), ticks="ticks")
-    took, found = _timed(lambda: archive.sql(query))
-    return len(found), took
+    return _timed(lambda: archive.sql(query))[0]
 
 
 def _copy(root: Path, hour: int, shift: int) -> None:
