@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import threading
+import traceback
 from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
@@ -250,6 +251,8 @@ def test_no_error_has_the_key_of_a_path(tmp_path: Path, seen: Seen) -> None:
             seen.listener(peer.url, record=path / "lock" / "ticks", api_key=key).start()
     assert "***" in str(failed.value)
     assert key not in f"{refused.value}{failed.value}{seen.errors}"
+    for error in (refused.value, failed.value):
+        assert key not in "".join(traceback.format_exception(error))
 
 
 def test_a_directory_has_one_recorder(tmp_path: Path, server: LocalServer, seen: Seen) -> None:

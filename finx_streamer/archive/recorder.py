@@ -47,7 +47,7 @@ class Recorder:
         try:
             self._writer = ArchiveWriter(path, on_problem=self._report)
         except OSError as error:
-            raise RecordingError(redact(f"{self._path}: can't be written: {error.strerror or error}")) from error
+            raise RecordingError(redact(f"{self._path}: can't be written: {error.strerror or error}")) from None
         except ConfigurationError as error:
             raise ConfigurationError(redact(str(error))) from None
         self.put_frames = self._writer.put_frames
