@@ -122,6 +122,13 @@ def ticks_lines(at: int, count: int, lines: bytes, backfilled: bool = False) -> 
     return b'{"at":%d,"ticks":%d,"bytes":%d%b}%b\n' % (at, count, len(lines), mark, lines)
 
 
+def tick_runs(at: int, lines: list[bytes], backfilled: bool) -> Iterator[tuple[bytes, int]]:
+    """Return the lines of runs of ticks that fit into a block, and how many ticks each has."""
+    for start in range(0, len(lines), MAX_ENTRIES):
+        part = lines[start : start + MAX_ENTRIES]
+        yield ticks_lines(at, len(part), b"\n" + b"\n".join(part), backfilled), len(part)
+
+
 def _is_time(at: object) -> bool:
     return isinstance(at, int) and 0 <= at < 1 << 63
 

@@ -21,7 +21,7 @@ from weakref import WeakSet
 from ..clock import monotonic
 from ..connection.wakeup import Wakeup
 from ..errors import ConfigurationError
-from .journal import FIELDS, MAX_BYTES, MAX_ENTRIES, JournalFile, compressor, entry_line, gap_line, pack, ticks_lines
+from .journal import FIELDS, MAX_BYTES, MAX_ENTRIES, JournalFile, compressor, entry_line, gap_line, pack, tick_runs
 from .layout import HOUR_NS, Layout, iso_time, lock
 from .opening import Found, prepare
 from .reporting import Reports
@@ -151,8 +151,7 @@ class ArchiveWriter:
             backfilled (bool): Whether they were missed before.
         """
         # Outside of strings, JSON takes a space for a line feed. Within them, it has none.
-        lines = b"".join(b"\n" + payload.replace(b"\n", b" ") for payload in payloads)
-        self._put((received_ns, "line", ticks_lines(received_ns, len(payloads), lines, backfilled), len(payloads)))
+        self._put_ticks(received_ns, [payload.replace(b"\n", b" ") for payload in payloads], backfilled)
 
     def put_message(self, received_ns: int, payload: bytes, symbol: str | None) -> None:
         """Record a message that isn't a tick: Greeks, a notice, or one that can't be read.
@@ -172,10 +171,7 @@ class ArchiveWriter:
             received_ns (int | None): When they were received, in nanoseconds since 1970. None: now.
         """
         lines = [_wire_line(dict(zip(FIELDS, tick, strict=True))) for tick in ticks]
-        at = time.time_ns() if received_ns is None else received_ns
-        for start in range(0, len(lines), MAX_ENTRIES):
-            part = lines[start : start + MAX_ENTRIES]
-            self._put((at, "line", ticks_lines(at, len(part), b"\n" + b"\n".join(part), backfilled=True), len(part)))
+        self._put_ticks(time.time_ns() if received_ns is None else received_ns, lines, True)
 
     def put_event(
         self, kind: str, fields: Mapping[str, Any], symbol: str | None = None, received_ns: int | None = None
@@ -243,6 +239,10 @@ class ArchiveWriter:
     def dropped(self) -> int:
         """How many chunks, messages and events were dropped since the last one that was recorded."""
         return dropped.count if (dropped := self._dropped) is not None else 0
+
+    def _put_ticks(self, at: int, lines: list[bytes], backfilled: bool) -> None:
+        for part, count in tick_runs(at, lines, backfilled):
+            self._put((at, "line", part, count))
 
     def _put(self, item: _Item, extra: int = 0) -> None:
         size = len(item[2]) + 100
@@ -339,17 +339,20 @@ class ArchiveWriter:
             self._previous = None
             self._add_lines(received_ns, line, 1)
         if kind != "line":
-            payloads = _HEADER.split(data)  # faster than `subn`
-            lines, count = b"\n".join(payloads), len(payloads) - 1
-            # A line feed is rare: it's part of a header, or white space in a message. Counting is slow.
-            if not payloads[0] and (b"\n" not in data or lines.count(b"\n") == count):
-                data = ticks_lines(received_ns, count, lines, kind == "backfilled")
+            before, *payloads = _HEADER.split(data)  # faster than `subn`
+            # A line feed is rare: it's part of a header, or white space in a message.
+            if before or (b"\n" in data and any(b"\n" in payload for payload in payloads)):
+                for payload in _payloads(data):
+                    self._add_lines(received_ns, _message(received_ns, payload, None), 1)
             else:
-                messages = [_message(received_ns, payload, None) for payload in _payloads(data)]
-                data, count = b"".join(messages), len(messages)
-        self._add_lines(received_ns, data, count)
+                for part, count in tick_runs(received_ns, payloads, kind == "backfilled"):
+                    self._add_lines(received_ns, part, count)
+        else:
+            self._add_lines(received_ns, data, count)
 
     def _add_lines(self, received_ns: int, lines: bytes, count: int) -> None:
+        if self._block_entries + count > MAX_ENTRIES:
+            self._end_block()
         if not self._block:
             self._block_first = received_ns
         self._block_last = received_ns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
@@ -21,10 +22,10 @@ import pytest
 pytest.importorskip("pyarrow", reason='needs the extra: pip install "finx-streamer[archive]"')
 
 from finx_streamer.archive import Archive, ArchiveWriter
-from finx_streamer.archive.coverage import time_of
-from finx_streamer.archive.journal import Entry
-from finx_streamer.archive.layout import HOUR_NS, Layout
+from finx_streamer.archive.journal import FIELDS, MAX_ENTRIES, Entry, read_blocks
+from finx_streamer.archive.layout import HOUR_NS, Layout, time_of
 from finx_streamer.archive.sealing import merge_days, seal
+from tests.support.peers import frame
 
 PAIR = "BTC:USDC"
 DAY = 24 * HOUR_NS
@@ -396,3 +397,29 @@ def test_events_have_room_in_a_full_queue(tmp_path: Path, hanging: threading.Eve
         writer.flush()
     assert [each.fields["state"] for each in events(tmp_path, "state")] == ["streaming", "reconnecting"]
     assert len(events(tmp_path, "gap")) == 2
+
+
+@pytest.mark.parametrize("size", [1, 300, 999, 1_000, 1_001, 2_500])
+@pytest.mark.parametrize("how", ["frames", "payloads", "backfilled"])
+def test_a_block_has_a_thousand_entries_at_most(tmp_path: Path, size: int, how: str) -> None:
+    """A crash costs one block."""
+    rows = [tick(number) for number in range(3 * size)]
+    messages = [
+        json.dumps({"results": "streaming", "resultData": dict(zip(FIELDS, row, strict=True))}).encode() for row in rows
+    ]
+    with ArchiveWriter(tmp_path) as writer:
+        for at in range(0, len(rows), size):
+            part = messages[at : at + size]
+            match how:
+                case "frames":
+                    writer.put_frames(time.time_ns(), b"".join(map(frame, part)))
+                case "payloads":
+                    writer.put_payloads(time.time_ns(), part)
+                case _:
+                    writer.put_backfilled(rows[at : at + size])
+    blocks: list[Any] = []
+    for hour in Layout(tmp_path).journals():
+        with open(Layout(tmp_path).journal(hour), "rb") as file:
+            blocks += read_blocks(file)
+    assert max(block.entries for block in blocks) <= MAX_ENTRIES
+    assert numbers(tmp_path) == list(range(3 * size))
