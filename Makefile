@@ -18,7 +18,7 @@ help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: test
-test: $(VENV)/.installed-dev ## run the tests, except the slow ones; with pytest's options: make test ARGS="-k cli"
+test: $(VENV)/.installed-dev $(VENV)/.nats ## run the tests, except the slow ones; with pytest's options: make test ARGS="-k cli"
 	$(PYTEST) -m "not slow" tests $(ARGS)
 
 .PHONY: test-notebook
@@ -30,7 +30,7 @@ bench-notebook: $(VENV)/.installed-browser ## measure the cost of the live view,
 	$(BIN)/python -m tests.notebook.measure $(ARGS)
 
 .PHONY: coverage
-coverage: $(VENV)/.installed-dev ## run the tests and show the lines they miss
+coverage: $(VENV)/.installed-dev $(VENV)/.nats ## run the tests and show the lines they miss
 	$(PYTEST) -m "not slow" tests --cov --cov-report=term $(ARGS)
 
 .PHONY: lint
@@ -138,6 +138,18 @@ $(VENV)/.installed-%: $(SOURCES) | $(BIN)/python
 		echo "make: pip can't install finx-streamer[$*]; see its message above." >&2; \
 		echo "make: can this machine reach PyPI? After a broken install, run 'make clean' and try again." >&2; \
 		exit 1; }
+	@touch $@
+
+# The tests with NATS need nats-server: the one that is installed, or Debian's, fetched without root.
+$(VENV)/.nats: | $(BIN)/python
+	@if PATH="$$PATH:/usr/sbin" command -v nats-server >/dev/null; then \
+		:; \
+	elif command -v apt-get >/dev/null; then \
+		echo "fetching nats-server into $(VENV)/nats …"; \
+		.ci/fetch-nats $(VENV)/nats || exit 1; \
+	else \
+		echo "nats-server is not installed, so the tests that need it will be skipped."; \
+	fi
 	@touch $@
 
 # Debian ships python3 without the venv module (package python3-venv). In that case, use virtualenv from PyPI, in its own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import settings
 
 from finx_streamer.connection import relief
 from tests.support import effort  # noqa: F401 (registers the profiles)
+from tests.support.nats import NatsCluster, NatsServer
 from tests.support.peers import Seen
 from tests.support.turns import TURNS
 
@@ -37,6 +39,20 @@ def shared_data() -> Path:
     if not (SHARED_DATA / "tape-small.jsonl").exists():
         pytest.skip(f"no recorded trades at {SHARED_DATA}")
     return SHARED_DATA
+
+
+@pytest.fixture
+def nats_server(tmp_path: Path) -> Iterator[NatsServer]:
+    """A running NATS server with JetStream."""
+    with NatsServer(tmp_path / "nats") as server:
+        yield server
+
+
+@pytest.fixture
+def nats_cluster(tmp_path: Path) -> Iterator[NatsCluster]:
+    """Three running NATS servers with one JetStream."""
+    with NatsCluster(tmp_path / "nats") as cluster:
+        yield cluster
 
 
 @pytest.fixture
