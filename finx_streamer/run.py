@@ -208,6 +208,11 @@ class Run:
     def _stop_streams(self) -> None:
         self.streams.stop()
 
+    @property
+    def name(self) -> str:
+        """The name of its listener."""
+        return self._settings.name
+
     # Streams.
 
     def add(self, *symbols: Symbol) -> None:

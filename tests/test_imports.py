@@ -45,7 +45,7 @@ SHARED_WITH_SERVER = {"archive", "clock", "errors", "greeks", "metered", "values
 LONG_MODULES = {"base_listener"}
 
 MOST_EXCEPTIONS = 5
-MOST_FILES_AT_THE_TOP = 18
+MOST_FILES_AT_THE_TOP = 17
 MOST_LINES = 500
 
 
