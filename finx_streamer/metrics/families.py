@@ -79,7 +79,7 @@ ERROR = Group(
 PAIR = Group(
     ("listener", "pair"),
     (
-        _counter("finx_listener_ticks", "Ticks handed to callbacks and loops.", "ticks"),
+        _counter("finx_listener_ticks", "Ticks, or messages with Greeks, handed to callbacks and loops.", "ticks"),
         _counter("finx_listener_messages", "Messages received.", "messages"),
         _counter("finx_listener_dropped_ticks", "Ticks that callbacks never got.", "dropped"),
         _counter("finx_listener_gaps", "Lost connections after which ticks may have been missed.", "gaps"),
