@@ -10,6 +10,7 @@ import socket
 import threading
 import urllib.request
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def samples_of(families: Any) -> Samples:
 
 
 def scrape(page: metrics.MetricsPage) -> Samples:
-    """The samples of a page: those of its two formats are the same while nothing happens."""
+    """The samples of a page."""
     return samples_of(parse_text(fetch(page.url)))
 
 
@@ -234,7 +235,7 @@ def test_no_key_is_on_the_page(page: metrics.MetricsPage, seen: Seen, tmp_path: 
     pair = "S3CR3TKEY:USDC"
     exchanges = {KEY: ExchangeStats(trades=1, error=KEY)}
     publisher = Publisher(KEY, published=1)
-    record = tmp_path / "S3cr3tKey" if metrics_records() else None
+    record = tmp_path / "S3cr3tKey" if find_spec("pyarrow") else None
     with (
         Peer(lambda caller: stay(caller, frame(json.dumps({"results": KEY})))) as peer,
         LocalServer(Market(pair), keys={"S3cr3tKey"}) as server,
@@ -255,15 +256,6 @@ def test_no_key_is_on_the_page(page: metrics.MetricsPage, seen: Seen, tmp_path: 
     assert label_values(found, "pair") >= {"***:USDC"}
     assert (label_values(found, "exchange"), label_values(found, "publisher")) == ({"***"}, {"***"})
     assert publisher.published == 1
-
-
-def metrics_records() -> bool:
-    """Whether the extra `archive` is installed."""
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 def test_listeners_of_one_name_are_added_and_never_go_back(page: metrics.MetricsPage, seen: Seen) -> None:

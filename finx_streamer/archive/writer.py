@@ -253,6 +253,7 @@ class ArchiveWriter:
         return dropped.count if (dropped := self._dropped) is not None else 0
 
     def state(self) -> WriterState:
+        """How it keeps up. For this package's metrics."""
         lost = self._reports.dropped + self._given_up
         return WriterState(self._queued, self._queue_bytes, lost, is_writable=not self._failing)
 
