@@ -261,11 +261,12 @@ def test_no_key_is_on_the_page(page: metrics.MetricsPage, seen: Seen, tmp_path: 
 def test_listeners_of_one_name_are_added_and_never_go_back(page: metrics.MetricsPage, seen: Seen) -> None:
     """Also when one of them ends, starts again, or no longer listens to a pair."""
     totals: list[float] = []
+    received: list[float] = []
 
     def look() -> None:
-        total = value(scrape(page), "finx_listener_ticks_total", listener="twin", pair=PAIR)
-        assert total is not None
-        totals.append(total)
+        found = scrape(page)
+        totals.append(found["finx_listener_ticks_total", (("listener", "twin"), ("pair", PAIR))])
+        received.append(found["finx_listener_received_bytes_total", (("listener", "twin"),)])
 
     with LocalServer(Market(PAIR, OTHER_PAIR)) as server, seen.listener(server.url, PAIR, name="twin") as one:
         with seen.listener(server.url, PAIR, OTHER_PAIR, name="twin") as other:
@@ -292,6 +293,7 @@ def test_listeners_of_one_name_are_added_and_never_go_back(page: metrics.Metrics
         look()
         other.stop()
     assert totals == [10, 10, 10, 12, 1]
+    assert received[:4] == sorted(received[:4])
     assert label_values(scrape(page), "listener") == set()
 
 
