@@ -13,6 +13,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from ..config import checks as check
+from ..config.redaction import redact
 from .collector import StatsCollector
 
 #: Seconds after which a client that sends or reads nothing is disconnected.
@@ -62,10 +63,9 @@ class MetricsPage:
         try:
             self._server = _HttpServer(host, port)
         except OSError as error:
-            why = error.strerror or str(error)
-            raise OSError(
-                error.errno, f"metrics: can't listen on {host}:{port}: {why}; pass another port, or 0 for a free one"
-            ) from None
+            where, why = f"{redact(host)}:{port}", error.strerror or str(error)
+            advice = "pass another port, or 0 for a free one"
+            raise OSError(error.errno, f"metrics: can't listen on {where}: {why}; {advice}") from None
         self._server.set_app(make_wsgi_app(registry))
         self.port: int = self._server.server_port
         shown = f"[{host}]" if ":" in host else host
