@@ -465,7 +465,8 @@ class BaseListener:
         """A snapshot of all counters."""
         if self._run is not None:
             return self._run.stats()
-        return add_up(State.IDLE, {name: StreamStats(state=State.IDLE) for name in self._symbols})
+        streams = {name: StreamStats(state=State.IDLE) for name in self._symbols}
+        return add_up(State.IDLE, streams, queue_size=self._settings.queue_size)
 
     # Recent ticks.
 

@@ -208,6 +208,11 @@ class Run:
     def _stop_streams(self) -> None:
         self.streams.stop()
 
+    @property
+    def name(self) -> str:
+        """The name of its listener."""
+        return self._settings.name
+
     # Streams.
 
     def add(self, *symbols: Symbol) -> None:
@@ -264,7 +269,16 @@ class Run:
             )
         errors = [stream.counters.last_error for stream in self._streams.values()]
         last_error = latest([*errors, *(connection.last_error for connection in connections.values())])
-        return add_up(self.state, streams, self.delivery.depth(), self.delivery.peak, last_error, connections.values())
+        return add_up(
+            self.state,
+            streams,
+            connections.values(),
+            queue_depth=self.delivery.depth(),
+            queue_size=self._settings.queue_size,
+            queue_peak=self.delivery.peak,
+            last_error=last_error,
+            errors_by_type=self.runner.errors_by_type.copy(),
+        )
 
     def greeks(self) -> dict[str, Greeks]:
         """The newest Greeks of each contract."""

@@ -17,7 +17,14 @@ from .. import demo as demo_market
 from .._version import __version__
 from ..config import checks as check
 from . import live_market
-from .connecting import errors_as_exit_codes, function_client, key_for, with_wire, without_password
+from .connecting import (
+    errors_as_exit_codes,
+    function_client,
+    key_for,
+    metrics_exposed,
+    with_wire,
+    without_password,
+)
 from .listening import ListenRun
 from .options import (
     AddressConnectionsOption,
@@ -36,6 +43,7 @@ from .options import (
     LineFormatName,
     LineFormatOption,
     LogLevelOption,
+    MetricsPortOption,
     PairArgument,
     PauseOption,
     PrefixOption,
@@ -121,6 +129,7 @@ def listen(
     wire: WireOption = WireName.URL,
     keep_alive: KeepAliveOption = None,
     expiry: ExpiryOption = None,
+    metrics_port: MetricsPortOption = None,
 ) -> None:
     """Show live ticks, or the values of options, futures and perpetuals.
 
@@ -152,7 +161,8 @@ def listen(
             keep_alive="auto" if keep_alive is None else keep_alive,
         )
         view = new_view(view_name, target, f"{endpoint} · Ctrl-C stops", greeks, expiry, names)
-        raise typer.Exit(ListenRun(view, limit, duration, "update" if greeks else "tick").run(listener))
+        with metrics_exposed(metrics_port):
+            raise typer.Exit(ListenRun(view, limit, duration, "update" if greeks else "tick").run(listener))
 
 
 @app.command()
@@ -169,6 +179,7 @@ def record(
     prefix: PrefixOption = None,
     wire: WireOption = WireName.URL,
     keep_alive: KeepAliveOption = None,
+    metrics_port: MetricsPortOption = None,
 ) -> None:
     """Record every tick into an archive.
 
@@ -193,7 +204,8 @@ def record(
             keep_alive="auto" if keep_alive is None else keep_alive,
             record=to,
         )
-        raise typer.Exit(RecordRun(to, parse_run_time(run_time)).run(listener))
+        with metrics_exposed(metrics_port):
+            raise typer.Exit(RecordRun(to, parse_run_time(run_time)).run(listener))
 
 
 @app.command()
@@ -276,6 +288,7 @@ def replay(
     max_pause: PauseOption = None,
     limit: LimitOption = None,
     format: ViewOption = None,
+    metrics_port: MetricsPortOption = None,
 ) -> None:
     """Show what was recorded, as listen showed it: ticks, gaps and errors, in the same order.
 
@@ -289,7 +302,8 @@ def replay(
         names, greeks = _symbols(symbols or [])
         listener = open_replay(directory, names, start, end, speed, max_pause)
         view = new_view(view_format(format), Output(None), f"{directory} · Ctrl-C stops", greeks, None, names)
-        raise typer.Exit(ReplayRun(view, limit, greeks).run(listener))
+        with metrics_exposed(metrics_port):
+            raise typer.Exit(ReplayRun(view, limit, greeks).run(listener))
 
 
 @app.command()
@@ -420,6 +434,7 @@ def serve(
         list[Path] | None,
         typer.Option("--import", help="Add this recording to tick history. Can be repeated.", metavar="FILE"),
     ] = None,
+    metrics_port: MetricsPortOption = None,
     log_level: LogLevelOption = LogLevel.WARNING,
 ) -> None:
     """Run a local FinX server.
@@ -455,7 +470,8 @@ def serve(
             store_age=parse_store_age(store_age),
             store_bytes=parse_store_size(store_size),
         )
-        serve_until_ctrl_c(server, imported or [], sorted(source.pairs), files)
+        with metrics_exposed(metrics_port):
+            serve_until_ctrl_c(server, imported or [], sorted(source.pairs), files)
 
 
 def _symbols(given: Iterable[str]) -> tuple[list[str], bool]:

@@ -36,6 +36,19 @@ def errors_as_exit_codes() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
+@contextmanager
+def metrics_exposed(port: int | None) -> Iterator[None]:
+    """Serve metrics on a port, and print the page's address. None: don't."""
+    if port is None:
+        yield
+        return
+    from .. import metrics
+
+    with metrics.expose(port) as page:
+        say(f"metrics: {page.url}")
+        yield
+
+
 def function_client(
     endpoint: str, key_file: Path | None, proxy: str | None, allow_insecure: bool, timeout: float, retry: bool
 ) -> FunctionClient:

@@ -133,6 +133,16 @@ InsecureOption = Annotated[
         "--allow-insecure", help="Allow ws:// to other machines. Everyone on the way can then read your API key."
     ),
 ]
+MetricsPortOption = Annotated[
+    int | None,
+    typer.Option(
+        "--metrics-port",
+        min=0,
+        max=65_535,
+        help="Serve metrics for Prometheus on this port of 127.0.0.1. 0 picks a free one. Needs the extra metrics.",
+        metavar="PORT",
+    ),
+]
 LogLevelOption = Annotated[LogLevel, typer.Option("--log-level", help="The least important log records to print.")]
 TimeoutOption = Annotated[
     float, typer.Option(min=0.1, help="Longest wait for one answer, reconnects included.", metavar="SECONDS")
