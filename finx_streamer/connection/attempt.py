@@ -87,9 +87,10 @@ class ConnectionConfig:
             servers=servers,
         )
 
-    def at(self, endpoint: Endpoint) -> ConnectionConfig:
-        """Return the same for another server."""
-        return self if endpoint is self.endpoint else attrs.evolve(self, endpoint=endpoint)
+    def at(self, endpoint: Endpoint | None) -> ConnectionConfig:
+        """Return the same for another server; None is the preferred one."""
+        wanted = endpoint or self.servers.preferred
+        return self if wanted is self.endpoint else attrs.evolve(self, endpoint=wanted)
 
     def url(self, key: ApiKey) -> str:
         """Return the URL, which holds the key."""

@@ -213,8 +213,7 @@ class PooledConnection(WebSocketChannel):
     )
 
     def __init__(self, scheduler: CallScheduler, call: Call) -> None:
-        config = scheduler.settings.config
-        super().__init__(scheduler.loop, scheduler.handshakes, config.at(call.server or config.servers.preferred))
+        super().__init__(scheduler.loop, scheduler.handshakes, scheduler.settings.config.at(call.server))
         #: The call that has this connection.
         self.call: Call | None = call
         self._scheduler = scheduler
@@ -464,21 +463,16 @@ class CallScheduler:
 
     def _retry_delay(self, call: Call, server: Endpoint, failure: ConnectionFailed) -> float | None:
         """Seconds to wait before the next attempt, at the next server; None if there is none."""
-        policy, keys, servers = self.settings.policy, self.settings.config.keys, self.settings.config.servers
+        policy, config = self.settings.policy, self.settings.config
         if policy is None or (policy.attempts is not None and failure.attempt >= policy.attempts):
             return None
-        another_key = isinstance(failure, AuthenticationError) and keys.can_change and not failure.permanent
-        if is_fatal(failure) and not another_key:
-            return None
-        untried = failure.attempt < len(servers.endpoints)
-        if self.settings.fail_fast and not (self.has_connected or untried) and is_unreachable(failure):
-            return None
-        now = monotonic()
-        left = call.send_by - now
-        if left < _LAST_RETRY:
+        another_key = isinstance(failure, AuthenticationError) and config.keys.can_change and not failure.permanent
+        hasty = self.settings.fail_fast and not self.has_connected and failure.attempt >= len(config.servers.endpoints)
+        left = call.send_by - (now := monotonic())
+        if (is_fatal(failure) and not another_key) or (hasty and is_unreachable(failure)) or left < _LAST_RETRY:
             return None
         drawn = next(call.delays)
-        call.server, delay = servers.after(server, failure, drawn, now)
+        call.server, delay = config.servers.after(server, failure, drawn, now)
         if delay != drawn:  # a server has asked to wait
             # Don't keep the caller waiting for an attempt that would come too late.
             return delay if delay < left else None
