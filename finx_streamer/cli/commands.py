@@ -17,9 +17,17 @@ from .. import demo as demo_market
 from .._version import __version__
 from ..config import checks as check
 from . import live_market
-from .connecting import errors_as_exit_codes, function_client, key_for, with_wire, without_password
+from .connecting import (
+    errors_as_exit_codes,
+    function_client,
+    key_for,
+    one_with_wire,
+    with_wire,
+    without_password,
+)
 from .listening import ListenRun
 from .options import (
+    PRODUCTION,
     AddressConnectionsOption,
     ArchiveArgument,
     ConnectionsOption,
@@ -36,6 +44,7 @@ from .options import (
     LineFormatName,
     LineFormatOption,
     LogLevelOption,
+    OneEndpointOption,
     PairArgument,
     PauseOption,
     PrefixOption,
@@ -113,7 +122,7 @@ def listen(
             metavar="FILE",
         ),
     ] = None,
-    endpoint: EndpointOption = "production",
+    endpoint: EndpointOption = PRODUCTION,
     api_key_file: KeyFileOption = None,
     proxy: ProxyOption = None,
     allow_insecure: InsecureOption = False,
@@ -151,7 +160,7 @@ def listen(
             allow_insecure=allow_insecure,
             keep_alive="auto" if keep_alive is None else keep_alive,
         )
-        view = new_view(view_name, target, f"{endpoint} · Ctrl-C stops", greeks, expiry, names)
+        view = new_view(view_name, target, f"{', '.join(endpoint)} · Ctrl-C stops", greeks, expiry, names)
         raise typer.Exit(ListenRun(view, limit, duration, "update" if greeks else "tick").run(listener))
 
 
@@ -162,7 +171,7 @@ def record(
     run_time: Annotated[
         str | None, typer.Option("--for", help="Stop after this time, such as 8h, 30m or 90s.", metavar="DURATION")
     ] = None,
-    endpoint: EndpointOption = "production",
+    endpoint: EndpointOption = PRODUCTION,
     api_key_file: KeyFileOption = None,
     proxy: ProxyOption = None,
     allow_insecure: InsecureOption = False,
@@ -226,7 +235,7 @@ def history(
     archive: Annotated[
         Path | None, typer.Option("--from", help="Read this archive instead of FinX's history.", metavar="DIR")
     ] = None,
-    endpoint: EndpointOption = "production",
+    endpoint: EndpointOption = PRODUCTION,
     api_key_file: KeyFileOption = None,
     proxy: ProxyOption = None,
     allow_insecure: InsecureOption = False,
@@ -299,7 +308,7 @@ def snap(
         str | None, typer.Argument(help="A time, as for history --start. Default: now.", metavar="TIME")
     ] = None,
     format: LineFormatOption = LineFormatName.JSON,
-    endpoint: EndpointOption = "production",
+    endpoint: EndpointOption = PRODUCTION,
     api_key_file: KeyFileOption = None,
     proxy: ProxyOption = None,
     allow_insecure: InsecureOption = False,
@@ -357,7 +366,7 @@ def demo(
 @app.command()
 def doctor(
     pairs: live_market.CheckedPairsArgument = None,
-    endpoint: EndpointOption = "production",
+    endpoint: OneEndpointOption = "production",
     api_key_file: KeyFileOption = None,
     proxy: ProxyOption = None,
     allow_insecure: InsecureOption = False,
@@ -377,7 +386,7 @@ def doctor(
     with errors_as_exit_codes():
         from .doctor import examine
 
-        target, proxy = with_wire(endpoint, None, wire), without_password(proxy)
+        target, proxy = one_with_wire(endpoint, None, wire), without_password(proxy)
         raise typer.Exit(
             examine(pairs, live, exchanges, exchange_url, target, api_key_file, proxy, allow_insecure, as_json)
         )
