@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import ssl
 import time
@@ -11,7 +10,6 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from . import demo
 from .config import checks as check
 from .config.endpoint import Endpoint
 from .config.reconnect import ReconnectPolicy
@@ -21,8 +19,9 @@ from .delivery.async_iteration import AsyncTickBuffer
 from .errors import ConfigurationError, FinxStreamerError, is_power_of_ten
 from .functions.client import FunctionClient
 from .listener import StreamListener
-from .server.contracts import Played, parse_instrument, parse_played
+from .server.contracts import ContractTicker, Played, parse_instrument, parse_ticker
 from .server.source import Outlet
+from .server.ticks import parse_tick
 from .values import Gap, State
 
 logger = logging.getLogger("finx_streamer.relay")
@@ -129,15 +128,11 @@ class RelayMarket:
         end.add_done_callback(lambda _: arrived.end())
         try:
             while (first := await arrived.take_async()) is not None:
-                # None of these waits.
-                rest = (arrived.take() for _ in range(_BUFFERED - arrived.room()))
-                await self._relay([first, *rest], outlet)
+                await self._relay([first, *arrived.take_rest()], outlet)
             await end
         finally:
             arrived.close()
-            listener.stop(0.0, drain=False)
-            with contextlib.suppress(FinxStreamerError):
-                await listener.wait_async(_STOP_TIMEOUT)
+            await asyncio.to_thread(listener.stop, _STOP_TIMEOUT, drain=False)
 
     def _new_listener(self, **callbacks: Any) -> StreamListener:
         return StreamListener(
@@ -148,9 +143,9 @@ class RelayMarket:
         """Send what has arrived: ticks, Greeks and gaps, in order."""
         played: list[Played] = []
         for each in arrived:
-            if isinstance(each, dict):
+            if type(each) is dict:
                 try:
-                    played.append(parse_played(each))
+                    played.append(parse_tick(each) if "pair" in each else self._parse_ticker(each))
                 except ValueError as error:
                     self._note_malformed(error)
             elif isinstance(each, Gap) and not each.filled:
@@ -159,9 +154,12 @@ class RelayMarket:
                 since, until = each.since.isoformat(), each.until.isoformat()
                 outlet.notify([each.symbol], {"notice": "gap not filled", "since": since, "until": until})
         await outlet.publish(played)
-        names = {each.instrument.name for each in played if not isinstance(each, dict)}
-        if not names <= self._contracts:
-            self._note_contracts(names)
+
+    def _parse_ticker(self, greeks: Any) -> ContractTicker:
+        ticker = parse_ticker(greeks["raw"])
+        if ticker.instrument.name not in self._contracts:
+            self._note_contracts({ticker.instrument.name})
+        return ticker
 
     def _list_contracts(self) -> None:
         """Ask for the contracts of the months, so that clients can subscribe before the first ticker."""
@@ -191,10 +189,10 @@ class RelayMarket:
 
 
 def _on_one_connection(endpoint: Any) -> Any:
-    """Let servers that are given by name or URL carry all symbols on one connection. The demo has only the other wire."""
+    """Let servers that are given by name or URL carry all symbols on one connection. The demo can't."""
     if isinstance(endpoint, list | tuple):
         return list(map(_on_one_connection, endpoint))
-    if not isinstance(endpoint, str) or endpoint == demo.NAME:
+    if not isinstance(endpoint, str) or endpoint == "demo":
         return endpoint
     return Endpoint(Endpoint.of(endpoint).url, wire="subscribe")
 

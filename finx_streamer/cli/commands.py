@@ -70,6 +70,7 @@ from .output import Output
 from .quantities import parse_run_time, parse_store_age, parse_store_size
 from .terminal import LogLevel, show_log
 from .tls_files import load_tls
+from .upstream import UpstreamOption, UpstreamWireOption, choose_relay
 from .views import LINE_FORMATS, new_view, view_format
 
 #: What `demo` listens to: some of the simulated market's pairs.
@@ -399,6 +400,11 @@ def serve(
     exchanges: live_market.ExchangesOption = None,
     coins: live_market.CoinsOption = None,
     exchange_url: live_market.ExchangeUrlOption = None,
+    upstream: UpstreamOption = None,
+    wire: UpstreamWireOption = None,
+    api_key_file: KeyFileOption = None,
+    proxy: ProxyOption = None,
+    since: SinceOption = None,
     tape: Annotated[
         Path | None,
         typer.Option(help="Play this recording: .jsonl or .jsonl.gz, one tick per line.", metavar="FILE"),
@@ -433,10 +439,10 @@ def serve(
 ) -> None:
     """Run a local FinX server.
 
-    It plays a simulated market, a recorded tape, or the live trades of real exchanges, until you press Ctrl-C. SIGHUP
-    reloads keys and certificates.
+    It plays a simulated market, a recorded tape, the live trades of real exchanges, or what another server sends, until
+    you press Ctrl-C. SIGHUP reloads keys and certificates.
 
-    Exit codes: 0 Ctrl-C; 1 fatal error, such as a port in use; 2 wrong usage.
+    Exit codes: 0 Ctrl-C; 1 fatal error, such as a port in use, or an upstream that rejects the key; 2 wrong usage.
 
     Example: finx-streamer serve --tape ticks.jsonl --speed 10
     """
@@ -446,7 +452,10 @@ def serve(
 
         show_log(log_level)
         others = {"tape": tape, "speed": speed, "loop": loop, "rate": rate}
-        market = live_market.choose(live, pairs, exchanges, exchange_url, coins, **others)
+        relay = choose_relay(
+            upstream, pairs, wire, api_key_file, proxy, since, allow_insecure, live=live, exchanges=exchanges, **others
+        )
+        market = relay or live_market.choose(live, pairs, exchanges, exchange_url, coins, **others)
         source = market or choose_source(tape, speed, loop, rate)
         files = Reloading(keys_file, load_tls(tls_cert, tls_key), request_log)
         check_exposure(host, files, allow_insecure)
@@ -464,7 +473,7 @@ def serve(
             store_age=parse_store_age(store_age),
             store_bytes=parse_store_size(store_size),
         )
-        serve_until_ctrl_c(server, imported or [], sorted(source.pairs), files)
+        serve_until_ctrl_c(server, imported or [], sorted(source.pairs) or pairs or [], files)
 
 
 def _symbols(given: Iterable[str]) -> tuple[list[str], bool]:

@@ -171,7 +171,7 @@ ExposeOption = Annotated[
     bool,
     typer.Option(
         "--allow-insecure",
-        help="Serve ws:// to other machines. Everyone on the way can then read the API keys.",
+        help="Allow ws:// to and from other machines. Everyone on the way can then read the API keys.",
     ),
 ]
 KeysFileOption = Annotated[
