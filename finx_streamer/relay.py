@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -16,7 +15,7 @@ from .config.reconnect import ReconnectPolicy
 from .config.redaction import hides_arguments
 from .config.symbols import Instrument, Option, Pair, Symbol, instrument
 from .delivery.async_iteration import AsyncTickBuffer
-from .errors import ConfigurationError, FinxStreamerError, is_power_of_ten
+from .errors import ConfigurationError, ConnectionFailed, FinxStreamerError, is_power_of_ten
 from .functions.client import FunctionClient
 from .listener import StreamListener
 from .server.contracts import ContractTicker, Played, parse_instrument, parse_ticker
@@ -130,6 +129,9 @@ class RelayMarket:
             while (first := await arrived.take_async()) is not None:
                 await self._relay([first, *arrived.take_rest()], outlet)
             await end
+        except ConnectionFailed as error:
+            error.reason = f"the upstream: {error.reason}"
+            raise
         finally:
             arrived.close()
             await asyncio.to_thread(listener.stop, _STOP_TIMEOUT, drain=False)
@@ -158,7 +160,9 @@ class RelayMarket:
     def _parse_ticker(self, greeks: Any) -> ContractTicker:
         ticker = parse_ticker(greeks["raw"])
         if ticker.instrument.name not in self._contracts:
-            self._note_contracts({ticker.instrument.name})
+            # A new one is listed when another one has expired.
+            known, now = self._contracts | {ticker.instrument.name}, ticker.timestamp / 1_000
+            self._contracts = frozenset(name for name in known if (parse_instrument(name).expiry or now) >= now)
         return ticker
 
     def _list_contracts(self) -> None:
@@ -170,13 +174,7 @@ class RelayMarket:
         except FinxStreamerError as error:
             logger.warning("the upstream's contracts can't be listed, so they are known by their tickers: %s", error)
             return
-        self._note_contracts({name for name in listed if any(_includes(month, name) for month in months)})
-
-    def _note_contracts(self, names: set[str]) -> None:
-        """Add contracts, and forget the expired ones."""
-        now = time.time()
-        known = self._contracts | names
-        self._contracts = frozenset(name for name in known if (parse_instrument(name).expiry or now) >= now)
+        self._contracts |= {name for name in listed if any(_includes(month, name) for month in months)}
 
     def _note_malformed(self, error: ValueError) -> None:
         self._malformed += 1
