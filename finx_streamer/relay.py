@@ -134,7 +134,7 @@ class RelayMarket:
             raise
         finally:
             arrived.close()
-            await asyncio.to_thread(listener.stop, _STOP_TIMEOUT, drain=False)
+            await asyncio.to_thread(listener.stop, _STOP_TIMEOUT)
 
     def _new_listener(self, **callbacks: Any) -> StreamListener:
         return StreamListener(

@@ -85,9 +85,8 @@ def test_by_default_all_pairs_share_one_connection(upstream: LocalServer) -> Non
 def test_an_outage_of_the_upstream_costs_no_tick(seen: Seen, wire: Wire, resumable: bool) -> None:
     """The clients get what was missed in order, and notice nothing. The upstream stops and starts."""
     upstream = LocalServer(Market(PAIR), keys={KEY}, close_timeout=0.2, port=free_port(), resumable=resumable)
-    endpoint: Any = Endpoint
     with upstream, serving(relay_of(upstream, PAIR)) as server:
-        endpoint = Endpoint(server.url, wire=wire)
+        endpoint: Any = Endpoint(server.url, wire=wire)
         with seen.listener(endpoint):
             server.wait_connected()
             for number in range(0, 30, 10):
@@ -105,9 +104,7 @@ def test_an_outage_of_the_upstream_costs_no_tick(seen: Seen, wire: Wire, resumab
 
 
 def test_ticks_that_are_sent_while_the_relay_is_away_are_relayed(upstream: LocalServer, seen: Seen) -> None:
-    relayed = Seen()
-    market = relay_of(upstream, PAIR)
-    with serving(market) as server, seen.listener(server.url):
+    with serving(relay_of(upstream, PAIR)) as server, seen.listener(server.url):
         server.wait_connected()
         upstream.wait_connected()
         send(upstream, 1)
@@ -121,7 +118,7 @@ def test_ticks_that_are_sent_while_the_relay_is_away_are_relayed(upstream: Local
         send(upstream, 5)
         seen.wait_ticks(5)
     assert prices(seen) == [1, 2, 3, 4, 5]
-    assert relayed.errors == []
+    assert seen.errors == []
 
 
 @WIRES
@@ -250,7 +247,7 @@ class FullStore:
 
 def test_the_upstream_is_not_read_while_the_store_has_no_room() -> None:
     """So it disconnects the relay as a slow client. Afterwards, the ticks follow without a loss."""
-    count = 400_000
+    count = 200_000
 
     async def relay(upstream: LocalServer) -> list[str]:
         outlet: Any = FullStore()
