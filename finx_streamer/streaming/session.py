@@ -195,8 +195,7 @@ class Session:
         drawn = self._choose_delay(error, lasted)
         self.server, error.retry_in = self._servers.after(self.server, error, drawn, now)
         self._connect_at = now + error.retry_in
-        # Not if the next server has asked to wait.
-        self._may_retry_early = error.status is None and not is_fatal(error) and error.retry_in == drawn
+        self._may_retry_early = error.status is None and not is_fatal(error)
         return [error, *self._enter(State.RECONNECTING if self._was_open else State.CONNECTING)]
 
     def give_up(self, reason: str, now: float) -> list[Action]:
