@@ -29,6 +29,7 @@ ROWS = (
     ("listener", "diagnosis", "metrics"),
     ("__init__",),
     ("server",),
+    ("relay",),
     ("notebook", "cli", "jupyter", "demo", "__main__"),
 )
 #: The imports that may point down, each with its reason.

@@ -22,11 +22,13 @@ from .connecting import (
     function_client,
     key_for,
     metrics_exposed,
+    one_with_wire,
     with_wire,
     without_password,
 )
 from .listening import ListenRun
 from .options import (
+    PRODUCTION,
     AddressConnectionsOption,
     ArchiveArgument,
     ConnectionsOption,
@@ -44,6 +46,7 @@ from .options import (
     LineFormatOption,
     LogLevelOption,
     MetricsPortOption,
+    OneEndpointOption,
     PairArgument,
     PauseOption,
     PrefixOption,
@@ -69,6 +72,7 @@ from .output import Output
 from .quantities import parse_run_time, parse_store_age, parse_store_size
 from .terminal import LogLevel, show_log
 from .tls_files import load_tls
+from .upstream import UpstreamOption, UpstreamWireOption, choose_relay
 from .views import LINE_FORMATS, new_view, view_format
 
 #: What `demo` listens to: some of the simulated market's pairs.
@@ -121,7 +125,7 @@ def listen(
             metavar="FILE",
         ),
     ] = None,
-    endpoint: EndpointOption = "production",
+    endpoint: EndpointOption = PRODUCTION,
     api_key_file: KeyFileOption = None,
     proxy: ProxyOption = None,
     allow_insecure: InsecureOption = False,
@@ -160,7 +164,7 @@ def listen(
             allow_insecure=allow_insecure,
             keep_alive="auto" if keep_alive is None else keep_alive,
         )
-        view = new_view(view_name, target, f"{endpoint} · Ctrl-C stops", greeks, expiry, names)
+        view = new_view(view_name, target, f"{', '.join(endpoint)} · Ctrl-C stops", greeks, expiry, names)
         with metrics_exposed(metrics_port):
             raise typer.Exit(ListenRun(view, limit, duration, "update" if greeks else "tick").run(listener))
 
@@ -172,7 +176,7 @@ def record(
     run_time: Annotated[
         str | None, typer.Option("--for", help="Stop after this time, such as 8h, 30m or 90s.", metavar="DURATION")
     ] = None,
-    endpoint: EndpointOption = "production",
+    endpoint: EndpointOption = PRODUCTION,
     api_key_file: KeyFileOption = None,
     proxy: ProxyOption = None,
     allow_insecure: InsecureOption = False,
@@ -238,7 +242,7 @@ def history(
     archive: Annotated[
         Path | None, typer.Option("--from", help="Read this archive instead of FinX's history.", metavar="DIR")
     ] = None,
-    endpoint: EndpointOption = "production",
+    endpoint: EndpointOption = PRODUCTION,
     api_key_file: KeyFileOption = None,
     proxy: ProxyOption = None,
     allow_insecure: InsecureOption = False,
@@ -313,7 +317,7 @@ def snap(
         str | None, typer.Argument(help="A time, as for history --start. Default: now.", metavar="TIME")
     ] = None,
     format: LineFormatOption = LineFormatName.JSON,
-    endpoint: EndpointOption = "production",
+    endpoint: EndpointOption = PRODUCTION,
     api_key_file: KeyFileOption = None,
     proxy: ProxyOption = None,
     allow_insecure: InsecureOption = False,
@@ -371,7 +375,7 @@ def demo(
 @app.command()
 def doctor(
     pairs: live_market.CheckedPairsArgument = None,
-    endpoint: EndpointOption = "production",
+    endpoint: OneEndpointOption = "production",
     api_key_file: KeyFileOption = None,
     proxy: ProxyOption = None,
     allow_insecure: InsecureOption = False,
@@ -391,7 +395,7 @@ def doctor(
     with errors_as_exit_codes():
         from .doctor import examine
 
-        target, proxy = with_wire(endpoint, None, wire), without_password(proxy)
+        target, proxy = one_with_wire(endpoint, None, wire), without_password(proxy)
         raise typer.Exit(
             examine(pairs, live, exchanges, exchange_url, target, api_key_file, proxy, allow_insecure, as_json)
         )
@@ -404,6 +408,11 @@ def serve(
     exchanges: live_market.ExchangesOption = None,
     coins: live_market.CoinsOption = None,
     exchange_url: live_market.ExchangeUrlOption = None,
+    upstream: UpstreamOption = None,
+    wire: UpstreamWireOption = None,
+    api_key_file: KeyFileOption = None,
+    proxy: ProxyOption = None,
+    since: SinceOption = None,
     tape: Annotated[
         Path | None,
         typer.Option(help="Play this recording: .jsonl or .jsonl.gz, one tick per line.", metavar="FILE"),
@@ -439,10 +448,10 @@ def serve(
 ) -> None:
     """Run a local FinX server.
 
-    It plays a simulated market, a recorded tape, or the live trades of real exchanges, until you press Ctrl-C. SIGHUP
-    reloads keys and certificates.
+    It plays a simulated market, a recorded tape, the live trades of real exchanges, or what another server sends, until
+    you press Ctrl-C. SIGHUP reloads keys and certificates.
 
-    Exit codes: 0 Ctrl-C; 1 fatal error, such as a port in use; 2 wrong usage.
+    Exit codes: 0 Ctrl-C; 1 fatal error, such as a port in use, or an upstream that rejects the key; 2 wrong usage.
 
     Example: finx-streamer serve --tape ticks.jsonl --speed 10
     """
@@ -452,7 +461,10 @@ def serve(
 
         show_log(log_level)
         others = {"tape": tape, "speed": speed, "loop": loop, "rate": rate}
-        market = live_market.choose(live, pairs, exchanges, exchange_url, coins, **others)
+        relay = choose_relay(
+            upstream, pairs, wire, api_key_file, proxy, since, allow_insecure, live=live, exchanges=exchanges, **others
+        )
+        market = relay or live_market.choose(live, pairs, exchanges, exchange_url, coins, **others)
         source = market or choose_source(tape, speed, loop, rate)
         files = Reloading(keys_file, load_tls(tls_cert, tls_key), request_log)
         check_exposure(host, files, allow_insecure)
@@ -471,7 +483,7 @@ def serve(
             store_bytes=parse_store_size(store_size),
         )
         with metrics_exposed(metrics_port):
-            serve_until_ctrl_c(server, imported or [], sorted(source.pairs), files)
+            serve_until_ctrl_c(server, imported or [], sorted(source.pairs) or pairs or [], files)
 
 
 def _symbols(given: Iterable[str]) -> tuple[list[str], bool]:

@@ -103,7 +103,19 @@ SinceOption = Annotated[
 ]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Stop after this many ticks or updates.", metavar="N")]
 DurationOption = Annotated[float | None, typer.Option(min=0, help="Stop after this many seconds.", metavar="SECONDS")]
-EndpointOption = Annotated[str, typer.Option("--endpoint", help="production, beta, demo or a URL.", metavar="ENDPOINT")]
+EndpointOption = Annotated[
+    list[str],
+    typer.Option(
+        "--endpoint",
+        help="production, beta, demo or a URL. Can be repeated: servers of the same service, tried in turn.",
+        metavar="ENDPOINT",
+    ),
+]
+#: The default of `--endpoint`.
+PRODUCTION = ["production"]
+OneEndpointOption = Annotated[
+    str, typer.Option("--endpoint", help="production, beta, demo or a URL.", metavar="ENDPOINT")
+]
 KeyFileOption = Annotated[
     Path | None,
     typer.Option(
@@ -169,7 +181,7 @@ ExposeOption = Annotated[
     bool,
     typer.Option(
         "--allow-insecure",
-        help="Serve ws:// to other machines. Everyone on the way can then read the API keys.",
+        help="Allow ws:// to and from other machines. Everyone on the way can then read the API keys.",
     ),
 ]
 KeysFileOption = Annotated[

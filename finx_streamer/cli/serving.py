@@ -24,6 +24,8 @@ from .tls_files import TlsFiles
 
 DEFAULT_KEY = "demo"
 _MAX_PAIRS_SHOWN = 8
+#: Seconds between two looks at the market's state.
+_LOOK_EVERY = 0.5
 
 
 class Reloading:
@@ -125,9 +127,17 @@ def serve_until_ctrl_c(server: LocalServer, tapes: list[Path], pairs: list[str],
             greeting = _greeting(server, pairs, files)
             print(greeting, file=sys.stderr if files.logs_to_stdout else sys.stdout, flush=True)
             while True:
-                hangups.get()
-                files.reload(server)
+                with contextlib.suppress(queue.Empty):
+                    hangups.get(timeout=_LOOK_EVERY)
+                    files.reload(server)
+                _raise_failure(server)
     say("stopped")
+
+
+def _raise_failure(server: LocalServer) -> None:
+    """Raise the error of a market that has failed. A supervisor starts the command again."""
+    with contextlib.suppress(TimeoutError):
+        server.wait_finished(0.0)
 
 
 def _import(server: LocalServer, tape: Path) -> None:
