@@ -25,6 +25,7 @@ ROWS = (
     ("delivery", "tables"),
     ("base_listener", "loops", "run", "source"),
     ("archive",),
+    ("jetstream",),
     ("listener", "diagnosis"),
     ("__init__",),
     ("server",),
@@ -40,7 +41,19 @@ ALLOWED = {
 }
 #: What the server may import from the client. With a shared codec, a bug in it could go unnoticed.
 #: A tape plays an archive, whose strings are those of the wire.
-SHARED_WITH_SERVER = {"archive", "clock", "errors", "greeks", "values", "config.symbols"}
+#: A gateway reads what publishers wrote, whose text is that of the wire.
+SHARED_WITH_SERVER = {
+    "archive",
+    "clock",
+    "errors",
+    "greeks",
+    "values",
+    "config.symbols",
+    "jetstream.connection",
+    "jetstream.reader",
+    "jetstream.settings",
+    "jetstream.subjects",
+}
 #: `base_listener` is a public class, and most of its lines are documentation.
 LONG_MODULES = {"base_listener"}
 

@@ -1,0 +1,12 @@
+"""Ticks through NATS JetStream: publish them, read them back. Needs the extra `jetstream`."""
+
+from __future__ import annotations
+
+import importlib.util
+
+if importlib.util.find_spec("nats") is None or importlib.util.find_spec("nkeys") is None:
+    raise ImportError('finx_streamer.jetstream needs nats-py and nkeys: pip install "finx-streamer[jetstream]"')
+
+from .settings import Nats as Nats
+
+__all__ = ["Nats"]

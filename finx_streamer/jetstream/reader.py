@@ -1,0 +1,179 @@
+"""`LogReader`: reads a JetStream stream in order, from a sequence or a time on, and then waits for more.
+
+NATS pushes the entries, without acknowledgements. Flow control lets it wait while nothing is read. Heartbeats show that
+it is still there, and the consumer's own sequence that nothing was lost on the way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import nats
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+
+from ..errors import ConnectionFailed
+from .connection import REQUEST_TIMEOUT, translate
+
+#: Seconds between heartbeats, and without any message until NATS counts as gone.
+_HEARTBEAT, _SILENCE = 1.0, 3.5
+#: Seconds until NATS forgets a reader that is gone.
+_INACTIVE = 30.0
+
+
+class Entry(NamedTuple):
+    """A message in the stream.
+
+    Attributes:
+        number: Its sequence number.
+        subject: Its subject.
+        payload: Its content.
+        stored_ns: When it was stored, in nanoseconds since 1970, by NATS's clock.
+    """
+
+    number: int
+    subject: str
+    payload: bytes
+    stored_ns: int
+
+
+class LogReader:
+    """Reads entries in order. Use `reading`."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._entries: list[Entry] = []
+        self._arrived = asyncio.Event()
+        #: The consumer's own sequence number of the newest entry.
+        self._delivered = 0
+        #: Where to answer, so that NATS goes on.
+        self._resume_at: str | None = None
+        self._failure: ConnectionFailed | None = None
+        #: How many entries follow the newest one that has arrived.
+        self.pending = 0
+
+    @property
+    def has_delivered(self) -> bool:
+        """Whether an entry has arrived."""
+        return self._delivered > 0
+
+    async def read(self) -> list[Entry]:
+        """Wait until there are entries, and return all that have arrived.
+
+        Raises:
+            ConnectionFailed: NATS is gone, or entries were lost on the way. Read again, after the last entry.
+        """
+        while not self._entries:
+            if self._failure is not None:
+                raise self._failure
+            if self._client.is_closed:
+                raise ConnectionFailed("NATS: the connection was lost")
+            await self._answer()
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout(_SILENCE):
+                    await self._arrived.wait()
+            except TimeoutError:
+                raise ConnectionFailed(f"NATS: nothing arrived for {_SILENCE:g} s") from None
+        entries, self._entries = self._entries, []
+        await self._answer()
+        return entries
+
+    async def _answer(self) -> None:
+        """Let NATS go on, once all that it had sent is read."""
+        if self._resume_at is not None:
+            subject, self._resume_at = self._resume_at, None
+            try:
+                await self._client.publish(subject)
+            except nats.errors.Error as error:
+                raise translate(error) from None
+
+    async def on_message(self, message: Msg) -> None:
+        """Take a message of the consumer."""
+        if message.headers and "Status" in message.headers:
+            self._take_status(message.headers, message.reply)
+        else:
+            self._take_entry(message)
+        self._arrived.set()
+
+    def _take_status(self, headers: dict[str, str], reply: str) -> None:
+        if reply:
+            self._resume_at = reply
+        elif "Nats-Consumer-Stalled" in headers:
+            self._resume_at = headers["Nats-Consumer-Stalled"]
+        if int(headers.get("Nats-Last-Consumer", self._delivered)) != self._delivered:
+            self._fail()
+
+    def _take_entry(self, message: Msg) -> None:
+        # $JS.ACK, perhaps a domain and an account, then: stream, consumer, deliveries, sequence, consumer's sequence,
+        # time, pending.
+        tokens = message.reply.split(".")
+        if len(tokens) > 9:
+            tokens = tokens[2:]
+        delivered = int(tokens[6])
+        if delivered != self._delivered + 1:
+            self._fail()
+        if self._failure is None:
+            self._delivered, self.pending = delivered, int(tokens[8])
+            self._entries.append(Entry(int(tokens[5]), message.subject, message.data, int(tokens[7])))
+
+    def _fail(self) -> None:
+        self._failure = ConnectionFailed("NATS: entries were lost on the way")
+
+
+@contextlib.asynccontextmanager
+async def reading(
+    client: Client, stream: str, subjects: str, *, after: int = 0, since: datetime | None = None
+) -> AsyncIterator[LogReader]:
+    """Read the entries of a stream after a sequence number, or those stored since a time.
+
+    Args:
+        client: A connection.
+        stream: The stream's name.
+        subjects: A filter, with wildcards.
+        after: The sequence number of the last entry that is known.
+        since: Counts instead, unless it is None.
+
+    Raises:
+        ConfigurationError: The stream doesn't exist, or NATS has no JetStream.
+        ConnectionFailed: JetStream doesn't answer now.
+    """
+    reader = LogReader(client)
+    start: dict[str, Any] = {"deliver_policy": DeliverPolicy.BY_START_SEQUENCE, "opt_start_seq": after + 1}
+    if since is not None:
+        start = {"deliver_policy": DeliverPolicy.BY_START_TIME, "opt_start_time": since}
+    manager = client.jetstream(timeout=REQUEST_TIMEOUT)
+    inbox = client.new_inbox()
+    try:
+        # No limits: flow control bounds what waits.
+        subscription = await client.subscribe(inbox, cb=reader.on_message, pending_msgs_limit=0, pending_bytes_limit=0)
+        consumer = await manager.add_consumer(
+            stream,
+            ConsumerConfig(
+                deliver_subject=inbox,
+                filter_subject=subjects,
+                ack_policy=AckPolicy.NONE,
+                flow_control=True,
+                idle_heartbeat=_HEARTBEAT,
+                inactive_threshold=_INACTIVE,
+                mem_storage=True,
+                num_replicas=1,
+                **start,
+            ),
+        )
+    except (nats.errors.Error, TimeoutError, OSError) as error:
+        raise translate(error) from None
+    if not reader.has_delivered:
+        reader.pending = consumer.num_pending or 0
+    try:
+        yield reader
+    finally:
+        with contextlib.suppress(Exception):
+            await subscription.unsubscribe()
+            async with asyncio.timeout(1.0):
+                await manager.delete_consumer(stream, consumer.name)
