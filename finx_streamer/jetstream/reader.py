@@ -34,12 +34,14 @@ class Entry(NamedTuple):
         subject: Its subject.
         payload: Its content.
         stored_ns: When it was stored, in nanoseconds since 1970, by NATS's clock.
+        message_id: The ID by which NATS recognised duplicates. None: it was sent without one.
     """
 
     number: int
     subject: str
     payload: bytes
     stored_ns: int
+    message_id: str | None = None
 
 
 class LogReader:
@@ -120,7 +122,8 @@ class LogReader:
             self._fail()
         if self._failure is None:
             self._delivered, self.pending = delivered, int(tokens[8])
-            self._entries.append(Entry(int(tokens[5]), message.subject, message.data, int(tokens[7])))
+            message_id = (message.headers or {}).get("Nats-Msg-Id")
+            self._entries.append(Entry(int(tokens[5]), message.subject, message.data, int(tokens[7]), message_id))
 
     def _fail(self) -> None:
         self._failure = ConnectionFailed("NATS: entries were lost on the way")
