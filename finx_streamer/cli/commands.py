@@ -58,7 +58,8 @@ from .options import (
     WireOption,
 )
 from .output import Output
-from .quantities import parse_run_time, parse_store_age, parse_store_size
+from .publish import publish
+from .quantities import parse_age, parse_run_time, parse_size
 from .terminal import LogLevel, show_log
 from .tls_files import load_tls
 from .views import LINE_FORMATS, new_view, view_format
@@ -194,6 +195,9 @@ def record(
             record=to,
         )
         raise typer.Exit(RecordRun(to, parse_run_time(run_time)).run(listener))
+
+
+app.command()(publish)
 
 
 @app.command()
@@ -452,8 +456,8 @@ def serve(
             max_connections_per_address=max_connections_per_address,
             request_log=request_log,
             store=store,
-            store_age=parse_store_age(store_age),
-            store_bytes=parse_store_size(store_size),
+            store_age=parse_age("--store-age", store_age),
+            store_bytes=parse_size("--store-size", store_size),
         )
         serve_until_ctrl_c(server, imported or [], sorted(source.pairs), files)
 

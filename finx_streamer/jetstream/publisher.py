@@ -20,7 +20,7 @@ from ..errors import ConfigurationError, FinxStreamerError, PublishError
 from .feed import Feed
 from .log_end import find_starts
 from .publisher_stats import PublisherStats
-from .sender import Sender
+from .sender import Sender, lost_text
 from .settings import Nats
 from .stream import StreamSettings
 
@@ -211,9 +211,9 @@ class JetStreamPublisher:
                 await asyncio.Event().wait()
         finally:
             self._lost_at_end = sender.waiting.end() + len(sender.window)
-            if self._lost_at_end:
-                sender.counters.lost += self._lost_at_end
-                self._report(PublishError(f"{self._lost_at_end:,} ticks weren't acknowledged", self._lost_at_end))
+            if lost := self._lost_at_end:
+                sender.counters.lost += lost
+                self._report(PublishError(f"{lost_text(lost)}: NATS hasn't acknowledged them before the end", lost))
 
     def _report(self, error: PublishError) -> None:
         if self._on_error is None:

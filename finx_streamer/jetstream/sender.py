@@ -251,7 +251,7 @@ class Sender:
     def _lose(self, number: int, reason: str) -> None:
         message = self.window.remove(number)
         if message is not None:
-            self._tell(f"a tick on {message.subject} is lost: {reason}", lost=1)
+            self._tell(f"{lost_text(1)} on {message.subject}: {reason}", lost=1)
 
     def _take_note(self, kind: object, reason: str) -> None:
         """Report a problem once, until it's over."""
@@ -267,7 +267,7 @@ class Sender:
             self._wait = _FIRST_WAIT
             self._tell("NATS accepts ticks again")
         if dropped := self.waiting.take_dropped():
-            self._tell(f"there is room again; {dropped:,} ticks were lost", lost=dropped)
+            self._tell(f"there is room again; {lost_text(dropped)}", lost=dropped)
 
     def _report_full(self) -> None:
         reason = "too many ticks wait for NATS; from now on, ticks are lost"
@@ -295,3 +295,8 @@ class Sender:
 
     def _wake_from_outside(self) -> None:
         self._loop.call_soon_threadsafe(self._woken.set)
+
+
+def lost_text(ticks: int) -> str:
+    """Return `1 tick was lost` or `2 ticks were lost`."""
+    return "1 tick was lost" if ticks == 1 else f"{ticks:,} ticks were lost"
