@@ -21,6 +21,7 @@ from .connecting import errors_as_exit_codes, function_client, key_for, with_wir
 from .listening import ListenRun
 from .options import (
     AddressConnectionsOption,
+    AlsoPublishToOption,
     ArchiveArgument,
     ConnectionsOption,
     DurationOption,
@@ -36,6 +37,7 @@ from .options import (
     LineFormatName,
     LineFormatOption,
     LogLevelOption,
+    NatsStreamOption,
     PairArgument,
     PauseOption,
     PrefixOption,
@@ -424,6 +426,8 @@ def serve(
         list[Path] | None,
         typer.Option("--import", help="Add this recording to tick history. Can be repeated.", metavar="FILE"),
     ] = None,
+    to: AlsoPublishToOption = None,
+    stream: NatsStreamOption = "FINX",
     log_level: LogLevelOption = LogLevel.WARNING,
 ) -> None:
     """Run a local FinX server.
@@ -437,7 +441,7 @@ def serve(
     """
     with errors_as_exit_codes():
         from ..server import LocalServer
-        from .serving import Reloading, check_exposure, choose_source, serve_until_ctrl_c
+        from .serving import Reloading, also_published, check_exposure, choose_source, serve_until_ctrl_c
 
         show_log(log_level)
         others = {"tape": tape, "speed": speed, "loop": loop, "rate": rate}
@@ -445,21 +449,22 @@ def serve(
         source = market or choose_source(tape, speed, loop, rate)
         files = Reloading(keys_file, load_tls(tls_cert, tls_key), request_log)
         check_exposure(host, files, allow_insecure)
-        server = LocalServer(
-            source,
-            keys=files.keys,
-            host=host,
-            port=port,
-            ssl_context=files.ssl_context,
-            max_connections=max_connections,
-            max_connections_per_key=max_connections_per_key,
-            max_connections_per_address=max_connections_per_address,
-            request_log=request_log,
-            store=store,
-            store_age=parse_age("--store-age", store_age),
-            store_bytes=parse_size("--store-size", store_size),
-        )
-        serve_until_ctrl_c(server, imported or [], sorted(source.pairs), files)
+        with also_published(source, to, stream) as played:
+            server = LocalServer(
+                played,
+                keys=files.keys,
+                host=host,
+                port=port,
+                ssl_context=files.ssl_context,
+                max_connections=max_connections,
+                max_connections_per_key=max_connections_per_key,
+                max_connections_per_address=max_connections_per_address,
+                request_log=request_log,
+                store=store,
+                store_age=parse_age("--store-age", store_age),
+                store_bytes=parse_size("--store-size", store_size),
+            )
+            serve_until_ctrl_c(server, imported or [], sorted(source.pairs), files)
 
 
 def _symbols(given: Iterable[str]) -> tuple[list[str], bool]:

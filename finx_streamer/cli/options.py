@@ -211,6 +211,15 @@ PublishToOption = Annotated[
         metavar="URL",
     ),
 ]
+AlsoPublishToOption = Annotated[
+    str | None,
+    typer.Option(
+        "--to",
+        help="Also publish the ticks of --live to this NATS server with JetStream; several of a cluster separated by "
+        "commas.",
+        metavar="URL",
+    ),
+]
 NatsStreamOption = Annotated[
     str, typer.Option("--stream", help="The JetStream stream. It's created if it doesn't exist.", metavar="NAME")
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from base64 import urlsafe_b64encode
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from hashlib import blake2b
 from json import dumps
@@ -13,8 +13,9 @@ from typing import Any
 
 from ..values import Gap, Greeks, Tick
 from .counts import Counts, stamp_of
-from .message import LONG_AGO, Message
+from .message import LONG_AGO, Message, time_of
 from .subjects import greeks_subject, pair_subjects, tick_subject
+from .waiting import Waiting
 
 _ID_BYTES = 12
 
@@ -36,11 +37,12 @@ class _Series:
 
     def message(self, date: str, clock: str, price: str, born: int, trade: str | None = None) -> Message:
         stamp = stamp_of(date, clock)
-        ordinal, certified = self.counts.add(stamp, price)
         if trade is None:
+            ordinal, certified = self.counts.add(stamp, price)
             hashed = self.hash.copy()
             hashed.update(f"{ordinal} {stamp} {price}".encode())
             message_id = urlsafe_b64encode(hashed.digest()).decode()
+            born = born if certified else LONG_AGO
         else:
             message_id = self.prefix + trade
         payload = (
@@ -53,7 +55,7 @@ class _Series:
             message_id,
             self.exchange,
             stamp,
-            born if certified else LONG_AGO,
+            born,
             self.filter,
         )
 
@@ -62,11 +64,11 @@ class Feed:
     """Makes messages of the ticks of one source, in its order. Used by one thread at a time.
 
     Args:
-        put: Called with each message.
+        waiting: Where they wait to be sent.
     """
 
-    def __init__(self, put: Callable[[Message], None]) -> None:
-        self._put = put
+    def __init__(self, waiting: Waiting) -> None:
+        self._waiting = waiting
         self._series: dict[tuple[str, str], _Series] = {}
         #: When the last live tick of each pair was received.
         self._last_live: dict[str, int] = {}
@@ -74,13 +76,13 @@ class Feed:
     def on_tick(self, tick: Tick) -> None:
         """Publish a listener's tick, whose price is the text that was sent."""
         pair = tick["pair"]
-        series = self._series.get((pair, tick["exchange"])) or self._add(pair, tick["exchange"])
+        series = self._find(pair, tick["exchange"])
         if tick["backfilled"]:
             # Others may have sent it since then.
             born = self._last_live.get(pair, LONG_AGO)
         else:
             born = self._last_live[pair] = tick["received_ns"]
-        self._put(series.message(tick["date"], tick["time"], tick["price"], born))
+        self._waiting.put(series.message(tick["date"], tick["time"], tick["price"], born))
 
     def on_gap(self, gap: Gap) -> None:
         """After an unfilled gap, the ticks of the next time may be incomplete."""
@@ -89,17 +91,20 @@ class Feed:
 
     def on_greeks(self, greeks: Greeks) -> None:
         """Publish a listener's Greeks as they were sent."""
-        self.put_contract(greeks["instrument"], greeks["raw"], greeks["exchange"], greeks["received_ns"])
+        message = contract_message(greeks["instrument"], greeks["raw"], greeks["exchange"], greeks["received_ns"])
+        self._waiting.put(message)
 
-    def message_of(self, tick: Mapping[str, str]) -> Message:
-        """Return the message of a server's tick. The key `trade` is the exchange's own ID."""
-        pair, exchange = tick["pair"], tick["exchange"]
-        series = self._series.get((pair, exchange)) or self._add(pair, exchange)
-        return series.message(tick["date"], tick["time"], tick["price"], time.time_ns(), tick.get("trade"))
+    async def publish_tick(self, tick: Mapping[str, str], trade: str | None) -> None:
+        """Publish a server's tick. `trade` is the exchange's own ID. Waits for room."""
+        series = self._find(tick["pair"], tick["exchange"])
+        # A source may also send ticks that it has missed. Others may have sent them in time.
+        born = min(time.time_ns(), time_of(stamp_of(tick["date"], tick["time"])))
+        message = series.message(tick["date"], tick["time"], tick["price"], born, trade)
+        await self._waiting.put_in_loop(message)
 
-    def put_contract(self, instrument: str, values: Mapping[str, Any], exchange: str, born: int) -> None:
-        """Publish a contract's ticker."""
-        self._put(contract_message(instrument, values, exchange, born))
+    async def publish_contract(self, instrument: str, values: Mapping[str, Any], exchange: str) -> None:
+        """Publish a contract's ticker. Waits for room."""
+        await self._waiting.put_in_loop(contract_message(instrument, values, exchange, time.time_ns()))
 
     def join(self, pairs: Iterable[str]) -> None:
         """Take note that ticks of some pairs may be missing before the next one."""
@@ -109,8 +114,10 @@ class Feed:
                 series.counts.join()
                 self._last_live.pop(pair, None)
 
-    def _add(self, pair: str, exchange: str) -> _Series:
-        series = self._series[pair, exchange] = _Series(pair, exchange)
+    def _find(self, pair: str, exchange: str) -> _Series:
+        series = self._series.get((pair, exchange))
+        if series is None:
+            series = self._series[pair, exchange] = _Series(pair, exchange)
         return series
 
 

@@ -42,8 +42,16 @@ class Message:
 
 def before(stamp: str) -> datetime:
     """Return a time that is surely before a stamp."""
+    return max(FIRST + CLOCKS_DIFFER, _moment(stamp)) - CLOCKS_DIFFER
+
+
+def time_of(stamp: str) -> int:
+    """Return a stamp in nanoseconds since 1970, truncated to seconds."""
+    return int(_moment(stamp).timestamp()) * 10**9
+
+
+def _moment(stamp: str) -> datetime:
     try:
-        moment = datetime.fromisoformat(stamp[:26]).replace(tzinfo=UTC)
+        return datetime.fromisoformat(stamp[:26]).replace(tzinfo=UTC)
     except ValueError:  # a leap second
-        moment = datetime.fromisoformat(stamp[:10]).replace(tzinfo=UTC)
-    return max(FIRST + CLOCKS_DIFFER, moment) - CLOCKS_DIFFER
+        return datetime.fromisoformat(stamp[:10]).replace(tzinfo=UTC)

@@ -127,7 +127,7 @@ class JetStreamPublisher:
 
     def new_feed(self) -> Feed:
         """Return what publishes the ticks of one source. For this package."""
-        return Feed(self._sender.waiting.put)
+        return Feed(self._sender.waiting)
 
     def connect(self, timeout: float | None = None) -> bool:
         """Wait until NATS can be reached and the stream is ready.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from .message import Message
 
 #: How long a full queue keeps a source waiting before ticks are dropped, in seconds.
 PATIENCE = 5.0
+#: Seconds between two looks for room in an event loop.
+_LOOK_EVERY = 0.01
 
 
 class Waiting:
@@ -48,6 +51,16 @@ class Waiting:
             self.drop()
         else:
             self.put_now(message)
+
+    async def put_in_loop(self, message: Message) -> None:
+        """Do what `put` does, in an event loop."""
+        deadline = monotonic() + PATIENCE
+        while self.state is False and monotonic() < deadline:
+            await asyncio.sleep(_LOOK_EVERY)
+        if self.state:
+            self.put_now(message)
+        else:
+            self.drop()
 
     def put_now(self, message: Message) -> None:
         """Add a message, whether or not there is room."""
