@@ -43,11 +43,10 @@ async def find_starts(client: Client, stream: str, pairs: Iterable[str], tail: i
         raise ConfigurationError(f"there is no stream {stream}")
     starts: dict[str, datetime] = {}
     async with reading(client, stream, TICKS, after=max(0, info.state.last_seq - tail)) as reader:
-        while reader.pending:
-            for entry in await reader.read():
-                found = parse_subject(entry.subject)
-                if found is not None and found.symbol in wanted and found.symbol not in starts:
-                    _note(starts, found.symbol, entry.payload)
+        async for entry in reader.read_present():
+            found = parse_subject(entry.subject)
+            if found is not None and found.symbol in wanted and found.symbol not in starts:
+                _note(starts, found.symbol, entry.payload)
     limit = asyncio.Semaphore(_AT_ONCE)
 
     async def find_last(pair: str) -> None:

@@ -33,10 +33,9 @@ class _Known:
         """Read what has been added."""
         since = None if self.number else self.since
         async with reading(client, stream, subjects, after=self.number, since=since) as reader:
-            while reader.pending:
-                for entry in await reader.read():
-                    self.number = entry.number
-                    self.ids.add(entry.message_id)
+            async for entry in reader.read_present():
+                self.number = entry.number
+                self.ids.add(entry.message_id)
 
 
 class Logged:

@@ -86,6 +86,16 @@ class LogReader:
         await self._answer()
         return entries
 
+    async def read_present(self) -> AsyncIterator[Entry]:
+        """Read up to the present end.
+
+        Raises:
+            ConnectionFailed: As for `read`.
+        """
+        while self.pending or self._entries:
+            for entry in await self.read():
+                yield entry
+
     async def _answer(self) -> None:
         """Let NATS go on, once all that it had sent is read."""
         if self._resume_at is not None:
