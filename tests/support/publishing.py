@@ -13,7 +13,7 @@ from typing import Any
 import nats
 from nats.js.api import AckPolicy, ConsumerConfig
 
-from finx_streamer.server import LocalServer, Outlet
+from finx_streamer.server import Outlet
 from tests.support.peers import PATIENCE
 
 #: A tick's pair, date, time, exchange and price.
@@ -22,24 +22,26 @@ FIELDS = ("pair", "date", "time", "exchange", "price")
 
 
 class Script:
-    """A live source. `send` works from any thread, and returns when the server has the ticks."""
+    """A live source of one or more servers. `send` works from any thread, and waits until they have the ticks."""
 
     def __init__(self, *pairs: str) -> None:
         self.pairs = frozenset(pairs)
         self.sent = Counter[Fields]()
-        self._outlet: Outlet | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._outlets: list[tuple[Outlet, asyncio.AbstractEventLoop]] = []
 
     async def run(self, outlet: Outlet) -> None:
-        self._outlet, self._loop = outlet, asyncio.get_running_loop()
-        await asyncio.Event().wait()
+        found = (outlet, asyncio.get_running_loop())
+        self._outlets.append(found)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self._outlets.remove(found)
 
     def send(self, ticks: Sequence[dict[str, str]]) -> None:
-        wait_for(lambda: self._outlet is not None)
-        assert self._loop is not None
-        assert self._outlet is not None
+        wait_for(lambda: self._outlets)
         self.sent.update(fields_of(tick) for tick in ticks)
-        asyncio.run_coroutine_threadsafe(self._outlet.publish(ticks), self._loop).result(PATIENCE)
+        for outlet, loop in self._outlets:
+            asyncio.run_coroutine_threadsafe(outlet.publish(ticks), loop).result(PATIENCE)
 
 
 def fields_of(tick: Any) -> Fields:
@@ -102,11 +104,6 @@ def check_log(url: str, source: Script) -> None:
 
     wait_for(has_all, lambda: f"missing: {sorted((source.sent - found).elements())[:5]}")
     assert found == source.sent
-
-
-def server_of(source: Script, **settings: Any) -> LocalServer:
-    """A server that plays a script."""
-    return LocalServer(source, **settings)
 
 
 def prices(ticks: Iterable[dict[str, str]]) -> list[str]:
