@@ -33,11 +33,11 @@ class Publishing:
     def __init__(
         self, to: str, stream: str, replicas: int | None, max_age: timedelta | None, max_bytes: int | None
     ) -> None:
+        #: Shows a message.
+        self.show: Callable[[str], None] = say
         self.publisher = JetStreamPublisher(
             to, stream, max_age=max_age, max_bytes=max_bytes, replicas=replicas, on_error=self._on_error
         )
-        #: Shows a message.
-        self.show: Callable[[str], None] = say
 
     def _on_error(self, error: PublishError) -> None:
         self.show(shorten(str(error)))

@@ -208,7 +208,7 @@ class JetStreamPublisher:
             if sender.failure is not None:
                 # Whoever starts a listener gets this error.
                 sender.waiting.close()
-                await asyncio.Event().wait()
+                await sender.closing.wait()
         finally:
             self._lost_at_end = sender.waiting.end() + len(sender.window)
             if lost := self._lost_at_end:

@@ -78,7 +78,8 @@ class Sender:
         self._loop = asyncio.get_running_loop()
         self._woken = asyncio.Event()
         self._wants_room = False
-        self._closing = False
+        #: Set when nothing more will come.
+        self.closing = asyncio.Event()
         #: Nanoseconds after which NATS may have forgotten an ID, or soon will.
         self._fresh_ns = 0
         self._inbox = ""
@@ -97,7 +98,7 @@ class Sender:
 
     def close(self) -> None:
         """End once everything that waits is acknowledged."""
-        self._closing = True
+        self.closing.set()
         self._woken.set()
 
     async def run(self) -> None:
@@ -128,7 +129,7 @@ class Sender:
 
     @property
     def _is_done(self) -> bool:
-        return self._closing and not self.window and not self.waiting
+        return self.closing.is_set() and not self.window and not self.waiting
 
     async def _prepare(self, client: Client) -> None:
         info = await prepare(client, self._stream)
