@@ -109,6 +109,10 @@ storm: $(VENV)/.installed-dev ## run storms of fast faults on a few pairs, 30 mi
 torture: $(VENV)/.installed-dev ## kill a recorder of 20 pairs 200 times, fill its disk, set its clock, 8 minutes: make torture ARGS="--kills 20"
 	$(BIN)/python -m tests.support.torture $(ARGS)
 
+.PHONY: chaos
+chaos: $(VENV)/.installed-dev $(VENV)/.nats ## kill and stop publishers, NATS nodes and gateways, 20 minutes: make chaos ARGS="--minutes 5"
+	$(BIN)/python -m tests.support.chaos $(ARGS)
+
 .PHONY: autobahn
 autobahn: $(VENV)/.installed-dev ## run the Autobahn test suite against the WebSocket client; needs Python 2.7, for example pyenv's
 	$(BIN)/python tests/autobahn/run.py $(ARGS)

@@ -43,6 +43,7 @@ PROMISED = {
     "Option",
     "Pair",
     "ProtocolError",
+    "PublishError",
     "RateLimited",
     "RecordingError",
     "ReconnectPolicy",

@@ -30,6 +30,7 @@ from .listening import ListenRun
 from .options import (
     PRODUCTION,
     AddressConnectionsOption,
+    AlsoPublishToOption,
     ArchiveArgument,
     ConnectionsOption,
     DurationOption,
@@ -46,6 +47,7 @@ from .options import (
     LineFormatOption,
     LogLevelOption,
     MetricsPortOption,
+    NatsStreamOption,
     OneEndpointOption,
     PairArgument,
     PauseOption,
@@ -69,7 +71,8 @@ from .options import (
     WireOption,
 )
 from .output import Output
-from .quantities import parse_run_time, parse_store_age, parse_store_size
+from .publish import publish
+from .quantities import parse_age, parse_run_time, parse_size
 from .terminal import LogLevel, show_log
 from .tls_files import load_tls
 from .upstream import UpstreamOption, UpstreamWireOption, choose_relay
@@ -210,6 +213,9 @@ def record(
         )
         with metrics_exposed(metrics_port):
             raise typer.Exit(RecordRun(to, parse_run_time(run_time)).run(listener))
+
+
+app.command()(publish)
 
 
 @app.command()
@@ -443,6 +449,8 @@ def serve(
         list[Path] | None,
         typer.Option("--import", help="Add this recording to tick history. Can be repeated.", metavar="FILE"),
     ] = None,
+    to: AlsoPublishToOption = None,
+    stream: NatsStreamOption = "FINX",
     metrics_port: MetricsPortOption = None,
     log_level: LogLevelOption = LogLevel.WARNING,
 ) -> None:
@@ -457,7 +465,7 @@ def serve(
     """
     with errors_as_exit_codes():
         from ..server import LocalServer
-        from .serving import Reloading, check_exposure, choose_source, serve_until_ctrl_c
+        from .serving import Reloading, also_published, check_exposure, choose_source, serve_until_ctrl_c
 
         show_log(log_level)
         others = {"tape": tape, "speed": speed, "loop": loop, "rate": rate}
@@ -468,21 +476,21 @@ def serve(
         source = market or choose_source(tape, speed, loop, rate)
         files = Reloading(keys_file, load_tls(tls_cert, tls_key), request_log)
         check_exposure(host, files, allow_insecure)
-        server = LocalServer(
-            source,
-            keys=files.keys,
-            host=host,
-            port=port,
-            ssl_context=files.ssl_context,
-            max_connections=max_connections,
-            max_connections_per_key=max_connections_per_key,
-            max_connections_per_address=max_connections_per_address,
-            request_log=request_log,
-            store=store,
-            store_age=parse_store_age(store_age),
-            store_bytes=parse_store_size(store_size),
-        )
-        with metrics_exposed(metrics_port):
+        with also_published(source, to, stream) as played, metrics_exposed(metrics_port):
+            server = LocalServer(
+                played,
+                keys=files.keys,
+                host=host,
+                port=port,
+                ssl_context=files.ssl_context,
+                max_connections=max_connections,
+                max_connections_per_key=max_connections_per_key,
+                max_connections_per_address=max_connections_per_address,
+                request_log=request_log,
+                store=store,
+                store_age=parse_age("--store-age", store_age),
+                store_bytes=parse_size("--store-size", store_size),
+            )
             serve_until_ctrl_c(server, imported or [], sorted(source.pairs) or pairs or [], files)
 
 

@@ -224,3 +224,36 @@ StoreSizeOption = Annotated[
     str | None,
     typer.Option("--store-size", help="Remove the oldest ticks beyond this size, such as 2GB.", metavar="SIZE"),
 ]
+#: Options of `publish` and `serve --to`.
+PublishToOption = Annotated[
+    str,
+    typer.Option(
+        "--to",
+        help="A NATS server with JetStream, such as nats://10.0.0.1; several of a cluster separated by commas.",
+        metavar="URL",
+    ),
+]
+AlsoPublishToOption = Annotated[
+    str | None,
+    typer.Option(
+        "--to",
+        help="Also publish the ticks of --live to this NATS server with JetStream; several of a cluster separated by "
+        "commas.",
+        metavar="URL",
+    ),
+]
+NatsStreamOption = Annotated[
+    str, typer.Option("--stream", help="The JetStream stream. It's created if it doesn't exist.", metavar="NAME")
+]
+ReplicasOption = Annotated[
+    int | None,
+    typer.Option("--replicas", min=1, help="On how many servers a new stream is kept. Default: 1.", metavar="N"),
+]
+StreamAgeOption = Annotated[
+    str | None,
+    typer.Option("--max-age", help="How long a new stream keeps ticks, such as 7d. Default: 1d.", metavar="DURATION"),
+]
+StreamSizeOption = Annotated[
+    str | None,
+    typer.Option("--max-bytes", help="How much a new stream keeps, such as 20GB. Default: no limit.", metavar="SIZE"),
+]

@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .. import ConfigurationError
-from ..server import LocalServer, SimulatedMarket, Source, Tape
+from ..server import LiveSource, LocalServer, SimulatedMarket, Source, Tape
 from ..server.protocol import is_loopback
+from ..server.published import PublishedMarket
 from ..server.recording import Recording
 from ..server.request_log import STANDARD_OUTPUT
+from ..server.settings import is_live
 from .key_files import accepted_keys
 from .live_market import exchanges_reported
 from .terminal import count, say, signals_as_ctrl_c
@@ -112,6 +114,25 @@ def _parse_speed(text: str | None) -> float | None:
         if 0 < (speed := float(text or 1.0)) < math.inf:
             return speed
     raise ConfigurationError(f"--speed: {text!r} is not allowed; expected a number above 0, or max")
+
+
+@contextlib.contextmanager
+def also_published(source: Source | LiveSource, to: str | None, stream: str) -> Iterator[Source | LiveSource]:
+    """Return a live source that is also published, if `--to` is given. Waits for NATS.
+
+    Raises:
+        ConfigurationError: The source isn't live, or NATS can't be used.
+    """
+    if to is None:
+        yield source
+        return
+    if not is_live(source):
+        raise ConfigurationError("--to can only be used with --live; add it, as in --live BTC:USDT")
+    from .publishing import open_publisher
+
+    with open_publisher(to, stream, None, None, None).publisher as publisher:
+        publisher.connect()
+        yield PublishedMarket(source, publisher.new_feed())
 
 
 def serve_until_ctrl_c(server: LocalServer, tapes: list[Path], pairs: list[str], files: Reloading) -> None:

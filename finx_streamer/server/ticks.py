@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from functools import lru_cache
 from operator import itemgetter
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from ..config.symbols import Pair
 
@@ -42,6 +42,7 @@ class Tick(TypedDict):
         time (str): `HH:MM:SS`, with any number of fraction digits and usually a `Z`.
         exchange (str): The name of the exchange.
         price (str): A decimal number, possibly with an exponent.
+        trade (NotRequired[str]): The exchange's own ID of the trade, for publishers only. No client gets it.
     """
 
     pair: str
@@ -49,6 +50,7 @@ class Tick(TypedDict):
     time: str
     exchange: str
     price: str
+    trade: NotRequired[str]
 
 
 def parse_tick(raw: object) -> Tick:
