@@ -16,7 +16,7 @@ from .. import ConfigurationError, FunctionClient, Instrument, Option, Pair, Str
 from .. import demo as demo_market
 from .._version import __version__
 from ..config import checks as check
-from . import live_market
+from . import gateway, live_market
 from .connecting import errors_as_exit_codes, function_client, key_for, with_wire, without_password
 from .listening import ListenRun
 from .options import (
@@ -390,6 +390,9 @@ def serve(
     exchanges: live_market.ExchangesOption = None,
     coins: live_market.CoinsOption = None,
     exchange_url: live_market.ExchangeUrlOption = None,
+    source_url: gateway.FromOption = None,
+    stream: gateway.FromStreamOption = "FINX",
+    since: gateway.FromSinceOption = None,
     tape: Annotated[
         Path | None,
         typer.Option(help="Play this recording: .jsonl or .jsonl.gz, one tick per line.", metavar="FILE"),
@@ -424,10 +427,10 @@ def serve(
 ) -> None:
     """Run a local FinX server.
 
-    It plays a simulated market, a recorded tape, or the live trades of real exchanges, until you press Ctrl-C. SIGHUP
-    reloads keys and certificates.
+    It plays a simulated market, a recorded tape, the live trades of real exchanges, or what publishers sent to NATS,
+    until you press Ctrl-C. SIGHUP reloads keys and certificates.
 
-    Exit codes: 0 Ctrl-C; 1 fatal error, such as a port in use; 2 wrong usage.
+    Exit codes: 0 Ctrl-C; 1 fatal error, such as a port in use, or a market that has failed; 2 wrong usage.
 
     Example: finx-streamer serve --tape ticks.jsonl --speed 10
     """
@@ -437,7 +440,9 @@ def serve(
 
         show_log(log_level)
         others = {"tape": tape, "speed": speed, "loop": loop, "rate": rate}
-        market = live_market.choose(live, pairs, exchanges, exchange_url, coins, **others)
+        market = gateway.choose(
+            source_url, stream, since, pairs, live=live, exchanges=exchanges, options=coins, **others
+        ) or live_market.choose(live, pairs, exchanges, exchange_url, coins, **others)
         source = market or choose_source(tape, speed, loop, rate)
         files = Reloading(keys_file, load_tls(tls_cert, tls_key), request_log)
         check_exposure(host, files, allow_insecure)
@@ -455,7 +460,7 @@ def serve(
             store_age=parse_store_age(store_age),
             store_bytes=parse_store_size(store_size),
         )
-        serve_until_ctrl_c(server, imported or [], sorted(source.pairs), files)
+        serve_until_ctrl_c(server, imported or [], source, files)
 
 
 def _symbols(given: Iterable[str]) -> tuple[list[str], bool]:

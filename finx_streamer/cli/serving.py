@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .. import ConfigurationError
-from ..server import LocalServer, SimulatedMarket, Source, Tape
+from ..server import LiveSource, LocalServer, SimulatedMarket, Source, Tape
 from ..server.protocol import is_loopback
 from ..server.recording import Recording
 from ..server.request_log import STANDARD_OUTPUT
+from .gateway import log_reported
 from .key_files import accepted_keys
 from .live_market import exchanges_reported
 from .terminal import count, say, signals_as_ctrl_c
@@ -24,6 +25,8 @@ from .tls_files import TlsFiles
 
 DEFAULT_KEY = "demo"
 _MAX_PAIRS_SHOWN = 8
+#: Seconds between two looks at the market's state.
+_LOOK_EVERY = 0.5
 
 
 class Reloading:
@@ -112,7 +115,7 @@ def _parse_speed(text: str | None) -> float | None:
     raise ConfigurationError(f"--speed: {text!r} is not allowed; expected a number above 0, or max")
 
 
-def serve_until_ctrl_c(server: LocalServer, tapes: list[Path], pairs: list[str], files: Reloading) -> None:
+def serve_until_ctrl_c(server: LocalServer, tapes: list[Path], source: Source | LiveSource, files: Reloading) -> None:
     """Import tapes, then serve. Print the URL and how to listen; the keys of a file are never shown."""
     # A handler may put into it at any time, unlike setting a threading.Event.
     hangups: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -121,13 +124,22 @@ def serve_until_ctrl_c(server: LocalServer, tapes: list[Path], pairs: list[str],
             _import(server, tape)
         with _print_warnings():
             server.start()
-        with server, exchanges_reported(server):
-            greeting = _greeting(server, pairs, files)
+        with server, exchanges_reported(server), log_reported(server):
+            # A gateway learns them when it starts.
+            greeting = _greeting(server, sorted(source.pairs), files)
             print(greeting, file=sys.stderr if files.logs_to_stdout else sys.stdout, flush=True)
             while True:
-                hangups.get()
-                files.reload(server)
+                with contextlib.suppress(queue.Empty):
+                    hangups.get(timeout=_LOOK_EVERY)
+                    files.reload(server)
+                _raise_failure(server)
     say("stopped")
+
+
+def _raise_failure(server: LocalServer) -> None:
+    """Raise the error of a market that has failed. A supervisor starts the command again."""
+    with contextlib.suppress(TimeoutError):
+        server.wait_finished(0.0)
 
 
 def _import(server: LocalServer, tape: Path) -> None:
@@ -145,10 +157,12 @@ def _import(server: LocalServer, tape: Path) -> None:
 def _greeting(server: LocalServer, pairs: list[str], files: Reloading) -> str:
     # The certificate is for a name that only you know.
     url = server.url if files.ssl_context is None else f"wss://HOST:{server.port}/"
-    example = f"finx-streamer listen {shlex.quote(pairs[0])} --endpoint {url}"
+    example = f"finx-streamer listen {shlex.quote(pairs[0] if pairs else 'PAIR')} --endpoint {url}"
     command = f"FINX_API_KEY={DEFAULT_KEY} {example}" if files.keys_file is None else f"{example} --api-key-file FILE"
     more = f" and {len(pairs) - _MAX_PAIRS_SHOWN} more" if len(pairs) > _MAX_PAIRS_SHOWN else ""
-    return f"serving: {server.url}\npairs:   {', '.join(pairs[:_MAX_PAIRS_SHOWN])}{more}\nlisten:  {command}"
+    return (
+        f"serving: {server.url}\npairs:   {', '.join(pairs[:_MAX_PAIRS_SHOWN]) or 'none yet'}{more}\nlisten:  {command}"
+    )
 
 
 @contextlib.contextmanager

@@ -55,7 +55,7 @@ _TICK = re.compile(
 )
 
 
-class _LogEnded(ConfigurationError):
+class _LogEnded(FinxStreamerError):
     """The log isn't the one that was served, or has lost entries: clients' positions mean something else now."""
 
 
@@ -191,9 +191,9 @@ class JetStreamMarket:
             except FinxStreamerError as error:
                 if not self._ready and (not isinstance(error, ConnectionFailed) or error.permanent):
                     raise
-                self._on_lost(str(error))
+                self._on_lost(_reason_of(error))
             except (OSError, EOFError, TimeoutError) as error:
-                self._on_lost(str(translate(error)))
+                self._on_lost(_reason_of(translate(error)))
             attempt = 0 if loop.time() - began >= _STABLE else attempt + 1
             await asyncio.sleep(random.uniform(0.05, min(_FIRST_WAIT * 2**attempt, _LONGEST_WAIT)))
 
@@ -232,11 +232,13 @@ class JetStreamMarket:
                 break
             # A node that was just started may not have found or applied everything yet.
             await asyncio.sleep(0.5)
-        if info is None:
-            raise _LogEnded(
-                f"NATS at {self._nats} has no JetStream stream {self._stream}; start a publisher, which creates it"
-            )
-        return info
+        if info is not None:
+            return info
+        if self._ready:
+            raise _LogEnded(f"the JetStream stream {self._stream} was deleted; start again with an empty store")
+        raise ConfigurationError(
+            f"NATS at {self._nats} has no JetStream stream {self._stream}; start a publisher, which creates it"
+        )
 
     async def _list_symbols(self, client: Client, stored: frozenset[str]) -> None:
         """Find out which pairs and contracts are in the stream."""
@@ -360,7 +362,7 @@ class JetStreamMarket:
                             hole = await self._find_hole()
                 await self._note_beginning(filling_done=True)
             except (FinxStreamerError, OSError, TimeoutError) as error:
-                log.info("%s: filling the store: %s", self._stream, error)
+                log.info("%s: filling the store: %s", self._stream, _reason_of(error))
             except Exception:
                 log.exception("%s: filling the store: unexpected error; trying again", self._stream)
             await asyncio.sleep(_LOOK_EVERY)
@@ -421,6 +423,10 @@ class JetStreamMarket:
     def _since_ns(self) -> int:
         since = datetime.now(UTC) - self._since if isinstance(self._since, timedelta) else self._since
         return int(since.timestamp() * 1e9)
+
+
+def _reason_of(error: Exception) -> str:
+    return error.reason if isinstance(error, ConnectionFailed) else str(error)
 
 
 def _name_of(info: StreamInfo) -> str:
