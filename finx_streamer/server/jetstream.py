@@ -55,8 +55,14 @@ _TICK = re.compile(
 )
 
 
+@attrs.define(slots=False, eq=False, repr=False, str=False)
 class _LogEnded(FinxStreamerError):
     """The log isn't the one that was served, or has lost entries: clients' positions mean something else now."""
+
+    reason: str
+
+    def _text(self) -> str:
+        return self.reason
 
 
 class JetStreamMarket:
