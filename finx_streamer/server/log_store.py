@@ -152,12 +152,12 @@ class LogStore(TickStore):
         """Raise `CallError` if a hole may have ticks of this page. The ticks of a pair are nearly in order of time."""
         if not ticks:
             return
-        last = json.loads(ticks[-1])
-        times = (after, exact_time(last["date"], last["time"]))
-        values = [(self._pair_ids.get(pair, 0), *time) for time in times]
-        found = [self._database.execute(f"{_ID_BEFORE} LIMIT 1", each).fetchone() for each in values]
-        begin, end = ((0 if row is None else row[0]) for row in found)
-        if begin and any(begin < first and last < end for first, last in holes):
+        # The last tick before the page, or else its first one; and its last one.
+        times = (after, *(exact_time(each["date"], each["time"]) for each in map(json.loads, (ticks[0], ticks[-1]))))
+        pair_id = self._pair_ids.get(pair, 0)
+        found = [self._database.execute(f"{_ID_BEFORE} LIMIT 1", (pair_id, *time)).fetchone() for time in times]
+        begin, *_, end = (row[0] for row in found if row is not None)
+        if any(begin < first and last < end for first, last in holes):
             raise CallError("tickHistory: incomplete here: entries of the log are missing between the ticks asked for")
 
     def abandon_log(self) -> None:
