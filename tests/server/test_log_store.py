@@ -145,15 +145,17 @@ STEPS = st.lists(st.integers(1, 4), max_size=8)
 MOVES = st.lists(
     st.one_of(
         st.tuples(st.just("write"), STEPS, st.integers(0, 3)),
-        st.tuples(st.just("lose"), STEPS),
+        st.tuples(st.just("lose"), st.lists(st.integers(1, 4), min_size=1, max_size=8)),
         st.tuples(st.just("fill"), st.integers(1, 20)),
+        st.tuples(st.just("fill"), st.integers(1, 4)),
         st.tuples(st.just("reopen")),
     ),
-    max_size=15,
+    min_size=5,
+    max_size=20,
 )
 
 
-@given(moves=MOVES, limit=st.none() | st.integers(1, 12))
+@given(moves=MOVES, limit=st.none() | st.integers(1, 30))
 @examples(500)
 def test_the_store_is_what_the_log_was(moves: list[tuple[str, object]], limit: int | None) -> None:
     """Whatever was written, missed, filled and removed: positions resume exactly, or are refused."""
