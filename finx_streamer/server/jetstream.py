@@ -409,7 +409,7 @@ class JetStreamMarket:
 
         found: list[Entry] = []
         async with reading(client, self._stream, "", after=span.first - 1) as reader:
-            while reader.pending and (not found or found[-1].number < span.last):
+            while reader.has_more and (not found or found[-1].number < span.last):
                 found += await reader.read()
         return [entry for entry in found if span.first <= entry.number <= span.last]
 

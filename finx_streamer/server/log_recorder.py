@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import Any, cast
 
 from .log_store import LogStore, Span
 from .recorder import Batch, Recorder
+from .recording import Recording
 from .store import TickStore, fields_of
 from .ticks import Tick
 
@@ -17,6 +20,13 @@ class LogRecorder(Recorder):
         super().__init__(store, max_unwritten, max_delay)
         #: The newest number that was submitted.
         self._flushed = 0
+
+    def start(
+        self, loop: asyncio.AbstractEventLoop, on_written: Callable[[], None], tape: Recording | None = None
+    ) -> None:
+        """See `Recorder.start`. Nothing is covered before `begin`."""
+        super().start(loop, on_written, tape)
+        self._flushed = self.newest
 
     def add(self, tick: Tick, position: int | None = None) -> int:
         """Add a tick. Its `position` is its number in the log."""

@@ -63,7 +63,11 @@ class ServerThread:
                 target=self._run, args=(service, listener, ready), name="finx-local-server", daemon=True
             )
             self._thread.start()
-            ready.result()
+            try:
+                ready.result()
+            except Exception:
+                self._thread.join(_CALL_TIMEOUT)
+                raise
             self.service = service
             self._notify()
 
