@@ -59,10 +59,11 @@ class Resumer:
         recorder, loop = self._recorder, asyncio.get_running_loop()
         deadline = loop.time() + _LONGEST_WAIT
         while True:
-            newest = recorder.newest
+            # Before the query, because it may come true meanwhile.
+            is_expected, newest = self._is_expected(position), recorder.newest
             # The query waits until everything up to `newest` is stored.
             page = await recorder.query(partial(_resume, symbol, position, newest))
-            if page is not None or not self._is_expected(position):
+            if page is not None or not is_expected:
                 return newest, page
             if loop.time() >= deadline:
                 raise unavailable("this server hasn't read the log up to that position yet")

@@ -22,6 +22,7 @@ from websockets.sync.client import ClientConnection
 pytest.importorskip("nats", reason='needs the extra: pip install "finx-streamer[jetstream]"')
 import nats
 from nats.js.api import StreamConfig
+from nats.js.errors import NoStreamResponseError, ServiceUnavailableError
 
 from finx_streamer import ConfigurationError, ConnectionFailed, Endpoint, FunctionClient, Gap, Notice, StreamListener
 from finx_streamer.jetstream.subjects import greeks_subject, tick_subject
@@ -53,7 +54,7 @@ class Log:
 
     def __init__(self, server: NatsServer, **settings: Any) -> None:
         self.server = server
-        self._numbers = itertools.count(1)
+        self._numbers, self._message_ids = itertools.count(1), itertools.count(1)
         #: The prices of the first pair's ticks.
         self.prices: list[int] = []
         self.create(**settings)
@@ -80,11 +81,20 @@ class Log:
             self.prices += numbers
 
     def send(self, messages: Iterable[tuple[str, bytes]]) -> None:
+        """Publish messages. While a cluster looks for a leader, try again."""
+        numbered = [(*message, {"Nats-Msg-Id": str(next(self._message_ids))}) for message in messages]
+
         async def send(jetstream: Any) -> None:
-            sent = [await jetstream.publish_async(*message) for message in messages]
+            sent = [
+                await jetstream.publish_async(subject, payload, headers=headers)
+                for subject, payload, headers in numbered
+            ]
             await asyncio.gather(*sent)
 
-        self.do(send)
+        while True:
+            with contextlib.suppress(NoStreamResponseError, ServiceUnavailableError, TimeoutError):
+                self.do(send)
+                return
 
     @property
     def end(self) -> int:
@@ -378,7 +388,7 @@ def test_the_log_expired_while_nats_was_away(log: Log, wire: str, caplog: pytest
         client.wait(lambda: bool(client.gaps) and client.prices[-1:] == log.prices[-1:])
         assert [gap.filled for gap in client.gaps] == [False]
         assert {"notice": "log expired", "source": "FINX", "missing": 20, "pair": PAIR} in [
-            notice.raw for notice in client.notices
+            notice.message for notice in client.notices
         ]
         assert "20 entries expired" in caplog.text
         assert set(client.prices) <= set(log.prices) - set(range(21, 41))
@@ -463,28 +473,28 @@ def test_which_pairs_it_serves(log: Log, dial: Dial) -> None:
             dial(other, f"streaming/demo/{OTHER}")
 
 
-def ticker(name: str, timestamp: int) -> tuple[str, bytes]:
-    values = {"instrument_name": name, "timestamp": str(timestamp), "mark_price": "0.5"}
+def ticker(name: str, second: int) -> tuple[str, bytes]:
+    timestamp = int(MIDNIGHT.timestamp() + second) * 1_000
+    values = {"instrument_name": name, "timestamp": str(timestamp), "mark_price": str(second)}
     return greeks_subject("DERIBIT", name), encoded(values)
 
 
 def test_greeks(log: Log, dial: Dial) -> None:
     """Contracts that have expired aren't listed. Earlier tickers are filled in, for the matrix."""
-    log.send([ticker(CONTRACT, 1_000), ticker(CONTRACT, 301_000), ticker("BTC-26AUG22-20000-C", 1_000)])
+    log.send([ticker(CONTRACT, 0), ticker(CONTRACT, 300), ticker("BTC-26AUG22-20000-C", 0)])
     with gateway(log) as server, FunctionClient("demo", server.url) as functions:
         assert functions.list_contracts() == [CONTRACT]
         assert server.stats.log is not None
         assert server.stats.log.first == 1
         peer = dial(server, f"streaming/greeks/demo/{CONTRACT}")
-        log.send([ticker(CONTRACT, 302_000), ticker("BTC-PERPETUAL", 302_000)])
-        assert json.loads(peer.recv(timeout=TIMEOUT))["resultData"]["timestamp"] == "302000"
+        log.send([ticker(CONTRACT, 301), ticker("BTC-PERPETUAL", 301)])
+        assert json.loads(peer.recv(timeout=TIMEOUT))["resultData"]["mark_price"] == "301"
         wait_for(server, lambda stats: stats.greeks_played == 2)
-        assert sorted(functions.list_contracts()) == [CONTRACT, "BTC-PERPETUAL"]
-        matrix = functions.five_minute_matrix("BTC")
-        assert [(row["symbol"], row["timestamp"].timestamp()) for row in matrix] == [
-            (CONTRACT, 302.0),
-            ("BTC-PERPETUAL", 302.0),
-        ]
+        assert sorted(functions.list_contracts()) == sorted([CONTRACT, "BTC-PERPETUAL"])
+        points = {0: [(CONTRACT, 0.0)], 300: [(CONTRACT, 300.0)], 600: [(CONTRACT, 301.0), ("BTC-PERPETUAL", 301.0)]}
+        for second, expected in points.items():
+            matrix = functions.five_minute_matrix("BTC", at=MIDNIGHT + timedelta(seconds=second))
+            assert [(row["symbol"], row["mark_price"]) for row in matrix] == expected
 
 
 def test_nothing_else_can_be_put_into_the_log(log: Log) -> None:
