@@ -171,13 +171,18 @@ class JetStreamMarket:
         self._ready, self._name, self._bottom = False, "", 1
         self._set(connected=False, filling_done=False, error=None)
         known = asyncio.Event()
-        filler = asyncio.get_running_loop().create_task(self._keep_filling(known))
+        loop = asyncio.get_running_loop()
+        reader = loop.create_task(self._stay_connected(known))
+        tasks = [reader, loop.create_task(self._keep_filling(known))]
         try:
-            await self._stay_connected(known)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            await reader
         finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            self._ready = False
             self._set(connected=False)
-            filler.cancel()
-            await asyncio.wait([filler])
 
     # Live entries.
 
@@ -269,7 +274,8 @@ class JetStreamMarket:
             self._on_connected()
             while True:
                 entries = await reader.read()
-                await self._publish(entries, reader)
+                for start in range(0, len(entries), _PIECE):
+                    await self._publish(entries[start : start + _PIECE], reader)
 
     async def _publish(self, entries: Sequence[Entry], reader: LogReader) -> None:
         played = [(entry.number, each) for entry in entries if (each := self._parse(entry)) is not None]

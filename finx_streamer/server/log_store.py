@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -44,6 +45,8 @@ class LogStore(TickStore):
     """
 
     _count = 0
+    #: The last number that was removed, below which nothing is filled.
+    _trimmed = 0
 
     @property
     def count(self) -> int:
@@ -97,6 +100,8 @@ class LogStore(TickStore):
         tick is stored that would be removed next.
         """
         self.check_file()
+        if self._bounds.age is not None and stored < time.time() - self._bounds.age:
+            return False
         with self._lock, self._transaction() as connection:
             older = connection.execute(
                 "SELECT count(*) FROM (SELECT 1 FROM tick WHERE id < ? LIMIT ?)", (span.first, len(rows) + 1)
@@ -122,10 +127,11 @@ class LogStore(TickStore):
             return self._limit is None or self._count < self._limit or older > 0
 
     def hole(self) -> Span | None:
-        """The numbers that are missing below those without a hole, down to the next ones that are held, or to 1."""
+        """The numbers to fill below those without a hole, down to the next ones that are held, or to 1."""
         with self._lock:
-            span = Span(*tick_log.hole_below(self._database, self._newest_logged))
-        return span if span.first <= span.last else None
+            first, last = tick_log.hole_below(self._database, self._newest_logged)
+        first = max(first, self._trimmed + 1)
+        return Span(first, last) if first <= last else None
 
     def beginning(self) -> tuple[int, datetime | None]:
         """The first number from which on there is no hole, and the time of the first tick from there."""
@@ -191,7 +197,7 @@ class LogStore(TickStore):
             last = max(last, self._nth_row(connection, min(excess[0], self._added - 1), step))
             retention.remove_tickers(connection, excess[1])
         if last > self._removed:
-            self._removed = last
+            self._removed, self._trimmed = last, max(self._trimmed, last)
             self._count -= connection.execute("DELETE FROM tick WHERE id <= ?", (last,)).rowcount
             tick_log.remove_rows(connection, last)
             connection.execute(_SET_COUNT, (self._count,))
