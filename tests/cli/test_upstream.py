@@ -83,7 +83,7 @@ def test_history_from_a_time_on_is_stored(upstream: LocalServer, seen: Seen) -> 
         (["--upstream", "production"], "--upstream needs pairs, as in --upstream production BTC:USDC"),
         ([PAIR, "--upstream", "production", "--live"], "--live can't be used with --upstream"),
         ([PAIR, "--upstream", "production", "--tape", "t.jsonl"], "--tape can't be used with --upstream"),
-        ([PAIR, "--upstream", "gamma"], "'gamma' is unknown"),
+        ([PAIR, "--upstream", "gamma"], "error: --upstream: 'gamma' is unknown"),
         ([PAIR, "--upstream", "ws://example.com/"], "would send the API key in clear text"),
         ([PAIR, "--upstream", "beta", "--upstream", "demo"], "'demo' can't be in a list"),
         (["--since", "1h"], "--since can only be used with --upstream"),
