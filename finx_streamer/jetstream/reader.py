@@ -16,6 +16,7 @@ import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+from nats.js.errors import NotFoundError
 
 from ..errors import ConnectionFailed
 from .connection import REQUEST_TIMEOUT, translate
@@ -97,14 +98,22 @@ class LogReader:
         await self._answer()
         return entries
 
-    async def read_present(self) -> AsyncIterator[Entry]:
-        """Read up to the present end.
+    async def read_until(self, number: int) -> AsyncIterator[Entry]:
+        """Read until an entry that is known to be in the stream. `pending` isn't reliable enough for that: NATS 2.9
+        counts entries twice that arrive while the consumer is created.
 
         Raises:
-            ConnectionFailed: As for `read`.
+            ConnectionFailed: As for `read`, or the entry doesn't come.
         """
-        while self.pending or self._entries:
-            for entry in await self.read():
+        newest = 0
+        while newest < number:
+            try:
+                async with asyncio.timeout(_SILENCE):
+                    entries = await self.read()
+            except TimeoutError:
+                raise ConnectionFailed(f"NATS: entry {number} didn't come") from None
+            for entry in entries:
+                newest = entry.number
                 yield entry
 
     async def _answer(self) -> None:
@@ -148,6 +157,23 @@ class LogReader:
 
     def _fail(self) -> None:
         self._failure = ConnectionFailed("NATS: entries were lost on the way")
+
+
+async def find_last(client: Client, stream: str, subjects: str) -> Entry | None:
+    """Return the last entry of some subjects; None if there is none.
+
+    Raises:
+        ConfigurationError: NATS has no JetStream.
+        ConnectionFailed: JetStream doesn't answer now.
+    """
+    try:
+        found = await client.jetstream(timeout=REQUEST_TIMEOUT).get_last_msg(stream, subjects)
+    except NotFoundError:
+        return None
+    except (nats.errors.Error, TimeoutError, OSError) as error:
+        raise translate(error) from None
+    stored_ns = int(found.time.timestamp() * 1e9) if found.time else 0
+    return Entry(found.seq or 0, found.subject or "", found.data or b"", stored_ns)
 
 
 @contextlib.asynccontextmanager
