@@ -260,12 +260,17 @@ class Troublemaker:
     """Kills and stops pieces at random, and brings them back."""
 
     def __init__(
-        self, rng: random.Random, publishers: Sequence[Piece], gateways: Sequence[Piece], nodes: Sequence[Piece]
+        self,
+        rng: random.Random,
+        publishers: Sequence[Piece],
+        gateways: Sequence[Piece],
+        nodes: Sequence[Piece],
+        note: Callable[[str], object],
     ) -> None:
         self.counts = Counter[str]()
         #: How often a piece had ended by itself.
         self.ended = Counter[str]()
-        self._rng = rng
+        self._rng, self._note = rng, note
         self._kinds: dict[str, Sequence[Piece]] = {"publisher": publishers, "gateway": gateways, "node": nodes}
         #: What is away: until when, and whether it's only stopped.
         self._away: dict[str, tuple[float, bool, Piece]] = {}
@@ -275,6 +280,7 @@ class Troublemaker:
         for name, (until, stopped, piece) in [*self._away.items()]:
             if until <= now:
                 del self._away[name]
+                self._note(f"{name} is back")
                 if stopped:
                     piece.resume()
                 else:
@@ -282,6 +288,7 @@ class Troublemaker:
         for piece in itertools.chain(*self._kinds.values()):
             if piece.name not in self._away and not piece.running:
                 self.ended[piece.name] += 1
+                self._note(f"{piece.name} has ended")
                 piece.launch()
 
     def cause(self, now: float) -> None:
@@ -296,11 +303,13 @@ class Troublemaker:
         stop = rng.random() < 0.4
         self.counts[f"{'stop' if stop else 'kill'} {kind}"] += 1
         for piece in rng.sample(there, number):
+            lasting = rng.uniform(*(_STOPPED if stop else _KILLED))
+            self._note(f"{'stop' if stop else 'kill'} {piece.name} for {lasting:.1f} s")
             if stop:
                 piece.pause()
             else:
                 piece.kill()
-            self._away[piece.name] = now + rng.uniform(*(_STOPPED if stop else _KILLED)), stop, piece
+            self._away[piece.name] = now + lasting, stop, piece
 
 
 @attrs.define
@@ -375,6 +384,10 @@ def chaos(
         ]
         for command in publishers + gateways:
             ending.callback(command.kill)
+        for command in publishers:
+            command.launch()
+        _wait_for(lambda: (cluster.nodes[0].about("jsz") or {}).get("messages"), "the first ticks in NATS")
+        for command in gateways:
             command.launch()
         urls = [f"ws://127.0.0.1:{port}/" for port in ports]
         for url in urls:
@@ -385,7 +398,12 @@ def chaos(
         for witness in witnesses:
             _wait_for(witness.begun.is_set, "the listeners' first ticks")
         market.counting = True
-        trouble = Troublemaker(rng, publishers, gateways, cluster.nodes)
+        notes = ending.enter_context(open(folder / "trouble.log", "w", buffering=1))
+
+        def note(text: str) -> None:
+            notes.write(f"{datetime.now():%H:%M:%S.%f} {text}\n")
+
+        trouble = Troublemaker(rng, publishers, gateways, cluster.nodes, note)
         ends, due = time.monotonic() + minutes * 60, 0.0
         while (now := time.monotonic()) < ends:
             trouble.bring_back(now)
