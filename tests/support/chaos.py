@@ -39,9 +39,9 @@ WARM_UP = "0.5"
 #: How late a tick can be, in seconds. Listeners allow for 1 s by default.
 _LATE = 0.7
 #: How long each thing may take that the end waits for, in seconds.
-_PATIENCE = 120.0
+_PATIENCE = 180.0
 #: Listeners have everything that will come when nothing has come for this many seconds.
-_CALM = 20.0
+_CALM = 40.0
 #: How long something is killed, and stopped.
 _KILLED, _STOPPED = (0.0, 6.0), (1.0, 15.0)
 #: What trouble befalls, and how often. With two nodes of three, the cluster can't store anything.
@@ -366,7 +366,7 @@ class Outcome:
 
 
 def chaos(
-    folder: Path, minutes: float, seed: int, *, rate: float = 700.0, pairs: int = 20, every: float = 2.0
+    folder: Path, minutes: float, seed: int, *, rate: float = 700.0, pairs: int = 20, every: float = 4.0
 ) -> Outcome:
     """Run the system for `minutes`, with trouble every `every` seconds or so. Then compare."""
     rng = random.Random(seed)
@@ -464,7 +464,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rate", type=float, default=700.0, help="ticks per second")
     parser.add_argument("--pairs", type=int, default=20)
-    parser.add_argument("--every", type=float, default=2.0, help="mean seconds between two troubles")
+    parser.add_argument("--every", type=float, default=4.0, help="mean seconds between two troubles")
     parser.add_argument("--folder", type=Path, help="keep the logs here")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
