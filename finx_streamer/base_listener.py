@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from . import jupyter, tables
@@ -443,6 +444,26 @@ class BaseListener:
         waits = run is not None and run.left and not run.forked and not run.streams.loop.runs_here
         return run if waits else None
 
+    def begin_at(self, find_starts: Callable[[list[str]], Mapping[str, datetime]]) -> None:
+        """Have pairs begin at the times that this returns for them. It may wait. For this package's publishers.
+
+        Raises:
+            ConfigurationError: The listener isn't one whose ticks can be published as they were sent.
+        """
+        settings = self._settings
+        if getattr(settings, "parse_price", None) is not str or settings.overflow != "block":
+            raise ConfigurationError(
+                "attach(): prices must stay as they were sent, and no tick may be dropped; expected a StreamListener "
+                "with parse_price=str and overflow='block'"
+            )
+        if settings.open_recorder is not None:
+            raise ConfigurationError(
+                "attach(): a recording and a log end at different times; expected a StreamListener without record"
+            )
+        if self._run is not None and not self._run.ended.is_set():
+            raise ConfigurationError("attach(): the listener is running; attach before you start it")
+        settings.find_starts.append(find_starts)
+
     # State.
 
     @property
@@ -465,7 +486,8 @@ class BaseListener:
         """A snapshot of all counters."""
         if self._run is not None:
             return self._run.stats()
-        return add_up(State.IDLE, {name: StreamStats(state=State.IDLE) for name in self._symbols})
+        streams = {name: StreamStats(state=State.IDLE) for name in self._symbols}
+        return add_up(State.IDLE, streams, queue_size=self._settings.queue_size)
 
     # Recent ticks.
 

@@ -9,6 +9,7 @@ import contextlib
 import os
 import threading
 import weakref
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from .config.endpoint import Endpoint
@@ -21,7 +22,7 @@ NAME = "demo"
 #: The market accepts any key. This one is too short to be masked, because it isn't secret.
 _KEY = "any"
 
-_E = TypeVar("_E", bound=str | Endpoint)
+_E = TypeVar("_E", bound=str | Endpoint | Sequence[str | Endpoint])
 _K = TypeVar("_K")
 
 

@@ -15,6 +15,7 @@
     ├── StaleStream                              nothing was received for `stale_after` seconds
     ├── GapNotFilled                             ticks were missed and history could not supply them
     ├── RecordingError                           the disk has a problem with `record`
+    ├── PublishError                             ticks can't be published to NATS now, or are lost
     ├── BarError                                 a tick is too late for its bar, or its price can't be compared
     ├── FunctionError                            a function call was answered with an error
     │   ├── CallTimeout                          a function call was not answered in time
@@ -257,6 +258,22 @@ class RecordingError(FinxStreamerError):
 
     def _text(self) -> str:
         return f"recording: {self.reason}"
+
+
+@attrs.define(slots=False, eq=False, repr=False, str=False)
+class PublishError(FinxStreamerError):
+    """Publishing to NATS has a problem: NATS is away, or ticks are lost. Or such a problem is over.
+
+    Attributes:
+        reason (str): What is wrong.
+        lost (int): How many ticks are lost.
+    """
+
+    reason: str
+    lost: int = 0
+
+    def _text(self) -> str:
+        return f"publishing: {self.reason}"
 
 
 @attrs.define(slots=False, eq=False, repr=False, str=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +13,7 @@ from .base_listener import BaseListener, delivery_settings
 from .config import checks as check
 from .config.endpoint import Endpoint
 from .config.reconnect import ReconnectPolicy, checked_policy
-from .config.redaction import hides_arguments, redact
+from .config.redaction import hides_arguments
 from .config.symbols import Symbol
 from .connection.attempt import MAX_MESSAGE, ConnectionConfig
 from .errors import ConfigurationError, FinxStreamerError
@@ -45,8 +45,9 @@ class StreamListener(BaseListener):
 
         api_key (str | Callable[[], str] | None): Your API key. A callable is asked for it at every connection attempt.
             None reads the environment variable FINX_API_KEY at every attempt. FinX replaces keys every 24 hours.
-        endpoint (str | Endpoint): "production", "beta", a base URL or an `Endpoint`; or "demo", a simulated market in
-            this process, which needs no key but the extra `server`.
+        endpoint (str | Endpoint | Sequence[str | Endpoint]): "production", "beta", a base URL or an `Endpoint`; or
+            "demo", a simulated market in this process, which needs no key but the extra `server`. Or a list of servers
+            of the same service: after a loss or a failed attempt, the next one is tried.
         allow_insecure (bool): True permits `ws://` to other machines. Everyone on the way can then read your API key.
         ssl_context (ssl.SSLContext | None): TLS settings. None trusts the CAs in SSL_CERT_FILE or SSL_CERT_DIR; if
             neither is set, those in REQUESTS_CA_BUNDLE, or else the system's.
@@ -114,7 +115,7 @@ class StreamListener(BaseListener):
         self,
         *symbols: str | Symbol,
         api_key: str | Callable[[], str | None] | None = None,
-        endpoint: str | Endpoint = "production",
+        endpoint: str | Endpoint | Sequence[str | Endpoint] = "production",
         on_tick: Callable[[Tick], object] | None = None,
         on_error: Callable[[FinxStreamerError], object] | None = None,
         on_notice: Callable[[Notice], object] | None = None,
@@ -232,8 +233,7 @@ class StreamListener(BaseListener):
 
     def _shown(self) -> str:
         shown = ", ".join(self.symbols[:5]) + (", …" if len(self._symbols) > 5 else "")
-        where = redact(self._settings.connection.endpoint.url)
-        return f"{shown or 'no symbols'} at {where}"
+        return f"{shown or 'no symbols'} at {self._settings.connection.servers}"
 
     def _check_symbols(self) -> None:
         if not self._symbols:

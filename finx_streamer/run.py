@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, ClassVar
@@ -70,6 +70,8 @@ class RunSettings:
     watchers: list[Callable[[], None]] = attrs.field(factory=list)
     #: Opens the recorder of a run, and has it report problems. None records nothing.
     open_recorder: Callable[[Callable[[str], None]], RunRecorder] | None = None
+    #: Called with pairs that are added, by whoever knows when some of them have to begin.
+    find_starts: list[Callable[[list[str]], Mapping[str, datetime]]] = attrs.field(factory=list)
 
     def open_source(self, run: Run, on_end: Callable[[BaseException | None], None]) -> Source:
         """Return the source of a run. `on_end` is called last on the loop's thread, with the error if there is one."""
@@ -123,6 +125,8 @@ class Settings(RunSettings):
         if since is not None:
             begin = since if isinstance(since, datetime) else datetime.now(UTC) - since
             pasts = dict.fromkeys(pairs, Past(until=begin))
+        for find in self.find_starts:
+            pasts |= {pair: Past(until=start) for pair, start in find(pairs).items()}
         return pasts if recorder is None else pasts | recorder.pasts(pairs, self.parse_price)
 
 
@@ -208,6 +212,11 @@ class Run:
     def _stop_streams(self) -> None:
         self.streams.stop()
 
+    @property
+    def name(self) -> str:
+        """The name of its listener."""
+        return self._settings.name
+
     # Streams.
 
     def add(self, *symbols: Symbol) -> None:
@@ -264,7 +273,16 @@ class Run:
             )
         errors = [stream.counters.last_error for stream in self._streams.values()]
         last_error = latest([*errors, *(connection.last_error for connection in connections.values())])
-        return add_up(self.state, streams, self.delivery.depth(), self.delivery.peak, last_error, connections.values())
+        return add_up(
+            self.state,
+            streams,
+            connections.values(),
+            queue_depth=self.delivery.depth(),
+            queue_size=self._settings.queue_size,
+            queue_peak=self.delivery.peak,
+            last_error=last_error,
+            errors_by_type=self.runner.errors_by_type.copy(),
+        )
 
     def greeks(self) -> dict[str, Greeks]:
         """The newest Greeks of each contract."""

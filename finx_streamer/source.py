@@ -83,3 +83,6 @@ class RunRecorder(Recorder, Protocol):
 
     def close(self, timeout: float) -> None:
         """Write what waits, and release the directory."""
+
+    def state(self) -> Any:
+        """How recording keeps up: an `archive.reporting.WriterState`."""

@@ -15,7 +15,7 @@ import finx_streamer
 from tests.support.program import ROOT, run_program
 
 OPTIONAL = {"msgspec", "websockets", "typer", "rich", "click", "pandas", "polars", "tqdm"}
-OPTIONAL |= {"IPython", "anywidget", "ipykernel"}
+OPTIONAL |= {"IPython", "anywidget", "ipykernel", "prometheus_client"}
 #: The names that users can rely on.
 PROMISED = {
     "Bar",
@@ -43,6 +43,7 @@ PROMISED = {
     "Option",
     "Pair",
     "ProtocolError",
+    "PublishError",
     "RateLimited",
     "RecordingError",
     "ReconnectPolicy",
@@ -84,7 +85,7 @@ def test_the_base_installation_has_two_requirements() -> None:
 def test_the_documented_extras_exist() -> None:
     """No extra that the documentation names disappears."""
     requirements()
-    expected = {"all", "cli", "dev", "notebook", "pandas", "polars", "progress", "server"}
+    expected = {"all", "cli", "dev", "metrics", "notebook", "pandas", "polars", "progress", "server"}
     assert expected <= set(metadata.metadata("finx-streamer").get_all("Provides-Extra") or ())
 
 

@@ -110,6 +110,27 @@ def entry_line(at: int, kind: str, symbol: str | None, fields: dict[str, Any]) -
     return _to_json({"at": at, "kind": kind, "symbol": symbol, **fields}).encode() + b"\n"
 
 
+def message_line(at: int, payload: bytes, symbol: str | None) -> bytes:
+    """Return the line of a message that isn't a tick."""
+    return entry_line(at, "message", symbol, {"text": payload.decode("utf-8", "surrogateescape")})
+
+
+def tick_line(tick: dict[str, str]) -> bytes:
+    """Return a tick as a server would send it."""
+    return json.dumps({"results": "streaming", "resultData": tick}, separators=(",", ":")).encode()
+
+
+def frame_payloads(chunk: bytes) -> Iterator[bytes]:
+    """Return the payloads of frames, by their lengths."""
+    at = 0
+    while at < len(chunk):
+        length, start = chunk[at + 1], at + 2
+        if length == 126:
+            length, start = int.from_bytes(chunk[start : start + 2], "big"), start + 2
+        at = start + length
+        yield chunk[start:at]
+
+
 def gap_line(at: int, since: int, until: int, why: str, **more: Any) -> bytes:
     """Return the line of a gap of all streams: the archive lacks what was received in that time."""
     times = {"since": iso_time(since), "until": iso_time(until + 999)}

@@ -50,6 +50,7 @@ class Recorder:
             raise RecordingError(redact(f"{self._path}: can't be written: {error.strerror or error}")) from None
         except ConfigurationError as error:
             raise ConfigurationError(redact(str(error))) from None
+        self.state = self._writer.state
         self.put_frames = self._writer.put_frames
         self.put_payloads = self._writer.put_payloads
         self.put_backfilled = self._writer.put_backfilled

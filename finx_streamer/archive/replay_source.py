@@ -330,6 +330,7 @@ class ReplaySource:
         """Count what the stream counted."""
         if isinstance(payload, Gap):
             stream.counters.gaps += 1
+            stream.counters.unfilled_gaps += not payload.filled
             stream.counters.filled_ticks += payload.ticks
         elif isinstance(payload, ConnectionFailed):
             stream.connection.counters.count_error(payload)

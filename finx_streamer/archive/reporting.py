@@ -7,12 +7,26 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+import attrs
+
 from ..clock import monotonic
 from ..connection.wakeup import Wakeup
 
 #: Drops are reported at most this often, in seconds.
 _DROPS_EVERY = 1.0
 _log = logging.getLogger("finx_streamer")
+
+
+@attrs.frozen
+class WriterState:
+    """How a writer keeps up, for `metrics`."""
+
+    queued_bytes: int
+    #: How many bytes may wait.
+    limit_bytes: int
+    #: How many entries aren't recorded.
+    dropped: int
+    is_writable: bool
 
 
 class Reports:
@@ -22,7 +36,8 @@ class Reports:
         self._name = name
         self._on_problem = on_problem or (lambda message: _log.error("%s", message))
         self._problems: deque[str] = deque()
-        self._dropped = 0
+        #: How many entries were dropped so far.
+        self.dropped = 0
         self._reported = 0
         self._closed = False
         self._wakeup = Wakeup()
@@ -36,8 +51,8 @@ class Reports:
 
     def count_dropped(self, entries: int) -> None:
         """Report dropped entries soon, together with others. One thread may call this at a time."""
-        first = self._dropped == self._reported
-        self._dropped += entries
+        first = self.dropped == self._reported
+        self.dropped += entries
         if first:
             self._wakeup.wake()
 
@@ -55,7 +70,7 @@ class Reports:
             while self._problems:
                 self._report(self._problems.popleft())
             now = monotonic()
-            if (count := self._dropped - self._reported) and (closed or now >= report_at):
+            if (count := self.dropped - self._reported) and (closed or now >= report_at):
                 self._reported += count
                 report_at = now + _DROPS_EVERY
                 self._report(f"{self._name}: {count:,} entries are not recorded, because the queue is full")

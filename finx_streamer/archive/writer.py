@@ -6,13 +6,12 @@ is room. What hangs with the disk is only that thread: other threads seal and re
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,23 @@ from weakref import WeakSet
 from ..clock import monotonic
 from ..connection.wakeup import Wakeup
 from ..errors import ConfigurationError
-from .journal import FIELDS, MAX_BYTES, MAX_ENTRIES, JournalFile, compressor, entry_line, gap_line, pack, tick_runs
+from .journal import (
+    FIELDS,
+    MAX_BYTES,
+    MAX_ENTRIES,
+    JournalFile,
+    compressor,
+    entry_line,
+    frame_payloads,
+    gap_line,
+    message_line,
+    pack,
+    tick_line,
+    tick_runs,
+)
 from .layout import HOUR_NS, Layout, iso_time, lock
 from .opening import Found, prepare
-from .reporting import Reports
+from .reporting import Reports, WriterState
 from .sealer import Sealer
 
 #: The header of a text frame from a server. Within JSON, 0x81 is the later byte of a character, after one above 0x7f.
@@ -161,7 +173,7 @@ class ArchiveWriter:
             payload (bytes): The text of the message.
             symbol (str | None): Its stream, if that is known.
         """
-        self._put((received_ns, "line", _message(received_ns, payload, symbol), 1))
+        self._put((received_ns, "line", message_line(received_ns, payload, symbol), 1))
 
     def put_backfilled(self, ticks: Iterable[tuple[str, str, str, str, str]], received_ns: int | None = None) -> None:
         """Record ticks that were fetched from history.
@@ -170,7 +182,7 @@ class ArchiveWriter:
             ticks (Iterable[tuple[str, str, str, str, str]]): Pair, date, time, exchange and price, as they were sent.
             received_ns (int | None): When they were received, in nanoseconds since 1970. None: now.
         """
-        lines = [_wire_line(dict(zip(FIELDS, tick, strict=True))) for tick in ticks]
+        lines = [tick_line(dict(zip(FIELDS, tick, strict=True))) for tick in ticks]
         self._put_ticks(time.time_ns() if received_ns is None else received_ns, lines, True)
 
     def put_event(
@@ -239,6 +251,11 @@ class ArchiveWriter:
     def dropped(self) -> int:
         """How many chunks, messages and events were dropped since the last one that was recorded."""
         return dropped.count if (dropped := self._dropped) is not None else 0
+
+    def state(self) -> WriterState:
+        """How it keeps up. For this package's metrics."""
+        lost = self._reports.dropped + self._given_up
+        return WriterState(self._queued, self._queue_bytes, lost, is_writable=not self._failing)
 
     def _put_ticks(self, at: int, lines: list[bytes], backfilled: bool) -> None:
         for part, count in tick_runs(at, lines, backfilled):
@@ -342,8 +359,8 @@ class ArchiveWriter:
             before, *payloads = _HEADER.split(data)  # faster than `subn`
             # A line feed is rare: it's part of a header, or white space in a message.
             if before or (b"\n" in data and any(b"\n" in payload for payload in payloads)):
-                for payload in _payloads(data):
-                    self._add_lines(received_ns, _message(received_ns, payload, None), 1)
+                for payload in frame_payloads(data):
+                    self._add_lines(received_ns, message_line(received_ns, payload, None), 1)
             else:
                 for part, count in tick_runs(received_ns, payloads, kind == "backfilled"):
                     self._add_lines(received_ns, part, count)
@@ -461,25 +478,6 @@ class _Dropped:
     def __init__(self, since: int) -> None:
         self.since = self.until = since
         self.count = self.entries = 0
-
-
-def _payloads(chunk: bytes) -> Iterator[bytes]:
-    """Return the payloads of frames, by their lengths."""
-    at = 0
-    while at < len(chunk):
-        length, start = chunk[at + 1], at + 2
-        if length == 126:
-            length, start = int.from_bytes(chunk[start : start + 2], "big"), start + 2
-        at = start + length
-        yield chunk[start:at]
-
-
-def _message(at: int, payload: bytes, symbol: str | None) -> bytes:
-    return entry_line(at, "message", symbol, {"text": payload.decode("utf-8", "surrogateescape")})
-
-
-def _wire_line(tick: dict[str, str]) -> bytes:
-    return json.dumps({"results": "streaming", "resultData": tick}, separators=(",", ":")).encode()
 
 
 _writers: WeakSet[ArchiveWriter] = WeakSet()

@@ -17,10 +17,20 @@ from .. import demo as demo_market
 from .._version import __version__
 from ..config import checks as check
 from . import live_market
-from .connecting import errors_as_exit_codes, function_client, key_for, with_wire, without_password
+from .connecting import (
+    errors_as_exit_codes,
+    function_client,
+    key_for,
+    metrics_exposed,
+    one_with_wire,
+    with_wire,
+    without_password,
+)
 from .listening import ListenRun
 from .options import (
+    PRODUCTION,
     AddressConnectionsOption,
+    AlsoPublishToOption,
     ArchiveArgument,
     ConnectionsOption,
     DurationOption,
@@ -36,6 +46,9 @@ from .options import (
     LineFormatName,
     LineFormatOption,
     LogLevelOption,
+    MetricsPortOption,
+    NatsStreamOption,
+    OneEndpointOption,
     PairArgument,
     PauseOption,
     PrefixOption,
@@ -58,9 +71,11 @@ from .options import (
     WireOption,
 )
 from .output import Output
-from .quantities import parse_run_time, parse_store_age, parse_store_size
+from .publish import publish
+from .quantities import parse_age, parse_run_time, parse_size
 from .terminal import LogLevel, show_log
 from .tls_files import load_tls
+from .upstream import UpstreamOption, UpstreamWireOption, choose_relay
 from .views import LINE_FORMATS, new_view, view_format
 
 #: What `demo` listens to: some of the simulated market's pairs.
@@ -113,7 +128,7 @@ def listen(
             metavar="FILE",
         ),
     ] = None,
-    endpoint: EndpointOption = "production",
+    endpoint: EndpointOption = PRODUCTION,
     api_key_file: KeyFileOption = None,
     proxy: ProxyOption = None,
     allow_insecure: InsecureOption = False,
@@ -121,6 +136,7 @@ def listen(
     wire: WireOption = WireName.URL,
     keep_alive: KeepAliveOption = None,
     expiry: ExpiryOption = None,
+    metrics_port: MetricsPortOption = None,
 ) -> None:
     """Show live ticks, or the values of options, futures and perpetuals.
 
@@ -151,8 +167,9 @@ def listen(
             allow_insecure=allow_insecure,
             keep_alive="auto" if keep_alive is None else keep_alive,
         )
-        view = new_view(view_name, target, f"{endpoint} · Ctrl-C stops", greeks, expiry, names)
-        raise typer.Exit(ListenRun(view, limit, duration, "update" if greeks else "tick").run(listener))
+        view = new_view(view_name, target, f"{', '.join(endpoint)} · Ctrl-C stops", greeks, expiry, names)
+        with metrics_exposed(metrics_port):
+            raise typer.Exit(ListenRun(view, limit, duration, "update" if greeks else "tick").run(listener))
 
 
 @app.command()
@@ -162,13 +179,14 @@ def record(
     run_time: Annotated[
         str | None, typer.Option("--for", help="Stop after this time, such as 8h, 30m or 90s.", metavar="DURATION")
     ] = None,
-    endpoint: EndpointOption = "production",
+    endpoint: EndpointOption = PRODUCTION,
     api_key_file: KeyFileOption = None,
     proxy: ProxyOption = None,
     allow_insecure: InsecureOption = False,
     prefix: PrefixOption = None,
     wire: WireOption = WireName.URL,
     keep_alive: KeepAliveOption = None,
+    metrics_port: MetricsPortOption = None,
 ) -> None:
     """Record every tick into an archive.
 
@@ -193,7 +211,11 @@ def record(
             keep_alive="auto" if keep_alive is None else keep_alive,
             record=to,
         )
-        raise typer.Exit(RecordRun(to, parse_run_time(run_time)).run(listener))
+        with metrics_exposed(metrics_port):
+            raise typer.Exit(RecordRun(to, parse_run_time(run_time)).run(listener))
+
+
+app.command()(publish)
 
 
 @app.command()
@@ -226,7 +248,7 @@ def history(
     archive: Annotated[
         Path | None, typer.Option("--from", help="Read this archive instead of FinX's history.", metavar="DIR")
     ] = None,
-    endpoint: EndpointOption = "production",
+    endpoint: EndpointOption = PRODUCTION,
     api_key_file: KeyFileOption = None,
     proxy: ProxyOption = None,
     allow_insecure: InsecureOption = False,
@@ -276,6 +298,7 @@ def replay(
     max_pause: PauseOption = None,
     limit: LimitOption = None,
     format: ViewOption = None,
+    metrics_port: MetricsPortOption = None,
 ) -> None:
     """Show what was recorded, as listen showed it: ticks, gaps and errors, in the same order.
 
@@ -289,7 +312,8 @@ def replay(
         names, greeks = _symbols(symbols or [])
         listener = open_replay(directory, names, start, end, speed, max_pause)
         view = new_view(view_format(format), Output(None), f"{directory} · Ctrl-C stops", greeks, None, names)
-        raise typer.Exit(ReplayRun(view, limit, greeks).run(listener))
+        with metrics_exposed(metrics_port):
+            raise typer.Exit(ReplayRun(view, limit, greeks).run(listener))
 
 
 @app.command()
@@ -299,7 +323,7 @@ def snap(
         str | None, typer.Argument(help="A time, as for history --start. Default: now.", metavar="TIME")
     ] = None,
     format: LineFormatOption = LineFormatName.JSON,
-    endpoint: EndpointOption = "production",
+    endpoint: EndpointOption = PRODUCTION,
     api_key_file: KeyFileOption = None,
     proxy: ProxyOption = None,
     allow_insecure: InsecureOption = False,
@@ -357,7 +381,7 @@ def demo(
 @app.command()
 def doctor(
     pairs: live_market.CheckedPairsArgument = None,
-    endpoint: EndpointOption = "production",
+    endpoint: OneEndpointOption = "production",
     api_key_file: KeyFileOption = None,
     proxy: ProxyOption = None,
     allow_insecure: InsecureOption = False,
@@ -377,7 +401,7 @@ def doctor(
     with errors_as_exit_codes():
         from .doctor import examine
 
-        target, proxy = with_wire(endpoint, None, wire), without_password(proxy)
+        target, proxy = one_with_wire(endpoint, None, wire), without_password(proxy)
         raise typer.Exit(
             examine(pairs, live, exchanges, exchange_url, target, api_key_file, proxy, allow_insecure, as_json)
         )
@@ -390,6 +414,11 @@ def serve(
     exchanges: live_market.ExchangesOption = None,
     coins: live_market.CoinsOption = None,
     exchange_url: live_market.ExchangeUrlOption = None,
+    upstream: UpstreamOption = None,
+    wire: UpstreamWireOption = None,
+    api_key_file: KeyFileOption = None,
+    proxy: ProxyOption = None,
+    since: SinceOption = None,
     tape: Annotated[
         Path | None,
         typer.Option(help="Play this recording: .jsonl or .jsonl.gz, one tick per line.", metavar="FILE"),
@@ -420,42 +449,49 @@ def serve(
         list[Path] | None,
         typer.Option("--import", help="Add this recording to tick history. Can be repeated.", metavar="FILE"),
     ] = None,
+    to: AlsoPublishToOption = None,
+    stream: NatsStreamOption = "FINX",
+    metrics_port: MetricsPortOption = None,
     log_level: LogLevelOption = LogLevel.WARNING,
 ) -> None:
     """Run a local FinX server.
 
-    It plays a simulated market, a recorded tape, or the live trades of real exchanges, until you press Ctrl-C. SIGHUP
-    reloads keys and certificates.
+    It plays a simulated market, a recorded tape, the live trades of real exchanges, or what another server sends, until
+    you press Ctrl-C. SIGHUP reloads keys and certificates.
 
-    Exit codes: 0 Ctrl-C; 1 fatal error, such as a port in use; 2 wrong usage.
+    Exit codes: 0 Ctrl-C; 1 fatal error, such as a port in use, or an upstream that rejects the key; 2 wrong usage.
 
     Example: finx-streamer serve --tape ticks.jsonl --speed 10
     """
     with errors_as_exit_codes():
         from ..server import LocalServer
-        from .serving import Reloading, check_exposure, choose_source, serve_until_ctrl_c
+        from .serving import Reloading, also_published, check_exposure, choose_source, serve_until_ctrl_c
 
         show_log(log_level)
         others = {"tape": tape, "speed": speed, "loop": loop, "rate": rate}
-        market = live_market.choose(live, pairs, exchanges, exchange_url, coins, **others)
+        relay = choose_relay(
+            upstream, pairs, wire, api_key_file, proxy, since, allow_insecure, live=live, exchanges=exchanges, **others
+        )
+        market = relay or live_market.choose(live, pairs, exchanges, exchange_url, coins, **others)
         source = market or choose_source(tape, speed, loop, rate)
         files = Reloading(keys_file, load_tls(tls_cert, tls_key), request_log)
         check_exposure(host, files, allow_insecure)
-        server = LocalServer(
-            source,
-            keys=files.keys,
-            host=host,
-            port=port,
-            ssl_context=files.ssl_context,
-            max_connections=max_connections,
-            max_connections_per_key=max_connections_per_key,
-            max_connections_per_address=max_connections_per_address,
-            request_log=request_log,
-            store=store,
-            store_age=parse_store_age(store_age),
-            store_bytes=parse_store_size(store_size),
-        )
-        serve_until_ctrl_c(server, imported or [], sorted(source.pairs), files)
+        with also_published(source, to, stream) as played, metrics_exposed(metrics_port):
+            server = LocalServer(
+                played,
+                keys=files.keys,
+                host=host,
+                port=port,
+                ssl_context=files.ssl_context,
+                max_connections=max_connections,
+                max_connections_per_key=max_connections_per_key,
+                max_connections_per_address=max_connections_per_address,
+                request_log=request_log,
+                store=store,
+                store_age=parse_age("--store-age", store_age),
+                store_bytes=parse_size("--store-size", store_size),
+            )
+            serve_until_ctrl_c(server, imported or [], sorted(source.pairs) or pairs or [], files)
 
 
 def _symbols(given: Iterable[str]) -> tuple[list[str], bool]:

@@ -36,12 +36,25 @@ def errors_as_exit_codes() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
+@contextmanager
+def metrics_exposed(port: int | None) -> Iterator[None]:
+    """Serve metrics on a port, and print the page's address. None: don't."""
+    if port is None:
+        yield
+        return
+    from .. import metrics
+
+    with metrics.expose(port) as page:
+        say(f"metrics: {page.url}")
+        yield
+
+
 def function_client(
-    endpoint: str, key_file: Path | None, proxy: str | None, allow_insecure: bool, timeout: float, retry: bool
+    endpoints: list[str], key_file: Path | None, proxy: str | None, allow_insecure: bool, timeout: float, retry: bool
 ) -> FunctionClient:
     return (FunctionClient if retry else _HastyClient)(
-        key_for(endpoint, key_file),
-        endpoint,
+        key_for(endpoints, key_file),
+        with_wire(endpoints, None, WireName.URL),
         timeout,
         parse_price=str,
         proxy=without_password(proxy),
@@ -49,11 +62,17 @@ def function_client(
     )
 
 
-def key_for(endpoint: str, file: Path | None) -> str | Callable[[], str] | None:
-    return None if endpoint == demo_market.NAME and file is None else api_key(file)
+def key_for(endpoints: list[str], file: Path | None) -> str | Callable[[], str] | None:
+    return None if endpoints == [demo_market.NAME] and file is None else api_key(file)
 
 
-def with_wire(endpoint: str, prefix: str | None, wire: WireName) -> str | Endpoint:
+def with_wire(endpoints: list[str], prefix: str | None, wire: WireName) -> str | Endpoint | list[str | Endpoint]:
+    """Return what `--endpoint` says once or more often, as an argument of a listener or client."""
+    found = [one_with_wire(endpoint, prefix, wire) for endpoint in endpoints]
+    return found[0] if len(found) == 1 else found
+
+
+def one_with_wire(endpoint: str, prefix: str | None, wire: WireName) -> str | Endpoint:
     if endpoint == demo_market.NAME and (prefix is not None or wire is not WireName.URL):
         raise ConfigurationError(
             "--prefix and --wire can't be used with --endpoint demo; remove them, or run finx-streamer serve and pass "

@@ -70,6 +70,8 @@ class ListenRun:
     _needs_a_server = True
     #: How long the end may take, in seconds.
     _stop_timeout = 2.0
+    #: Whether what was received is used up at the end.
+    _drains = False
 
     def __init__(self, view: View, limit: int | None, duration: float | None, noun: str = "tick") -> None:
         self._view = view
@@ -119,8 +121,12 @@ class ListenRun:
                 try:
                     self._view.finish(listener, interrupted)
                 finally:
-                    listener.stop(timeout=self._stop_timeout, drain=False)
+                    listener.stop(timeout=self._stop_timeout, drain=self._drains)
+                    self._on_stopped()
         return interrupted or self._over
+
+    def _on_stopped(self) -> None:
+        """No further callback will be called."""
 
     def _show(self, listener: BaseListener, started: float) -> bool:
         """Return whether the duration, or the end of an archive, was the end."""

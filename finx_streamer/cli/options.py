@@ -103,7 +103,19 @@ SinceOption = Annotated[
 ]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Stop after this many ticks or updates.", metavar="N")]
 DurationOption = Annotated[float | None, typer.Option(min=0, help="Stop after this many seconds.", metavar="SECONDS")]
-EndpointOption = Annotated[str, typer.Option("--endpoint", help="production, beta, demo or a URL.", metavar="ENDPOINT")]
+EndpointOption = Annotated[
+    list[str],
+    typer.Option(
+        "--endpoint",
+        help="production, beta, demo or a URL. Can be repeated: servers of the same service, tried in turn.",
+        metavar="ENDPOINT",
+    ),
+]
+#: The default of `--endpoint`.
+PRODUCTION = ["production"]
+OneEndpointOption = Annotated[
+    str, typer.Option("--endpoint", help="production, beta, demo or a URL.", metavar="ENDPOINT")
+]
 KeyFileOption = Annotated[
     Path | None,
     typer.Option(
@@ -133,6 +145,16 @@ InsecureOption = Annotated[
         "--allow-insecure", help="Allow ws:// to other machines. Everyone on the way can then read your API key."
     ),
 ]
+MetricsPortOption = Annotated[
+    int | None,
+    typer.Option(
+        "--metrics-port",
+        min=0,
+        max=65_535,
+        help="Serve metrics for Prometheus on this port of 127.0.0.1. 0 picks a free one. Needs the extra metrics.",
+        metavar="PORT",
+    ),
+]
 LogLevelOption = Annotated[LogLevel, typer.Option("--log-level", help="The least important log records to print.")]
 TimeoutOption = Annotated[
     float, typer.Option(min=0.1, help="Longest wait for one answer, reconnects included.", metavar="SECONDS")
@@ -159,7 +181,7 @@ ExposeOption = Annotated[
     bool,
     typer.Option(
         "--allow-insecure",
-        help="Serve ws:// to other machines. Everyone on the way can then read the API keys.",
+        help="Allow ws:// to and from other machines. Everyone on the way can then read the API keys.",
     ),
 ]
 KeysFileOption = Annotated[
@@ -201,4 +223,37 @@ StoreAgeOption = Annotated[
 StoreSizeOption = Annotated[
     str | None,
     typer.Option("--store-size", help="Remove the oldest ticks beyond this size, such as 2GB.", metavar="SIZE"),
+]
+#: Options of `publish` and `serve --to`.
+PublishToOption = Annotated[
+    str,
+    typer.Option(
+        "--to",
+        help="A NATS server with JetStream, such as nats://10.0.0.1; several of a cluster separated by commas.",
+        metavar="URL",
+    ),
+]
+AlsoPublishToOption = Annotated[
+    str | None,
+    typer.Option(
+        "--to",
+        help="Also publish the ticks of --live to this NATS server with JetStream; several of a cluster separated by "
+        "commas.",
+        metavar="URL",
+    ),
+]
+NatsStreamOption = Annotated[
+    str, typer.Option("--stream", help="The JetStream stream. It's created if it doesn't exist.", metavar="NAME")
+]
+ReplicasOption = Annotated[
+    int | None,
+    typer.Option("--replicas", min=1, help="On how many servers a new stream is kept. Default: 1.", metavar="N"),
+]
+StreamAgeOption = Annotated[
+    str | None,
+    typer.Option("--max-age", help="How long a new stream keeps ticks, such as 7d. Default: 1d.", metavar="DURATION"),
+]
+StreamSizeOption = Annotated[
+    str | None,
+    typer.Option("--max-bytes", help="How much a new stream keeps, such as 20GB. Default: no limit.", metavar="SIZE"),
 ]

@@ -43,8 +43,8 @@ def parse_run_time(text: str | None) -> float | None:
     return time.total_seconds()
 
 
-def parse_store_age(text: str | None) -> timedelta | None:
-    """Return the value of `--store-age`.
+def parse_age(option: str, text: str | None) -> timedelta | None:
+    """Return the value of an option such as `--store-age`.
 
     Raises:
         ConfigurationError: It isn't a duration.
@@ -56,12 +56,12 @@ def parse_store_age(text: str | None) -> timedelta | None:
     except OverflowError:
         age = None
     if not age:
-        raise ConfigurationError(f"--store-age: {text!r} is not allowed; expected a duration such as 12h, 7d or 4w")
+        raise ConfigurationError(f"{option}: {text!r} is not allowed; expected a duration such as 12h, 7d or 4w")
     return age
 
 
-def parse_store_size(text: str | None) -> int | None:
-    """Return the value of `--store-size`, in bytes.
+def parse_size(option: str, text: str | None) -> int | None:
+    """Return the value of an option such as `--store-size`, in bytes.
 
     Raises:
         ConfigurationError: It isn't a size.
@@ -70,5 +70,5 @@ def parse_store_size(text: str | None) -> int | None:
         return None
     found = _SIZE.fullmatch(text.strip().upper())
     if found is None:
-        raise ConfigurationError(f"--store-size: {text!r} is not allowed; expected a size such as 500MB or 2GB")
+        raise ConfigurationError(f"{option}: {text!r} is not allowed; expected a size such as 500MB or 2GB")
     return int(float(found["number"]) * _SIZES[found["unit"]])

@@ -20,18 +20,16 @@ _UNITS = ("bytes", "KB", "MB", "GB", "TB")
 
 
 class ProgressView:
-    """Shows how a recording goes on: a line that is redrawn in a terminal, or a line per minute."""
+    """Shows how something goes on: a line that is redrawn in a terminal, or a line per minute."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._size = disk_use(directory)
+    def __init__(self) -> None:
         self._in_terminal = sys.stderr is not None and sys.stderr.isatty()
         self._woken = threading.Event()
         #: Callbacks print messages, and the main thread draws.
         self._lock = threading.Lock()
         self._has_line = False
         self._next = monotonic() + (0.0 if self._in_terminal else _REPEAT)
-        self._unfilled = self._problems = 0
+        self._unfilled = 0
 
     def on_tick(self, tick: Tick) -> bool:
         return True
@@ -51,10 +49,6 @@ class ProgressView:
     def count_unfilled(self) -> None:
         """Count a gap that wasn't filled."""
         self._unfilled += 1
-
-    def count_problem(self) -> None:
-        """Count a problem of the archive, such as dropped entries."""
-        self._problems += 1
 
     def wake(self) -> None:
         self._woken.set()
@@ -76,14 +70,12 @@ class ProgressView:
         self._draw("")
 
     def describe(self, stats: ListenerStats) -> str:
-        """Return what was recorded so far. What waits for callbacks, or was dropped before them, is recorded, too."""
-        ticks = stats.ticks + stats.queue_depth + stats.dropped
-        size = disk_use(self._directory)
-        # Sealing makes files smaller: early in a run, the archive may shrink.
-        each = f" ({(size - self._size) / ticks:,.1f} bytes per tick)" if ticks and size > self._size else ""
-        gaps = count(stats.gaps, "gap") + (f" ({self._unfilled:,} not filled)" if self._unfilled else "")
-        problems = f", {count(self._problems, 'problem')} of the archive" if self._problems else ""
-        return f"{count(ticks, 'tick')}, {size_text(size)} on disk{each}, {gaps}{problems}"
+        """Return what has been done so far."""
+        raise NotImplementedError
+
+    def gaps(self, stats: ListenerStats) -> str:
+        """Return how many gaps there were."""
+        return count(stats.gaps, "gap") + (f" ({self._unfilled:,} not filled)" if self._unfilled else "")
 
     def _say(self, text: str) -> None:
         self._draw("")
@@ -101,33 +93,64 @@ class ProgressView:
             self._has_line = bool(text)
 
 
-class RecordRun(ListenRun):
-    """One run of a listener that records."""
+class RecordingView(ProgressView):
+    """Shows what was recorded."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__()
+        self._directory = directory
+        self._size = disk_use(directory)
+        self._problems = 0
+
+    def count_problem(self) -> None:
+        """Count a problem of the archive, such as dropped entries."""
+        self._problems += 1
+
+    def describe(self, stats: ListenerStats) -> str:
+        """Return what was recorded so far. What waits for callbacks, or was dropped before them, is recorded, too."""
+        ticks = stats.ticks + stats.queue_depth + stats.dropped
+        size = disk_use(self._directory)
+        # Sealing makes files smaller: early in a run, the archive may shrink.
+        each = f" ({(size - self._size) / ticks:,.1f} bytes per tick)" if ticks and size > self._size else ""
+        problems = f", {count(self._problems, 'problem')} of the archive" if self._problems else ""
+        return f"{count(ticks, 'tick')}, {size_text(size)} on disk{each}, {self.gaps(stats)}{problems}"
+
+
+class ProgressRun(ListenRun):
+    """One run of a listener that shows no ticks, but its progress."""
 
     _stop_timeout = 10.0
 
-    def __init__(self, directory: Path, duration: float | None) -> None:
-        self._progress = ProgressView(directory)
-        super().__init__(self._progress, None, duration)
+    def __init__(self, progress: ProgressView, duration: float | None) -> None:
+        self._progress = progress
+        super().__init__(progress, None, duration)
 
     def _watch_values(self, listener: BaseListener) -> None:
         """Do nothing: the listener counts, and callbacks would take time."""
 
     def _on_gap(self, gap: Gap) -> None:
-        # A recording continues an earlier one: its first gap is an outage, too.
+        # It continues an earlier run: its first gap is an outage, too.
         if gap.filled:
             self._progress.on_filled_gap(gap)
         else:
             self._progress.count_unfilled()
 
-    def _on_error(self, error: FinxStreamerError) -> None:
-        super()._on_error(error)
-        if isinstance(error, RecordingError):
-            self._progress.count_problem()
-
     def _summary(self, stats: ListenerStats, seconds: float) -> str:
         ended = f"{count(stats.reconnects, 'reconnect')}, {count(self._errors, 'error')}"
         return f"{self._progress.describe(stats)}, in {seconds:,.1f} s; {ended}"
+
+
+class RecordRun(ProgressRun):
+    """One run of a listener that records."""
+
+    def __init__(self, directory: Path, duration: float | None) -> None:
+        self._recording = RecordingView(directory)
+        super().__init__(self._recording, duration)
+
+    def _on_error(self, error: FinxStreamerError) -> None:
+        super()._on_error(error)
+        if isinstance(error, RecordingError):
+            self._recording.count_problem()
 
 
 def disk_use(directory: Path) -> int:

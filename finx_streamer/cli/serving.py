@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .. import ConfigurationError
-from ..server import LocalServer, SimulatedMarket, Source, Tape
+from ..server import LiveSource, LocalServer, SimulatedMarket, Source, Tape
 from ..server.protocol import is_loopback
+from ..server.published import PublishedMarket
 from ..server.recording import Recording
 from ..server.request_log import STANDARD_OUTPUT
+from ..server.settings import is_live
 from .key_files import accepted_keys
 from .live_market import exchanges_reported
 from .terminal import count, say, signals_as_ctrl_c
@@ -24,6 +26,8 @@ from .tls_files import TlsFiles
 
 DEFAULT_KEY = "demo"
 _MAX_PAIRS_SHOWN = 8
+#: Seconds between two looks at the market's state.
+_LOOK_EVERY = 0.5
 
 
 class Reloading:
@@ -112,6 +116,25 @@ def _parse_speed(text: str | None) -> float | None:
     raise ConfigurationError(f"--speed: {text!r} is not allowed; expected a number above 0, or max")
 
 
+@contextlib.contextmanager
+def also_published(source: Source | LiveSource, to: str | None, stream: str) -> Iterator[Source | LiveSource]:
+    """Return a live source that is also published, if `--to` is given. Waits for NATS.
+
+    Raises:
+        ConfigurationError: The source isn't live, or NATS can't be used.
+    """
+    if to is None:
+        yield source
+        return
+    if not is_live(source):
+        raise ConfigurationError("--to can only be used with --live; add it, as in --live BTC:USDT")
+    from .publishing import open_publisher
+
+    with open_publisher(to, stream, None, None, None).publisher as publisher:
+        publisher.connect()
+        yield PublishedMarket(source, publisher.new_feed())
+
+
 def serve_until_ctrl_c(server: LocalServer, tapes: list[Path], pairs: list[str], files: Reloading) -> None:
     """Import tapes, then serve. Print the URL and how to listen; the keys of a file are never shown."""
     # A handler may put into it at any time, unlike setting a threading.Event.
@@ -125,9 +148,17 @@ def serve_until_ctrl_c(server: LocalServer, tapes: list[Path], pairs: list[str],
             greeting = _greeting(server, pairs, files)
             print(greeting, file=sys.stderr if files.logs_to_stdout else sys.stdout, flush=True)
             while True:
-                hangups.get()
-                files.reload(server)
+                with contextlib.suppress(queue.Empty):
+                    hangups.get(timeout=_LOOK_EVERY)
+                    files.reload(server)
+                _raise_failure(server)
     say("stopped")
+
+
+def _raise_failure(server: LocalServer) -> None:
+    """Raise the error of a market that has failed. A supervisor starts the command again."""
+    with contextlib.suppress(TimeoutError):
+        server.wait_finished(0.0)
 
 
 def _import(server: LocalServer, tape: Path) -> None:

@@ -27,7 +27,8 @@ class ReconnectPolicy:
         listener = StreamListener("BTC:USDC", endpoint="demo", reconnect=ReconnectPolicy(maximum=10, attempts=20))
 
     The nth wait is random between 0 and `initial * factor ** n` seconds, capped at `maximum`. It is also capped at the
-    lifetime of the lost connection, or at `initial` if that is longer. A server's Retry-After takes precedence.
+    lifetime of the lost connection, or at `initial` if that is longer. A server's Retry-After takes precedence. With
+    several servers, n counts rounds: each of them is tried before the limit grows.
 
     Args:
         initial: Seconds, the limit of the first wait.
@@ -57,17 +58,19 @@ class ReconnectPolicy:
             attempts = check.integer("attempts", self.attempts, 1, ", or None for no bound")
             object.__setattr__(self, "attempts", attempts)
 
-    def delays(self, rng: random.Random | None = None) -> Iterator[float]:
+    def delays(self, rng: random.Random | None = None, servers: int = 1) -> Iterator[float]:
         """Yield the waits in seconds, without end.
 
         Args:
             rng: The source of jitter. None uses a new one.
+            servers: How many servers are tried in turn. The limit grows after each round.
         """
         draw = (rng or random.Random()).uniform
         ceiling = self.initial
         while True:
             capped = min(self.maximum, ceiling)
-            yield draw(0.0, capped) if self.jitter else capped
+            for _ in range(servers):
+                yield draw(0.0, capped) if self.jitter else capped
             # From the capped value, so that it can't grow to infinity during a long outage.
             ceiling = capped * self.factor
 

@@ -20,6 +20,7 @@ from ..config.api_key import ApiKey, KeySource
 from ..config.endpoint import Endpoint
 from ..config.proxy import DIRECT, ProxyChoice
 from ..config.redaction import redact
+from ..config.servers import Servers
 from ..config.symbols import Symbol
 from ..errors import ConnectionFailed
 
@@ -35,6 +36,7 @@ CA_BUNDLE = "REQUESTS_CA_BUNDLE"
 class ConnectionConfig:
     """Everything that an attempt needs, except the key: that is requested for each attempt."""
 
+    #: The server to connect to.
     endpoint: Endpoint
     #: None: a connection for function calls, or for the streams of the second wire if it is `shared`.
     symbol: Symbol | None
@@ -46,6 +48,10 @@ class ConnectionConfig:
     shared: bool = False
     #: The address family that last worked, by host. All connections of a listener or client share it.
     families: dict[str, int] = attrs.field(factory=dict, eq=False, repr=False)
+    #: The endpoint and those to try in its place. All connections of a listener or client share it.
+    servers: Servers = attrs.field(
+        default=attrs.Factory(lambda self: Servers((self.endpoint,)), takes_self=True), eq=False, repr=False
+    )
 
     @classmethod
     def from_arguments(
@@ -63,21 +69,28 @@ class ConnectionConfig:
         # The key first: from then on, errors about the other arguments mask it.
         keys = KeySource.from_argument(api_key)
         proxies = ProxyChoice.from_argument(proxy)
-        checked = Endpoint.of(endpoint)
+        servers = Servers.from_argument(endpoint)
         insecure = check.boolean("allow_insecure", allow_insecure)
-        checked.check_secrecy(insecure)
-        proxies.check_secrecy(checked, insecure)
+        for each in servers.endpoints:
+            each.check_secrecy(insecure)
+            proxies.check_secrecy(each, insecure)
         if ssl_context is not None and not isinstance(ssl_context, ssl.SSLContext):
             raise check.refusal("ssl_context", ssl_context, "an ssl.SSLContext or None")
         return cls(
-            checked,
+            servers.preferred,
             None,
             keys,
             check.seconds("connect_timeout", connect_timeout),
             _context_source(ssl_context),
             check.integer("max_message_size", max_message, 1),
             proxies,
+            servers=servers,
         )
+
+    def at(self, endpoint: Endpoint | None) -> ConnectionConfig:
+        """Return the same for another server; None is the preferred one."""
+        wanted = endpoint or self.servers.preferred
+        return self if wanted is self.endpoint else attrs.evolve(self, endpoint=wanted)
 
     def url(self, key: ApiKey) -> str:
         """Return the URL, which holds the key."""

@@ -141,9 +141,11 @@ class WebSocketChannel(ABC):
         self._next_key = handshake.attempt.next_key
         self.note_refusal(outcome, handshake.attempt.key)
         if isinstance(outcome, ConnectionFailed):
+            self.config.servers.leave(self.config.endpoint)
             self.lost(outcome)
         else:
             self.websocket = outcome
+            self.config.servers.preferred = self.config.endpoint
             self.opened(outcome)
 
     def _watch(self, websocket: Connection, wanted: int) -> None:

@@ -84,6 +84,12 @@ class AsyncTickBuffer(TickBuffer):
         # Doesn't block: there is a tick, or the end.
         return self.take()
 
+    def take_rest(self) -> list[Tick]:
+        """Return all ticks that are there, without waiting."""
+        ticks = [self._ticks.get() for _ in range(self._ticks.qsize())]
+        self._on_room()
+        return [tick for tick in ticks if tick is not None]
+
 
 async def wait_until(is_done: Callable[[], bool], watchers: list[Callable[[], None]], timeout: float | None) -> bool:
     """Wait until `is_done()`. Return False after `timeout` seconds. `watchers` are called when it may have changed."""

@@ -183,6 +183,8 @@ class CallbackRunner:
         self.reports_discarded = True
         #: The ticks and Greeks that were taken when `abandoned` was noticed.
         self.unhandled: list[Tick | Event] = []
+        #: How many errors of each class were reported, by its name.
+        self.errors_by_type: dict[str, int] = {}
         self._callbacks = callbacks
         self._counters = counters
         self._show_error = show_error or ErrorLog()
@@ -292,6 +294,7 @@ class CallbackRunner:
             self._report(report, at_end=True)
 
     def _report(self, error: FinxStreamerError, at_end: bool = False) -> None:
+        self._count_error(error)
         callbacks = self._callbacks.of("error")
         if not callbacks or self.closed:
             self._show_error(error)
@@ -304,7 +307,13 @@ class CallbackRunner:
                     self._refuse_coroutine(callback, result)
             except Exception as cause:
                 # Don't pass it to on_error again: that could go on forever.
-                self._show_error(self._count_failure(callback, error, cause, error.symbol))
+                failure = self._count_failure(callback, error, cause, error.symbol)
+                self._count_error(failure)
+                self._show_error(failure)
+
+    def _count_error(self, error: FinxStreamerError) -> None:
+        name = type(error).__name__
+        self.errors_by_type[name] = self.errors_by_type.get(name, 0) + 1
 
     def _call_each(self, callbacks: tuple[Callback, ...], symbol: str | None, *arguments: object) -> None:
         for callback in callbacks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from operator import itemgetter
+from typing import Any
 
 import attrs
 
@@ -27,6 +28,7 @@ class Totals:
     connection_errors: int = 0
     reconnects: int = 0
     gaps: int = 0
+    unfilled_gaps: int = 0
     filled_ticks: int = 0
     held: int = 0
     bytes: int = 0
@@ -55,6 +57,7 @@ class StreamStats(Totals):
         connection_errors: Connection attempts that failed, and connections that were lost.
         reconnects: How often the connection was re-established.
         gaps: How often the connection was lost and ticks may have been missed. Counted when it is back.
+        unfilled_gaps: How many of these gaps weren't filled.
         filled_ticks: Ticks fetched from history.
         held: Ticks received and held back while a gap is being filled.
         bytes: Bytes received on the connection.
@@ -87,8 +90,8 @@ class ListenerStats(Totals):
             listener.join(timeout=1)
             print(listener.stats.ticks, "ticks,", listener.stats.reconnects, "reconnects")
 
-    Removed streams don't count. Only `state`, `queue_depth`, `queue_peak`, `last_error` and `catching_up` aren't
-    sums. All streams share one queue.
+    Removed streams don't count. Only `state`, `queue_depth`, `queue_size`, `queue_peak`, `last_error`,
+    `errors_by_type` and `catching_up` aren't sums. All streams share one queue.
 
     Attributes:
         state: The state of the listener, as in `StreamListener.state`.
@@ -100,20 +103,25 @@ class ListenerStats(Totals):
         connection_errors: Connection attempts that failed, and connections that were lost.
         reconnects: How often connections were re-established.
         gaps: How often a connection was lost and ticks may have been missed. Counted when it is back.
+        unfilled_gaps: How many of these gaps weren't filled.
         filled_ticks: Ticks fetched from history.
         held: Ticks received and held back while gaps are being filled.
         bytes: Bytes received on the connections.
         rate: Live ticks per second over the last 10 s.
         queue_depth: Entries that wait for callbacks now.
+        queue_size: How many may wait.
         queue_peak: The highest `queue_depth` so far.
         last_error: The latest `last_error` of its streams.
+        errors_by_type: How many errors of each class were reported in this run, by the name of the class.
         catching_up: How many streams still deliver history, because of `since`.
         streams: A `StreamStats` for each symbol.
     """
 
     queue_depth: int = 0
+    queue_size: int = 0
     queue_peak: int = 0
     last_error: FinxStreamerError | None = None
+    errors_by_type: Mapping[str, int] = attrs.field(factory=dict)
     catching_up: int = 0
     streams: Mapping[str, StreamStats] = attrs.field(factory=dict)
 
@@ -186,23 +194,19 @@ def latest(errors: Iterable[TimedError | None]) -> FinxStreamerError | None:
 def add_up(
     state: State,
     streams: dict[str, StreamStats],
-    queue_depth: int = 0,
-    queue_peak: int = 0,
-    last_error: FinxStreamerError | None = None,
     connections: Collection[ConnectionStats] = (),
+    **others: Any,
 ) -> ListenerStats:
-    """Return the snapshot of a listener, from those of its streams and connections."""
+    """Return the snapshot of a listener, from those of its streams and connections, and from `others`."""
     sums = {name: sum(getattr(stream, name) for stream in streams.values()) for name in (*_COUNTED, "rate")}
     for name in (*_OF_CONNECTION, *_OF_BOTH):
         sums[name] = sums.get(name, 0) + sum(getattr(connection, name) for connection in connections)
     return ListenerStats(
         state=state,
-        queue_depth=queue_depth,
-        queue_peak=queue_peak,
-        last_error=last_error,
         catching_up=sum(stream.history_until is not None for stream in streams.values()),
         streams=streams,
         **sums,
+        **others,
     )
 
 

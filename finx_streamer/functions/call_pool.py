@@ -171,7 +171,9 @@ class CallPool:
 
     def delays(self) -> Iterator[float]:
         """The waits between the attempts of a call, in seconds."""
-        return iter(()) if self._settings.policy is None else self._settings.policy.delays()
+        settings = self._settings
+        count = len(settings.config.servers.endpoints)
+        return iter(()) if settings.policy is None else settings.policy.delays(servers=count)
 
     def submit(self, call: Call, begun: SimpleQueue[None]) -> None:
         """Begin a call, and put something into `begun` then. If it can't begin, that is its outcome."""

@@ -18,7 +18,8 @@ import attrs
 
 from ..clock import monotonic
 from ..config.api_key import ApiKey
-from ..config.reconnect import ReconnectPolicy, is_fatal, is_unreachable, retry_delay
+from ..config.endpoint import Endpoint
+from ..config.reconnect import ReconnectPolicy, is_fatal, is_unreachable
 from ..config.redaction import redact
 from ..connection.attempt import ConnectionConfig
 from ..connection.channel import WebSocketChannel
@@ -122,6 +123,8 @@ class Call:
         #: See `WebSocketChannel`.
         self.refused_key: ApiKey | None = None
         self.next_key: ApiKey | None = None
+        #: The server to connect to. None: the preferred one.
+        self.server: Endpoint | None = None
         self.connection: PooledConnection | None = None
         self.bytes_received = 0
         #: Set before the outcome is put. The caller waits at the queue, which is safe to interrupt.
@@ -150,8 +153,9 @@ class Call:
         if self.finished or self.scheduler is None:
             return
         if now >= self.expires_at:
-            if self.met_silence:
+            if self.met_silence and self.connection is not None:
                 self.scheduler.distrust_connections(self.sent_at)
+                self.connection.config.servers.leave(self.connection.config.endpoint)
             self.scheduler.finish(self, self._timed_out())
         elif now >= self.retry_at:
             self.retry_at = NEVER
@@ -209,7 +213,7 @@ class PooledConnection(WebSocketChannel):
     )
 
     def __init__(self, scheduler: CallScheduler, call: Call) -> None:
-        super().__init__(scheduler.loop, scheduler.handshakes, scheduler.settings.config)
+        super().__init__(scheduler.loop, scheduler.handshakes, scheduler.settings.config.at(call.server))
         #: The call that has this connection.
         self.call: Call | None = call
         self._scheduler = scheduler
@@ -266,7 +270,7 @@ class PooledConnection(WebSocketChannel):
             call.refused_key, call.next_key = self._refused_key, self._next_key
         self._scheduler.drop(self)
         if call is not None:
-            self._scheduler.attempt_failed(call, error)
+            self._scheduler.attempt_failed(call, self.config.endpoint, error)
 
     # Deadlines.
 
@@ -443,10 +447,11 @@ class CallScheduler:
         # Deferred, because the caller may be about to finish a call.
         self.loop.defer(self.assign)
 
-    def attempt_failed(self, call: Call, failure: ConnectionFailed) -> None:
+    def attempt_failed(self, call: Call, server: Endpoint, failure: ConnectionFailed) -> None:
         """Retry a call, or report the failure to its caller."""
+        self.settings.config.servers.name_in(failure, server)
         failure.attempt, call.failure = call.attempt, failure
-        delay = self._retry_delay(call, failure)
+        delay = self._retry_delay(call, server, failure)
         if delay is None:
             self.finish(call, failure)
             return
@@ -456,22 +461,19 @@ class CallScheduler:
         call.retry_at = monotonic() + delay
         self.loop.schedule(call)
 
-    def _retry_delay(self, call: Call, failure: ConnectionFailed) -> float | None:
-        """Seconds to wait before the next attempt; None if there is none."""
-        policy, keys = self.settings.policy, self.settings.config.keys
+    def _retry_delay(self, call: Call, server: Endpoint, failure: ConnectionFailed) -> float | None:
+        """Seconds to wait before the next attempt, at the next server; None if there is none."""
+        policy, config = self.settings.policy, self.settings.config
         if policy is None or (policy.attempts is not None and failure.attempt >= policy.attempts):
             return None
-        another_key = isinstance(failure, AuthenticationError) and keys.can_change and not failure.permanent
-        if is_fatal(failure) and not another_key:
-            return None
-        if self.settings.fail_fast and not self.has_connected and is_unreachable(failure):
-            return None
-        left = call.send_by - monotonic()
-        if left < _LAST_RETRY:
+        another_key = isinstance(failure, AuthenticationError) and config.keys.can_change and not failure.permanent
+        hasty = self.settings.fail_fast and not self.has_connected and failure.attempt >= len(config.servers.endpoints)
+        left = call.send_by - (now := monotonic())
+        if (is_fatal(failure) and not another_key) or (hasty and is_unreachable(failure)) or left < _LAST_RETRY:
             return None
         drawn = next(call.delays)
-        if failure.retry_after:
-            delay = retry_delay(failure, drawn)
+        call.server, delay = config.servers.after(server, failure, drawn, now)
+        if delay != drawn:  # a server has asked to wait
             # Don't keep the caller waiting for an attempt that would come too late.
             return delay if delay < left else None
         # Use all the time: the line may be back before the policy would have tried.

@@ -7,7 +7,7 @@ import json
 import numbers
 import ssl
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -52,7 +52,8 @@ class FunctionClient:
     Args:
         api_key: Your API key, as for `StreamListener`. A callable is asked for it at every connection attempt. None
             reads FINX_API_KEY.
-        endpoint: "production", "beta", "demo", a base URL or an `Endpoint`, as for `StreamListener`.
+        endpoint (str | Endpoint | Sequence[str | Endpoint]): "production", "beta", "demo", a base URL, an `Endpoint` or
+            a list of servers, as for `StreamListener`.
         timeout: Seconds until a call is sent, including waiting for a free connection, connecting, and retries; and
             then for its answer. History takes one call per page, and a second one if the server is silent.
         connections: The maximum number of connections. Each has one call in flight (source: O); further calls wait.
@@ -79,7 +80,7 @@ class FunctionClient:
     def __init__(
         self,
         api_key: str | Callable[[], str | None] | None = None,
-        endpoint: str | Endpoint = "production",
+        endpoint: str | Endpoint | Sequence[str | Endpoint] = "production",
         timeout: float = 10.0,
         *,
         connections: int = 4,
@@ -110,7 +111,7 @@ class FunctionClient:
         self._bad_ticks = BadTicks(on_bad)
         given = check.text_or_none("name", name)
         self._name = given or f"finx-streamer-functions-{next(_names)}"
-        self._where = redact(config.endpoint.url)
+        self._where = str(config.servers)
         self._calls = CallPool(PoolSettings(config, policy, size, self._name, fail_fast=self._fail_fast))
         self._ticks = TickReader(self._calls, self._timeout, price_parser)
         # Closes forgotten clients too, and all clients when the interpreter exits.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import ssl
 from collections.abc import AsyncIterator
@@ -126,7 +127,8 @@ def _describe(error: BaseException) -> str:
     if isinstance(error, ssl.SSLError):
         return f"TLS failed: {error.reason or error}"
     if isinstance(error, OSError):
-        return error.strerror or str(error)
+        # asyncio's own text is "Connect call failed", with the address.
+        return os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror or str(error)
     if isinstance(error, APIError):
         return f"{error.description} (JetStream error {error.err_code})"
     return redact(str(error).removeprefix("nats: ")) or type(error).__name__

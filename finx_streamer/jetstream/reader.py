@@ -34,12 +34,14 @@ class Entry(NamedTuple):
         subject: Its subject.
         payload: Its content.
         stored_ns: When it was stored, in nanoseconds since 1970, by NATS's clock.
+        message_id: The ID by which NATS recognised duplicates. None: it was sent without one.
     """
 
     number: int
     subject: str
     payload: bytes
     stored_ns: int
+    message_id: str | None = None
 
 
 class LogReader:
@@ -84,6 +86,16 @@ class LogReader:
         await self._answer()
         return entries
 
+    async def read_present(self) -> AsyncIterator[Entry]:
+        """Read up to the present end.
+
+        Raises:
+            ConnectionFailed: As for `read`.
+        """
+        while self.pending or self._entries:
+            for entry in await self.read():
+                yield entry
+
     async def _answer(self) -> None:
         """Let NATS go on, once all that it had sent is read."""
         if self._resume_at is not None:
@@ -120,7 +132,8 @@ class LogReader:
             self._fail()
         if self._failure is None:
             self._delivered, self.pending = delivered, int(tokens[8])
-            self._entries.append(Entry(int(tokens[5]), message.subject, message.data, int(tokens[7])))
+            message_id = (message.headers or {}).get("Nats-Msg-Id")
+            self._entries.append(Entry(int(tokens[5]), message.subject, message.data, int(tokens[7]), message_id))
 
     def _fail(self) -> None:
         self._failure = ConnectionFailed("NATS: entries were lost on the way")

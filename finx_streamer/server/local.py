@@ -10,6 +10,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self
 
+from .. import metered
 from .contracts import check_emitted
 from .descriptors import RESERVE, raise_limit
 from .fault_controls import FaultControls
@@ -156,6 +157,7 @@ class LocalServer(FaultControls):
         with tick_store.opened():
             self._state = ServerState(key_ring, Recorder(tick_store, store_batch, store_batch_seconds))
         self._thread = ServerThread(self._settings, self._state)
+        metered.register("server", self)
 
     def __repr__(self) -> str:
         address = self.url if self.port else self.host

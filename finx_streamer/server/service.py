@@ -19,6 +19,7 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
+from ..errors import FinxStreamerError
 from .connection import CHUNK, TRY_AGAIN, Connection
 from .descriptors import ExhaustionReporter
 from .faults import CallFaults, HandshakeFaults
@@ -182,7 +183,8 @@ class Service:
         try:
             await play_source(self._settings.source, self.hub, self._on_started)
         except Exception as error:
-            log.exception("the market source failed")
+            # Our own errors say enough without a traceback.
+            log.error("the market source failed: %s", error, exc_info=not isinstance(error, FinxStreamerError))
             self.error = error
         self.finished = True
         self._notify()

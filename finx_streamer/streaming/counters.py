@@ -58,12 +58,13 @@ class Counters:
         "queue_peak",
         "second_ends",
         "ticks",
+        "unfilled_gaps",
     )
 
     def __init__(self) -> None:
         #: `ticks` counts those that were put into the delivery: waiting, handed to callbacks, or dropped.
         self.messages = self.ticks = self.dropped = self.callback_errors = self.decode_errors = 0
-        self.queue_peak = self.gaps = self.filled_ticks = self.held = 0
+        self.queue_peak = self.gaps = self.unfilled_gaps = self.filled_ticks = self.held = 0
         #: The last error that was the stream's own and not its connection's.
         self.last_error: TimedError | None = None
         self.last_tick: Tick | None = None

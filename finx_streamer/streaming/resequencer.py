@@ -397,6 +397,7 @@ class Resequencer:
     def _enqueue_gap(self, gap: Gap, error: GapNotFilled | None = None) -> None:
         """`error`: why it isn't filled."""
         self._counters.gaps += 1
+        self._counters.unfilled_gaps += not gap.filled
         self._counters.filled_ticks += gap.ticks
         if self._tap is not None and not self._ends:
             self._tap.put_gap(gap, None if error is None else error.reason)

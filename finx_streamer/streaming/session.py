@@ -8,10 +8,12 @@ from __future__ import annotations
 import enum
 import random
 import sys
+from collections.abc import Iterator
 
 import attrs
 
-from ..config.reconnect import ReconnectPolicy, is_fatal, retry_delay
+from ..config.reconnect import ReconnectPolicy, is_fatal
+from ..config.servers import Servers
 from ..errors import AuthenticationError, ConnectionFailed
 from ..values import NEVER, State
 
@@ -72,11 +74,13 @@ class Session:
         "_policy",
         "_refused_at",
         "_rng",
+        "_servers",
         "_timing",
         "attempt",
         "failure",
         "ping_sent",
         "reconnects",
+        "server",
         "state",
     )
 
@@ -84,6 +88,7 @@ class Session:
         self,
         policy: ReconnectPolicy | None,
         timing: Timing,
+        servers: Servers,
         *,
         key_can_change: bool = False,
         rng: random.Random | None = None,
@@ -93,6 +98,7 @@ class Session:
         Args:
             policy: When to reconnect; None for one attempt and no reconnect.
             timing: Timeouts and intervals.
+            servers: Where to connect. After a loss or a failed attempt, the next one is tried.
             key_can_change: Whether a refused key may be followed by a different one.
             rng: Source of the policy's jitter.
         """
@@ -103,9 +109,12 @@ class Session:
         self.failure: ConnectionFailed | None = None
         self._policy = policy or _NO_RETRY
         self._timing = timing
+        self._servers = servers
+        #: The server of the connection, or of the next attempt.
+        self.server = servers.preferred
         self._key_can_change = key_can_change
         self._rng = rng
-        self._delays = self._policy.delays(rng)
+        self._delays = self._new_delays()
         #: When the last connection opened.
         self._opened_at = NEVER
         #: Reading is paused, so messages may be unread.
@@ -135,6 +144,7 @@ class Session:
         """Begin to connect. Does nothing after the first call."""
         if self.state is not State.IDLE:
             return []
+        self.server = self._servers.preferred
         return [*self._enter(State.CONNECTING), *self._connect()]
 
     def opened(self, now: float) -> list[Action]:
@@ -173,7 +183,8 @@ class Session:
         lasted = now - self._opened_at if self.delivers else None
         if lasted is not None and lasted >= self._policy.reset_after:
             self.attempt = 0
-            self._delays = self._policy.delays(self._rng)
+            self._delays = self._new_delays()
+        self._servers.name_in(error, self.server)
         error.attempt = self.attempt
         if isinstance(error, AuthenticationError):
             self._refused_at = min(self._refused_at, now)
@@ -181,7 +192,8 @@ class Session:
             self.failure = error
             return [error, *self._enter(State.FAILED)]
         error.will_retry = True
-        error.retry_in = retry_delay(error, self._choose_delay(error, lasted))
+        drawn = self._choose_delay(error, lasted)
+        self.server, error.retry_in = self._servers.after(self.server, error, drawn, now)
         self._connect_at = now + error.retry_in
         self._may_retry_early = error.status is None and not is_fatal(error)
         return [error, *self._enter(State.RECONNECTING if self._was_open else State.CONNECTING)]
@@ -242,6 +254,9 @@ class Session:
     def _pong_by(self) -> float:
         """When the connection counts as dead; infinity if no ping is unanswered, or its answer may be unread."""
         return NEVER if self._held else self.ping_sent + self._timing.ping_timeout
+
+    def _new_delays(self) -> Iterator[float]:
+        return self._policy.delays(self._rng, len(self._servers.endpoints))
 
     def _connect(self) -> list[Action]:
         self.attempt += 1

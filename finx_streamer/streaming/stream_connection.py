@@ -137,6 +137,7 @@ class StreamConnection(WebSocketChannel):
         for action in actions:
             match action:
                 case Command.CONNECT:
+                    self.config = self.config.at(self.session.server)
                     self.connect()
                 case Command.DISCONNECT:
                     self.disconnect()

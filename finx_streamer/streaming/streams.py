@@ -117,7 +117,10 @@ class Streams:
     def new_session(self) -> Session:
         """Make the session of a connection."""
         settings = self.settings
-        return Session(settings.reconnect, settings.timing, key_can_change=settings.connection.keys.can_change)
+        connection = settings.connection
+        return Session(
+            settings.reconnect, settings.timing, connection.servers, key_can_change=connection.keys.can_change
+        )
 
     def new_resequencer(self, stream: Stream) -> Resequencer:
         """Make the resequencer of a stream."""

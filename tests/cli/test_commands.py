@@ -26,6 +26,7 @@ COMMANDS = ["listen", "record", "history", "verify", "replay", "snap", "demo", "
         (["BTC:USDC", "--endpoint", "gamma"], "expected 'production', 'beta', 'demo' or a URL"),
         (["BTC:USDC", "--endpoint", "ws://example.com/"], "clear text; use wss://, or pass --allow-insecure if"),
         (["BTC:USDC", "--endpoint", "gamma"], "error: --endpoint: 'gamma' is unknown"),
+        (["BTC:USDC", "--endpoint", "beta", "--endpoint", "demo"], "error: --endpoint: 'demo' can't be in a list"),
         (["BTC:USDC", "--prefix", "a/b"], "error: --prefix: 'a/b' is not one path segment"),
         (
             ["BTC:USDC", "--prefix", "streamer", "--endpoint", "demo"],

@@ -43,6 +43,16 @@ def test_a_line_has_the_fields_of_the_wire_and_ours(server: LocalServer) -> None
     assert result.stdout.isascii()
 
 
+def test_the_endpoint_can_be_repeated(server: LocalServer) -> None:
+    """The servers are tried in turn, for live ticks and for history."""
+    servers = ("--endpoint", f"ws://127.0.0.1:{free_port()}/", "--endpoint", server.url)
+    result = run("listen", "BTC:USDC", *servers, "--limit", "3")
+    assert (result.returncode, result.stderr.count("connection refused")) == (0, 1)
+    assert len(result.stdout.splitlines()) == 3
+    result = run("history", "BTC:USDC", *servers, "--start", "2022-07-02", "--end", "2022-07-03")
+    assert (result.returncode, result.stderr, len(result.stdout.splitlines())) == (0, "", 3)
+
+
 def test_a_line_is_written_at_once(server: LocalServer) -> None:
     """No tick waits for a buffer to fill."""
     with running("listen", "BTC:USDC", "--endpoint", server.url) as command:

@@ -89,7 +89,7 @@ def test_the_counts_of_a_listener_are_sums() -> None:
         ConnectionStats(bytes=1_000, connection_errors=3, reconnects=2, messages=10, decode_errors=20),
         ConnectionStats(bytes=1),
     ]
-    total = add_up(State.RECONNECTING, {"A:B": one, "C:D": two}, 17, 40, connections=connections)
+    total = add_up(State.RECONNECTING, {"A:B": one, "C:D": two}, connections, queue_depth=17, queue_peak=40)
     expected = {name: 100 + position for position, name in enumerate(SUMMED, 1)}
     expected |= {"bytes": 1_001, "connection_errors": 3, "reconnects": 2}
     expected["messages"] += 10
@@ -101,11 +101,20 @@ def test_the_counts_of_a_listener_are_sums() -> None:
 
 def test_a_listener_without_streams_has_counted_nothing() -> None:
     """All sums are zero."""
-    assert add_up(State.IDLE, {}, 0, 0) == ListenerStats(state=State.IDLE)
+    assert add_up(State.IDLE, {}) == ListenerStats(state=State.IDLE)
 
 
 def test_listeners_and_streams_count_the_same() -> None:
     """Both kinds of snapshots have every summed field."""
-    others = {"state", "queue_depth", "queue_peak", "last_error", "catching_up", "streams"}
+    others = {
+        "state",
+        "queue_depth",
+        "queue_size",
+        "queue_peak",
+        "last_error",
+        "errors_by_type",
+        "catching_up",
+        "streams",
+    }
     assert set(get_type_hints(ListenerStats)) == {*SUMMED, *others}
     assert set(get_type_hints(StreamStats)) >= set(SUMMED)

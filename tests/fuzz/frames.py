@@ -207,7 +207,7 @@ def new_streams(delivery: Delivery, wire: Literal["url", "subscribe"] = "url") -
 
 
 def _stream_connection(streams: Streams) -> UrlConnection:
-    session = Session(ReconnectPolicy(), Timing())
+    session = Session(ReconnectPolicy(), Timing(), streams.settings.connection.servers)
     session.start(0.0)
     session.opened(0.0)
     return UrlConnection(streams, session, None, Stream(Pair.parse(SYMBOL), streams))  # type: ignore[arg-type]

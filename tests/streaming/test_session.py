@@ -11,7 +11,9 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from finx_streamer.config.endpoint import Endpoint
 from finx_streamer.config.reconnect import ReconnectPolicy
+from finx_streamer.config.servers import Servers
 from finx_streamer.errors import (
     AuthenticationError,
     ConnectionFailed,
@@ -36,7 +38,7 @@ NEVER = math.inf
 
 def new_session(policy: ReconnectPolicy | None = STEADY, key_can_change: bool = False, **timing: Any) -> Session:
     """A session that has not started."""
-    return Session(policy, Timing(**timing), key_can_change=key_can_change)
+    return Session(policy, Timing(**timing), Servers((Endpoint.PRODUCTION,)), key_can_change=key_can_change)
 
 
 def open_session(policy: ReconnectPolicy | None = STEADY, key_can_change: bool = False, **timing: Any) -> Session:
@@ -618,7 +620,9 @@ class AnySequence(RuleBasedStateMachine):
         timing=st.builds(Timing, optional_seconds, seconds, optional_seconds),
     )
     def create(self, policy: ReconnectPolicy | None, key_can_change: bool, timing: Timing) -> None:
-        self.session = Session(policy, timing, key_can_change=key_can_change, rng=random.Random(1))
+        self.session = Session(
+            policy, timing, Servers((Endpoint.PRODUCTION,)), key_can_change=key_can_change, rng=random.Random(1)
+        )
         self.policy, self.timing = policy, timing
         self.now = 1_000.0
         self.handshake = self.open = self.held = self.started = self.stopped = False

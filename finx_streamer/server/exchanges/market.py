@@ -63,6 +63,8 @@ class ExchangeMarket:
         self._base_urls = dict(base_urls or {})
         for name, url in self._base_urls.items():
             _check_base_url(name, url)
+        #: Whether each tick has the exchange's own ID of the trade. Set it before the market runs.
+        self.sends_trade_ids = False
         self._fill_seconds = plain_number(fill_seconds)
         if not isinstance(self._fill_seconds, int | float) or not 0 < self._fill_seconds < math.inf:
             raise ConfigurationError(f"fill_seconds is {fill_seconds!r}; expected a number of seconds above 0")
@@ -123,7 +125,9 @@ class ExchangeMarket:
         for name in self._exchanges:
             adapter = find_adapters()[name](self._base_urls.get(name))
             counters = self._counters[name]
-            feeds[name] = TradeFeed(adapter, counters, tls, self._on_listing, self._pairs, self._fill_seconds)
+            feeds[name] = TradeFeed(
+                adapter, counters, tls, self._on_listing, self._pairs, self._fill_seconds, self.sends_trade_ids
+            )
         if self._options:
             deribit = Deribit(self._base_urls.get(_OPTIONS_EXCHANGE), self._options)
             feeds[deribit.name] = ContractFeed(deribit, self._counters[deribit.name], tls, self._on_listing)

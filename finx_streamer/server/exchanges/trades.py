@@ -60,8 +60,10 @@ class TradeFeed(Feed):
         on_listing: Callable[[], None],
         pairs: Iterable[str],
         fill_seconds: float,
+        sends_trade_ids: bool = False,
     ) -> None:
         super().__init__(adapter, counters, tls, on_listing)
+        self._sends_trade_ids = sends_trade_ids
         self._pairs = tuple(pairs)
         self._fill_seconds = fill_seconds
         self._traded: dict[str, _Traded] = {}
@@ -120,9 +122,12 @@ class TradeFeed(Feed):
 
     def _publish(self, traded: _Traded, trades: list[Trade]) -> None:
         pair, name, ready = traded.pair, self.adapter.name, self.ready
-        for _, _, price, day, clock in trades:
+        sends_ids = self._sends_trade_ids
+        for first, last, price, day, clock in trades:
             # Faster than a call of Tick.
             tick: Tick = {"pair": pair, "date": day, "time": clock, "exchange": name, "price": price}
+            if sends_ids:
+                tick["trade"] = str(last) if first == last else f"{first}-{last}"
             ready.append(tick)
         self.counters.trades += len(trades)
         if trades:

@@ -1,0 +1,303 @@
+"""`Sender`: sends messages in order, and sends them again until NATS has acknowledged them. Runs in an event loop.
+
+Whenever an acknowledgement is overdue or negative, nothing new is sent until all unacknowledged messages were sent
+again, in order. NATS recognises what it has by its ID, but forgets IDs after a while. So a message that others may have
+sent long ago is looked for in the log first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import nats
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from ..errors import ConfigurationError, ConnectionFailed, FinxStreamerError, PublishError
+from .connection import connected, translate
+from .logged import Logged
+from .publisher_stats import Counters
+from .settings import Nats
+from .stream import StreamSettings, prepare
+from .waiting import Waiting
+from .window import Window
+
+#: Seconds until an acknowledgement is overdue. Doubles as long as none comes.
+ACK_TIMEOUT, _LONGEST_ACK_TIMEOUT = 3.0, 24.0
+#: Seconds between attempts: the first, and the longest.
+_FIRST_WAIT, _LONGEST_WAIT = 0.1, 5.0
+#: Seconds between two looks at the connection.
+_LOOK_EVERY = 0.5
+#: How many messages are sent before acknowledgements are read.
+_BATCH = 256
+_ID = "Nats-Msg-Id"
+#: Error codes of JetStream: the message or its header is too large.
+_REFUSED = {10054, 10097}
+_HINTS = {
+    10023: "its disk may be full",
+    10047: "its disk may be full",
+    10077: "the stream is full, and discards what is new; nats stream edit can change that",
+}
+
+
+class Sender:
+    """Sends what waits.
+
+    Args:
+        nats: Where NATS is.
+        stream: The stream.
+        max_waiting: How many messages may wait.
+        max_in_flight: How many may be sent without an acknowledgement.
+        report: Called with each problem, in the event loop.
+    """
+
+    def __init__(
+        self,
+        nats: Nats,
+        stream: StreamSettings,
+        max_waiting: int,
+        max_in_flight: int,
+        report: Callable[[PublishError], None],
+    ) -> None:
+        self.counters = Counters()
+        self.waiting = Waiting(max_waiting, self._wake_from_outside, self._report_full)
+        self.window = Window(max_in_flight)
+        #: The current connection, if the stream is ready.
+        self.client: Client | None = None
+        #: Set when there is a connection, or none will ever be.
+        self.has_client = asyncio.Event()
+        #: Why there will never be one.
+        self.failure: FinxStreamerError | None = None
+        self._nats, self._stream = nats, stream
+        self._report = report
+        self._loop = asyncio.get_running_loop()
+        self._woken = asyncio.Event()
+        self._wants_room = False
+        #: Set when nothing more will come.
+        self.closing = asyncio.Event()
+        #: Nanoseconds after which NATS may have forgotten an ID, or soon will.
+        self._fresh_ns = 0
+        self._inbox = ""
+        #: When to send everything again, by the event loop's clock.
+        self._again_at = float("inf")
+        self._ack_timeout = ACK_TIMEOUT
+        self._wait = _FIRST_WAIT
+        #: The reported problems that aren't over, and the number up to which messages must be acknowledged for that.
+        self._problems: set[object] = set()
+        self._problems_until = 0
+
+    @property
+    def is_well(self) -> bool:
+        """Whether NATS can be reached and accepts messages."""
+        return self.client is not None and not self._problems
+
+    def close(self) -> None:
+        """End once everything that waits is acknowledged."""
+        self.closing.set()
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Connect, send, and connect again after each loss. Returns after `close`, or if it can't ever work."""
+        while not self._is_done:
+            began = self._loop.time()
+            try:
+                async with connected(self._nats, "finx-streamer publisher") as client:
+                    await self._prepare(client)
+                    self.client = client
+                    self.has_client.set()
+                    await self._send(client)
+                    return
+            except (FinxStreamerError, nats.errors.Error, OSError, TimeoutError) as raised:
+                error = translate(raised)
+                if not self._fresh_ns and (isinstance(error, ConfigurationError) or getattr(error, "permanent", False)):
+                    self.failure = error
+                    self.has_client.set()
+                    return
+            finally:
+                self.client = None
+                if self.failure is None:
+                    self.has_client.clear()
+            if self._loop.time() - began > _LONGEST_WAIT:
+                self._wait = _FIRST_WAIT
+            self._take_note("connection", getattr(error, "reason", str(error)))
+            await self._sleep(self._next_wait())
+
+    @property
+    def _is_done(self) -> bool:
+        return self.closing.is_set() and not self.window and not self.waiting
+
+    async def _prepare(self, client: Client) -> None:
+        info = await prepare(client, self._stream)
+        self._fresh_ns = int(info.config.duplicate_window * 1e9 / 2)
+
+    # One connection.
+
+    async def _send(self, client: Client) -> None:
+        self._inbox = client.new_inbox()
+        # No limits: there are at most as many acknowledgements as messages in flight.
+        await client.subscribe(f"{self._inbox}.*", cb=self._on_ack, pending_msgs_limit=0, pending_bytes_limit=0)
+        logged = Logged(client, self._stream.name)
+        self._again_at = self._loop.time() if self.window else float("inf")
+        while not self._is_done:
+            if client.is_closed:
+                raise ConnectionFailed("NATS: the connection was lost")
+            self._look_for_overdue()
+            if self._again_at <= self._loop.time():
+                if self._problems:
+                    # Perhaps the stream is gone, or a leader is elected.
+                    await self._prepare(client)
+                self._again_at = float("inf")
+                await self._transmit(client, logged, self.window.numbers())
+            elif self._again_at == float("inf") and await self._send_new(client, logged):
+                continue
+            self._report_ends()
+            logged.forget()
+            await self._sleep(min(_LOOK_EVERY, self._again_at - self._loop.time()))
+
+    async def _send_new(self, client: Client, logged: Logged) -> bool:
+        """Send what waits, as far as there is room. Return whether there was something."""
+        room = self.window.room
+        self._wants_room = room <= 0
+        if self._wants_room or not (messages := self.waiting.take(min(room, _BATCH))):
+            return False
+        await self._transmit(client, logged, self.window.add(messages))
+        # Now acknowledgements are read.
+        await asyncio.sleep(0)
+        return True
+
+    async def _transmit(self, client: Client, logged: Logged, numbers: Sequence[int]) -> None:
+        await self._skip_logged(logged, numbers)
+        now, inbox = self._loop.time(), self._inbox
+        for number in numbers:
+            if (message := self.window.get(number)) is None:
+                continue
+            message.sent_at = now
+            try:
+                await client.publish(
+                    message.subject, message.payload, f"{inbox}.{number}", headers={_ID: message.message_id}
+                )
+            except nats.errors.MaxPayloadError:
+                self._lose(number, "it is larger than NATS's max_payload")
+
+    async def _skip_logged(self, logged: Logged, numbers: Sequence[int]) -> None:
+        """Remove what is in the log from the window, as far as NATS may have forgotten the ID."""
+        checked = set[int]()
+        while True:
+            began = time.time_ns()
+            oldest_fresh = began - self._fresh_ns
+            messages = {number: message for number in numbers if (message := self.window.get(number)) is not None}
+            old = {number: message for number, message in messages.items() if message.born < oldest_fresh}
+            if not old:
+                break
+            found = await logged.find(old.values())
+            for number, message in old.items():
+                if message.message_id in found and self.window.remove(number):
+                    self.counters.skipped += 1
+            checked |= old.keys()
+            # What was found out a while ago is no longer certain.
+            if time.time_ns() - began < self._fresh_ns / 2:
+                break
+        self.counters.checked += len(checked)
+
+    async def _on_ack(self, answer: Msg) -> None:
+        number = int(answer.subject[len(self._inbox) + 1 :])
+        data = answer.data
+        if not data or b'"error"' in data:
+            self._on_refusal(number, data)
+            return
+        message = self.window.remove(number)
+        if message is None:
+            return
+        if b'"duplicate"' in data:
+            self.counters.duplicates += 1
+        else:
+            self.counters.count_published(message.exchange)
+        self._ack_timeout = ACK_TIMEOUT
+        if (self._wants_room and self.window.room >= _BATCH) or not self.window:
+            self._wants_room = False
+            self._woken.set()
+
+    def _on_refusal(self, number: int, data: bytes) -> None:
+        if self.window.get(number) is None:
+            return
+        error: dict[str, Any] = json.loads(data)["error"] if data else {}
+        code = error.get("err_code")
+        text = f"{error.get('description')} (JetStream error {code})"
+        if code in _REFUSED:
+            self._lose(number, text)
+            return
+        if not data:
+            text = f"stream {self._stream.name} has no leader now"
+        hint = _HINTS.get(code, "") if code else ""
+        self._take_note(code, f"NATS: {text}{hint and f'; {hint}'}")
+        if self._again_at == float("inf"):
+            self._again_at = self._loop.time() + self._next_wait()
+            self._woken.set()
+
+    def _look_for_overdue(self) -> None:
+        oldest = self.window.get(self.window.oldest)
+        now = self._loop.time()
+        if oldest is not None and now - oldest.sent_at > self._ack_timeout and self._again_at == float("inf"):
+            self._take_note("overdue", f"NATS: no acknowledgement for {self._ack_timeout:g} s")
+            self._ack_timeout = min(2 * self._ack_timeout, _LONGEST_ACK_TIMEOUT)
+            self._again_at = now
+
+    # Problems.
+
+    def _lose(self, number: int, reason: str) -> None:
+        message = self.window.remove(number)
+        if message is not None:
+            self._tell(f"{lost_text(1)} on {message.subject}: {reason}", lost=1)
+
+    def _take_note(self, kind: object, reason: str) -> None:
+        """Report a problem once, until it's over."""
+        self._problems_until = self.window.next
+        if kind not in self._problems:
+            self._problems.add(kind)
+            self._tell(f"{reason}; ticks wait")
+
+    def _report_ends(self) -> None:
+        """Report what is over."""
+        if self._problems and self.window.oldest >= self._problems_until:
+            self._problems.clear()
+            self._wait = _FIRST_WAIT
+            self._tell("NATS accepts ticks again")
+        if dropped := self.waiting.take_dropped():
+            self._tell(f"there is room again; {lost_text(dropped)}", lost=dropped)
+
+    def _report_full(self) -> None:
+        reason = "too many ticks wait for NATS; from now on, ticks are lost"
+        self._loop.call_soon_threadsafe(self._tell, reason)
+
+    def _tell(self, reason: str, lost: int = 0) -> None:
+        self.counters.last_error = reason
+        self.counters.lost += lost
+        self._report(PublishError(reason, lost))
+
+    # Time.
+
+    def _next_wait(self) -> float:
+        wait, self._wait = self._wait, min(2 * self._wait, _LONGEST_WAIT)
+        return random.uniform(wait / 2, wait)
+
+    async def _sleep(self, seconds: float) -> None:
+        """Wait, until something has to be done."""
+        try:
+            async with asyncio.timeout(max(0.0, seconds)):
+                await self._woken.wait()
+        except TimeoutError:
+            pass
+        self._woken.clear()
+
+    def _wake_from_outside(self) -> None:
+        self._loop.call_soon_threadsafe(self._woken.set)
+
+
+def lost_text(ticks: int) -> str:
+    """Return `1 tick was lost` or `2 ticks were lost`."""
+    return "1 tick was lost" if ticks == 1 else f"{ticks:,} ticks were lost"
