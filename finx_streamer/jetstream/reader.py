@@ -16,6 +16,7 @@ import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+from nats.js.errors import NotFoundError
 
 from ..errors import ConnectionFailed
 from .connection import REQUEST_TIMEOUT, translate
@@ -47,8 +48,9 @@ class Entry(NamedTuple):
 class LogReader:
     """Reads entries in order. Use `reading`."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def __init__(self, client: Client, stream: str, subjects: str, after: int, since: datetime | None) -> None:
+        self._client, self._stream, self._subjects = client, stream, subjects or ">"
+        self._after, self._since = after, since
         self._entries: list[Entry] = []
         self._arrived = asyncio.Event()
         #: The consumer's own sequence number of the newest entry.
@@ -90,11 +92,30 @@ class LogReader:
         """Read up to the present end.
 
         Raises:
-            ConnectionFailed: As for `read`.
+            ConnectionFailed: As for `read`, or the node that sends the entries doesn't have all of them yet.
         """
-        while self.pending or self._entries:
-            for entry in await self.read():
+        end, at = await self._find_end(), self._after
+        while at < end:
+            try:
+                async with asyncio.timeout(_SILENCE):
+                    entries = await self.read()
+            except TimeoutError:
+                raise ConnectionFailed("NATS: the node that sends the entries lags behind") from None
+            for entry in entries:
+                at = entry.number
                 yield entry
+
+    async def _find_end(self) -> int:
+        """Return the number of the last entry, 0 if there is none. Only the stream's leader surely has all entries."""
+        try:
+            last = await self._client.jetstream(timeout=REQUEST_TIMEOUT).get_last_msg(self._stream, self._subjects)
+        except NotFoundError:
+            return 0
+        except (nats.errors.Error, TimeoutError, OSError) as error:
+            raise translate(error) from None
+        assert last.seq is not None
+        assert last.time is not None
+        return 0 if self._since is not None and last.time < self._since else last.seq
 
     async def _answer(self) -> None:
         """Let NATS go on, once all that it had sent is read."""
@@ -156,7 +177,7 @@ async def reading(
         ConfigurationError: The stream doesn't exist, or NATS has no JetStream.
         ConnectionFailed: JetStream doesn't answer now.
     """
-    reader = LogReader(client)
+    reader = LogReader(client, stream, subjects, after, since)
     start: dict[str, Any] = {"deliver_policy": DeliverPolicy.BY_START_SEQUENCE, "opt_start_seq": after + 1}
     if since is not None:
         start = {"deliver_policy": DeliverPolicy.BY_START_TIME, "opt_start_time": since}
@@ -179,7 +200,8 @@ async def reading(
                 **start,
             ),
         )
-    except (nats.errors.Error, TimeoutError, OSError) as error:
+    except (nats.errors.Error, TimeoutError, OSError, TypeError) as error:
+        # TypeError: nats-py can't read the answer of a node that doesn't know the consumer any more.
         raise translate(error) from None
     if not reader.has_delivered:
         reader.pending = consumer.num_pending or 0
