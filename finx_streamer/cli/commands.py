@@ -29,25 +29,18 @@ from .connecting import (
 from .listening import ListenRun
 from .options import (
     PRODUCTION,
-    AddressConnectionsOption,
-    AlsoPublishToOption,
     ArchiveArgument,
-    ConnectionsOption,
     DurationOption,
     EndpointOption,
     ExpiryOption,
-    ExposeOption,
     InsecureOption,
     KeepAliveOption,
-    KeyConnectionsOption,
     KeyFileOption,
-    KeysFileOption,
     LimitOption,
     LineFormatName,
     LineFormatOption,
     LogLevelOption,
     MetricsPortOption,
-    NatsStreamOption,
     OneEndpointOption,
     PairArgument,
     PauseOption,
@@ -57,25 +50,19 @@ from .options import (
     ReceivedUntilOption,
     ReplayedArgument,
     ReplaySpeedOption,
-    RequestLogOption,
     RetryOption,
     SinceOption,
-    StoreAgeOption,
-    StoreSizeOption,
     SymbolsArgument,
     TimeoutOption,
-    TlsCertOption,
-    TlsKeyOption,
     ViewOption,
     WireName,
     WireOption,
 )
 from .output import Output
 from .publish import publish
-from .quantities import parse_age, parse_run_time, parse_size
+from .quantities import parse_run_time
+from .serve import serve
 from .terminal import LogLevel, show_log
-from .tls_files import load_tls
-from .upstream import UpstreamOption, UpstreamWireOption, choose_relay
 from .views import LINE_FORMATS, new_view, view_format
 
 #: What `demo` listens to: some of the simulated market's pairs.
@@ -407,91 +394,7 @@ def doctor(
         )
 
 
-@app.command()
-def serve(
-    pairs: live_market.LivePairsArgument = None,
-    live: live_market.LiveOption = False,
-    exchanges: live_market.ExchangesOption = None,
-    coins: live_market.CoinsOption = None,
-    exchange_url: live_market.ExchangeUrlOption = None,
-    upstream: UpstreamOption = None,
-    wire: UpstreamWireOption = None,
-    api_key_file: KeyFileOption = None,
-    proxy: ProxyOption = None,
-    since: SinceOption = None,
-    tape: Annotated[
-        Path | None,
-        typer.Option(help="Play this recording: .jsonl or .jsonl.gz, one tick per line.", metavar="FILE"),
-    ] = None,
-    speed: Annotated[
-        str | None, typer.Option(help="How fast to play the tape: 1 is real time, max is unlimited.", metavar="FACTOR")
-    ] = None,
-    loop: Annotated[bool, typer.Option("--loop", help="Repeat the tape.")] = False,
-    rate: Annotated[float | None, typer.Option(help="Ticks per second of the simulated market.", metavar="N")] = None,
-    host: Annotated[str, typer.Option(help="The address to listen on.", metavar="ADDRESS")] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(min=0, max=65_535, help="The port to listen on. 0 picks a free one.", metavar="PORT")
-    ] = 8765,
-    tls_cert: TlsCertOption = None,
-    tls_key: TlsKeyOption = None,
-    allow_insecure: ExposeOption = False,
-    keys_file: KeysFileOption = None,
-    max_connections: ConnectionsOption = 4_096,
-    max_connections_per_key: KeyConnectionsOption = 2_048,
-    max_connections_per_address: AddressConnectionsOption = 2_048,
-    request_log: RequestLogOption = None,
-    store: Annotated[
-        Path | None, typer.Option(help="Keep tick history in this file. Default: in memory.", metavar="FILE")
-    ] = None,
-    store_age: StoreAgeOption = None,
-    store_size: StoreSizeOption = None,
-    imported: Annotated[
-        list[Path] | None,
-        typer.Option("--import", help="Add this recording to tick history. Can be repeated.", metavar="FILE"),
-    ] = None,
-    to: AlsoPublishToOption = None,
-    stream: NatsStreamOption = "FINX",
-    metrics_port: MetricsPortOption = None,
-    log_level: LogLevelOption = LogLevel.WARNING,
-) -> None:
-    """Run a local FinX server.
-
-    It plays a simulated market, a recorded tape, the live trades of real exchanges, or what another server sends, until
-    you press Ctrl-C. SIGHUP reloads keys and certificates.
-
-    Exit codes: 0 Ctrl-C; 1 fatal error, such as a port in use, or an upstream that rejects the key; 2 wrong usage.
-
-    Example: finx-streamer serve --tape ticks.jsonl --speed 10
-    """
-    with errors_as_exit_codes():
-        from ..server import LocalServer
-        from .serving import Reloading, also_published, check_exposure, choose_source, serve_until_ctrl_c
-
-        show_log(log_level)
-        others = {"tape": tape, "speed": speed, "loop": loop, "rate": rate}
-        relay = choose_relay(
-            upstream, pairs, wire, api_key_file, proxy, since, allow_insecure, live=live, exchanges=exchanges, **others
-        )
-        market = relay or live_market.choose(live, pairs, exchanges, exchange_url, coins, **others)
-        source = market or choose_source(tape, speed, loop, rate)
-        files = Reloading(keys_file, load_tls(tls_cert, tls_key), request_log)
-        check_exposure(host, files, allow_insecure)
-        with also_published(source, to, stream) as played, metrics_exposed(metrics_port):
-            server = LocalServer(
-                played,
-                keys=files.keys,
-                host=host,
-                port=port,
-                ssl_context=files.ssl_context,
-                max_connections=max_connections,
-                max_connections_per_key=max_connections_per_key,
-                max_connections_per_address=max_connections_per_address,
-                request_log=request_log,
-                store=store,
-                store_age=parse_age("--store-age", store_age),
-                store_bytes=parse_size("--store-size", store_size),
-            )
-            serve_until_ctrl_c(server, imported or [], sorted(source.pairs) or pairs or [], files)
+app.command()(serve)
 
 
 def _symbols(given: Iterable[str]) -> tuple[list[str], bool]:

@@ -23,7 +23,7 @@ _LONGEST_START = 8.0
 _LOOK_EVERY, _REPORT_EVERY = 1.0, 60.0
 
 LivePairsArgument = Annotated[
-    list[str] | None, typer.Argument(help="The pairs of --live or --upstream.", metavar="[PAIR...]")
+    list[str] | None, typer.Argument(help="The pairs of --live, --upstream or --from.", metavar="[PAIR...]")
 ]
 LiveOption = Annotated[
     bool, typer.Option("--live", help="Show the live trades of real exchanges. Needs a network, but no key.")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import typer
 
 from .. import StreamListener
-from .connecting import errors_as_exit_codes, key_for, with_wire, without_password
+from .connecting import errors_as_exit_codes, key_for, metrics_exposed, with_wire, without_password
 from .options import (
+    PRODUCTION,
     EndpointOption,
     InsecureOption,
     KeepAliveOption,
     KeyFileOption,
+    MetricsPortOption,
     NatsStreamOption,
     PrefixOption,
     ProxyOption,
@@ -27,7 +29,7 @@ from .options import (
 def publish(
     symbols: SymbolsArgument,
     to: PublishToOption,
-    endpoint: EndpointOption = "production",
+    endpoint: EndpointOption = PRODUCTION,
     stream: NatsStreamOption = "FINX",
     replicas: ReplicasOption = None,
     max_age: StreamAgeOption = None,
@@ -38,6 +40,7 @@ def publish(
     prefix: PrefixOption = None,
     wire: WireOption = WireName.URL,
     keep_alive: KeepAliveOption = None,
+    metrics_port: MetricsPortOption = None,
 ) -> None:
     """Publish every tick to NATS JetStream, once.
 
@@ -65,4 +68,5 @@ def publish(
             keep_alive="auto" if keep_alive is None else keep_alive,
         )
         publishing = open_publisher(to, stream, replicas, max_age, max_bytes)
-        raise typer.Exit(PublishRun(publishing).run(listener))
+        with metrics_exposed(metrics_port):
+            raise typer.Exit(PublishRun(publishing).run(listener))

@@ -19,6 +19,7 @@ from ..server.published import PublishedMarket
 from ..server.recording import Recording
 from ..server.request_log import STANDARD_OUTPUT
 from ..server.settings import is_live
+from .gateway import log_reported
 from .key_files import accepted_keys
 from .live_market import exchanges_reported
 from .terminal import count, say, signals_as_ctrl_c
@@ -135,7 +136,7 @@ def also_published(source: Source | LiveSource, to: str | None, stream: str) -> 
         yield PublishedMarket(source, publisher.new_feed())
 
 
-def serve_until_ctrl_c(server: LocalServer, tapes: list[Path], pairs: list[str], files: Reloading) -> None:
+def serve_until_ctrl_c(server: LocalServer, tapes: list[Path], source: Source | LiveSource, files: Reloading) -> None:
     """Import tapes, then serve. Print the URL and how to listen; the keys of a file are never shown."""
     # A handler may put into it at any time, unlike setting a threading.Event.
     hangups: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -144,8 +145,9 @@ def serve_until_ctrl_c(server: LocalServer, tapes: list[Path], pairs: list[str],
             _import(server, tape)
         with _print_warnings():
             server.start()
-        with server, exchanges_reported(server):
-            greeting = _greeting(server, pairs, files)
+        with server, exchanges_reported(server), log_reported(server):
+            # A gateway learns them when it starts.
+            greeting = _greeting(server, sorted(source.pairs or getattr(source, "contracts", ())), files)
             print(greeting, file=sys.stderr if files.logs_to_stdout else sys.stdout, flush=True)
             while True:
                 with contextlib.suppress(queue.Empty):
@@ -176,10 +178,12 @@ def _import(server: LocalServer, tape: Path) -> None:
 def _greeting(server: LocalServer, pairs: list[str], files: Reloading) -> str:
     # The certificate is for a name that only you know.
     url = server.url if files.ssl_context is None else f"wss://HOST:{server.port}/"
-    example = f"finx-streamer listen {shlex.quote(pairs[0])} --endpoint {url}"
+    example = f"finx-streamer listen {shlex.quote(pairs[0] if pairs else 'PAIR')} --endpoint {url}"
     command = f"FINX_API_KEY={DEFAULT_KEY} {example}" if files.keys_file is None else f"{example} --api-key-file FILE"
     more = f" and {len(pairs) - _MAX_PAIRS_SHOWN} more" if len(pairs) > _MAX_PAIRS_SHOWN else ""
-    return f"serving: {server.url}\npairs:   {', '.join(pairs[:_MAX_PAIRS_SHOWN])}{more}\nlisten:  {command}"
+    return (
+        f"serving: {server.url}\npairs:   {', '.join(pairs[:_MAX_PAIRS_SHOWN]) or 'none yet'}{more}\nlisten:  {command}"
+    )
 
 
 @contextlib.contextmanager

@@ -48,7 +48,8 @@ def choose_relay(
         given: dict[str, object] = {"wire": wire, "api-key-file": key_file, "proxy": proxy, "since": since}
         for name, value in given.items():
             if value is not None:
-                raise ConfigurationError(f"--{name} can only be used with --upstream; add it, or remove --{name}")
+                where = "--upstream or --from" if name == "since" else "--upstream"
+                raise ConfigurationError(f"--{name} can only be used with {where}; add it, or remove --{name}")
         return None
     for name, value in others.items():
         if value:

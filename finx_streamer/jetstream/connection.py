@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import random
 import ssl
@@ -128,7 +129,7 @@ def _describe(error: BaseException) -> str:
         return f"TLS failed: {error.reason or error}"
     if isinstance(error, OSError):
         # asyncio's own text is "Connect call failed", with the address.
-        return os.strerror(error.errno) if (error.errno or 0) > 0 else error.strerror or str(error)
+        return os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
     if isinstance(error, APIError):
         return f"{error.description} (JetStream error {error.err_code})"
     return redact(str(error).removeprefix("nats: ")) or type(error).__name__
@@ -167,3 +168,23 @@ async def find_stream(client: Client, name: str) -> StreamInfo | None:
         return None
     except (nats.errors.Error, TimeoutError, OSError) as error:
         raise translate(error) from None
+
+
+async def list_subjects(client: Client, name: str, subjects: str) -> list[str]:
+    """Return the subjects that occur in a stream, of those that a filter selects.
+
+    Raises:
+        ConnectionFailed: JetStream doesn't answer now.
+    """
+    found: list[str] = []
+    while True:
+        request = json.dumps({"subjects_filter": subjects, "offset": len(found)}).encode()
+        try:
+            answer = await client.request(f"$JS.API.STREAM.INFO.{name}", request, timeout=REQUEST_TIMEOUT)
+        except (nats.errors.Error, TimeoutError, OSError) as error:
+            raise translate(error) from None
+        info = json.loads(answer.data)
+        page = list((info.get("state") or {}).get("subjects") or ())
+        found += page
+        if not page or len(found) >= info.get("total", 0):
+            return found

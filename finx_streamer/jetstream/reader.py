@@ -23,6 +23,8 @@ from .connection import REQUEST_TIMEOUT, translate
 
 #: Seconds between heartbeats, and without any message until NATS counts as gone.
 _HEARTBEAT, _SILENCE = 1.0, 3.5
+#: Seconds between two looks whether the connection is still there.
+_LOOK_EVERY = 0.25
 #: Seconds until NATS forgets a reader that is gone.
 _INACTIVE = 30.0
 
@@ -66,24 +68,33 @@ class LogReader:
         """Whether an entry has arrived."""
         return self._delivered > 0
 
+    @property
+    def has_more(self) -> bool:
+        """Whether NATS had further entries when it last sent something."""
+        return bool(self._entries) or self.pending > 0
+
     async def read(self) -> list[Entry]:
         """Wait until there are entries, and return all that have arrived.
 
         Raises:
             ConnectionFailed: NATS is gone, or entries were lost on the way. Read again, after the last entry.
         """
+        looks = 0
         while not self._entries:
             if self._failure is not None:
                 raise self._failure
             if self._client.is_closed:
                 raise ConnectionFailed("NATS: the connection was lost")
+            if looks >= _SILENCE / _LOOK_EVERY:
+                raise ConnectionFailed(f"NATS: nothing arrived for {_SILENCE:g} s")
             await self._answer()
             self._arrived.clear()
-            try:
-                async with asyncio.timeout(_SILENCE):
+            looks += 1
+            # The client doesn't say when it is closed.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_EVERY):
                     await self._arrived.wait()
-            except TimeoutError:
-                raise ConnectionFailed(f"NATS: nothing arrived for {_SILENCE:g} s") from None
+                    looks = 0
         entries, self._entries = self._entries, []
         await self._answer()
         return entries

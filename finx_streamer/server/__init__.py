@@ -17,18 +17,21 @@ except ImportError as error:
     ) from error
 
 from .exchanges.market import ExchangeMarket
+from .jetstream import JetStreamMarket
 from .local import LocalServer
 from .market import SimulatedMarket
 from .source import LiveSource, Outlet, Source
-from .stats import ExchangeStats, ServerStats
+from .stats import ExchangeStats, LogStats, ServerStats
 from .tape import Tape
 from .ticks import Tick
 
 __all__ = [
     "ExchangeMarket",
     "ExchangeStats",
+    "JetStreamMarket",
     "LiveSource",
     "LocalServer",
+    "LogStats",
     "Outlet",
     "ServerStats",
     "SimulatedMarket",

@@ -11,17 +11,20 @@ from types import TracebackType
 from typing import Any, Self
 
 from .. import metered
+from ..errors import ConfigurationError
 from .contracts import check_emitted
 from .descriptors import RESERVE, raise_limit
 from .fault_controls import FaultControls
 from .keys import KeyRing
+from .log_recorder import LogRecorder
+from .log_store import LogStore
 from .protocol import Form, is_loopback
 from .recorder import Recorder
 from .recording import Recorded, Recording
 from .retention import Retention
 from .service import ServerState, Service
 from .settings import Settings, plain_number
-from .source import LiveSource, Source
+from .source import LiveSource, Source, as_log
 from .stats import ServerStats
 from .store import TickStore
 from .thread import ServerThread
@@ -152,10 +155,13 @@ class LocalServer(FaultControls):
         )
         key_ring = KeyRing(keys)
         bounds = Retention(plain_number(store_age), plain_number(store_bytes))
-        tick_store = TickStore(store, plain_number(store_limit), bounds)
+        self._has_log = as_log(source) is not None
+        limit = plain_number(store_limit)
+        tick_store = LogStore(store, limit, bounds) if self._has_log else TickStore(store, limit, bounds)
+        recorder_type = LogRecorder if self._has_log else Recorder
         # Opening validates the file. Ticks in memory stay.
         with tick_store.opened():
-            self._state = ServerState(key_ring, Recorder(tick_store, store_batch, store_batch_seconds))
+            self._state = ServerState(key_ring, recorder_type(tick_store, store_batch, store_batch_seconds))
         self._thread = ServerThread(self._settings, self._state)
         metered.register("server", self)
 
@@ -284,6 +290,7 @@ class LocalServer(FaultControls):
         Raises:
             ConfigurationError: A tick is malformed, or the source doesn't play its pair or contract. No tick is sent.
         """
+        self._refuse_with_log("emit()")
         settings = self._settings
         checked = [check_emitted(tick, settings.source.pairs, settings.contracts) for tick in ticks]
 
@@ -313,8 +320,13 @@ class LocalServer(FaultControls):
             ConfigurationError: A tick is malformed or the file can't be read. No tick is stored then.
             OSError: The store can't be written.
         """
+        self._refuse_with_log("import_ticks()")
         recording = ticks if isinstance(ticks, Recording) else Recording(ticks)
         return self._state.recorder.import_ticks(recording, once=recording.is_file)
+
+    def _refuse_with_log(self, what: str) -> None:
+        if self._has_log:
+            raise ConfigurationError(f"{what}: a gateway has only the ticks of its log; publish them to NATS instead")
 
     def add_key(self, key: str) -> None:
         """Accept an API key from now on, even if it was revoked.

@@ -4,62 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from itertools import cycle, repeat
-from typing import Any, cast
-
-import attrs
+from typing import cast
 
 from .contracts import ContractTicker, Played
 from .hub import Hub
+from .outlets import MAX_BURST, HubOutlet, LogOutlet, wait_until
 from .settings import is_live
-from .source import LiveSource, Source
+from .source import LiveSource, Source, as_log
 from .tape import Tape
-
-#: The most ticks to publish before the event loop gets a turn.
-MAX_BURST = 128
 
 
 async def play_source(source: Source | LiveSource, hub: Hub, on_start: Callable[[], None]) -> None:
     """Play a source to its end, once `source.wait_for` streams are connected. A live source begins at once."""
     if is_live(source):
         on_start()
-        await source.run(HubOutlet(hub))
+        outlet = HubOutlet(hub) if as_log(source) is None else LogOutlet(hub)
+        await source.run(outlet)
     else:
         await _play(cast(Source, source), hub, on_start)
 
 
 async def _play(source: Source, hub: Hub, on_start: Callable[[], None]) -> None:
-    await _wait_until(hub, lambda: hub.streams >= source.wait_for)
+    await wait_until(hub, lambda: hub.streams >= source.wait_for)
     on_start()
     if source.paced:
         await _play_paced(source, hub)
     else:
         await _play_unpaced(source, hub)
-
-
-@attrs.frozen
-class HubOutlet:
-    """The `Outlet` of a live source."""
-
-    _hub: Hub
-
-    async def publish(self, played: Sequence[Played]) -> None:
-        hub = self._hub
-        burst = min(MAX_BURST, hub.recorder.max_burst)
-        for start in range(0, len(played), burst):
-            some = played[start : start + burst]
-            await _wait_until(hub, lambda: hub.recorder.has_room(burst))
-            for each in some:
-                hub.publish(each)
-            hub.flush()
-            if start + burst < len(played):
-                await asyncio.sleep(0)
-
-    def notify(self, pairs: Iterable[str], notice: Mapping[str, Any]) -> None:
-        for pair in pairs:
-            self._hub.notify_subscribers(pair, {**notice, "pair": pair})
-        self._hub.flush()
 
 
 def _played(source: Source) -> Iterator[tuple[int | None, tuple[float, Played]]]:
@@ -82,7 +55,7 @@ async def _play_paced(source: Source, hub: Hub) -> None:
             hub.flush()
             await asyncio.sleep(max(0.0, wait))
             # Bound the ticks that are sent but not yet stored: a market that outpaces the store runs late.
-            await _wait_until(hub, lambda: hub.recorder.has_room(burst))
+            await wait_until(hub, lambda: hub.recorder.has_room(burst))
             count = 0
         hub.publish(tick, position)
         count += 1
@@ -93,9 +66,7 @@ async def _play_unpaced(source: Source, hub: Hub) -> None:
     count, burst = 0, min(MAX_BURST, hub.recorder.max_burst)
     for position, (_, tick) in _played(source):
         if not count:
-            await _wait_until(
-                hub, lambda: hub.has_subscribers and not hub.is_backed_up and hub.recorder.has_room(burst)
-            )
+            await wait_until(hub, lambda: hub.has_subscribers and not hub.is_backed_up and hub.recorder.has_room(burst))
         hub.publish(tick, position, can_wait=True)
         count += 1
         if count >= burst:
@@ -103,9 +74,3 @@ async def _play_unpaced(source: Source, hub: Hub) -> None:
             await asyncio.sleep(0)
             count = 0
     hub.flush()
-
-
-async def _wait_until(hub: Hub, condition: Callable[[], bool]) -> None:
-    while not condition():
-        hub.changed.clear()
-        await hub.changed.wait()

@@ -78,6 +78,11 @@ class HandshakeRefused(Exception):
         return error_message(self.text)
 
 
+def unavailable(text: str) -> HandshakeRefused:
+    """The refusal of what works a moment later, or on another server. Source: O."""
+    return HandshakeRefused(HTTPStatus.SERVICE_UNAVAILABLE, text, {"Retry-After": "1"})
+
+
 def parse_path(path: str) -> Route:
     """Parse the path of a request.
 

@@ -41,10 +41,11 @@ class StoreFailed(OSError):
 
 
 @attrs.frozen
-class _Batch:
+class Batch:
     """Ticks and contract tickers to store. `part` is the ticks' place in a tape, if they are one's.
 
-    `logged` is the first one's ID in the log, if they are played. `done` receives the number of ticks.
+    `logged` is the first one's ID in the log, if they are played, and `until` the last one that a gateway's batch
+    covers. `done` receives the number of ticks.
     """
 
     rows: list[Row]
@@ -52,6 +53,7 @@ class _Batch:
     tickers: list[ContractTicker] = attrs.field(factory=list)
     done: Future[int] | None = None
     logged: int | None = None
+    until: int = 0
 
     @property
     def size(self) -> int:
@@ -95,14 +97,14 @@ class Recorder:
         self.newest = 0
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._jobs: queue.SimpleQueue[_Batch | _QueryJob | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Batch | _QueryJob | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._thread_lock = threading.Lock()
         #: Why the store can't be written now; None if it can.
         self.error: str | None = None
         self._failed_at = self._next_check = 0.0
         #: Failed batches to write again, and the numbers of ticks in them and of those that were lost.
-        self._kept: deque[_Batch] = deque()
+        self._kept: deque[Batch] = deque()
         self._kept_count = self._lost = 0
         #: The ID of the newest tick in a failed batch.
         self._newest_failed = 0
@@ -196,14 +198,19 @@ class Recorder:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._pending or self._pending_tickers:
-            part = _part(self._tape, self._position) if self._pending else None
-            logged = self.newest - len(self._pending) + 1
-            batch = _Batch(self._pending, part, list(self._pending_tickers.values()), logged=logged)
-            self._pending, self._pending_tickers = [], {}
-            if self.store.is_enabled:
-                self._submitted += batch.size
-                self._jobs.put(batch)
+        batch = self._take_pending()
+        if batch is not None and self.store.is_enabled:
+            self._submitted += batch.size
+            self._jobs.put(batch)
+
+    def _take_pending(self) -> Batch | None:
+        if not self._pending and not self._pending_tickers:
+            return None
+        part = _part(self._tape, self._position) if self._pending else None
+        logged = self.newest - len(self._pending) + 1
+        batch = Batch(self._pending, part, list(self._pending_tickers.values()), logged=logged)
+        self._pending, self._pending_tickers = [], {}
+        return batch
 
     async def query(self, query: Callable[[TickStore], _Result]) -> _Result:
         """Run a query on the store's thread, after all ticks added so far are stored.
@@ -246,11 +253,11 @@ class Recorder:
                     rows = [fields_of(each) for each in some if not isinstance(each, ContractTicker)]
                     tickers = [each for each in some if isinstance(each, ContractTicker)]
                     part = _part(ticks, position if once else None)
-                    count += self._import_batch(_Batch(rows, part, tickers, Future()))
+                    count += self._import_batch(Batch(rows, part, tickers, Future()))
                     position += len(rows)
         return count
 
-    def _import_batch(self, batch: _Batch) -> int:
+    def _import_batch(self, batch: Batch) -> int:
         assert batch.done is not None
         with self._thread_lock:
             running = self._thread is not None
@@ -320,14 +327,17 @@ class Recorder:
             self._kept.popleft()
             self._kept_count -= batch.size
         if self._lost:
-            # Their IDs aren't assigned again.
-            self.store.write((), logged=self._newest_failed + 1)
+            self._skip_lost(self._newest_failed)
         log.warning(
             "the tick store works again after %.0f s; %d ticks were lost",
             monotonic() - self._failed_at,
             self._lost,
         )
         self.error, self._lost = None, 0
+
+    def _skip_lost(self, newest: int) -> None:
+        """Note that ticks up to this ID aren't stored, so that their IDs aren't assigned again."""
+        self.store.write((), logged=newest + 1)
 
     def _fail(self, error: Exception) -> None:
         reason = str(self._failure(error))
@@ -345,7 +355,7 @@ class Recorder:
             self.store.abandon_log()
             log.error("%s. The server stops; %d ticks were lost", self.error, lost)
 
-    def _write(self, batch: _Batch) -> None:
+    def _write(self, batch: Batch) -> None:
         count = 0
         if self.error is None:
             try:
@@ -361,10 +371,10 @@ class Recorder:
         else:
             batch.done.set_exception(StoreFailed(self.error))
 
-    def _store(self, batch: _Batch) -> int:
+    def _store(self, batch: Batch) -> int:
         return self.store.write(batch.rows, batch.part, batch.tickers, batch.logged)
 
-    def _keep(self, batch: _Batch) -> None:
+    def _keep(self, batch: Batch) -> None:
         """Keep a batch that can't be written, if there is room."""
         assert batch.logged is not None
         self._newest_failed = batch.logged + len(batch.rows) - 1

@@ -72,8 +72,12 @@ class Retention:
 
     def note(self, connection: sqlite3.Connection) -> None:
         """Note that all rows up to the newest one are stored by now. There are at most a thousand notes per age."""
+        connection.execute(_NOTE, (self.second_after(time.time()),))
+
+    def second_after(self, when: float) -> int:
+        """The second of the note that includes what was stored at a time."""
         grid = _GRID if self.age is None else max(1, int(self.age / 1_000))
-        connection.execute(_NOTE, ((int(time.time()) // grid + 1) * grid,))
+        return (int(when) // grid + 1) * grid
 
     def find_excess(self, connection: sqlite3.Connection, removed: int, newest: int) -> tuple[int, int] | None:
         """The last tick and the last ticker that are too old or too much now; None if nothing is to be removed.

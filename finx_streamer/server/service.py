@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import socket
 import sqlite3
@@ -40,15 +39,16 @@ from .protocol import (
     error_message,
     parse_path,
     to_json,
+    unavailable,
 )
 from .recorder import Recorder, StoreFailed
 from .request_log import RequestLog
-from .resuming import ASK, PAGE, RESUME, Start
+from .resumer import Resumer
+from .resuming import RESUME
 from .settings import Settings
+from .source import as_log
 from .stats import Counters
-from .store import TickStore
 from .tape import Tape
-from .tick_log import LogPage, Position
 
 log = logging.getLogger("finx_streamer.server")
 # At DEBUG, websockets logs request lines, which contain the API key.
@@ -62,6 +62,8 @@ MESSAGE_LIMIT = 16_384
 #: The most subscriptions of a connection. Source: O.
 SUBSCRIPTION_LIMIT = 10_000
 GOING_AWAY = 1001
+#: The longest wait for a source to know its pairs, in seconds. Then the server starts, and refuses clients for now.
+_KNOWN_TIMEOUT = 10.0
 #: The number of loop iterations that asyncio needs to create or close a transport.
 _TRANSPORT_ITERATIONS = 4
 
@@ -100,6 +102,7 @@ class Service:
         self._settings = settings
         self._state = state
         self._notify = notify
+        self._resumer = Resumer(settings, state.recorder, self.hub, state.counters)
         self._resumed = asyncio.Event()
         self._stopping = asyncio.Event()
 
@@ -112,6 +115,7 @@ class Service:
         server = await self._serve(listener)
         player = self.loop.create_task(self._play())
         try:
+            await self._wait_until_known(player)
             ready.set_result(None)
             await self._stopping.wait()
         finally:
@@ -120,6 +124,21 @@ class Service:
             # A live source closes its connections. Another cancellation meanwhile would leak their sockets.
             await asyncio.wait([player], timeout=self._settings.close_timeout)
             await self._close(server)
+
+    @property
+    def _is_known(self) -> bool:
+        """Whether the source knows its pairs."""
+        log_source = as_log(self._settings.source)
+        return log_source is None or log_source.ready
+
+    async def _wait_until_known(self, player: asyncio.Task[None]) -> None:
+        """Wait for the source to know its pairs, but not for long. Raises the error that ended it."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_KNOWN_TIMEOUT):
+                while not self._is_known and not player.done():
+                    await asyncio.sleep(0.02)
+        if self.error is not None and not self._is_known:
+            raise self.error
 
     def stop(self) -> None:
         """Make `run()` close all connections and return."""
@@ -182,6 +201,9 @@ class Service:
     async def _play(self) -> None:
         try:
             await play_source(self._settings.source, self.hub, self._on_started)
+        except FinxStreamerError as error:
+            log.error("the market source failed: %s", error)
+            self.error = error
         except Exception as error:
             # Our own errors say enough without a traceback.
             log.error("the market source failed: %s", error, exc_info=not isinstance(error, FinxStreamerError))
@@ -212,7 +234,7 @@ class Service:
             route = self._check_request(client, request.path)
             self.hub.admit(client)
             if route.kind is Kind.TICKS and (wanted := request.headers.get_all(RESUME)):
-                client.start = await self._find_start(route.symbol, wanted[0])
+                client.start = await self._resumer.find_start(route.symbol, wanted[0])
         except HandshakeRefused as refused:
             self._state.counters.refused += 1
             log.info("handshake refused: %d", refused.status)
@@ -225,7 +247,9 @@ class Service:
             return None
         match request.path.partition("?")[0]:
             case "/health":
-                return health_page(store_works=self._state.recorder.error is None, source_works=self.error is None)
+                return health_page(
+                    store_works=self._state.recorder.error is None, source_works=self.error is None and self._is_known
+                )
             case "/":
                 scheme = "ws" if self._settings.ssl_context is None else "wss"
                 hosts = request.headers.get_all("Host")
@@ -239,6 +263,8 @@ class Service:
         if not self._state.keys.accepts(route.key):
             raise HandshakeRefused(HTTPStatus.UNAUTHORIZED, "the API key is missing or not accepted")
         client.key_number = self._state.keys.number_of(route.key)
+        if not self._is_known:
+            raise unavailable("the market isn't known yet")
         contracts = self._settings.contracts
         check_symbol(route, self._settings.source.pairs, contracts)
         if route.kind is Kind.TICKS or (route.kind is Kind.GREEKS and contracts):
@@ -276,7 +302,7 @@ class Service:
         """Begin the stream of the URL."""
         if client.start is not None:
             start, client.start = client.start, None
-            await self._resume(client, route.symbol, Wire.URL, start)
+            await self._resumer.resume(client, route.symbol, Wire.URL, start)
             return
         is_played = route.kind is Kind.TICKS or bool(self._settings.contracts)
         if self.hub.subscribe(client, route.symbol, Wire.URL, is_played=is_played):
@@ -356,59 +382,20 @@ class Service:
                 f"this connection has {SUBSCRIPTION_LIMIT:,} subscriptions, the most that are possible; "
                 "use another connection for further ones"
             )
-        start = None if change.resume is None else await self._find_start(change.symbol, change.resume)
+        try:
+            start = None if change.resume is None else await self._resumer.find_start(change.symbol, change.resume)
+        except HandshakeRefused as refused:
+            # An error would end this stream for good. So the client connects again, here or elsewhere.
+            client.begin_close(TRY_AGAIN, refused.text)
+            return
         if start is not None and change.answer is not None:
             _answer(client, {**change.answer, **start.members})
-            await self._resume(client, change.symbol, Wire.SUBSCRIBE, start)
+            await self._resumer.resume(client, change.symbol, Wire.SUBSCRIBE, start)
             return
         # In force before the answer. Nothing is published in between.
         self.hub.subscribe(client, change.symbol, Wire.SUBSCRIBE)
         _answer(client, change.answer)
         self.hub.send_newest(client, change.symbol)
-
-    async def _find_start(self, symbol: str, wanted: object) -> Start | None:
-        """Where a client that can resume starts. None while there is no log."""
-        recorder = self._state.recorder
-        log = recorder.log
-        if log is None or not self._settings.resumable:
-            return None
-        position = Position.parse(wanted) if isinstance(wanted, str) and wanted != ASK else None
-        if position is not None:
-            newest = recorder.newest
-            # The query waits until everything up to `newest` is stored.
-            try:
-                page = await recorder.query(lambda store: store.resume(symbol, position, newest, PAGE))
-            except (StoreFailed, sqlite3.Error):
-                return None
-            if page is not None:
-                return Start(Position(log, newest), page)
-        # What was published meanwhile may not be in the log.
-        return Start(Position(log, recorder.newest), LogPage([], recorder.newest), refused=wanted != ASK)
-
-    async def _resume(self, client: Connection, symbol: str, wire: Wire, start: Start) -> None:
-        """Send what the client missed from the log, and then what was published meanwhile."""
-        gate = self.hub.hold(client, symbol, wire)
-        if gate is None:
-            return
-        page: LogPage | None = start.page
-        while page is not None:
-            self._state.counters.ticks_sent += len(page.ticks)
-            for number, tick in page.ticks:
-                client.enqueue(self.hub.encode_logged(json.loads(tick), number, wire), can_wait=True)
-            client.flush()
-            with contextlib.suppress(ConnectionError):
-                await client.drain()
-            if client not in self.hub.connections:
-                return
-            if page.until >= gate.until:
-                self.hub.release(gate)
-                return
-            try:
-                page = await self._state.recorder.query(partial(_read_log, symbol, page.until, gate.until))
-            except (StoreFailed, sqlite3.Error):
-                page = None
-        # The client connects again, and is refused the position.
-        client.begin_close(TRY_AGAIN, "the log no longer holds what was missed")
 
     async def _apply_faults(self, client: Connection, call: Call) -> str | None:
         """Drop, stall or fail the call as requested. Returns the error to answer with, if any."""
@@ -469,10 +456,6 @@ class Service:
                 break
             for task in latecomers:
                 task.cancel()
-
-
-def _read_log(symbol: str, after: int, until: int, store: TickStore) -> LogPage | None:
-    return store.read_log(symbol, after, until, PAGE)
 
 
 def _answer(client: Connection, answer: Mapping[str, str] | None) -> None:

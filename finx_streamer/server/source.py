@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from .contracts import Played
-from .stats import ExchangeStats
+from .stats import ExchangeStats, LogStats
 
 
 class Source(Protocol):
@@ -123,6 +123,29 @@ class LiveSource(Protocol):
         Args:
             outlet (Outlet): Where to send it.
         """
+
+
+class LogSource(LiveSource, Protocol):
+    """A live source that reads its ticks from a log that several servers share, such as a `JetStreamMarket`.
+
+    Its outlet is a `LogOutlet`. It isn't a public interface.
+    """
+
+    @property
+    def ready(self) -> bool:
+        """Whether its pairs are known. Until then, clients are refused with 503."""
+
+    @property
+    def log_stats(self) -> LogStats:
+        """Where it is in the log."""
+
+    def expects(self, number: int) -> bool:
+        """Whether the store will soon be able to resume after a number, but may not be now."""
+
+
+def as_log(source: Source | LiveSource) -> LogSource | None:
+    """The source, if it is a `LogSource`."""
+    return cast(LogSource, source) if hasattr(source, "log_stats") else None
 
 
 def exchange_stats(source: Source | LiveSource) -> Mapping[str, ExchangeStats]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 
 import attrs
 
@@ -35,6 +36,40 @@ class ExchangeStats:
 
 
 @attrs.frozen
+class LogStats:
+    """A snapshot of where a `JetStreamMarket` is in its log. Totals count from the creation of the market.
+
+    Attributes:
+        connected (bool): Whether NATS sends the log now.
+        newest (int): The number of the newest entry that was read. This is also the newest ID for clients.
+        behind (int): How many newer entries NATS has.
+        lag (float | None): Seconds from the storing of the newest entry in NATS to its arrival. `None` before the first
+            one.
+        first (int): The number of the first entry from which on the store has all ticks. Clients can resume from there.
+        store_from (datetime | None): The time of the first tick from there, in whole seconds. `None` without a tick.
+        filled (int): Total earlier entries that were read.
+        filling_done (bool): Whether the store reaches as far back as it is meant to.
+        foreign (int): Total messages that were skipped because they are no valid tick or ticker of their subject.
+        lost (int): Total entries that had expired in NATS before they were read.
+        reconnects (int): Total connections to NATS that were lost and opened again.
+        error (str | None): Why the log isn't read now. `None` if it is, or if the first attempt isn't over.
+    """
+
+    connected: bool = False
+    newest: int = 0
+    behind: int = 0
+    lag: float | None = None
+    first: int = 0
+    store_from: datetime | None = None
+    filled: int = 0
+    filling_done: bool = False
+    foreign: int = 0
+    lost: int = 0
+    reconnects: int = 0
+    error: str | None = None
+
+
+@attrs.frozen
 class ServerStats:
     """A snapshot of a server's counters::
 
@@ -60,6 +95,7 @@ class ServerStats:
         calls (int): Total function calls on all connections, failed ones included. Subscribing isn't a call.
         ticks_stored (int): Ticks in the store now. Ticks in a batch that is not yet written don't count.
         exchanges (Mapping[str, ExchangeStats]): The counters of each exchange that feeds the source.
+        log (LogStats | None): Where a `JetStreamMarket` is in its log. `None` for other sources.
         store_error (str | None): Why the store can't be written now, as on a full disk. `None` if it can.
         started (bool): Whether the source has started.
         finished (bool): Whether the source has ended.
@@ -78,6 +114,7 @@ class ServerStats:
     calls: int = 0
     ticks_stored: int = 0
     exchanges: Mapping[str, ExchangeStats] = attrs.field(factory=dict)
+    log: LogStats | None = None
     store_error: str | None = None
     started: bool = False
     finished: bool = False

@@ -17,6 +17,7 @@ from ..errors import ConfigurationError
 from . import contract_table, retention, schema, tick_log
 from .contracts import ContractTicker
 from .files import Identity, access_error, identify, wal_path
+from .inserting import insert_ticks
 from .recording import Recording
 from .retention import Retention
 from .ticks import ExactTime, check_price, check_series, day_start, exact_time
@@ -40,14 +41,6 @@ class TapePart:
 #: Converts a tick to a `Row`.
 fields_of = itemgetter("pair", "date", "time", "exchange", "price")
 
-#: The numbers of ticks per INSERT statement. Each statement releases the GIL and has to reacquire it from a busy event
-#: loop, so one statement per tick would be slower by orders of magnitude.
-_INSERT_SIZES = (512, 64, 8, 1)
-_INSERTS = {
-    size: "INSERT INTO tick (pair, exchange, second, fraction, date, time, price) VALUES "
-    + ",".join(["(?,?,?,?,?,?,?)"] * size)
-    for size in _INSERT_SIZES
-}
 # Nothing in these columns needs escaping in JSON: `_column_values` and `_encode_name` ensure it.
 _JSON_FROM_TIME = """tick.time || '","exchange":"' || exchange.name || '","price":"' || tick.price"""
 _JSON_FROM_DATE = f"""tick.date || '","time":"' || {_JSON_FROM_TIME}"""
@@ -167,12 +160,7 @@ class TickStore:
                 # Before a tick that is skipped, no client can resume.
                 if len(valid) == len(rows) > 0:
                     tick_log.add_part(connection, logged + given - len(rows), self._added + 1, len(rows))
-            start = 0
-            for size in _INSERT_SIZES:
-                while len(valid) - start >= size:
-                    parameters = [value for values in valid[start : start + size] for value in values]
-                    connection.execute(_INSERTS[size], parameters)
-                    start += size
+            insert_ticks(connection, valid)
             self._added += len(valid)
             if tickers:
                 contract_table.write(connection, tickers, self._limit)
@@ -458,7 +446,7 @@ class TickStore:
         # Not in a version of their own, so that earlier releases can open the file.
         for statement in (*contract_table.SCHEMA, *tick_log.SCHEMA, *retention.SCHEMA):
             connection.execute(statement)
-        log = tick_log.open_log(connection, tick_log.Position(self.log_name, self._newest_logged))
+        log = self._open_log(connection)
         self.log_name, self._newest_logged = log.log, log.number
         if self._bounds.is_bounded:
             self._bounds.note(connection)
@@ -468,6 +456,12 @@ class TickStore:
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA cache_size = -16384")
         self._read_names(connection)
+
+    def _open_log(self, connection: sqlite3.Connection) -> tick_log.Position:
+        """Continue the log of an open store, or begin one. Returns its newest tick."""
+        if tick_log.is_shared(tick_log.last_log(connection).log):
+            raise ConfigurationError(f"the store {self._path} is that of a gateway; serve it from NATS, or use another")
+        return tick_log.open_log(connection, tick_log.Position(self.log_name, self._newest_logged))
 
     def _read_names(self, connection: sqlite3.Connection) -> None:
         """Load the names and the range of IDs, after opening or a rollback."""

@@ -15,7 +15,7 @@ from ..clock import monotonic
 from .request_log import RequestLog
 from .service import ServerState, Service
 from .settings import Settings
-from .source import exchange_stats
+from .source import as_log, exchange_stats
 from .stats import ServerStats
 
 log = logging.getLogger("finx_streamer.server")
@@ -63,7 +63,11 @@ class ServerThread:
                 target=self._run, args=(service, listener, ready), name="finx-local-server", daemon=True
             )
             self._thread.start()
-            ready.result()
+            try:
+                ready.result()
+            except Exception:
+                self._thread.join(_CALL_TIMEOUT)
+                raise
             self.service = service
             self._notify()
 
@@ -83,6 +87,7 @@ class ServerThread:
     def stats(self) -> ServerStats:
         """A snapshot of the counters."""
         service, counters = self.service, self._state.counters
+        log_source = as_log(self._settings.source)
         symbols = {} if service is None else dict(service.hub.streams_per_symbol)
         return ServerStats(
             connections=0 if service is None else len(service.hub.connections),
@@ -98,6 +103,7 @@ class ServerThread:
             calls=counters.calls,
             ticks_stored=self._state.recorder.store.count,
             exchanges=dict(exchange_stats(self._settings.source)),
+            log=None if log_source is None else log_source.log_stats,
             store_error=self._state.recorder.error,
             started=service is not None and service.started,
             finished=service is not None and service.finished,

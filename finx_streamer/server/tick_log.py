@@ -1,16 +1,18 @@
 """The log of played ticks in the store: which ID each tick was sent with. See "Resuming a stream" in docs/protocol.md.
 
 IDs are consecutive, and so are the rows of a batch. So a log needs one entry for all batches in a row, and no column.
+In a log that several servers share, IDs have holes, and each tick is in the row of the same ID.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 import sqlite3
 from array import array
 from collections import OrderedDict
-from itertools import chain
+from itertools import chain, pairwise
 
 import attrs
 
@@ -24,6 +26,8 @@ SCHEMA = (
 _KEPT_LOGS = 1_000
 #: How many rows a block has, how many blocks are kept, and the most that one call reads from the database.
 _BLOCK, _KEPT_BLOCKS, _MOST_UNREAD = 4_096, 64, 16
+#: How the names of shared logs begin.
+_SHARED = "js"
 _POSITION = re.compile(r"([0-9A-Za-z_-]{1,64}):([0-9]{1,18})", re.ASCII)
 
 
@@ -58,15 +62,35 @@ def open_log(connection: sqlite3.Connection, current: Position) -> Position:
     If another process had the file, it may have sent ticks that it never stored. Their IDs will be assigned again, so
     the log gets another name. The current one was written by us, and only the file was closed in between.
     """
-    known = connection.execute("SELECT number, name, newest FROM log ORDER BY number DESC LIMIT 1").fetchone()
-    number, name, newest = known or (0, "", 0)
+    last = last_log(connection)
     # An old copy of the file may lack the newest ticks.
-    if known is not None and name == current.log and newest <= current.number:
+    if last.log and last.log == current.log and last.number <= current.number:
         return current
-    opened = Position(secrets.token_hex(8), newest)
-    connection.execute("INSERT INTO log VALUES (?, ?, ?)", (number + 1, opened.log, newest))
-    connection.execute("DELETE FROM log WHERE number <= ?", (number + 1 - _KEPT_LOGS,))
-    return opened
+    return begin_log(connection, Position(secrets.token_hex(8), last.number))
+
+
+def last_log(connection: sqlite3.Connection) -> Position:
+    """Return the newest tick of the last log. The name is empty if there was none."""
+    found = connection.execute("SELECT name, newest FROM log ORDER BY number DESC LIMIT 1").fetchone()
+    return Position(*(found or ("", 0)))
+
+
+def begin_log(connection: sqlite3.Connection, begun: Position) -> Position:
+    """Begin a log after a number, and return that."""
+    (number,) = connection.execute("SELECT coalesce(max(number), 0) + 1 FROM log").fetchone()
+    connection.execute("INSERT INTO log VALUES (?, ?, ?)", (number, begun.log, begun.number))
+    connection.execute("DELETE FROM log WHERE number <= ?", (number - _KEPT_LOGS,))
+    return begun
+
+
+def shared_name(text: str) -> str:
+    """The name of a log that is not this server's own. The text identifies it everywhere."""
+    return f"{_SHARED}{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
+
+
+def is_shared(name: str) -> bool:
+    """Whether a log is not a server's own one, whose name is a hexadecimal number."""
+    return name.startswith(_SHARED)
 
 
 def note_newest(connection: sqlite3.Connection, newest: int) -> None:
@@ -83,6 +107,33 @@ def add_part(connection: sqlite3.Connection, first: int, row: int, count: int) -
     ).rowcount
     if not extended:
         connection.execute("INSERT INTO log_part VALUES (?, ?, ?)", (first, row, count))
+
+
+def add_span(connection: sqlite3.Connection, first: int, last: int) -> None:
+    """Note that a shared log's ticks with these IDs are in the rows of the same IDs. What adjoins becomes one part."""
+    begin, end = connection.execute(
+        "SELECT min(first), max(first + count - 1) FROM log_part WHERE first <= ? AND first + count >= ?",
+        (last + 1, first),
+    ).fetchone()
+    if begin is not None:
+        first, last = min(begin, first), max(end, last)
+    connection.execute("DELETE FROM log_part WHERE first BETWEEN ? AND ?", (first, last))
+    connection.execute("INSERT INTO log_part VALUES (?, ?, ?)", (first, first, last - first + 1))
+
+
+def hole_below(connection: sqlite3.Connection, newest: int) -> tuple[int, int]:
+    """Return the first and last ID of what is missing below the part that ends at `newest`; from 1, without another."""
+    last = _oldest(connection, newest)
+    (end,) = connection.execute(
+        "SELECT coalesce(max(first + count - 1), 0) FROM log_part WHERE first <= ?", (last,)
+    ).fetchone()
+    return end + 1, last
+
+
+def holes(connection: sqlite3.Connection) -> list[tuple[int, int]]:
+    """Return the first and last ID of what is missing between parts."""
+    parts = connection.execute("SELECT first, first + count - 1 FROM log_part ORDER BY first").fetchall()
+    return [(end + 1, first - 1) for (_, end), (first, _) in pairwise(parts)]
 
 
 def remove_rows(connection: sqlite3.Connection, last_row: int) -> None:
@@ -148,6 +199,11 @@ class RowFinder:
         """Forget everything, because the database is another one."""
         self._blocks.clear()
 
+    def forget(self, first: int, last: int) -> None:
+        """Forget some rows, because others come in between."""
+        for number in range(first // _BLOCK, last // _BLOCK + 1):
+            self._blocks.pop(number, None)
+
     def find(self, connection: sqlite3.Connection, pair: int, begin: int, end: int) -> tuple[list[int], int]:
         """Return the rows of a pair from `begin` on, and the last row that was looked at, at most `end`."""
         unread = [number for number in range(begin // _BLOCK, end // _BLOCK + 1) if number not in self._blocks]
@@ -161,15 +217,15 @@ class RowFinder:
         block, read = self._blocks.get(number, ({}, number * _BLOCK - 1))
         end = min(end, (number + 1) * _BLOCK - 1)
         if read < end:
-            # A single row, because each one releases the GIL, and has to reacquire it from a busy event loop. There are
-            # no gaps in the row IDs.
-            first, pairs = connection.execute(
-                "SELECT min(id), group_concat(pair) FROM "
+            # A single row, because each one releases the GIL, and has to reacquire it from a busy event loop.
+            rows, pairs = connection.execute(
+                "SELECT group_concat(id), group_concat(pair) FROM "
                 "(SELECT id, pair FROM tick WHERE id BETWEEN ? AND ? ORDER BY id)",
                 (read + 1, end),
             ).fetchone()
-            for row, each in enumerate(map(int, pairs.split(",")), first):
-                block.setdefault(each, array("q")).append(row)
+            if rows is not None:
+                for row, each in zip(map(int, rows.split(",")), map(int, pairs.split(",")), strict=True):
+                    block.setdefault(each, array("q")).append(row)
             self._blocks[number] = block, end
             if len(self._blocks) > _KEPT_BLOCKS:
                 self._blocks.popitem(last=False)

@@ -1,0 +1,472 @@
+"""`JetStreamMarket`: the ticks of a NATS JetStream stream, which publishers fill and any number of gateways serve."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import math
+import random
+import re
+import time
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, cast
+
+import attrs
+
+from ..config.symbols import Pair
+from ..errors import ConfigurationError, ConnectionFailed, FinxStreamerError
+from .contracts import ContractTicker, Played, parse_instrument, parse_ticker
+from .log_store import Span
+from .outlets import LogOutlet, Numbered
+from .source import Outlet
+from .stats import LogStats
+from .tick_log import shared_name
+from .ticks import Tick, check_series, exact_time, parse_tick
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+    from nats.js.api import StreamInfo
+
+    from ..jetstream.reader import Entry, LogReader
+    from ..jetstream.settings import Nats
+
+log = logging.getLogger("finx_streamer.server.jetstream")
+
+#: Seconds. The wait before a reconnect is random up to a limit that doubles with each attempt.
+_FIRST_WAIT, _LONGEST_WAIT, _STABLE = 0.25, 5.0, 10.0
+_WARN_EVERY = 60.0
+#: How many entries to read back at a time, and to store at a time, so that other work gets a turn.
+_CHUNK, _PIECE = 16_384, 1_024
+#: Filling waits while so many live entries do.
+_MOST_BEHIND = 1_000
+#: Seconds between two looks for something to fill, and while filling waits.
+_LOOK_EVERY, _PAUSE = 2.0, 0.05
+#: Seconds for NATS to find all acknowledged entries again, after it was started.
+_CATCH_UP = 10.0
+#: Seconds between two looks for contracts that have expired.
+_LIST_EVERY = 60.0
+#: A tick as publishers write it. Anything else takes the thorough way.
+_TICK = re.compile(
+    r'\{"pair":"([^"\\]+)","date":"([0-9-]{10})","time":"([0-9:.]{8,30}Z?)","exchange":"([^"\\]+)",'
+    r'"price":"(-?[0-9]+(?:\.[0-9]+)?)"\}'
+)
+
+
+@attrs.define(slots=False, eq=False, repr=False, str=False)
+class _LogEnded(FinxStreamerError):
+    """The log isn't the one that was served, or has lost entries: clients' positions mean something else now."""
+
+    reason: str
+
+    def _text(self) -> str:
+        return self.reason
+
+
+class JetStreamMarket:
+    """The ticks and Greeks that publishers have put into a NATS JetStream stream. Needs the extra `jetstream`::
+
+        from finx_streamer.server import JetStreamMarket, LocalServer
+
+        with LocalServer(JetStreamMarket("nats://127.0.0.1"), port=8765) as server:
+            print(server.stats.log)
+
+    Any number of servers, the gateways, can serve a stream. The ID of a tick is its sequence number in the stream, so a
+    client can resume on any gateway what it began on another one.
+
+    Live ticks are sent from the start on. Meanwhile, the store is filled backwards: from the newest entry to `since`,
+    to the stream's first entry, or to the store's limits, whichever comes first. Functions are answered from the store,
+    and clients can resume from where it begins. `LocalServer.stats.log` says how far it is.
+
+    While NATS can't be reached, clients stay connected and get a notice, and the market connects again. Entries that
+    expire in NATS meanwhile are reported as lost.
+
+    Args:
+        url (str | Iterable[str] | Nats): One or more URLs of a NATS server or cluster, such as `nats://10.0.0.1`, or a
+            `Nats`, which says how to log in.
+        stream (str): The name of the stream.
+        pairs (Iterable[str] | None): The pairs to serve. `None` is all that are in the stream or appear in it.
+        since (timedelta | datetime): From when on to fill the store: an aware datetime, or a time before now.
+
+    Raises:
+        ConfigurationError: An argument is malformed, or a file for logging in can't be read.
+        ImportError: The extra isn't installed.
+    """
+
+    def __init__(
+        self,
+        url: str | Iterable[str] | Nats,
+        stream: str = "FINX",
+        *,
+        pairs: Iterable[str] | None = None,
+        since: timedelta | datetime = timedelta(hours=1),
+    ) -> None:
+        from ..jetstream.settings import Nats
+        from ..jetstream.subjects import parse_subject
+
+        self._nats = Nats.of(url)
+        self._parse_subject = parse_subject
+        self._stream = stream
+        if not isinstance(stream, str) or not re.fullmatch(r"[^\s.*>/\\]{1,255}", stream):
+            raise ConfigurationError(f"stream is {stream!r}; expected the name of a JetStream stream, such as FINX")
+        if isinstance(pairs, str):
+            raise ConfigurationError(f"pairs is {pairs!r}; expected a list of pairs, or None for all")
+        self._wanted = None if pairs is None else frozenset(str(Pair.parse(each)) for each in pairs)
+        if not isinstance(since, timedelta | datetime) or (isinstance(since, datetime) and since.tzinfo is None):
+            raise ConfigurationError(f"since is {since!r}; expected a timedelta or an aware datetime")
+        self._since = since
+        self._pairs = self._wanted or frozenset()
+        self._contracts: frozenset[str] = frozenset()
+        self._contracts_until = 0.0
+        self._ready = False
+        self._stats = LogStats()
+        #: Entries to skip don't make a log line each.
+        self._warned = -math.inf
+        self._outlet: LogOutlet
+        self._name = ""
+        #: The stream's first entry, and the one below which nothing is filled.
+        self._expired_to = self._bottom = 1
+
+    @property
+    def pairs(self) -> frozenset[str]:
+        """The pairs that clients can subscribe to: those in the stream and in the store, or those that were given."""
+        return self._pairs
+
+    @property
+    def contracts(self) -> frozenset[str]:
+        """The contracts that have tickers in the stream, and haven't expired."""
+        now = time.time()
+        if now >= self._contracts_until:
+            self._contracts_until = now + _LIST_EVERY
+            self._contracts = frozenset(name for name in self._contracts if not _is_expired(name, now))
+        return self._contracts
+
+    @property
+    def ready(self) -> bool:
+        """Whether the pairs are known."""
+        return self._ready
+
+    @property
+    def log_stats(self) -> LogStats:
+        """Where the market is in its log."""
+        return self._stats
+
+    def expects(self, number: int) -> bool:
+        """Whether the store will soon be able to resume after a number, but may not be now."""
+        stats = self._stats
+        return number > stats.newest or (not stats.filling_done and self._expired_to - 1 <= number < stats.first - 1)
+
+    async def run(self, outlet: Outlet) -> None:
+        """Send the ticks until the task is cancelled. See `LiveSource.run`.
+
+        Args:
+            outlet (Outlet): Where to send them.
+
+        Raises:
+            ConfigurationError: The stream can't be served, or no longer.
+        """
+        self._outlet = cast(LogOutlet, outlet)
+        self._ready, self._name, self._bottom = False, "", 1
+        self._set(connected=False, filling_done=False, error=None)
+        known = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        reader = loop.create_task(self._stay_connected(known))
+        tasks = [reader, loop.create_task(self._keep_filling(known))]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            await reader
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            self._ready = False
+            self._set(connected=False)
+
+    # Live entries.
+
+    async def _stay_connected(self, known: asyncio.Event) -> None:
+        from ..jetstream.connection import connected, translate
+
+        loop, attempt = asyncio.get_running_loop(), 0
+        while True:
+            began = loop.time()
+            try:
+                async with connected(self._nats, "finx-streamer gateway") as client:
+                    await self._join(client)
+                    known.set()
+                    await self._read(client)
+            except _LogEnded:
+                raise
+            except FinxStreamerError as error:
+                if not self._ready and (not isinstance(error, ConnectionFailed) or error.permanent):
+                    raise
+                self._on_lost(_reason_of(error))
+            except (OSError, EOFError, TimeoutError) as error:
+                self._on_lost(_reason_of(translate(error)))
+            attempt = 0 if loop.time() - began >= _STABLE else attempt + 1
+            await asyncio.sleep(random.uniform(0.05, min(_FIRST_WAIT * 2**attempt, _LONGEST_WAIT)))
+
+    async def _join(self, client: Client) -> None:
+        """Find the stream. Continue in it, or report what is missing."""
+        info = await self._find_stream(client)
+        name = _name_of(info)
+        if not self._name:
+            found = await self._outlet.follow(name, info.state.last_seq)
+            self._name = name
+            self._set(newest=info.state.last_seq, first=info.state.last_seq + 1)
+            await self._list_symbols(client, found)
+        elif name != self._name:
+            raise _LogEnded(
+                f"the JetStream stream {self._stream} was deleted and created again; start again with an empty store"
+            )
+        elif info.state.last_seq < self._stats.newest:
+            raise _LogEnded(
+                f"the JetStream stream {self._stream} ends at {info.state.last_seq:,}, but was read up to "
+                f"{self._stats.newest:,}: NATS has lost entries, or was restored; start again with an empty store"
+            )
+        self._expired_to = info.state.first_seq
+        if info.state.first_seq > self._stats.newest + 1:
+            self._report_expired(info.state.first_seq - 1)
+
+    async def _find_stream(self, client: Client) -> StreamInfo:
+        from ..jetstream.connection import find_stream
+
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _CATCH_UP
+        while True:
+            info = await find_stream(client, self._stream)
+            if not self._ready or loop.time() >= deadline:
+                break
+            if info is not None and (info.state.last_seq >= self._stats.newest or _name_of(info) != self._name):
+                break
+            # A node that was just started may not have found or applied everything yet.
+            await asyncio.sleep(0.5)
+        if info is not None:
+            return info
+        if self._ready:
+            raise _LogEnded(f"the JetStream stream {self._stream} was deleted; start again with an empty store")
+        raise ConfigurationError(
+            f"NATS at {self._nats} has no JetStream stream {self._stream}; start a publisher, which creates it"
+        )
+
+    async def _list_symbols(self, client: Client, stored: frozenset[str]) -> None:
+        """Find out which pairs and contracts are in the stream."""
+        from ..jetstream.connection import list_subjects
+        from ..jetstream.subjects import GREEKS, TICKS
+
+        found: dict[str, set[str]] = {"ticks": set(), "greeks": set()}
+        for subjects in (TICKS, GREEKS):
+            for name in await list_subjects(client, self._stream, subjects):
+                if (subject := self._parse_subject(name)) is not None:
+                    found[subject.kind].add(subject.symbol)
+        if self._wanted is None:
+            self._pairs = stored | frozenset(filter(_is_pair, found["ticks"]))
+        now = time.time()
+        self._contracts = frozenset(name for name in found["greeks"] if not _is_expired(name, now))
+        self._ready = True
+
+    async def _read(self, client: Client) -> None:
+        from ..jetstream.reader import reading
+
+        async with reading(client, self._stream, "", after=self._stats.newest) as reader:
+            self._on_connected()
+            while True:
+                entries = await reader.read()
+                for start in range(0, len(entries), _PIECE):
+                    await self._publish(entries[start : start + _PIECE], reader)
+
+    async def _publish(self, entries: Sequence[Entry], reader: LogReader) -> None:
+        played = [(entry.number, each) for entry in entries if (each := self._parse(entry)) is not None]
+        self._note_symbols(played)
+        newest = entries[-1]
+        await self._outlet.publish_numbered(played, newest.number)
+        self._set(newest=newest.number, behind=reader.pending, lag=time.time() - newest.stored_ns / 1e9)
+
+    def _note_symbols(self, played: Sequence[Numbered]) -> None:
+        """Add the pairs and contracts that are new."""
+        pairs, contracts = self._pairs, self._contracts
+        for _, each in played:
+            if type(each) is ContractTicker:
+                if each.instrument.name not in contracts and not _is_expired(each.instrument.name, time.time()):
+                    contracts |= {each.instrument.name}
+            elif each["pair"] not in pairs:
+                pairs |= {each["pair"]}
+        self._pairs, self._contracts = pairs, contracts
+
+    def _parse(self, entry: Entry) -> Played | None:
+        """Return what an entry says. None if it isn't wanted, or is foreign."""
+        subject = self._parse_subject(entry.subject)
+        try:
+            if subject is None:
+                raise ValueError("an unknown subject")
+            if subject.kind == "greeks":
+                ticker = parse_ticker(json.loads(entry.payload))
+                if ticker.instrument.name != subject.symbol:
+                    raise ValueError("another contract's ticker")
+                return ticker
+            tick = _parse_tick(entry.payload)
+            if tick["pair"] != subject.symbol or tick["exchange"] != subject.exchange:
+                raise ValueError("another subject's tick")
+        except (ValueError, RecursionError, AttributeError) as error:
+            self._skip_foreign(entry, error)
+            return None
+        return tick if self._wanted is None or tick["pair"] in self._wanted else None
+
+    def _skip_foreign(self, entry: Entry, error: Exception) -> None:
+        self._set(foreign=self._stats.foreign + 1)
+        now = time.monotonic()
+        if now >= self._warned:
+            self._warned = now + _WARN_EVERY
+            # Without the payload, which may be anything.
+            log.warning(
+                "%s: entry %d isn't a tick or ticker of its subject (%s); skipped, %d so far",
+                self._stream,
+                entry.number,
+                type(error).__name__,
+                self._stats.foreign,
+            )
+
+    def _on_connected(self) -> None:
+        was_away = self._stats.error is not None
+        reconnects = self._stats.reconnects + was_away
+        self._set(connected=True, error=None, reconnects=reconnects)
+        if was_away:
+            log.info("%s: back", self._stream)
+            self._notify("log back")
+        self._outlet.notify((), {})
+
+    def _on_lost(self, reason: str) -> None:
+        is_news = self._stats.error is None
+        self._set(connected=False, error=reason)
+        if is_news:
+            log.warning("%s: away: %s", self._stream, reason)
+            self._notify("log away")
+
+    def _report_expired(self, until: int) -> None:
+        missing = until - self._stats.newest
+        log.error("%s: %d entries expired in NATS before they were read", self._stream, missing)
+        self._notify("log expired", missing=missing)
+        self._set(lost=self._stats.lost + missing, newest=until, first=until + 1)
+        self._outlet.skip(until, "entries of the log expired")
+
+    def _notify(self, notice: str, **more: Any) -> None:
+        self._outlet.notify(self._pairs, {"notice": notice, "source": self._stream, **more})
+
+    def _set(self, **changes: Any) -> None:
+        self._stats = attrs.evolve(self._stats, **changes)
+
+    # Earlier entries.
+
+    async def _keep_filling(self, known: asyncio.Event) -> None:
+        """Fill the store, and look again from time to time: a store that failed for a while has holes."""
+        from ..jetstream.connection import connected
+
+        await known.wait()
+        while True:
+            try:
+                if (hole := await self._find_hole()) is not None:
+                    self._set(filling_done=False)
+                    async with connected(self._nats, "finx-streamer gateway, filling") as client:
+                        while hole is not None:
+                            await self._fill(client, *hole)
+                            hole = await self._find_hole()
+                await self._note_beginning(filling_done=True)
+            except (FinxStreamerError, OSError, TimeoutError) as error:
+                log.info("%s: filling the store: %s", self._stream, _reason_of(error))
+            except Exception:
+                log.exception("%s: filling the store: unexpected error; trying again", self._stream)
+            await asyncio.sleep(_LOOK_EVERY)
+
+    async def _find_hole(self) -> tuple[Span, bool] | None:
+        """The entries to fill next, and whether the store has those before them; None if it's full enough."""
+        hole = await self._outlet.hole()
+        if hole is None:
+            return None
+        bottom = max(hole.first, self._expired_to, self._bottom)
+        return (Span(bottom, hole.last), bottom == hole.first > 1) if bottom <= hole.last else None
+
+    async def _fill(self, client: Client, hole: Span, joins: bool) -> None:
+        """Read the newest entries of a hole, and store them. One that `joins` earlier ticks is filled in any case."""
+        while self._stats.behind > _MOST_BEHIND:
+            await asyncio.sleep(_PAUSE)
+        first = max(hole.first, hole.last - _CHUNK + 1)
+        entries = await self._read_back(client, Span(first, hole.last))
+        # What expired meanwhile can't be told from what never was.
+        self._expired_to = max(self._expired_to, (await self._find_stream(client)).state.first_seq)
+        first = max(first, self._expired_to)
+        if not joins:
+            since = self._since_ns()
+            old = [entry.number for entry in entries if entry.stored_ns < since]
+            if old:
+                first = self._bottom = old[-1] + 1
+        last = hole.last
+        while last >= first:
+            piece = Span(max(first, last - _PIECE + 1), last)
+            if not await self._store_piece(piece, entries):
+                self._bottom = piece.last + 1
+                break
+            last = piece.first - 1
+        await self._note_beginning()
+
+    async def _read_back(self, client: Client, span: Span) -> list[Entry]:
+        from ..jetstream.reader import reading
+
+        found: list[Entry] = []
+        async with reading(client, self._stream, "", after=span.first - 1) as reader:
+            while reader.has_more and (not found or found[-1].number < span.last):
+                found += await reader.read()
+        return [entry for entry in found if span.first <= entry.number <= span.last]
+
+    async def _store_piece(self, span: Span, entries: Sequence[Entry]) -> bool:
+        """Store some of the entries. Returns whether there is room for more."""
+        some = [entry for entry in entries if span.first <= entry.number <= span.last]
+        stored_ns = some[-1].stored_ns if some else time.time_ns()
+        played = [(entry.number, each) for entry in some if (each := self._parse(entry)) is not None]
+        self._set(filled=self._stats.filled + len(some))
+        return await self._outlet.fill(played, span, stored_ns / 1e9)
+
+    async def _note_beginning(self, **changes: Any) -> None:
+        first, store_from = await self._outlet.beginning()
+        self._set(first=first, store_from=store_from, **changes)
+        self._outlet.notify((), {})
+
+    def _since_ns(self) -> int:
+        since = datetime.now(UTC) - self._since if isinstance(self._since, timedelta) else self._since
+        return int(since.timestamp() * 1e9)
+
+
+def _reason_of(error: Exception) -> str:
+    return error.reason if isinstance(error, ConnectionFailed) else str(error)
+
+
+def _name_of(info: StreamInfo) -> str:
+    """The name of the log: the same on every gateway, and another one after the stream was created again."""
+    return shared_name(f"{info.config.name} {info.created}")
+
+
+def _parse_tick(payload: bytes) -> Tick:
+    text = payload.decode()
+    found = _TICK.fullmatch(text)
+    if found is None:
+        return parse_tick(json.loads(text))
+    pair, day, moment, exchange, price = found.groups()
+    check_series(pair, exchange)
+    exact_time(day, moment)
+    return Tick(pair=pair, date=day, time=moment, exchange=exchange, price=price)
+
+
+def _is_pair(name: str) -> bool:
+    with contextlib.suppress(ConfigurationError):
+        return str(Pair.parse(name)) == name
+    return False
+
+
+def _is_expired(contract: str, now: float) -> bool:
+    """Whether a contract has expired, or isn't one."""
+    try:
+        expiry = parse_instrument(contract).expiry
+    except ConfigurationError:
+        return True
+    return expiry is not None and expiry <= now
