@@ -68,11 +68,6 @@ class LogReader:
         """Whether an entry has arrived."""
         return self._delivered > 0
 
-    @property
-    def has_more(self) -> bool:
-        """Whether NATS had further entries when it last sent something."""
-        return bool(self._entries) or self.pending > 0
-
     async def read(self) -> list[Entry]:
         """Wait until there are entries, and return all that have arrived.
 

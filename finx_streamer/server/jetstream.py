@@ -415,8 +415,10 @@ class JetStreamMarket:
 
         found: list[Entry] = []
         async with reading(client, self._stream, "", after=span.first - 1) as reader:
-            while reader.has_more and (not found or found[-1].number < span.last):
-                found += await reader.read()
+            async for entry in reader.read_present():
+                found.append(entry)
+                if entry.number >= span.last:
+                    break
         return [entry for entry in found if span.first <= entry.number <= span.last]
 
     async def _store_piece(self, span: Span, entries: Sequence[Entry]) -> bool:

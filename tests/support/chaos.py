@@ -44,6 +44,8 @@ _PATIENCE = 180.0
 _CALM = 40.0
 #: How long something is killed, and stopped.
 _KILLED, _STOPPED = (0.0, 6.0), (1.0, 15.0)
+#: A line in the logs of commands.
+_LAUNCHED = "--- launched\n"
 #: What trouble befalls, and how often. With two nodes of three, the cluster can't store anything.
 _TROUBLE = {"a publisher": 6, "both publishers": 2, "a gateway": 6, "a node": 6, "two nodes": 1}
 
@@ -223,23 +225,27 @@ class Command:
 
     def __init__(self, folder: Path, name: str, *arguments: str) -> None:
         self.name, self._log = name, folder / f"{name}.log"
-        self._command = [sys.executable, "-m", "finx_streamer", *arguments]
+        self.arguments = [*arguments]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    @property
-    def log(self) -> str:
-        """What it printed in all its lives."""
-        return self._log.read_text(errors="replace")
+    def lives(self) -> list[str]:
+        """What it printed in each of its lives."""
+        return self._log.read_text(errors="replace").split(_LAUNCHED)
 
     def launch(self) -> None:
         with open(self._log, "ab") as log:
-            environment = program_environment(FINX_API_KEY="demo")
+            log.write(_LAUNCHED.encode())
+            log.flush()
             self._process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+                [sys.executable, "-m", "finx_streamer", *self.arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=program_environment(FINX_API_KEY="demo"),
             )
 
     def kill(self) -> None:
@@ -323,7 +329,7 @@ class Outcome:
     trouble: Counter[str]
     ended: Counter[str]
     #: How many ticks the publishers reported as lost.
-    reported: int
+    reported: float
     verdicts: list[Verdict]
 
     def mistakes(self) -> list[str]:
@@ -332,7 +338,7 @@ class Outcome:
         for each in self.verdicts:
             silent = len(each.lost) - max(each.in_gaps, self.reported)
             if silent > 0:
-                found.append(f"{each.name}: {silent} ticks lost without a report, such as {each.lost[:10]}")
+                found.append(f"{each.name}: {silent:,.0f} ticks lost without a report, such as {each.lost[:10]}")
             if each.doubled:
                 found.append(f"{each.name}: {len(each.doubled)} ticks doubled, such as {each.doubled[:10]}")
             if each.changed:
@@ -356,7 +362,7 @@ class Outcome:
         about = [
             f"seed {self.seed}, {self.rate:,.0f} ticks/s, {self.seconds:,.0f} seconds: {self.sent:,} ticks sent",
             "trouble: " + ", ".join(f"{count} x {name}" for name, count in sorted(self.trouble.items())),
-            f"reported as lost by publishers: {self.reported:,}",
+            f"reported as lost by publishers: {self.reported:,.0f}",
             "errors reported to listeners: " + str(dict(sum((each.errors for each in self.verdicts), Counter()))),
             "",
             "| | " + " | ".join(f"listener {number}" for number, _ in enumerate(self.verdicts, start=1)) + " |",
@@ -375,13 +381,15 @@ def chaos(
     with ExitStack() as ending:
         cluster = ending.enter_context(NatsCluster(folder / "nats"))
         server = ending.enter_context(LocalServer(market, keys={"demo"}, store=folder / "source.db"))
-        publishing = ["publish", *sorted(market.pairs), "--to", cluster.url, "--endpoint", server.url]
+        publishing = ["publish", *sorted(market.pairs), "--to", cluster.url, "--endpoint", server.url, "--replicas=3"]
         publishers = [Command(folder, f"publisher{number}", *publishing) for number in (1, 2)]
         ports = [lasting_port() for _ in range(3)]
         gateways = [
             Command(folder, f"gateway{number}", "serve", "--from", cluster.url, "--port", str(port))
             for number, port in enumerate(ports, start=1)
         ]
+        # The others keep ticks in memory.
+        gateways[0].arguments += ["--store", str(folder / "gateway.db")]
         for command in publishers + gateways:
             ending.callback(command.kill)
         for command in publishers:
@@ -422,11 +430,15 @@ def chaos(
     return Outcome(seed, rate, seconds, len(market.sent), trouble.counts, trouble.ended, reported, verdicts)
 
 
-def lost_ticks(publisher: Command) -> int:
-    """How many ticks a publisher reported as lost."""
-    return sum(
-        int(number.replace(",", "")) for number in re.findall(r"([\d,]+) ticks? (?:was|were) lost", publisher.log)
-    )
+def lost_ticks(publisher: Command) -> float:
+    """How many ticks a publisher reported as lost. Infinite if it was killed before it knew how many."""
+    lost = 0.0
+    for life in publisher.lives():
+        numbers = re.findall(r"([\d,]+) ticks (?:were lost|weren't acknowledged)", life)
+        lost += sum(int(number.replace(",", "")) for number in numbers) + life.count(" is lost: ")
+        if life.rfind("from now on, ticks are lost") > life.rfind("ticks were lost"):
+            lost = float("inf")
+    return lost
 
 
 def wait_until_complete(market: Market, witnesses: Sequence[Witness], calm: float = _CALM) -> None:
