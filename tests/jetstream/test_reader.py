@@ -1,0 +1,87 @@
+"""Reading the log up to its present end, which the stream's leader knows: other nodes may lag behind."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+pytest.importorskip("nats", reason='needs the extra: pip install "finx-streamer[jetstream]"')
+
+from nats.aio.client import Client
+
+from finx_streamer import ConnectionFailed
+from finx_streamer.jetstream import reader
+from finx_streamer.jetstream.logged import Logged
+from finx_streamer.jetstream.message import Message
+from finx_streamer.jetstream.reader import reading
+from tests.support.nats import NatsServer
+from tests.support.publishing import ask
+
+
+def read(server: NatsServer, question: Callable[[Client], Awaitable[Any]]) -> Any:
+    """The result of a coroutine that gets a connection, and a stream S with the subjects a, b and c."""
+
+    async def prepared(client: Client) -> Any:
+        jetstream = client.jetstream()
+        await jetstream.add_stream(name="S", subjects=["a", "b", "c"])
+        for number in range(4):
+            await jetstream.publish("ab"[number % 2], b"", headers={"Nats-Msg-Id": f"{number}"})
+        return await question(client)
+
+    return ask(server.url, prepared)
+
+
+async def numbers(client: Client, stream: str, subjects: str, **start: Any) -> list[int]:
+    async with reading(client, stream, subjects, **start) as log:
+        return [entry.number async for entry in log.read_present()]
+
+
+@pytest.mark.parametrize(
+    ("subjects", "start", "expected"),
+    [
+        ("", {}, [1, 2, 3, 4]),
+        ("b", {}, [2, 4]),
+        ("", {"after": 2}, [3, 4]),
+        ("a", {"after": 3}, []),
+        ("c", {}, []),
+        ("", {"since": datetime.now(UTC) - timedelta(days=1)}, [1, 2, 3, 4]),
+        ("", {"since": datetime.now(UTC) + timedelta(days=1)}, []),
+    ],
+)
+def test_it_reads_up_to_the_end(
+    nats_server: NatsServer, subjects: str, start: dict[str, Any], expected: list[int]
+) -> None:
+    assert read(nats_server, lambda client: numbers(client, "S", subjects, **start)) == expected
+
+
+def test_a_node_that_lags_behind_is_noticed(nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shorter log stands for that of such a node. The end is that of the longer one."""
+    monkeypatch.setattr(reader, "_SILENCE", 1.5)
+
+    async def look(client: Client) -> None:
+        await client.jetstream().add_stream(name="OLD", subjects=["old"])
+        await client.jetstream().publish("old", b"")
+        async with reading(client, "OLD", "") as log:
+            log._stream = "S"
+            async for entry in log.read_present():
+                assert entry.number == 1
+
+    with pytest.raises(ConnectionFailed, match="lags behind"):
+        read(nats_server, look)
+
+
+@pytest.mark.parametrize(("valid", "found"), [(60.0, {"1"}), (0.0, {"1", "new"})])
+def test_a_look_at_the_log_stays_good_for_a_while(nats_server: NatsServer, valid: float, found: set[str]) -> None:
+    def message(name: str) -> Message:
+        return Message("b", b"", name, "MINE", f"{datetime.now(UTC).replace(tzinfo=None).isoformat()}", 0, "b")
+
+    async def look(client: Client) -> set[str]:
+        logged = Logged(client, "S", valid)
+        assert await logged.find([message("1"), message("new")]) == {"1"}
+        await client.jetstream().publish("b", b"", headers={"Nats-Msg-Id": "new"})
+        return await logged.find([message("1"), message("new")])
+
+    assert read(nats_server, look) == found
