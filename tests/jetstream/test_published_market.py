@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from datetime import timedelta
+from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -43,20 +42,14 @@ def subscribers(exchanges: LoopbackExchanges, name: str) -> list[Any]:
     return [each for each in exchanges[name].connections if PAIR in each.subscriptions]
 
 
-def missing(exchanges: LoopbackExchanges, made: dict[str, Sequence[Trade]], log: list[dict[str, str]]) -> list[Any]:
+def missing(exchanges: LoopbackExchanges, made: dict[str, list[Trade]], log: list[dict[str, str]]) -> list[Trade]:
     """The trades that aren't in the log exactly once."""
-    prices = Counter((tick["exchange"], tick["price"]) for tick in log)
-    ticks = {(tick["exchange"], tick["price"]): tick for tick in log}
-    return [
-        (name, trade)
-        for name, trades in made.items()
-        for trade in trades
-        if not any(
-            exchanges[name].is_tick_of(trade, tick) and prices[key] == 1
-            for key, tick in ticks.items()
-            if key[0] == name
-        )
-    ]
+    timed = [{**tick, "timestamp": datetime.fromisoformat(f"{tick['date']}T{tick['time']}")} for tick in log]
+
+    def count(name: str, trade: Trade) -> int:
+        return sum(tick["exchange"] == name and exchanges[name].is_tick_of(trade, tick) for tick in timed)
+
+    return [trade for name, trades in made.items() for trade in trades if count(name, trade) != 1]
 
 
 def test_two_servers_publish_each_trade_once(nats_server: NatsServer, exchanges: LoopbackExchanges) -> None:
