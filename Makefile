@@ -90,7 +90,7 @@ docs-pictures: $(VENV)/.installed-browser docs ## draw every page at two widths 
 	$(BIN)/python -m tests.support.screenshots $(ARGS)
 
 .PHONY: bench
-bench: $(VENV)/.installed-bench ## compare with other clients, 40 minutes; a part of it: make bench ARGS="burst latency --rounds 9"
+bench: $(VENV)/.installed-bench $(VENV)/.nats ## compare with other clients, 40 minutes; a part of it: make bench ARGS="burst latency --rounds 9"
 	$(BIN)/python tests/benchmarks/run.py $(ARGS)
 
 .PHONY: soak

@@ -27,30 +27,39 @@ class _Known:
         self.since = since
         self.ids: set[str | None] = set()
         self.number = 0
-        self.used_at = 0.0
+        self.read_at = self.used_at = float("-inf")
 
     async def read_on(self, client: Client, stream: str, subjects: str) -> None:
         """Read what has been added."""
+        began = monotonic()
         last = await find_last(client, stream, subjects)
         if last is None or last.number <= self.number or last.stored_ns < self.since.timestamp() * 1e9:
+            self.read_at = began
             return
         since = None if self.number else self.since
         async with reading(client, stream, subjects, after=self.number, since=since) as reader:
             async for entry in reader.read_until(last.number):
                 self.number = entry.number
                 self.ids.add(entry.message_id)
+        self.read_at = began
 
 
 class Logged:
-    """What is in the log. Used on one connection."""
+    """What is in the log. Used on one connection.
 
-    def __init__(self, client: Client, stream: str) -> None:
-        self._client, self._stream = client, stream
+    Args:
+        client: The connection.
+        stream: The stream.
+        valid: For how many seconds a look at the log is good enough. NATS must remember newer IDs for longer.
+    """
+
+    def __init__(self, client: Client, stream: str, valid: float) -> None:
+        self._client, self._stream, self._valid = client, stream, valid
         self._known: dict[str, _Known] = {}
         self._limit = asyncio.Semaphore(_AT_ONCE)
 
     async def find(self, messages: Iterable[Message]) -> set[str]:
-        """Return the IDs of those messages that are in the log now.
+        """Return the IDs of those messages that are in the log, unless NATS still remembers them.
 
         Raises:
             FinxStreamerError: The log can't be read now.
@@ -70,8 +79,9 @@ class Logged:
         known = self._known.get(subjects)
         if known is None or known.since > since:
             known = self._known[subjects] = _Known(max(FIRST, since - _SLACK))
-        async with self._limit:
-            await known.read_on(self._client, self._stream, subjects)
+        if monotonic() - known.read_at > self._valid:
+            async with self._limit:
+                await known.read_on(self._client, self._stream, subjects)
         known.used_at = monotonic()
         return {message.message_id for message in messages} & known.ids
 

@@ -67,11 +67,6 @@ class LogReader:
         """Whether an entry has arrived."""
         return self._delivered > 0
 
-    @property
-    def has_more(self) -> bool:
-        """Whether NATS had further entries when it last sent something."""
-        return bool(self._entries) or self.pending > 0
-
     async def read(self) -> list[Entry]:
         """Wait until there are entries, and return all that have arrived.
 
@@ -216,7 +211,8 @@ async def reading(
                 **start,
             ),
         )
-    except (nats.errors.Error, TimeoutError, OSError) as error:
+    except (nats.errors.Error, TimeoutError, OSError, TypeError) as error:
+        # TypeError: nats-py can't read the answer of a node that doesn't know the consumer any more.
         raise translate(error) from None
     if not reader.has_delivered:
         reader.pending = consumer.num_pending or 0

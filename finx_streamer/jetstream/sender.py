@@ -141,7 +141,8 @@ class Sender:
         self._inbox = client.new_inbox()
         # No limits: there are at most as many acknowledgements as messages in flight.
         await client.subscribe(f"{self._inbox}.*", cb=self._on_ack, pending_msgs_limit=0, pending_bytes_limit=0)
-        logged = Logged(client, self._stream.name)
+        # Together with what `_skip_logged` allows, less than NATS remembers.
+        logged = Logged(client, self._stream.name, self._fresh_ns / 4e9)
         self._again_at = self._loop.time() if self.window else float("inf")
         while not self._is_done:
             if client.is_closed:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import select
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from harness import HERE, Figures, Options, Watch, disturbed, median, rounds, table
+from harness import HERE, Figures, Options, Process, Watch, disturbed, median, rounds, table
 
 from finx_streamer import StreamListener, Tick
 
@@ -30,37 +26,10 @@ _PRECISE = ("COINBASE", "KRAKEN")
 _PATIENCE = 60.0
 
 
-class _Process:
-    """A process that answers lines with lines of JSON."""
-
-    def __init__(self, *command: str) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
-        self.process = subprocess.Popen(
-            [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-        self.first = self._line()
-
-    def ask(self, line: str = "") -> Any:
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{line}\n")
-        self.process.stdin.flush()
-        return self._line()
-
-    def _line(self) -> Any:
-        assert self.process.stdout is not None
-        if not select.select([self.process.stdout], [], [], _PATIENCE)[0]:
-            raise RuntimeError(f"{self.process.args!r} printed nothing for {_PATIENCE:g} s")
-        return json.loads(self.process.stdout.readline())
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-
 class _Setting:
     """Exchanges, a server and a client, each in a process of its own. This process is the client."""
 
-    def __init__(self, exchanges: _Process, server: _Process, flooder: _Process | None) -> None:
+    def __init__(self, exchanges: Process, server: Process, flooder: Process | None) -> None:
         self.exchanges, self.server, self.flooder = exchanges, server, flooder
         self.count = 0
         self.lags: list[float] = []
@@ -83,16 +52,16 @@ class _Setting:
 def _setting(*, client: bool, pairs: Sequence[str] = PAIRS, flooding: str | None = None) -> Iterator[_Setting]:
     """The client subscribes to `pairs`. A flooding exchange has a process of its own: it mustn't delay the others."""
     with contextlib.ExitStack() as stack:
-        exchanges = _Process("-m", "tests.support.exchanges", *PAIRS)
+        exchanges = Process("-m", "tests.support.exchanges", *PAIRS)
         stack.callback(exchanges.kill)
         urls = {name: exchanges.first[name] for name in EXCHANGES}
         flooder = None
         if flooding is not None:
-            flooder = _Process("-m", "tests.support.exchanges", *PAIRS)
+            flooder = Process("-m", "tests.support.exchanges", *PAIRS)
             stack.callback(flooder.kill)
             urls[flooding] = flooder.first[flooding]
         about = {"pairs": PAIRS, "base_urls": urls}
-        server = _Process(str(HERE / "exchange_server.py"), json.dumps(about))
+        server = Process(str(HERE / "exchange_server.py"), json.dumps(about))
         stack.callback(server.kill)
         setting = _Setting(exchanges, server, flooder)
         setting.wait_for(lambda figures: figures["connected"] == len(EXCHANGES))

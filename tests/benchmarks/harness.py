@@ -40,6 +40,8 @@ REPEATS = 2
 #: The maximum share of repeated runs, so that a benchmark ends on a busy machine, too.
 _MAX_REPEATED = 0.25
 _CALM_DOWN = 1.0
+#: Seconds that a `Process` may take to answer.
+_PATIENCE = 60.0
 #: A figure that is no worse than before may still be this part of it, since two runs differ.
 _NO_WORSE = 0.97
 #: Contenders that use this project, and can be run from another checkout.
@@ -130,6 +132,33 @@ class Server:
         if not select.select([self._process.stdout], [], [], timeout)[0]:
             raise RuntimeError(f"the load server printed nothing for {timeout:g} s")
         return self._process.stdout.readline().strip()
+
+
+class Process:
+    """A process that answers lines with lines of JSON."""
+
+    def __init__(self, *command: str) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+        self.process = subprocess.Popen(
+            [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        self.first = self._line()
+
+    def ask(self, line: str = "") -> Any:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
+        return self._line()
+
+    def _line(self) -> Any:
+        assert self.process.stdout is not None
+        if not select.select([self.process.stdout], [], [], _PATIENCE)[0]:
+            raise RuntimeError(f"{self.process.args!r} printed nothing for {_PATIENCE:g} s")
+        return json.loads(self.process.stdout.readline())
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
 
 
 @contextlib.contextmanager

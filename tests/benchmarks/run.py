@@ -33,6 +33,7 @@ BENCHMARKS = (
     "gap",
     "exchanges",
     "archive",
+    "jetstream",
 )
 
 

@@ -15,6 +15,7 @@ import nats
 from nats.js.errors import NoStreamResponseError, ServerError
 
 from tests.support.nats import NatsCluster, NatsServer
+from tests.support.nats_users import credentials_user, nkey_user
 from tests.support.tls import client_context
 
 
@@ -27,6 +28,11 @@ def ask(url: str, request: Callable[[Any], Awaitable[Any]], **options: Any) -> A
             return await request(client.jetstream())
 
     return asyncio.run(asyncio.wait_for(asked(), 20.0))
+
+
+def streams(url: str, **options: Any) -> int:
+    """How many streams there are."""
+    return int(ask(url, lambda jetstream: jetstream.account_info(), **options).streams)
 
 
 async def _ignore(error: Exception) -> None:
@@ -94,13 +100,27 @@ def test_tls(tmp_path: Path, verify: bool) -> None:
             authority.issue_cert("client.example").configure_cert(trusting)
         assert server.url.startswith("tls://")
         assert server.about("varz")["tls_required"]
-        assert ask(server.url, lambda jetstream: jetstream.account_info(), tls=trusting).streams == 0
+        assert streams(server.url, tls=trusting) == 0
 
 
 def test_users(tmp_path: Path) -> None:
     config = "authorization { user: a, password: b }"
     with NatsServer(tmp_path, config=config) as server:
-        assert ask(server.url, lambda jetstream: jetstream.account_info(), user="a", password="b").streams == 0
+        assert streams(server.url, user="a", password="b") == 0
+        assert server.about("varz")["auth_required"]
+
+
+def test_an_nkey(tmp_path: Path) -> None:
+    config, seed = nkey_user(tmp_path)
+    with NatsServer(tmp_path / "nats", config=config) as server:
+        assert streams(server.url, nkeys_seed=str(seed)) == 0
+        assert server.about("varz")["auth_required"]
+
+
+def test_a_credentials_file(tmp_path: Path) -> None:
+    config, credentials = credentials_user(tmp_path)
+    with NatsServer(tmp_path / "nats", config=config) as server:
+        assert streams(server.url, user_credentials=str(credentials)) == 0
         assert server.about("varz")["auth_required"]
 
 

@@ -39,11 +39,13 @@ WARM_UP = "0.5"
 #: How late a tick can be, in seconds. Listeners allow for 1 s by default.
 _LATE = 0.7
 #: How long each thing may take that the end waits for, in seconds.
-_PATIENCE = 120.0
+_PATIENCE = 180.0
 #: Listeners have everything that will come when nothing has come for this many seconds.
-_CALM = 20.0
+_CALM = 40.0
 #: How long something is killed, and stopped.
 _KILLED, _STOPPED = (0.0, 6.0), (1.0, 15.0)
+#: A line in the logs of commands.
+_LAUNCHED = "--- launched\n"
 #: What trouble befalls, and how often. With two nodes of three, the cluster can't store anything.
 _TROUBLE = {"a publisher": 6, "both publishers": 2, "a gateway": 6, "a node": 6, "two nodes": 1}
 
@@ -223,23 +225,27 @@ class Command:
 
     def __init__(self, folder: Path, name: str, *arguments: str) -> None:
         self.name, self._log = name, folder / f"{name}.log"
-        self._command = [sys.executable, "-m", "finx_streamer", *arguments]
+        self.arguments = [*arguments]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    @property
-    def log(self) -> str:
-        """What it printed in all its lives."""
-        return self._log.read_text(errors="replace")
+    def lives(self) -> list[str]:
+        """What it printed in each of its lives."""
+        return self._log.read_text(errors="replace").split(_LAUNCHED)
 
     def launch(self) -> None:
         with open(self._log, "ab") as log:
-            environment = program_environment(FINX_API_KEY="demo")
+            log.write(_LAUNCHED.encode())
+            log.flush()
             self._process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+                [sys.executable, "-m", "finx_streamer", *self.arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=program_environment(FINX_API_KEY="demo"),
             )
 
     def kill(self) -> None:
@@ -260,12 +266,17 @@ class Troublemaker:
     """Kills and stops pieces at random, and brings them back."""
 
     def __init__(
-        self, rng: random.Random, publishers: Sequence[Piece], gateways: Sequence[Piece], nodes: Sequence[Piece]
+        self,
+        rng: random.Random,
+        publishers: Sequence[Piece],
+        gateways: Sequence[Piece],
+        nodes: Sequence[Piece],
+        note: Callable[[str], object],
     ) -> None:
         self.counts = Counter[str]()
         #: How often a piece had ended by itself.
         self.ended = Counter[str]()
-        self._rng = rng
+        self._rng, self._note = rng, note
         self._kinds: dict[str, Sequence[Piece]] = {"publisher": publishers, "gateway": gateways, "node": nodes}
         #: What is away: until when, and whether it's only stopped.
         self._away: dict[str, tuple[float, bool, Piece]] = {}
@@ -275,6 +286,7 @@ class Troublemaker:
         for name, (until, stopped, piece) in [*self._away.items()]:
             if until <= now:
                 del self._away[name]
+                self._note(f"{name} is back")
                 if stopped:
                     piece.resume()
                 else:
@@ -282,6 +294,7 @@ class Troublemaker:
         for piece in itertools.chain(*self._kinds.values()):
             if piece.name not in self._away and not piece.running:
                 self.ended[piece.name] += 1
+                self._note(f"{piece.name} has ended")
                 piece.launch()
 
     def cause(self, now: float) -> None:
@@ -296,11 +309,13 @@ class Troublemaker:
         stop = rng.random() < 0.4
         self.counts[f"{'stop' if stop else 'kill'} {kind}"] += 1
         for piece in rng.sample(there, number):
+            lasting = rng.uniform(*(_STOPPED if stop else _KILLED))
+            self._note(f"{'stop' if stop else 'kill'} {piece.name} for {lasting:.1f} s")
             if stop:
                 piece.pause()
             else:
                 piece.kill()
-            self._away[piece.name] = now + rng.uniform(*(_STOPPED if stop else _KILLED)), stop, piece
+            self._away[piece.name] = now + lasting, stop, piece
 
 
 @attrs.define
@@ -314,7 +329,7 @@ class Outcome:
     trouble: Counter[str]
     ended: Counter[str]
     #: How many ticks the publishers reported as lost.
-    reported: int
+    reported: float
     verdicts: list[Verdict]
 
     def mistakes(self) -> list[str]:
@@ -323,7 +338,7 @@ class Outcome:
         for each in self.verdicts:
             silent = len(each.lost) - max(each.in_gaps, self.reported)
             if silent > 0:
-                found.append(f"{each.name}: {silent} ticks lost without a report, such as {each.lost[:10]}")
+                found.append(f"{each.name}: {silent:,.0f} ticks lost without a report, such as {each.lost[:10]}")
             if each.doubled:
                 found.append(f"{each.name}: {len(each.doubled)} ticks doubled, such as {each.doubled[:10]}")
             if each.changed:
@@ -347,7 +362,7 @@ class Outcome:
         about = [
             f"seed {self.seed}, {self.rate:,.0f} ticks/s, {self.seconds:,.0f} seconds: {self.sent:,} ticks sent",
             "trouble: " + ", ".join(f"{count} x {name}" for name, count in sorted(self.trouble.items())),
-            f"reported as lost by publishers: {self.reported:,}",
+            f"reported as lost by publishers: {self.reported:,.0f}",
             "errors reported to listeners: " + str(dict(sum((each.errors for each in self.verdicts), Counter()))),
             "",
             "| | " + " | ".join(f"listener {number}" for number, _ in enumerate(self.verdicts, start=1)) + " |",
@@ -357,7 +372,7 @@ class Outcome:
 
 
 def chaos(
-    folder: Path, minutes: float, seed: int, *, rate: float = 700.0, pairs: int = 20, every: float = 2.0
+    folder: Path, minutes: float, seed: int, *, rate: float = 700.0, pairs: int = 20, every: float = 4.0
 ) -> Outcome:
     """Run the system for `minutes`, with trouble every `every` seconds or so. Then compare."""
     rng = random.Random(seed)
@@ -366,15 +381,21 @@ def chaos(
     with ExitStack() as ending:
         cluster = ending.enter_context(NatsCluster(folder / "nats"))
         server = ending.enter_context(LocalServer(market, keys={"demo"}, store=folder / "source.db"))
-        publishing = ["publish", *sorted(market.pairs), "--to", cluster.url, "--endpoint", server.url]
+        publishing = ["publish", *sorted(market.pairs), "--to", cluster.url, "--endpoint", server.url, "--replicas=3"]
         publishers = [Command(folder, f"publisher{number}", *publishing) for number in (1, 2)]
         ports = [lasting_port() for _ in range(3)]
         gateways = [
             Command(folder, f"gateway{number}", "serve", "--from", cluster.url, "--port", str(port))
             for number, port in enumerate(ports, start=1)
         ]
+        # The others keep ticks in memory.
+        gateways[0].arguments += ["--store", str(folder / "gateway.db")]
         for command in publishers + gateways:
             ending.callback(command.kill)
+        for command in publishers:
+            command.launch()
+        _wait_for(lambda: (cluster.nodes[0].about("jsz") or {}).get("messages"), "the first ticks in NATS")
+        for command in gateways:
             command.launch()
         urls = [f"ws://127.0.0.1:{port}/" for port in ports]
         for url in urls:
@@ -385,7 +406,12 @@ def chaos(
         for witness in witnesses:
             _wait_for(witness.begun.is_set, "the listeners' first ticks")
         market.counting = True
-        trouble = Troublemaker(rng, publishers, gateways, cluster.nodes)
+        notes = ending.enter_context(open(folder / "trouble.log", "w", buffering=1))
+
+        def note(text: str) -> None:
+            notes.write(f"{datetime.now():%H:%M:%S.%f} {text}\n")
+
+        trouble = Troublemaker(rng, publishers, gateways, cluster.nodes, note)
         ends, due = time.monotonic() + minutes * 60, 0.0
         while (now := time.monotonic()) < ends:
             trouble.bring_back(now)
@@ -404,11 +430,15 @@ def chaos(
     return Outcome(seed, rate, seconds, len(market.sent), trouble.counts, trouble.ended, reported, verdicts)
 
 
-def lost_ticks(publisher: Command) -> int:
-    """How many ticks a publisher reported as lost."""
-    return sum(
-        int(number.replace(",", "")) for number in re.findall(r"([\d,]+) ticks? (?:was|were) lost", publisher.log)
-    )
+def lost_ticks(publisher: Command) -> float:
+    """How many ticks a publisher reported as lost. Infinite if it was killed before it knew how many."""
+    lost = 0.0
+    for life in publisher.lives():
+        numbers = re.findall(r"([\d,]+) ticks (?:were lost|weren't acknowledged)", life)
+        lost += sum(int(number.replace(",", "")) for number in numbers) + life.count(" is lost: ")
+        if life.rfind("from now on, ticks are lost") > life.rfind("ticks were lost"):
+            lost = float("inf")
+    return lost
 
 
 def wait_until_complete(market: Market, witnesses: Sequence[Witness], calm: float = _CALM) -> None:
@@ -446,7 +476,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--rate", type=float, default=700.0, help="ticks per second")
     parser.add_argument("--pairs", type=int, default=20)
-    parser.add_argument("--every", type=float, default=2.0, help="mean seconds between two troubles")
+    parser.add_argument("--every", type=float, default=4.0, help="mean seconds between two troubles")
     parser.add_argument("--folder", type=Path, help="keep the logs here")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

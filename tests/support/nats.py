@@ -16,7 +16,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
-import pytest
 import trustme
 
 from tests.support.peers import PATIENCE
@@ -32,6 +31,9 @@ def nats_program() -> str:
     # Debian installs it where a user's PATH doesn't lead.
     found = shutil.which("nats-server") or shutil.which("nats-server", path="/usr/sbin") or shutil.which(_FETCHED)
     if found is None:
+        # Benchmarks don't have it.
+        import pytest
+
         message = "nats-server is missing. On Debian and Ubuntu: make .venv/.nats"
         if os.environ.get("FINX_REQUIRE_NATS"):
             pytest.fail(f"{message} (FINX_REQUIRE_NATS is set)")
