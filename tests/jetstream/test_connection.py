@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
+import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,6 +67,64 @@ def test_an_nkey(tmp_path: Path) -> None:
         for settings in ({"nkey_file": other_file}, {}):
             with pytest.raises(AuthenticationError, match="refuses the credentials"):
                 connect(Nats(urls=server.url, **settings))
+
+
+def test_a_credentials_file(tmp_path: Path) -> None:
+    """A JWT of a user, signed by an account, signed by an operator."""
+    operator, account, system, user, other = (
+        nkeys.from_seed(bytearray(nkeys.encode_seed(os.urandom(32), prefix)))
+        for prefix in (
+            nkeys.PREFIX_BYTE_OPERATOR,
+            nkeys.PREFIX_BYTE_ACCOUNT,
+            nkeys.PREFIX_BYTE_ACCOUNT,
+            nkeys.PREFIX_BYTE_USER,
+            nkeys.PREFIX_BYTE_ACCOUNT,
+        )
+    )
+    common = {"wildcards": True} | dict.fromkeys(("subs", "data", "payload", "imports", "exports", "conn", "leaf"), -1)
+    streams = dict.fromkeys(("mem_storage", "disk_storage", "streams", "consumer"), -1)
+    accounts = {
+        each.public_key.decode(): sign(operator, each, "account", limits=limits)
+        for each, limits in ((account, common | streams), (system, common))
+    }
+    preloaded = ", ".join(f"{name}: {token}" for name, token in accounts.items())
+    config = (
+        f"operator: {sign(operator, operator, 'operator')}\nresolver: MEMORY\n"
+        f"resolver_preload: {{ {preloaded} }}\nsystem_account: {system.public_key.decode()}"
+    )
+    unlimited = dict.fromkeys(("subs", "data", "payload"), -1)
+    files = {}
+    for name, issuer in (("good", account), ("bad", other)):
+        token = sign(issuer, user, "user", **unlimited)
+        files[name] = tmp_path / name
+        files[name].write_text(
+            f"-----BEGIN NATS USER JWT-----\n{token}\n------END NATS USER JWT------\n\n"
+            f"-----BEGIN USER NKEY SEED-----\n{user.seed.decode()}\n------END USER NKEY SEED------\n"
+        )
+    with NatsServer(tmp_path / "n", config=config) as server:
+        assert connect(Nats(urls=server.url, credentials_file=files["good"])) is None
+        for settings in ({"credentials_file": files["bad"]}, {}):
+            with pytest.raises(AuthenticationError, match="refuses the credentials"):
+                connect(Nats(urls=server.url, **settings))
+
+
+def sign(issuer: Any, subject: Any, kind: str, **more: Any) -> str:
+    """A JWT of NATS."""
+
+    def encode(part: bytes) -> str:
+        return base64.urlsafe_b64encode(part).decode().rstrip("=")
+
+    claims = {
+        "jti": os.urandom(8).hex(),
+        "iat": int(time.time()),
+        "iss": issuer.public_key.decode(),
+        "sub": subject.public_key.decode(),
+        "name": kind,
+        "nats": {"type": kind, "version": 2, **more},
+    }
+    head = json.dumps({"typ": "JWT", "alg": "ed25519-nkey"}).encode()
+    text = f"{encode(head)}.{encode(json.dumps(claims).encode())}"
+    return f"{text}.{encode(issuer.sign(text.encode()))}"
 
 
 def test_a_user_without_rights(tmp_path: Path) -> None:
