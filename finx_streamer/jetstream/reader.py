@@ -133,6 +133,9 @@ class LogReader:
             self._resume_at = reply
         elif "Nats-Consumer-Stalled" in headers:
             self._resume_at = headers["Nats-Consumer-Stalled"]
+        else:
+            # A heartbeat: all was sent.
+            self.pending = 0
         if int(headers.get("Nats-Last-Consumer", self._delivered)) != self._delivered:
             self._fail()
 
