@@ -38,7 +38,7 @@ log = logging.getLogger("finx_streamer.server.jetstream")
 #: Seconds. The wait before a reconnect is random up to a limit that doubles with each attempt.
 _FIRST_WAIT, _LONGEST_WAIT, _STABLE = 0.25, 5.0, 10.0
 _WARN_EVERY = 60.0
-#: How many entries to read back at a time, and to store at a time, so that other work gets a turn.
+#: How many earlier entries to read at a time, and to store at a time, so that other work gets a turn.
 _CHUNK, _PIECE = 16_384, 1_024
 #: Filling waits while so many live entries do.
 _MOST_BEHIND = 1_000
@@ -278,9 +278,7 @@ class JetStreamMarket:
             self._reader = reader
             self._on_connected()
             while True:
-                entries = await reader.read()
-                for start in range(0, len(entries), _PIECE):
-                    await self._publish(entries[start : start + _PIECE])
+                await self._publish(await reader.read())
 
     async def _publish(self, entries: Sequence[Entry]) -> None:
         played = [(entry.number, each) for entry in entries if (each := self._parse(entry)) is not None]
