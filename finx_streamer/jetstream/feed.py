@@ -82,7 +82,8 @@ class Feed:
             born = self._last_live.get(pair, LONG_AGO)
         else:
             born = self._last_live[pair] = tick["received_ns"]
-        self._waiting.put(series.message(tick["date"], tick["time"], tick["price"], born))
+        message = series.message(tick["date"], tick["time"], tick["price"], born)
+        self._waiting.put(message, is_history=tick["backfilled"])
 
     def on_gap(self, gap: Gap) -> None:
         """After an unfilled gap, the ticks of the next time may be incomplete."""

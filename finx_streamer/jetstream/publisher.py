@@ -49,8 +49,8 @@ class JetStreamPublisher:
     Any number of publishers may publish the same pairs: NATS stores each tick once. A publisher that starts again goes
     on where the log ends.
 
-    While NATS is away, up to `max_waiting` ticks wait, and then the source waits for up to 5 s. After that, ticks are
-    dropped, and reported with `PublishError`.
+    While NATS is away, up to `max_waiting` ticks wait, and then the source waits for up to 5 s. After that, live ticks
+    are dropped, and reported with `PublishError`. Ticks from history wait as long as it takes.
 
     Args:
         url (str | Iterable[str] | Nats | None): `nats://HOST[:PORT]`, several of them as a list or separated by commas,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from ..clock import monotonic
 from ..errors import PublishError
+from ..values import NEVER
 from .message import Message
 
 #: How long a full queue keeps a source waiting before ticks are dropped, in seconds.
@@ -41,13 +42,13 @@ class Waiting:
     def __len__(self) -> int:
         return len(self._messages)
 
-    def put(self, message: Message) -> None:
-        """Add a message. If the queue is full, wait for room, or drop the message.
+    def put(self, message: Message, *, is_history: bool = False) -> None:
+        """Add a message. If the queue is full, wait for room, or drop the message. History isn't dropped: it can wait.
 
         Raises:
             PublishError: The publisher is closed.
         """
-        if (len(self._messages) >= self._size or self._drops or self._closed) and not self._wait_for_room():
+        if (len(self._messages) >= self._size or self._drops or self._closed) and not self._wait_for_room(is_history):
             self.drop()
         else:
             self.put_now(message)
@@ -84,14 +85,15 @@ class Waiting:
         """Whether there is room. None: don't wait for it, but drop."""
         return None if self._drops or self._closed else len(self._messages) < self._size
 
-    def _wait_for_room(self) -> bool:
-        deadline = monotonic() + PATIENCE
+    def _wait_for_room(self, is_history: bool) -> bool:
+        deadline = NEVER if is_history else monotonic() + PATIENCE
         with self._has_room:
             while not (found := self.state):
-                if found is None or (left := deadline - monotonic()) <= 0:
+                left = deadline - monotonic()
+                if self._closed or left <= 0 or (found is None and not is_history):
                     return False
                 self._sources_wait = True
-                self._has_room.wait(left)
+                self._has_room.wait(min(left, PATIENCE))
         return True
 
     # For the sender.

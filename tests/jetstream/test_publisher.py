@@ -232,6 +232,26 @@ def test_a_stream_that_is_full_makes_ticks_wait(nats_server: NatsServer, source:
         assert (errors[1].reason, publisher.stats.lost) == ("NATS accepts ticks again", 0)
 
 
+def test_history_waits_as_long_as_it_takes(
+    nats_server: NatsServer, source: Script, server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A publisher that starts again while NATS takes nothing has a full queue, and drops nothing."""
+    monkeypatch.setattr(waiting, "PATIENCE", 0.05)
+    config = StreamConfig(name="FINX", subjects=["finx.v1.>"], max_msgs=5, discard=DiscardPolicy.NEW)
+    ask(nats_server.url, lambda client: client.jetstream().add_stream(config))
+    with publishing(nats_server.url, server) as publisher:
+        source.send(ticks_now(3))
+        wait_for(lambda: publisher.stats.published == 3)
+    source.send(ticks_now(500, first=3))
+    with publishing(nats_server.url, server, max_waiting=20, max_in_flight=10, errors=[]) as publisher:
+        wait_for(lambda: publisher.stats.waiting >= 20)
+        time.sleep(0.3)
+        config.max_msgs = 1_000
+        ask(nats_server.url, lambda client: client.jetstream().update_stream(config))
+        check_log(nats_server.url, source)
+        assert publisher.stats.lost == 0
+
+
 def test_a_tick_that_nats_refuses_is_lost_and_the_rest_continues(
     nats_server: NatsServer, source: Script, server: LocalServer
 ) -> None:
