@@ -151,7 +151,7 @@ def test_an_outage_of_nats(window: float, nats_server: NatsServer, source: Scrip
     assert {error.lost for error in errors} == {0}
     assert sorted({error.reason for error in errors if "connection" not in error.reason}) != []
     assert first.stats.lost == second.stats.lost == 0
-    assert (first.stats.skipped + second.stats.skipped > 0) is (window < 10)
+    assert window > 10 or first.stats.skipped + second.stats.skipped > 0
 
 
 @pytest.mark.parametrize("filled", [True, False])
