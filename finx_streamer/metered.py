@@ -15,7 +15,7 @@ def register(kind: str, owner: object) -> None:
     """Show the counters of an object as long as it exists.
 
     Args:
-        kind: "server", "publisher" or "gateway": which metrics it has. See `metrics.families`.
+        kind: "server" or "publisher": which metrics it has. See `metrics.families`.
         owner: What has the counters: a property `stats`, which any thread may read, and a `name`.
     """
     _metered.setdefault(kind, WeakValueDictionary())[next(_numbers)] = owner

@@ -18,7 +18,7 @@ from .delivery.async_iteration import AsyncTickBuffer
 from .errors import ConfigurationError, ConnectionFailed, FinxStreamerError, is_power_of_ten
 from .functions.client import FunctionClient
 from .listener import StreamListener
-from .server.contracts import ContractTicker, Played, parse_instrument, parse_ticker
+from .server.contracts import ContractTicker, Played, parse_ticker
 from .server.source import Outlet
 from .server.ticks import parse_tick
 from .values import Gap, State
@@ -29,6 +29,8 @@ logger = logging.getLogger("finx_streamer.relay")
 _BUFFERED = 8_192
 #: Seconds.
 _STOP_TIMEOUT = 5.0
+#: Seconds between two looks at the upstream's list of contracts, and after one that failed.
+_LIST_INTERVAL, _LIST_AGAIN = 300.0, 5.0
 
 
 class RelayMarket:
@@ -49,8 +51,8 @@ class RelayMarket:
     If that fails, the clients of the pair get a notice `{"notice": "gap not filled"}` with `since` and `until`, and the
     log says why. Texts of prices and times stay as they were sent. If the store has no room, the upstream isn't read.
 
-    If the upstream rejects the key, or knows none of the symbols, the source fails with that error: `server.stats`,
-    `/health` and `wait_finished()` report it.
+    If the upstream rejects the key, or knows none of the symbols, the source fails with that error: `/health` and
+    `wait_finished()` report it.
 
     Args:
         *symbols (str | Pair | Option | Instrument): What to relay, as for `StreamListener`.
@@ -80,10 +82,7 @@ class RelayMarket:
         proxy: str | None = None,
         allow_insecure: bool = False,
     ) -> None:
-        self._symbols = tuple(map(check.symbol, symbols))
-        if not self._symbols:
-            raise ConfigurationError("a relay needs symbols, as in RelayMarket('BTC:USDC')")
-        self._since = since
+        self._symbols, self._since = symbols, since
         self._connection: dict[str, Any] = {
             "api_key": api_key,
             "endpoint": _on_one_connection(endpoint),
@@ -92,20 +91,27 @@ class RelayMarket:
             "proxy": proxy,
             "allow_insecure": allow_insecure,
         }
-        self._new_listener()  # checks the arguments
-        self._pairs = frozenset(str(symbol) for symbol in self._symbols if isinstance(symbol, Pair))
-        self._contracts = frozenset(str(symbol) for symbol in self._symbols if isinstance(symbol, Instrument))
+        # Checks the arguments, the key first: from then on, errors about the others mask it.
+        self._new_listener()
+        if not symbols:
+            raise ConfigurationError("a relay needs symbols, as in RelayMarket('BTC:USDC')")
+        checked = tuple(map(check.symbol, symbols))
+        self._months = [symbol for symbol in checked if isinstance(symbol, Option)]
+        self._wanted = frozenset(map(str, checked))
+        self._pairs = frozenset(str(symbol) for symbol in checked if isinstance(symbol, Pair))
+        self._contracts = frozenset(str(symbol) for symbol in checked if isinstance(symbol, Instrument))
+        self._refused: frozenset[str] = frozenset()
         self._malformed = 0
 
     @property
     def pairs(self) -> frozenset[str]:
         """The pairs that clients can subscribe to: those that the upstream hasn't refused."""
-        return self._pairs
+        return self._pairs - self._refused
 
     @property
     def contracts(self) -> frozenset[str]:
-        """The contracts that clients can subscribe to."""
-        return self._contracts
+        """The contracts that clients can subscribe to, as far as the upstream lists them."""
+        return self._contracts - self._refused
 
     async def run(self, outlet: Outlet) -> None:
         """Relay until the task is cancelled. See `LiveSource.run`.
@@ -118,8 +124,7 @@ class RelayMarket:
         """
         # It carries anything from the callback thread, in order.
         arrived: Any = AsyncTickBuffer(_BUFFERED, True, lambda: None)
-        if any(isinstance(symbol, Option) for symbol in self._symbols):
-            await asyncio.to_thread(self._list_contracts)
+        listing = asyncio.create_task(self._follow_listing())
         listener = self._new_listener(
             on_tick=arrived, on_greeks=arrived, on_gap=arrived, on_state=self._note_state
         ).start()
@@ -133,8 +138,10 @@ class RelayMarket:
             error.reason = f"the upstream: {error.reason}"
             raise
         finally:
+            listing.cancel()
             arrived.close()
             await asyncio.to_thread(listener.stop, _STOP_TIMEOUT)
+            self._refused = frozenset()
 
     def _new_listener(self, **callbacks: Any) -> StreamListener:
         return StreamListener(
@@ -160,21 +167,23 @@ class RelayMarket:
     def _parse_ticker(self, greeks: Any) -> ContractTicker:
         ticker = parse_ticker(greeks["raw"])
         if ticker.instrument.name not in self._contracts:
-            # A new one is listed when another one has expired.
-            known, now = self._contracts | {ticker.instrument.name}, ticker.timestamp / 1_000
-            self._contracts = frozenset(name for name in known if (parse_instrument(name).expiry or now) >= now)
+            self._contracts |= {ticker.instrument.name}
         return ticker
 
-    def _list_contracts(self) -> None:
-        """Ask for the contracts of the months, so that clients can subscribe before the first ticker."""
-        months = [symbol for symbol in self._symbols if isinstance(symbol, Option)]
-        try:
-            with FunctionClient(**self._connection) as client:
-                listed = client.list_contracts()
-        except FinxStreamerError as error:
-            logger.warning("the upstream's contracts can't be listed, so they are known by their tickers: %s", error)
-            return
-        self._contracts |= {name for name in listed if any(_includes(month, name) for month in months)}
+    async def _follow_listing(self) -> None:
+        """Know the contracts of the months, so that clients can subscribe before the first ticker."""
+        named = self._contracts & self._wanted
+        while self._months:
+            try:
+                with FunctionClient(**self._connection) as client:
+                    listed = await asyncio.to_thread(client.list_contracts)
+            except FinxStreamerError as error:
+                logger.warning("the upstream doesn't list its contracts, so clients can't choose them yet: %s", error)
+                await asyncio.sleep(_LIST_AGAIN)
+            else:
+                found = {name for name in listed if any(_includes(month, name) for month in self._months)}
+                self._contracts = named | found
+                await asyncio.sleep(_LIST_INTERVAL)
 
     def _note_malformed(self, error: ValueError) -> None:
         self._malformed += 1
@@ -183,7 +192,7 @@ class RelayMarket:
 
     def _note_state(self, symbol: str, state: State) -> None:
         if state is State.FAILED:
-            self._pairs -= {symbol}
+            self._refused |= {symbol}
 
 
 def _on_one_connection(endpoint: Any) -> Any:

@@ -26,7 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from finx_streamer import ConfigurationError, Endpoint, StreamListener, metered, metrics
 from finx_streamer.metrics.collector import MOST_OWNERS, OTHER, Names, StatsCollector
-from finx_streamer.metrics.families import FAILURES, GROUPS, MOST_EXCHANGES, MOST_PAIRS, PUBLISHER
+from finx_streamer.metrics.families import FAILURES, GROUPS, MOST_EXCHANGES, MOST_PAIRS, PUBLISHED
 from finx_streamer.server import ExchangeStats, LocalServer, Outlet, SimulatedMarket
 from tests.support.market import OTHER as OTHER_PAIR
 from tests.support.market import PAIR, Market, begin, interrupt, outage, send, tick
@@ -90,9 +90,16 @@ class Publisher:
     name: str
     published: int = 0
     duplicates: int = 0
+    skipped: int = 0
     waiting: int = 0
+    in_flight: int = 0
     lost: int = 0
+    connected: bool = True
     fails: bool = False
+
+    @property
+    def exchanges(self) -> dict[str, int]:
+        return {KEY: self.published}
 
     def __attrs_post_init__(self) -> None:
         metered.register("publisher", self)
@@ -370,15 +377,18 @@ def test_a_snapshot_that_fails_is_counted_and_costs_nothing_else(page: metrics.M
     """Its counters stay, and go on without counting anything twice."""
     one, other = Publisher("one", published=5, waiting=3), Publisher("other", published=1)
     name, failures = "finx_publisher_published_ticks_total", FAILURES.sample_name
-    assert value(scrape(page), name, publisher="one") == 5
+    assert value(scrape(page), name, publisher="one", exchange="***") == 5
     one.fails, one.published, other.published = True, 6, 2
     found = scrape(page)
-    assert (value(found, name, publisher="one"), value(found, name, publisher="other")) == (5, 2)
+    assert (
+        value(found, name, publisher="one", exchange="***"),
+        value(found, name, publisher="other", exchange="***"),
+    ) == (5, 2)
     assert value(found, "finx_publisher_waiting_ticks", publisher="one") is None
     assert value(found, failures, kind="publisher") == 1
     one.fails = False
     found = scrape(page)
-    assert value(found, name, publisher="one") == 6
+    assert value(found, name, publisher="one", exchange="***") == 6
     assert (value(found, failures, kind="publisher"), value(found, failures, kind="listener")) == (1, 0)
 
 
@@ -435,8 +445,9 @@ def test_a_client_that_sends_nothing_delays_no_other(page: metrics.MetricsPage) 
 def test_only_wanted_metrics(page: metrics.MetricsPage) -> None:
     """Prometheus can ask for a few."""
     publisher = Publisher("one", published=5)
-    text = fetch(f"{page.url}?name[]={PUBLISHER.rows[0].sample_name}")
-    assert samples_of(parse_text(text)) == {(PUBLISHER.rows[0].sample_name, (("publisher", "one"),)): 5}
+    text = fetch(f"{page.url}?name[]={PUBLISHED.rows[0].sample_name}")
+    labels = (("exchange", "***"), ("publisher", "one"))
+    assert samples_of(parse_text(text)) == {(PUBLISHED.rows[0].sample_name, labels): 5}
     assert publisher.published == 5
 
 

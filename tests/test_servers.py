@@ -209,6 +209,23 @@ def test_concurrent_calls_that_lose_a_server_all_go_to_the_next(servers: list[Lo
     assert second.stats.calls == 5
 
 
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_call_does_not_wait_for_the_server_that_asked_for_it(servers: list[LocalServer], status: int) -> None:
+    servers[0].refuse_next(None, status, retry_after=3600)
+    with FunctionClient("demo", endpoints(servers), reconnect=QUICK) as client:
+        assert client.authenticate()
+    assert servers[0].stats.refused == 1
+
+
+def test_a_call_that_meets_silence_is_made_at_the_next_server(servers: list[LocalServer]) -> None:
+    """History tries once more after a silence."""
+    send_all(servers, 1)
+    servers[0].stall_functions(None)
+    with FunctionClient("demo", endpoints(servers), 0.5, reconnect=QUICK) as client:
+        assert len(client.tick_history(PAIR, "2022-07-02")) == 1
+    assert (servers[0].stats.calls, servers[1].stats.calls > 0) == (1, True)
+
+
 def test_the_error_of_a_call_names_the_server() -> None:
     ports = [free_port(), free_port()]
     policy = ReconnectPolicy(initial=0.0, attempts=2)

@@ -147,7 +147,7 @@ def serve_until_ctrl_c(server: LocalServer, tapes: list[Path], source: Source | 
             server.start()
         with server, exchanges_reported(server), log_reported(server):
             # A gateway learns them when it starts.
-            greeting = _greeting(server, sorted(source.pairs or getattr(source, "contracts", ())), files)
+            greeting = _greeting(server, sorted(source.pairs or getattr(source, "contracts", frozenset())), files)
             print(greeting, file=sys.stderr if files.logs_to_stdout else sys.stdout, flush=True)
             while True:
                 with contextlib.suppress(queue.Empty):

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .. import ConfigurationError
+from .. import ConfigurationError, Endpoint
+from .. import demo as demo_market
 from .connecting import key_for, without_password
 from .history import parse_since
 from .options import WireName
@@ -56,14 +57,23 @@ def choose_relay(
             raise ConfigurationError(f"--{name} can't be used with --upstream; remove one of them")
     if not symbols:
         raise ConfigurationError("--upstream needs pairs, as in --upstream production BTC:USDC ETH:USDC")
-    from .. import Endpoint
     from ..relay import RelayMarket
 
-    return RelayMarket(
-        *symbols,
-        endpoint=upstream if wire is None else [Endpoint(Endpoint.of(each).url, wire=wire.value) for each in upstream],
-        api_key=key_for(upstream, key_file),
-        since=parse_since(since),
-        proxy=without_password(proxy),
-        allow_insecure=allow_insecure,
-    )
+    # First: from then on, errors about other options hide a misplaced key.
+    key = key_for(upstream, key_file)
+    try:
+        servers = [_with_wire(each, wire or WireName.SUBSCRIBE) for each in upstream]
+        return RelayMarket(
+            *symbols,
+            endpoint=servers[0] if len(servers) == 1 else servers,
+            api_key=key,
+            since=parse_since(since),
+            proxy=without_password(proxy),
+            allow_insecure=allow_insecure,
+        )
+    except ConfigurationError as error:
+        raise ConfigurationError(error.message.replace("endpoint: ", "--upstream: ", 1)) from None
+
+
+def _with_wire(endpoint: str, wire: WireName) -> str | Endpoint:
+    return endpoint if endpoint == demo_market.NAME else Endpoint(Endpoint.of(endpoint).url, wire=wire.value)

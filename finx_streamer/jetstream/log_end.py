@@ -7,15 +7,11 @@ import json
 from collections.abc import Iterable
 from datetime import datetime
 
-import nats
 from nats.aio.client import Client
-from nats.js.errors import NotFoundError
 
-from ..errors import ConfigurationError
-from .connection import REQUEST_TIMEOUT, find_stream, translate
 from .counts import stamp_of
 from .message import before
-from .reader import reading
+from .reader import find_last, read_up_to
 from .subjects import TICKS, pair_subjects, parse_subject
 
 #: How many requests run at the same time.
@@ -38,29 +34,23 @@ async def find_starts(client: Client, stream: str, pairs: Iterable[str], tail: i
         FinxStreamerError: The log can't be read now.
     """
     wanted = set(pairs)
-    info = await find_stream(client, stream)
-    if info is None:
-        raise ConfigurationError(f"there is no stream {stream}")
     starts: dict[str, datetime] = {}
-    async with reading(client, stream, TICKS, after=max(0, info.state.last_seq - tail)) as reader:
-        async for entry in reader.read_present():
-            found = parse_subject(entry.subject)
-            if found is not None and found.symbol in wanted and found.symbol not in starts:
-                _note(starts, found.symbol, entry.payload)
+    last = await find_last(client, stream, TICKS)
+    if last is None:
+        return starts
+    async for entry in read_up_to(client, stream, TICKS, last.number, after=max(0, last.number - tail)):
+        found = parse_subject(entry.subject)
+        if found is not None and found.symbol in wanted and found.symbol not in starts:
+            _note(starts, found.symbol, entry.payload)
     limit = asyncio.Semaphore(_AT_ONCE)
 
-    async def find_last(pair: str) -> None:
+    async def note_last(pair: str) -> None:
         async with limit:
-            try:
-                last = await client.jetstream(timeout=REQUEST_TIMEOUT).get_last_msg(stream, pair_subjects(pair))
-            except NotFoundError:
-                return
-            _note(starts, pair, last.data or b"")
+            found = await find_last(client, stream, pair_subjects(pair))
+        if found is not None:
+            _note(starts, pair, found.payload)
 
-    try:
-        await asyncio.gather(*(find_last(pair) for pair in wanted - starts.keys()))
-    except (nats.errors.Error, TimeoutError, OSError) as error:
-        raise translate(error) from None
+    await asyncio.gather(*map(note_last, wanted - starts.keys()))
     return starts
 
 

@@ -10,7 +10,7 @@ from nats.aio.client import Client
 
 from ..clock import monotonic
 from .message import FIRST, Message
-from .reader import reading
+from .reader import find_last, read_up_to
 
 #: How much earlier reading begins than needed, because a slightly earlier message may follow.
 _SLACK = timedelta(seconds=60)
@@ -32,11 +32,14 @@ class _Known:
     async def read_on(self, client: Client, stream: str, subjects: str) -> None:
         """Read what has been added."""
         began = monotonic()
+        last = await find_last(client, stream, subjects)
+        if last is None or last.number <= self.number or last.stored_ns < self.since.timestamp() * 1e9:
+            self.read_at = began
+            return
         since = None if self.number else self.since
-        async with reading(client, stream, subjects, after=self.number, since=since) as reader:
-            async for entry in reader.read_present():
-                self.number = entry.number
-                self.ids.add(entry.message_id)
+        async for entry in read_up_to(client, stream, subjects, last.number, after=self.number, since=since):
+            self.number = entry.number
+            self.ids.add(entry.message_id)
         self.read_at = began
 
 

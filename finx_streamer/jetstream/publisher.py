@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Self
 
+from .. import metered
 from ..base_listener import BaseListener
 from ..config import checks as check
 from ..errors import ConfigurationError, FinxStreamerError, PublishError
@@ -105,6 +106,7 @@ class JetStreamPublisher:
         self._thread.start()
         self._sender = started.result()
         _open.add(self)
+        metered.register("publisher", self)
 
     def attach(self, listener: BaseListener) -> None:
         """Publish all that a listener gets. Call it before the listener starts.
@@ -149,6 +151,11 @@ class JetStreamPublisher:
         except TimeoutError:
             return False
         return True
+
+    @property
+    def name(self) -> str:
+        """The stream's name, by which metrics call the publisher."""
+        return self._stream.name
 
     @property
     def stats(self) -> PublisherStats:

@@ -23,6 +23,8 @@ from .connection import REQUEST_TIMEOUT, translate
 
 #: Seconds between heartbeats, and without any message until NATS counts as gone.
 _HEARTBEAT, _SILENCE = 1.0, 3.5
+#: Seconds that a node has to create a reader, and to send an entry that is in the stream. How many nodes are tried.
+_CREATE_TIMEOUT, _LAG, _ATTEMPTS = 2.0, 2.0, 6
 #: Seconds between two looks whether the connection is still there.
 _LOOK_EVERY = 0.25
 #: Seconds until NATS forgets a reader that is gone.
@@ -50,9 +52,8 @@ class Entry(NamedTuple):
 class LogReader:
     """Reads entries in order. Use `reading`."""
 
-    def __init__(self, client: Client, stream: str, subjects: str, after: int, since: datetime | None) -> None:
-        self._client, self._stream, self._subjects = client, stream, subjects or ">"
-        self._after, self._since = after, since
+    def __init__(self, client: Client) -> None:
+        self._client = client
         self._entries: list[Entry] = []
         self._arrived = asyncio.Event()
         #: The consumer's own sequence number of the newest entry.
@@ -93,35 +94,6 @@ class LogReader:
         entries, self._entries = self._entries, []
         await self._answer()
         return entries
-
-    async def read_present(self) -> AsyncIterator[Entry]:
-        """Read up to the present end.
-
-        Raises:
-            ConnectionFailed: As for `read`, or the node that sends the entries doesn't have all of them yet.
-        """
-        end, at = await self._find_end(), self._after
-        while at < end:
-            try:
-                async with asyncio.timeout(_SILENCE):
-                    entries = await self.read()
-            except TimeoutError:
-                raise ConnectionFailed("NATS: the node that sends the entries lags behind") from None
-            for entry in entries:
-                at = entry.number
-                yield entry
-
-    async def _find_end(self) -> int:
-        """Return the number of the last entry, 0 if there is none. Only the stream's leader surely has all entries."""
-        try:
-            last = await self._client.jetstream(timeout=REQUEST_TIMEOUT).get_last_msg(self._stream, self._subjects)
-        except NotFoundError:
-            return 0
-        except (nats.errors.Error, TimeoutError, OSError) as error:
-            raise translate(error) from None
-        assert last.seq is not None
-        assert last.time is not None
-        return 0 if self._since is not None and last.time < self._since else last.seq
 
     async def _answer(self) -> None:
         """Let NATS go on, once all that it had sent is read."""
@@ -166,6 +138,23 @@ class LogReader:
         self._failure = ConnectionFailed("NATS: entries were lost on the way")
 
 
+async def find_last(client: Client, stream: str, subjects: str) -> Entry | None:
+    """Return the last entry of some subjects; None if there is none.
+
+    Raises:
+        ConfigurationError: NATS has no JetStream.
+        ConnectionFailed: JetStream doesn't answer now.
+    """
+    try:
+        found = await client.jetstream(timeout=REQUEST_TIMEOUT).get_last_msg(stream, subjects)
+    except NotFoundError:
+        return None
+    except (nats.errors.Error, TimeoutError, OSError) as error:
+        raise translate(error) from None
+    stored_ns = int(found.time.timestamp() * 1e9) if found.time else 0
+    return Entry(found.seq or 0, found.subject or "", found.data or b"", stored_ns)
+
+
 @contextlib.asynccontextmanager
 async def reading(
     client: Client, stream: str, subjects: str, *, after: int = 0, since: datetime | None = None
@@ -183,11 +172,12 @@ async def reading(
         ConfigurationError: The stream doesn't exist, or NATS has no JetStream.
         ConnectionFailed: JetStream doesn't answer now.
     """
-    reader = LogReader(client, stream, subjects, after, since)
+    reader = LogReader(client)
+    subscription = None
     start: dict[str, Any] = {"deliver_policy": DeliverPolicy.BY_START_SEQUENCE, "opt_start_seq": after + 1}
     if since is not None:
         start = {"deliver_policy": DeliverPolicy.BY_START_TIME, "opt_start_time": since}
-    manager = client.jetstream(timeout=REQUEST_TIMEOUT)
+    manager = client.jetstream(timeout=_CREATE_TIMEOUT)
     inbox = client.new_inbox()
     try:
         # No limits: flow control bounds what waits.
@@ -207,6 +197,9 @@ async def reading(
             ),
         )
     except (nats.errors.Error, TimeoutError, OSError, TypeError) as error:
+        if subscription is not None:
+            with contextlib.suppress(nats.errors.Error):
+                await subscription.unsubscribe()
         # TypeError: nats-py can't read the answer of a node that doesn't know the consumer any more.
         raise translate(error) from None
     if not reader.has_delivered:
@@ -218,3 +211,44 @@ async def reading(
             await subscription.unsubscribe()
             async with asyncio.timeout(1.0):
                 await manager.delete_consumer(stream, consumer.name)
+
+
+async def read_up_to(
+    client: Client, stream: str, subjects: str, last: int, *, after: int = 0, since: datetime | None = None
+) -> AsyncIterator[Entry]:
+    """Read up to an entry that is known to be in the stream, and perhaps a few more.
+
+    `LogReader.pending` doesn't say where the end is. NATS chooses the node that sends entries, and it may hang or lag
+    behind; then another one is tried. And NATS 2.9 counts entries twice that arrive while the reader is created.
+
+    Args:
+        client: A connection.
+        stream: The stream's name.
+        subjects: A filter, with wildcards.
+        last: The sequence number of the known entry.
+        after: As for `reading`.
+        since: As for `reading`.
+
+    Raises:
+        ConfigurationError: As for `reading`.
+        ConnectionFailed: No node sends the entry now.
+    """
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            async with reading(client, stream, subjects, after=after, since=since) as reader:
+                while after < last:
+                    for entry in await _read_soon(reader, last):
+                        after, since = entry.number, None
+                        yield entry
+            return
+        except ConnectionFailed:
+            if client.is_closed or attempt == _ATTEMPTS:
+                raise
+
+
+async def _read_soon(reader: LogReader, last: int) -> list[Entry]:
+    try:
+        async with asyncio.timeout(_LAG):
+            return await reader.read()
+    except TimeoutError:
+        raise ConnectionFailed(f"NATS: entry {last} didn't come") from None

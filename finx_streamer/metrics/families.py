@@ -155,17 +155,33 @@ RECORDER = Group(
 PUBLISHER = Group(
     ("publisher",),
     (
-        _counter("finx_publisher_published_ticks", "Ticks that JetStream has stored.", "published"),
-        _counter("finx_publisher_duplicate_ticks", "Ticks that another publisher had stored.", "duplicates"),
-        Row("finx_publisher_waiting_ticks", "Ticks that JetStream hasn't acknowledged yet.", "waiting"),
-        _counter("finx_publisher_lost_ticks", "Ticks that were dropped while NATS was away.", "lost"),
+        Row("finx_publisher_connected", "1 if NATS can be reached and accepts ticks, 0 if not.", "connected"),
+        _counter("finx_publisher_duplicate_ticks", "Ticks that NATS already had.", "duplicates"),
+        _counter("finx_publisher_skipped_ticks", "Ticks that weren't sent because the log has them.", "skipped"),
+        _counter("finx_publisher_lost_ticks", "Ticks that were dropped or refused.", "lost"),
+        Row("finx_publisher_waiting_ticks", "Ticks that wait to be sent.", "waiting"),
+        Row("finx_publisher_in_flight_ticks", "Ticks that were sent, and aren't acknowledged yet.", "in_flight"),
     ),
 )
-GATEWAY = Group(
-    ("gateway",),
-    (Row("finx_gateway_log_lag_messages", "Messages of the log that the gateway hasn't read yet.", "log_lag"),),
+PUBLISHED = Group(
+    ("publisher", "exchange"),
+    (_counter("finx_publisher_published_ticks", "Ticks that NATS has stored.", float),),
+    most=MOST_EXCHANGES,
 )
-GROUPS = (LISTENER, STATE, PAIR, ERROR, RECORDER, SERVER, EXCHANGE, PUBLISHER, GATEWAY)
+GATEWAY = Group(
+    ("server",),
+    (
+        Row("finx_gateway_connected", "1 if NATS sends the log, 0 if not.", "connected"),
+        Row("finx_gateway_behind_entries", "Entries of the log that NATS hasn't sent yet.", "behind"),
+        Row("finx_gateway_lag_seconds", "Time an entry took from NATS.", "lag", unit="seconds", combine=max),
+        Row("finx_gateway_first_entry", "The number from which on the store has all ticks.", "first", combine=max),
+        _counter("finx_gateway_filled_entries", "Earlier entries that were read to fill the store.", "filled"),
+        _counter("finx_gateway_lost_entries", "Entries that had expired before they were read.", "lost"),
+        _counter("finx_gateway_foreign_messages", "Messages that aren't ticks or tickers of their subject.", "foreign"),
+        _counter("finx_gateway_reconnects", "Connections to NATS that were lost and opened again.", "reconnects"),
+    ),
+)
+GROUPS = (LISTENER, STATE, PAIR, ERROR, RECORDER, SERVER, EXCHANGE, PUBLISHER, PUBLISHED, GATEWAY)
 FAILURES = Row("finx_metrics_failed_snapshots", "Snapshots that failed, by kind.", float, "counter")
 
 #: The snapshots of one object: for each group and value of the second label, what its rows are read from.
@@ -187,10 +203,14 @@ def _of_server(server: Any) -> Snapshots:
     stats = server.stats
     yield SERVER, "", stats
     yield from ((EXCHANGE, name, exchange) for name, exchange in stats.exchanges.items())
+    if stats.log is not None:
+        yield GATEWAY, "", stats.log
 
 
-def _of_one(group: Group) -> Callable[[Any], Snapshots]:
-    return lambda owner: iter([(group, "", owner.stats)])
+def _of_publisher(publisher: Any) -> Snapshots:
+    stats = publisher.stats
+    yield PUBLISHER, "", stats
+    yield from ((PUBLISHED, name, count) for name, count in stats.exchanges.items())
 
 
 @attrs.frozen
@@ -202,11 +222,6 @@ class Kind:
     name_of: Callable[[Any], str]
     read: Callable[[Any], Snapshots]
 
-    @classmethod
-    def registered(cls, name: str, group: Group) -> Kind:
-        """A kind whose objects register in `metered`, and have a `name` and `stats`."""
-        return cls(name, lambda: metered.registered(name), attrgetter("name"), _of_one(group))
-
 
 KINDS = (
     Kind("listener", lambda: [run for run in tuple(live_runs) if not run.forked], attrgetter("name"), _of_run),
@@ -216,6 +231,5 @@ KINDS = (
         lambda server: f"{server.host}:{server.port}",
         _of_server,
     ),
-    Kind.registered("publisher", PUBLISHER),
-    Kind.registered("gateway", GATEWAY),
+    Kind("publisher", lambda: metered.registered("publisher"), attrgetter("name"), _of_publisher),
 )

@@ -66,12 +66,7 @@ class _LogEnded(FinxStreamerError):
 
 
 class JetStreamMarket:
-    """The ticks and Greeks that publishers have put into a NATS JetStream stream. Needs the extra `jetstream`::
-
-        from finx_streamer.server import JetStreamMarket, LocalServer
-
-        with LocalServer(JetStreamMarket("nats://127.0.0.1"), port=8765) as server:
-            print(server.stats.log)
+    """The ticks and Greeks that publishers have put into a NATS JetStream stream. Needs the extra `jetstream`.
 
     Any number of servers, the gateways, can serve a stream. The ID of a tick is its sequence number in the stream, so a
     client can resume on any gateway what it began on another one.
@@ -87,7 +82,8 @@ class JetStreamMarket:
         url (str | Iterable[str] | Nats): One or more URLs of a NATS server or cluster, such as `nats://10.0.0.1`, or a
             `Nats`, which says how to log in.
         stream (str): The name of the stream.
-        pairs (Iterable[str] | None): The pairs to serve. `None` is all that are in the stream or appear in it.
+        pairs (Iterable[str] | None): The pairs to serve. `None` is all that are in the stream or appear in it: others
+            are refused with 404 until then.
         since (timedelta | datetime): From when on to fill the store: an aware datetime, or a time before now.
 
     Raises:
@@ -154,7 +150,11 @@ class JetStreamMarket:
         return self._stats
 
     def expects(self, number: int) -> bool:
-        """Whether the store will soon be able to resume after a number, but may not be now."""
+        """Whether the store will soon be able to resume after a number, but may not be now.
+
+        Args:
+            number (int): The number, as in `LogStats.newest`.
+        """
         stats = self._stats
         return number > stats.newest or (not stats.filling_done and self._expired_to - 1 <= number < stats.first - 1)
 
@@ -411,15 +411,14 @@ class JetStreamMarket:
         await self._note_beginning()
 
     async def _read_back(self, client: Client, span: Span) -> list[Entry]:
-        from ..jetstream.reader import reading
+        from ..jetstream.reader import find_last, read_up_to
 
-        found: list[Entry] = []
-        async with reading(client, self._stream, "", after=span.first - 1) as reader:
-            async for entry in reader.read_present():
-                found.append(entry)
-                if entry.number >= span.last:
-                    break
-        return [entry for entry in found if span.first <= entry.number <= span.last]
+        # Only the stream's leader surely has all entries: a node that lags may have fewer than the span.
+        last = await find_last(client, self._stream, ">")
+        if last is None or last.number < span.first:
+            return []
+        entries = read_up_to(client, self._stream, "", min(span.last, last.number), after=span.first - 1)
+        return [entry async for entry in entries if entry.number <= span.last]
 
     async def _store_piece(self, span: Span, entries: Sequence[Entry]) -> bool:
         """Store some of the entries. Returns whether there is room for more."""

@@ -201,9 +201,6 @@ class Service:
     async def _play(self) -> None:
         try:
             await play_source(self._settings.source, self.hub, self._on_started)
-        except FinxStreamerError as error:
-            log.error("the market source failed: %s", error)
-            self.error = error
         except Exception as error:
             # Our own errors say enough without a traceback.
             log.error("the market source failed: %s", error, exc_info=not isinstance(error, FinxStreamerError))

@@ -14,7 +14,7 @@ from finx_streamer.cli.terminal import OPTIONS, with_options
 from tests.support.cli import run, run_in_terminal
 from tests.support.program import run_program
 
-COMMANDS = ["listen", "record", "history", "verify", "replay", "snap", "demo", "doctor", "serve"]
+COMMANDS = ["listen", "record", "publish", "history", "verify", "replay", "snap", "demo", "doctor", "serve"]
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from finx_streamer import Endpoint, State
 from finx_streamer.server import LocalServer
 from tests.support.cli import KEY, run, running
 from tests.support.market import PAIR, Market, prices, send
@@ -77,13 +79,35 @@ def test_history_from_a_time_on_is_stored(upstream: LocalServer, seen: Seen) -> 
     assert found == [f"{19_200 + number}.50" for number in range(5, 12)]
 
 
+@pytest.mark.parametrize("wire", ["url", "subscribe"])
+def test_a_relay_that_is_killed_costs_no_tick(upstream: LocalServer, seen: Seen, wire: Any) -> None:
+    """Its clients go on at another relay of the same upstream, while ticks keep coming."""
+    relay = ("serve", PAIR, "--upstream", upstream.url, "--port", "0")
+    with running(*relay) as first, running(*relay) as second:
+        urls = [each.stdout.readline().split()[-1] for each in (first, second)]
+        upstream.wait_connected(2)
+        endpoint: Any = [Endpoint(url, wire=wire) for url in urls]
+        with seen.listener(endpoint, backfill=True):
+            seen.wait_for(lambda: (PAIR, State.STREAMING) in seen.states)
+            for number in range(1, 301):
+                send(upstream, number)
+                if number == 100:
+                    seen.wait_ticks(1)
+                    first.process.kill()
+                elif number == 200:
+                    seen.wait_for(lambda: seen.gaps)
+            seen.wait_ticks(300)
+    assert prices(seen) == list(range(1, 301))
+    assert [gap.filled for gap in seen.gaps] == [True]
+
+
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
         (["--upstream", "production"], "--upstream needs pairs, as in --upstream production BTC:USDC"),
         ([PAIR, "--upstream", "production", "--live"], "--live can't be used with --upstream"),
         ([PAIR, "--upstream", "production", "--tape", "t.jsonl"], "--tape can't be used with --upstream"),
-        ([PAIR, "--upstream", "gamma"], "'gamma' is unknown"),
+        ([PAIR, "--upstream", "gamma"], "error: --upstream: 'gamma' is unknown"),
         ([PAIR, "--upstream", "ws://example.com/"], "would send the API key in clear text"),
         ([PAIR, "--upstream", "beta", "--upstream", "demo"], "'demo' can't be in a list"),
         (["--since", "1h"], "--since can only be used with --upstream"),

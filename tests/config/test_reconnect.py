@@ -175,3 +175,12 @@ def test_accepts_numbers_of_numpy() -> None:
     policy = ReconnectPolicy(np.float32(1.5), np.int64(2), np.int8(5), jitter=False, attempts=np.int16(3))
     assert policy == ReconnectPolicy(1.5, 2.0, 5.0, jitter=False, attempts=3)
     assert [repr(delay) for delay in itertools.islice(policy.delays(), 3)] == ["1.5", "3.0", "5.0"]
+
+
+def test_each_server_of_a_round_has_a_wait_of_its_own() -> None:
+    """The limit grows after each round. The waits within a round are drawn one by one."""
+    steady = ReconnectPolicy(jitter=False).delays(servers=3)
+    assert list(itertools.islice(steady, 7)) == [0.5, 0.5, 0.5, 1.0, 1.0, 1.0, 2.0]
+    drawn = list(itertools.islice(ReconnectPolicy(factor=1.0).delays(random.Random(7), servers=3), 999))
+    assert len(set(drawn)) == 999
+    assert 0.2 < sum(drawn) / 999 < 0.3

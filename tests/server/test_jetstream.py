@@ -24,9 +24,19 @@ import nats
 from nats.js.api import StreamConfig
 from nats.js.errors import NoStreamResponseError, ServiceUnavailableError
 
-from finx_streamer import ConfigurationError, ConnectionFailed, Endpoint, FunctionClient, Gap, Notice, StreamListener
+from finx_streamer import (
+    ConfigurationError,
+    ConnectionFailed,
+    Endpoint,
+    FunctionClient,
+    Gap,
+    Notice,
+    State,
+    StreamListener,
+)
 from finx_streamer.jetstream.subjects import greeks_subject, tick_subject
 from finx_streamer.server import JetStreamMarket, LocalServer, ServerStats
+from tests.support.cli import running, wait_until
 from tests.support.contracts import request
 from tests.support.nats import NatsCluster, NatsServer
 from tests.support.peers import PATIENCE
@@ -59,14 +69,14 @@ class Log:
         self.prices: list[int] = []
         self.create(**settings)
 
-    def do(self, request: Callable[[Any], Awaitable[Any]]) -> Any:
+    def do(self, request: Callable[[Any], Awaitable[Any]], limit: float = PATIENCE) -> Any:
         """Make a request to JetStream, and return the answer."""
 
         async def done() -> Any:
             async with await nats.connect(self.server.url, allow_reconnect=False) as client:
                 return await request(client.jetstream(publish_async_max_pending=1_000))
 
-        return asyncio.run(asyncio.wait_for(done(), PATIENCE))
+        return asyncio.run(asyncio.wait_for(done(), limit))
 
     def create(self, **settings: Any) -> None:
         config = StreamConfig(name="FINX", subjects=["finx.v1.>"], **settings)
@@ -79,6 +89,22 @@ class Log:
         self.send((subject, encoded(tick(number, pair))) for number in numbers)
         if pair == PAIR:
             self.prices += numbers
+
+    def publish_fast(self, count: int) -> None:
+        """Publish further ticks, without waiting for each acknowledgement."""
+        end, subject = self.end + count, tick_subject("MINE", PAIR)
+
+        async def publish(jetstream: Any) -> None:
+            client = jetstream._nc
+            for done, number in enumerate(itertools.islice(self._numbers, count)):
+                await client.publish(subject, encoded(tick(number)))
+                if not done % 2_000:
+                    await client.flush()
+            await client.flush()
+            while (await jetstream.stream_info("FINX")).state.last_seq < end:
+                await asyncio.sleep(0.1)
+
+        self.do(publish, limit=300.0)
 
     def send(self, messages: Iterable[tuple[str, bytes]]) -> None:
         """Publish messages. While a cluster looks for a leader, try again."""
@@ -536,3 +562,44 @@ def test_a_cluster_loses_the_node_that_a_gateway_is_connected_to(nats_cluster: N
         wait_for(server, lambda stats: stats.log.newest == 61)
         client.wait(lambda: client.prices[-1:] == log.prices[-1:])
         assert client.prices == log.prices[1:]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_another_gateway_resumes_after_a_million_ticks(log: Log) -> None:
+    """On one connection. The gateways are processes of their own, as users run them."""
+    count, missed = 1_000_000, 20_000
+    log.publish(1)
+    with contextlib.ExitStack() as stack:
+        urls = []
+        for _ in range(2):
+            command = stack.enter_context(running("serve", "--from", log.server.url, "--port", "0"))
+            urls.append(command.stdout.readline().split()[-1])
+        switch = stack.enter_context(Switch(urls[0]))
+        received = itertools.count(1)
+        expected = itertools.count(2)
+        wrong: list[Any] = []
+        gaps: list[Gap] = []
+        done = threading.Event()
+
+        def on_tick(tick: Any) -> None:
+            if tick["price"] != str(next(expected)):
+                wrong.append(tick)
+            if next(received) in (count, count + missed):
+                done.set()
+
+        listener = StreamListener(
+            PAIR, api_key="demo", endpoint=switch.url, parse_price=str, on_tick=on_tick, on_gap=gaps.append
+        )
+        stack.enter_context(listener)
+        wait_until(lambda: listener.stats.state is State.STREAMING, "the stream has begun")
+        log.publish_fast(count)
+        assert done.wait(300.0)
+        assert (gaps, listener.stats.reconnects) == ([], 0)
+        done.clear()
+        switch.turn(None)
+        log.publish_fast(missed)
+        switch.turn(urls[1])
+        assert done.wait(PATIENCE)
+        assert not wrong
+        assert [gap.filled for gap in gaps] == [True]
