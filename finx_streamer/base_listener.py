@@ -445,7 +445,10 @@ class BaseListener:
         return run if waits else None
 
     def begin_at(self, find_starts: Callable[[list[str]], Mapping[str, datetime]]) -> None:
-        """Have pairs begin at the times that this returns for them. It may wait. For this package's publishers.
+        """Have pairs begin at certain times, as with `since`. For this package's publishers.
+
+        Args:
+            find_starts: Called with pairs that are about to begin. Returns the times of some of them. It may wait.
 
         Raises:
             ConfigurationError: The listener isn't one whose ticks can be published as they were sent.

@@ -39,6 +39,8 @@ ENOUGH_LINES = 3
 #: The start of Python examples that don't end. All others run to their end, because Ctrl-C could meet the interpreter
 #: while it exits.
 ENDLESS = "for tick in StreamListener("
+#: Where NATS is in Python examples.
+NATS = "nats://127.0.0.1:4222"
 #: What Python examples have that end at SIGTERM.
 SIGTERM = "signal.SIGTERM"
 #: Runs a command as PID 1, as in a container.
@@ -249,8 +251,11 @@ def test_python_example(
         environment["WEBHOOK"], posted = request.getfixturevalue("webhook")
     if "psycopg" in block.code:
         environment |= request.getfixturevalue("postgres")
+    code = block.code
+    if NATS in code:
+        code = code.replace(NATS, request.getfixturevalue("nats_server").url)
     script = tmp_path / "example.py"
-    script.write_text(block.code, encoding="utf-8")
+    script.write_text(code, encoding="utf-8")
     endless = ENDLESS in block.code
     enough = ENOUGH_LINES if endless else None
     status, output, errors = run(program_command("example", server.url, script), tmp_path, environment, enough)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import timedelta
 
-from .. import ListenerStats, PublishError
+from .. import Gap, ListenerStats, PublishError
 from ..base_listener import BaseListener
 from ..jetstream import JetStreamPublisher
 from .quantities import parse_age, parse_size
@@ -74,6 +74,11 @@ class PublishRun(ProgressRun):
         self._publisher.attach(listener)
         with self._publisher:
             return super().run(listener)
+
+    def _on_gap(self, gap: Gap) -> None:
+        # At the start, most of what history has is in the log.
+        if gap.symbol in self._interrupted or not gap.filled:
+            super()._on_gap(gap)
 
     def _on_stopped(self) -> None:
         self._publisher.close(_CLOSE_TIMEOUT)

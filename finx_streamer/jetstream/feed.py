@@ -110,7 +110,8 @@ class Feed:
     def join(self, pairs: Iterable[str]) -> None:
         """Take note that ticks of some pairs may be missing before the next one."""
         joined = set(pairs)
-        for (pair, _), series in self._series.items():
+        # A copy: another thread may add to it.
+        for (pair, _), series in list(self._series.items()):
             if pair in joined:
                 series.counts.join()
                 self._last_live.pop(pair, None)

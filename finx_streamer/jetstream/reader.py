@@ -27,6 +27,8 @@ _HEARTBEAT, _SILENCE = 1.0, 3.5
 _CREATE_TIMEOUT, _LAG, _ATTEMPTS = 2.0, 2.0, 6
 #: Seconds between two looks whether the connection is still there.
 _LOOK_EVERY = 0.25
+#: NATS waits while so many entries are unread. How many are read at once.
+_MOST_UNREAD, _MOST_READ = 8_192, 1_024
 #: Seconds until NATS forgets a reader that is gone.
 _INACTIVE = 30.0
 
@@ -70,7 +72,7 @@ class LogReader:
         return self._delivered > 0
 
     async def read(self) -> list[Entry]:
-        """Wait until there are entries, and return all that have arrived.
+        """Wait until there are entries, and return those that have arrived, or the first of them.
 
         Raises:
             ConnectionFailed: NATS is gone, or entries were lost on the way. Read again, after the last entry.
@@ -91,13 +93,14 @@ class LogReader:
                 async with asyncio.timeout(_LOOK_EVERY):
                     await self._arrived.wait()
                     looks = 0
-        entries, self._entries = self._entries, []
+        entries = self._entries[:_MOST_READ]
+        del self._entries[:_MOST_READ]
         await self._answer()
         return entries
 
     async def _answer(self) -> None:
-        """Let NATS go on, once all that it had sent is read."""
-        if self._resume_at is not None:
+        """Let NATS go on, unless too much is unread."""
+        if self._resume_at is not None and len(self._entries) < _MOST_UNREAD:
             subject, self._resume_at = self._resume_at, None
             try:
                 await self._client.publish(subject)
@@ -111,12 +114,18 @@ class LogReader:
         else:
             self._take_entry(message)
         self._arrived.set()
+        # If it fails, `read` finds out.
+        with contextlib.suppress(ConnectionFailed):
+            await self._answer()
 
     def _take_status(self, headers: dict[str, str], reply: str) -> None:
         if reply:
             self._resume_at = reply
         elif "Nats-Consumer-Stalled" in headers:
             self._resume_at = headers["Nats-Consumer-Stalled"]
+        else:
+            # A heartbeat: all was sent.
+            self.pending = 0
         if int(headers.get("Nats-Last-Consumer", self._delivered)) != self._delivered:
             self._fail()
 

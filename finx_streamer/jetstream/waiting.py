@@ -102,10 +102,9 @@ class Waiting:
         """Remove the oldest messages. If there are none, `wake` will be called once there is one."""
         messages = self._messages
         if not messages:
+            # In this order, because a source adds first and looks then.
             self._sender_waits = True
-            if not messages:
-                return []
-            self._sender_waits = False
+            self._sender_waits = not messages
         taken = [messages.popleft() for _ in range(min(most, len(messages)))]
         if self._sources_wait or self._drops:
             with self._has_room:

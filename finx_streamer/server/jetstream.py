@@ -38,7 +38,7 @@ log = logging.getLogger("finx_streamer.server.jetstream")
 #: Seconds. The wait before a reconnect is random up to a limit that doubles with each attempt.
 _FIRST_WAIT, _LONGEST_WAIT, _STABLE = 0.25, 5.0, 10.0
 _WARN_EVERY = 60.0
-#: How many entries to read back at a time, and to store at a time, so that other work gets a turn.
+#: How many earlier entries to read at a time, and to store at a time, so that other work gets a turn.
 _CHUNK, _PIECE = 16_384, 1_024
 #: Filling waits while so many live entries do.
 _MOST_BEHIND = 1_000
@@ -114,6 +114,7 @@ class JetStreamMarket:
             raise ConfigurationError(f"since is {since!r}; expected a timedelta or an aware datetime")
         self._since = since
         self._pairs = self._wanted or frozenset()
+        self._stored_pairs: frozenset[str] = frozenset()
         self._contracts: frozenset[str] = frozenset()
         self._contracts_until = 0.0
         self._ready = False
@@ -121,6 +122,8 @@ class JetStreamMarket:
         #: Entries to skip don't make a log line each.
         self._warned = -math.inf
         self._outlet: LogOutlet
+        #: What reads the live entries.
+        self._reader: LogReader | None = None
         self._name = ""
         #: The stream's first entry, and the one below which nothing is filled.
         self._expired_to = self._bottom = 1
@@ -147,7 +150,7 @@ class JetStreamMarket:
     @property
     def log_stats(self) -> LogStats:
         """Where the market is in its log."""
-        return self._stats
+        return attrs.evolve(self._stats, behind=0 if self._reader is None else self._reader.pending)
 
     def expects(self, number: int) -> bool:
         """Whether the store will soon be able to resume after a number, but may not be now.
@@ -213,10 +216,9 @@ class JetStreamMarket:
         info = await self._find_stream(client)
         name = _name_of(info)
         if not self._name:
-            found = await self._outlet.follow(name, info.state.last_seq)
+            self._stored_pairs = await self._outlet.follow(name, info.state.last_seq)
             self._name = name
             self._set(newest=info.state.last_seq, first=info.state.last_seq + 1)
-            await self._list_symbols(client, found)
         elif name != self._name:
             raise _LogEnded(
                 f"the JetStream stream {self._stream} was deleted and created again; start again with an empty store"
@@ -227,6 +229,8 @@ class JetStreamMarket:
                 f"{self._stats.newest:,}: NATS has lost entries, or was restored; start again with an empty store"
             )
         self._expired_to = info.state.first_seq
+        if not self._ready:
+            await self._list_symbols(client)
         if info.state.first_seq > self._stats.newest + 1:
             self._report_expired(info.state.first_seq - 1)
 
@@ -251,7 +255,7 @@ class JetStreamMarket:
             f"NATS at {self._nats} has no JetStream stream {self._stream}; start a publisher, which creates it"
         )
 
-    async def _list_symbols(self, client: Client, stored: frozenset[str]) -> None:
+    async def _list_symbols(self, client: Client) -> None:
         """Find out which pairs and contracts are in the stream."""
         from ..jetstream.connection import list_subjects
         from ..jetstream.subjects import GREEKS, TICKS
@@ -262,7 +266,7 @@ class JetStreamMarket:
                 if (subject := self._parse_subject(name)) is not None:
                     found[subject.kind].add(subject.symbol)
         if self._wanted is None:
-            self._pairs = stored | frozenset(filter(_is_pair, found["ticks"]))
+            self._pairs = self._stored_pairs | frozenset(filter(_is_pair, found["ticks"]))
         now = time.time()
         self._contracts = frozenset(name for name in found["greeks"] if not _is_expired(name, now))
         self._ready = True
@@ -271,18 +275,17 @@ class JetStreamMarket:
         from ..jetstream.reader import reading
 
         async with reading(client, self._stream, "", after=self._stats.newest) as reader:
+            self._reader = reader
             self._on_connected()
             while True:
-                entries = await reader.read()
-                for start in range(0, len(entries), _PIECE):
-                    await self._publish(entries[start : start + _PIECE], reader)
+                await self._publish(await reader.read())
 
-    async def _publish(self, entries: Sequence[Entry], reader: LogReader) -> None:
+    async def _publish(self, entries: Sequence[Entry]) -> None:
         played = [(entry.number, each) for entry in entries if (each := self._parse(entry)) is not None]
         self._note_symbols(played)
         newest = entries[-1]
         await self._outlet.publish_numbered(played, newest.number)
-        self._set(newest=newest.number, behind=reader.pending, lag=time.time() - newest.stored_ns / 1e9)
+        self._set(newest=newest.number, lag=time.time() - newest.stored_ns / 1e9)
 
     def _note_symbols(self, played: Sequence[Numbered]) -> None:
         """Add the pairs and contracts that are new."""
@@ -389,12 +392,15 @@ class JetStreamMarket:
 
     async def _fill(self, client: Client, hole: Span, joins: bool) -> None:
         """Read the newest entries of a hole, and store them. One that `joins` earlier ticks is filled in any case."""
-        while self._stats.behind > _MOST_BEHIND:
+        while self.log_stats.behind > _MOST_BEHIND:
             await asyncio.sleep(_PAUSE)
         first = max(hole.first, hole.last - _CHUNK + 1)
         entries = await self._read_back(client, Span(first, hole.last))
+        info = await self._find_stream(client)
+        if _name_of(info) != self._name:
+            return  # The reader of live entries finds out, too.
         # What expired meanwhile can't be told from what never was.
-        self._expired_to = max(self._expired_to, (await self._find_stream(client)).state.first_seq)
+        self._expired_to = max(self._expired_to, info.state.first_seq)
         first = max(first, self._expired_to)
         if not joins:
             since = self._since_ns()

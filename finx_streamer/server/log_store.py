@@ -214,6 +214,10 @@ class LogStore(TickStore):
             connection.execute("DELETE FROM log")
             last = tick_log.Position("", 0)
         connection.execute(_COUNT_SCHEMA)
+        if self._users and not last.log:
+            # The file was deleted while it was in use. Its successor is filled from the log.
+            self._trimmed = 0
+            return tick_log.begin_log(connection, tick_log.Position(self.log_name, self._newest_logged))
         return last
 
     def _read_names(self, connection: sqlite3.Connection) -> None:

@@ -191,6 +191,21 @@ class Listener:
             self._changed.notify_all()
 
 
+class Stream:
+    """A stream that asks to resume."""
+
+    def __init__(self, dial: Dial, server: LocalServer, resume: str = "ask") -> None:
+        self.peer = dial(server, f"streaming/demo/{PAIR}", additional_headers={"FinX-Resume": resume})
+        assert self.peer.response is not None
+        self.log, _, self.newest = self.peer.response.headers["FinX-Log"].partition(":")
+        self.refused = self.peer.response.headers.get("FinX-Resume") == "no"
+
+    def read(self, count: int) -> list[tuple[int, int]]:
+        """Receive ticks, and return their IDs and prices."""
+        messages = [json.loads(self.peer.recv(timeout=TIMEOUT)) for _ in range(count)]
+        return [(message["id"], int(message["resultData"]["price"])) for message in messages]
+
+
 WIRES = pytest.mark.parametrize("wire", ["url", "subscribe"])
 
 
@@ -247,6 +262,20 @@ def test_a_store_file_is_continued(log: Log, tmp_path: Path) -> None:
         assert [int(tick["price"]) for tick in found] == log.prices
 
 
+def test_a_store_file_that_is_deleted_is_filled_again(log: Log, dial: Dial, tmp_path: Path) -> None:
+    """Without a restart. Meanwhile, live ticks are sent."""
+    log.publish(500)
+    with gateway(log, store=tmp_path / "ticks.db") as server:
+        stream = Stream(dial, server)
+        (tmp_path / "ticks.db").unlink()
+        wait_for(server, lambda stats: stats.store_error is not None)
+        log.publish(3)
+        assert [price for _, price in stream.read(3)] == [501, 502, 503]
+        wait_for(server, lambda stats: stats.store_error is None and stats.ticks_stored == 503)
+        wait_for(server, lambda stats: stats.log.filling_done and stats.log.first == 1)
+        assert Stream(dial, server, f"{stream.log}:0").read(503) == [(number, number) for number in range(1, 504)]
+
+
 def test_filling_ends_at_a_time(log: Log) -> None:
     log.publish(20)
     market = JetStreamMarket(log.server.url, since=datetime.now(UTC))
@@ -267,21 +296,6 @@ def test_filling_ends_at_the_limit_of_the_store(log: Log) -> None:
         assert (
             wait_for(server, lambda stats: stats.log.newest == 3_100 and stats.log.first == 1_601).ticks_stored == 1_500
         )
-
-
-class Stream:
-    """A stream that asks to resume."""
-
-    def __init__(self, dial: Dial, server: LocalServer, resume: str = "ask") -> None:
-        self.peer = dial(server, f"streaming/demo/{PAIR}", additional_headers={"FinX-Resume": resume})
-        assert self.peer.response is not None
-        self.log, _, self.newest = self.peer.response.headers["FinX-Log"].partition(":")
-        self.refused = self.peer.response.headers.get("FinX-Resume") == "no"
-
-    def read(self, count: int) -> list[tuple[int, int]]:
-        """Receive ticks, and return their IDs and prices."""
-        messages = [json.loads(self.peer.recv(timeout=TIMEOUT)) for _ in range(count)]
-        return [(message["id"], int(message["resultData"]["price"])) for message in messages]
 
 
 def test_ids_are_sequence_numbers(log: Log, dial: Dial) -> None:

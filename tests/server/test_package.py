@@ -18,8 +18,10 @@ def test_exports_the_public_names() -> None:
     expected = [
         "ExchangeMarket",
         "ExchangeStats",
+        "JetStreamMarket",
         "LiveSource",
         "LocalServer",
+        "LogStats",
         "Outlet",
         "ServerStats",
         "SimulatedMarket",

@@ -1,0 +1,130 @@
+"""`serve --live … --to`: the trades of loopback exchanges in the log, by the exchanges' own IDs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("nats", reason='needs the extra: pip install "finx-streamer[jetstream]"')
+
+from websockets.sync.client import connect
+
+from finx_streamer import StreamListener
+from finx_streamer.jetstream import JetStreamPublisher
+from finx_streamer.server import ExchangeMarket, LocalServer
+from finx_streamer.server.published import PublishedMarket
+from tests.support.cli import run, running
+from tests.support.exchanges import LoopbackExchanges, Trade
+from tests.support.nats import NatsServer
+from tests.support.publishing import FIELDS, Script, ask, check_log, read_log, ticks_now, wait_for
+
+PAIR = "BTC:USDT"
+NAMES = ("BINANCE", "COINBASE", "KRAKEN", "BYBIT", "BITSTAMP")
+
+
+@pytest.fixture
+def exchanges() -> Iterator[LoopbackExchanges]:
+    with LoopbackExchanges([PAIR], options=["BTC"]) as exchanges:
+        yield exchanges
+
+
+def addresses(exchanges: LoopbackExchanges) -> list[str]:
+    return [f"--exchange-url={name}={url}" for name, url in exchanges.base_urls.items()]
+
+
+def subscribers(exchanges: LoopbackExchanges, name: str) -> list[Any]:
+    """The connections that get an exchange's trades."""
+    return [each for each in exchanges[name].connections if PAIR in each.subscriptions]
+
+
+def missing(exchanges: LoopbackExchanges, made: dict[str, list[Trade]], log: list[dict[str, str]]) -> list[Trade]:
+    """The trades that aren't in the log exactly once."""
+    timed = [{**tick, "timestamp": datetime.fromisoformat(f"{tick['date']}T{tick['time']}")} for tick in log]
+
+    def count(name: str, trade: Trade) -> int:
+        return sum(tick["exchange"] == name and exchanges[name].is_tick_of(trade, tick) for tick in timed)
+
+    return [trade for name, trades in made.items() for trade in trades if count(name, trade) != 1]
+
+
+def test_two_servers_publish_each_trade_once(nats_server: NatsServer, exchanges: LoopbackExchanges) -> None:
+    """By its ID: NATS recognises it even if the publishers differ in everything else."""
+    options = ["serve", "--live", PAIR, "--exchanges", ",".join(NAMES), "--port", "0", *addresses(exchanges)]
+    with running(*options, "--to", nats_server.url) as first, running(*options, "--to", nats_server.url) as second:
+        for command in (first, second):
+            assert command.stdout.readline().startswith("serving: ws://")
+        exchanges.wait_until(lambda: all(len(subscribers(exchanges, name)) == 2 for name in NAMES))
+        made = {name: exchanges.make(name, PAIR, 40) for name in NAMES}
+        wait_for(lambda: not missing(exchanges, made, read_log(nats_server.url)))
+
+        async def ids(client: Any) -> list[str]:
+            manager = client.jetstream()
+            count = (await manager.stream_info("FINX")).state.messages
+            messages = [await manager.get_msg("FINX", number) for number in range(1, count + 1)]
+            return [message.headers["Nats-Msg-Id"] for message in messages]
+
+        found = ask(nats_server.url, ids)
+        assert len(found) == len(set(found))
+        assert all(each.startswith(tuple(f"{name}:{PAIR}:" for name in NAMES)) for each in found)
+
+
+def test_clients_get_the_ticks_and_no_ids(nats_server: NatsServer) -> None:
+    """Trades with the same ID are one, even if nothing else is equal."""
+    source = Script(PAIR)
+    notices: list[Any] = []
+    got: list[Any] = []
+    with JetStreamPublisher(nats_server.url) as publisher:
+        publisher.connect()
+        market = PublishedMarket(source, publisher.new_feed())
+        with LocalServer(market) as server:
+            listener = StreamListener(PAIR, endpoint=server.url, api_key="demo", parse_price=str, on_tick=got.append)
+            listener.on_notice(notices.append)
+            with listener, connect(f"{server.url}streaming/demo/{PAIR}") as raw:
+                server.wait_until(lambda stats: stats.streams == 2)
+                ticks = ticks_now(3, PAIR)
+                source.send([{**tick, "trade": str(number)} for number, tick in enumerate(ticks)])
+                source.send(ticks_now(1, PAIR, first=3))
+                assert [set(json.loads(raw.recv(timeout=20.0))["resultData"]) for _ in range(4)] == [set(FIELDS)] * 4
+                wait_for(lambda: len(got) == 4)
+            check_log(nats_server.url, source)
+            source.send([{**ticks_now(1, PAIR, first=9)[0], "trade": "2"}])
+            wait_for(lambda: publisher.stats.duplicates == 1)
+    assert (publisher.stats.published, notices) == (4, [])
+
+
+def test_an_outage_of_nats_makes_the_source_wait(nats_server: NatsServer) -> None:
+    """And then loses ticks, and reports them."""
+    source = Script(PAIR)
+    errors: list[Any] = []
+    settings: dict[str, Any] = {"max_waiting": 10, "max_in_flight": 5, "duplicate_window": timedelta(seconds=2)}
+    with JetStreamPublisher(nats_server.url, on_error=errors.append, **settings) as publisher:
+        publisher.connect()
+        with LocalServer(PublishedMarket(source, publisher.new_feed())):
+            source.send(ticks_now(100, PAIR))
+            check_log(nats_server.url, source)
+            assert publisher.stats.lost == 0
+            nats_server.kill()
+            source.send(ticks_now(100, PAIR, first=100))
+            wait_for(lambda: any("from now on" in error.reason for error in errors))
+            nats_server.start()
+            wait_for(lambda: publisher.stats.lost and publisher.stats.connected and not publisher.stats.waiting)
+            wait_for(lambda: publisher.stats.published + publisher.stats.lost == 200, lambda: publisher.stats)
+
+
+def test_to_needs_live(tmp_path: Path) -> None:
+    done = run("serve", "--to", "nats://127.0.0.1")
+    assert done.returncode == 2
+    assert "--to can only be used with --live; add it, as in --live BTC:USDT" in done.stderr
+
+
+def test_the_market_is_still_an_exchange_market(exchanges: LoopbackExchanges) -> None:
+    market = ExchangeMarket([PAIR], ("OKX",), base_urls=exchanges.base_urls)
+    published = PublishedMarket(market, None)  # type: ignore[arg-type]
+    assert (published.pairs, published.contracts) == (market.pairs, market.contracts)
+    assert published.exchange_stats.keys() == {"OKX"}
+    assert market.sends_trade_ids
