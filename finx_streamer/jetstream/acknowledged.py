@@ -36,9 +36,16 @@ class Acknowledged:
 
     def __init__(self) -> None:
         self._messages: deque[tuple[int, Message]] = deque(maxlen=_MOST)
+        #: The highest number before the first trouble since the last look; None if there was none.
+        self._before_trouble: int | None = None
 
     def __len__(self) -> int:
         return len(self._messages)
+
+    def note_trouble(self) -> None:
+        """Take note that NATS may lose entries. Those that it stores afterwards show nothing."""
+        if self._before_trouble is None:
+            self._before_trouble = max((number for number, _ in self._messages), default=0)
 
     def keep(self, number: int, message: Message) -> None:
         """Keep a message that NATS has stored."""
@@ -52,8 +59,9 @@ class Acknowledged:
         """
         info = await find_stream(client, stream)
         oldest = 1 if info is None else info.state.first_seq
+        newest, self._before_trouble = self._before_trouble or 2**63, None
         # What has expired isn't lost.
-        kept = sorted((each for each in self._messages if each[0] >= oldest), key=itemgetter(0))
+        kept = sorted((each for each in self._messages if oldest <= each[0] <= newest), key=itemgetter(0))
 
         async def is_there(index: int) -> bool:
             number, message = kept[index]
@@ -71,5 +79,6 @@ class Acknowledged:
                 low = middle + 1
             else:
                 high = middle
-        self._messages = deque(kept[:low], maxlen=_MOST)
-        return Loss(kept[low - 1][0] if low else oldest - 1, [message for _, message in kept[low:]])
+        later = [each for each in self._messages if each[0] > newest]
+        self._messages = deque([*kept[:low], *later], maxlen=_MOST)
+        return Loss(kept[low][0] - 1, [message for _, message in kept[low:]])

@@ -293,6 +293,7 @@ class Sender:
 
     def _take_note(self, kind: object, reason: str) -> None:
         """Report a problem once, until it's over."""
+        self._acknowledged.note_trouble()
         self._problems_until = self.window.next
         if kind not in self._problems:
             self._problems.add(kind)

@@ -62,7 +62,7 @@ def test_lost_entries_are_sent_again(
         nats_server.start()
         source.send(ticks_now(20, first=50))
         check_log(nats_server.url, source)
-        wait_for(lambda: not any(each.stats.in_flight for each in publishers))
+        wait_for(lambda: not any(each.stats.in_flight or each.stats.waiting for each in publishers))
         nats_server.kill()
         shutil.rmtree(nats_server.folder / "jetstream")
         shutil.copytree(tmp_path / "backup", nats_server.folder / "jetstream")
