@@ -17,6 +17,7 @@ from typing import Any, Self
 from .. import metered
 from ..base_listener import BaseListener
 from ..config import checks as check
+from ..config.redaction import hides_arguments
 from ..errors import ConfigurationError, FinxStreamerError, PublishError
 from .feed import Feed
 from .log_end import find_starts
@@ -72,6 +73,7 @@ class JetStreamPublisher:
         ConfigurationError: An argument is wrong.
     """
 
+    @hides_arguments
     def __init__(
         self,
         url: str | Iterable[str] | Nats | None = None,

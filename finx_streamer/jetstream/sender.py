@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +27,8 @@ from .settings import Nats
 from .stream import StreamSettings, prepare
 from .waiting import Waiting
 from .window import Window
+
+logger = logging.getLogger("finx_streamer")
 
 #: Seconds until an acknowledgement is overdue. Doubles as long as none comes.
 ACK_TIMEOUT, _LONGEST_ACK_TIMEOUT = 3.0, 24.0
@@ -112,7 +115,9 @@ class Sender:
                     self.has_client.set()
                     await self._send(client)
                     return
-            except (FinxStreamerError, nats.errors.Error, OSError, TimeoutError) as raised:
+            except Exception as raised:
+                if not isinstance(raised, FinxStreamerError | nats.errors.Error | OSError):
+                    logger.exception("publishing: unexpected error; trying again")
                 error = translate(raised)
                 if not self._fresh_ns and (isinstance(error, ConfigurationError) or getattr(error, "permanent", False)):
                     self.failure = error

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 
+from ..config.redaction import hides_arguments
 from ..config.symbols import Pair
 from ..errors import ConfigurationError, ConnectionFailed, FinxStreamerError
 from .contracts import ContractTicker, Played, parse_instrument, parse_ticker
@@ -91,6 +92,7 @@ class JetStreamMarket:
         ImportError: The extra isn't installed.
     """
 
+    @hides_arguments
     def __init__(
         self,
         url: str | Iterable[str] | Nats,
@@ -312,7 +314,7 @@ class JetStreamMarket:
             tick = _parse_tick(entry.payload)
             if tick["pair"] != subject.symbol or tick["exchange"] != subject.exchange:
                 raise ValueError("another subject's tick")
-        except (ValueError, RecursionError, AttributeError) as error:
+        except (ValueError, RecursionError, AttributeError, TypeError) as error:
             self._skip_foreign(entry, error)
             return None
         return tick if self._wanted is None or tick["pair"] in self._wanted else None
