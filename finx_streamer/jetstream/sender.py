@@ -22,6 +22,7 @@ from nats.aio.msg import Msg
 from ..errors import ConfigurationError, ConnectionFailed, FinxStreamerError, PublishError
 from .connection import connected, translate
 from .logged import Logged
+from .message import Message
 from .publisher_stats import Counters
 from .settings import Nats
 from .stream import StreamSettings, prepare
@@ -39,6 +40,8 @@ _LOOK_EVERY = 0.5
 #: How many messages are sent before acknowledgements are read.
 _BATCH = 256
 _ID = "Nats-Msg-Id"
+#: The most bytes of a subject, and of a header without the ID. NATS ends the connection if a line has more than 4,096.
+_LONGEST_SUBJECT, _HEADER = 3_500, 64
 #: Error codes of JetStream: the message or its header is too large.
 _REFUSED = {10054, 10097}
 _HINTS = {
@@ -182,13 +185,13 @@ class Sender:
         for number in numbers:
             if (message := self.window.get(number)) is None:
                 continue
+            if problem := _problem_of(message, client.max_payload):
+                self._lose(number, problem)
+                continue
             message.sent_at = now
-            try:
-                await client.publish(
-                    message.subject, message.payload, f"{inbox}.{number}", headers={_ID: message.message_id}
-                )
-            except nats.errors.MaxPayloadError:
-                self._lose(number, "it is larger than NATS's max_payload")
+            await client.publish(
+                message.subject, message.payload, f"{inbox}.{number}", headers={_ID: message.message_id}
+            )
 
     async def _skip_logged(self, logged: Logged, numbers: Sequence[int]) -> None:
         """Remove what is in the log from the window, as far as NATS may have forgotten the ID."""
@@ -258,7 +261,7 @@ class Sender:
     def _lose(self, number: int, reason: str) -> None:
         message = self.window.remove(number)
         if message is not None:
-            self._tell(f"{lost_text(1)} on {message.subject}: {reason}", lost=1)
+            self._tell(f"{lost_text(1)} on {message.subject[:200]}: {reason}", lost=1)
 
     def _take_note(self, kind: object, reason: str) -> None:
         """Report a problem once, until it's over."""
@@ -302,6 +305,18 @@ class Sender:
 
     def _wake_from_outside(self) -> None:
         self._loop.call_soon_threadsafe(self._woken.set)
+
+
+def _problem_of(message: Message, max_payload: int) -> str | None:
+    """Why NATS would never accept a message. None if it may do so."""
+    subject = message.subject
+    if len(message.payload) + len(message.message_id) + _HEADER > max_payload:
+        return "it is larger than NATS's max_payload"
+    if len(subject) > _LONGEST_SUBJECT:
+        return "its names are too long"
+    if ".." in subject or subject.endswith("."):
+        return "a name is empty"
+    return None
 
 
 def lost_text(ticks: int) -> str:

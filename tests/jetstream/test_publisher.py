@@ -381,3 +381,31 @@ def test_the_end_reports_what_is_lost(nats_server: NatsServer, source: Script, s
 def test_wrong_arguments_are_refused(arguments: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigurationError, match=problem):
         JetStreamPublisher("nats://127.0.0.1:1", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("fields", "lost"),
+    [
+        ({"exchange": ""}, "a name is empty"),
+        ({"pair": "BTC"}, "a name is empty"),
+        ({"exchange": "币" * 500}, "its names are too long"),
+        ({"price": "1" * (1_048_576 - 130)}, "max_payload"),
+        ({"price": "1" * 3_000_000}, "max_payload"),
+        ({"exchange": "币" * 256, "pair": f"{'币' * 32}:{'币' * 32}"}, None),
+        ({"date": "0000-00-00"}, None),
+    ],
+)
+def test_a_tick_that_nats_does_not_accept_is_lost_alone(
+    nats_server: NatsServer, fields: dict[str, str], lost: str | None
+) -> None:
+    """It's reported, and the others go on."""
+    errors: list[PublishError] = []
+    first, odd, last = ({**each, "backfilled": False, "received_ns": time.time_ns()} for each in ticks_now(3))
+    with JetStreamPublisher(nats_server.url, on_error=errors.append) as publisher:
+        feed: Any = publisher.new_feed()
+        for tick in (first, odd | fields, last):
+            feed.on_tick(tick)
+        assert publisher.close()
+        assert (publisher.stats.published, publisher.stats.lost) == ((3, 0) if lost is None else (2, 1))
+    assert [error.lost for error in errors] == [1] * (lost is not None)
+    assert all(str(lost) in error.reason for error in errors)
