@@ -467,9 +467,14 @@ class CallScheduler:
         if policy is None or (policy.attempts is not None and failure.attempt >= policy.attempts):
             return None
         another_key = isinstance(failure, AuthenticationError) and config.keys.can_change and not failure.permanent
-        hasty = self.settings.fail_fast and not self.has_connected and failure.attempt >= len(config.servers.endpoints)
+        all_tried = failure.attempt >= len(config.servers.endpoints)
+        hasty = self.settings.fail_fast and not self.has_connected and all_tried
         left = call.send_by - (now := monotonic())
-        if (is_fatal(failure) and not another_key) or (hasty and is_unreachable(failure)) or left < _LAST_RETRY:
+        if (
+            (is_fatal(failure, not all_tried) and not another_key)
+            or (hasty and is_unreachable(failure))
+            or left < _LAST_RETRY
+        ):
             return None
         drawn = next(call.delays)
         call.server, delay = config.servers.after(server, failure, drawn, now)
