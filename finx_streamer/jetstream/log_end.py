@@ -11,7 +11,7 @@ from nats.aio.client import Client
 
 from .counts import stamp_of
 from .message import before
-from .reader import find_last, reading
+from .reader import find_last, read_up_to
 from .subjects import TICKS, pair_subjects, parse_subject
 
 #: How many requests run at the same time.
@@ -38,11 +38,10 @@ async def find_starts(client: Client, stream: str, pairs: Iterable[str], tail: i
     last = await find_last(client, stream, TICKS)
     if last is None:
         return starts
-    async with reading(client, stream, TICKS, after=max(0, last.number - tail)) as reader:
-        async for entry in reader.read_until(last.number):
-            found = parse_subject(entry.subject)
-            if found is not None and found.symbol in wanted and found.symbol not in starts:
-                _note(starts, found.symbol, entry.payload)
+    async for entry in read_up_to(client, stream, TICKS, last.number, after=max(0, last.number - tail)):
+        found = parse_subject(entry.subject)
+        if found is not None and found.symbol in wanted and found.symbol not in starts:
+            _note(starts, found.symbol, entry.payload)
     limit = asyncio.Semaphore(_AT_ONCE)
 
     async def note_last(pair: str) -> None:

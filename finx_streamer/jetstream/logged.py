@@ -10,7 +10,7 @@ from nats.aio.client import Client
 
 from ..clock import monotonic
 from .message import FIRST, Message
-from .reader import find_last, reading
+from .reader import find_last, read_up_to
 
 #: How much earlier reading begins than needed, because a slightly earlier message may follow.
 _SLACK = timedelta(seconds=60)
@@ -37,10 +37,9 @@ class _Known:
             self.read_at = began
             return
         since = None if self.number else self.since
-        async with reading(client, stream, subjects, after=self.number, since=since) as reader:
-            async for entry in reader.read_until(last.number):
-                self.number = entry.number
-                self.ids.add(entry.message_id)
+        async for entry in read_up_to(client, stream, subjects, last.number, after=self.number, since=since):
+            self.number = entry.number
+            self.ids.add(entry.message_id)
         self.read_at = began
 
 

@@ -23,6 +23,8 @@ from .connection import REQUEST_TIMEOUT, translate
 
 #: Seconds between heartbeats, and without any message until NATS counts as gone.
 _HEARTBEAT, _SILENCE = 1.0, 3.5
+#: Seconds that a node has to create a reader, and to send an entry that is in the stream. How many nodes are tried.
+_CREATE_TIMEOUT, _LAG, _ATTEMPTS = 2.0, 2.0, 6
 #: Seconds between two looks whether the connection is still there.
 _LOOK_EVERY = 0.25
 #: NATS waits while so many entries are unread. How many are read at once.
@@ -95,24 +97,6 @@ class LogReader:
         del self._entries[:_MOST_READ]
         await self._answer()
         return entries
-
-    async def read_until(self, number: int) -> AsyncIterator[Entry]:
-        """Read until an entry that is known to be in the stream. `pending` isn't reliable enough for that: NATS 2.9
-        counts entries twice that arrive while the consumer is created.
-
-        Raises:
-            ConnectionFailed: As for `read`, or the entry doesn't come.
-        """
-        newest = 0
-        while newest < number:
-            try:
-                async with asyncio.timeout(_SILENCE):
-                    entries = await self.read()
-            except TimeoutError:
-                raise ConnectionFailed(f"NATS: entry {number} didn't come") from None
-            for entry in entries:
-                newest = entry.number
-                yield entry
 
     async def _answer(self) -> None:
         """Let NATS go on, unless too much is unread."""
@@ -199,10 +183,11 @@ async def reading(
         ConnectionFailed: JetStream doesn't answer now.
     """
     reader = LogReader(client)
+    subscription = None
     start: dict[str, Any] = {"deliver_policy": DeliverPolicy.BY_START_SEQUENCE, "opt_start_seq": after + 1}
     if since is not None:
         start = {"deliver_policy": DeliverPolicy.BY_START_TIME, "opt_start_time": since}
-    manager = client.jetstream(timeout=REQUEST_TIMEOUT)
+    manager = client.jetstream(timeout=_CREATE_TIMEOUT)
     inbox = client.new_inbox()
     try:
         # No limits: flow control bounds what waits.
@@ -222,6 +207,9 @@ async def reading(
             ),
         )
     except (nats.errors.Error, TimeoutError, OSError, TypeError) as error:
+        if subscription is not None:
+            with contextlib.suppress(nats.errors.Error):
+                await subscription.unsubscribe()
         # TypeError: nats-py can't read the answer of a node that doesn't know the consumer any more.
         raise translate(error) from None
     if not reader.has_delivered:
@@ -233,3 +221,44 @@ async def reading(
             await subscription.unsubscribe()
             async with asyncio.timeout(1.0):
                 await manager.delete_consumer(stream, consumer.name)
+
+
+async def read_up_to(
+    client: Client, stream: str, subjects: str, last: int, *, after: int = 0, since: datetime | None = None
+) -> AsyncIterator[Entry]:
+    """Read up to an entry that is known to be in the stream, and perhaps a few more.
+
+    `LogReader.pending` doesn't say where the end is. NATS chooses the node that sends entries, and it may hang or lag
+    behind; then another one is tried. And NATS 2.9 counts entries twice that arrive while the reader is created.
+
+    Args:
+        client: A connection.
+        stream: The stream's name.
+        subjects: A filter, with wildcards.
+        last: The sequence number of the known entry.
+        after: As for `reading`.
+        since: As for `reading`.
+
+    Raises:
+        ConfigurationError: As for `reading`.
+        ConnectionFailed: No node sends the entry now.
+    """
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            async with reading(client, stream, subjects, after=after, since=since) as reader:
+                while after < last:
+                    for entry in await _read_soon(reader, last):
+                        after, since = entry.number, None
+                        yield entry
+            return
+        except ConnectionFailed:
+            if client.is_closed or attempt == _ATTEMPTS:
+                raise
+
+
+async def _read_soon(reader: LogReader, last: int) -> list[Entry]:
+    try:
+        async with asyncio.timeout(_LAG):
+            return await reader.read()
+    except TimeoutError:
+        raise ConnectionFailed(f"NATS: entry {last} didn't come") from None

@@ -419,14 +419,14 @@ class JetStreamMarket:
         await self._note_beginning()
 
     async def _read_back(self, client: Client, span: Span) -> list[Entry]:
-        from ..jetstream.reader import find_last, reading
+        from ..jetstream.reader import find_last, read_up_to
 
-        end = await find_last(client, self._stream, ">")
-        if end is None or end.number < span.first:
+        # Only the stream's leader surely has all entries: a node that lags may have fewer than the span.
+        last = await find_last(client, self._stream, ">")
+        if last is None or last.number < span.first:
             return []
-        async with reading(client, self._stream, "", after=span.first - 1) as reader:
-            found = [entry async for entry in reader.read_until(min(span.last, end.number))]
-        return [entry for entry in found if entry.number <= span.last]
+        entries = read_up_to(client, self._stream, "", min(span.last, last.number), after=span.first - 1)
+        return [entry async for entry in entries if entry.number <= span.last]
 
     async def _store_piece(self, span: Span, entries: Sequence[Entry]) -> bool:
         """Store some of the entries. Returns whether there is room for more."""

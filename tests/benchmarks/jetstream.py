@@ -94,7 +94,7 @@ def _throughput(options: Options) -> str:
         f"source to callback, {DIRECT}": partial(_burst, DIRECT),
         f"source to callback, {SINGLE}": partial(_burst, SINGLE),
         "publisher": _publisher,
-        "gateway": _gateway,
+        "gateway": _ingest,
     }
     results = rounds(jobs, options.rounds)
     rows = [
@@ -176,8 +176,8 @@ def _way(way: str, **source: Any) -> Iterator[tuple[Process, Process, list[int]]
         publisher = _part(stack, "publish", port=origin.first["port"], nats=nats.url, replicas=replicas)
         _until(origin, "streams", 1)
         origin.ask("warm up")
-        gateway = _part(stack, "serve", nats=nats.url)
-        _until(gateway, "played", 1)
+        _until_stored(nats, 1)
+        gateway = _gateway(stack, nats)
         yield origin, gateway, [*_pids(nats, origin, publisher, gateway)]
 
 
@@ -219,7 +219,7 @@ def _publisher() -> Figures:
         return {"seconds": seconds, "count": _BURST, "cpu": cpu, "disturbed": watch.disturbance()}
 
 
-def _until_stored(nats: Any, number: int) -> None:
+def _until_stored(nats: NatsServer | NatsCluster, number: int) -> None:
     end = time.monotonic() + _PATIENCE
     while _stored(nats) < number:
         if time.monotonic() > end:
@@ -227,8 +227,9 @@ def _until_stored(nats: Any, number: int) -> None:
         time.sleep(0.01)
 
 
-def _stored(nats: NatsServer) -> int:
-    return int((nats.about("jsz") or {}).get("messages") or 0)
+def _stored(nats: NatsServer | NatsCluster) -> int:
+    node = nats.nodes[0] if isinstance(nats, NatsCluster) else nats
+    return int((node.about("jsz") or {}).get("messages") or 0)
 
 
 def _gateways(stack: contextlib.ExitStack, number: int) -> tuple[NatsServer, list[Process]]:
@@ -242,13 +243,16 @@ def _gateways(stack: contextlib.ExitStack, number: int) -> tuple[NatsServer, lis
     _until_stored(nats, 1)
     publisher.kill()
     source.kill()
-    gateways = [_part(stack, "serve", nats=nats.url) for _ in range(number)]
-    for gateway in gateways:
-        _until(gateway, "played", 1)
-    return nats, gateways
+    return nats, [_gateway(stack, nats) for _ in range(number)]
 
 
-def _gateway() -> Figures:
+def _gateway(stack: contextlib.ExitStack, nats: NatsServer | NatsCluster) -> Process:
+    process = _part(stack, "serve", nats=nats.url)
+    _until(process, "ready", True)
+    return process
+
+
+def _ingest() -> Figures:
     """Until a gateway has taken all. It has no clients."""
     with contextlib.ExitStack() as stack:
         nats, [gateway] = _gateways(stack, 1)

@@ -108,7 +108,8 @@ def serve(job: dict[str, Any]) -> None:
                 # The server looks again when a stream is connected.
                 _connect(server.port, OTHER)
             stats = server.stats
-            _print(streams=stats.streams, played=stats.ticks_played, cpu=time.process_time())
+            ready = stats.log is not None and stats.log.connected
+            _print(streams=stats.streams, played=stats.ticks_played, ready=ready, cpu=time.process_time())
 
 
 def publish(job: dict[str, Any]) -> None:

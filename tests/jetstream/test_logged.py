@@ -1,4 +1,4 @@
-"""Finding out what is in the log: the stream's leader knows, and other nodes may lag behind."""
+"""Finding out what is in the log."""
 
 from __future__ import annotations
 
@@ -12,11 +12,8 @@ pytest.importorskip("nats", reason='needs the extra: pip install "finx-streamer[
 
 from nats.aio.client import Client
 
-from finx_streamer import ConnectionFailed
-from finx_streamer.jetstream import reader
 from finx_streamer.jetstream.logged import Logged
 from finx_streamer.jetstream.message import Message
-from finx_streamer.jetstream.reader import reading
 from tests.support.nats import NatsServer
 from tests.support.publishing import ask
 
@@ -32,18 +29,6 @@ def read(server: NatsServer, question: Callable[[Client], Awaitable[Any]]) -> An
         return await question(client)
 
     return ask(server.url, prepared)
-
-
-def test_a_node_that_lags_behind_is_noticed(nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It doesn't have the last entry, which only the stream's leader surely has."""
-    monkeypatch.setattr(reader, "_SILENCE", 1.5)
-
-    async def look(client: Client) -> None:
-        async with reading(client, "S", "") as log:
-            assert [entry.number async for entry in log.read_until(5)] == []
-
-    with pytest.raises(ConnectionFailed, match="entry 5 didn't come"):
-        read(nats_server, look)
 
 
 @pytest.mark.parametrize(("valid", "found"), [(60.0, {"1"}), (0.0, {"1", "new"})])

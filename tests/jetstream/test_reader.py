@@ -13,9 +13,9 @@ pytest.importorskip("nats", reason='needs the extra: pip install "finx-streamer[
 from nats.aio.client import Client
 
 from finx_streamer import ConfigurationError, ConnectionFailed
-from finx_streamer.jetstream import Nats
+from finx_streamer.jetstream import Nats, reader
 from finx_streamer.jetstream.connection import connected
-from finx_streamer.jetstream.reader import find_last, reading
+from finx_streamer.jetstream.reader import find_last, read_up_to, reading
 from tests.support.nats import NatsServer
 
 
@@ -40,8 +40,7 @@ async def numbers(client: Client, **where: Any) -> list[int]:
     """The sequence numbers up to the last one."""
     last = await find_last(client, "S", "s.a")
     assert last is not None
-    async with reading(client, "S", "s.a", **where) as reader:
-        return [entry.number async for entry in reader.read_until(last.number)]
+    return [entry.number async for entry in read_up_to(client, "S", "s.a", last.number, **where)]
 
 
 def test_it_reads_from_a_number_on_and_only_what_is_wanted(nats_server: NatsServer) -> None:
@@ -51,8 +50,8 @@ def test_it_reads_from_a_number_on_and_only_what_is_wanted(nats_server: NatsServ
         await store(client, 3, first=3)
         assert await numbers(client) == [1, 2, 3, 7, 8, 9]
         assert await numbers(client, after=2) == [3, 7, 8, 9]
-        async with reading(client, "S", "s.b") as reader:
-            [first, *_] = await reader.read()
+        async with reading(client, "S", "s.b") as log:
+            [first, *_] = await log.read()
         assert (first.number, first.subject, first.payload, first.message_id) == (4, "s.b", b"0", "s.b0")
         assert abs(first.stored_ns / 1e9 - datetime.now(UTC).timestamp()) < 60
 
@@ -76,9 +75,9 @@ def test_it_waits_for_more(nats_server: NatsServer) -> None:
     """Also longer than the time after which a silent NATS counts as gone."""
 
     async def test(client: Client) -> None:
-        async with reading(client, "S", "s.a") as reader:
+        async with reading(client, "S", "s.a") as log:
             for first in (0, 1):
-                task = asyncio.create_task(reader.read())
+                task = asyncio.create_task(log.read())
                 await asyncio.sleep(4.0 if first else 0.0)
                 await store(client, 1, first=first)
                 assert [entry.payload for entry in await task] == [str(first).encode()]
@@ -111,31 +110,58 @@ def test_the_last_entry(nats_server: NatsServer) -> None:
     run(nats_server, test)
 
 
-def test_an_entry_that_does_not_come_is_not_awaited_forever(nats_server: NatsServer) -> None:
+def test_an_entry_that_no_node_sends_is_not_awaited_forever(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "_LAG", 0.1)
+
     async def test(client: Client) -> None:
-        async with reading(client, "S", "s.a") as reader:
-            with pytest.raises(ConnectionFailed, match="entry 5 didn't come"):
-                [_ async for _ in reader.read_until(5)]
+        await store(client, 2)
+        with pytest.raises(ConnectionFailed, match="entry 5 didn't come"):
+            [_ async for _ in read_up_to(client, "S", "s.a", 5)]
+
+    run(nats_server, test)
+
+
+def test_it_reads_on_from_another_node(nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same node, a little later, stands for one that doesn't lag behind."""
+    monkeypatch.setattr(reader, "_LAG", 0.1)
+
+    async def test(client: Client) -> None:
+        await store(client, 2)
+        found: list[int] = []
+
+        async def add() -> None:
+            while not found:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.15)
+            await store(client, 1, first=2)
+
+        adding = asyncio.create_task(add())
+        async for entry in read_up_to(client, "S", "s.a", 3):
+            found.append(entry.number)
+        await adding
+        assert found == [1, 2, 3]
 
     run(nats_server, test)
 
 
 def test_a_server_that_goes_away(nats_server: NatsServer) -> None:
     async def test(client: Client) -> None:
-        async with reading(client, "S", "s.a") as reader:
+        async with reading(client, "S", "s.a") as log:
             nats_server.kill()
             with pytest.raises(ConnectionFailed, match="connection was lost"):
-                await reader.read()
+                await log.read()
 
     run(nats_server, test)
 
 
 def test_a_server_that_falls_silent(nats_server: NatsServer) -> None:
     async def test(client: Client) -> None:
-        async with reading(client, "S", "s.a") as reader:
+        async with reading(client, "S", "s.a") as log:
             nats_server.pause()
             with pytest.raises(ConnectionFailed, match=r"nothing arrived|connection was lost"):
-                await reader.read()
+                await log.read()
             nats_server.resume()
 
     run(nats_server, test)
