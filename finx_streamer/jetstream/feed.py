@@ -116,6 +116,14 @@ class Feed:
                 series.counts.join()
                 self._last_live.pop(pair, None)
 
+    def begin(self, pairs: Iterable[str]) -> None:
+        """Take note that some pairs begin, perhaps again, and with ticks that were published already."""
+        begun = set(pairs)
+        for (pair, _), series in list(self._series.items()):
+            if pair in begun:
+                series.counts = Counts()
+                self._last_live.pop(pair, None)
+
     def _find(self, pair: str, exchange: str) -> _Series:
         series = self._series.get((pair, exchange))
         if series is None:

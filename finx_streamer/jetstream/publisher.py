@@ -256,7 +256,7 @@ class JetStreamPublisher:
     def _find_starts(self, feed: Feed, pairs: list[str]) -> Mapping[str, datetime]:
         """Return where pairs begin that are added to a listener. Waits for NATS."""
         starts: Mapping[str, datetime] = self._ask(self._look_up(pairs))
-        feed.join(pairs)
+        feed.begin(pairs)
         return starts
 
     async def _look_up(self, pairs: list[str]) -> Mapping[str, datetime]:

@@ -412,3 +412,28 @@ def test_a_tick_that_nats_does_not_accept_is_lost_alone(
         assert (publisher.stats.published, publisher.stats.lost) == ((3, 0) if lost is None else (2, 1))
     assert [error.lost for error in errors] == [1] * (lost is not None)
     assert all(str(lost) in error.reason for error in errors)
+
+
+@pytest.mark.parametrize("restarts", [True, False])
+def test_a_pair_that_begins_again(restarts: bool, nats_server: NatsServer, source: Script, server: LocalServer) -> None:
+    """The listener starts again, or the pair is removed and added. History has ticks that were published already."""
+    with JetStreamPublisher(nats_server.url) as publisher, new_listener(server, OTHER) as listener:
+        listener.stop()
+        publisher.attach(listener)
+        listener.start()
+        listener.add(PAIR)
+        for number in range(3):
+            server.wait_until(lambda stats: stats.symbols.get(PAIR, 0) == 1)
+            source.send(ticks_now(10) * 2)
+            wait_for(lambda: publisher.stats.published >= source.sent.total())
+            if restarts:
+                listener.stop()
+                source.send(ticks_now(5, first=100 * number))
+                listener.start()
+            else:
+                listener.remove(PAIR)
+                source.send(ticks_now(5, first=100 * number))
+                listener.add(PAIR)
+        source.send(ticks_now(1, first=1_000))
+        check_log(nats_server.url, source)
+        listener.stop()
