@@ -11,7 +11,7 @@ from json import dumps
 from json.encoder import encode_basestring
 from typing import Any
 
-from ..values import Gap, Greeks, Tick
+from ..values import Gap, Greeks, State, Tick
 from .counts import Counts, stamp_of
 from .message import LONG_AGO, Message, time_of
 from .subjects import greeks_subject, pair_subjects, tick_subject
@@ -89,6 +89,11 @@ class Feed:
         """After an unfilled gap, the ticks of the next time may be incomplete."""
         if not gap.filled:
             self.join([gap.symbol])
+
+    def on_state(self, symbol: str, state: State) -> None:
+        """After the end of a stream, its pair may begin again. Ticks from before may have waited until now."""
+        if state.ended:
+            self.begin([symbol])
 
     def on_greeks(self, greeks: Greeks) -> None:
         """Publish a listener's Greeks as they were sent."""

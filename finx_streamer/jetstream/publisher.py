@@ -128,6 +128,7 @@ class JetStreamPublisher:
         listener.on_tick(feed.on_tick)
         listener.on_greeks(feed.on_greeks)
         listener.on_gap(feed.on_gap)
+        listener.on_state(feed.on_state)
 
     def new_feed(self) -> Feed:
         """Return what publishes the ticks of one source. For this package."""

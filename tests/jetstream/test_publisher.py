@@ -22,7 +22,7 @@ from finx_streamer import ConfigurationError, Gap, PublishError, State, StreamLi
 from finx_streamer.jetstream import JetStreamPublisher, waiting
 from finx_streamer.server import LocalServer
 from tests.support.nats import NatsServer
-from tests.support.peers import QUICK
+from tests.support.peers import PATIENCE, QUICK
 from tests.support.publishing import Script, ask, check_log, logged, prices, read_log, ticks_now, wait_for
 
 PAIR, OTHER = "BTC:USDC", "ETH:USDC"
@@ -437,3 +437,34 @@ def test_a_pair_that_begins_again(restarts: bool, nats_server: NatsServer, sourc
         source.send(ticks_now(1, first=1_000))
         check_log(nats_server.url, source)
         listener.stop()
+
+
+def test_a_pair_that_begins_again_while_its_ticks_wait(
+    nats_server: NatsServer, source: Script, server: LocalServer
+) -> None:
+    """What the listener's queue has from before is not counted together with what history has."""
+    waits, goes_on = threading.Event(), threading.Event()
+
+    def wait(_: Any) -> None:
+        waits.set()
+        goes_on.wait(PATIENCE)
+
+    with JetStreamPublisher(nats_server.url) as publisher:
+        listener = new_listener(server, PAIR, OTHER)
+        # First, so that it delays the publisher's callbacks.
+        listener.on_tick(wait)
+        publisher.attach(listener)
+        with listener, publishing(nats_server.url, server, PAIR, OTHER) as other:
+            server.wait_until(lambda stats: stats.symbols.get(PAIR, 0) == 2)
+            source.send(ticks_now(20))
+            assert waits.wait(PATIENCE)
+            wait_for(lambda: other.stats.published == 20)
+            wait_for(lambda: listener.stats.queue_depth >= 19)
+            listener.remove(PAIR)
+            server.wait_until(lambda stats: stats.symbols.get(PAIR, 0) == 1)
+            listener.add(PAIR)
+            goes_on.set()
+            server.wait_until(lambda stats: stats.symbols.get(PAIR, 0) == 2)
+            source.send(ticks_now(1, first=1_000))
+            wait_for(lambda: not (publisher.stats.waiting or publisher.stats.in_flight or listener.stats.queue_depth))
+            check_log(nats_server.url, source)
