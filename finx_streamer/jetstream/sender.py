@@ -86,6 +86,8 @@ class Sender:
         self._wants_room = False
         #: Set when nothing more will come.
         self.closing = asyncio.Event()
+        #: When the stream was created.
+        self._created: object = None
         #: Nanoseconds after which NATS may have forgotten an ID, or soon will.
         self._fresh_ns = 0
         self._inbox = ""
@@ -141,6 +143,9 @@ class Sender:
 
     async def _prepare(self, client: Client) -> None:
         info = await prepare(client, self._stream)
+        if self._created not in (None, info.created):
+            self._tell(f"stream {self._stream.name} was deleted or lost, with all that it had, and created again")
+        self._created = info.created
         self._fresh_ns = int(info.config.duplicate_window * 1e9 / 2)
 
     # One connection.

@@ -474,3 +474,17 @@ def test_a_pair_that_begins_again_while_its_ticks_wait(
             # 20 from the queue, 20 from history, and the last one.
             wait_for(lambda: handled(publisher) == 41)
             check_log(nats_server.url, source)
+
+
+def test_a_stream_that_is_deleted_is_reported_and_created_again(
+    nats_server: NatsServer, source: Script, server: LocalServer
+) -> None:
+    errors: list[PublishError] = []
+    with publishing(nats_server.url, server, errors=errors) as publisher:
+        source.send(ticks_now(3))
+        wait_for(lambda: publisher.stats.published == 3)
+        ask(nats_server.url, lambda client: client.jetstream().delete_stream("FINX"))
+        source.send(ticks_now(2, first=10))
+        wait_for(lambda: publisher.stats.published == 5)
+    assert prices(read_log(nats_server.url)) == ["10", "11"]
+    assert len([error for error in errors if "with all that it had" in error.reason]) == 1
