@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import contextlib
 import logging
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -295,5 +296,15 @@ def _close_all() -> None:
         publisher.close(_AT_EXIT)
 
 
+def _abandon_all() -> None:
+    """In a fork, nothing is sent: the thread isn't there."""
+    for publisher in list(_open):
+        publisher._sender.waiting.abandon()
+        publisher._closed = True
+    _open.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon_all)
 # A daemon thread that the interpreter freezes would leave its connection open.
 atexit.register(_close_all)

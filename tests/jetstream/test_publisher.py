@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import threading
 import time
@@ -23,6 +24,7 @@ from finx_streamer.jetstream import JetStreamPublisher, waiting
 from finx_streamer.server import LocalServer
 from tests.support.nats import NatsServer
 from tests.support.peers import PATIENCE, QUICK
+from tests.support.program import run_program
 from tests.support.publishing import Script, ask, check_log, logged, prices, read_log, ticks_now, wait_for
 
 PAIR, OTHER = "BTC:USDC", "ETH:USDC"
@@ -488,3 +490,10 @@ def test_a_stream_that_is_deleted_is_reported_and_created_again(
         wait_for(lambda: publisher.stats.published == 5)
     assert prices(read_log(nats_server.url)) == ["10", "11"]
     assert len([error for error in errors if "with all that it had" in error.reason]) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_fork_cannot_publish(nats_server: NatsServer) -> None:
+    """Only the process that made the publisher has its thread. That one goes on."""
+    ended = run_program("fork_with_publisher", nats_server.url)
+    assert (ended.stdout.splitlines(), ended.stderr) == (["the publisher is closed", "True 2"], "")
