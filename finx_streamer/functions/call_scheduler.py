@@ -467,14 +467,10 @@ class CallScheduler:
         if policy is None or (policy.attempts is not None and failure.attempt >= policy.attempts):
             return None
         another_key = isinstance(failure, AuthenticationError) and config.keys.can_change and not failure.permanent
-        all_tried = failure.attempt >= len(config.servers.endpoints)
-        hasty = self.settings.fail_fast and not self.has_connected and all_tried
-        left = call.send_by - (now := monotonic())
-        if (
-            (is_fatal(failure, not all_tried) and not another_key)
-            or (hasty and is_unreachable(failure))
-            or left < _LAST_RETRY
-        ):
+        tried = failure.attempt >= len(config.servers.endpoints)
+        hopeless = is_fatal(failure, not tried) and not another_key
+        hasty = self.settings.fail_fast and not self.has_connected and tried and is_unreachable(failure)
+        if hopeless or hasty or (left := call.send_by - (now := monotonic())) < _LAST_RETRY:
             return None
         drawn = next(call.delays)
         call.server, delay = config.servers.after(server, failure, drawn, now)

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 
-from ..config.redaction import hides_arguments
 from ..config.symbols import Pair
 from ..errors import ConfigurationError, ConnectionFailed, FinxStreamerError
 from .contracts import ContractTicker, Played, parse_instrument, parse_ticker
@@ -92,7 +91,6 @@ class JetStreamMarket:
         ImportError: The extra isn't installed.
     """
 
-    @hides_arguments
     def __init__(
         self,
         url: str | Iterable[str] | Nats,
