@@ -474,8 +474,7 @@ class CallScheduler:
             return None
         drawn = next(call.delays)
         call.server, delay = config.servers.after(server, failure, drawn, now)
-        if delay != drawn:  # a server has asked to wait
-            # Don't keep the caller waiting for an attempt that would come too late.
+        if delay != drawn:  # a server has asked to wait, perhaps for too long
             return delay if delay < left else None
         # Use all the time: the line may be back before the policy would have tried.
         return min(drawn, left / 2)
