@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from datetime import datetime
 from typing import Any, NamedTuple
 
 import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, RawStreamMsg
 from nats.js.errors import NotFoundError
 
 from ..errors import ConnectionFailed
@@ -155,14 +155,29 @@ async def find_last(client: Client, stream: str, subjects: str) -> Entry | None:
         ConfigurationError: NATS has no JetStream.
         ConnectionFailed: JetStream doesn't answer now.
     """
+    return await _find(client.jetstream(timeout=REQUEST_TIMEOUT).get_last_msg(stream, subjects))
+
+
+async def find_entry(client: Client, stream: str, number: int) -> Entry | None:
+    """Return an entry, as the stream's leader has it; None if there is none of this number.
+
+    Raises:
+        ConfigurationError: NATS has no JetStream.
+        ConnectionFailed: JetStream doesn't answer now.
+    """
+    return await _find(client.jetstream(timeout=REQUEST_TIMEOUT).get_msg(stream, number))
+
+
+async def _find(request: Awaitable[RawStreamMsg]) -> Entry | None:
     try:
-        found = await client.jetstream(timeout=REQUEST_TIMEOUT).get_last_msg(stream, subjects)
+        found = await request
     except NotFoundError:
         return None
     except (nats.errors.Error, TimeoutError, OSError) as error:
         raise translate(error) from None
     stored_ns = int(found.time.timestamp() * 1e9) if found.time else 0
-    return Entry(found.seq or 0, found.subject or "", found.data or b"", stored_ns)
+    message_id = (found.headers or {}).get("Nats-Msg-Id")
+    return Entry(found.seq or 0, found.subject or "", found.data or b"", stored_ns, message_id)
 
 
 @contextlib.asynccontextmanager

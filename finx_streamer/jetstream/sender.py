@@ -11,6 +11,7 @@ import asyncio
 import json
 import logging
 import random
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,12 +21,14 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from ..errors import ConfigurationError, ConnectionFailed, FinxStreamerError, PublishError
+from .acknowledged import Acknowledged
 from .connection import connected, translate
 from .logged import Logged
-from .message import Message
+from .message import LONG_AGO, Message
 from .publisher_stats import Counters
 from .settings import Nats
 from .stream import StreamSettings, prepare
+from .subjects import LOST
 from .waiting import Waiting
 from .window import Window
 
@@ -42,6 +45,9 @@ _BATCH = 256
 _ID = "Nats-Msg-Id"
 #: The most bytes of a subject, and of a header without the ID. NATS ends the connection if a line has more than 4,096.
 _LONGEST_SUBJECT, _HEADER = 3_500, 64
+_NUMBER = re.compile(rb'"seq":\s*(\d+)')
+#: Seconds after which to look again for what NATS had lost: until it forgets the IDs, it may refuse it as known.
+_VERIFY_AFTER = 10.0
 #: Error codes of JetStream: the message or its header is too large.
 _REFUSED = {10054, 10097}
 _HINTS = {
@@ -95,6 +101,11 @@ class Sender:
         self._again_at = float("inf")
         self._ack_timeout = ACK_TIMEOUT
         self._wait = _FIRST_WAIT
+        self._acknowledged = Acknowledged()
+        #: When to look whether NATS still has it, by the event loop's clock.
+        self._verify_at = float("inf")
+        #: The last entry before a loss that isn't marked in the log yet.
+        self._marked: int | None = None
         #: The reported problems that aren't over, and the number up to which messages must be acknowledged for that.
         self._problems: set[object] = set()
         self._problems_until = 0
@@ -144,7 +155,7 @@ class Sender:
     async def _prepare(self, client: Client) -> None:
         info = await prepare(client, self._stream)
         if self._created not in (None, info.created):
-            self._tell(f"stream {self._stream.name} was deleted or lost, with all that it had, and created again")
+            self._tell(f"stream {self._stream.name} was deleted or lost, and created again")
         self._created = info.created
         self._fresh_ns = int(info.config.duplicate_window * 1e9 / 2)
 
@@ -157,10 +168,13 @@ class Sender:
         # Together with what `_skip_logged` allows, less than NATS remembers.
         logged = Logged(client, self._stream.name, self._fresh_ns / 4e9)
         self._again_at = self._loop.time() if self.window else float("inf")
+        self._verify_at = self._loop.time() if self._acknowledged else float("inf")
         while not self._is_done:
             if client.is_closed:
                 raise ConnectionFailed("NATS: the connection was lost")
             self._look_for_overdue()
+            if self._verify_at <= self._loop.time():
+                await self._verify(client)
             if self._again_at <= self._loop.time():
                 if self._problems:
                     # Perhaps the stream is gone, or a leader is elected.
@@ -172,6 +186,26 @@ class Sender:
             self._report_ends()
             logged.forget()
             await self._sleep(min(_LOOK_EVERY, self._again_at - self._loop.time()))
+
+    async def _verify(self, client: Client) -> None:
+        """Look whether NATS still has what it has acknowledged. Send what it has lost again."""
+        self._verify_at = float("inf")
+        if (loss := await self._acknowledged.take_lost(client, self._stream.name)) is not None:
+            for message in loss.messages:
+                message.born = LONG_AGO
+            self.window.add(loss.messages)
+            self._marked = loss.after
+            self._again_at = self._loop.time()
+            self._tell(
+                f"NATS has lost what it had acknowledged after entry {loss.after:,}; "
+                f"{len(loss.messages):,} ticks are sent again"
+            )
+        if self._marked is not None:
+            # Gateways and their clients must not take the new entries for those that had their numbers before.
+            mark, name = json.dumps({"after": self._marked}), f"lost-{self._marked}-{random.getrandbits(64):x}"
+            await client.jetstream().publish(LOST, mark.encode(), headers={_ID: name})
+            self._marked = None
+            self._verify_at = self._loop.time() + _VERIFY_AFTER
 
     async def _send_new(self, client: Client, logged: Logged) -> bool:
         """Send what waits, as far as there is room. Return whether there was something."""
@@ -231,6 +265,7 @@ class Sender:
             self.counters.duplicates += 1
         else:
             self.counters.count_published(message.exchange)
+        self._acknowledged.keep(int(found[1]) if (found := _NUMBER.search(data)) else 0, message)
         self._ack_timeout = ACK_TIMEOUT
         if (self._wants_room and self.window.room >= _BATCH) or not self.window:
             self._wants_room = False
@@ -279,6 +314,7 @@ class Sender:
         """Report what is over."""
         if self._problems and self.window.oldest >= self._problems_until:
             self._problems.clear()
+            self._verify_at = self._loop.time()
             self._wait = _FIRST_WAIT
             self._tell("NATS accepts ticks again")
         if dropped := self.waiting.take_dropped():

@@ -9,6 +9,8 @@ from urllib.parse import quote, unquote
 _PREFIX = "finx.v1"
 #: All subjects of a stream; those of ticks, and those of Greeks.
 ALL, TICKS, GREEKS = f"{_PREFIX}.>", f"{_PREFIX}.ticks.>", f"{_PREFIX}.greeks.>"
+#: Of a mark in the stream: NATS had lost the entries after a number, so that the numbers mean others now.
+LOST = f"{_PREFIX}.log.lost"
 
 
 class Subject(NamedTuple):

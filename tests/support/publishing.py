@@ -13,6 +13,7 @@ from typing import Any
 import nats
 from nats.js.api import AckPolicy, ConsumerConfig
 
+from finx_streamer.jetstream.subjects import LOST
 from finx_streamer.server import Outlet
 from tests.support.peers import PATIENCE
 
@@ -74,7 +75,7 @@ def ask(url: str, request: Callable[[Any], Any], **options: Any) -> Any:
 
 
 def read_log(url: str, stream: str = "FINX", **options: Any) -> list[dict[str, str]]:
-    """All payloads of a stream, in order, read with NATS's own client."""
+    """All payloads of a stream but marks, in order, read with NATS's own client."""
 
     async def read(client: Any) -> list[dict[str, str]]:
         manager = client.jetstream()
@@ -82,7 +83,8 @@ def read_log(url: str, stream: str = "FINX", **options: Any) -> list[dict[str, s
         subscription = await manager.subscribe(
             "finx.v1.>", ordered_consumer=True, config=ConsumerConfig(ack_policy=AckPolicy.NONE)
         )
-        return [json.loads((await subscription.next_msg(timeout=5.0)).data) for _ in range(count)]
+        messages = [await subscription.next_msg(timeout=5.0) for _ in range(count)]
+        return [json.loads(message.data) for message in messages if message.subject != LOST]
 
     found: list[dict[str, str]] = ask(url, read, **options)
     return found
