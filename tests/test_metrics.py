@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import re
+import select
 import socket
 import threading
 import urllib.request
@@ -28,6 +30,7 @@ from finx_streamer import ConfigurationError, Endpoint, StreamListener, metered,
 from finx_streamer.metrics.collector import MOST_OWNERS, OTHER, Names, StatsCollector
 from finx_streamer.metrics.families import FAILURES, GROUPS, MOST_EXCHANGES, MOST_PAIRS, PUBLISHED
 from finx_streamer.server import ExchangeStats, LocalServer, Outlet, SimulatedMarket
+from tests.support.cli import wait_until
 from tests.support.market import OTHER as OTHER_PAIR
 from tests.support.market import PAIR, Market, begin, interrupt, outage, send, tick
 from tests.support.peers import PATIENCE, Peer, Seen, frame, stay
@@ -440,6 +443,23 @@ def test_a_client_that_sends_nothing_delays_no_other(page: metrics.MetricsPage) 
     """Each has a thread of its own."""
     with socket.create_connection(("127.0.0.1", page.port)):
         assert "finx_build_info" in fetch(page.url)
+
+
+def test_clients_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has a thread, so one too many is disconnected at once. Once another one leaves, there is room."""
+    monkeypatch.setattr("finx_streamer.metrics.page._MOST_CLIENTS", 1)
+    with metrics.expose(0) as page:
+        where = ("127.0.0.1", page.port)
+        with socket.create_connection(where) as first, socket.create_connection(where, PATIENCE) as second:
+            assert second.recv(1) == b""
+            assert select.select([first], [], [], 0.0)[0] == []
+
+        def has_room() -> bool:
+            with contextlib.suppress(OSError):
+                return "finx_build_info" in fetch(page.url)
+            return False
+
+        wait_until(has_room, "there is room")
 
 
 def test_only_wanted_metrics(page: metrics.MetricsPage) -> None:

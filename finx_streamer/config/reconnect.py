@@ -91,7 +91,8 @@ def is_fatal(error: ConnectionFailed, had_been_open: bool = False) -> bool:
     Args:
         error: Why the attempt failed or the connection was lost.
         had_been_open: The stream was open before, so the configuration is right. A page, a redirect or a certificate
-            instead of the server is temporary then, such as the login page of a hotel.
+            instead of the server is temporary then, such as the login page of a hotel. The same if there are other
+            servers to try.
     """
     if error.close_code == 1008:
         return True

@@ -467,14 +467,14 @@ class CallScheduler:
         if policy is None or (policy.attempts is not None and failure.attempt >= policy.attempts):
             return None
         another_key = isinstance(failure, AuthenticationError) and config.keys.can_change and not failure.permanent
-        hasty = self.settings.fail_fast and not self.has_connected and failure.attempt >= len(config.servers.endpoints)
-        left = call.send_by - (now := monotonic())
-        if (is_fatal(failure) and not another_key) or (hasty and is_unreachable(failure)) or left < _LAST_RETRY:
+        tried = failure.attempt >= len(config.servers.endpoints)
+        hopeless = is_fatal(failure, not tried) and not another_key
+        hasty = self.settings.fail_fast and not self.has_connected and tried and is_unreachable(failure)
+        if hopeless or hasty or (left := call.send_by - (now := monotonic())) < _LAST_RETRY:
             return None
         drawn = next(call.delays)
         call.server, delay = config.servers.after(server, failure, drawn, now)
-        if delay != drawn:  # a server has asked to wait
-            # Don't keep the caller waiting for an attempt that would come too late.
+        if delay != drawn:  # a server has asked to wait, perhaps for too long
             return delay if delay < left else None
         # Use all the time: the line may be back before the policy would have tried.
         return min(drawn, left / 2)

@@ -56,8 +56,21 @@ async def _connect_to_any(settings: Nats, name: str) -> Client:
     raise next((each for each in failures if each.permanent), failures[0])
 
 
+class _Client(Client):
+    """Reads what it can of any message: one with broken headers must not keep others from being read."""
+
+    def _build_message(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: Any) -> Any:
+        return super()._build_message(sid, subject.decode(errors="replace").encode(), reply, data, headers)
+
+    async def _process_headers(self, headers: Any) -> Any:
+        try:
+            return await super()._process_headers(headers)
+        except (ValueError, IndexError):
+            return None
+
+
 async def _connect(settings: Nats, url: str, name: str) -> Client:
-    client = Client()
+    client = _Client()
     errors: list[Exception] = []
 
     async def on_error(error: Exception) -> None:
@@ -88,11 +101,20 @@ async def _connect(settings: Nats, url: str, name: str) -> Client:
                 **{key: value for key, value in options.items() if value is not None},
             )
         _check_encryption(client, settings, url)
-    except (nats.errors.Error, OSError, TimeoutError, ValueError) as error:
+    except (nats.errors.Error, OSError, TimeoutError) as error:
         await _close(client)
         # "No servers" says nothing; what was reported before does.
         cause = errors[-1] if isinstance(error, NoServersError) and errors else error
         raise _failure(url, cause) from None
+    except FinxStreamerError:
+        await _close(client)
+        raise
+    except Exception as error:
+        await _close(client)
+        if (path := settings.nkey_file or settings.credentials_file) is not None:
+            # nkeys raises several types of errors.
+            raise ConfigurationError(f"NATS: {path} can't be used; expected an NKey's seed, or credentials") from None
+        raise ConnectionFailed(f"NATS at {url} can't be reached: {_describe(error)}") from None
     except BaseException:
         await _close(client)
         raise

@@ -11,7 +11,7 @@ from json import dumps
 from json.encoder import encode_basestring
 from typing import Any
 
-from ..values import Gap, Greeks, Tick
+from ..values import Gap, Greeks, State, Tick
 from .counts import Counts, stamp_of
 from .message import LONG_AGO, Message, time_of
 from .subjects import greeks_subject, pair_subjects, tick_subject
@@ -90,6 +90,11 @@ class Feed:
         if not gap.filled:
             self.join([gap.symbol])
 
+    def on_state(self, symbol: str, state: State) -> None:
+        """After the end of a stream, its pair may begin again. Ticks from before may have waited until now."""
+        if state.ended:
+            self.begin([symbol])
+
     def on_greeks(self, greeks: Greeks) -> None:
         """Publish a listener's Greeks as they were sent."""
         message = contract_message(greeks["instrument"], greeks["raw"], greeks["exchange"], greeks["received_ns"])
@@ -114,6 +119,14 @@ class Feed:
         for (pair, _), series in list(self._series.items()):
             if pair in joined:
                 series.counts.join()
+                self._last_live.pop(pair, None)
+
+    def begin(self, pairs: Iterable[str]) -> None:
+        """Take note that some pairs begin, perhaps again, and with ticks that were published already."""
+        begun = set(pairs)
+        for (pair, _), series in list(self._series.items()):
+            if pair in begun:
+                series.counts = Counts()
                 self._last_live.pop(pair, None)
 
     def _find(self, pair: str, exchange: str) -> _Series:

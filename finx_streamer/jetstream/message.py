@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import UTC, datetime, timedelta
 
 #: How much the clocks of exchanges, publishers and NATS may differ.
@@ -51,7 +52,8 @@ def time_of(stamp: str) -> int:
 
 
 def _moment(stamp: str) -> datetime:
-    try:
-        return datetime.fromisoformat(stamp[:26]).replace(tzinfo=UTC)
-    except ValueError:  # a leap second
-        return datetime.fromisoformat(stamp[:10]).replace(tzinfo=UTC)
+    # The day alone for a leap second, and the earliest one for a year that datetime doesn't know.
+    for text in (stamp[:26], stamp[:10]):
+        with contextlib.suppress(ValueError):
+            return datetime.fromisoformat(text).replace(tzinfo=UTC)
+    return FIRST

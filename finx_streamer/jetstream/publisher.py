@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import contextlib
 import logging
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -17,6 +18,7 @@ from typing import Any, Self
 from .. import metered
 from ..base_listener import BaseListener
 from ..config import checks as check
+from ..config.redaction import hides_arguments
 from ..errors import ConfigurationError, FinxStreamerError, PublishError
 from .feed import Feed
 from .log_end import find_starts
@@ -72,6 +74,7 @@ class JetStreamPublisher:
         ConfigurationError: An argument is wrong.
     """
 
+    @hides_arguments
     def __init__(
         self,
         url: str | Iterable[str] | Nats | None = None,
@@ -126,6 +129,7 @@ class JetStreamPublisher:
         listener.on_tick(feed.on_tick)
         listener.on_greeks(feed.on_greeks)
         listener.on_gap(feed.on_gap)
+        listener.on_state(feed.on_state)
 
     def new_feed(self) -> Feed:
         """Return what publishes the ticks of one source. For this package."""
@@ -254,7 +258,7 @@ class JetStreamPublisher:
     def _find_starts(self, feed: Feed, pairs: list[str]) -> Mapping[str, datetime]:
         """Return where pairs begin that are added to a listener. Waits for NATS."""
         starts: Mapping[str, datetime] = self._ask(self._look_up(pairs))
-        feed.join(pairs)
+        feed.begin(pairs)
         return starts
 
     async def _look_up(self, pairs: list[str]) -> Mapping[str, datetime]:
@@ -292,5 +296,15 @@ def _close_all() -> None:
         publisher.close(_AT_EXIT)
 
 
+def _abandon_all() -> None:
+    """In a fork, nothing is sent: the thread isn't there."""
+    for publisher in list(_open):
+        publisher._sender.waiting.abandon()
+        publisher._closed = True
+    _open.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon_all)
 # A daemon thread that the interpreter freezes would leave its connection open.
 atexit.register(_close_all)

@@ -109,10 +109,11 @@ class LogReader:
 
     async def on_message(self, message: Msg) -> None:
         """Take a message of the consumer."""
-        if message.headers and "Status" in message.headers:
-            self._take_status(message.headers, message.reply)
-        else:
+        # Not by its headers: an entry may have any.
+        if message.reply.startswith("$JS.ACK."):
             self._take_entry(message)
+        else:
+            self._take_status(message.headers or {}, message.reply)
         self._arrived.set()
         # If it fails, `read` finds out.
         with contextlib.suppress(ConnectionFailed):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import random
 import re
 import time
@@ -23,13 +24,15 @@ from ..errors import ConfigurationError, ConnectionFailed, FinxStreamerError, Pu
 from .acknowledged import Acknowledged
 from .connection import connected, translate
 from .logged import Logged
-from .message import LONG_AGO
+from .message import LONG_AGO, Message
 from .publisher_stats import Counters
 from .settings import Nats
 from .stream import StreamSettings, prepare
 from .subjects import LOST
 from .waiting import Waiting
 from .window import Window
+
+logger = logging.getLogger("finx_streamer")
 
 #: Seconds until an acknowledgement is overdue. Doubles as long as none comes.
 ACK_TIMEOUT, _LONGEST_ACK_TIMEOUT = 3.0, 24.0
@@ -40,6 +43,8 @@ _LOOK_EVERY = 0.5
 #: How many messages are sent before acknowledgements are read.
 _BATCH = 256
 _ID = "Nats-Msg-Id"
+#: The most bytes of a subject, and of a header without the ID. NATS ends the connection if a line has more than 4,096.
+_LONGEST_SUBJECT, _HEADER = 3_500, 64
 _NUMBER = re.compile(rb'"seq":\s*(\d+)')
 #: Seconds after which to look again for what NATS had lost: until it forgets the IDs, it may refuse it as known.
 _VERIFY_AFTER = 10.0
@@ -87,6 +92,8 @@ class Sender:
         self._wants_room = False
         #: Set when nothing more will come.
         self.closing = asyncio.Event()
+        #: When the stream was created.
+        self._created: object = None
         #: Nanoseconds after which NATS may have forgotten an ID, or soon will.
         self._fresh_ns = 0
         self._inbox = ""
@@ -124,7 +131,9 @@ class Sender:
                     self.has_client.set()
                     await self._send(client)
                     return
-            except (FinxStreamerError, nats.errors.Error, OSError, TimeoutError) as raised:
+            except Exception as raised:
+                if not isinstance(raised, FinxStreamerError | nats.errors.Error | OSError):
+                    logger.exception("publishing: unexpected error; trying again")
                 error = translate(raised)
                 if not self._fresh_ns and (isinstance(error, ConfigurationError) or getattr(error, "permanent", False)):
                     self.failure = error
@@ -145,6 +154,9 @@ class Sender:
 
     async def _prepare(self, client: Client) -> None:
         info = await prepare(client, self._stream)
+        if self._created not in (None, info.created):
+            self._tell(f"stream {self._stream.name} was deleted or lost, and created again")
+        self._created = info.created
         self._fresh_ns = int(info.config.duplicate_window * 1e9 / 2)
 
     # One connection.
@@ -212,13 +224,13 @@ class Sender:
         for number in numbers:
             if (message := self.window.get(number)) is None:
                 continue
+            if problem := _problem_of(message, client.max_payload):
+                self._lose(number, problem)
+                continue
             message.sent_at = now
-            try:
-                await client.publish(
-                    message.subject, message.payload, f"{inbox}.{number}", headers={_ID: message.message_id}
-                )
-            except nats.errors.MaxPayloadError:
-                self._lose(number, "it is larger than NATS's max_payload")
+            await client.publish(
+                message.subject, message.payload, f"{inbox}.{number}", headers={_ID: message.message_id}
+            )
 
     async def _skip_logged(self, logged: Logged, numbers: Sequence[int]) -> None:
         """Remove what is in the log from the window, as far as NATS may have forgotten the ID."""
@@ -289,7 +301,7 @@ class Sender:
     def _lose(self, number: int, reason: str) -> None:
         message = self.window.remove(number)
         if message is not None:
-            self._tell(f"{lost_text(1)} on {message.subject}: {reason}", lost=1)
+            self._tell(f"{lost_text(1)} on {message.subject[:200]}: {reason}", lost=1)
 
     def _take_note(self, kind: object, reason: str) -> None:
         """Report a problem once, until it's over."""
@@ -335,6 +347,18 @@ class Sender:
 
     def _wake_from_outside(self) -> None:
         self._loop.call_soon_threadsafe(self._woken.set)
+
+
+def _problem_of(message: Message, max_payload: int) -> str | None:
+    """Why NATS would never accept a message. None if it may do so."""
+    subject = message.subject
+    if len(message.payload) + len(message.message_id) + _HEADER > max_payload:
+        return "it is larger than NATS's max_payload"
+    if len(subject) > _LONGEST_SUBJECT:
+        return "its names are too long"
+    if ".." in subject or subject.endswith("."):
+        return "a name is empty"
+    return None
 
 
 def lost_text(ticks: int) -> str:

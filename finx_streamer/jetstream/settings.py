@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import ssl
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ import attrs
 
 from ..config import checks as check
 from ..config.endpoint import join_host_port
-from ..config.redaction import remember, shown
+from ..config.redaction import MASK, hides_arguments, remember, shown
 from ..errors import ConfigurationError
 
 _DEFAULT_PORT = 4222
@@ -24,10 +25,13 @@ _VARIABLES = {
     "credentials_file": "NATS_CREDS",
     "nkey_file": "NATS_NKEY",
 }
+_SEED = re.compile("S[A-Z2-7]{40,}")
 _URL_VARIABLE, _CA, _CERTIFICATE, _KEY = "NATS_URL", "NATS_CA", "NATS_CERT", "NATS_KEY"
 
 
 def _urls(given: str | Iterable[str]) -> tuple[str, ...]:
+    if isinstance(given, str):
+        _refuse_password(given)  # before a comma in it divides it
     urls = given.split(",") if isinstance(given, str) else tuple(given)
     if not urls:
         raise ConfigurationError("NATS: no URL; expected one or more, such as nats://127.0.0.1:4222")
@@ -37,20 +41,24 @@ def _urls(given: str | Iterable[str]) -> tuple[str, ...]:
 def _url(text: object) -> str:
     """Check a URL and write out its port."""
     expected = "expected nats://HOST[:PORT] or tls://HOST[:PORT]"
+    _refuse_password(str(text))
     try:
         parts = urlsplit(str(text).strip())
         host, port = parts.hostname, parts.port or _DEFAULT_PORT
     except ValueError as error:
         raise ConfigurationError(f"NATS: {shown(text)} is not a URL ({error}); {expected}") from None
-    if "@" in parts.netloc:
-        # Not shown: it may be a password.
+    if not isinstance(text, str) or parts.scheme not in ("nats", "tls") or not host or parts.path.strip("/"):
+        raise ConfigurationError(f"NATS: {shown(text)} can't be used; {expected}")
+    return f"{parts.scheme}://{join_host_port(host, port)}"
+
+
+def _refuse_password(text: str) -> None:
+    if "@" in text:
+        # Not shown: it may be a password, with any characters in it.
         raise ConfigurationError(
             "NATS: a URL must not contain a user, password or token, because other users of the machine could see it; "
             "set NATS_USER and NATS_PASSWORD, NATS_NKEY or NATS_CREDS instead"
         )
-    if not isinstance(text, str) or parts.scheme not in ("nats", "tls") or not host or parts.path.strip("/"):
-        raise ConfigurationError(f"NATS: {shown(text)} can't be used; {expected}")
-    return f"{parts.scheme}://{join_host_port(host, port)}"
 
 
 def _path_or_none(given: str | os.PathLike[str] | None) -> Path | None:
@@ -63,8 +71,10 @@ def _check_file(_: Nats, field: attrs.Attribute[Any], path: Path | None) -> None
     try:
         with path.open("rb"):
             pass
-    except OSError as error:
-        raise ConfigurationError(f"{field.name}: {path} can't be read: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        # The seed itself instead of a file with it must not be shown.
+        where = _SEED.sub(MASK, str(path))
+        raise ConfigurationError(f"{field.name}: {where} can't be read: {getattr(error, 'strerror', error)}") from None
 
 
 @attrs.frozen(kw_only=True)
@@ -109,6 +119,7 @@ class Nats:
             remember(self.password)
 
     @classmethod
+    @hides_arguments
     def of(cls, given: str | Iterable[str] | Nats | None = None) -> Nats:
         """Return the settings for one or more URLs, with the rest from the environment.
 
@@ -129,6 +140,9 @@ class Nats:
 
     def __str__(self) -> str:
         return ", ".join(self.urls)
+
+
+Nats.__init__ = hides_arguments(Nats.__init__)  # type: ignore[method-assign]
 
 
 def _context(environment: Mapping[str, str]) -> ssl.SSLContext | None:

@@ -127,6 +127,10 @@ class Waiting:
             self._closed = True
             self._has_room.notify_all()
 
+    def abandon(self) -> None:
+        """Accept nothing more, in a fork. Another thread may have held the lock."""
+        self._has_room, self._closed = threading.Condition(), True
+
     def end(self) -> int:
         """Remove everything. Return how many messages are lost, with those that were dropped."""
         with self._has_room:

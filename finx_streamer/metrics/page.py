@@ -18,6 +18,8 @@ from .collector import StatsCollector
 
 #: Seconds after which a client that sends or reads nothing is disconnected.
 _CLIENT_TIMEOUT = 10.0
+#: How many clients are served at the same time. Others are disconnected at once.
+_MOST_CLIENTS = 64
 #: Seconds that `close` may wait.
 _POLL_INTERVAL = 0.1
 
@@ -31,12 +33,26 @@ class _Handler(WSGIRequestHandler):
 
 class _HttpServer(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+    request_queue_size = _MOST_CLIENTS
     # On Windows, this would let another program take over the port.
     allow_reuse_address = sys.platform != "win32"
 
     def __init__(self, host: str, port: int) -> None:
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._room = threading.Semaphore(_MOST_CLIENTS)
         super().__init__((host, port), _Handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._room.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Do nothing: the client left, or was too slow."""

@@ -312,7 +312,7 @@ class JetStreamMarket:
             tick = _parse_tick(entry.payload)
             if tick["pair"] != subject.symbol or tick["exchange"] != subject.exchange:
                 raise ValueError("another subject's tick")
-        except (ValueError, RecursionError, AttributeError) as error:
+        except (ValueError, RecursionError, AttributeError, TypeError) as error:
             self._skip_foreign(entry, error)
             return None
         return tick if self._wanted is None or tick["pair"] in self._wanted else None

@@ -268,7 +268,9 @@ class Session:
         if may_get_key and error.permanent:
             # The source has no other key. If the last one worked until now, the next one may be slightly late.
             may_get_key = self._was_open and now < self._refused_at + NEW_KEY_TIMEOUT
-        if is_fatal(error, self._was_open) and not may_get_key:
+        # What is wrong with one of several servers needn't be wrong with the next.
+        may_be_temporary = self._was_open or self.attempt < len(self._servers.endpoints)
+        if is_fatal(error, may_be_temporary) and not may_get_key:
             return False
         return self._policy.attempts is None or self.attempt < self._policy.attempts
 
@@ -281,7 +283,7 @@ class Session:
         if isinstance(error, AuthenticationError):
             # This burdens only the source of keys, and not for long.
             return min(drawn, NEW_KEY_TIMEOUT / 6)
-        if is_fatal(error):
+        if is_fatal(error) and len(self._servers.endpoints) == 1:
             # It isn't fatal here, so the connection had been open: a captive portal, say, answers for a while.
             return max(drawn, self._policy.maximum / 2)
         return drawn

@@ -69,6 +69,24 @@ def test_an_nkey(tmp_path: Path) -> None:
                 connect(Nats(urls=server.url, **settings))
 
 
+@pytest.mark.parametrize("text", [b"", b"garbage", SEED[:30], SEED.lower(), SEED + b"\n" + SEED])
+@pytest.mark.parametrize("field", ["nkey_file", "credentials_file"])
+def test_a_file_without_credentials(tmp_path: Path, field: str, text: bytes) -> None:
+    """It's a clear error, also for a publisher, and the seed isn't shown."""
+    path = tmp_path / "seed"
+    path.write_bytes(text)
+    public = nkeys.from_seed(bytearray(SEED)).public_key.decode()
+    with NatsServer(tmp_path / "n", config=f"authorization {{ users: [{{ nkey: {public} }}] }}") as server:
+        settings: Mapping[str, Any] = {"urls": server.url, field: path}
+        with pytest.raises(ConfigurationError, match="seed can't be used"):
+            connect(Nats(**settings))
+        with (
+            JetStreamPublisher(Nats(**settings)) as publisher,
+            pytest.raises(ConfigurationError, match="can't be used"),
+        ):
+            publisher.connect(timeout=20.0)
+
+
 def test_a_credentials_file(tmp_path: Path) -> None:
     """A JWT of a user, signed by an account, signed by an operator."""
     operator, account, system, user, other = (

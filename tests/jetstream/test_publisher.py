@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import threading
 import time
@@ -22,7 +23,8 @@ from finx_streamer import ConfigurationError, Gap, PublishError, State, StreamLi
 from finx_streamer.jetstream import JetStreamPublisher, waiting
 from finx_streamer.server import LocalServer
 from tests.support.nats import NatsServer
-from tests.support.peers import QUICK
+from tests.support.peers import PATIENCE, QUICK
+from tests.support.program import run_program
 from tests.support.publishing import Script, ask, check_log, logged, prices, read_log, ticks_now, wait_for
 
 PAIR, OTHER = "BTC:USDC", "ETH:USDC"
@@ -384,3 +386,114 @@ def test_the_end_reports_what_is_lost(nats_server: NatsServer, source: Script, s
 def test_wrong_arguments_are_refused(arguments: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigurationError, match=problem):
         JetStreamPublisher("nats://127.0.0.1:1", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("fields", "lost"),
+    [
+        ({"exchange": ""}, "a name is empty"),
+        ({"pair": "BTC"}, "a name is empty"),
+        ({"exchange": "币" * 500}, "its names are too long"),
+        ({"price": "1" * (1_048_576 - 130)}, "max_payload"),
+        ({"price": "1" * 3_000_000}, "max_payload"),
+        ({"exchange": "币" * 256, "pair": f"{'币' * 32}:{'币' * 32}"}, None),
+        ({"date": "0000-00-00"}, None),
+    ],
+)
+def test_a_tick_that_nats_does_not_accept_is_lost_alone(
+    nats_server: NatsServer, fields: dict[str, str], lost: str | None
+) -> None:
+    """It's reported, and the others go on."""
+    errors: list[PublishError] = []
+    first, odd, last = ({**each, "backfilled": False, "received_ns": time.time_ns()} for each in ticks_now(3))
+    with JetStreamPublisher(nats_server.url, on_error=errors.append) as publisher:
+        feed: Any = publisher.new_feed()
+        for tick in (first, odd | fields, last):
+            feed.on_tick(tick)
+        assert publisher.close()
+        assert (publisher.stats.published, publisher.stats.lost) == ((3, 0) if lost is None else (2, 1))
+    assert [error.lost for error in errors] == [1] * (lost is not None)
+    assert all(str(lost) in error.reason for error in errors)
+
+
+@pytest.mark.parametrize("restarts", [True, False])
+def test_a_pair_that_begins_again(restarts: bool, nats_server: NatsServer, source: Script, server: LocalServer) -> None:
+    """The listener starts again, or the pair is removed and added. History has ticks that were published already."""
+    with JetStreamPublisher(nats_server.url) as publisher, new_listener(server, OTHER) as listener:
+        listener.stop()
+        publisher.attach(listener)
+        listener.start()
+        listener.add(PAIR)
+        for number in range(3):
+            server.wait_until(lambda stats: stats.symbols.get(PAIR, 0) == 1)
+            source.send(ticks_now(10) * 2)
+            wait_for(lambda: publisher.stats.published >= source.sent.total())
+            if restarts:
+                listener.stop()
+                source.send(ticks_now(5, first=100 * number))
+                listener.start()
+            else:
+                listener.remove(PAIR)
+                source.send(ticks_now(5, first=100 * number))
+                listener.add(PAIR)
+        source.send(ticks_now(1, first=1_000))
+        check_log(nats_server.url, source)
+        listener.stop()
+
+
+def handled(publisher: JetStreamPublisher) -> int:
+    stats = publisher.stats
+    return stats.published + stats.duplicates + stats.skipped
+
+
+def test_a_pair_that_begins_again_while_its_ticks_wait(
+    nats_server: NatsServer, source: Script, server: LocalServer
+) -> None:
+    """What the listener's queue has from before is not counted together with what history has."""
+    waits, goes_on = threading.Event(), threading.Event()
+
+    def wait(_: Any) -> None:
+        waits.set()
+        goes_on.wait(PATIENCE)
+
+    with JetStreamPublisher(nats_server.url) as publisher:
+        listener = new_listener(server, PAIR, OTHER)
+        # First, so that it delays the publisher's callbacks.
+        listener.on_tick(wait)
+        publisher.attach(listener)
+        with listener, publishing(nats_server.url, server, PAIR, OTHER) as other:
+            server.wait_until(lambda stats: stats.symbols.get(PAIR, 0) == 2)
+            source.send(ticks_now(20))
+            assert waits.wait(PATIENCE)
+            wait_for(lambda: other.stats.published == 20)
+            wait_for(lambda: listener.stats.queue_depth >= 19)
+            listener.remove(PAIR)
+            server.wait_until(lambda stats: stats.symbols.get(PAIR, 0) == 1)
+            listener.add(PAIR)
+            goes_on.set()
+            server.wait_until(lambda stats: stats.symbols.get(PAIR, 0) == 2)
+            source.send(ticks_now(1, first=1_000))
+            # 20 from the queue, 20 from history, and the last one.
+            wait_for(lambda: handled(publisher) == 41)
+            check_log(nats_server.url, source)
+
+
+def test_a_stream_that_is_deleted_is_reported_and_created_again(
+    nats_server: NatsServer, source: Script, server: LocalServer
+) -> None:
+    errors: list[PublishError] = []
+    with publishing(nats_server.url, server, errors=errors) as publisher:
+        source.send(ticks_now(3))
+        wait_for(lambda: publisher.stats.published == 3)
+        ask(nats_server.url, lambda client: client.jetstream().delete_stream("FINX"))
+        source.send(ticks_now(2, first=10))
+        wait_for(lambda: publisher.stats.published == 5)
+    assert {"10", "11"} <= set(prices(read_log(nats_server.url)))
+    assert len([error for error in errors if "deleted or lost" in error.reason]) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_fork_cannot_publish(nats_server: NatsServer) -> None:
+    """Only the process that made the publisher has its thread. That one goes on."""
+    ended = run_program("fork_with_publisher", nats_server.url)
+    assert (ended.stdout.splitlines(), ended.stderr) == (["the publisher is closed", "True 2"], "")

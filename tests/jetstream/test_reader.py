@@ -15,7 +15,7 @@ from nats.aio.client import Client
 from finx_streamer import ConfigurationError, ConnectionFailed
 from finx_streamer.jetstream import Nats, reader
 from finx_streamer.jetstream.connection import connected
-from finx_streamer.jetstream.reader import find_last, read_up_to, reading
+from finx_streamer.jetstream.reader import Entry, find_last, read_up_to, reading
 from tests.support.nats import NatsServer
 
 
@@ -172,5 +172,35 @@ def test_a_stream_that_does_not_exist(nats_server: NatsServer) -> None:
         with pytest.raises((ConfigurationError, ConnectionFailed), match="stream not found"):
             async with reading(client, "NONE", "s.a"):
                 pass
+
+    run(nats_server, test)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"PUB s.\xff\xfe 1\r\nx\r\n",
+        b"HPUB s.a 14 15\r\nNATS/1.0 \xff\r\n\r\nx\r\n",
+        b"HPUB s.a 1 2\r\nxx\r\n",
+        b"HPUB s.a 8 9\r\nNATS/1.0x\r\n",
+        b"HPUB s.a 25 26\r\nNATS/1.0\r\nStatus: 100\r\n\r\nx\r\n",
+        b"HPUB s.a 40 41\r\nNATS/1.0 100\r\nNats-Last-Consumer: zz\r\n\r\nx\r\n",
+    ],
+)
+def test_a_broken_message_does_not_keep_others_from_being_read(nats_server: NatsServer, message: bytes) -> None:
+    async def test(client: Client) -> None:
+        await store(client, 1)
+        reader, writer = await asyncio.open_connection("127.0.0.1", nats_server.port)
+        writer.write(b'CONNECT {"verbose":false,"headers":true}\r\n' + message + b"PING\r\n")
+        assert (await reader.readline()).startswith(b"INFO ")
+        assert await reader.readline() == b"PONG\r\n"
+        writer.close()
+        await store(client, 1, first=1)
+        found: list[Entry] = []
+        async with reading(client, "S", "s.>") as log:
+            while len(found) < 3:
+                found += await log.read()
+        assert [entry.number for entry in found] == [1, 2, 3]
+        assert (found[0].message_id, found[1].message_id, found[2].message_id) == ("s.a0", None, "s.a1")
 
     run(nats_server, test)

@@ -45,10 +45,42 @@ def test_other_urls_are_refused(url: Any) -> None:
         Nats.of(url) if isinstance(url, str | list) else Nats(urls=[url])
 
 
-def test_a_password_in_a_url_is_refused_and_not_shown() -> None:
+@pytest.mark.parametrize(
+    "url",
+    [
+        "nats://finx:s3cret@a",
+        "nats://s3cret@a",
+        "nats://finx:s3cret/x@a",
+        "nats://finx:s3cret#x@a",
+        "nats://finx:s3cret,x@a",
+        "nats://finx:s3cret[@a",
+        "finx:s3cret@a:4222",
+        ["nats://a", "nats://finx:s3cret?@a"],
+    ],
+)
+def test_a_password_in_a_url_is_refused_and_not_shown(url: Any) -> None:
     with pytest.raises(ConfigurationError, match="NATS_PASSWORD") as raised:
-        Nats.of("nats://finx:s3cret@a")
+        Nats.of(url)
     assert "s3cret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["NKEY", "CREDS"])
+def test_a_seed_instead_of_a_file_is_not_shown(environment: pytest.MonkeyPatch, name: str) -> None:
+    seed = "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY"
+    environment.setenv(f"NATS_{name}", f"-----BEGIN USER NKEY SEED-----\n{seed}\n")
+    with pytest.raises(ConfigurationError, match="can't be read") as raised:
+        Nats.of("nats://a")
+    assert seed[10:] not in str(raised.value)
+
+
+def test_errors_carry_no_password(environment: pytest.MonkeyPatch) -> None:
+    """A debugger or a crash report may show the local variables of their frames."""
+    environment.setenv("NATS_PASSWORD", "s3cret")
+    for refused in (lambda: Nats(urls="nats://a", password="s3cret"), lambda: Nats.of("nats://a")):
+        with pytest.raises(ConfigurationError) as raised:
+            refused()
+        for entry in raised.traceback[1:]:
+            assert "s3cret" not in repr(entry.frame.f_locals)
 
 
 def test_the_environment(environment: pytest.MonkeyPatch) -> None:

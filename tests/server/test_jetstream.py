@@ -481,6 +481,7 @@ def test_foreign_messages_are_skipped(log: Log, dial: Dial, caplog: pytest.LogCa
         ("finx.v1.ticks.MINE.a b.c".replace(" ", "%20"), encoded(tick(1, "a b:c"))),
         (greeks_subject("DERIBIT", CONTRACT), encoded({"instrument_name": "BTC-PERPETUAL", "timestamp": "1"})),
         (greeks_subject("DERIBIT", "x"), b"{}"),
+        (greeks_subject("DERIBIT", CONTRACT), b"null"),
     ]
     log.publish(1)
     with gateway(log) as server:
