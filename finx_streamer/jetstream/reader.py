@@ -161,7 +161,8 @@ async def find_last(client: Client, stream: str, subjects: str) -> Entry | None:
     except (nats.errors.Error, TimeoutError, OSError) as error:
         raise translate(error) from None
     stored_ns = int(found.time.timestamp() * 1e9) if found.time else 0
-    return Entry(found.seq or 0, found.subject or "", found.data or b"", stored_ns)
+    message_id = (found.headers or {}).get("Nats-Msg-Id")
+    return Entry(found.seq or 0, found.subject or "", found.data or b"", stored_ns, message_id)
 
 
 @contextlib.asynccontextmanager

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,8 @@ from finx_streamer import StreamListener
 from finx_streamer.jetstream import JetStreamPublisher
 from finx_streamer.server import ExchangeMarket, LocalServer
 from finx_streamer.server.published import PublishedMarket
-from tests.support.cli import run, running
-from tests.support.exchanges import LoopbackExchanges, Trade
+from tests.support.cli import Running, run, running
+from tests.support.exchanges import EXCHANGES, Comparison, LoopbackExchanges, Trade, compare
 from tests.support.nats import NatsServer
 from tests.support.publishing import FIELDS, Script, ask, check_log, read_log, ticks_now, wait_for
 
@@ -42,12 +44,17 @@ def subscribers(exchanges: LoopbackExchanges, name: str) -> list[Any]:
     return [each for each in exchanges[name].connections if PAIR in each.subscriptions]
 
 
+def timed(tick: dict[str, str]) -> dict[str, Any]:
+    """A tick as a listener delivers it."""
+    return {**tick, "timestamp": datetime.fromisoformat(f"{tick['date']}T{tick['time']}")}
+
+
 def missing(exchanges: LoopbackExchanges, made: dict[str, list[Trade]], log: list[dict[str, str]]) -> list[Trade]:
     """The trades that aren't in the log exactly once."""
-    timed = [{**tick, "timestamp": datetime.fromisoformat(f"{tick['date']}T{tick['time']}")} for tick in log]
+    ticks = [timed(tick) for tick in log]
 
     def count(name: str, trade: Trade) -> int:
-        return sum(tick["exchange"] == name and exchanges[name].is_tick_of(trade, tick) for tick in timed)
+        return sum(tick["exchange"] == name and exchanges[name].is_tick_of(trade, tick) for tick in ticks)
 
     return [trade for name, trades in made.items() for trade in trades if count(name, trade) != 1]
 
@@ -71,6 +78,59 @@ def test_two_servers_publish_each_trade_once(nats_server: NatsServer, exchanges:
         found = ask(nats_server.url, ids)
         assert len(found) == len(set(found))
         assert all(each.startswith(tuple(f"{name}:{PAIR}:" for name in NAMES)) for each in found)
+
+
+def serve(nats_server: NatsServer, exchanges: LoopbackExchanges, *names: str) -> AbstractContextManager[Running]:
+    options = ["serve", "--live", PAIR, "--exchanges", ",".join(names), "--port", "0", *addresses(exchanges)]
+    return running(*options, "--to", nats_server.url)
+
+
+def wait_begun(exchanges: LoopbackExchanges, names: tuple[str, ...], publishers: int = 1) -> None:
+    exchanges.wait_until(lambda: all(len(subscribers(exchanges, name)) == publishers for name in names))
+
+
+def kill(exchanges: LoopbackExchanges, names: tuple[str, ...], *commands: Running) -> None:
+    for command in commands:
+        command.send_signal(signal.SIGKILL)
+    for command in commands:
+        command.wait()
+    wait_begun(exchanges, names, 0)
+
+
+def test_trades_that_no_publisher_saw_are_published_once(nats_server: NatsServer, exchanges: LoopbackExchanges) -> None:
+    """Publishers are killed in the middle of a burst: one, and then two at the same time."""
+    names = tuple(EXCHANGES)
+    made: dict[tuple[str, str], list[Trade]] = {(name, PAIR): [] for name in names}
+
+    def make(count: int) -> None:
+        for name in names:
+            made[name, PAIR] += exchanges.make(name, PAIR, count)
+
+    def result() -> Comparison:
+        return compare(exchanges, made, map(timed, read_log(nats_server.url)))
+
+    def has_all() -> bool:
+        return result().complete
+
+    with serve(nats_server, exchanges, *names) as first:
+        wait_begun(exchanges, names)
+        make(20)
+        wait_for(has_all)
+        make(20)
+        kill(exchanges, names, first)
+    make(20)
+    with serve(nats_server, exchanges, *names) as first, serve(nats_server, exchanges, *names) as second:
+        wait_begun(exchanges, names, 2)
+        make(1)
+        wait_for(has_all, result)
+        make(20)
+        kill(exchanges, names, first, second)
+    make(20)
+    with serve(nats_server, exchanges, *names), serve(nats_server, exchanges, *names):
+        # No further trade is needed.
+        wait_for(has_all, result)
+        make(1)
+        wait_for(has_all)
 
 
 def test_clients_get_the_ticks_and_no_ids(nats_server: NatsServer) -> None:
