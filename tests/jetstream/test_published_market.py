@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from datetime import datetime, timedelta
+from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ import pytest
 
 pytest.importorskip("nats", reason='needs the extra: pip install "finx-streamer[jetstream]"')
 
+from nats.js.api import StreamConfig
 from websockets.sync.client import connect
 
 from finx_streamer import StreamListener
 from finx_streamer.jetstream import JetStreamPublisher
+from finx_streamer.jetstream.subjects import tick_subject
 from finx_streamer.server import ExchangeMarket, LocalServer
 from finx_streamer.server.published import PublishedMarket
 from tests.support.cli import Running, run, running
@@ -97,8 +99,16 @@ def kill(exchanges: LoopbackExchanges, names: tuple[str, ...], *commands: Runnin
     wait_begun(exchanges, names, 0)
 
 
-def test_trades_that_no_publisher_saw_are_published_once(nats_server: NatsServer, exchanges: LoopbackExchanges) -> None:
-    """Publishers are killed in the middle of a burst: one, and then two at the same time."""
+@pytest.mark.parametrize("window", [120.0, 0.5])
+def test_trades_that_no_publisher_saw_are_published_once(
+    nats_server: NatsServer, exchanges: LoopbackExchanges, window: float
+) -> None:
+    """Publishers are killed in the middle of a burst: one, and then two at the same time.
+
+    With a short window, NATS has forgotten the IDs of what comes from history.
+    """
+    config = StreamConfig(name="FINX", subjects=["finx.v1.>"], duplicate_window=window)
+    ask(nats_server.url, lambda client: client.jetstream().add_stream(config))
     names = tuple(EXCHANGES)
     made: dict[tuple[str, str], list[Trade]] = {(name, PAIR): [] for name in names}
 
@@ -126,11 +136,93 @@ def test_trades_that_no_publisher_saw_are_published_once(nats_server: NatsServer
         make(20)
         kill(exchanges, names, first, second)
     make(20)
-    with serve(nats_server, exchanges, *names), serve(nats_server, exchanges, *names):
+    with serve(nats_server, exchanges, *names) as first, serve(nats_server, exchanges, *names) as second:
+        wait_begun(exchanges, names, 2)
         # No further trade is needed.
         wait_for(has_all, result)
         make(1)
-        wait_for(has_all)
+        wait_for(has_all, result)
+        for command in (first, second):
+            command.send_signal()
+            assert command.wait() == 0
+    assert has_all(), result()
+
+
+@contextmanager
+def published(
+    url: str, exchanges: LoopbackExchanges, name: str, trades: Any = None
+) -> Iterator[tuple[LocalServer, JetStreamPublisher]]:
+    """A server in this process that begins after trades, or else after those in the log."""
+    market = ExchangeMarket([PAIR], [name], base_urls=exchanges.base_urls, fill_seconds=0.5)
+    with JetStreamPublisher(url, max_in_flight=5) as publisher:
+        market.begin_after(publisher.find_trades([name], [PAIR]) if trades is None else trades)
+        with LocalServer(PublishedMarket(market, publisher.new_feed())) as server:
+            yield server, publisher
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_holes_in_the_log_are_filled(nats_server: NatsServer, exchanges: LoopbackExchanges, name: str) -> None:
+    """Publishers that were killed had sent trades that NATS doesn't have."""
+    trades = exchanges.make(name, PAIR, 50)
+
+    async def publish(client: Any) -> None:
+        with JetStreamPublisher(nats_server.url) as publisher:
+            publisher.connect()
+        for number, trade in enumerate(trades):
+            # There are only holes among the last 20 messages. Of these, the last four are of this series.
+            if number < 29 or number in (29, 31, 32, 40):
+                exchange = "OTHER" if 2 < number < 29 else name
+                day, clock = trade.iso.split("T")
+                tick = {"pair": PAIR, "date": day, "time": clock, "exchange": exchange, "price": trade.price}
+                subject, headers = tick_subject(exchange, PAIR), {"Nats-Msg-Id": f"{exchange}:{PAIR}:{trade.id}"}
+                await client.jetstream().publish(subject, json.dumps(tick).encode(), headers=headers)
+
+    ask(nats_server.url, publish)
+    with published(nats_server.url, exchanges, name) as (server, publisher):
+        wait_for(lambda: publisher.stats.published == 50 - 7, lambda: publisher.stats)
+        trades += exchanges.make(name, PAIR)
+        wait_for(lambda: publisher.stats.published == 51 - 7, lambda: publisher.stats)
+        stats = server.stats.exchanges[name]
+    assert (stats.gaps, stats.unfilled, stats.lost, stats.reconnects) == (1, 0, 0, 0)
+    assert (publisher.stats.duplicates, publisher.stats.skipped) == (0, 0)
+    assert not missing(exchanges, {name: trades}, read_log(nats_server.url))
+
+
+def test_what_an_exchange_no_longer_has_is_reported(
+    nats_server: NatsServer, exchanges: LoopbackExchanges, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Bybit returns 60 trades, and Bitstamp those of a day."""
+    old = datetime.now(UTC) - timedelta(days=2)
+    first = exchanges.make("BYBIT", PAIR, 100)[0]
+    for name, trade_id, lost in ("BYBIT", first.id, 39), ("BITSTAMP", 1, 0):
+        known = [(trade_id, trade_id, "1", old.date().isoformat(), f"{old.time().isoformat('milliseconds')}Z")]
+        with published(nats_server.url, exchanges, name, {(name, PAIR): known}) as (server, _):
+            # No trade is needed.
+            stats = server.wait_until(lambda stats, name=name: stats.exchanges[name].unfilled).exchanges[name]
+        assert (stats.unfilled, stats.lost) == (1, lost)
+        assert stats.filled
+        assert f"{name}: not all missed trades of {PAIR} could be fetched" in caplog.text
+
+
+def test_a_log_without_trades_says_nothing(nats_server: NatsServer, exchanges: LoopbackExchanges) -> None:
+    async def publish(client: Any) -> None:
+        for message_id, payload in (
+            (f"OKX:{PAIR}:1", b"[]"),
+            (f"OKX:{PAIR}:1-", b"{}"),
+            ("hash", b'{"price":"1","date":"2026-11-29","time":"08:00:00Z"}'),
+        ):
+            await client.jetstream().publish(tick_subject("OKX", PAIR), payload, headers={"Nats-Msg-Id": message_id})
+
+    with JetStreamPublisher(nats_server.url) as publisher:
+        assert publisher.find_trades(["OKX"], [PAIR]) == {}
+        ask(nats_server.url, publish)
+        assert publisher.find_trades(["OKX", "KRAKEN"], [PAIR, "ETH:USDT"]) == {}
+    market = ExchangeMarket([PAIR], ["OKX"], base_urls=exchanges.base_urls)
+    market.begin_after({("OKX", PAIR): [(1, 1, "1", "yesterday", "08:00")]})
+    with LocalServer(market) as server:
+        exchanges.wait_subscribed("OKX")
+        exchanges.make("OKX", PAIR)
+        assert server.wait_until(lambda stats: stats.exchanges["OKX"].trades == 1).exchanges["OKX"].gaps == 0
 
 
 def test_clients_get_the_ticks_and_no_ids(nats_server: NatsServer) -> None:
