@@ -19,7 +19,7 @@ from .subjects import TICKS, Subject, pair_subjects, parse_subject, tick_subject
 #: How many requests run at the same time.
 _AT_ONCE = 16
 #: What follows the prefix in a trade's message ID.
-_TRADE_ID = re.compile(r"(\d{1,19})(?:-(\d{1,19}))?", re.ASCII)
+_TRADE_ID = re.compile(r"\d{1,19}", re.ASCII)
 _FIELDS = ("price", "date", "time")
 #: Raised while another program's message is read.
 _FOREIGN = (ValueError, LookupError, TypeError, AttributeError)
@@ -29,10 +29,9 @@ _Key = TypeVar("_Key")
 
 
 class LoggedTrade(NamedTuple):
-    """A trade in the log, or several with consecutive IDs: the exchange's own IDs, and what the tick says."""
+    """A trade in the log: the exchange's own ID, and what the tick says."""
 
-    first: int
-    last: int
+    id: int
     price: str
     date: str
     time: str
@@ -149,6 +148,6 @@ def _trade_of(entry: Entry, exchange: str, pair: str) -> LoggedTrade | None:
         return None
     try:
         tick = json.loads(entry.payload)
-        return LoggedTrade(int(found[1]), int(found[2] or found[1]), *(str(tick[name]) for name in _FIELDS))
+        return LoggedTrade(int(found[0]), *(str(tick[name]) for name in _FIELDS))
     except _FOREIGN:
         return None

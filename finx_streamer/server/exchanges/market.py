@@ -97,8 +97,8 @@ class ExchangeMarket:
         """The counters of each exchange."""
         return {name: counters.snapshot() for name, counters in self._counters.items()}
 
-    def begin_after(self, known: Mapping[tuple[str, str], Iterable[tuple[int, int, str, str, str]]]) -> None:
-        """Have the next run begin with what is missing since known trades: (first ID, last ID, price, date, time)."""
+    def begin_after(self, known: Mapping[tuple[str, str], Iterable[tuple[int, str, str, str]]]) -> None:
+        """Have the next run begin with what is missing since known trades. Each is its ID, price, date and time."""
         self._known = {each: _read_known(trades) for each, trades in known.items()}
 
     async def run(self, outlet: Outlet) -> None:
@@ -162,14 +162,15 @@ def _names(argument: str, names: Iterable[str]) -> tuple[str, ...]:
     return found
 
 
-def _read_known(trades: Iterable[tuple[int, int, str, str, str]]) -> list[Trade]:
+def _read_known(trades: Iterable[tuple[int, str, str, str]]) -> list[Trade]:
     from .adapter import MALFORMED, Trade
 
     known = []
-    for each in trades:
+    for number, *rest in trades:
+        trade = Trade(number, number, *rest)
         with contextlib.suppress(*MALFORMED):
-            if Trade(*each).nanoseconds:
-                known.append(Trade(*each))
+            if trade.nanoseconds:
+                known.append(trade)
     return known
 
 

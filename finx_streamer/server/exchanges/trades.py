@@ -23,6 +23,8 @@ log = logging.getLogger("finx_streamer.server.exchanges")
 
 #: The most trades of an exchange that are held. Then nothing more is read.
 _MOST_HELD = 50_000
+#: The most trades that are sent instead of one that stands for them.
+_MOST_ALIKE = 1_000
 #: The most requests for one gap in a row.
 _MOST_PAGES = 100
 #: Seconds. The wait between two requests for a gap doubles, and a gap is given up after a while.
@@ -135,7 +137,10 @@ class TradeFeed(Feed):
             # Faster than a call of Tick.
             tick: Tick = {"pair": pair, "date": day, "time": clock, "exchange": name, "price": price}
             if sends_ids:
-                tick["trade"] = str(last) if first == last else f"{first}-{last}"
+                if first != last:
+                    # REST returns them one by one, and publishers have to agree on IDs.
+                    ready.extend({**tick, "trade": str(each)} for each in range(max(first, last - _MOST_ALIKE), last))
+                tick["trade"] = str(last)
             ready.append(tick)
         self.counters.trades += len(trades)
         if trades:
