@@ -13,10 +13,10 @@ from .adapter import Gap, Trade
 
 #: The most holes and gaps to remember. The oldest ones are forgotten first.
 _MOST_HOLES = _MOST_GAPS = 1_000
-#: The same, at a trade that is so much later than the last one before the start. In nanoseconds.
-_LATER = 60 * 10**9
 #: After as many live trades in a row with IDs that are known, the exchange has started to count again.
 _RESTARTED = 1_000
+#: So has it at a known ID that is so much later than the last trade of an earlier run. In nanoseconds.
+_LATER = 60 * 10**9
 
 
 class State(enum.Enum):
