@@ -13,7 +13,7 @@ from nats.aio.client import Client
 
 from .counts import stamp_of
 from .message import before, trade_prefix
-from .reader import Entry, find_last, reading
+from .reader import Entry, find_last, read_up_to
 from .subjects import TICKS, Subject, pair_subjects, parse_subject, tick_subject
 
 #: How many requests run at the same time.
@@ -23,7 +23,6 @@ _TRADE_ID = re.compile(r"\d{1,19}", re.ASCII)
 _FIELDS = ("price", "date", "time")
 #: Raised while another program's message is read.
 _FOREIGN = (ValueError, LookupError, TypeError, AttributeError)
-
 
 _Key = TypeVar("_Key")
 
@@ -89,7 +88,7 @@ async def _read_ends(
     *,
     one_before: bool = False,
 ) -> dict[_Key, list[Entry]]:
-    """Return the entries of each filter among the last messages, or else its last one. None: it is left out.
+    """Return the entries of each filter among the last messages, or else its last one, if there is one.
 
     With `one_before`, also an earlier entry of each, unless there is none.
     """
@@ -98,11 +97,10 @@ async def _read_ends(
     if last is None:
         return ends
     after = max(0, last.number - tail)
-    async with reading(client, stream, TICKS, after=after) as reader:
-        async for entry in reader.read_until(last.number):
-            subject = parse_subject(entry.subject)
-            if subject is not None and (key := key_of(subject)) in filters:
-                ends.setdefault(key, []).append(entry)
+    async for entry in read_up_to(client, stream, TICKS, last.number, after=after):
+        subject = parse_subject(entry.subject)
+        if subject is not None and (key := key_of(subject)) in filters:
+            ends.setdefault(key, []).append(entry)
     limit = asyncio.Semaphore(_AT_ONCE)
 
     async def complete(key: _Key, found: list[Entry]) -> None:
@@ -121,9 +119,8 @@ async def _read_one_before(client: Client, stream: str, subjects: str, entry: En
     """Return an entry, after at least one earlier one of the same subjects, if there is one."""
     while True:
         after = max(0, entry.number - span)
-        async with reading(client, stream, subjects, after=after) as reader:
-            found = [each async for each in reader.read_until(entry.number)]
-        earlier = [each for each in found if each.number < entry.number]
+        found = read_up_to(client, stream, subjects, entry.number, after=after)
+        earlier = [each async for each in found if each.number < entry.number]
         if earlier or not after:
             return [*earlier[-1:], entry]
         span *= 8
