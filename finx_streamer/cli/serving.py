@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .. import ConfigurationError
-from ..server import LiveSource, LocalServer, SimulatedMarket, Source, Tape
+from ..server import ExchangeMarket, LiveSource, LocalServer, SimulatedMarket, Source, Tape
 from ..server.protocol import is_loopback
 from ..server.published import PublishedMarket
 from ..server.recording import Recording
@@ -133,6 +133,8 @@ def also_published(source: Source | LiveSource, to: str | None, stream: str) -> 
 
     with open_publisher(to, stream, None, None, None).publisher as publisher:
         publisher.connect()
+        if isinstance(source, ExchangeMarket):
+            source.begin_after(publisher.find_trades(source.exchange_stats, source.pairs))
         yield PublishedMarket(source, publisher.new_feed())
 
 

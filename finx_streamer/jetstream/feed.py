@@ -13,7 +13,7 @@ from typing import Any
 
 from ..values import Gap, Greeks, State, Tick
 from .counts import Counts, stamp_of
-from .message import LONG_AGO, Message, time_of
+from .message import LONG_AGO, Message, time_of, trade_prefix
 from .subjects import greeks_subject, pair_subjects, tick_subject
 from .waiting import Waiting
 
@@ -33,7 +33,7 @@ class _Series:
         self.after_time = f',"exchange":{encode_basestring(exchange)},"price":'
         self.hash = blake2b(_compact([pair, exchange]).encode(), digest_size=_ID_BYTES)
         #: Of the exchange's own trade IDs.
-        self.prefix = f"{exchange}:{pair}:".encode("ascii", "backslashreplace").decode()
+        self.prefix = trade_prefix(exchange, pair)
 
     def message(self, date: str, clock: str, price: str, born: int, trade: str | None = None) -> Message:
         stamp = stamp_of(date, clock)

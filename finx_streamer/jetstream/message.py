@@ -41,6 +41,11 @@ class Message:
         return before(self.stamp)
 
 
+def trade_prefix(exchange: str, pair: str) -> str:
+    """Return how the message IDs of trades begin that have an ID of the exchange's own. That ID follows."""
+    return f"{exchange}:{pair}:".encode("ascii", "backslashreplace").decode()
+
+
 def before(stamp: str) -> datetime:
     """Return a time that is surely before a stamp."""
     return max(FIRST + CLOCKS_DIFFER, _moment(stamp)) - CLOCKS_DIFFER

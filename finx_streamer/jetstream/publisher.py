@@ -9,11 +9,14 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import Future
 from datetime import datetime, timedelta
 from functools import partial
+from itertools import product
 from typing import Any, Self
+
+from nats.aio.client import Client
 
 from .. import metered
 from ..base_listener import BaseListener
@@ -21,7 +24,7 @@ from ..config import checks as check
 from ..config.redaction import hides_arguments
 from ..errors import ConfigurationError, FinxStreamerError, PublishError
 from .feed import Feed
-from .log_end import find_starts
+from .log_end import LoggedTrade, find_starts, find_trades
 from .publisher_stats import PublisherStats
 from .sender import Sender, lost_text
 from .settings import Nats
@@ -134,6 +137,14 @@ class JetStreamPublisher:
     def new_feed(self) -> Feed:
         """Return what publishes the ticks of one source. For this package."""
         return Feed(self._sender.waiting)
+
+    def find_trades(
+        self, exchanges: Iterable[str], pairs: Iterable[str]
+    ) -> Mapping[tuple[str, str], list[LoggedTrade]]:
+        """Return the last trades in the log, by exchange and pair. Waits for NATS. For this package."""
+        wanted = list(product(exchanges, pairs))
+        found: Mapping[tuple[str, str], list[LoggedTrade]] = self._ask(self._look_up(find_trades, wanted))
+        return found
 
     def connect(self, timeout: float | None = None) -> bool:
         """Wait until NATS can be reached and the stream is ready.
@@ -257,17 +268,17 @@ class JetStreamPublisher:
 
     def _find_starts(self, feed: Feed, pairs: list[str]) -> Mapping[str, datetime]:
         """Return where pairs begin that are added to a listener. Waits for NATS."""
-        starts: Mapping[str, datetime] = self._ask(self._look_up(pairs))
+        starts: Mapping[str, datetime] = self._ask(self._look_up(find_starts, pairs))
         feed.begin(pairs)
         return starts
 
-    async def _look_up(self, pairs: list[str]) -> Mapping[str, datetime]:
+    async def _look_up(self, find: Callable[[Client, str, list[Any], int], Awaitable[Any]], wanted: list[Any]) -> Any:
         while True:
             await self._wait_for_client()
             client = self._sender.client
             with contextlib.suppress(FinxStreamerError):
                 if client is not None:
-                    return await find_starts(client, self._stream.name, pairs, self._tail)
+                    return await find(client, self._stream.name, wanted, self._tail)
             await asyncio.sleep(0.5)
 
 

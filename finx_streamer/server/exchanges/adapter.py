@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -149,6 +150,7 @@ class Adapter(ABC):
         ping: What to send every few seconds. Needed where a quiet pair's feed would be silent.
         batch: The most symbols in one subscription.
         relist_seconds: How often to look for new symbols; None for never.
+        reach: How many seconds back REST requests reach, if IDs can't tell what is missing.
     """
 
     name: ClassVar[str]
@@ -160,6 +162,7 @@ class Adapter(ABC):
     ping: ClassVar[str | None] = None
     batch: ClassVar[int] = 100
     relist_seconds: ClassVar[float | None] = None
+    reach: ClassVar[float] = math.inf
 
     def __init__(self, base_url: str | None = None) -> None:
         self.websocket_url, self.rest_url = self.websocket, self.rest

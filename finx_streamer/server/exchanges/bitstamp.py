@@ -21,6 +21,7 @@ class Bitstamp(Adapter):
     consecutive = False
     ping = to_json({"event": "bts:heartbeat"})
     batch = 1
+    reach = 86_400.0
 
     def listing_paths(self) -> Sequence[str]:
         return ["/api/v2/markets/"]

@@ -31,5 +31,5 @@ class ContractFeed(Feed):
                 self.is_ready.set()
         return bool(rows)
 
-    def on_reconnected(self) -> None:
+    def on_connected(self) -> None:
         """What was missed is gone."""

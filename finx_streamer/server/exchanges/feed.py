@@ -107,8 +107,8 @@ class Feed(ABC):
         """Take a message that may hold market data. Returns whether it does. May raise any of `MALFORMED`."""
 
     @abstractmethod
-    def on_reconnected(self) -> None:
-        """Called before the first message on a further connection."""
+    def on_connected(self) -> None:
+        """Called before the first message on a connection."""
 
     @property
     def is_full(self) -> bool:
@@ -282,8 +282,8 @@ class Feed(ABC):
         self.counters.connected, self.counters.error = True, None
         if self._was_connected:
             self.counters.reconnects += 1
-            self.on_reconnected()
         self._was_connected = True
+        self.on_connected()
         if self._is_away:
             self._is_away = False
             log.info("%s: back", self.adapter.name)

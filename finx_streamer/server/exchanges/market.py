@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import math
 import ssl
@@ -18,6 +19,7 @@ from ..stats import ExchangeStats
 from . import find_adapters
 
 if TYPE_CHECKING:
+    from .adapter import Trade
     from .counters import Counters
     from .feed import Feed
 
@@ -70,6 +72,8 @@ class ExchangeMarket:
             raise ConfigurationError(f"fill_seconds is {fill_seconds!r}; expected a number of seconds above 0")
         _check_exchanges("exchanges", self._exchanges)
         _check_exchanges("base_urls", self._base_urls, _OPTIONS_EXCHANGE)
+        #: The trades of each exchange and pair after which the next run begins.
+        self._known: dict[tuple[str, str], list[Trade]] = {}
         self._feeds: dict[str, Feed] = {}
         self._counters: dict[str, Counters] = self._new_counters()
         self._known_pairs = frozenset(self._pairs)
@@ -93,6 +97,10 @@ class ExchangeMarket:
         """The counters of each exchange."""
         return {name: counters.snapshot() for name, counters in self._counters.items()}
 
+    def begin_after(self, known: Mapping[tuple[str, str], Iterable[tuple[int, str, str, str]]]) -> None:
+        """Have the next run begin with what is missing since known trades. Each is its ID, price, date and time."""
+        self._known = {each: _read_known(trades) for each, trades in known.items()}
+
     async def run(self, outlet: Outlet) -> None:
         """Send the trades of all exchanges until the task is cancelled. See `LiveSource.run`.
 
@@ -102,6 +110,7 @@ class ExchangeMarket:
         # Verifies certificates.
         tls = ssl.create_default_context()
         self._feeds = self._new_feeds(tls)
+        self._known = {}
         try:
             async with asyncio.TaskGroup() as tasks:
                 for feed in self._feeds.values():
@@ -125,8 +134,9 @@ class ExchangeMarket:
         for name in self._exchanges:
             adapter = find_adapters()[name](self._base_urls.get(name))
             counters = self._counters[name]
+            known = {pair: trades for (exchange, pair), trades in self._known.items() if exchange == name and trades}
             feeds[name] = TradeFeed(
-                adapter, counters, tls, self._on_listing, self._pairs, self._fill_seconds, self.sends_trade_ids
+                adapter, counters, tls, self._on_listing, self._pairs, self._fill_seconds, self.sends_trade_ids, known
             )
         if self._options:
             deribit = Deribit(self._base_urls.get(_OPTIONS_EXCHANGE), self._options)
@@ -150,6 +160,18 @@ def _names(argument: str, names: Iterable[str]) -> tuple[str, ...]:
     if not found or not all(isinstance(name, str) and name for name in found):
         raise ConfigurationError(f"{argument} is {names!r}; expected one or more names, as in ('BTC:USDT',)")
     return found
+
+
+def _read_known(trades: Iterable[tuple[int, str, str, str]]) -> list[Trade]:
+    from .adapter import MALFORMED, Trade
+
+    known = []
+    for number, *rest in trades:
+        trade = Trade(number, number, *rest)
+        with contextlib.suppress(*MALFORMED):
+            if trade.nanoseconds:
+                known.append(trade)
+    return known
 
 
 def _check_exchanges(argument: str, names: Iterable[str], *more: str) -> None:

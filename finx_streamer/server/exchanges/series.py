@@ -15,6 +15,8 @@ from .adapter import Gap, Trade
 _MOST_HOLES = _MOST_GAPS = 1_000
 #: After as many live trades in a row with IDs that are known, the exchange has started to count again.
 _RESTARTED = 1_000
+#: So has it at a known ID that is so much later than the last trade of an earlier run. In nanoseconds.
+_LATER = 60 * 10**9
 
 
 class State(enum.Enum):
@@ -85,6 +87,8 @@ class Series:
         #: The known trade with the highest ID, and the highest ID that was sent.
         self._top: Trade | None = None
         self._newest = -1
+        #: The last trade that was known at the start.
+        self._began_after: Trade | None = None
         #: Sorted.
         self._held: list[Trade] = []
         self._known_in_a_row = 0
@@ -98,6 +102,24 @@ class Series:
     def lost(self) -> int:
         """How many trades are known to be missing, as far as IDs tell."""
         return self.holes.size if self._consecutive else 0
+
+    def begin_after(self, known: Iterable[Trade], epoch: float) -> None:
+        """Go on after trades that an earlier run has sent. The first connection has to `interrupt`.
+
+        Args:
+            known: At least one trade. What is missing between them is asked for, too.
+            epoch: The event loop's time in 1970.
+        """
+        # By time, because the exchange may have started to count again. REST may have whole seconds.
+        newest = max(known, key=lambda each: (each.nanoseconds // 10**9, each.last))
+        ordered = sorted(each for each in known if each.last <= newest.last)
+        after, self._newest = ordered[0], ordered[0].first - 1
+        for trade in ordered:
+            if trade.first <= after.last + 1:
+                after = max(after, trade)
+            self._send(trade)
+        self._top = self._began_after = newest
+        self.gaps.append(Gap(after.last + 1, None, after, after.nanoseconds / 1e9 + epoch))
 
     def add(self, trade: Trade, now: float, *, old: bool = False) -> list[Trade]:
         """Take a trade from the feed. `old` ones are part of a snapshot. `now` is the event loop's time."""
@@ -173,7 +195,8 @@ class Series:
         expected = max(gap.start, self._newest + 1)
         for trade in self._held:
             expected = trade.last + 1 if trade.first <= expected <= trade.last else expected
-        return expected > end and not self.holes.overlap(gap.start, end)
+        # If it ends before its start, the exchange has started to count again.
+        return gap.start - 1 <= end < expected and not self.holes.overlap(gap.start, end)
 
     def release(self) -> list[Trade]:
         """Stop holding. What is still missing is sent late."""
@@ -192,6 +215,8 @@ class Series:
     def _add_known(self, trade: Trade, old: bool) -> list[Trade]:
         if trade.last <= self._newest and self.holes.take(trade.first, trade.last):
             return [trade]
+        if not old and self._is_renumbered(trade):
+            return self._restart(trade)
         gap = self._open_gap
         if gap is not None and not self._consecutive and not old:
             # The exchange has returned this trade from the feed, and so all before it.
@@ -199,6 +224,11 @@ class Series:
             return self.close(gap) if gap.low > gap.high else []
         self._known_in_a_row += not old
         return self._restart(trade) if self._known_in_a_row >= _RESTARTED else []
+
+    def _is_renumbered(self, trade: Trade) -> bool:
+        """Whether the exchange has started to count again while this program didn't run."""
+        last = self._began_after
+        return last is not None and last is self._top and trade.nanoseconds > last.nanoseconds + _LATER
 
     def _restart(self, trade: Trade) -> list[Trade]:
         """Begin again with a trade of a new numbering."""

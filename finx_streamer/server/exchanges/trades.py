@@ -7,7 +7,7 @@ import contextlib
 import logging
 import ssl
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -23,10 +23,14 @@ log = logging.getLogger("finx_streamer.server.exchanges")
 
 #: The most trades of an exchange that are held. Then nothing more is read.
 _MOST_HELD = 50_000
+#: The most trades that are sent instead of one that stands for them.
+_MOST_ALIKE = 1_000
 #: The most requests for one gap in a row.
 _MOST_PAGES = 100
 #: Seconds. The wait between two requests for a gap doubles, and a gap is given up after a while.
 _FIRST_WAIT, _LONGEST_WAIT, _GIVE_UP = 0.25, 5.0, 60.0
+#: How much this clock and an exchange's may differ, in seconds.
+_CLOCKS_DIFFER = 60.0
 
 
 @attrs.define(eq=False)
@@ -61,11 +65,14 @@ class TradeFeed(Feed):
         pairs: Iterable[str],
         fill_seconds: float,
         sends_trade_ids: bool = False,
+        known: Mapping[str, Sequence[Trade]] | None = None,
     ) -> None:
         super().__init__(adapter, counters, tls, on_listing)
         self._sends_trade_ids = sends_trade_ids
         self._pairs = tuple(pairs)
         self._fill_seconds = fill_seconds
+        #: After these, each pair's trades are missing.
+        self._known = known or {}
         self._traded: dict[str, _Traded] = {}
         #: Those whose trades are held.
         self._holding: set[_Traded] = set()
@@ -79,6 +86,9 @@ class TradeFeed(Feed):
             if (symbol := listed.get(pair)) is not None and symbol not in self._traded:
                 self._traded[symbol] = _Traded(symbol, pair, series := Series(consecutive=consecutive))
                 self.counters.series.append(series)
+                if pair in self._known:
+                    epoch = asyncio.get_running_loop().time() - time.time()
+                    series.begin_after(self._known[pair], epoch - _CLOCKS_DIFFER)
         return {listed[pair]: pair for pair in self._pairs if pair in listed}
 
     def affected(self) -> Iterable[str]:
@@ -110,7 +120,7 @@ class TradeFeed(Feed):
                 self._attend(traded)
         return True
 
-    def on_reconnected(self) -> None:
+    def on_connected(self) -> None:
         for traded in self._traded.values():
             traded.series.interrupt(self._heard)
             self._attend(traded)
@@ -127,7 +137,10 @@ class TradeFeed(Feed):
             # Faster than a call of Tick.
             tick: Tick = {"pair": pair, "date": day, "time": clock, "exchange": name, "price": price}
             if sends_ids:
-                tick["trade"] = str(last) if first == last else f"{first}-{last}"
+                if first != last:
+                    # REST returns them one by one, and publishers have to agree on IDs.
+                    ready.extend({**tick, "trade": str(each)} for each in range(max(first, last - _MOST_ALIKE), last))
+                tick["trade"] = str(last)
             ready.append(tick)
         self.counters.trades += len(trades)
         if trades:
@@ -239,7 +252,8 @@ class TradeFeed(Feed):
     def _close(self, traded: _Traded, gap: Gap) -> None:
         self._publish(traded, traded.series.close(gap))
         self._attend(traded)
-        if not traded.series.is_filled(gap):
+        is_too_old = asyncio.get_running_loop().time() - gap.began > self.adapter.reach
+        if is_too_old or not traded.series.is_filled(gap):
             self.counters.unfilled += 1
             self.warn("unfilled", f"not all missed trades of {traded.pair} could be fetched")
         self.wake_watchers()

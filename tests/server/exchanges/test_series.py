@@ -246,3 +246,54 @@ def test_remembered_holes_are_bounded() -> None:
             series.close(gap)
     assert (sent, series.lost) == (10_000, 9_999)
     assert len(series.holes._ranges) <= 2_000
+
+
+@given(
+    st.booleans(), st.lists(st.tuples(st.integers(1, 3), st.booleans()), min_size=1), st.integers(0, 5), st.randoms()
+)
+@settings(max_examples=500)
+def test_what_an_earlier_run_has_not_sent_is_sent_once(
+    consecutive: bool, made: list[tuple[int, bool]], more: int, random: Any
+) -> None:
+    exchange = Exchange(consecutive=consecutive)
+    known = [exchange.make(1)]
+    for count, is_known in made:
+        trade = exchange.make(count if consecutive else 1, step=count)
+        if is_known:
+            known.append(trade)
+    # One of several publishers may have been late.
+    exchange.late_until = max(each.last for each in known)
+    random.shuffle(known)
+    exchange.series.begin_after(known, 0.0)
+    exchange.series.interrupt(0.0)
+    for _ in range(more):
+        exchange.feed(exchange.make())
+    exchange.answer_all()
+    exchange.feed(exchange.make())
+    exchange.answer_all()
+    assert sorted(exchange.sent + ids(known)) == ids(exchange.made)
+    assert exchange.series.state is State.LIVE
+    assert (exchange.series.lost, exchange.series.gap_count) == (0, 1)
+
+
+def test_a_new_numbering_since_an_earlier_run_is_live_at_once() -> None:
+    """It shows in the time."""
+    later = Trade(5, 5, "5", "2026-11-29", "08:01:00.001Z")
+    for known in ([trade(1_000)], [trade(900), trade(1_000)]):
+        series = Series(consecutive=True)
+        series.begin_after(known, 0.0)
+        series.interrupt(0.0)
+        gap = series.gaps[0]
+        assert ids(series.add(later._replace(first=4, last=4, time="08:01:00Z"), 0.0)) == []
+        assert ids(series.add(later, 0.0)) == [5]
+        assert (series.state, series.is_filled(gap)) == (State.LIVE, False)
+        assert ids(series.add(later._replace(first=6, last=6), 0.0)) == [6]
+
+
+def test_an_earlier_run_may_have_seen_the_new_numbering() -> None:
+    later = Trade(5, 5, "5", "2026-11-29", "08:00:01.000Z")
+    series = Series(consecutive=True)
+    series.begin_after([trade(1_000), trade(1_001), later], 0.0)
+    series.interrupt(0.0)
+    assert (series.gaps[0].low, series.lost) == (6, 0)
+    assert ids(series.add(trade(6), 0.0)) == [6]
