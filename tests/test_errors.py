@@ -52,6 +52,7 @@ EXAMPLES = [
     StaleStream(12.5),
     errors.GapNotFilled("history has no such day"),
     errors.RecordingError("ticks/: no space left on device"),
+    errors.PublishError("there is room again; 3 ticks were lost", 3),
     errors.BarError("it came too late", {"pair": "BTC:USDC", "timestamp": datetime(2022, 7, 2, tzinfo=UTC)}),
     errors.FunctionError("tickSnap", {"pair": "BTC:USD"}, "no such pair"),
     errors.CallTimeout("tickSnap", {"pair": "BTC:USD"}, "no answer within 10 s"),

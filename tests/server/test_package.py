@@ -49,6 +49,7 @@ def test_imports_little_of_the_client() -> None:
     assert {name for name in ours if ".server" not in name} == {
         "finx_streamer.clock",
         "finx_streamer.errors",
+        "finx_streamer.metered",
         "finx_streamer.config",
         "finx_streamer.config.symbols",
     }
