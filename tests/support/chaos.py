@@ -42,7 +42,7 @@ _PATIENCE = 180.0
 _CALM = 40.0
 #: How long something is killed, and stopped.
 _KILLED, _STOPPED = (0.0, 6.0), (1.0, 15.0)
-#: What trouble befalls, and how often. With two nodes of three, the cluster can't store anything.
+#: What trouble befalls, and how often. Without two nodes of three, the cluster can't store anything.
 _TROUBLE = {"a publisher": 6, "both publishers": 2, "a gateway": 6, "a node": 6, "two nodes": 1}
 
 
@@ -213,13 +213,15 @@ class Troublemaker:
         gateways: Sequence[Restartable],
         nodes: Sequence[Restartable],
         note: Callable[[str], object],
+        most_nodes: int,
     ) -> None:
         self.counts = Counter[str]()
         #: How often a piece had ended by itself.
         self.ended = Counter[str]()
         self._rng, self._note = rng, note
+        self._weights = {kind: weight for kind, weight in _TROUBLE.items() if kind != "two nodes" or most_nodes > 1}
         #: Each kind comes once at first, so that short runs have all of them.
-        self._first = rng.sample([*_TROUBLE], len(_TROUBLE))
+        self._first = rng.sample([*self._weights], len(self._weights))
         self._kinds: dict[str, Sequence[Restartable]] = {"publisher": publishers, "gateway": gateways, "node": nodes}
         #: What is away: until when, and whether it's only stopped.
         self._away: dict[str, tuple[float, bool, Restartable]] = {}
@@ -243,7 +245,7 @@ class Troublemaker:
     def cause(self, now: float) -> None:
         """Cause some, unless what it would befall is away already."""
         rng = self._rng
-        kind = self._first.pop() if self._first else rng.choices([*_TROUBLE], [*_TROUBLE.values()])[0]
+        kind = self._first.pop() if self._first else rng.choices([*self._weights], [*self._weights.values()])[0]
         pieces = self._kinds[kind.split()[1].rstrip("s")]
         there = [piece for piece in pieces if piece.name not in self._away]
         number = 2 if kind.startswith(("both", "two")) else 1
@@ -273,11 +275,15 @@ class Outcome:
     ended: Counter[str]
     #: How many ticks the publishers reported as lost.
     reported: float
+    #: How often a gateway said that NATS itself had lost entries.
+    shrunk: int
     verdicts: list[Verdict]
 
     def mistakes(self) -> list[str]:
         """Describe what isn't as promised."""
         found = [f"{name} ended by itself, {count} x" for name, count in self.ended.items()]
+        if self.shrunk:
+            found.append(f"gateways say {self.shrunk} x that NATS has lost entries that it had stored")
         for each in self.verdicts:
             silent = len(each.lost) - max(each.in_gaps, self.reported)
             if silent > 0:
@@ -315,9 +321,19 @@ class Outcome:
 
 
 def chaos(
-    folder: Path, minutes: float, seed: int, *, rate: float = 700.0, pairs: int = 20, every: float = 4.0
+    folder: Path,
+    minutes: float,
+    seed: int,
+    *,
+    rate: float = 700.0,
+    pairs: int = 20,
+    every: float = 4.0,
+    most_nodes: int = 1,
 ) -> Outcome:
-    """Run the system for `minutes`, with trouble every `every` seconds or so. Then compare."""
+    """Run the system for `minutes`, with trouble every `every` seconds or so. Then compare.
+
+    `most_nodes`: how many nodes of NATS may be away at the same time. With two, NATS 2.9 may lose what it has stored.
+    """
     rng = random.Random(seed)
     market = Market(pairs, rate, seed)
     begin = time.monotonic()
@@ -354,7 +370,7 @@ def chaos(
         def note(text: str) -> None:
             notes.write(f"{datetime.now():%H:%M:%S.%f} {text}\n")
 
-        trouble = Troublemaker(rng, publishers, gateways, cluster.nodes, note)
+        trouble = Troublemaker(rng, publishers, gateways, cluster.nodes, note, most_nodes)
         ends, due = time.monotonic() + minutes * 60, 0.0
         while (now := time.monotonic()) < ends:
             trouble.bring_back(now)
@@ -368,9 +384,10 @@ def chaos(
         server.wait_finished(60.0)
         wait_until_complete(market, witnesses)
         reported = sum(map(lost_ticks, publishers))
+        shrunk = sum(gateway.log.count("ERROR the market source failed: the JetStream stream") for gateway in gateways)
     seconds = time.monotonic() - begin
     verdicts = [judge(market, witness) for witness in witnesses]
-    return Outcome(seed, rate, seconds, len(market.sent), trouble.counts, trouble.ended, reported, verdicts)
+    return Outcome(seed, rate, seconds, len(market.sent), trouble.counts, trouble.ended, reported, shrunk, verdicts)
 
 
 def _command(folder: Path, name: str, *arguments: str) -> Restartable:
@@ -423,12 +440,14 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=700.0, help="ticks per second")
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--every", type=float, default=4.0, help="mean seconds between two troubles")
+    parser.add_argument("--most-nodes", type=int, default=1, help="how many nodes of NATS may be away at once")
     parser.add_argument("--folder", type=Path, help="keep the logs here")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = given.folder or Path(name)
         folder.mkdir(parents=True, exist_ok=True)
-        outcome = chaos(folder, given.minutes, given.seed, rate=given.rate, pairs=given.pairs, every=given.every)
+        settings = {"rate": given.rate, "pairs": given.pairs, "every": given.every, "most_nodes": given.most_nodes}
+        outcome = chaos(folder, given.minutes, given.seed, **settings)
     print(outcome)
     mistakes = outcome.mistakes()
     print("", *mistakes, "verdict: FAILED" if mistakes else "verdict: as promised", sep="\n")
