@@ -25,6 +25,7 @@ _FOR_SPHINX = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 _INCLUDE = re.compile(r"^```\{include\} (\S+)\n```$", re.MULTILINE)
+_CODE = re.compile(r"^```\{literalinclude\} (\S+)\n:language: (\w+)\n```$", re.MULTILINE)
 _PICTURE = re.compile(r"(!\[[^\]]*\]\()(?:images/)?([\w-]+\.(?:png|svg)\))")
 _NOTEBOOK = re.compile(r"(\]\([\w/.-]+)\.ipynb([#)])")
 _HEAD = """# finx-streamer
@@ -44,6 +45,7 @@ def as_markdown(env: BuildEnvironment, docname: str) -> str:
     else:
         text = expand(path.read_text(encoding="utf-8"))
     text = _INCLUDE.sub(lambda match: (path.parent / match[1]).read_text(encoding="utf-8"), text)
+    text = _CODE.sub(lambda match: f"```{match[2]}\n{(path.parent / match[1]).read_text(encoding='utf-8')}```", text)
     text = _FOR_SPHINX.sub("", text)
     up = "../" * docname.count("/")
     return _NOTEBOOK.sub(r"\1.md\2", _PICTURE.sub(rf"\1{up}_images/\2", text)).strip() + "\n"
