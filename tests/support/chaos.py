@@ -11,8 +11,6 @@ import argparse
 import itertools
 import random
 import re
-import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -24,14 +22,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import attrs
 
 from finx_streamer import FinxStreamerError, Gap, Notice, ReconnectPolicy, StreamListener, Tick
 from finx_streamer.server import LocalServer
 from tests.support.nats import NatsCluster, lasting_port
-from tests.support.program import program_environment
+from tests.support.program import Restartable
 
 EXCHANGES = ("BINANCE", "KRAKEN", "OKX")
 #: The price of ticks that are sent before all listeners are connected. They aren't counted.
@@ -44,9 +42,7 @@ _PATIENCE = 180.0
 _CALM = 40.0
 #: How long something is killed, and stopped.
 _KILLED, _STOPPED = (0.0, 6.0), (1.0, 15.0)
-#: A line in the logs of commands.
-_LAUNCHED = "--- launched\n"
-#: What trouble befalls, and how often. With two nodes of three, the cluster can't store anything.
+#: What trouble befalls, and how often. Without two nodes of three, the cluster can't store anything.
 _TROUBLE = {"a publisher": 6, "both publishers": 2, "a gateway": 6, "a node": 6, "two nodes": 1}
 
 
@@ -207,81 +203,28 @@ def _covers(gap: Gap, tick: Mapping[str, str]) -> bool:
     return gap.symbol == tick["pair"] and gap.since - late <= moment <= gap.until + late
 
 
-class Piece(Protocol):
-    """A process that can be killed, stopped and started. A node of the cluster is one, too."""
-
-    name: str
-
-    @property
-    def running(self) -> bool: ...
-    def launch(self) -> None: ...
-    def kill(self) -> None: ...
-    def pause(self) -> None: ...
-    def resume(self) -> None: ...
-
-
-class Command:
-    """A command of `finx-streamer` in a process of its own."""
-
-    def __init__(self, folder: Path, name: str, *arguments: str) -> None:
-        self.name, self._log = name, folder / f"{name}.log"
-        self.arguments = [*arguments]
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    def lives(self) -> list[str]:
-        """What it printed in each of its lives."""
-        return self._log.read_text(errors="replace").split(_LAUNCHED)
-
-    def launch(self) -> None:
-        with open(self._log, "ab") as log:
-            log.write(_LAUNCHED.encode())
-            log.flush()
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "finx_streamer", *self.arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=program_environment(FINX_API_KEY="demo"),
-            )
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-
-    def pause(self) -> None:
-        assert self._process is not None
-        self._process.send_signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        assert self._process is not None
-        self._process.send_signal(signal.SIGCONT)
-
-
 class Troublemaker:
     """Kills and stops pieces at random, and brings them back."""
 
     def __init__(
         self,
         rng: random.Random,
-        publishers: Sequence[Piece],
-        gateways: Sequence[Piece],
-        nodes: Sequence[Piece],
+        publishers: Sequence[Restartable],
+        gateways: Sequence[Restartable],
+        nodes: Sequence[Restartable],
         note: Callable[[str], object],
+        most_nodes: int,
     ) -> None:
         self.counts = Counter[str]()
         #: How often a piece had ended by itself.
         self.ended = Counter[str]()
         self._rng, self._note = rng, note
+        self._weights = {kind: weight for kind, weight in _TROUBLE.items() if kind != "two nodes" or most_nodes > 1}
         #: Each kind comes once at first, so that short runs have all of them.
-        self._first = rng.sample([*_TROUBLE], len(_TROUBLE))
-        self._kinds: dict[str, Sequence[Piece]] = {"publisher": publishers, "gateway": gateways, "node": nodes}
+        self._first = rng.sample([*self._weights], len(self._weights))
+        self._kinds: dict[str, Sequence[Restartable]] = {"publisher": publishers, "gateway": gateways, "node": nodes}
         #: What is away: until when, and whether it's only stopped.
-        self._away: dict[str, tuple[float, bool, Piece]] = {}
+        self._away: dict[str, tuple[float, bool, Restartable]] = {}
 
     def bring_back(self, now: float = float("inf")) -> None:
         """End the trouble whose time has come. Without an argument, all of it."""
@@ -302,7 +245,7 @@ class Troublemaker:
     def cause(self, now: float) -> None:
         """Cause some, unless what it would befall is away already."""
         rng = self._rng
-        kind = self._first.pop() if self._first else rng.choices([*_TROUBLE], [*_TROUBLE.values()])[0]
+        kind = self._first.pop() if self._first else rng.choices([*self._weights], [*self._weights.values()])[0]
         pieces = self._kinds[kind.split()[1].rstrip("s")]
         there = [piece for piece in pieces if piece.name not in self._away]
         number = 2 if kind.startswith(("both", "two")) else 1
@@ -332,11 +275,15 @@ class Outcome:
     ended: Counter[str]
     #: How many ticks the publishers reported as lost.
     reported: float
+    #: How often a gateway said that NATS itself had lost entries.
+    shrunk: int
     verdicts: list[Verdict]
 
     def mistakes(self) -> list[str]:
         """Describe what isn't as promised."""
         found = [f"{name} ended by itself, {count} x" for name, count in self.ended.items()]
+        if self.shrunk:
+            found.append(f"gateways say {self.shrunk} x that NATS has lost entries that it had stored")
         for each in self.verdicts:
             silent = len(each.lost) - max(each.in_gaps, self.reported)
             if silent > 0:
@@ -374,9 +321,19 @@ class Outcome:
 
 
 def chaos(
-    folder: Path, minutes: float, seed: int, *, rate: float = 700.0, pairs: int = 20, every: float = 4.0
+    folder: Path,
+    minutes: float,
+    seed: int,
+    *,
+    rate: float = 700.0,
+    pairs: int = 20,
+    every: float = 4.0,
+    most_nodes: int = 1,
 ) -> Outcome:
-    """Run the system for `minutes`, with trouble every `every` seconds or so. Then compare."""
+    """Run the system for `minutes`, with trouble every `every` seconds or so. Then compare.
+
+    `most_nodes`: how many nodes of NATS may be away at the same time. With two, NATS 2.9 may lose what it has stored.
+    """
     rng = random.Random(seed)
     market = Market(pairs, rate, seed)
     begin = time.monotonic()
@@ -384,14 +341,14 @@ def chaos(
         cluster = ending.enter_context(NatsCluster(folder / "nats"))
         server = ending.enter_context(LocalServer(market, keys={"demo"}, store=folder / "source.db"))
         publishing = ["publish", *sorted(market.pairs), "--to", cluster.url, "--endpoint", server.url, "--replicas=3"]
-        publishers = [Command(folder, f"publisher{number}", *publishing) for number in (1, 2)]
+        publishers = [_command(folder, f"publisher{number}", *publishing) for number in (1, 2)]
         ports = [lasting_port() for _ in range(3)]
         gateways = [
-            Command(folder, f"gateway{number}", "serve", "--from", cluster.url, "--port", str(port))
+            _command(folder, f"gateway{number}", "serve", "--from", cluster.url, "--port", str(port))
             for number, port in enumerate(ports, start=1)
         ]
         # The others keep ticks in memory.
-        gateways[0].arguments += ["--store", str(folder / "gateway.db")]
+        gateways[0].command += ["--store", str(folder / "gateway.db")]
         for command in publishers + gateways:
             ending.callback(command.kill)
         for command in publishers:
@@ -413,7 +370,7 @@ def chaos(
         def note(text: str) -> None:
             notes.write(f"{datetime.now():%H:%M:%S.%f} {text}\n")
 
-        trouble = Troublemaker(rng, publishers, gateways, cluster.nodes, note)
+        trouble = Troublemaker(rng, publishers, gateways, cluster.nodes, note, most_nodes)
         ends, due = time.monotonic() + minutes * 60, 0.0
         while (now := time.monotonic()) < ends:
             trouble.bring_back(now)
@@ -427,20 +384,24 @@ def chaos(
         server.wait_finished(60.0)
         wait_until_complete(market, witnesses)
         reported = sum(map(lost_ticks, publishers))
+        shrunk = sum(gateway.log.count("ERROR the market source failed: the JetStream stream") for gateway in gateways)
     seconds = time.monotonic() - begin
     verdicts = [judge(market, witness) for witness in witnesses]
-    return Outcome(seed, rate, seconds, len(market.sent), trouble.counts, trouble.ended, reported, verdicts)
+    return Outcome(seed, rate, seconds, len(market.sent), trouble.counts, trouble.ended, reported, shrunk, verdicts)
 
 
-def lost_ticks(publisher: Command) -> float:
+def _command(folder: Path, name: str, *arguments: str) -> Restartable:
+    command = [sys.executable, "-m", "finx_streamer", *arguments]
+    return Restartable(name, command, folder / f"{name}.log", FINX_API_KEY="demo")
+
+
+def lost_ticks(publisher: Restartable) -> float:
     """How many ticks a publisher reported as lost. Infinite if it was killed before it knew how many."""
-    lost = 0.0
-    for life in publisher.lives():
-        numbers = re.findall(r"([\d,]+) ticks (?:were lost|weren't acknowledged)", life)
-        lost += sum(int(number.replace(",", "")) for number in numbers) + life.count(" is lost: ")
-        if life.rfind("from now on, ticks are lost") > life.rfind("ticks were lost"):
-            lost = float("inf")
-    return lost
+    numbers = re.findall(r"([\d,]+) ticks (?:were lost|weren't acknowledged)", publisher.log)
+    lost = sum(int(number.replace(",", "")) for number in numbers) + publisher.log.count(" is lost: ")
+    # Each loss is announced, and counted when it is over.
+    unknown = publisher.log.count("from now on, ticks are lost") > publisher.log.count("ticks were lost")
+    return float("inf") if unknown else lost
 
 
 def wait_until_complete(market: Market, witnesses: Sequence[Witness], calm: float = _CALM) -> None:
@@ -479,12 +440,14 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=700.0, help="ticks per second")
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--every", type=float, default=4.0, help="mean seconds between two troubles")
+    parser.add_argument("--most-nodes", type=int, default=1, help="how many nodes of NATS may be away at once")
     parser.add_argument("--folder", type=Path, help="keep the logs here")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = given.folder or Path(name)
         folder.mkdir(parents=True, exist_ok=True)
-        outcome = chaos(folder, given.minutes, given.seed, rate=given.rate, pairs=given.pairs, every=given.every)
+        settings = {"rate": given.rate, "pairs": given.pairs, "every": given.every, "most_nodes": given.most_nodes}
+        outcome = chaos(folder, given.minutes, given.seed, **settings)
     print(outcome)
     mistakes = outcome.mistakes()
     print("", *mistakes, "verdict: FAILED" if mistakes else "verdict: as promised", sep="\n")

@@ -6,9 +6,7 @@ import json
 import os
 import random
 import shutil
-import signal
 import socket
-import subprocess
 import time
 import urllib.request
 from collections.abc import Callable
@@ -19,7 +17,7 @@ from typing import Any, Self
 import trustme
 
 from tests.support.peers import PATIENCE
-from tests.support.program import ROOT
+from tests.support.program import ROOT, Restartable
 
 #: Where `make` puts a server that it has fetched.
 _FETCHED = ROOT / ".venv" / "nats" / "usr" / "sbin" / "nats-server"
@@ -53,7 +51,7 @@ def lasting_port() -> int:
             return port
 
 
-class NatsServer:
+class NatsServer(Restartable):
     """A `nats-server` process, which ends with the `with` block.
 
     Args:
@@ -76,8 +74,9 @@ class NatsServer:
         config: str = "",
         name: str = "nats",
     ) -> None:
-        self._program = nats_program()
-        self.folder, self.name = folder, name
+        config_file = folder / "nats.conf"
+        super().__init__(name, [nats_program(), "--config", str(config_file)], folder / "log")
+        self.folder = folder
         self.port, self._monitor = lasting_port(), lasting_port()
         self.url = f"{'nats' if tls is None else 'tls'}://{_HOST}:{self.port}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -93,10 +92,8 @@ class NatsServer:
                 part.write_to_path(folder / "cert.pem", append=number > 0)
             lines += ["tls {", f"cert_file: {files['cert.pem']}", f"key_file: {files['key.pem']}"]
             lines += [f"ca_file: {files['ca.pem']}", "verify: true", "}"] if verify else ["}"]
-        self._config = folder / "nats.conf"
-        self._config.write_text("\n".join(lines) + "\n")
+        config_file.write_text("\n".join(lines) + "\n")
         self._jetstream = jetstream is not None
-        self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -104,24 +101,6 @@ class NatsServer:
 
     def __exit__(self, *error: object) -> None:
         self.kill()
-
-    @property
-    def running(self) -> bool:
-        """Whether the process lives, even if it's paused."""
-        return self.process is not None and self.process.poll() is None
-
-    @property
-    def log(self) -> str:
-        """What the server has logged."""
-        return (self.folder / "log").read_text(errors="replace")
-
-    def launch(self) -> None:
-        """Start the process. It isn't ready yet."""
-        if self.running:
-            raise RuntimeError(f"{self.name} runs already")
-        with open(self.folder / "log", "ab") as log:
-            command = [self._program, "--config", str(self._config)]
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
@@ -148,22 +127,6 @@ class NatsServer:
                 return json.load(answer)
         except (OSError, ValueError):
             return None
-
-    def kill(self) -> None:
-        """SIGKILL. Does nothing if it has ended."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-
-    def pause(self) -> None:
-        """SIGSTOP: for the others, it looks like a partition of the network."""
-        assert self.process is not None
-        self.process.send_signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        """SIGCONT."""
-        assert self.process is not None
-        self.process.send_signal(signal.SIGCONT)
 
     def restart(self) -> None:
         """Kill it if it runs. Start it on the same port, with the same files."""

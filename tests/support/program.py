@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -86,3 +86,58 @@ class Program:
         """Wait for its end. Return its exit code, the rest of its output, and its error output."""
         output, errors = self.process.communicate(timeout=2 * PATIENCE)
         return self.process.returncode, output, errors
+
+
+class Restartable:
+    """A command in a process of its own, which can be killed, stopped for a while and launched again.
+
+    Args:
+        name: Its name in messages.
+        command: The command.
+        log: The file for what it prints in all its lives.
+        **variables: For its environment.
+    """
+
+    def __init__(self, name: str, command: Sequence[str], log: Path, **variables: str) -> None:
+        self.name, self.command = name, [*command]
+        self.process: subprocess.Popen[bytes] | None = None
+        self._log, self._variables = log, variables
+
+    @property
+    def running(self) -> bool:
+        """Whether the process lives, even if it's stopped."""
+        return self.process is not None and self.process.poll() is None
+
+    @property
+    def log(self) -> str:
+        """What it has printed."""
+        return self._log.read_text(errors="replace")
+
+    def launch(self) -> None:
+        """Start the process. It may not be ready yet."""
+        if self.running:
+            raise RuntimeError(f"{self.name} runs already")
+        with open(self._log, "ab") as log:
+            self.process = subprocess.Popen(
+                self.command,
+                env=program_environment(**self._variables),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def kill(self) -> None:
+        """SIGKILL. Does nothing if it has ended."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def pause(self) -> None:
+        """SIGSTOP: for others, it looks like a partition of the network."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
