@@ -79,6 +79,12 @@ def label_values(samples: Samples, label: str, prefix: str = "finx_") -> set[str
     return {dict(labels)[label] for name, labels in samples if label in dict(labels) and name.startswith(prefix)}
 
 
+@pytest.fixture(autouse=True)
+def only_of_this_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide what other tests have registered and left to the garbage collector."""
+    monkeypatch.setattr(metered, "_metered", {})
+
+
 @pytest.fixture
 def page() -> Iterator[metrics.MetricsPage]:
     """A page on a free port."""

@@ -136,6 +136,8 @@ class Restartable:
         """SIGSTOP: for others, it looks like a partition of the network."""
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
+        # The system stops it a little later.
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOWAIT)
 
     def resume(self) -> None:
         """SIGCONT."""
