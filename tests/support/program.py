@@ -137,7 +137,7 @@ class Restartable:
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
         # The system stops it a little later.
-        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOWAIT)
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         """SIGCONT."""
