@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import nats
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, RawStreamMsg
 from nats.js.errors import NotFoundError
 
 from ..errors import ConnectionFailed
@@ -155,11 +155,24 @@ async def find_last(client: Client, stream: str, subjects: str) -> Entry | None:
         ConnectionFailed: JetStream doesn't answer now.
     """
     try:
-        found = await client.jetstream(timeout=REQUEST_TIMEOUT).get_last_msg(stream, subjects)
+        return _entry_of(await client.jetstream(timeout=REQUEST_TIMEOUT).get_last_msg(stream, subjects))
     except NotFoundError:
         return None
     except (nats.errors.Error, TimeoutError, OSError) as error:
         raise translate(error) from None
+
+
+async def find_entry(client: Client, stream: str, number: int) -> Entry | None:
+    """Return the entry with a number; None if there is none. Raises as `find_last` does."""
+    try:
+        return _entry_of(await client.jetstream(timeout=REQUEST_TIMEOUT).get_msg(stream, number))
+    except NotFoundError:
+        return None
+    except (nats.errors.Error, TimeoutError, OSError) as error:
+        raise translate(error) from None
+
+
+def _entry_of(found: RawStreamMsg) -> Entry:
     stored_ns = int(found.time.timestamp() * 1e9) if found.time else 0
     return Entry(found.seq or 0, found.subject or "", found.data or b"", stored_ns)
 

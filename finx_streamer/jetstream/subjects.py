@@ -9,6 +9,8 @@ from urllib.parse import quote, unquote
 _PREFIX = "finx.v1"
 #: All subjects of a stream; those of ticks, and those of Greeks.
 ALL, TICKS, GREEKS = f"{_PREFIX}.>", f"{_PREFIX}.ticks.>", f"{_PREFIX}.greeks.>"
+#: The subject of markers: NATS has lost entries that it had acknowledged, and assigned their numbers again.
+LOST = "finx.v1.log.lost"
 
 
 class Subject(NamedTuple):
