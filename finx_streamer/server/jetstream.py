@@ -119,8 +119,9 @@ class JetStreamMarket:
         self._reader: LogReader | None = None
         self._identity = self._name = ""
         self._trail = Trail(stream)
-        #: Whether the log was seen to have lost entries. The bases of the log's names so far.
-        self._has_lost = False
+        #: The number up to which the log may be what was read, once it's known to have lost entries.
+        self._lost_after: int | None = None
+        #: The log's names so far, without what makes them private.
         self._bases: set[str] = set()
         #: Increases whenever the log turns out to have lost entries.
         self._generation = 0
@@ -170,7 +171,7 @@ class JetStreamMarket:
             ConfigurationError: The stream can't be served, or no longer.
         """
         self._outlet = cast(LogOutlet, outlet)
-        self._ready, self._has_lost, self._name, self._bottom = False, False, "", 1
+        self._ready, self._lost_after, self._name, self._bottom = False, None, "", 1
         self._set(connected=False, filling_done=False, error=None)
         known = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -220,7 +221,7 @@ class JetStreamMarket:
             raise _LogEnded(
                 f"the JetStream stream {self._stream} was deleted and created again; start again with an empty store"
             )
-        elif self._has_lost or not await self._is_intact(client, info):
+        elif self._lost_after is not None or not await self._is_intact(client, info):
             await self._begin_again(client, info)
         elif (name := await find_name(client, self._stream, self._identity)) not in self._bases:
             await self._rename(name)
@@ -251,16 +252,16 @@ class JetStreamMarket:
 
     async def _begin_again(self, client: Client, info: StreamInfo) -> None:
         """Follow the log after it has lost entries."""
-        # Also if this fails, and is tried again.
-        self._has_lost = True
+        # Noted, because this may fail, and is tried again then.
+        if self._lost_after is None:
+            self._lost_after = self._stats.newest
         self._generation += 1
-        # Up to here, the log is what it was.
-        keep = await self._trail.find_intact(client)
+        keep = min(self._lost_after, await self._trail.find_intact(client))
         self._bottom = min(self._bottom, keep + 1)
         name = await find_name(client, self._stream, self._identity)
         # Until the marker of this loss, what the numbers mean elsewhere is unknown.
         await self._follow(client, info, private_name(name) if name in self._bases else name, keep)
-        self._has_lost = False
+        self._lost_after = None
         # What was found out meanwhile is worthless, too.
         self._generation += 1
         self._set(resets=self._stats.resets + 1)
@@ -344,7 +345,7 @@ class JetStreamMarket:
         self._notify("log lost entries", after=after)
         row = await self._outlet.first_after(after)
         if not await is_same(client, self._stream, row):
-            self._has_lost = True
+            self._lost_after = after
             raise ConnectionFailed("NATS: entries that were read are others now")
 
     def _note_symbols(self, played: Sequence[Numbered]) -> None:
