@@ -69,7 +69,7 @@ class JetStreamMarket:
     and clients can resume from where it begins. `LocalServer.stats.log` says how far it is.
 
     While NATS can't be reached, clients stay connected and get a notice, and the market connects again. Entries that
-    expire in NATS meanwhile are reported as lost.
+    expire in NATS meanwhile are reported as lost. If NATS itself loses some, the store is filled again from the log.
 
     Args:
         url (str | Iterable[str] | Nats): One or more URLs of a NATS server or cluster, such as `nats://10.0.0.1`, or a
@@ -117,7 +117,8 @@ class JetStreamMarket:
         self._outlet: LogOutlet
         #: What reads the live entries.
         self._reader: LogReader | None = None
-        self._identity = self._name = ""
+        #: How the log's names begin, and whether it was found since the start.
+        self._identity, self._has_begun = "", False
         self._trail = Trail(stream)
         #: The number up to which the log may be what was read, once it's known to have lost entries.
         self._lost_after: int | None = None
@@ -171,7 +172,7 @@ class JetStreamMarket:
             ConfigurationError: The stream can't be served, or no longer.
         """
         self._outlet = cast(LogOutlet, outlet)
-        self._ready, self._lost_after, self._name, self._bottom = False, None, "", 1
+        self._ready, self._has_begun, self._lost_after, self._bottom = False, False, None, 1
         self._set(connected=False, filling_done=False, error=None)
         known = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -214,7 +215,7 @@ class JetStreamMarket:
     async def _join(self, client: Client) -> None:
         """Find the stream. Continue in it, or report what is missing."""
         info = await self._find_stream(client)
-        if not self._name:
+        if not self._has_begun:
             self._identity = identity_of(info)
             await self._begin(client, info)
         elif identity_of(info) != self._identity:
@@ -275,14 +276,13 @@ class JetStreamMarket:
         if keep is not None:
             self._notify("log lost entries", after=keep)
         self._stored_pairs = await self._outlet.follow(name, last, keep)
-        self._name = name
+        self._has_begun = True
         self._bases.add(base_of(name))
         self._trail.note(newest)
         self._set(newest=last, first=last + 1, filling_done=False)
 
     async def _rename(self, name: str) -> None:
         await self._outlet.rename(name, self._stats.newest)
-        self._name = name
         self._bases.add(name)
 
     async def _find_stream(self, client: Client) -> StreamInfo:
@@ -296,7 +296,7 @@ class JetStreamMarket:
                 break
             if info is not None and (info.state.last_seq >= self._stats.newest or identity_of(info) != self._identity):
                 break
-            # A node that was just started may not have found or applied everything yet.
+            # A node that has just started may not have found everything yet.
             await asyncio.sleep(0.5)
         if info is not None:
             return info
@@ -307,7 +307,6 @@ class JetStreamMarket:
         )
 
     async def _list_symbols(self, client: Client) -> None:
-        """Find out which pairs and contracts are in the stream."""
         pairs, contracts = await list_symbols(client, self._stream)
         if self._wanted is None:
             self._pairs = self._stored_pairs | frozenset(filter(is_pair, pairs))
@@ -343,8 +342,7 @@ class JetStreamMarket:
         log.warning("%s: NATS has lost entries after %d, says entry %d", self._stream, after, marker.number)
         await self._rename(name_of(self._identity, marker))
         self._notify("log lost entries", after=after)
-        row = await self._outlet.first_after(after)
-        if not await is_same(client, self._stream, row):
+        if not await is_same(client, self._stream, await self._outlet.first_after(after)):
             self._lost_after = after
             raise ConnectionFailed("NATS: entries that were read are others now")
 
