@@ -87,6 +87,8 @@ def _report(server: LocalServer, done: threading.Event) -> None:
             say(f"the store is filled; it begins {describe_beginning(stats)}")
         if stats.lost > (0 if shown is None else shown.lost):
             say(f"NATS: {count(stats.lost, 'entry').replace('entrys', 'entries')} expired before they were read")
+        if stats.resets > (0 if shown is None else shown.resets):
+            say("NATS: has lost entries that were read; the store is filled again")
         shown = stats
 
 

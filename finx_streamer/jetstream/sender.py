@@ -22,13 +22,13 @@ from nats.aio.msg import Msg
 
 from ..errors import ConfigurationError, ConnectionFailed, FinxStreamerError, PublishError
 from .acknowledged import Acknowledged
-from .connection import connected, translate
+from .connection import REQUEST_TIMEOUT, connected, translate
 from .logged import Logged
 from .message import LONG_AGO, Message
 from .publisher_stats import Counters
 from .settings import Nats
 from .stream import StreamSettings, prepare
-from .subjects import LOST
+from .subjects import LOST, SETTLED
 from .waiting import Waiting
 from .window import Window
 
@@ -179,6 +179,7 @@ class Sender:
                 if self._problems:
                     # Perhaps the stream is gone, or a leader is elected.
                     await self._prepare(client)
+                await self._settle(client)
                 self._again_at = float("inf")
                 await self._transmit(client, logged, self.window.numbers())
             elif self._again_at == float("inf") and await self._send_new(client, logged):
@@ -186,6 +187,20 @@ class Sender:
             self._report_ends()
             logged.forget()
             await self._sleep(min(_LOOK_EVERY, self._again_at - self._loop.time()))
+
+    async def _settle(self, client: Client) -> None:
+        """Wait until NATS has settled what became of old messages, if there are any among those to send again.
+
+        A cluster that has stalled stores them later. Until then they aren't in the log, and their IDs may be forgotten.
+        """
+        oldest_fresh = time.time_ns() - self._fresh_ns
+        if any(message.born < oldest_fresh for message in map(self.window.get, self.window.numbers()) if message):
+            await self._mark(client, SETTLED, b"")
+
+    async def _mark(self, client: Client, subject: str, payload: bytes) -> None:
+        """Store an entry that isn't a tick. Wait until NATS has it."""
+        name = f"{subject}-{random.getrandbits(64):x}"
+        await client.jetstream(timeout=REQUEST_TIMEOUT).publish(subject, payload, headers={_ID: name})
 
     async def _verify(self, client: Client) -> None:
         """Look whether NATS still has what it has acknowledged. Send what it has lost again."""
@@ -202,8 +217,7 @@ class Sender:
             )
         if self._marked is not None:
             # Gateways and their clients must not take the new entries for those that had their numbers before.
-            mark, name = json.dumps({"after": self._marked}), f"lost-{self._marked}-{random.getrandbits(64):x}"
-            await client.jetstream().publish(LOST, mark.encode(), headers={_ID: name})
+            await self._mark(client, LOST, json.dumps({"after": self._marked}).encode())
             self._marked = None
             self._verify_at = self._loop.time() + _VERIFY_AFTER
 

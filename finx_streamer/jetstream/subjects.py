@@ -11,6 +11,8 @@ _PREFIX = "finx.v1"
 ALL, TICKS, GREEKS = f"{_PREFIX}.>", f"{_PREFIX}.ticks.>", f"{_PREFIX}.greeks.>"
 #: Of a mark in the stream: NATS had lost the entries after a number, so that the numbers mean others now.
 LOST = f"{_PREFIX}.log.lost"
+#: Of a mark without meaning: once it is stored, NATS has settled what becomes of all messages that were sent before it.
+SETTLED = f"{_PREFIX}.log.settled"
 
 
 class Subject(NamedTuple):

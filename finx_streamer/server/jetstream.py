@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import logging
 import math
 import random
@@ -18,13 +16,13 @@ import attrs
 
 from ..config.symbols import Pair
 from ..errors import ConfigurationError, ConnectionFailed, FinxStreamerError
-from .contracts import ContractTicker, Played, parse_instrument, parse_ticker
+from .contracts import ContractTicker, Played
+from .log_entries import is_expired, is_pair, is_same, list_symbols, parse_entry, read_back
 from .log_store import Span
+from .log_trail import Trail, base_of, find_name, identity_of, lost_after, name_of, private_name
 from .outlets import LogOutlet, Numbered
 from .source import Outlet
 from .stats import LogStats
-from .tick_log import shared_name
-from .ticks import Tick, check_series, exact_time, parse_tick
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -48,16 +46,11 @@ _LOOK_EVERY, _PAUSE = 2.0, 0.05
 _CATCH_UP = 10.0
 #: Seconds between two looks for contracts that have expired.
 _LIST_EVERY = 60.0
-#: A tick as publishers write it. Anything else takes the thorough way.
-_TICK = re.compile(
-    r'\{"pair":"([^"\\]+)","date":"([0-9-]{10})","time":"([0-9:.]{8,30}Z?)","exchange":"([^"\\]+)",'
-    r'"price":"(-?[0-9]+(?:\.[0-9]+)?)"\}'
-)
 
 
 @attrs.define(slots=False, eq=False, repr=False, str=False)
 class _LogEnded(FinxStreamerError):
-    """The log isn't the one that was served, or has lost entries: clients' positions mean something else now."""
+    """The stream isn't the one that was served: clients' positions mean something else now."""
 
     reason: str
 
@@ -76,7 +69,7 @@ class JetStreamMarket:
     and clients can resume from where it begins. `LocalServer.stats.log` says how far it is.
 
     While NATS can't be reached, clients stay connected and get a notice, and the market connects again. Entries that
-    expire in NATS meanwhile are reported as lost.
+    expire in NATS meanwhile are reported as lost. If NATS itself loses some, the store is filled again from the log.
 
     Args:
         url (str | Iterable[str] | Nats): One or more URLs of a NATS server or cluster, such as `nats://10.0.0.1`, or a
@@ -100,10 +93,10 @@ class JetStreamMarket:
         since: timedelta | datetime = timedelta(hours=1),
     ) -> None:
         from ..jetstream.settings import Nats
-        from ..jetstream.subjects import parse_subject
+        from ..jetstream.subjects import LOST, SETTLED, parse_subject
 
         self._nats = Nats.of(url)
-        self._parse_subject = parse_subject
+        self._parse_subject, self._lost, self._settled = parse_subject, LOST, SETTLED
         self._stream = stream
         if not isinstance(stream, str) or not re.fullmatch(r"[^\s.*>/\\]{1,255}", stream):
             raise ConfigurationError(f"stream is {stream!r}; expected the name of a JetStream stream, such as FINX")
@@ -124,7 +117,15 @@ class JetStreamMarket:
         self._outlet: LogOutlet
         #: What reads the live entries.
         self._reader: LogReader | None = None
-        self._name = ""
+        #: How the log's names begin, and whether it was found since the start.
+        self._identity, self._has_begun = "", False
+        self._trail = Trail(stream)
+        #: The number up to which the log may be what was read, once it's known to have lost entries.
+        self._lost_after: int | None = None
+        #: The log's names so far, without what makes them private.
+        self._bases: set[str] = set()
+        #: Increases whenever the log turns out to have lost entries.
+        self._generation = 0
         #: The stream's first entry, and the one below which nothing is filled.
         self._expired_to = self._bottom = 1
 
@@ -139,7 +140,7 @@ class JetStreamMarket:
         now = time.time()
         if now >= self._contracts_until:
             self._contracts_until = now + _LIST_EVERY
-            self._contracts = frozenset(name for name in self._contracts if not _is_expired(name, now))
+            self._contracts = frozenset(name for name in self._contracts if not is_expired(name, now))
         return self._contracts
 
     @property
@@ -171,7 +172,7 @@ class JetStreamMarket:
             ConfigurationError: The stream can't be served, or no longer.
         """
         self._outlet = cast(LogOutlet, outlet)
-        self._ready, self._name, self._bottom = False, "", 1
+        self._ready, self._has_begun, self._lost_after, self._bottom = False, False, None, 1
         self._set(connected=False, filling_done=False, error=None)
         known = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -214,25 +215,75 @@ class JetStreamMarket:
     async def _join(self, client: Client) -> None:
         """Find the stream. Continue in it, or report what is missing."""
         info = await self._find_stream(client)
-        name = _name_of(info)
-        if not self._name:
-            self._stored_pairs = await self._outlet.follow(name, info.state.last_seq)
-            self._name = name
-            self._set(newest=info.state.last_seq, first=info.state.last_seq + 1)
-        elif name != self._name:
+        if not self._has_begun:
+            self._identity = identity_of(info)
+            await self._begin(client, info)
+        elif identity_of(info) != self._identity:
             raise _LogEnded(
                 f"the JetStream stream {self._stream} was deleted and created again; start again with an empty store"
             )
-        elif info.state.last_seq < self._stats.newest:
-            raise _LogEnded(
-                f"the JetStream stream {self._stream} ends at {info.state.last_seq:,}, but was read up to "
-                f"{self._stats.newest:,}: NATS has lost entries, or was restored; start again with an empty store"
-            )
+        elif self._lost_after is not None or not await self._is_intact(client, info):
+            await self._begin_again(client, info)
+        elif (name := await find_name(client, self._stream, self._identity)) not in self._bases:
+            await self._rename(name)
         self._expired_to = info.state.first_seq
         if not self._ready:
             await self._list_symbols(client)
         if info.state.first_seq > self._stats.newest + 1:
             self._report_expired(info.state.first_seq - 1)
+
+    async def _begin(self, client: Client, info: StreamInfo) -> None:
+        """Follow the log at the start, with what the store has of it."""
+        held, newest = await self._outlet.open_log(self._identity)
+        base = await find_name(client, self._stream, self._identity)
+        self._bases = {base_of(held)} if held else set()
+        self._trail.note(None)
+        row = await self._outlet.first_after(None)
+        if newest > info.state.last_seq or not await is_same(client, self._stream, row):
+            await self._begin_again(client, info)
+        else:
+            await self._follow(client, info, held if base in self._bases else base)
+
+    async def _is_intact(self, client: Client, info: StreamInfo) -> bool:
+        """Whether the log still has the newest entry that was read. Unknown if that has expired."""
+        newest = self._stats.newest
+        if newest > info.state.last_seq:
+            return False
+        return newest < info.state.first_seq or await self._trail.is_intact(client)
+
+    async def _begin_again(self, client: Client, info: StreamInfo) -> None:
+        """Follow the log after it has lost entries."""
+        # Noted, because this may fail, and is tried again then.
+        if self._lost_after is None:
+            self._lost_after = self._stats.newest
+        self._generation += 1
+        keep = min(self._lost_after, await self._trail.find_intact(client))
+        self._bottom = min(self._bottom, keep + 1)
+        name = await find_name(client, self._stream, self._identity)
+        # Until the marker of this loss, what the numbers mean elsewhere is unknown.
+        await self._follow(client, info, private_name(name) if name in self._bases else name, keep)
+        self._lost_after = None
+        # What was found out meanwhile is worthless, too.
+        self._generation += 1
+        self._set(resets=self._stats.resets + 1)
+        log.error("%s: NATS has lost entries that were read; the store is filled again from the log", self._stream)
+
+    async def _follow(self, client: Client, info: StreamInfo, name: str, keep: int | None = None) -> None:
+        from ..jetstream.reader import find_entry
+
+        last = info.state.last_seq
+        newest = await find_entry(client, self._stream, last) if last else None
+        if keep is not None:
+            self._notify("log lost entries", after=keep)
+        self._stored_pairs = await self._outlet.follow(name, last, keep)
+        self._has_begun = True
+        self._bases.add(base_of(name))
+        self._trail.note(newest)
+        self._set(newest=last, first=last + 1, filling_done=False)
+
+    async def _rename(self, name: str) -> None:
+        await self._outlet.rename(name, self._stats.newest)
+        self._bases.add(name)
 
     async def _find_stream(self, client: Client) -> StreamInfo:
         from ..jetstream.connection import find_stream
@@ -243,9 +294,9 @@ class JetStreamMarket:
             info = await find_stream(client, self._stream)
             if not self._ready or loop.time() >= deadline:
                 break
-            if info is not None and (info.state.last_seq >= self._stats.newest or _name_of(info) != self._name):
+            if info is not None and (info.state.last_seq >= self._stats.newest or identity_of(info) != self._identity):
                 break
-            # A node that was just started may not have found or applied everything yet.
+            # A node that has just started may not have found everything yet.
             await asyncio.sleep(0.5)
         if info is not None:
             return info
@@ -256,19 +307,11 @@ class JetStreamMarket:
         )
 
     async def _list_symbols(self, client: Client) -> None:
-        """Find out which pairs and contracts are in the stream."""
-        from ..jetstream.connection import list_subjects
-        from ..jetstream.subjects import GREEKS, TICKS
-
-        found: dict[str, set[str]] = {"ticks": set(), "greeks": set()}
-        for subjects in (TICKS, GREEKS):
-            for name in await list_subjects(client, self._stream, subjects):
-                if (subject := self._parse_subject(name)) is not None:
-                    found[subject.kind].add(subject.symbol)
+        pairs, contracts = await list_symbols(client, self._stream)
         if self._wanted is None:
-            self._pairs = self._stored_pairs | frozenset(filter(_is_pair, found["ticks"]))
+            self._pairs = self._stored_pairs | frozenset(filter(is_pair, pairs))
         now = time.time()
-        self._contracts = frozenset(name for name in found["greeks"] if not _is_expired(name, now))
+        self._contracts = frozenset(name for name in contracts if not is_expired(name, now))
         self._ready = True
 
     async def _read(self, client: Client) -> None:
@@ -278,21 +321,37 @@ class JetStreamMarket:
             self._reader = reader
             self._on_connected()
             while True:
-                await self._publish(await reader.read())
+                await self._publish(client, await reader.read())
 
-    async def _publish(self, entries: Sequence[Entry]) -> None:
+    async def _publish(self, client: Client, entries: Sequence[Entry]) -> None:
+        if entries[0].number <= self._stats.newest:
+            raise ConnectionFailed("NATS: the log has gone back")
         played = [(entry.number, each) for entry in entries if (each := self._parse(entry)) is not None]
         self._note_symbols(played)
         newest = entries[-1]
         await self._outlet.publish_numbered(played, newest.number)
+        self._trail.note(newest)
         self._set(newest=newest.number, lag=time.time() - newest.stored_ns / 1e9)
+        if len(played) < len(entries):
+            for entry in entries:
+                if entry.subject == self._lost and (after := lost_after(entry)) is not None:
+                    await self._on_marker(client, entry, after)
+
+    async def _on_marker(self, client: Client, marker: Entry, after: int) -> None:
+        """Take note that entries were lost, and their numbers assigned again."""
+        log.warning("%s: NATS has lost entries after %d, says entry %d", self._stream, after, marker.number)
+        await self._rename(name_of(self._identity, marker))
+        self._notify("log lost entries", after=after)
+        if not await is_same(client, self._stream, await self._outlet.first_after(after)):
+            self._lost_after = after
+            raise ConnectionFailed("NATS: entries that were read are others now")
 
     def _note_symbols(self, played: Sequence[Numbered]) -> None:
         """Add the pairs and contracts that are new."""
         pairs, contracts = self._pairs, self._contracts
         for _, each in played:
             if type(each) is ContractTicker:
-                if each.instrument.name not in contracts and not _is_expired(each.instrument.name, time.time()):
+                if each.instrument.name not in contracts and not is_expired(each.instrument.name, time.time()):
                     contracts |= {each.instrument.name}
             elif each["pair"] not in pairs:
                 pairs |= {each["pair"]}
@@ -303,19 +362,15 @@ class JetStreamMarket:
         subject = self._parse_subject(entry.subject)
         try:
             if subject is None:
+                if entry.subject == self._settled or (entry.subject == self._lost and lost_after(entry) is not None):
+                    return None
                 raise ValueError("an unknown subject")
-            if subject.kind == "greeks":
-                ticker = parse_ticker(json.loads(entry.payload))
-                if ticker.instrument.name != subject.symbol:
-                    raise ValueError("another contract's ticker")
-                return ticker
-            tick = _parse_tick(entry.payload)
-            if tick["pair"] != subject.symbol or tick["exchange"] != subject.exchange:
-                raise ValueError("another subject's tick")
+            played = parse_entry(entry.payload, subject)
         except (ValueError, RecursionError, AttributeError, TypeError) as error:
             self._skip_foreign(entry, error)
             return None
-        return tick if self._wanted is None or tick["pair"] in self._wanted else None
+        is_wanted = type(played) is ContractTicker or self._wanted is None or played["pair"] in self._wanted
+        return played if is_wanted else None
 
     def _skip_foreign(self, entry: Entry, error: Exception) -> None:
         self._set(foreign=self._stats.foreign + 1)
@@ -368,14 +423,15 @@ class JetStreamMarket:
 
         await known.wait()
         while True:
+            generation = self._generation
             try:
                 if (hole := await self._find_hole()) is not None:
                     self._set(filling_done=False)
                     async with connected(self._nats, "finx-streamer gateway, filling") as client:
-                        while hole is not None:
+                        while hole is not None and generation == self._generation:
                             await self._fill(client, *hole)
                             hole = await self._find_hole()
-                await self._note_beginning(filling_done=True)
+                await self._note_beginning(generation, done=True)
             except (FinxStreamerError, OSError, TimeoutError) as error:
                 log.info("%s: filling the store: %s", self._stream, _reason_of(error))
             except Exception:
@@ -392,12 +448,13 @@ class JetStreamMarket:
 
     async def _fill(self, client: Client, hole: Span, joins: bool) -> None:
         """Read the newest entries of a hole, and store them. One that `joins` earlier ticks is filled in any case."""
+        generation = self._generation
         while self.log_stats.behind > _MOST_BEHIND:
             await asyncio.sleep(_PAUSE)
         first = max(hole.first, hole.last - _CHUNK + 1)
-        entries = await self._read_back(client, Span(first, hole.last))
+        entries = await read_back(client, self._stream, Span(first, hole.last))
         info = await self._find_stream(client)
-        if _name_of(info) != self._name:
+        if identity_of(info) != self._identity:
             return  # The reader of live entries finds out, too.
         # What expired meanwhile can't be told from what never was.
         self._expired_to = max(self._expired_to, info.state.first_seq)
@@ -405,26 +462,17 @@ class JetStreamMarket:
         if not joins:
             since = self._since_ns()
             old = [entry.number for entry in entries if entry.stored_ns < since]
-            if old:
+            if old and generation == self._generation:
                 first = self._bottom = old[-1] + 1
         last = hole.last
-        while last >= first:
+        while last >= first and generation == self._generation:
             piece = Span(max(first, last - _PIECE + 1), last)
             if not await self._store_piece(piece, entries):
-                self._bottom = piece.last + 1
+                if generation == self._generation:
+                    self._bottom = piece.last + 1
                 break
             last = piece.first - 1
-        await self._note_beginning()
-
-    async def _read_back(self, client: Client, span: Span) -> list[Entry]:
-        from ..jetstream.reader import find_last, read_up_to
-
-        # Only the stream's leader surely has all entries: a node that lags may have fewer than the span.
-        last = await find_last(client, self._stream, ">")
-        if last is None or last.number < span.first:
-            return []
-        entries = read_up_to(client, self._stream, "", min(span.last, last.number), after=span.first - 1)
-        return [entry async for entry in entries if entry.number <= span.last]
+        await self._note_beginning(generation)
 
     async def _store_piece(self, span: Span, entries: Sequence[Entry]) -> bool:
         """Store some of the entries. Returns whether there is room for more."""
@@ -434,9 +482,13 @@ class JetStreamMarket:
         self._set(filled=self._stats.filled + len(some))
         return await self._outlet.fill(played, span, stored_ns / 1e9)
 
-    async def _note_beginning(self, **changes: Any) -> None:
+    async def _note_beginning(self, generation: int, *, done: bool = False) -> None:
         first, store_from = await self._outlet.beginning()
-        self._set(first=first, store_from=store_from, **changes)
+        # What was found is worthless if the log has lost entries meanwhile.
+        if generation == self._generation:
+            self._set(first=first, store_from=store_from, filling_done=done or self._stats.filling_done)
+            if done:
+                self._outlet.end_refilling()
         self._outlet.notify((), {})
 
     def _since_ns(self) -> int:
@@ -446,34 +498,3 @@ class JetStreamMarket:
 
 def _reason_of(error: Exception) -> str:
     return error.reason if isinstance(error, ConnectionFailed) else str(error)
-
-
-def _name_of(info: StreamInfo) -> str:
-    """The name of the log: the same on every gateway, and another one after the stream was created again."""
-    return shared_name(f"{info.config.name} {info.created}")
-
-
-def _parse_tick(payload: bytes) -> Tick:
-    text = payload.decode()
-    found = _TICK.fullmatch(text)
-    if found is None:
-        return parse_tick(json.loads(text))
-    pair, day, moment, exchange, price = found.groups()
-    check_series(pair, exchange)
-    exact_time(day, moment)
-    return Tick(pair=pair, date=day, time=moment, exchange=exchange, price=price)
-
-
-def _is_pair(name: str) -> bool:
-    with contextlib.suppress(ConfigurationError):
-        return str(Pair.parse(name)) == name
-    return False
-
-
-def _is_expired(contract: str, now: float) -> bool:
-    """Whether a contract has expired, or isn't one."""
-    try:
-        expiry = parse_instrument(contract).expiry
-    except ConfigurationError:
-        return True
-    return expiry is not None and expiry <= now

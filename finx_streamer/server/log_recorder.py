@@ -20,6 +20,13 @@ class LogRecorder(Recorder):
         super().__init__(store, max_unwritten, max_delay)
         #: The newest number that was submitted.
         self._flushed = 0
+        #: Whether the log is about to get another name and other numbers.
+        self.is_switching = False
+
+    @property
+    def log(self) -> str | None:
+        """See `Recorder.log`. None while numbers may be those of either log."""
+        return None if self.is_switching else super().log
 
     def start(
         self, loop: asyncio.AbstractEventLoop, on_written: Callable[[], None], tape: Recording | None = None

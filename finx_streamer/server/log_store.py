@@ -15,7 +15,8 @@ from .contract_table import point_of
 from .contracts import ContractTicker
 from .functions import CallError
 from .inserting import insert_ticks
-from .store import Row, TickStore
+from .log_trail import has_identity
+from .store import JSON, TABLES, Row, TickStore
 from .ticks import ExactTime, exact_time
 
 #: A tick to store: its number and its five wire strings.
@@ -47,35 +48,61 @@ class LogStore(TickStore):
     _count = 0
     #: The last number that was removed, below which nothing is filled.
     _trimmed = 0
+    #: Whether ticks were forgotten and aren't filled again yet, so that history may end too early.
+    is_refilling = False
 
     @property
     def count(self) -> int:
         """The number of ticks in the store."""
         return self._count
 
-    def follow(self, name: str, newest: int) -> None:
-        """Continue this log, whose newest number is `newest`.
+    def check_identity(self, identity: str) -> None:
+        """Raise `ConfigurationError` if the store has ticks of another stream."""
+        if self.log_name and not has_identity(self.log_name, identity):
+            raise ConfigurationError(
+                f"the store {self._path or 'in memory'} belongs to another JetStream stream, or to an earlier one of "
+                "the same name; delete the file or use another one"
+            )
 
-        Raises:
-            ConfigurationError: The store has ticks of another log, or the log has lost some that the store has.
+    def follow(self, name: str, newest: int, keep: int | None = None) -> None:
+        """Continue this log, whose newest number is `newest`. Positions in logs of other names are unknown from now on.
+
+        With `keep`, forget the ticks after that number: the log has lost them, and has others under their numbers.
         """
-        what = f"the store {self._path or 'in memory'}"
         with self._lock, self._transaction() as connection:
-            if self.log_name not in {"", name}:
-                raise ConfigurationError(
-                    f"{what} belongs to another JetStream stream, or to an earlier one of the same name; delete the "
-                    "file or use another one"
-                )
-            if newest < self._newest_logged:
-                raise ConfigurationError(
-                    f"the JetStream stream ends at {newest:,}, but {what} has its entries up to "
-                    f"{self._newest_logged:,}: NATS has lost some, or was restored; delete the file or use another one"
-                )
-            if not self.log_name:
-                tick_log.begin_log(connection, tick_log.Position(name, newest))
-            tick_log.note_newest(connection, newest)
+            if keep is not None:
+                self._cut(connection, keep)
+            # Before an unread part, history would end for clients that can't resume any more.
+            is_cut_off = self.log_name not in {"", name} and newest > self._newest_logged
+            connection.execute("DELETE FROM log")
+            tick_log.begin_log(connection, tick_log.Position(name, newest))
             self._newest_logged = newest
         self.log_name = name
+        self.is_refilling = self.is_refilling or keep is not None or is_cut_off
+
+    def _cut(self, connection: sqlite3.Connection, last: int) -> None:
+        # Without a condition, SQLite needn't visit each row.
+        where = f" WHERE id > {last}" if last else ""
+        self._count -= connection.execute(f"DELETE FROM tick{where}").rowcount
+        connection.execute(_SET_COUNT, (self._count,))
+        tick_log.cut(connection, last)
+        connection.execute("UPDATE stored_by SET tick = min(tick, ?)", (last,))
+        self._added, self._removed = min(self._added, last), min(self._removed, last)
+        self._trimmed = min(self._trimmed, last)
+        self._row_finder.clear()
+
+    def first_after(self, number: int | None) -> tuple[int, str] | None:
+        """The number of the first tick after a number, and the tick as JSON; of the newest one with None."""
+        with self._lock:
+            if number is None:
+                number = self._added - 1
+            text = self._fetch_text(
+                f"SELECT tick.id || ' ' || {JSON} FROM {TABLES} WHERE tick.id > ? ORDER BY tick.id LIMIT 1", (number,)
+            )
+        if text is None:
+            return None
+        found, _, tick = text.partition(" ")
+        return int(found), tick
 
     def write_span(self, rows: Sequence[LogRow], span: Span, tickers: Sequence[ContractTicker] = ()) -> int:
         """Store all ticks with these numbers, which are the newest ones. Returns how many were stored."""
@@ -144,9 +171,11 @@ class LogStore(TickStore):
         """See `TickStore.history`.
 
         Raises:
-            CallError: The log expired, or isn't read yet, between two of these ticks.
+            CallError: The log expired, or isn't read yet, between two of these ticks, or it's being read again.
         """
         with self._lock:
+            if self.is_refilling:
+                raise CallError("tickHistory: incomplete here: the log is being read again")
             ticks = super().history(pair, day, after, exchange, limit)
             if holes := tick_log.holes(self._database):
                 self._check_complete(pair, day, after, ticks, holes)

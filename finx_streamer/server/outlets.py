@@ -56,20 +56,50 @@ class LogOutlet(HubOutlet):
     def _recorder(self) -> LogRecorder:
         return cast(LogRecorder, self._hub.recorder)
 
-    async def follow(self, name: str, newest: int) -> frozenset[str]:
-        """Begin after a number of the log. Returns the pairs that the store knows.
+    async def open_log(self, identity: str) -> tuple[str, int]:
+        """The name and the newest number of the stream's log that the store has; nothing and 0 without one.
 
         Raises:
-            ConfigurationError: The store belongs to another log, or is ahead of this one.
+            ConfigurationError: The store belongs to another stream.
+        """
+
+        def open_log(store: LogStore) -> tuple[str, int]:
+            store.check_identity(identity)
+            return store.log_name, store.newest_logged
+
+        return await self._query(open_log)
+
+    async def follow(self, name: str, newest: int, keep: int | None = None) -> frozenset[str]:
+        """Begin after a number of the log. Returns the pairs that the store knows. See `LogStore.follow`.
+
+        With `keep`, clients have to connect again: what their positions mean is unknown.
         """
 
         def follow(store: LogStore) -> frozenset[str]:
-            store.follow(name, newest)
+            store.follow(name, newest, keep)
             return store.pairs
 
-        pairs = await self._query(follow)
-        self._recorder.begin(newest)
+        self._recorder.is_switching = True
+        try:
+            pairs = await self._query(follow)
+            self._recorder.begin(newest)
+        finally:
+            self._recorder.is_switching = False
+        if keep is not None:
+            self._close_streams("entries of the log were lost")
         return pairs
+
+    async def rename(self, name: str, newest: int) -> None:
+        """Refuse positions in the log's earlier names from now on."""
+        await self._query(lambda store: store.follow(name, newest))
+
+    async def first_after(self, number: int | None) -> tuple[int, str] | None:
+        """See `LogStore.first_after`."""
+        return await self._query(lambda store: store.first_after(number))
+
+    def end_refilling(self) -> None:
+        """Note that all that was forgotten was filled again."""
+        cast(LogStore, self._recorder.store).is_refilling = False
 
     async def publish_numbered(self, played: Sequence[Numbered], until: int) -> None:
         """Publish ticks and tickers, as `publish` does. The log has no others up to `until`."""
@@ -86,6 +116,9 @@ class LogOutlet(HubOutlet):
     def skip(self, newest: int, reason: str) -> None:
         """Continue after a number, because the log has expired up to there. Clients find out what they miss."""
         self._recorder.begin(newest)
+        self._close_streams(reason)
+
+    def _close_streams(self, reason: str) -> None:
         for connection, symbols in list(self._hub.connections.items()):
             if any(":" in symbol for symbol in symbols):
                 connection.begin_close(TRY_AGAIN, reason)

@@ -7,11 +7,13 @@ import contextlib
 import json
 import sqlite3
 from functools import partial
+from typing import cast
 
 import attrs
 
 from .connection import TRY_AGAIN, Connection
 from .hub import Hub
+from .log_store import LogStore
 from .protocol import Wire, unavailable
 from .recorder import Recorder, StoreFailed
 from .resuming import ASK, PAGE, Start
@@ -71,10 +73,18 @@ class Resumer:
 
     def _is_expected(self, position: Position) -> bool:
         log_source = as_log(self._settings.source)
-        return log_source is not None and position.log == self._recorder.log and log_source.expects(position.number)
+        if log_source is None:
+            return False
+        if position.log != self._recorder.log:
+            # The client is going to compare with history.
+            return cast(LogStore, self._recorder.store).is_refilling
+        return log_source.expects(position.number)
 
     async def resume(self, client: Connection, symbol: str, wire: Wire, start: Start) -> None:
         """Send what the client missed from the log, and then what was published meanwhile."""
+        if start.newest.log != self._recorder.log:
+            client.begin_close(TRY_AGAIN, "the log has changed")
+            return
         gate = self._hub.hold(client, symbol, wire)
         if gate is None:
             return

@@ -51,6 +51,7 @@ class LogStats:
         filling_done (bool): Whether the store reaches as far back as it is meant to.
         foreign (int): Total messages that were skipped because they are no valid tick or ticker of their subject.
         lost (int): Total entries that had expired in NATS before they were read.
+        resets (int): How often NATS had lost entries that were read, so that the store was filled again.
         reconnects (int): Total connections to NATS that were lost and opened again.
         error (str | None): Why the log isn't read now. `None` if it is, or if the first attempt isn't over.
     """
@@ -65,6 +66,7 @@ class LogStats:
     filling_done: bool = False
     foreign: int = 0
     lost: int = 0
+    resets: int = 0
     reconnects: int = 0
     error: str | None = None
 

@@ -44,9 +44,9 @@ fields_of = itemgetter("pair", "date", "time", "exchange", "price")
 # Nothing in these columns needs escaping in JSON: `_column_values` and `_encode_name` ensure it.
 _JSON_FROM_TIME = """tick.time || '","exchange":"' || exchange.name || '","price":"' || tick.price"""
 _JSON_FROM_DATE = f"""tick.date || '","time":"' || {_JSON_FROM_TIME}"""
-_JSON = f"""'{{"pair":"' || pair.name || '","date":"' || {_JSON_FROM_DATE} || '"}}'"""
+JSON = f"""'{{"pair":"' || pair.name || '","date":"' || {_JSON_FROM_DATE} || '"}}'"""
 _TABLES_BUT_PAIR = "tick JOIN exchange ON exchange.id = tick.exchange"
-_TABLES = f"{_TABLES_BUT_PAIR} JOIN pair ON pair.id = tick.pair"
+TABLES = f"{_TABLES_BUT_PAIR} JOIN pair ON pair.id = tick.pair"
 _ASCENDING = "ORDER BY tick.second, tick.fraction, tick.id"
 _DESCENDING = "ORDER BY tick.second DESC, tick.fraction DESC, tick.id DESC"
 
@@ -237,7 +237,7 @@ class TickStore:
         """The last tick of a pair at or before a time, as a JSON object; None if there is none."""
         where, values = self._selection(pair, exchange)
         return self._fetch_text(
-            f"SELECT {_JSON} FROM {_TABLES} WHERE {where} "
+            f"SELECT {JSON} FROM {TABLES} WHERE {where} "
             f"AND (tick.second, tick.fraction) <= (?, ?) {_DESCENDING} LIMIT 1",
             (*values, *at),
         )
@@ -255,7 +255,7 @@ class TickStore:
         """The first and the last tick of these pairs by time, as JSON objects."""
         first, last = (
             self._fetch_text(
-                f"SELECT {_JSON} FROM {_TABLES} WHERE tick.id IN (SELECT (SELECT id FROM tick WHERE pair = wanted.id "
+                f"SELECT {JSON} FROM {TABLES} WHERE tick.id IN (SELECT (SELECT id FROM tick WHERE pair = wanted.id "
                 f"{order} LIMIT 1) FROM pair AS wanted WHERE wanted.id IN ({self._id_list(pairs)})) {order} LIMIT 1",
                 (),
             )
@@ -299,7 +299,7 @@ class TickStore:
             if len(wanted) > limit:
                 wanted, end = wanted[:limit], wanted[limit - 1]
             text = wanted and self._fetch_text(
-                f"SELECT group_concat(tick_json, char(10)) FROM (SELECT {_JSON} AS tick_json FROM {_TABLES} "
+                f"SELECT group_concat(tick_json, char(10)) FROM (SELECT {JSON} AS tick_json FROM {TABLES} "
                 f"WHERE tick.id IN ({','.join(map(str, wanted))}) ORDER BY tick.id)",
                 (),
             )

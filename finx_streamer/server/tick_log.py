@@ -136,6 +136,12 @@ def holes(connection: sqlite3.Connection) -> list[tuple[int, int]]:
     return [(end + 1, first - 1) for (_, end), (first, _) in pairwise(parts)]
 
 
+def cut(connection: sqlite3.Connection, last: int) -> None:
+    """Forget the parts of a shared log after an ID."""
+    connection.execute("DELETE FROM log_part WHERE first > ?", (last,))
+    connection.execute("UPDATE log_part SET count = ? + 1 - first WHERE first + count - 1 > ?", (last, last))
+
+
 def remove_rows(connection: sqlite3.Connection, last_row: int) -> None:
     """Note that the rows up to `last_row` were removed."""
     connection.execute("DELETE FROM log_part WHERE row + count - 1 <= ?", (last_row,))

@@ -28,13 +28,14 @@ from finx_streamer import (
     ConfigurationError,
     ConnectionFailed,
     Endpoint,
+    FinxStreamerError,
     FunctionClient,
     Gap,
     Notice,
     State,
     StreamListener,
 )
-from finx_streamer.jetstream.subjects import greeks_subject, tick_subject
+from finx_streamer.jetstream.subjects import LOST, greeks_subject, tick_subject
 from finx_streamer.server import JetStreamMarket, LocalServer, ServerStats
 from tests.support.cli import running, wait_until
 from tests.support.contracts import request
@@ -445,24 +446,156 @@ def test_a_stream_that_was_created_again_ends_the_market(log: Log, caplog: pytes
         assert health(server) == 503
 
 
-def test_nats_lost_entries(log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As after a restored backup."""
+@contextlib.contextmanager
+def losing(log: Log, backup: Path) -> Iterator[None]:
+    """Let NATS lose what is acknowledged within the block, as after a crash of several nodes."""
+    folder = log.server.folder / "jetstream"
+    log.server.kill()
+    shutil.copytree(folder, backup)
+    log.server.start()
+    yield
+    log.server.kill()
+    shutil.rmtree(folder)
+    shutil.copytree(backup, folder)
+    log.server.start()
+
+
+def recorder_of(server: LocalServer) -> Any:
+    return server._settings.source._outlet._recorder
+
+
+def mark(log: Log, after: int) -> None:
+    """What a publisher does when it notices a loss."""
+    log.send([(LOST, encoded({"after": after}))])
+
+
+@WIRES
+@pytest.mark.parametrize("in_file", [True, False])
+@pytest.mark.parametrize("what", ["fewer", "others", "others and marker"])
+def test_nats_lost_entries(
+    log: Log, wire: str, what: str, in_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their numbers are those of other entries when the gateway is back. No client loses a tick, or gets one twice."""
     monkeypatch.setattr("finx_streamer.server.jetstream._CATCH_UP", 0.5)
     log.publish(10)
-    log.server.kill()
-    shutil.copytree(log.server.folder / "jetstream", tmp_path / "backup")
-    log.server.start()
-    with gateway(log, store=tmp_path / "ticks.db") as server:
+    with Switch(log.server.url) as switch, contextlib.ExitStack() as stack:
+        market = JetStreamMarket(switch.url.replace("ws", "nats", 1).rstrip("/"))
+        server = stack.enter_context(gateway(log, market, store=tmp_path / "ticks.db" if in_file else None))
+        client = stack.enter_context(Listener(server.url, wire))
+        server.wait_connected()
+        with losing(log, tmp_path / "backup"):
+            log.publish(10)
+            client.wait(lambda: len(client.prices) == 10)
+            name = recorder_of(server).log
+            switch.turn(None)
+            wait_for(server, lambda stats: not stats.log.connected)
+        if what == "fewer":
+            log.publish(3)
+        elif what == "others":
+            log.publish(25)
+        else:
+            mark(log, 10)
+            log.send((tick_subject("MINE", PAIR), encoded(tick(number))) for number in range(11, 21))
+            log.publish(15)
+        switch.turn(log.server.url)
+        wait_for(server, lambda stats: stats.log.resets == 1 and stats.log.filling_done)
+        wait_for(server, lambda stats: stats.connections_total > 1 and stats.streams == 1)
+        log.publish(5)
+        client.wait(lambda: bool(client.gaps) and client.prices[-1:] == log.prices[-1:])
+        assert client.prices == log.prices[10:]
+        assert [gap.filled for gap in client.gaps] == [True]
+        lost = {"notice": "log lost entries", "source": "FINX", "after": 10, "pair": PAIR}
+        assert lost in [notice.message for notice in client.notices]
+        # The name is that of other gateways only after the marker.
+        assert recorder_of(server).log != name
+        with gateway(log) as other:
+            is_known = recorder_of(other).log == recorder_of(server).log
+            assert is_known == (what == "others and marker")
+            if not is_known:
+                mark(log, 10)
+                wait_for(server, lambda stats: stats.log.newest == log.end)
+                wait_for(other, lambda stats: stats.log.newest == log.end)
+                wait_until(lambda: recorder_of(other).log == recorder_of(server).log, "the names agree")
+        assert market.log_stats.foreign == 0
+    assert market.log_stats.resets == 1
+
+
+@pytest.mark.parametrize("count", [3, 25])
+def test_nats_lost_entries_of_a_store_file(log: Log, count: int, tmp_path: Path) -> None:
+    """While the gateway was stopped. The file is filled again."""
+    log.publish(10)
+    with losing(log, tmp_path / "backup"):
         log.publish(10)
-        wait_for(server, lambda stats: stats.ticks_stored == 20)
-        log.server.kill()
-        shutil.rmtree(log.server.folder / "jetstream")
-        shutil.copytree(tmp_path / "backup", log.server.folder / "jetstream")
-        log.server.start()
-        with pytest.raises(Exception, match="lost entries"):
-            server.wait_finished(timeout=PATIENCE)
-    with pytest.raises(ConfigurationError, match="delete the file"):
-        LocalServer(JetStreamMarket(log.server.url), store=tmp_path / "ticks.db").start()
+        with gateway(log, store=tmp_path / "ticks.db") as server:
+            assert server.stats.ticks_stored == 20
+            name = recorder_of(server).log
+    del log.prices[10:]
+    log.publish(count)
+    for resets in (1, 0):
+        with gateway(log, store=tmp_path / "ticks.db") as server, FunctionClient("demo", server.url) as functions:
+            assert server.stats.log is not None
+            assert server.stats.log.resets == resets
+            found = functions.iter_tick_history(PAIR, MIDNIGHT, MIDNIGHT + timedelta(hours=1))
+            assert [int(each["price"]) for each in found] == log.prices
+            assert recorder_of(server).log != name
+
+
+def test_a_marker_of_lost_entries(log: Log, dial: Dial) -> None:
+    """Clients stay connected, and get a notice. Earlier positions are refused. The marker is no foreign message."""
+    log.publish(10)
+    with gateway(log) as first, gateway(log) as second:
+        stream = Stream(dial, first)
+        mark(log, 8)
+        assert json.loads(stream.peer.recv(timeout=TIMEOUT)) == {
+            "notice": "log lost entries",
+            "source": "FINX",
+            "after": 8,
+            "pair": PAIR,
+        }
+        log.publish(1)
+        assert stream.read(1) == [(12, 11)]
+        for server in (first, second):
+            wait_for(server, lambda stats: stats.log.newest == 12)
+            assert Stream(dial, server, f"{stream.log}:10").refused
+        name = Stream(dial, first).log
+        assert Stream(dial, second, f"{name}:9").read(2) == [(10, 10), (12, 11)]
+        with gateway(log) as third:
+            assert Stream(dial, third, f"{name}:9").read(2) == [(10, 10), (12, 11)]
+        stats = first.stats.log
+        assert stats is not None
+        assert (stats.foreign, stats.resets, first.stats.connections_total) == (0, 0, 3)
+
+
+def test_a_marker_of_lost_entries_that_were_read(log: Log) -> None:
+    """Without a reconnect in between. What the store has is another tick than the log's."""
+    log.publish(10)
+    with gateway(log) as server, FunctionClient("demo", server.url) as functions:
+        log.publish(5)
+        wait_for(server, lambda stats: stats.ticks_stored == 15)
+        store = recorder_of(server).store
+        with store._lock:
+            store._database.execute("UPDATE tick SET price = '0' WHERE id BETWEEN 9 AND 12")
+        mark(log, 8)
+        wait_for(server, lambda stats: stats.log.resets == 1 and stats.log.filling_done)
+        found = functions.iter_tick_history(PAIR, MIDNIGHT, MIDNIGHT + timedelta(hours=1))
+        assert [int(each["price"]) for each in found] == log.prices
+
+
+def test_history_waits_until_the_store_is_filled_again(log: Log, dial: Dial, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that no client takes it for complete. Meanwhile, earlier positions get 503."""
+    log.publish(10)
+    with gateway(log) as server, FunctionClient("demo", server.url) as functions:
+        name = Stream(dial, server).log
+        monkeypatch.setattr("finx_streamer.server.outlets.LogOutlet.end_refilling", lambda outlet: None)
+        recorder_of(server).store.is_refilling = True
+        with pytest.raises(InvalidStatus) as refused:
+            Stream(dial, server, f"{name[:18]}-1_0:5")
+        assert refused.value.response.status_code == 503
+        with pytest.raises(FinxStreamerError, match="incomplete here"):
+            list(functions.iter_tick_history(PAIR, MIDNIGHT, MIDNIGHT + timedelta(hours=1)))
+        monkeypatch.undo()
+        wait_until(lambda: not recorder_of(server).store.is_refilling, "it's complete")
+        assert Stream(dial, server, f"{name[:18]}-1_0:5").refused
 
 
 def test_foreign_messages_are_skipped(log: Log, dial: Dial, caplog: pytest.LogCaptureFixture) -> None:

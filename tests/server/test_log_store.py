@@ -227,14 +227,34 @@ def test_a_normal_server_and_a_gateway_refuse_the_files_of_each_other(tmp_path: 
         pass
 
 
-def test_a_gateway_refuses_the_file_of_another_log_and_one_that_is_ahead(tmp_path: Path) -> None:
+def test_a_gateway_refuses_the_file_of_another_stream(tmp_path: Path) -> None:
     with (store := LogStore(tmp_path / "ticks.db")).opened():
-        store.follow(LOG, 5)
+        store.follow(f"{LOG}-7_5", 5)
         with pytest.raises(ConfigurationError, match="another JetStream stream"):
-            store.follow("js00", 5)
-        with pytest.raises(ConfigurationError, match="NATS has lost some"):
-            store.follow(LOG, 4)
-        store.follow(LOG, 6)
+            store.check_identity("js00")
+        store.check_identity(LOG)
+
+
+@pytest.mark.parametrize("keep", [0, 3, 7, 20])
+def test_ticks_that_the_log_has_lost_are_forgotten(keep: int) -> None:
+    """Up to a number. Positions in the log's earlier name are unknown, and history is refused until it's complete."""
+    with (store := LogStore()).opened():
+        store.follow(LOG, 0)
+        store.write_span([row(number) for number in range(1, 11)], Span(1, 12))
+        assert store.resume(PAIRS[0], Position(LOG, 2), 12, 100) is not None
+        store.follow(f"{LOG}-7_5", 15, keep)
+        kept = min(keep, 10)
+        assert store.count == kept
+        assert store.hole() == Span(min(keep, 12) + 1, 15)
+        assert store.first_after(kept) is None
+        assert (store.first_after(None) or (0, ""))[0] == kept
+        assert store.resume(PAIRS[0], Position(LOG, 2), 15, 100) is None
+        with pytest.raises(CallError, match="incomplete here"):
+            store.history(PAIRS[0], DAY, (MIDNIGHT, ""), None, 10)
+        store.fill([row(number) for number in range(kept + 1, 16)], Span(kept + 1, 15), (), 0.0)
+        page = store.resume(PAIRS[0], Position(f"{LOG}-7_5", 0), 15, 100)
+        assert page is not None
+        assert [number for number, _ in page.ticks] == [each for each in range(1, 16) if row(each)[1] == PAIRS[0]]
 
 
 def test_an_empty_file_of_a_normal_server_becomes_that_of_a_gateway(tmp_path: Path) -> None:

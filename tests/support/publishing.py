@@ -13,7 +13,7 @@ from typing import Any
 import nats
 from nats.js.api import AckPolicy, ConsumerConfig
 
-from finx_streamer.jetstream.subjects import LOST
+from finx_streamer.jetstream.subjects import LOST, SETTLED
 from finx_streamer.server import Outlet
 from tests.support.peers import PATIENCE
 
@@ -84,7 +84,7 @@ def read_log(url: str, stream: str = "FINX", **options: Any) -> list[dict[str, s
             "finx.v1.>", ordered_consumer=True, config=ConsumerConfig(ack_policy=AckPolicy.NONE)
         )
         messages = [await subscription.next_msg(timeout=5.0) for _ in range(count)]
-        return [json.loads(message.data) for message in messages if message.subject != LOST]
+        return [json.loads(message.data) for message in messages if message.subject not in (LOST, SETTLED)]
 
     found: list[dict[str, str]] = ask(url, read, **options)
     return found
