@@ -104,8 +104,8 @@ class Sender:
         self._acknowledged = Acknowledged()
         #: When to look whether NATS still has it, by the event loop's clock.
         self._verify_at = float("inf")
-        #: When NATS had settled what became of earlier messages.
-        self._settled_at = float("-inf")
+        #: When the trouble began, if there is some.
+        self._trouble_since = 0.0
         #: The last entry before a loss that isn't marked in the log yet.
         self._marked: int | None = None
         #: The reported problems that aren't over, and the number up to which messages must be acknowledged for that.
@@ -181,6 +181,7 @@ class Sender:
                 if self._problems:
                     # Perhaps the stream is gone, or a leader is elected.
                     await self._prepare(client)
+                await self._settle(client)
                 self._again_at = float("inf")
                 await self._transmit(client, logged, self.window.numbers())
             elif self._again_at == float("inf") and await self._send_new(client, logged):
@@ -190,14 +191,12 @@ class Sender:
             await self._sleep(min(_LOOK_EVERY, self._again_at - self._loop.time()))
 
     async def _settle(self, client: Client) -> None:
-        """Wait until NATS has settled what became of earlier messages. Without trouble, once in a while is enough.
+        """After a long trouble, wait until NATS has settled what became of all earlier messages.
 
         A cluster that has stalled stores them later. Until then they aren't in the log, and their IDs may be forgotten.
         """
-        if self._loop.time() - self._settled_at > self._fresh_ns / 4e9:
-            began = self._loop.time()
+        if self._problems and self._loop.time() - self._trouble_since > self._fresh_ns / 1e9:
             await self._mark(client, SETTLED, b"")
-            self._settled_at = began
 
     async def _mark(self, client: Client, subject: str, payload: bytes) -> None:
         """Store an entry that isn't a tick. Wait until NATS has it."""
@@ -235,7 +234,7 @@ class Sender:
         return True
 
     async def _transmit(self, client: Client, logged: Logged, numbers: Sequence[int]) -> None:
-        await self._skip_logged(client, logged, numbers)
+        await self._skip_logged(logged, numbers)
         now, inbox = self._loop.time(), self._inbox
         for number in numbers:
             if (message := self.window.get(number)) is None:
@@ -248,7 +247,7 @@ class Sender:
                 message.subject, message.payload, f"{inbox}.{number}", headers={_ID: message.message_id}
             )
 
-    async def _skip_logged(self, client: Client, logged: Logged, numbers: Sequence[int]) -> None:
+    async def _skip_logged(self, logged: Logged, numbers: Sequence[int]) -> None:
         """Remove what is in the log from the window, as far as NATS may have forgotten the ID."""
         checked = set[int]()
         while True:
@@ -258,7 +257,6 @@ class Sender:
             old = {number: message for number, message in messages.items() if message.born < oldest_fresh}
             if not old:
                 break
-            await self._settle(client)
             found = await logged.find(old.values())
             for number, message in old.items():
                 if message.message_id in found and self.window.remove(number):
@@ -323,8 +321,9 @@ class Sender:
     def _take_note(self, kind: object, reason: str) -> None:
         """Report a problem once, until it's over."""
         self._acknowledged.note_trouble()
-        self._settled_at = float("-inf")
         self._problems_until = self.window.next
+        if not self._problems:
+            self._trouble_since = self._loop.time()
         if kind not in self._problems:
             self._problems.add(kind)
             self._tell(f"{reason}; ticks wait")
