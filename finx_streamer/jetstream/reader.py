@@ -54,8 +54,10 @@ class Entry(NamedTuple):
 class LogReader:
     """Reads entries in order. Use `reading`."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def __init__(self, client: Client, stream: str) -> None:
+        self._client, self._stream = client, stream
+        #: Whether the node that sends the entries numbers them as the stream's leader does.
+        self._is_verified = False
         self._entries: list[Entry] = []
         self._arrived = asyncio.Event()
         #: The consumer's own sequence number of the newest entry.
@@ -96,7 +98,21 @@ class LogReader:
         entries = self._entries[:_MOST_READ]
         del self._entries[:_MOST_READ]
         await self._answer()
+        if not self._is_verified:
+            await self._verify(entries[0])
         return entries
+
+    async def _verify(self, entry: Entry) -> None:
+        """Compare with the leader: after SIGKILL, a node of NATS 2.9 may have some entries twice, and count on."""
+        try:
+            found = await self._client.jetstream(timeout=REQUEST_TIMEOUT).get_msg(self._stream, entry.number)
+        except NotFoundError:
+            return  # it has just expired, or the leader lags behind
+        except (nats.errors.Error, TimeoutError, OSError) as error:
+            raise translate(error) from None
+        if (found.subject, found.data or b"") != (entry.subject, entry.payload):
+            raise ConnectionFailed("NATS: the node that sends the entries has other numbers for them")
+        self._is_verified = True
 
     async def _answer(self) -> None:
         """Let NATS go on, unless too much is unread."""
@@ -197,7 +213,7 @@ async def reading(
         ConfigurationError: The stream doesn't exist, or NATS has no JetStream.
         ConnectionFailed: JetStream doesn't answer now.
     """
-    reader = LogReader(client)
+    reader = LogReader(client, stream)
     subscription = None
     start: dict[str, Any] = {"deliver_policy": DeliverPolicy.BY_START_SEQUENCE, "opt_start_seq": after + 1}
     if since is not None:
