@@ -104,13 +104,10 @@ class LogReader:
 
     async def _verify(self, entry: Entry) -> None:
         """Compare with the leader: after SIGKILL, a node of NATS 2.9 may have some entries twice, and count on."""
-        try:
-            found = await self._client.jetstream(timeout=REQUEST_TIMEOUT).get_msg(self._stream, entry.number)
-        except NotFoundError:
+        found = await find_entry(self._client, self._stream, entry.number)
+        if found is None:
             return  # it has just expired, or the leader lags behind
-        except (nats.errors.Error, TimeoutError, OSError) as error:
-            raise translate(error) from None
-        if (found.subject, found.data or b"") != (entry.subject, entry.payload):
+        if (found.subject, found.payload) != (entry.subject, entry.payload):
             raise ConnectionFailed("NATS: the node that sends the entries has other numbers for them")
         self._is_verified = True
 

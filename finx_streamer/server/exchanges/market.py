@@ -98,7 +98,12 @@ class ExchangeMarket:
         return {name: counters.snapshot() for name, counters in self._counters.items()}
 
     def begin_after(self, known: Mapping[tuple[str, str], Iterable[tuple[int, str, str, str]]]) -> None:
-        """Have the next run begin with what is missing since known trades. Each is its ID, price, date and time."""
+        """Have the next run begin with what is missing since known trades. For publishers.
+
+        Args:
+            known (Mapping[tuple[str, str], Iterable[tuple[int, str, str, str]]]): By pair and exchange: the ID, price,
+                date and time of trades.
+        """
         self._known = {each: _read_known(trades) for each, trades in known.items()}
 
     async def run(self, outlet: Outlet) -> None:
