@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +12,7 @@ import typer
 
 from .. import ConfigurationError
 from .history import parse_since
+from .live_market import reporting
 from .terminal import count, say
 
 if TYPE_CHECKING:
@@ -57,20 +58,9 @@ def choose_gateway(
     return JetStreamMarket(url, stream, pairs=pairs or None, since=parse_since(since) or _SINCE)
 
 
-@contextlib.contextmanager
-def log_reported(server: LocalServer) -> Iterator[None]:
+def log_reported(server: LocalServer) -> AbstractContextManager[None]:
     """Print a line when NATS goes away or comes back, when the store is filled, and when entries were lost."""
-    if server.stats.log is None:
-        yield
-        return
-    done = threading.Event()
-    thread = threading.Thread(target=_report, args=(server, done), name="finx-log", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+    return contextlib.nullcontext() if server.stats.log is None else reporting(_report, server, "finx-log")
 
 
 def _report(server: LocalServer, done: threading.Event) -> None:

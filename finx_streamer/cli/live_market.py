@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -145,14 +146,18 @@ def _wait_for_exchange(server: LocalServer) -> bool:
     return any(each.connected for each in server.stats.exchanges.values())
 
 
-@contextlib.contextmanager
-def exchanges_reported(server: LocalServer) -> Iterator[None]:
+def exchanges_reported(server: LocalServer) -> AbstractContextManager[None]:
     """Print a line per exchange whenever it goes away or comes back, and every minute."""
-    if not server.stats.exchanges:
-        yield
-        return
+    return reporting(_report, server, "finx-exchanges") if server.stats.exchanges else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def reporting(
+    report: Callable[[LocalServer, threading.Event], None], server: LocalServer, thread_name: str
+) -> Iterator[None]:
+    """Run `report` on a thread of its own. Set its event at the end."""
     done = threading.Event()
-    thread = threading.Thread(target=_report, args=(server, done), name="finx-exchanges", daemon=True)
+    thread = threading.Thread(target=report, args=(server, done), name=thread_name, daemon=True)
     thread.start()
     try:
         yield
