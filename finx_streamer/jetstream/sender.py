@@ -104,6 +104,8 @@ class Sender:
         self._acknowledged = Acknowledged()
         #: When to look whether NATS still has it, by the event loop's clock.
         self._verify_at = float("inf")
+        #: When the trouble began, if there is some.
+        self._trouble_since = 0.0
         #: The last entry before a loss that isn't marked in the log yet.
         self._marked: int | None = None
         #: The reported problems that aren't over, and the number up to which messages must be acknowledged for that.
@@ -189,12 +191,11 @@ class Sender:
             await self._sleep(min(_LOOK_EVERY, self._again_at - self._loop.time()))
 
     async def _settle(self, client: Client) -> None:
-        """Wait until NATS has settled what became of old messages, if there are any among those to send again.
+        """After a long trouble, wait until NATS has settled what became of all earlier messages.
 
         A cluster that has stalled stores them later. Until then they aren't in the log, and their IDs may be forgotten.
         """
-        oldest_fresh = time.time_ns() - self._fresh_ns
-        if any(message.born < oldest_fresh for message in map(self.window.get, self.window.numbers()) if message):
+        if self._problems and self._loop.time() - self._trouble_since > self._fresh_ns / 1e9:
             await self._mark(client, SETTLED, b"")
 
     async def _mark(self, client: Client, subject: str, payload: bytes) -> None:
@@ -321,6 +322,8 @@ class Sender:
         """Report a problem once, until it's over."""
         self._acknowledged.note_trouble()
         self._problems_until = self.window.next
+        if not self._problems:
+            self._trouble_since = self._loop.time()
         if kind not in self._problems:
             self._problems.add(kind)
             self._tell(f"{reason}; ticks wait")

@@ -177,6 +177,7 @@ GATEWAY = Group(
         Row("finx_gateway_first_entry", "The number from which on the store has all ticks.", "first", combine=max),
         _counter("finx_gateway_filled_entries", "Earlier entries that were read to fill the store.", "filled"),
         _counter("finx_gateway_lost_entries", "Entries that had expired before they were read.", "lost"),
+        _counter("finx_gateway_resets", "How often NATS had lost entries that were read.", "resets"),
         _counter("finx_gateway_foreign_messages", "Messages that aren't ticks or tickers of their subject.", "foreign"),
         _counter("finx_gateway_reconnects", "Connections to NATS that were lost and opened again.", "reconnects"),
     ),

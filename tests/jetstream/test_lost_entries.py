@@ -57,6 +57,7 @@ def test_lost_entries_are_sent_again(
             publishers.append(publisher)
         source.send(ticks_now(50))
         check_log(nats_server.url, source)
+        kept = ask(nats_server.url, lambda client: client.jetstream().stream_info("FINX")).state.last_seq
         nats_server.kill()
         shutil.copytree(nats_server.folder / "jetstream", tmp_path / "backup")
         nats_server.start()
@@ -69,11 +70,11 @@ def test_lost_entries_are_sent_again(
         if later:
             source.send(ticks_now(later, first=100))
         nats_server.start()
-        wait_for(lambda: any("lost what it had acknowledged after entry 50" in error.reason for error in errors))
+        wait_for(lambda: any("lost what it had acknowledged after entry" in error.reason for error in errors))
         check_log(nats_server.url, source)
     assert {error.lost for error in errors} == {0}
     mark = ask(nats_server.url, lambda client: client.jetstream().get_last_msg("FINX", LOST))
-    assert json.loads(mark.data) == {"after": 50}
+    assert 50 <= json.loads(mark.data)["after"] <= kept + 1
 
 
 def test_expired_entries_are_not_lost(nats_server: NatsServer, source: Script, server: LocalServer) -> None:
