@@ -8,7 +8,7 @@ from hypothesis import settings
 
 #: Tests run on busy machines, so no profile has a deadline per example.
 settings.register_profile("quick", max_examples=20, deadline=None)
-settings.register_profile("thorough", max_examples=100, deadline=None)
+settings.register_profile("thorough", max_examples=60, deadline=None)
 
 
 def examples(count: int, **options: Any) -> settings:
