@@ -11,6 +11,7 @@ import select
 import socket
 import threading
 import urllib.request
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +28,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from finx_streamer import ConfigurationError, Endpoint, StreamListener, metered, metrics
+from finx_streamer.config import redaction
 from finx_streamer.metrics.collector import MOST_OWNERS, OTHER, Names, StatsCollector
 from finx_streamer.metrics.families import FAILURES, GROUPS, MOST_EXCHANGES, MOST_PAIRS, PUBLISHED
 from finx_streamer.server import ExchangeStats, LocalServer, Outlet, SimulatedMarket
@@ -81,8 +83,10 @@ def label_values(samples: Samples, label: str, prefix: str = "finx_") -> set[str
 
 @pytest.fixture(autouse=True)
 def only_of_this_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hide what other tests have registered and left to the garbage collector."""
+    """Hide what other tests have registered and left to the garbage collector, and their keys."""
     monkeypatch.setattr(metered, "_metered", {})
+    monkeypatch.setattr(redaction, "_keys", OrderedDict())
+    redaction.remember(KEY)
 
 
 @pytest.fixture
