@@ -92,8 +92,8 @@ class Sender:
         self._wants_room = False
         #: Set when nothing more will come.
         self.closing = asyncio.Event()
-        #: When the stream was created.
-        self._created: object = None
+        #: The stream's description, which is new each time it's created.
+        self._created: str | None = None
         #: Nanoseconds after which NATS may have forgotten an ID, or soon will.
         self._fresh_ns = 0
         self._inbox = ""
@@ -156,9 +156,9 @@ class Sender:
 
     async def _prepare(self, client: Client) -> None:
         info = await prepare(client, self._stream)
-        if self._created not in (None, info.created):
+        if self._created not in (None, info.config.description):
             self._tell(f"stream {self._stream.name} was deleted or lost, and created again")
-        self._created = info.created
+        self._created = info.config.description
         self._fresh_ns = int(info.config.duplicate_window * 1e9 / 2)
 
     # One connection.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from datetime import timedelta
 from typing import Any
 
@@ -63,6 +64,9 @@ async def _create(client: Client, settings: StreamSettings) -> StreamInfo:
         fields["duplicate_window"] = min(fields["duplicate_window"], fields["max_age"] or float("inf"))
     config = StreamConfig(
         name=settings.name,
+        # By this, gateways notice a stream that was deleted and created again. Its time of creation isn't the same on
+        # all nodes of NATS.
+        description=f"finx-streamer {secrets.token_hex(8)}",
         subjects=[ALL],
         retention=RetentionPolicy.LIMITS,
         storage=StorageType.FILE,

@@ -66,8 +66,11 @@ class Trail:
 
 
 def identity_of(info: StreamInfo) -> str:
-    """How the names of a stream's logs begin: the same on every gateway, and another after it was created again."""
-    return shared_name(f"{info.config.name} {info.created}")
+    """How the names of a stream's logs begin: the same on every gateway, and another after it was created again.
+
+    A publisher gives each stream that it creates another description. The time of creation differs between nodes.
+    """
+    return shared_name(f"{info.config.name} {info.config.description or ''}")
 
 
 def has_identity(name: str, identity: str) -> bool:

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -81,7 +82,7 @@ class Log:
         return asyncio.run(asyncio.wait_for(done(), limit))
 
     def create(self, **settings: Any) -> None:
-        config = StreamConfig(name="FINX", subjects=["finx.v1.>"], **settings)
+        config = StreamConfig(name="FINX", subjects=["finx.v1.>"], description=uuid4().hex, **settings)
         self.do(lambda jetstream: jetstream.add_stream(config))
 
     def publish(self, count: int, pair: str = PAIR) -> None:
