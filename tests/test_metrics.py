@@ -362,7 +362,7 @@ STEPS = st.lists(
 
 @given(STEPS)
 def test_counters_never_go_back_and_labels_are_bounded(steps: list[tuple[str, int, int]]) -> None:
-    """Whatever registers, with any names: each counter grows by what was counted, or disappears."""
+    """With any owners and names, each counter grows by what was counted, or disappears."""
     collector, publishers = StatsCollector(), dict[int, Publisher]()
     before: Samples = read(collector)
     # More than there is room for: most steps concern the others.

@@ -22,8 +22,8 @@ from .connecting import (
     function_client,
     key_for,
     metrics_exposed,
+    new_listener,
     one_with_wire,
-    with_wire,
     without_password,
 )
 from .listening import ListenRun
@@ -143,16 +143,9 @@ def listen(
         names, greeks = _symbols(symbols)
         if greeks and (exchange or since):
             raise ConfigurationError("--exchange and --since are only for pairs; remove them")
-        listener = StreamListener(
-            *names,
-            parse_price=str,
-            api_key=key,
-            endpoint=with_wire(endpoint, prefix, wire),
-            exchanges=exchange or None,
-            since=parse_since(since),
-            proxy=without_password(proxy),
-            allow_insecure=allow_insecure,
-            keep_alive="auto" if keep_alive is None else keep_alive,
+        connection = (endpoint, key, proxy, allow_insecure, prefix, wire, keep_alive)
+        listener = new_listener(
+            names, *connection, parse_price=str, exchanges=exchange or None, since=parse_since(since)
         )
         view = new_view(view_name, target, f"{', '.join(endpoint)} · Ctrl-C stops", greeks, expiry, names)
         with metrics_exposed(metrics_port):
@@ -189,15 +182,8 @@ def record(
 
         # First: from then on, errors about symbols hide a misplaced key.
         key = key_for(endpoint, api_key_file)
-        listener = StreamListener(
-            *symbols,
-            api_key=key,
-            endpoint=with_wire(endpoint, prefix, wire),
-            proxy=without_password(proxy),
-            allow_insecure=allow_insecure,
-            keep_alive="auto" if keep_alive is None else keep_alive,
-            record=to,
-        )
+        connection = (endpoint, key, proxy, allow_insecure, prefix, wire, keep_alive)
+        listener = new_listener(symbols, *connection, record=to)
         with metrics_exposed(metrics_port):
             raise typer.Exit(RecordRun(to, parse_run_time(run_time)).run(listener))
 

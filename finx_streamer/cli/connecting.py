@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import typer
 
-from .. import ConfigurationError, Endpoint, FinxStreamerError, FunctionClient
+from .. import ConfigurationError, Endpoint, FinxStreamerError, FunctionClient, StreamListener
 from .. import demo as demo_market
 from .key_files import api_key
 from .options import WireName
@@ -59,6 +60,29 @@ def function_client(
         parse_price=str,
         proxy=without_password(proxy),
         allow_insecure=allow_insecure,
+    )
+
+
+def new_listener(
+    symbols: list[str],
+    endpoints: list[str],
+    key: str | Callable[[], str] | None,
+    proxy: str | None,
+    allow_insecure: bool,
+    prefix: str | None,
+    wire: WireName,
+    keep_alive: float | None,
+    **settings: Any,
+) -> StreamListener:
+    """Return a listener with the options that all commands with one have, and further settings."""
+    return StreamListener(
+        *symbols,
+        api_key=key,
+        endpoint=with_wire(endpoints, prefix, wire),
+        proxy=without_password(proxy),
+        allow_insecure=allow_insecure,
+        keep_alive="auto" if keep_alive is None else keep_alive,
+        **settings,
     )
 
 

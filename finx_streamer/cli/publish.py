@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from .. import StreamListener
-from .connecting import errors_as_exit_codes, key_for, metrics_exposed, with_wire, without_password
+from .connecting import errors_as_exit_codes, key_for, metrics_exposed, new_listener
 from .options import (
     PRODUCTION,
     EndpointOption,
@@ -57,16 +56,8 @@ def publish(
 
         # First: from then on, errors about symbols hide a misplaced key.
         key = key_for(endpoint, api_key_file)
-        listener = StreamListener(
-            *symbols,
-            parse_price=str,
-            keep=0,
-            api_key=key,
-            endpoint=with_wire(endpoint, prefix, wire),
-            proxy=without_password(proxy),
-            allow_insecure=allow_insecure,
-            keep_alive="auto" if keep_alive is None else keep_alive,
-        )
+        connection = (endpoint, key, proxy, allow_insecure, prefix, wire, keep_alive)
+        listener = new_listener(symbols, *connection, parse_price=str, keep=0)
         publishing = open_publisher(to, stream, replicas, max_age, max_bytes)
         with metrics_exposed(metrics_port):
             raise typer.Exit(PublishRun(publishing).run(listener))

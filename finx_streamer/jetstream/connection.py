@@ -160,7 +160,7 @@ def _describe(error: BaseException) -> str:
 def translate(error: BaseException) -> FinxStreamerError:
     """Return our error for one of nats-py's.
 
-    `ConfigurationError`: somebody has to change something. `ConnectionFailed`: another attempt may help.
+    `ConfigurationError` if you have to change a setting, `ConnectionFailed` if another attempt may help.
     """
     if isinstance(error, FinxStreamerError):
         return error

@@ -27,7 +27,7 @@ from .feed import Feed
 from .log_end import LoggedTrade, find_starts, find_trades
 from .publisher_stats import PublisherStats
 from .sender import Sender, lost_text
-from .settings import Nats
+from .settings import Nats, check_stream_name
 from .stream import StreamSettings
 
 logger = logging.getLogger("finx_streamer")
@@ -93,7 +93,7 @@ class JetStreamPublisher:
     ) -> None:
         self._nats = Nats.of(url)
         self._stream = StreamSettings(
-            name=_stream_name(stream),
+            name=check_stream_name(stream),
             max_age=_duration("max_age", max_age, timedelta(0)),
             max_bytes=None if max_bytes is None else check.integer("max_bytes", max_bytes, -1),
             replicas=None if replicas is None else check.integer("replicas", replicas, 1),
@@ -280,14 +280,6 @@ class JetStreamPublisher:
                 if client is not None:
                     return await find(client, self._stream.name, wanted, self._tail)
             await asyncio.sleep(0.5)
-
-
-def _stream_name(value: Any) -> str:
-    name = check.text("stream", value, "the name of a stream, such as 'FINX'")
-    check.require(
-        not set(name) & set(" \t.*>/\\") and name.isprintable(), "stream", value, "no blank and none of . * > / \\"
-    )
-    return name
 
 
 def _duration(name: str, value: Any, least: timedelta) -> timedelta | None:

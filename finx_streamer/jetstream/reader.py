@@ -27,7 +27,7 @@ _HEARTBEAT, _SILENCE = 1.0, 3.5
 _CREATE_TIMEOUT, _LAG, _ATTEMPTS = 2.0, 2.0, 6
 #: Seconds between two looks whether the connection is still there.
 _LOOK_EVERY = 0.25
-#: NATS waits while so many entries are unread. How many are read at once.
+#: The number of unread entries at which NATS pauses, and the most to read at once.
 _MOST_UNREAD, _MOST_READ = 8_192, 1_024
 #: Seconds until NATS forgets a reader that is gone.
 _INACTIVE = 30.0

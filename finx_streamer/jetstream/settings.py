@@ -18,6 +18,7 @@ from ..config.redaction import MASK, hides_arguments, remember, shown
 from ..errors import ConfigurationError
 
 _DEFAULT_PORT = 4222
+_STREAM_NAME = re.compile(r"[^\s.*>/\\]{1,255}")
 #: The environment variables of NATS's own command line, by field.
 _VARIABLES = {
     "user": "NATS_USER",
@@ -161,3 +162,11 @@ def _context(environment: Mapping[str, str]) -> ssl.SSLContext | None:
             f"NATS: {_CA}, {_CERTIFICATE} or {_KEY} can't be used: {error.strerror or error}; expected PEM files"
         ) from None
     return context
+
+
+def check_stream_name(value: Any) -> str:
+    """Return the name of a JetStream stream. Raises `ConfigurationError` if it can't be one."""
+    name = check.text("stream", value, "the name of a stream, such as 'FINX'")
+    good = _STREAM_NAME.fullmatch(name) is not None and name.isprintable()
+    check.require(good, "stream", value, "at most 255 characters, no blank and none of . * > / \\")
+    return name

@@ -13,6 +13,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from ..config import checks as check
+from ..config.endpoint import join_host_port
 from ..config.redaction import redact
 from .collector import StatsCollector
 
@@ -84,8 +85,7 @@ class MetricsPage:
             raise OSError(error.errno, f"metrics: can't listen on {where}: {why}; {advice}") from None
         self._server.set_app(make_wsgi_app(registry))
         self.port: int = self._server.server_port
-        shown = f"[{host}]" if ":" in host else host
-        self.url = f"http://{shown}:{self.port}/metrics"
+        self.url = f"http://{join_host_port(host, self.port)}/metrics"
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(_POLL_INTERVAL,), name="finx-metrics", daemon=True
         )

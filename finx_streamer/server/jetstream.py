@@ -6,7 +6,6 @@ import asyncio
 import logging
 import math
 import random
-import re
 import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -38,7 +37,7 @@ _FIRST_WAIT, _LONGEST_WAIT, _STABLE = 0.25, 5.0, 10.0
 _WARN_EVERY = 60.0
 #: How many earlier entries to read at a time, and to store at a time, so that other work gets a turn.
 _CHUNK, _PIECE = 16_384, 1_024
-#: Filling waits while so many live entries do.
+#: The number of unread live entries at which filling pauses.
 _MOST_BEHIND = 1_000
 #: Seconds between two looks for something to fill, and while filling waits.
 _LOOK_EVERY, _PAUSE = 2.0, 0.05
@@ -92,14 +91,12 @@ class JetStreamMarket:
         pairs: Iterable[str] | None = None,
         since: timedelta | datetime = timedelta(hours=1),
     ) -> None:
-        from ..jetstream.settings import Nats
+        from ..jetstream.settings import Nats, check_stream_name
         from ..jetstream.subjects import LOST, SETTLED, parse_subject
 
         self._nats = Nats.of(url)
         self._parse_subject, self._lost, self._settled = parse_subject, LOST, SETTLED
-        self._stream = stream
-        if not isinstance(stream, str) or not re.fullmatch(r"[^\s.*>/\\]{1,255}", stream):
-            raise ConfigurationError(f"stream is {stream!r}; expected the name of a JetStream stream, such as FINX")
+        self._stream = check_stream_name(stream)
         if isinstance(pairs, str):
             raise ConfigurationError(f"pairs is {pairs!r}; expected a list of pairs, or None for all")
         self._wanted = None if pairs is None else frozenset(str(Pair.parse(each)) for each in pairs)

@@ -18,7 +18,7 @@ from typing import Any
 
 import ticks
 
-#: How many bytes may wait for a client: so many that none is disconnected.
+#: How many bytes may wait for a client: enough that none is disconnected.
 _QUEUE = 1 << 28
 #: The pair that is sent, and another one.
 PAIR, OTHER = ticks.pair(0), ticks.pair(1)

@@ -1,4 +1,4 @@
-"""Message IDs: whatever publishers see, miss or repeat, each tick of the source is in the log once."""
+"""Message IDs: each tick of the source is in the log once, although publishers miss and repeat ticks."""
 
 from __future__ import annotations
 
@@ -259,7 +259,7 @@ class OneThatMisses(World):
     @precondition(lambda self: self.publishers[1] is None)
     @rule()
     def join_live(self) -> None:
-        """Join in the middle of whatever happens."""
+        """Join at any moment."""
         self.publishers[1] = Publisher(self, None)
 
 

@@ -1,4 +1,4 @@
-"""The NATS servers that other tests use: JetStream keeps what it acknowledged, whatever happens to a process."""
+"""The NATS servers that other tests use: JetStream keeps what it acknowledged, even if a process is killed."""
 
 from __future__ import annotations
 

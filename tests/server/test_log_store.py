@@ -160,7 +160,7 @@ MOVES = st.lists(
 @given(moves=MOVES, limit=st.none() | st.integers(1, 30))
 @examples(500)
 def test_the_store_is_what_the_log_was(moves: list[tuple[str, object]], limit: int | None) -> None:
-    """Whatever was written, missed, filled and removed: positions resume exactly, or are refused."""
+    """After any sequence of writes, losses, fills and removals, a position resumes exactly, or is refused."""
     with modelled(limit) as model:
         for name, *arguments in moves:
             getattr(model, name)(*arguments)
