@@ -78,7 +78,8 @@ def test_a_deleted_stream_ends_it(url: str, nats_server: NatsServer) -> None:
 
         async def replace(jetstream: Any) -> None:
             await jetstream.delete_stream("FINX")
-            await jetstream.add_stream(name="FINX", subjects=["finx.v1.>"])
+            # A publisher gives each stream that it creates a description of its own.
+            await jetstream.add_stream(name="FINX", subjects=["finx.v1.>"], description="another one")
 
         do(nats_server, replace)
         code, _, err = command.finish()
