@@ -35,8 +35,7 @@ class _Series:
         #: Of the exchange's own trade IDs.
         self.prefix = trade_prefix(exchange, pair)
 
-    def message(self, date: str, clock: str, price: str, born: int, trade: str | None = None) -> Message:
-        stamp = stamp_of(date, clock)
+    def message(self, date: str, clock: str, stamp: str, price: str, born: int, trade: str | None = None) -> Message:
         if trade is None:
             ordinal, certified = self.counts.add(stamp, price)
             hashed = self.hash.copy()
@@ -82,7 +81,8 @@ class Feed:
             born = self._last_live.get(pair, LONG_AGO)
         else:
             born = self._last_live[pair] = tick["received_ns"]
-        message = series.message(tick["date"], tick["time"], tick["price"], born)
+        date, clock = tick["date"], tick["time"]
+        message = series.message(date, clock, stamp_of(date, clock), tick["price"], born)
         self._waiting.put(message, is_history=tick["backfilled"])
 
     def on_gap(self, gap: Gap) -> None:
@@ -103,9 +103,11 @@ class Feed:
     async def publish_tick(self, tick: Mapping[str, str], trade: str | None) -> None:
         """Publish a server's tick. `trade` is the exchange's own ID. Waits for room."""
         series = self._find(tick["pair"], tick["exchange"])
+        date, clock = tick["date"], tick["time"]
+        stamp = stamp_of(date, clock)
         # A source may also send ticks that it has missed. Others may have sent them in time.
-        born = min(time.time_ns(), time_of(stamp_of(tick["date"], tick["time"])))
-        message = series.message(tick["date"], tick["time"], tick["price"], born, trade)
+        born = min(time.time_ns(), time_of(stamp))
+        message = series.message(date, clock, stamp, tick["price"], born, trade)
         await self._waiting.put_in_loop(message)
 
     async def publish_contract(self, instrument: str, values: Mapping[str, Any], exchange: str) -> None:

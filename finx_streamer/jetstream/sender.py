@@ -93,7 +93,7 @@ class Sender:
         #: Set when nothing more will come.
         self.closing = asyncio.Event()
         #: The stream's description, which is new each time it's created.
-        self._created: str | None = None
+        self._description: str | None = None
         #: Nanoseconds after which NATS may have forgotten an ID, or soon will.
         self._fresh_ns = 0
         self._inbox = ""
@@ -156,9 +156,9 @@ class Sender:
 
     async def _prepare(self, client: Client) -> None:
         info = await prepare(client, self._stream)
-        if self._created not in (None, info.config.description):
+        if self._description not in (None, info.config.description):
             self._tell(f"stream {self._stream.name} was deleted or lost, and created again")
-        self._created = info.config.description
+        self._description = info.config.description
         self._fresh_ns = int(info.config.duplicate_window * 1e9 / 2)
 
     # One connection.

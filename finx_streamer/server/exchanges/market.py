@@ -101,7 +101,7 @@ class ExchangeMarket:
         """Have the next run begin with what is missing since known trades. For publishers.
 
         Args:
-            known (Mapping[tuple[str, str], Iterable[tuple[int, str, str, str]]]): By pair and exchange: the ID, price,
+            known (Mapping[tuple[str, str], Iterable[tuple[int, str, str, str]]]): By exchange and pair: the ID, price,
                 date and time of trades.
         """
         self._known = {each: _read_known(trades) for each, trades in known.items()}
