@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from finx_streamer import Endpoint, State
+from finx_streamer import Endpoint, State, StreamListener
 from finx_streamer.server import LocalServer
-from tests.support.cli import KEY, run, running
+from tests.support.cli import KEY, run, running, wait_until
 from tests.support.market import PAIR, Market, prices, send
 from tests.support.peers import Seen, free_port
 
@@ -87,12 +87,16 @@ def test_a_relay_that_is_killed_costs_no_tick(upstream: LocalServer, seen: Seen,
         urls = [each.stdout.readline().split()[-1] for each in (first, second)]
         upstream.wait_connected(2)
         endpoint: Any = [Endpoint(url, wire=wire) for url in urls]
-        with seen.listener(endpoint, backfill=True):
+        other = StreamListener(PAIR, endpoint=urls[1], api_key="demo")
+        with seen.listener(endpoint, backfill=True), other:
             seen.wait_for(lambda: (PAIR, State.STREAMING) in seen.states)
+            wait_until(lambda: other.stats.state is State.STREAMING, "the other relay has accepted a client")
             for number in range(1, 301):
                 send(upstream, number)
                 if number == 100:
                     seen.wait_ticks(1)
+                    # A relay that lags behind would send ticks again.
+                    wait_until(lambda: other.stats.ticks == 100, "the other relay is as far")
                     first.process.kill()
                 elif number == 200:
                     seen.wait_for(lambda: seen.gaps)
