@@ -225,6 +225,22 @@ def test_waiting_is_bounded_and_the_loss_is_reported(
         assert len(lost) == sum("from now on" in error.reason for error in errors)
 
 
+def test_ticks_wait_while_the_disk_is_full(tmp_path: Path, source: Script, server: LocalServer) -> None:
+    """A limit of NATS stands for it. That is reported, and nothing is lost once there is room."""
+    errors: list[PublishError] = []
+    with (
+        NatsServer(tmp_path, jetstream="max_file_store: 1MB") as nats_server,
+        publishing(nats_server.url, server, errors=errors) as publisher,
+    ):
+        source.send(ticks_now(8_000))
+        wait_for(lambda: any("its disk may be full" in error.reason for error in errors))
+        assert not publisher.stats.connected
+        ask(nats_server.url, lambda client: client.jetstream().purge_stream("FINX"))
+        wait_for(lambda: publisher.stats.published == 8_000)
+        wait_for(lambda: publisher.stats.connected)
+    assert {error.lost for error in errors} == {0}
+
+
 def test_a_stream_that_is_full_makes_ticks_wait(nats_server: NatsServer, source: Script, server: LocalServer) -> None:
     """With discard=new, NATS refuses them. They are sent once there is room."""
     config = StreamConfig(name="FINX", subjects=["finx.v1.>"], max_msgs=5, discard=DiscardPolicy.NEW)
